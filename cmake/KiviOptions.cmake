@@ -1,0 +1,27 @@
+# Language, warnings, sanitizers, ccache: what every target shares.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
+
+find_program(KIVI_CCACHE ccache)
+if(KIVI_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${KIVI_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${KIVI_CCACHE})
+endif()
+
+add_library(kivi_flags INTERFACE)
+target_include_directories(kivi_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_options(kivi_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers>
+  $<$<AND:$<BOOL:${KIVI_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
+if(KIVI_SANITIZE)
+  target_compile_options(kivi_flags INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${KIVI_SANITIZE} -fno-omit-frame-pointer>)
+  target_link_options(kivi_flags INTERFACE -fsanitize=${KIVI_SANITIZE})
+endif()

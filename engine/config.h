@@ -1,0 +1,58 @@
+// What an engine is started with. Plain data with the defaults; tools/flags maps every field to a
+// flag, KIVI_<FLAG> and a key of --config. `validate` is the one place that judges combinations.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "engine/limits.h"
+#include "kernels/kv_page.h"
+#include "kernels/result.h"
+
+namespace kivi {
+
+enum class PrefillMode { exact, stream };
+enum class SchedulingPolicy { fcfs, priority };
+
+struct EngineConfig {
+  std::string model;                 // a Hugging Face folder
+  std::string tokenizer;             // "": the model's own
+  std::string device = "auto";       // auto | cuda | cpu
+  std::string dtype = "auto";        // auto (the checkpoint's) | float32 | float16 | bfloat16
+  std::string load_format = "auto";  // auto | safetensors | dummy
+  int threads = 0;                   // CPU backend; 0: all cores
+  int max_model_len = 0;             // tokens; 0: the model's max_position_embeddings
+  uint64_t seed = 0;                 // for requests without a seed: mixed with a request counter
+
+  std::string kv_cache_dtype = "auto";  // auto | fp16 | fp8 | kivi4 | kivi2 | kivi-k4v2 | kivi-k2v4
+  int kivi_group_size = 32;             // G
+  int kivi_residual_length = 128;       // R
+  PrefillMode kivi_prefill = PrefillMode::exact;
+  int64_t kv_cache_memory_bytes = 0;  // 0: CUDA: from gpu_memory_utilization; CPU: 512 MiB
+  double gpu_memory_utilization = 0.9;
+
+  int max_num_seqs = 64;              // sequences in a step, and residual slots
+  int max_num_batched_tokens = 2048;  // rows of a step; >= max_num_seqs + prefill_chunk_tokens
+  int prefill_chunk_tokens = 512;  // a prompt longer than this is computed in chunks of this length
+  int prefill_staging_tokens = 4096;  // mode exact: prompt tokens in flight of chunked prompts
+  SchedulingPolicy scheduling_policy = SchedulingPolicy::fcfs;
+  int max_num_queued_reqs = 1024;           // waiting requests; more are refused (503)
+  int64_t max_num_queued_tokens = 4 << 20;  // prompt tokens of waiting requests
+  int max_logprobs = kDefaultMaxLogprobs;
+  bool enforce_eager = false;  // CUDA: no graphs
+  bool deterministic = false;  // CUDA: batch-invariant matrix products
+};
+
+// The format named by kv_cache_dtype with G and R. `auto`: kivi2 for multi-head models, kivi4 for
+// GQA and MQA (heads_q > heads_kv). Errors name kv_cache_dtype, kivi_group_size or
+// kivi_residual_length.
+Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, int query_heads);
+
+// "kivi4", "kivi2", "fp16", ... : the name a user gives, for logs and replies.
+std::string name_of(const KvFormat& format);
+
+// Ranges and combinations that can be judged without the model. The error's field is the flag's
+// name.
+Status validate(const EngineConfig& config);
+
+}  // namespace kivi

@@ -1,0 +1,84 @@
+// Engine: tokens in, tokens out. `submit` may be called from any thread; one engine thread owns
+// everything else and runs steps while there is work; idle it sleeps.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "engine/config.h"
+#include "engine/kv_cache.h"
+#include "engine/request.h"
+#include "engine/step_runner.h"
+#include "engine/token_stream.h"
+
+namespace kivi {
+
+// What the engine knows about its model; all that it needs besides the runner.
+struct EngineModel {
+  int vocab_size = 0;
+  int max_model_len = 0;               // prompt + output, tokens
+  std::vector<int32_t> eos_token_ids;  // of config and generation_config
+};
+
+// A consistent snapshot for /metrics and /load. Taken at the end of a step.
+struct EngineStats {
+  int running = 0;
+  int waiting = 0;
+  int64_t waiting_tokens = 0;
+  KvBytes kv_bytes;  // held
+  int64_t kv_pages_total = 0, kv_pages_free = 0;
+  int64_t kv_slots_total = 0, kv_slots_free = 0;
+  int64_t staging_pages_total = 0, staging_pages_free = 0;
+  uint64_t steps = 0;
+  uint64_t step_tokens = 0;        // rows computed, all steps
+  uint64_t prompt_tokens = 0;      // of admitted requests, counted once
+  uint64_t generation_tokens = 0;  // sampled tokens that were emitted
+  uint64_t preemptions = 0;
+  uint64_t finished[4] = {};  // by FinishReason
+};
+
+class Engine {
+ public:
+  // `runner` computes; `layout` and `capacity` say what the store holds.
+  Engine(const EngineConfig& config, EngineModel model, const KvLayout& layout,
+         const KvCapacity& capacity, std::unique_ptr<StepRunner> runner);
+  // Stops the thread; unfinished requests end with abort.
+  ~Engine();
+
+  // Hands a validated request to the engine. Any thread. Errors: context_length (prompt + at least
+  // one token beyond the model's length, or a cache that could never hold it), resource_exhausted
+  // (queue limits, by requests and by tokens, counted atomically), unavailable (draining).
+  // max_tokens is cut to what the context still holds.
+  Result<std::shared_ptr<TokenStream>> submit(Request request, std::function<void()> notify);
+
+  // Starts the engine thread.
+  void start();
+  // Runs steps on the caller's thread until nothing is left (offline use and tests; not with
+  // start()).
+  void run_until_idle();
+  // One step: admit, plan, launch, collect, commit, emit. False if there was nothing to do.
+  bool step();
+
+  // No new work is taken from now on; returns true when nothing was left within `timeout`. What is
+  // left after it ends with abort.
+  bool drain(std::chrono::milliseconds timeout);
+  // Ends every request at the next step with abort.
+  void abort_all();
+  // Ends the request of that id; false if there is none.
+  bool abort(const std::string& request_id);
+
+  EngineStats stats() const;
+  // Called on the engine thread after each step with (rows, seconds); for metrics.
+  void on_step(std::function<void(int rows, double seconds)> observer);
+  const EngineModel& model() const;
+  const EngineConfig& config() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kivi

@@ -1,0 +1,31 @@
+// Every fixed limit of the engine and the server, with its reason. Configurable limits have their
+// default here too.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kivi {
+
+// A request's stop strings and stop ids are scanned at each token; logit_bias is sent to the
+// device.
+inline constexpr int kMaxStopStrings = 64;
+inline constexpr int kMaxStopStringBytes = 1024;
+inline constexpr int kMaxStopTokenIds = 256;
+inline constexpr int kMaxLogitBias = 1024;
+// OpenAI's ranges.
+inline constexpr int kMaxChoices = 128;  // n, best_of
+inline constexpr int kMaxPromptsPerRequest = 2048;
+inline constexpr int kDefaultMaxLogprobs = 20;
+inline constexpr int kDefaultMaxTokens = 16;  // completions, as OpenAI
+
+// Files: a header or JSON larger than this is not a model's.
+inline constexpr int64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // the format's own limit
+inline constexpr int64_t kMaxJsonFileBytes = 256 << 20;
+
+// HTTP.
+inline constexpr size_t kDefaultMaxBodyBytes = 16 << 20;  // a 2,048-prompt batch of lm-eval fits
+inline constexpr size_t kMaxHeaderBytes = 64 << 10;
+inline constexpr int kMaxJsonDepth = 64;
+
+}  // namespace kivi

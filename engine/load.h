@@ -1,0 +1,60 @@
+// From an EngineConfig to everything that serves: device, weights, store, runner, engine,
+// tokenizer.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/completion.h"
+#include "engine/config.h"
+#include "engine/engine.h"
+#include "kernels/backend.h"
+
+namespace kivi {
+
+// One line of the memory plan: where the device's bytes go. Printed at start and by --dry-run.
+struct MemoryPlan {
+  std::string device;
+  std::string format;                                                        // "kivi2 G32 R128"
+  int64_t weights = 0, pages = 0, residual = 0, staging = 0, workspace = 0;  // bytes
+  int64_t budget = 0;  // bytes that pages + residual + staging were cut from
+  KvCapacity capacity;
+  int64_t tokens_capacity = 0;  // tokens in pages
+  int64_t sequences_max = 0;    // of max_model_len, at once
+  double bytes_per_token = 0;   // in pages, all layers, with scales and minima
+  double bytes_per_token_f16 = 0;
+  std::string text() const;  // the table
+};
+
+struct ModelSummary {
+  std::string architecture;  // "LlamaForCausalLM"
+  int layers = 0, hidden = 0, heads_q = 0, heads_kv = 0, head_dim = 0, vocab = 0, max_len = 0;
+  int sliding_window = 0;
+  int64_t parameters = 0, weight_bytes = 0;
+  std::string dtype, tokenizer_kind;
+  bool has_chat_template = false;
+};
+
+// Progress of loading: phase name ("weights"), bytes done, bytes in all.
+using LoadProgress = std::function<void(const std::string& phase, int64_t done, int64_t total)>;
+
+// Owns all; members are destroyed in reverse order.
+struct LoadedModel {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Engine> engine;
+  MemoryPlan plan;
+  ModelSummary summary;
+  ServedModel served;  // `name` is the folder's name until the server sets it
+};
+
+// Reads config.json alone and plans memory: `kivi info`, --dry-run.
+Result<ModelSummary> summarize_model(const std::string& folder);
+Result<MemoryPlan> plan_memory(const EngineConfig& config);
+
+Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
+                                                const LoadProgress& progress);
+
+}  // namespace kivi

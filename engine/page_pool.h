@@ -1,0 +1,26 @@
+// PagePool: which of n equal things (pages, slots, staging pages) are free. LIFO, so that recently
+// used memory is used again. A double release is our own mistake and is caught. Engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace kivi {
+
+class PagePool {
+ public:
+  explicit PagePool(int count);
+
+  // Appends `count` ids to `out`. All or nothing.
+  bool take(int count, std::vector<int32_t>& out);
+  void give_back(int32_t id);
+
+  int free() const { return int(free_.size()); }
+  int total() const { return int(taken_.size()); }
+
+ private:
+  std::vector<int32_t> free_;
+  std::vector<bool> taken_;
+};
+
+}  // namespace kivi

@@ -1,0 +1,71 @@
+// All that crosses between the front ends' threads and the engine's: Request in, TokenEvent out.
+// Plain data.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/result.h"
+#include "kernels/sampling.h"
+
+namespace kivi {
+
+using Clock = std::chrono::steady_clock;
+
+struct SamplingParams {
+  float temperature = 1;
+  float top_p = 1;
+  int top_k = 0;  // 0: off
+  float min_p = 0;
+  std::optional<uint64_t> seed;
+  int max_tokens = 16;  // >= 0; 0 only scores the prompt
+  int min_tokens = 0;   // EOS and stop ids are forbidden before
+  bool ignore_eos = false;
+  std::vector<int32_t> stop_token_ids;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+  float repetition_penalty = 1;
+  std::vector<LogitBias> logit_bias;
+  int logprobs = -1;         // -1: none; n: the token's own and the n largest
+  int prompt_logprobs = -1;  // the same for prompt tokens (the first has none)
+};
+
+// Errors name the field, its value and what was expected. `vocab_size`, `max_logprobs` bound ids.
+Status validate(const SamplingParams& p, int vocab_size, int max_logprobs);
+
+struct Request {
+  std::string id;
+  std::vector<int32_t> prompt;  // at least one token
+  SamplingParams sampling;
+  int priority = 0;  // lower goes first (policy `priority`)
+  Clock::time_point arrival = Clock::now();
+  std::optional<Clock::time_point> deadline;
+};
+
+enum class FinishReason { stop, length, abort, error };
+const char* name_of(FinishReason r);
+
+// When things happened to a request; for metrics. Zero time_points: not reached.
+struct RequestTimes {
+  Clock::time_point arrival, first_scheduled, first_token, finished;
+};
+
+// One event of a request: prompt logprobs once (before the first token), then a token at a time,
+// the last with `finish` set. An event may carry `finish` without a token (id -1): abort, error,
+// max_tokens 0.
+struct TokenEvent {
+  int32_t id = -1;
+  float logprob = 0;
+  std::vector<TokenLogprob> top;
+  std::vector<SampledToken> prompt_logprobs;  // [prompt - 1]: of prompt tokens 1, 2, ...
+  std::optional<FinishReason> finish;
+  bool stopped_by_token = false;  // finish stop: `id` is EOS or one of stop_token_ids
+  std::optional<Error> error;     // finish error (or abort by deadline)
+  int cached_tokens = 0;          // prompt tokens taken from the prefix cache
+  RequestTimes times;             // filled on the last event
+};
+
+}  // namespace kivi

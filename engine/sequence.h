@@ -1,0 +1,48 @@
+// Sequence: the engine's record of a running request. Plain data; engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/request.h"
+#include "engine/token_stream.h"
+
+namespace kivi {
+
+// What a sequence holds of the KvCache. Written by KvCache alone.
+struct SequenceKv {
+  std::vector<int32_t> pages;          // page i holds tokens [i P, (i + 1) P)
+  std::vector<int32_t> staging_pages;  // while its prompt is in flight in mode exact, chunked
+  int32_t slot = -1;                   // residual slot; -1: none held
+  int tokens = 0;                      // cached
+};
+
+enum class SequenceState { waiting, running, finished };
+
+struct Sequence {
+  Request request;
+  std::shared_ptr<TokenStream> stream;
+  uint64_t order = 0;  // admission order; the smallest is the oldest
+  uint64_t seed = 0;   // resolved
+  SequenceState state = SequenceState::waiting;
+
+  std::vector<int32_t> tokens;  // prompt, then output
+  int prompt_tokens = 0;
+  // Tokens that are computed as prompt chunks. prompt_tokens at first; after a preemption all
+  // tokens there were, so that they are computed again.
+  int prefill_tokens = 0;
+  int preemptions = 0;
+  SequenceKv kv;
+
+  std::vector<LogitBias> bias;          // logit_bias (and forbidden ids while min_tokens is unmet)
+  std::vector<PenaltyToken> penalties;  // unique tokens seen; kept only where a penalty is on
+  std::vector<SampledToken> prompt_logprobs;
+  RequestTimes times;
+
+  int output_tokens() const { return int(tokens.size()) - prompt_tokens; }
+  bool prefilling() const { return kv.tokens < prefill_tokens; }
+};
+
+}  // namespace kivi

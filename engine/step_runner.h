@@ -1,0 +1,32 @@
+// StepRunner: computes a BatchPlan. ModelRunner is the one of the product (step_input, model,
+// sampler on a Backend); tests and the front end's benchmark use runners that invent tokens, so
+// that the scheduler, the engine and the servers can be tried without a model.
+#pragma once
+
+#include <vector>
+
+#include "engine/batch_plan.h"
+#include "kernels/result.h"
+#include "kernels/sampling.h"
+
+namespace kivi {
+
+// Results of one planned sequence, in the plan's order.
+struct StepResult {
+  SampledToken token;                // where `samples`
+  std::vector<SampledToken> scored;  // where `scores_prompt`: one a scored row, in order
+};
+
+class StepRunner {
+ public:
+  virtual ~StepRunner() = default;
+
+  // Enqueues the step. The plan and its sequences stay unchanged until collect() returns.
+  // Engine thread only, both.
+  virtual void launch(const BatchPlan& plan) = 0;
+  // Waits for the step; results[i] belongs to plan.sequences[i]. An error fails every request of
+  // the step and nothing else.
+  virtual Result<std::vector<StepResult>> collect() = 0;
+};
+
+}  // namespace kivi

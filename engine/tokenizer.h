@@ -1,0 +1,51 @@
+// Tokenizer: text <-> token ids. Implementations are immutable after load and may be used from any
+// thread at once.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/result.h"
+
+namespace kivi {
+
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+
+  // Ids of `text`; with BOS first where add_special_tokens and the model adds one. Any bytes are
+  // taken (invalid UTF-8 too); text that spells a special token stays text.
+  virtual std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const = 0;
+
+  // The bytes that `id` stands for inside a text: "▁king" -> " king", "<0x0A>" -> "\n". Special
+  // tokens give their spelling where !skip_special, else nothing. Ids outside the vocabulary give
+  // nothing.
+  virtual std::string token_bytes(int32_t id, bool skip_special) const = 0;
+
+  // The vocabulary's own spelling ("▁king", "<0x0A>", "</s>").
+  virtual std::string token_name(int32_t id) const = 0;
+  virtual std::optional<int32_t> token_id(std::string_view name) const = 0;
+
+  // Does the tokenizer put a space before a text that decode must take away again? (SentencePiece
+  // models with a dummy prefix: the first token's leading space is not part of the text.)
+  virtual bool strips_leading_space() const = 0;
+
+  virtual int vocab_size() const = 0;
+  virtual std::optional<int32_t> bos_id() const = 0;
+  virtual std::optional<int32_t> eos_id() const = 0;
+  virtual std::string kind() const = 0;  // "sentencepiece bpe", ...
+
+  // The whole text of `ids`: what a Detokenizer gives when it is fed all of them and flushed.
+  std::string decode(std::span<const int32_t> ids, bool skip_special) const;
+};
+
+// Loads the tokenizer of a model folder (tokenizer.model, tokenizer_config.json). Errors name the
+// file.
+Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& folder);
+
+}  // namespace kivi

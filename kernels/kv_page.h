@@ -1,0 +1,281 @@
+// Where every byte of the key-value store lives: one header, read by host, CPU and CUDA alike.
+//
+// The store has three regions, all carved from one allocation at start-up:
+//
+//   pages     [layer][page][kv head] blocks of KvLayout::block_bytes()
+//   residual  [layer][slot][kv head] slabs: K rows [R][d] f16, then V rows [R][d] f16 (kivi
+//   formats) staging   [layer][staging page][kv head] blocks of 64 tokens in f16: the prompt in
+//   flight of
+//             prefill mode `exact`
+//
+// A page holds `page_tokens` consecutive tokens of one sequence (64; 128 where G = 128). Its id
+// indexes every layer's pool. One block is contiguous, so that one bulk copy brings it on chip:
+//
+//   K codes | K parameters | V codes | V parameters
+//
+// Semantics (KIVI, arXiv 2402.02750, section 3.3; Liu et al.): with T tokens cached and residual
+// length R, keys [0, T - T % R) are quantized per channel over G consecutive tokens, values
+// [0, max(0, T - R)) are quantized per token over G consecutive channels; the rest is in the
+// residual at row `token % R`, keys and values alike. Formats f16 and f8 have no residual: every
+// token goes to its page at once.
+//
+// Order of codes. Inside a block, codes lie in the order in which a warp's mma.m16n8k16 operand A
+// wants them, so that a GPU lane reads its codes as whole 16-byte words and never shuffles:
+//
+//   keys:   operand A is a tile of 16 tokens (rows) x 16 channels (k);     S^T = K Q^T
+//   values: operand A is a tile of 16 channels (rows) x 16 tokens (k);     O^T = V^T P^T
+//
+// Lane l = 4 g + t of the warp owns rows g and g + 8 of a tile and, of every 16 k-positions, the
+// pairs (2t, 2t + 1) and (2t + 8, 2t + 9). A 32-bit word holds one row's codes of consecutive
+// k-tiles: its low 16 bits the even k-positions, its high 16 bits the odd ones, pair s (two pairs a
+// k-tile) at bit b * s of each half. Masking a word with 0x0003'0003 << (b * s) therefore gives
+// both codes of one fragment register, ready to be OR-ed into the mantissa of 0x6400'6400 (kivi.md,
+// section 4). For f8 a word holds two pairs in byte order, which is what cvt.e4m3x2 takes. A lane's
+// words of a page form one sequence; four of them at a time lie side by side, lane by lane
+// (`lane_word`), so a warp's 16-byte loads are free of bank conflicts.
+//
+// Parameters (scale, minimum; f16 each) lie in planes ordered the same way (`lane_parameter`): for
+// a group of tokens first the d scales, then the d minima (keys); for 64 tokens and one channel
+// group first the 64 scales, then the 64 minima (values).
+//
+// f16 pages, staging blocks and the residual are rows of d halves; the 16-byte chunks of a row are
+// permuted by XOR with (row % 8), which makes ldmatrix free of bank conflicts.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/half.h"
+
+namespace kivi {
+
+enum class KvKind : uint8_t { f16, f8, kivi };
+
+// How a page stores keys and values. `group` is G, `residual` is R, in tokens; both are 0 for f16
+// and f8. Bits are 2, 4 for kivi, chosen for K and V separately; 16 and 8 otherwise.
+struct KvFormat {
+  KvKind kind = KvKind::f16;
+  int key_bits = 16;
+  int value_bits = 16;
+  int group = 0;
+  int residual = 0;
+
+  friend constexpr bool operator==(const KvFormat&, const KvFormat&) = default;
+};
+
+// The cache of one model: layers, KV heads a layer, channels a head.
+struct KvShape {
+  int layers = 0;
+  int heads = 0;
+  int head_dim = 0;
+
+  friend constexpr bool operator==(const KvShape&, const KvShape&) = default;
+};
+
+// Of T cached tokens, how many keys (values) are in quantized pages. For f16 and f8: all.
+KIVI_HOST_DEVICE constexpr int key_tokens_quantized(const KvFormat& f, int tokens) {
+  return f.kind == KvKind::kivi ? tokens - tokens % f.residual : tokens;
+}
+KIVI_HOST_DEVICE constexpr int value_tokens_quantized(const KvFormat& f, int tokens) {
+  if (f.kind != KvKind::kivi) return tokens;
+  return tokens > f.residual ? tokens - f.residual : 0;
+}
+
+// The place of one code: bits [bit, bit + b) of the 32-bit word `word` of the codes region.
+struct CodePosition {
+  int word;
+  int bit;
+};
+
+// Offset of word `i` of lane `lane`'s sequence: four words of a lane side by side, lane by lane.
+KIVI_HOST_DEVICE constexpr int lane_word(int i, int lane) {
+  return ((i / 4) * 32 + lane) * 4 + i % 4;
+}
+
+// Offset of position x (0 <= x < n; n = d for keys, 64 for values) in a parameter plane: the lanes'
+// pairs (2t, 2t + 1), (2t + 8, 2t + 9) of all 16-tiles, eight halves of a lane side by side.
+KIVI_HOST_DEVICE constexpr int lane_parameter(int x) {
+  const int tile = x / 16, r = x % 16;
+  const int t = (r % 8) / 2;
+  const int i = tile * 4 + (r / 8) * 2 + r % 2;
+  return ((i / 8) * 4 + t) * 8 + i % 8;
+}
+
+// Element offset of channel c in a swizzled f16 row of d channels (in halves, from the row's
+// start). Chunks of 8 halves are permuted within runs of 8 chunks; where d is not a multiple of 64,
+// the last run is shorter (a power of two: d % 16 == 0 and d % 64 != 48) and permutes within
+// itself.
+KIVI_HOST_DEVICE constexpr int swizzled_channel(int row, int c, int d) {
+  const int chunk = c / 8;
+  const int left = d / 8 - chunk / 8 * 8;
+  return (chunk ^ (row % (left < 8 ? left : 8))) * 8 + c % 8;
+}
+
+// Position of the code at row `row` (0..15) and k-position `k` of tile row-block `tile`, in a codes
+// region of `tiles_before`-first order: the shared arithmetic of keys and values.
+//   words_per_row: words that hold one row's codes of one lane (over all k-tiles of the sequence)
+//   first_word:    words of the lane's sequence before this tile
+KIVI_HOST_DEVICE constexpr CodePosition fragment_position(int first_word, int words_per_row,
+                                                          int bits, int row, int k,
+                                                          bool row_inner) {
+  const int pairs_per_word = 16 / bits;  // pairs of codes in a 32-bit word
+  const int r = k % 16;
+  const int lane = (row % 8) * 4 + (r % 8) / 2;
+  const int pair = (k / 16) * 2 + r / 8;  // of this lane and row, over the k-tiles
+  const int j = pair / pairs_per_word;    // word of the row
+  const int slot = pair % pairs_per_word;
+  const int half = r % 2;
+  // row_inner: words alternate row g, row g + 8 (keys); else all of row g first (values).
+  const int i = first_word + (row_inner ? j * 2 + row / 8 : (row / 8) * words_per_row + j);
+  const int bit = bits == 8 ? slot * 16 + half * 8 : half * 16 + slot * bits;
+  return {lane_word(i, lane), bit};
+}
+
+// Sizes and offsets inside the blocks of one format and shape. All offsets in bytes unless the name
+// says otherwise; every region starts on a multiple of 16.
+struct KvLayout {
+  KvFormat format;
+  KvShape shape;
+
+  KIVI_HOST_DEVICE constexpr int page_tokens() const { return format.group > 64 ? 128 : 64; }
+  KIVI_HOST_DEVICE constexpr int key_groups() const {  // token groups a page
+    return format.kind == KvKind::kivi ? page_tokens() / format.group : 0;
+  }
+  KIVI_HOST_DEVICE constexpr int value_groups() const {  // channel groups a token
+    return format.kind == KvKind::kivi ? shape.head_dim / format.group : 0;
+  }
+
+  // 32-bit words of one lane that hold one row's codes. A head_dim of 96 leaves half of a 2-bit
+  // row's second word unused.
+  KIVI_HOST_DEVICE constexpr int key_words_per_row() const {
+    return (shape.head_dim * format.key_bits + 127) / 128;
+  }
+  KIVI_HOST_DEVICE constexpr int value_words_per_row() const {  // of 64 tokens
+    return 64 * format.value_bits / 128;
+  }
+
+  KIVI_HOST_DEVICE constexpr int key_codes_bytes() const {
+    if (format.kind == KvKind::f16) return page_tokens() * shape.head_dim * 2;
+    return page_tokens() / 16 * 2 * key_words_per_row() * 32 * 4;
+  }
+  KIVI_HOST_DEVICE constexpr int key_parameters_bytes() const {
+    return key_groups() * shape.head_dim * 4;
+  }
+  KIVI_HOST_DEVICE constexpr int value_codes_bytes() const {
+    return page_tokens() * shape.head_dim * format.value_bits / 8;
+  }
+  KIVI_HOST_DEVICE constexpr int value_parameters_bytes() const {
+    return page_tokens() * value_groups() * 4;
+  }
+
+  KIVI_HOST_DEVICE constexpr int key_codes_offset() const { return 0; }
+  KIVI_HOST_DEVICE constexpr int key_parameters_offset() const { return key_codes_bytes(); }
+  KIVI_HOST_DEVICE constexpr int value_codes_offset() const {
+    return key_parameters_offset() + key_parameters_bytes();
+  }
+  KIVI_HOST_DEVICE constexpr int value_parameters_offset() const {
+    return value_codes_offset() + value_codes_bytes();
+  }
+  KIVI_HOST_DEVICE constexpr int block_bytes() const {
+    return value_parameters_offset() + value_parameters_bytes();
+  }
+  // One page of all layers and heads.
+  KIVI_HOST_DEVICE constexpr int64_t page_bytes() const {
+    return int64_t(block_bytes()) * shape.layers * shape.heads;
+  }
+
+  // Residual: K rows, then V rows, f16, swizzled.
+  KIVI_HOST_DEVICE constexpr int residual_values_offset() const {
+    return format.residual * shape.head_dim * 2;
+  }
+  KIVI_HOST_DEVICE constexpr int residual_slab_bytes() const {
+    return 2 * residual_values_offset();
+  }
+  KIVI_HOST_DEVICE constexpr int64_t residual_slot_bytes() const {  // all layers and heads
+    return int64_t(residual_slab_bytes()) * shape.layers * shape.heads;
+  }
+
+  // Staging block: 64 tokens, K rows, then V rows, f16, swizzled.
+  static constexpr int kStagingTokens = 64;
+  KIVI_HOST_DEVICE constexpr int staging_values_offset() const {
+    return kStagingTokens * shape.head_dim * 2;
+  }
+  KIVI_HOST_DEVICE constexpr int staging_block_bytes() const { return 2 * staging_values_offset(); }
+  KIVI_HOST_DEVICE constexpr int64_t staging_page_bytes() const {
+    return int64_t(staging_block_bytes()) * shape.layers * shape.heads;
+  }
+
+  // Where the key code of `token` (0 <= token < page_tokens) and `channel` lies. bits: 2, 4, 8.
+  KIVI_HOST_DEVICE constexpr CodePosition key_code(int token, int channel) const {
+    const int words_per_row = key_words_per_row();
+    return fragment_position((token / 16) * 2 * words_per_row, words_per_row, format.key_bits,
+                             token % 16, channel, /*row_inner=*/true);
+  }
+  // The same for values. 64 tokens are one run of 4 k-tiles; a 128-token page holds two runs.
+  KIVI_HOST_DEVICE constexpr CodePosition value_code(int token, int channel) const {
+    const int words_per_row = value_words_per_row();
+    const int tiles = shape.head_dim / 16;
+    const int first = ((token / 64) * tiles + channel / 16) * 2 * words_per_row;
+    return fragment_position(first, words_per_row, format.value_bits, channel % 16, token % 64,
+                             /*row_inner=*/false);
+  }
+
+  // Index, in halves from the start of the region, of the scale of a key group; its minimum stands
+  // `head_dim` halves later.
+  KIVI_HOST_DEVICE constexpr int key_scale(int token, int channel) const {
+    return (token / format.group) * 2 * shape.head_dim + lane_parameter(channel);
+  }
+  KIVI_HOST_DEVICE constexpr int key_minimum(int token, int channel) const {
+    return key_scale(token, channel) + shape.head_dim;
+  }
+  // The same for a value group; its minimum stands 64 halves later.
+  KIVI_HOST_DEVICE constexpr int value_scale(int token, int channel) const {
+    return ((token / 64) * value_groups() + channel / format.group) * 128 +
+           lane_parameter(token % 64);
+  }
+  KIVI_HOST_DEVICE constexpr int value_minimum(int token, int channel) const {
+    return value_scale(token, channel) + 64;
+  }
+
+  friend constexpr bool operator==(const KvLayout&, const KvLayout&) = default;
+};
+
+// The store as the kernels see it. Pointers are the device's; they are 256-byte aligned.
+struct KvView {
+  KvLayout layout;
+  std::byte* pages = nullptr;
+  std::byte* residual = nullptr;
+  std::byte* staging = nullptr;
+  int64_t page_count = 0;
+  int64_t slot_count = 0;
+  int64_t staging_page_count = 0;
+
+  KIVI_HOST_DEVICE std::byte* page_block(int layer, int64_t page, int head) const {
+    return pages + ((layer * page_count + page) * layout.shape.heads + head) * layout.block_bytes();
+  }
+  KIVI_HOST_DEVICE std::byte* residual_slab(int layer, int64_t slot, int head) const {
+    return residual +
+           ((layer * slot_count + slot) * layout.shape.heads + head) * layout.residual_slab_bytes();
+  }
+  KIVI_HOST_DEVICE std::byte* staging_block(int layer, int64_t page, int head) const {
+    return staging + ((layer * staging_page_count + page) * layout.shape.heads + head) *
+                         layout.staging_block_bytes();
+  }
+};
+
+// Bytes that one sequence of T tokens holds, all layers: what admission counts and /metrics
+// reports.
+struct KvBytes {
+  int64_t codes = 0;       // codes of the pages (for f16 and f8: the values themselves)
+  int64_t parameters = 0;  // scales and minima
+  int64_t residual = 0;
+  friend constexpr bool operator==(const KvBytes&, const KvBytes&) = default;
+};
+
+// Examples from kivi.md, section 3: head_dim 128, G 32: 6 KiB at 2 bits, 10 KiB at 4 bits, 32 KiB
+// in fp16, for one page, layer and head.
+static_assert(KvLayout{{KvKind::kivi, 2, 2, 32, 32}, {1, 1, 128}}.block_bytes() == 6 * 1024);
+static_assert(KvLayout{{KvKind::kivi, 4, 4, 32, 32}, {1, 1, 128}}.block_bytes() == 10 * 1024);
+static_assert(KvLayout{{KvKind::f16, 16, 16, 0, 0}, {1, 1, 128}}.block_bytes() == 32 * 1024);
+
+}  // namespace kivi

@@ -1,0 +1,57 @@
+// What the sampler needs for one row of logits, and what it returns. Plain data.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+namespace kivi {
+
+// A token that penalties look at: seen `output_count` times in the output, and maybe in the prompt.
+struct PenaltyToken {
+  int32_t id = 0;
+  int32_t output_count = 0;
+  int32_t in_prompt = 0;
+};
+
+struct LogitBias {
+  int32_t id = 0;
+  float bias = 0;  // added to the logit; -infinity forbids the token
+};
+
+// One row to sample. The order of operations: repetition, then frequency and presence penalties,
+// then bias, then temperature, top-k, top-p, min-p; the choice is argmax(logit / temperature +
+// Gumbel noise) over the kept set, where the noise of a token is a pure function of (seed,
+// position, token id) (Philox4x32-10, Salmon et al. 2011). So the same seed gives the same text
+// alone and in company. Log probabilities are log_softmax of the logits after penalties and bias,
+// before temperature.
+struct SampleRow {
+  float temperature = 1;  // 0: greedy (the lowest id of equal logits)
+  int32_t top_k = 0;      // 0: off
+  float top_p = 1;        // (0, 1]; the smallest set whose probability reaches it
+  float min_p = 0;        // [0, 1); relative to the largest probability
+  uint64_t seed = 0;
+  int32_t position = 0;  // of the token to be sampled
+  float repetition_penalty =
+      1;  // > 0; divides positive and multiplies negative logits of seen tokens
+  float frequency_penalty = 0;  // per occurrence in the output
+  float presence_penalty = 0;   // once if in the output
+  int32_t forced_token = -1;    // >= 0: this token is scored, not sampled (prompt logprobs)
+  int32_t logprobs = -1;        // -1: none; n >= 0: the token's own and the n largest
+  std::span<const PenaltyToken> penalties;  // host memory, alive until the results are collected
+  std::span<const LogitBias> bias;          // host memory, likewise; ids are unique
+};
+
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = -std::numeric_limits<float>::infinity();
+};
+
+struct SampledToken {
+  int32_t id = -1;
+  float logprob = 0;              // of `id`, where logprobs >= 0
+  std::vector<TokenLogprob> top;  // largest first, `logprobs` entries; ties: lowest id first
+};
+
+}  // namespace kivi

@@ -1,0 +1,54 @@
+// One step as the device sees it: which rows belong to which sequence, and what they attend.
+// Plain data. The host arrays live until the step's ops are enqueued; the device copies (tensors)
+// are made by engine/step_input in one packed transfer.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/kv_page.h"
+#include "kernels/tensor.h"
+
+namespace kivi {
+
+// Where a sequence's history is read and its new tokens go.
+enum class KvMode : int32_t {
+  // History from pages + residual; new tokens are appended to pages + residual. Decode, prompts of
+  // one
+  // chunk, and every chunk of prefill mode `stream`. A row attends its own step's tokens in f16.
+  store,
+  // Prefill mode `exact`, not the last chunk: history from staging, new tokens to staging.
+  stage,
+  // Prefill mode `exact`, last chunk: history from staging; afterwards the whole prompt (staging,
+  // then
+  // this step's tokens) is quantized into pages + residual.
+  commit,
+};
+
+// One sequence of a step. Rows of a step are its tokens, sequence after sequence.
+struct StepSequence {
+  int32_t row_begin = 0;      // first row of this sequence
+  int32_t row_count = 0;      // new tokens: 1 for decode, more for a prompt chunk
+  int32_t past = 0;           // tokens cached before this step
+  int32_t slot = 0;           // residual slot (formats without residual: ignored)
+  int32_t pages_begin = 0;    // first entry of StepView::page_table
+  int32_t pages_count = 0;    // holds past + row_count tokens (mode `stage`: 0)
+  int32_t staging_begin = 0;  // first entry of StepView::page_table for staging pages
+  int32_t staging_count = 0;  // modes stage (past + row_count tokens) and commit (past tokens)
+  KvMode mode = KvMode::store;
+};
+static_assert(sizeof(StepSequence) == 36);
+
+struct StepView {
+  int rows = 0;
+  std::span<const StepSequence> sequences;  // host
+  std::span<const int32_t> page_table;      // host
+  Tensor token_ids;                         // [rows] i32, device
+  Tensor positions;                         // [rows] i32, device
+  Tensor device_sequences;                  // [sequences, 9] i32, device: StepSequence each
+  Tensor device_page_table;                 // [entries] i32, device
+  int sliding_window = 0;                   // 0: none; else a query at p attends (p - window, p]
+  bool decode_only = false;                 // every row_count is 1 and every mode is `store`
+};
+
+}  // namespace kivi
