@@ -8,6 +8,7 @@
 #include "engine/page_pool.h"
 #include "engine/sequence.h"
 #include "kernels/kv_page.h"
+#include "kernels/step_view.h"
 
 namespace kivi {
 
