@@ -1,0 +1,37 @@
+// What the front ends are started with. Plain data with the defaults; tools/flags maps every field.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/limits.h"
+
+namespace kivi {
+
+struct ServerConfig {
+  std::string host = "127.0.0.1";
+  int port = 8000;                    // 0: any free port; -1: no HTTP
+  int grpc_port = 50051;              // 0: any free port; -1: no gRPC
+  std::string served_model_name;      // "": the model folder's name
+  std::vector<std::string> api_keys;  // --api-key (repeatable), --api-key-file; empty: open
+  std::string admin_api_key;          // "": admin endpoints off
+  bool metrics_require_key = false;
+  std::string metrics_prefix = "kivi";
+  std::vector<std::string> allowed_origins;  // CORS; empty: off
+  bool strict_params = false;  // unknown request fields are 400 instead of logged once
+  bool enable_log_requests = false;
+  std::string log_level = "info";   // trace | debug | info | warning | error
+  std::string log_format = "text";  // text | json
+  int shutdown_timeout = 30;        // seconds of drain
+  int io_threads = 2;               // HTTP
+  size_t max_body_bytes = kDefaultMaxBodyBytes;
+  int max_connections = 4096;
+  int header_timeout = 20;  // seconds to send a request's headers and body
+  int write_timeout = 60;   // seconds a client may leave our bytes unread
+  int idle_timeout = 120;   // seconds a kept-alive connection may be silent
+  int request_timeout = 0;  // seconds from accept to the last token; 0: none
+};
+
+}  // namespace kivi
