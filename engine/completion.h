@@ -51,12 +51,19 @@ struct CompletionRequest {
       Clock::now();  // the socket's accept (HTTP) or the call's start (gRPC)
 };
 
-// One token of a chunk, with where its text begins in the choice's whole text (bytes).
+// One token of a chunk, with where its text begins in the choice's whole text.
 struct ChunkToken {
   int32_t id = 0;
-  std::string text;              // token_bytes, made valid UTF-8 for display
+  // For display, always valid UTF-8: the token's bytes; "bytes:\xe4\xbd" where they are not whole
+  // characters, as OpenAI writes them; the spelling of a special token, also where it is skipped.
+  std::string text;
   std::optional<float> logprob;  // none: not asked for, or the first prompt token
-  std::vector<std::pair<std::string, TokenLogprob>> top;  // (token text, id and logprob)
+  // (token text, id and logprob): the `logprobs` likeliest tokens, the likeliest first, then the
+  // token itself where it is not among them.
+  std::vector<std::pair<std::string, TokenLogprob>> top;
+  // Characters (code points) of the choice's text before it, as OpenAI and vLLM count. Tokens that
+  // share a character share its offset; tokens inside a stop string that was cut off have the
+  // text's length.
   int64_t text_offset = 0;
 };
 
@@ -64,7 +71,10 @@ struct ChunkToken {
 struct TextChunk {
   int choice = 0;  // prompt index * n + choice of it
   std::string text;
-  std::vector<ChunkToken> tokens;  // tokens whose text is in this chunk (ids and logprobs)
+  // Tokens whose text is complete with this chunk. The chunks of a choice together hold the
+  // prompt's tokens (echo), then every token that completion_tokens counts.
+  std::vector<ChunkToken> tokens;
+  int prompt_tokens = 0;  // the first so many of `tokens` are the echoed prompt's
   std::optional<FinishReason> finish;
   std::variant<std::monostate, int32_t, std::string> stop_reason;  // a stop id or stop string
   std::optional<Error> error;                                      // finish error

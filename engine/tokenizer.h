@@ -18,14 +18,15 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // Ids of `text`; with BOS first where add_special_tokens and the model adds one. Any bytes are
-  // taken (invalid UTF-8 too); text that spells a special token stays text.
+  // Ids of `text`; with BOS first (and EOS last) where add_special_tokens and the model adds one.
+  // Any bytes are taken: what is not UTF-8 is read as U+FFFD. Text that spells a special token
+  // ("</s>") stays text, so that a prompt cannot forge one; Hugging Face parses it instead.
   virtual std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const = 0;
 
   // The bytes that `id` stands for inside a text: "▁king" -> " king", "<0x0A>" -> "\n". Special
   // tokens give their spelling where !skip_special, else nothing. Ids outside the vocabulary give
-  // nothing.
-  virtual std::string token_bytes(int32_t id, bool skip_special) const = 0;
+  // nothing. The string lives as long as the tokenizer.
+  virtual const std::string& token_bytes(int32_t id, bool skip_special) const = 0;
 
   // The vocabulary's own spelling ("▁king", "<0x0A>", "</s>").
   virtual std::string token_name(int32_t id) const = 0;
