@@ -51,8 +51,8 @@ Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, 
 // "kivi4", "kivi2", "fp16", ... : the name a user gives, for logs and replies.
 std::string name_of(const KvFormat& format);
 
-// Ranges and combinations that can be judged without the model. The error's field is the flag's
-// name.
+// Ranges and combinations that can be judged without the model. The error's field is the field's
+// name above (the flag's, with _ for -).
 Status validate(const EngineConfig& config);
 
 }  // namespace kivi

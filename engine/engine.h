@@ -2,11 +2,12 @@
 // everything else and runs steps while there is work; idle it sleeps.
 #pragma once
 
-#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
+#include <string>
+#include <vector>
 
 #include "engine/config.h"
 #include "engine/kv_cache.h"
@@ -23,10 +24,11 @@ struct EngineModel {
   std::vector<int32_t> eos_token_ids;  // of config and generation_config
 };
 
-// A consistent snapshot for /metrics and /load. Taken at the end of a step.
+// A consistent snapshot for /metrics and /load. Taken when a step has been planned, and at its end
+// before its events are delivered: who reads a last event finds it counted.
 struct EngineStats {
   int running = 0;
-  int waiting = 0;
+  int waiting = 0;  // not yet admitted, or preempted
   int64_t waiting_tokens = 0;
   KvBytes kv_bytes;  // held
   int64_t kv_pages_total = 0, kv_pages_free = 0;
@@ -48,30 +50,35 @@ class Engine {
   // Stops the thread; unfinished requests end with abort.
   ~Engine();
 
-  // Hands a validated request to the engine. Any thread. Errors: context_length (prompt + at least
-  // one token beyond the model's length, or a cache that could never hold it), resource_exhausted
-  // (queue limits, by requests and by tokens, counted atomically), unavailable (draining).
-  // max_tokens is cut to what the context still holds.
+  // Hands a request to the engine. Any thread. Errors: invalid (validate; an empty prompt, or an id
+  // outside the vocabulary), context_length (prompt + at least one token beyond max_model_len, or a
+  // cache that could never hold it), resource_exhausted (queue limits, by requests and by tokens,
+  // counted atomically), unavailable (draining). max_tokens is cut to what the context still holds.
+  // Several requests may have the same id.
   Result<std::shared_ptr<TokenStream>> submit(Request request, std::function<void()> notify);
 
-  // Starts the engine thread.
+  // Starts the engine thread. Once.
   void start();
   // Runs steps on the caller's thread until nothing is left (offline use and tests; not with
   // start()).
   void run_until_idle();
-  // One step: admit, plan, launch, collect, commit, emit. False if there was nothing to do.
+  // One step: admit, plan, launch, collect, commit, emit. False if there was nothing to do. As
+  // run_until_idle: the caller is the engine thread.
   bool step();
 
+  // The rest: any thread.
+
   // No new work is taken from now on; returns true when nothing was left within `timeout`. What is
-  // left after it ends with abort.
+  // left after it ends with abort at the next step; without start() it is the caller who makes it.
   bool drain(std::chrono::milliseconds timeout);
   // Ends every request at the next step with abort.
   void abort_all();
-  // Ends the request of that id; false if there is none.
+  // Ends the requests of that id, and its choices' ("<id>/..."); false if there is none.
   bool abort(const std::string& request_id);
 
   EngineStats stats() const;
-  // Called on the engine thread after each step with (rows, seconds); for metrics.
+  // Called on the engine thread after each step with (rows, seconds); for metrics. Set it before
+  // start().
   void on_step(std::function<void(int rows, double seconds)> observer);
   const EngineModel& model() const;
   const EngineConfig& config() const;

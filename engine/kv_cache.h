@@ -39,6 +39,10 @@ class KvCache {
   // Could a sequence of `tokens` tokens ever run, alone?
   bool fits_ever(int tokens) const;
 
+  // Pages (staging pages) that `tokens` tokens of one sequence take.
+  int pages_needed(int tokens) const;
+  int staging_pages_needed(int tokens) const;
+
   const KvLayout& layout() const { return layout_; }
   const KvCapacity& capacity() const { return capacity_; }
   int pages_free() const { return pages_.free(); }
@@ -48,6 +52,8 @@ class KvCache {
   KvBytes bytes_held() const;
 
  private:
+  void release_staging(SequenceKv& kv);
+
   KvLayout layout_;
   KvCapacity capacity_;
   PagePool pages_, slots_, staging_;

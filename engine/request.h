@@ -18,7 +18,7 @@ using Clock = std::chrono::steady_clock;
 struct SamplingParams {
   float temperature = 1;
   float top_p = 1;
-  int top_k = 0;  // 0: off
+  int top_k = 0;  // 0 or -1: off
   float min_p = 0;
   std::optional<uint64_t> seed;
   int max_tokens = 16;  // >= 0; 0 only scores the prompt
@@ -53,9 +53,9 @@ struct RequestTimes {
   Clock::time_point arrival, first_scheduled, first_token, finished;
 };
 
-// One event of a request: prompt logprobs once (before the first token), then a token at a time,
-// the last with `finish` set. An event may carry `finish` without a token (id -1): abort, error,
-// max_tokens 0.
+// One event of a request: where asked for, prompt logprobs once (an event of their own, id -1),
+// then a token at a time, the last event with `finish` set. An event may carry `finish` without a
+// token (id -1): abort, error, max_tokens 0.
 struct TokenEvent {
   int32_t id = -1;
   float logprob = 0;

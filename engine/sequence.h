@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -22,7 +24,7 @@ struct SequenceKv {
 enum class SequenceState { waiting, running, finished };
 
 struct Sequence {
-  Request request;
+  Request request;  // its prompt has moved to `tokens`
   std::shared_ptr<TokenStream> stream;
   uint64_t order = 0;  // admission order; the smallest is the oldest
   uint64_t seed = 0;   // resolved
@@ -36,13 +38,25 @@ struct Sequence {
   int preemptions = 0;
   SequenceKv kv;
 
+  std::vector<int32_t> stop_ids;        // EOS (unless ignored) and stop_token_ids, sorted
   std::vector<LogitBias> bias;          // logit_bias (and forbidden ids while min_tokens is unmet)
-  std::vector<PenaltyToken> penalties;  // unique tokens seen; kept only where a penalty is on
+  std::vector<PenaltyToken> penalties;  // unique tokens, by id; kept only where a penalty is on
   std::vector<SampledToken> prompt_logprobs;
   RequestTimes times;
 
   int output_tokens() const { return int(tokens.size()) - prompt_tokens; }
   bool prefilling() const { return kv.tokens < prefill_tokens; }
 };
+
+// The sequence of a validated request. `seed` is used where the request has none. `order` is given
+// by the inbox. Any thread.
+std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenStream> stream,
+                                        uint64_t seed, std::span<const int32_t> eos_token_ids);
+
+// Appends a sampled token; bias and penalties of the next one follow. Engine thread.
+void append_token(Sequence& sequence, int32_t id);
+
+// Why the sequence ends with its newest output token; nothing where it goes on.
+std::optional<FinishReason> finish_after_token(const Sequence& sequence);
 
 }  // namespace kivi

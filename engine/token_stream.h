@@ -15,8 +15,9 @@ namespace kivi {
 
 class TokenStream {
  public:
-  // `notify` is called on the engine thread, outside of any lock, when events become ready after
-  // the stream had been drained, and once when the last event is in.
+  // `notify` is called outside of any lock, when the first event becomes ready after the stream had
+  // been drained: at most once a drain. It runs on the thread that pushes: the engine's, or the one
+  // that destroys the engine. May be empty, for a reader that polls.
   explicit TokenStream(std::function<void()> notify) : notify_(std::move(notify)) {}
 
   // Engine thread. After an event with `finish`, nothing may follow.
@@ -27,7 +28,7 @@ class TokenStream {
   bool drain(std::vector<TokenEvent>& out);
 
   // Any thread, any number of times. The engine ends the request at its next step with finish
-  // `reason` (stop: a stop string matched; abort: the client is gone, or a deadline passed).
+  // `reason` (stop: a stop string matched; abort: the client is gone). The first call counts.
   void cancel(FinishReason reason = FinishReason::abort);
   // Engine thread.
   std::optional<FinishReason> cancelled() const;

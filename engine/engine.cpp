@@ -1,0 +1,341 @@
+#include "engine/engine.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "engine/inbox.h"
+#include "engine/scheduler.h"
+
+namespace kivi {
+namespace {
+
+// SplitMix64 (Steele, Lea, Flood 2014): neighbouring inputs give unrelated seeds.
+uint64_t mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  Impl(const EngineConfig& config, EngineModel model, const KvLayout& layout,
+       const KvCapacity& capacity, std::unique_ptr<StepRunner> runner)
+      : config(config),
+        model(std::move(model)),
+        inbox(config.max_num_queued_reqs, config.max_num_queued_tokens),
+        cache(layout, capacity),
+        scheduler(config, cache),
+        runner(std::move(runner)) {
+    context_tokens = int(std::min<int64_t>(this->model.max_model_len,
+                                           int64_t(capacity.pages) * layout.page_tokens()));
+    take_snapshot();
+  }
+
+  // --- any thread -------------------------------------------------------------------------------
+  Status check(const Request& request) const;
+  Status fit_to_context(Request& request) const;
+
+  // --- engine thread ----------------------------------------------------------------------------
+  void run(const std::stop_token& stop);
+  bool step();
+  void admit();
+  void end_cancelled(Clock::time_point now);
+  void note_scheduled(const BatchPlan& plan, Clock::time_point now);
+  void emit(const BatchPlan& plan, std::vector<StepResult>& results);
+  void emit_token(Sequence& s, SampledToken& token, Clock::time_point now);
+  void fail(const BatchPlan& plan, const Error& error);
+  void finish(Sequence& s, TokenEvent event, Clock::time_point now);
+  void end_all();
+  void take_snapshot();
+  bool deliver();
+
+  const EngineConfig config;
+  const EngineModel model;
+  int context_tokens;  // the model's length, or what the cache holds
+  std::atomic<uint64_t> requests_seen{0};
+  Inbox inbox;
+
+  // The engine thread's own.
+  KvCache cache;
+  Scheduler scheduler;
+  const std::unique_ptr<StepRunner> runner;
+  std::function<void(int, double)> observer;
+  EngineStats counted;
+  // What a step says to the outside, delivered together at its end.
+  std::vector<std::pair<std::shared_ptr<TokenStream>, TokenEvent>> events;
+  std::vector<Inbox::Key> ended;
+  int left_queue_requests = 0;
+  int64_t left_queue_tokens = 0;
+
+  mutable std::mutex snapshot_mutex;  // guards snapshot
+  EngineStats snapshot;
+
+  std::jthread thread;
+};
+
+// --- a step
+// ---------------------------------------------------------------------------------------
+
+bool Engine::Impl::step() {
+  const Clock::time_point begin = Clock::now();
+  admit();               // inbox -> scheduler
+  end_cancelled(begin);  // the client is gone, a stop string matched, a deadline passed
+
+  const BatchPlan plan = scheduler.plan();
+  note_scheduled(plan, begin);
+  if (plan.empty()) return deliver();
+
+  runner->launch(plan);
+  Result<std::vector<StepResult>> results = runner->collect();
+  if (results.ok()) {
+    scheduler.commit(plan);
+    emit(plan, *results);
+  } else {
+    fail(plan, results.error());
+  }
+
+  ++counted.steps;
+  counted.step_tokens += uint64_t(plan.rows);
+  deliver();
+  if (observer) observer(plan.rows, std::chrono::duration<double>(Clock::now() - begin).count());
+  return true;
+}
+
+void Engine::Impl::admit() {
+  for (std::unique_ptr<Sequence>& sequence : inbox.take()) scheduler.add(std::move(sequence));
+}
+
+void Engine::Impl::end_cancelled(Clock::time_point now) {
+  for (Sequence* s : scheduler.sequences()) {
+    if (const auto reason = s->stream->cancelled()) {
+      finish(*s, {.finish = *reason}, now);
+    } else if (s->request.deadline && now >= *s->request.deadline) {
+      Error error{ErrorCode::deadline,
+                  fmt::format("the deadline passed after {} output tokens", s->output_tokens())};
+      finish(*s, {.finish = FinishReason::abort, .error = std::move(error)}, now);
+    }
+  }
+}
+
+void Engine::Impl::note_scheduled(const BatchPlan& plan, Clock::time_point now) {
+  for (const PlannedSequence& part : plan.sequences) {
+    Sequence& s = *part.sequence;
+    if (s.times.first_scheduled != Clock::time_point{}) continue;
+    s.times.first_scheduled = now;
+    ++left_queue_requests;
+    left_queue_tokens += s.prompt_tokens;
+    counted.prompt_tokens += uint64_t(s.prompt_tokens);
+  }
+  if (left_queue_requests > 0) inbox.leave_queue(left_queue_requests, left_queue_tokens);
+  left_queue_requests = 0;
+  left_queue_tokens = 0;
+  take_snapshot();
+}
+
+void Engine::Impl::emit(const BatchPlan& plan, std::vector<StepResult>& results) {
+  VERIFY(results.size() == plan.sequences.size());
+  const Clock::time_point now = Clock::now();
+  for (size_t i = 0; i < results.size(); ++i) {
+    Sequence& s = *plan.sequences[i].sequence;
+    std::ranges::move(results[i].scored, std::back_inserter(s.prompt_logprobs));
+    if (s.prefilling()) continue;
+    if (!s.prompt_logprobs.empty())
+      events.emplace_back(s.stream,
+                          TokenEvent{.prompt_logprobs = std::exchange(s.prompt_logprobs, {})});
+    if (plan.sequences[i].samples) {
+      emit_token(s, results[i].token, now);
+    } else {
+      finish(s, {.finish = FinishReason::length}, now);  // max_tokens 0
+    }
+  }
+}
+
+void Engine::Impl::emit_token(Sequence& s, SampledToken& token, Clock::time_point now) {
+  if (s.output_tokens() == 0) s.times.first_token = now;
+  append_token(s, token.id);
+  ++counted.generation_tokens;
+  TokenEvent event{.id = token.id, .logprob = token.logprob, .top = std::move(token.top)};
+  event.finish = finish_after_token(s);
+  event.stopped_by_token = event.finish == FinishReason::stop;
+  if (event.finish) {
+    finish(s, std::move(event), now);
+  } else {
+    events.emplace_back(s.stream, std::move(event));
+  }
+}
+
+void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {
+  spdlog::error("a step of {} sequences and {} rows failed: {}", plan.sequences.size(), plan.rows,
+                error.message);
+  const Clock::time_point now = Clock::now();
+  for (const PlannedSequence& part : plan.sequences)
+    finish(*part.sequence, {.finish = FinishReason::error, .error = error}, now);
+}
+
+void Engine::Impl::finish(Sequence& s, TokenEvent event, Clock::time_point now) {
+  if (s.times.first_scheduled == Clock::time_point{}) {
+    ++left_queue_requests;
+    left_queue_tokens += s.prompt_tokens;
+  }
+  s.times.finished = now;
+  event.times = s.times;
+  ++counted.finished[int(*event.finish)];
+  events.emplace_back(s.stream, std::move(event));
+  ended.emplace_back(s.request.id, s.order);
+  scheduler.remove(&s);
+}
+
+bool Engine::Impl::deliver() {
+  if (events.empty()) return false;
+  take_snapshot();
+  for (auto& [stream, event] : events) stream->push(std::move(event));
+  events.clear();
+  inbox.retire(ended);
+  ended.clear();
+  return true;
+}
+
+void Engine::Impl::take_snapshot() {
+  counted.running = scheduler.running();
+  counted.waiting = scheduler.waiting();
+  counted.waiting_tokens = scheduler.waiting_tokens();
+  counted.preemptions = scheduler.preemptions();
+  counted.kv_bytes = cache.bytes_held();
+  counted.kv_pages_total = cache.capacity().pages;
+  counted.kv_pages_free = cache.pages_free();
+  counted.kv_slots_total = cache.capacity().slots;
+  counted.kv_slots_free = cache.slots_free();
+  counted.staging_pages_total = cache.capacity().staging_pages;
+  counted.staging_pages_free = cache.staging_pages_free();
+  const std::lock_guard lock(snapshot_mutex);
+  snapshot = counted;
+}
+
+// --- the engine thread
+// ----------------------------------------------------------------------------
+
+void Engine::Impl::run(const std::stop_token& stop) {
+  while (!stop.stop_requested()) {
+    if (scheduler.running() + scheduler.waiting() == 0 && !inbox.wait(stop)) break;
+    step();
+  }
+}
+
+void Engine::Impl::end_all() {
+  inbox.close();
+  inbox.cancel_all();
+  admit();
+  end_cancelled(Clock::now());
+  note_scheduled({}, {});
+  deliver();
+}
+
+// --- the public face
+// ------------------------------------------------------------------------------
+
+Engine::Engine(const EngineConfig& config, EngineModel model, const KvLayout& layout,
+               const KvCapacity& capacity, std::unique_ptr<StepRunner> runner)
+    : impl_(std::make_unique<Impl>(config, std::move(model), layout, capacity, std::move(runner))) {
+}
+
+Engine::~Engine() {
+  if (impl_->thread.joinable()) {
+    impl_->thread.request_stop();
+    impl_->thread.join();
+  }
+  impl_->end_all();
+}
+
+Status Engine::Impl::check(const Request& request) const {
+  if (request.prompt.empty())
+    return Error{ErrorCode::invalid, "prompt has 0 tokens, must have at least 1", "prompt"};
+  for (const int32_t id : request.prompt)
+    if (id < 0 || id >= model.vocab_size)
+      return Error{
+          ErrorCode::invalid,
+          fmt::format("prompt holds token id {}, must be from 0 to {}", id, model.vocab_size - 1),
+          "prompt"};
+  return validate(request.sampling, model.vocab_size, config.max_logprobs);
+}
+
+// Cuts max_tokens to what the context still holds.
+Status Engine::Impl::fit_to_context(Request& request) const {
+  const int64_t prompt = int64_t(request.prompt.size());
+  const int64_t left = context_tokens - prompt;
+  int& max_tokens = request.sampling.max_tokens;
+  if (left < (max_tokens > 0 ? 1 : 0) || !cache.fits_ever(int(prompt)))
+    return Error{ErrorCode::context_length,
+                 fmt::format("prompt has {} tokens, must leave room for {} more in a context of {} "
+                             "tokens ({})",
+                             prompt, std::min(max_tokens, 1), context_tokens,
+                             context_tokens < model.max_model_len ? "what the key-value cache holds"
+                                                                  : "max_model_len"),
+                 "prompt"};
+  max_tokens = int(std::min<int64_t>(max_tokens, left));
+  return ok_status();
+}
+
+Result<std::shared_ptr<TokenStream>> Engine::submit(Request request, std::function<void()> notify) {
+  RETURN_IF_ERROR(impl_->check(request));
+  RETURN_IF_ERROR(impl_->fit_to_context(request));
+  auto stream = std::make_shared<TokenStream>(std::move(notify));
+  const uint64_t seed = mix(impl_->config.seed + mix(impl_->requests_seen.fetch_add(1)));
+  RETURN_IF_ERROR(impl_->inbox.put(
+      make_sequence(std::move(request), stream, seed, impl_->model.eos_token_ids)));
+  return stream;
+}
+
+void Engine::start() {
+  VERIFY(!impl_->thread.joinable());
+  impl_->thread =
+      std::jthread([impl = impl_.get()](const std::stop_token& stop) { impl->run(stop); });
+}
+
+void Engine::run_until_idle() {
+  VERIFY(!impl_->thread.joinable());
+  while (impl_->step()) {
+  }
+}
+
+bool Engine::step() {
+  VERIFY(!impl_->thread.joinable());
+  return impl_->step();
+}
+
+bool Engine::drain(std::chrono::milliseconds timeout) {
+  impl_->inbox.close();
+  if (impl_->inbox.wait_until_empty(timeout)) return true;
+  abort_all();
+  return false;
+}
+
+void Engine::abort_all() { impl_->inbox.cancel_all(); }
+
+bool Engine::abort(const std::string& request_id) { return impl_->inbox.cancel(request_id); }
+
+EngineStats Engine::stats() const {
+  EngineStats stats;
+  {
+    const std::lock_guard lock(impl_->snapshot_mutex);
+    stats = impl_->snapshot;
+  }
+  stats.waiting += impl_->inbox.size();
+  return stats;
+}
+
+void Engine::on_step(std::function<void(int rows, double seconds)> observer) {
+  impl_->observer = std::move(observer);
+}
+
+const EngineModel& Engine::model() const { return impl_->model; }
+const EngineConfig& Engine::config() const { return impl_->config; }
+
+}  // namespace kivi

@@ -1,0 +1,90 @@
+#include "engine/kv_cache.h"
+
+#include "kernels/verify.h"
+
+namespace kivi {
+namespace {
+
+int pages_of(int64_t tokens, int page_tokens) {
+  return int((tokens + page_tokens - 1) / page_tokens);
+}
+
+// Pages that are still to be taken so that `held` reach `needed`.
+int missing(int needed, const std::vector<int32_t>& held) {
+  const int have = int(held.size());
+  return needed > have ? needed - have : 0;
+}
+
+}  // namespace
+
+KvCache::KvCache(const KvLayout& layout, const KvCapacity& capacity)
+    : layout_(layout),
+      capacity_(capacity),
+      pages_(capacity.pages),
+      slots_(capacity.slots),
+      staging_(capacity.staging_pages) {}
+
+int KvCache::pages_needed(int tokens) const { return pages_of(tokens, layout_.page_tokens()); }
+
+int KvCache::staging_pages_needed(int tokens) const {
+  return pages_of(tokens, KvLayout::kStagingTokens);
+}
+
+bool KvCache::reserve(SequenceKv& kv, int tokens_more, KvMode mode) {
+  VERIFY(tokens_more >= 0);
+  const int tokens = kv.tokens + tokens_more;
+  const bool stage = mode == KvMode::stage;
+  const int pages = stage ? 0 : missing(pages_needed(tokens), kv.pages);
+  const int staging = stage ? missing(staging_pages_needed(tokens), kv.staging_pages) : 0;
+  const int slots = kv.slot < 0 ? 1 : 0;
+  if (pages > pages_.free() || staging > staging_.free() || slots > slots_.free()) return false;
+
+  VERIFY(pages_.take(pages, kv.pages));
+  VERIFY(staging_.take(staging, kv.staging_pages));
+  if (slots == 1) {
+    std::vector<int32_t> slot;
+    VERIFY(slots_.take(1, slot));
+    kv.slot = slot[0];
+  }
+  return true;
+}
+
+void KvCache::commit(SequenceKv& kv, int tokens_more, KvMode mode) {
+  VERIFY(tokens_more >= 0 && kv.slot >= 0);
+  kv.tokens += tokens_more;
+  if (mode == KvMode::stage) {
+    VERIFY(int(kv.staging_pages.size()) >= staging_pages_needed(kv.tokens));
+    return;
+  }
+  VERIFY(int(kv.pages.size()) >= pages_needed(kv.tokens));
+  if (mode == KvMode::commit) release_staging(kv);
+}
+
+void KvCache::release_staging(SequenceKv& kv) {
+  for (const int32_t page : kv.staging_pages) staging_.give_back(page);
+  kv.staging_pages.clear();
+}
+
+void KvCache::release(SequenceKv& kv) {
+  release_staging(kv);
+  for (const int32_t page : kv.pages) pages_.give_back(page);
+  kv.pages.clear();
+  if (kv.slot >= 0) slots_.give_back(kv.slot);
+  kv.slot = -1;
+  kv.tokens = 0;
+}
+
+bool KvCache::fits_ever(int tokens) const {
+  return capacity_.slots >= 1 && pages_needed(tokens) <= capacity_.pages;
+}
+
+KvBytes KvCache::bytes_held() const {
+  const int64_t blocks =
+      int64_t(pages_.total() - pages_.free()) * layout_.shape.layers * layout_.shape.heads;
+  const int64_t slots = slots_.total() - slots_.free();
+  return {blocks * (layout_.key_codes_bytes() + layout_.value_codes_bytes()),
+          blocks * (layout_.key_parameters_bytes() + layout_.value_parameters_bytes()),
+          slots * layout_.residual_slot_bytes()};
+}
+
+}  // namespace kivi
