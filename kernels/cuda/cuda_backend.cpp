@@ -1,0 +1,103 @@
+#include "kernels/cuda/cuda_backend.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cuda/kv_attend_decode.h"
+
+namespace kivi {
+namespace {
+
+CudaProperties read_properties(int device) {
+  cudaDeviceProp p;
+  CUDA_VERIFY(cudaGetDeviceProperties(&p, device));
+  return {device,  p.multiProcessorCount, int(p.sharedMemPerBlockOptin), p.major,
+          p.minor, std::string(p.name)};
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(int device) {
+  CUDA_VERIFY(cudaSetDevice(device));
+  properties_ = read_properties(device);
+  stream_ = make_stream();
+  for (UploadChunk& chunk : upload_ring_) {
+    chunk.memory = make_pinned_memory(kUploadChunkBytes);
+    chunk.copied = make_event();
+  }
+  decode_workspace_ = cuda::make_decode_workspace(properties_, stream_.get());
+}
+
+CudaBackend::~CudaBackend() { CUDA_VERIFY(cudaStreamSynchronize(stream_.get())); }
+
+DeviceInfo CudaBackend::info() const {
+  size_t free = 0, total = 0;
+  CUDA_VERIFY(cudaMemGetInfo(&free, &total));
+  return {properties_.name, "cuda", int64_t(total), int64_t(free)};
+}
+
+void CudaBackend::upload(void* device, const void* source, size_t bytes) {
+  const auto* from = static_cast<const std::byte*>(source);
+  auto* to = static_cast<std::byte*>(device);
+  while (bytes > 0) {
+    UploadChunk& chunk = upload_ring_[upload_next_];
+    upload_next_ = (upload_next_ + 1) % upload_ring_.size();
+    CUDA_VERIFY(cudaEventSynchronize(chunk.copied.get()));
+    const size_t n = std::min(bytes, kUploadChunkBytes);
+    std::memcpy(chunk.memory.get(), from, n);
+    CUDA_VERIFY(cudaMemcpyAsync(to, chunk.memory.get(), n, cudaMemcpyHostToDevice, stream_.get()));
+    CUDA_VERIFY(cudaEventRecord(chunk.copied.get(), stream_.get()));
+    from += n;
+    to += n;
+    bytes -= n;
+  }
+}
+
+void CudaBackend::download(void* target, const void* device, size_t bytes) {
+  CUDA_VERIFY(cudaMemcpyAsync(target, device, bytes, cudaMemcpyDeviceToHost, stream_.get()));
+  CUDA_VERIFY(cudaStreamSynchronize(stream_.get()));
+}
+
+void CudaBackend::fill_zero(void* device, size_t bytes) {
+  CUDA_VERIFY(cudaMemsetAsync(device, 0, bytes, stream_.get()));
+}
+
+void CudaBackend::synchronize() { CUDA_VERIFY(cudaStreamSynchronize(stream_.get())); }
+
+// Out of memory is an answer here, not a failure: the caller prints its plan.
+Result<std::byte*> CudaBackend::do_allocate(size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("{} has no {} bytes left", properties_.name, bytes)};
+  }
+  CUDA_VERIFY(error);
+  return static_cast<std::byte*>(data);
+}
+
+void CudaBackend::do_free(std::byte* data, size_t) { CUDA_VERIFY(cudaFree(data)); }
+
+Result<std::unique_ptr<Backend>> make_cuda_backend(int device) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess || device < 0 || device >= count) {
+    cudaGetLastError();
+    return Error{ErrorCode::not_found,
+                 fmt::format("device cuda:{}: {} CUDA device(s) found ({})", device, count,
+                             error == cudaSuccess ? "driver works" : cudaGetErrorString(error)),
+                 "device"};
+  }
+  const CudaProperties properties = read_properties(device);
+  if (properties.major < 8)
+    return Error{ErrorCode::unsupported,
+                 fmt::format("device cuda:{}: {} has compute capability {}.{}, must be >= 8.0",
+                             device, properties.name, properties.major, properties.minor),
+                 "device"};
+  return std::unique_ptr<Backend>(std::make_unique<CudaBackend>(device));
+}
+
+}  // namespace kivi

@@ -1,0 +1,94 @@
+// CudaBackend: the Backend on one NVIDIA GPU (sm_80 and newer; Hopper's paths where it has them).
+//
+// All work goes to one stream, in the order of the calls. Nothing but `download`, `synchronize`,
+// `collect_samples` and a full upload ring waits. Every op works with fixed addresses and a grid
+// that depends on shapes alone, so that a decode step can be captured in a CUDA graph.
+//
+// Each group of ops has a source file of its own: do_<op> stands beside its kernels.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda_handles.h"
+
+namespace kivi {
+
+// What the kernels need to know of the device; read once.
+struct CudaProperties {
+  int device = 0;
+  int multiprocessors = 0;
+  int shared_bytes_max = 0;  // dynamic shared memory of one block, opted in
+  int major = 0;             // compute capability
+  int minor = 0;
+  std::string name;
+};
+
+// Memory of decode attention that lives as long as the backend: partial softmax states and the
+// counters that find a segment's last arriver. See kv_attend_decode.h.
+struct DecodeWorkspace {
+  DeviceMemory partials;
+  DeviceMemory counters;  // i32, zero between launches
+  size_t partials_bytes = 0;
+  int counters_count = 0;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int device);
+  ~CudaBackend() override;
+
+  DeviceInfo info() const override;
+  DType activation_type(DType weight) const override { return weight; }
+  DType query_type() const override { return DType::f16; }
+
+  void upload(void* device, const void* source, size_t bytes) override;
+  void download(void* target, const void* device, size_t bytes) override;
+  void fill_zero(void* device, size_t bytes) override;
+  void synchronize() override;
+
+  void collect_samples(std::vector<SampledToken>& out) override;
+
+  // For the benchmarks and for graph capture.
+  cudaStream_t stream() const { return stream_.get(); }
+  const CudaProperties& properties() const { return properties_; }
+
+ private:
+  Result<std::byte*> do_allocate(size_t bytes) override;
+  void do_free(std::byte* data, size_t bytes) override;
+
+  void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) override;
+  void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
+                   NormKind kind, float eps, const Tensor& out) override;
+  void do_add(const Tensor& x, const Tensor& delta) override;
+  void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
+  void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
+               const Tensor& q, const Tensor& kv) override;
+  void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
+                    int layer, float scale, const Tensor& out) override;
+  void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
+                    int layer) override;
+  void do_gated_activation(const Tensor& gate_up, Activation activation,
+                           const Tensor& out) override;
+  void do_activate(const Tensor& x, Activation activation) override;
+  void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
+  void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) override;
+
+  CudaProperties properties_;
+  Stream stream_;
+
+  // Uploads go through pinned memory: a ring of chunks, each free again when its event has passed.
+  static constexpr size_t kUploadChunkBytes = 8 << 20;
+  struct UploadChunk {
+    PinnedMemory memory;
+    Event copied;
+  };
+  std::array<UploadChunk, 4> upload_ring_;
+  size_t upload_next_ = 0;
+
+  DecodeWorkspace decode_workspace_;
+};
+
+}  // namespace kivi

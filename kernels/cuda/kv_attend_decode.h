@@ -1,0 +1,51 @@
+// Launcher of decode attention: one new token a sequence, over the paged store (README.md here).
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/cuda_handles.h"
+#include "kernels/step_view.h"
+
+namespace kivi {
+struct CudaProperties;
+struct DecodeWorkspace;
+}  // namespace kivi
+
+namespace kivi::cuda {
+
+struct DecodeArguments {
+  const __half* q = nullptr;   // [t, hq d], rows `q_stride` apart
+  const __half* kv = nullptr;  // [t, 2 hk d] f16, the step's own rows, `kv_stride` apart
+  void* out = nullptr;         // [t, hq d] of `out_type`, rows `out_stride` apart
+  int64_t q_stride = 0;
+  int64_t kv_stride = 0;
+  int64_t out_stride = 0;
+  DType out_type = DType::f16;  // f16, bf16
+  KvView store;
+  const StepSequence* sequences = nullptr;  // device
+  const int32_t* page_table = nullptr;      // device
+  int sequence_count = 0;
+  int heads_q = 0;
+  int layer = 0;
+  int window = 0;          // sliding window in tokens; 0: none
+  float scale_log2 = 0.f;  // scale * log2(e)
+};
+
+// How a launch is cut up. The defaults are what measured best (docs/benchmarks/notes-cuda.md).
+struct DecodeTuning {
+  int warps = 0;                      // a block, 1..12; 0: default
+  int stages = 0;                     // of a warp's ring, 2..8; 0: as many as fit, at most 4
+  int blocks_per_multiprocessor = 0;  // 0: default
+};
+
+// out = softmax(q K^T * scale) V for the sequences with row_count 1 and mode `store`; the rows of
+// others are left alone. head_dim 64 or 128; any number of query heads a KV head.
+// cudaErrorInvalidValue for a format or head_dim that has no kernel.
+cudaError_t decode_attend(const DecodeArguments& a, const CudaProperties& device,
+                          const DecodeWorkspace& workspace, cudaStream_t stream,
+                          const DecodeTuning& tuning = {});
+
+DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream);
+
+}  // namespace kivi::cuda
