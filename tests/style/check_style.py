@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""The walls of the house: fails on an #include that a layer must not have, on a header that does not
+compile alone, and on paths that lead out of the repository. Long files are warned of.
+
+    tests/style/check_style.py [--compiler g++]        all checks (python3 only, no other packages)
+"""
+
+import argparse
+import pathlib
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
+SOURCES = (".h", ".cpp", ".cu", ".cuh")
+
+# Who may include what, by the table in engine/README.md. Headers of the system and of libraries
+# are judged by FOREIGN below.
+ENGINE_PUBLIC = {
+    f"engine/{name}.h"
+    for name in ("engine", "completion", "config", "request", "limits", "load", "metrics",
+                 "tokenizer", "token_stream")
+}
+KERNELS_RESULT = {"kernels/result.h", "kernels/verify.h", "kernels/sampling.h"}
+KERNEL_CONTRACTS = {
+    f"kernels/{name}.h"
+    for name in ("backend", "buffer", "half", "kv_codec", "kv_page", "result", "sampling",
+                 "step_view", "tensor", "verify")
+}
+RPC = re.compile(r"^(grpc|grpcpp|google/protobuf|absl|boost)/|\.pb\.h$")
+CUDA = re.compile(r"^(cuda|cublas|nccl|cooperative_groups|mma\.h|nvtx)")
+TEXT = re.compile(r"^(nlohmann|sentencepiece|pcre2)")
+
+
+def breach(path, include):
+    """Why `path` must not include `include`; None where it may."""
+    top = path.split("/")[0]
+    if top in ("server", "tools"):
+        if include.startswith("kernels/") and include not in KERNELS_RESULT:
+            return "server/ and tools/ know of kernels/ only result, verify and sampling"
+        if include.startswith("engine/") and include not in ENGINE_PUBLIC:
+            return "server/ and tools/ know the engine by its public headers"
+        if CUDA.search(include):
+            return "CUDA is known below kernels/cuda only"
+    elif top == "engine":
+        if include.startswith(("server/", "tools/", "proto/")):
+            return "engine/ does not know who calls it"
+        if include.startswith("kernels/") and include not in KERNEL_CONTRACTS:
+            return "engine/ knows kernels/ by its contract headers"
+        if RPC.search(include) or CUDA.search(include):
+            return "engine/ knows neither HTTP nor gRPC nor CUDA"
+    elif top == "kernels":
+        if include.startswith(("engine/", "server/", "tools/", "proto/")):
+            return "kernels/ knows only itself"
+        if RPC.search(include) or TEXT.search(include):
+            return "kernels/ knows neither sockets nor text"
+        if CUDA.search(include) and not path.startswith("kernels/cuda/"):
+            return "CUDA is known below kernels/cuda only"
+        if path.startswith("kernels/cpu/") and include.startswith("kernels/cuda/"):
+            return "the CPU backend does not know the CUDA backend"
+        if path.startswith("kernels/cuda/") and include.startswith("kernels/cpu/"):
+            return "the CUDA backend does not know the CPU backend"
+    return None
+
+
+def own_files():
+    for top in ("kernels", "engine", "server", "tools", "tests", "proto"):
+        for path in sorted((ROOT / top).rglob("*")):
+            if path.is_file() and path.suffix in SOURCES:
+                yield path.relative_to(ROOT).as_posix()
+
+
+def check_layers(files):
+    failures = []
+    for path in files:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for match in INCLUDE.finditer(text):
+            why = breach(path, match.group(1))
+            if why:
+                line = text.count("\n", 0, match.start()) + 1
+                failures.append(f"{path}:{line}: includes {match.group(1)}: {why}")
+    return failures
+
+
+def check_headers_compile(files, compiler):
+    """Each light header by itself. Headers that pull in Boost, gRPC or generated code are left to
+    the build: they would take minutes."""
+    headers = [p for p in files if p.endswith(".h") and not p.startswith("tests/")
+               and not p.startswith("kernels/cuda/") and light(p)]
+
+    def compile_one(path):
+        run = subprocess.run(
+            [compiler, "-std=c++20", "-fsyntax-only", "-Wall", "-Wno-pragma-once-outside-header",
+             f"-I{ROOT}", "-x", "c++", str(ROOT / path)], capture_output=True, text=True)
+        return None if run.returncode == 0 else f"{path}: does not compile alone:\n{run.stderr[:800]}"
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return [failure for failure in pool.map(compile_one, headers) if failure]
+
+
+def light(path, seen=None):
+    seen = seen if seen is not None else set()
+    if path in seen:
+        return True
+    seen.add(path)
+    for include in INCLUDE.findall((ROOT / path).read_text(encoding="utf-8")):
+        if RPC.search(include) or include.startswith(("prometheus/", "hwy/")):
+            return False
+        if (ROOT / include).is_file() and not light(include, seen):
+            return False
+    return True
+
+
+def check_paths():
+    """Nothing in the repository may depend on, or speak of, files outside of it."""
+    tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
+    if tracked.returncode != 0:
+        return []
+    # In Markdown and scripts, where no #include or sibling module needs one.
+    outside = re.compile(r"(?<![\w./])\.\./(?!\.)[\w]+|(?<![\w.$}/])/(?:home|root|work)/")
+    failures = []
+    for name in tracked.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix not in (".md", ".json", ".sh", ".yml", ".txt") and not name.startswith(
+                ("scripts/", ".ci/")):
+            continue
+        if path.stat().st_size > 1 << 20 or name.endswith("tokenizer.json"):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for match in outside.finditer(line):
+                target = (path.parent / match.group(0)).resolve()
+                if not match.group(0).startswith("..") or not target.exists() or (
+                        ROOT not in target.parents):
+                    failures.append(f"{name}:{number}: path out of the repository: {match.group(0)}")
+    return failures
+
+
+def check_lengths(files):
+    for path in files:
+        lines = (ROOT / path).read_text(encoding="utf-8").count("\n")
+        if lines > 500:
+            print(f"warning: {path} has {lines} lines; ask whether a second idea wants its own file")
+
+
+def self_test():
+    """The checks see what they are for."""
+    assert breach("server/a.cpp", "kernels/backend.h")
+    assert breach("tools/a.cpp", "engine/scheduler.h")
+    assert breach("engine/a.cpp", "kernels/cpu/cpu_backend.h")
+    assert breach("engine/a.h", "grpcpp/grpcpp.h")
+    assert breach("kernels/cpu/a.cpp", "engine/request.h")
+    assert breach("kernels/a.cpp", "cuda_runtime.h")
+    assert not breach("server/a.cpp", "engine/completion.h")
+    assert not breach("server/a.cpp", "kernels/result.h")
+    assert not breach("engine/a.cpp", "kernels/backend.h")
+    assert not breach("kernels/cuda/a.cu", "cuda_runtime.h")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compiler", default="g++")
+    arguments = parser.parse_args()
+    self_test()
+    files = list(own_files())
+    failures = check_layers(files) + check_paths()
+    failures += check_headers_compile(files, arguments.compiler)
+    check_lengths(files)
+    for failure in failures:
+        print(failure)
+    print(f"style: {len(files)} files, {len(failures)} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

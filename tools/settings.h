@@ -1,0 +1,58 @@
+// Settings: all that a command of `kivi` can be told, with the defaults. Plain data; tools/flags
+// fills it from flags, KIVI_* variables and a --config file.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/config.h"
+#include "server/server_config.h"
+
+namespace kivi {
+
+// A fixed length (min == max), or uniformly distributed in [min, max]. Tokens.
+struct LengthRange {
+  int min = 0;
+  int max = 0;
+  friend bool operator==(const LengthRange&, const LengthRange&) = default;
+};
+
+// `kivi generate`. Sampling parameters that are not set are the model's (generation_config.json),
+// else those of SamplingParams. The seed is EngineConfig::seed.
+struct GenerateOptions {
+  std::string prompt;           // "-": standard input
+  std::vector<int> prompt_ids;  // instead of a text; no BOS is added
+  bool ids = false;             // print ids instead of text
+  int max_tokens = 128;
+  int min_tokens = 0;
+  bool ignore_eos = false;
+  std::vector<std::string> stop;
+  std::optional<double> temperature, top_p;
+  std::optional<int> top_k;
+  double min_p = 0;
+  double repetition_penalty = 1;
+  double presence_penalty = 0;
+  double frequency_penalty = 0;
+};
+
+// `kivi bench throughput`.
+struct ThroughputOptions {
+  int num_prompts = 64;
+  LengthRange prompt_len{128, 128};
+  LengthRange output_len{128, 128};
+  std::vector<int> concurrency;  // requests in flight, one run each; empty: one run, all at once
+  std::string json;              // file for the figures; "": none
+};
+
+struct Settings {
+  EngineConfig engine;
+  ServerConfig server;
+  GenerateOptions generate;
+  ThroughputOptions throughput;
+  std::string config_file;
+  std::string api_key_file;  // one key a line; added to server.api_keys
+  bool dry_run = false;
+};
+
+}  // namespace kivi
