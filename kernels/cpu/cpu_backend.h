@@ -1,0 +1,54 @@
+// CpuBackend: the meaning of every op, on the host's memory and threads. One source file for each
+// group of ops; the vector code in them is compiled for AVX2, AVX-512 and the baseline, and chosen
+// at run time (kernels/cpu/simd.h).
+//
+// Every op is done when its call returns. Thread rule: one thread at a time.
+#pragma once
+
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/thread_pool.h"
+
+namespace kivi {
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads);
+
+  DeviceInfo info() const override;
+  DType activation_type(DType) const override { return DType::f32; }
+  DType query_type() const override { return DType::f32; }
+
+  void upload(void* device, const void* source, size_t bytes) override;
+  void download(void* target, const void* device, size_t bytes) override;
+  void fill_zero(void* device, size_t bytes) override;
+  void synchronize() override {}
+  void collect_samples(std::vector<SampledToken>& out) override;
+
+ private:
+  Result<std::byte*> do_allocate(size_t bytes) override;
+  void do_free(std::byte* data, size_t bytes) override;
+
+  void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) override;
+  void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
+                   NormKind kind, float eps, const Tensor& out) override;
+  void do_add(const Tensor& x, const Tensor& delta) override;
+  void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
+  void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
+               const Tensor& q, const Tensor& kv) override;
+  void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
+                    int layer, float scale, const Tensor& out) override;
+  void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
+                    int layer) override;
+  void do_gated_activation(const Tensor& gate_up, Activation activation,
+                           const Tensor& out) override;
+  void do_activate(const Tensor& x, Activation activation) override;
+  void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
+  void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) override;
+
+  ThreadPool pool_;
+  std::vector<SampledToken> samples_;  // of the last do_sample
+};
+
+}  // namespace kivi
