@@ -104,6 +104,8 @@ class Completion {
   virtual Usage usage() const = 0;
   // Tokens of choice so far (continuous_usage_stats).
   virtual int completion_tokens(int choice) const = 0;
+  // The ids of a prompt as it was submitted (tokenized, with BOS, truncated). Never changes.
+  virtual const std::vector<int32_t>& prompt_ids(int prompt) const = 0;
   // One entry a finished engine request, for metrics.
   virtual const std::vector<RequestTimes>& times() const = 0;
 };
