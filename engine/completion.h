@@ -37,7 +37,8 @@ struct CompletionRequest {
   std::vector<std::variant<std::string, std::vector<int32_t>>> prompts;
   SamplingParams sampling;
   int n = 1;
-  int best_of = 1;  // >= n; the n with the largest mean logprob are returned; not with streaming
+  int best_of = 0;  // >= n; the n with the largest mean logprob are returned; > n not with
+                    // streaming; 0: as n
   std::vector<std::string> stop;
   bool include_stop_str_in_output = false;
   bool echo = false;
@@ -88,14 +89,17 @@ struct Usage {
 
 class Completion {
  public:
-  // Tokenizes and submits. Errors name the field. `notify` is called on any thread when poll() has
-  // something; it must only post to the reader's executor.
+  // Tokenizes and submits, on the reader's executor. All or nothing; errors name the field.
+  // `notify` is called on any thread when poll() has something; it must only post to the reader's
+  // executor, and must own what it touches: a last call may come while the completion is destroyed.
   static Result<std::shared_ptr<Completion>> start(const ServedModel& model,
                                                    CompletionRequest request,
                                                    std::function<void()> notify);
   virtual ~Completion() = default;  // cancels what is unfinished
 
-  // Reader's executor. Appends what is ready; returns true when all choices have ended.
+  // Reader's executor. Appends what is ready; returns true when all choices have ended, and the
+  // engine holds nothing for them any more (a stop string is found here: its chunk comes at once,
+  // the engine's answer a step later).
   virtual bool poll(std::vector<TextChunk>& out) = 0;
   // Any thread: the client is gone.
   virtual void cancel() = 0;
@@ -106,7 +110,7 @@ class Completion {
   virtual int completion_tokens(int choice) const = 0;
   // The ids of a prompt as it was submitted (tokenized, with BOS, truncated). Never changes.
   virtual const std::vector<int32_t>& prompt_ids(int prompt) const = 0;
-  // One entry a finished engine request, for metrics.
+  // One entry a finished engine request (n, best_of and prompts make several), for metrics.
   virtual const std::vector<RequestTimes>& times() const = 0;
 };
 

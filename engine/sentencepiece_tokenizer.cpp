@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <sentencepiece_processor.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 
@@ -119,6 +120,9 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
   bool strips_leading_space() const override { return prefix_ != Prefix::none; }
   int vocab_size() const override { return vocabulary_.size(); }
+  int longest_token_bytes() const override {
+    return spec_.has_charsmap || spec_.remove_extra_whitespaces ? 0 : longest_token_bytes_;
+  }
   std::optional<int32_t> bos_id() const override { return bos_; }
   std::optional<int32_t> eos_id() const override { return eos_; }
   std::string kind() const override {
@@ -133,6 +137,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   sentencepiece::SentencePieceProcessor processor_;
   ModelSpec spec_;
   Vocabulary vocabulary_;
+  int longest_token_bytes_ = 0;
   Prefix prefix_ = Prefix::none;
   // No token crosses the border between a character and a space after it, so a text may be cut
   // there without changing its tokens.
@@ -209,6 +214,7 @@ void SentencePieceTokenizer::fill_vocabulary() {
       vocabulary_.set(id, name, "", /*special=*/true);
       continue;
     }
+    longest_token_bytes_ = std::max(longest_token_bytes_, int(name.size()));
     const auto byte = processor_.IsByte(id) ? byte_of_piece(name) : std::nullopt;
     vocabulary_.set(id, name, byte ? *byte : replace_all(name, kSpace, " "), /*special=*/false);
     for (size_t at = name.find(kSpace); at != std::string::npos; at = name.find(kSpace, at + 1)) {

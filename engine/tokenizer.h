@@ -37,6 +37,10 @@ class Tokenizer {
   virtual bool strips_leading_space() const = 0;
 
   virtual int vocab_size() const = 0;
+
+  // A text of n bytes has at least n / this many tokens. 0: nothing can be said (a tokenizer that
+  // shortens texts first).
+  virtual int longest_token_bytes() const { return 0; }
   virtual std::optional<int32_t> bos_id() const = 0;
   virtual std::optional<int32_t> eos_id() const = 0;
   virtual std::string kind() const = 0;  // "sentencepiece bpe", ...

@@ -1,0 +1,83 @@
+// ChoiceText: the text side of one choice of a completion. Token events go in; text, the tokens
+// that it is made of, and the end come out. It knows nothing of engines and threads.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/completion.h"
+#include "engine/detokenizer.h"
+#include "engine/stop_matcher.h"
+
+namespace kivi {
+
+// What the choices of a completion share. Immutable.
+struct ChoiceOptions {
+  const Tokenizer* tokenizer = nullptr;  // outlives the choices
+  bool skip_special_tokens = true;
+  bool include_stop_str_in_output = false;
+  bool echo = false;
+  bool show_logprobs = false;         // of output tokens
+  bool show_prompt_logprobs = false;  // of echoed prompt tokens
+  int min_tokens = 0;                 // text of the first so many tokens holds no stop string
+  std::vector<int32_t> stop_token_ids;
+  std::shared_ptr<const StopStrings> stop;
+};
+
+// A token as the front ends show it: the bytes themselves, or "bytes:\xe4\xbd" where they are not
+// whole characters.
+std::string display_text(std::string_view bytes);
+
+// One owner at a time.
+class ChoiceText {
+ public:
+  ChoiceText(std::shared_ptr<const ChoiceOptions> options,
+             std::shared_ptr<const std::vector<int32_t>> prompt);
+
+  // Appends to `chunk` what `event` makes certain. After the end (chunk.finish) events change
+  // nothing. An end by a stop string is this class's own finding: the engine does not know of it.
+  void read(TokenEvent event, TextChunk& chunk);
+
+  bool ended() const { return ended_; }
+  int completion_tokens() const { return completion_tokens_; }
+  // Of the output tokens' logprobs, where the engine gives them; -infinity without tokens.
+  double mean_logprob() const;
+
+ private:
+  // A token whose text is not complete, or is held back by the stop strings.
+  struct Waiting {
+    ChunkToken token;
+    int64_t end;  // it may go when so many bytes of output text are out
+  };
+
+  void echo_prompt(const std::vector<SampledToken>& scored, TextChunk& chunk);
+  void read_token(TokenEvent& event, TextChunk& chunk);
+  void end(TokenEvent& event, TextChunk& chunk);
+  // Text of the detokenizer (fresh_) goes through the stop strings into the chunk.
+  void pass_on(TextChunk& chunk);
+  void end_by_stop_string(TextChunk& chunk);
+  void release(TextChunk& chunk, bool all);
+  ChunkToken make_token(int32_t id, bool at_start, int64_t offset) const;
+  void add_logprobs(ChunkToken& token, float logprob, const std::vector<TokenLogprob>& top) const;
+
+  std::shared_ptr<const ChoiceOptions> options_;
+  std::shared_ptr<const std::vector<int32_t>> prompt_;
+  Detokenizer detokenizer_;
+  StopMatcher matcher_;
+  std::deque<Waiting> waiting_;
+  std::string fresh_;
+  bool started_ = false;
+  bool ended_ = false;
+  int completion_tokens_ = 0;
+  double logprob_sum_ = 0;
+  // Characters of the echoed prompt; characters and bytes of output text: that the detokenizer
+  // gave, and that went out.
+  int64_t prompt_chars_ = 0;
+  int64_t made_chars_ = 0, made_bytes_ = 0;
+  int64_t sent_chars_ = 0, sent_bytes_ = 0;
+};
+
+}  // namespace kivi

@@ -1,0 +1,27 @@
+// The way in of a completion: judging its parameters, and from prompts to ids.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/completion.h"
+#include "kernels/result.h"
+
+namespace kivi {
+
+// Ranges and combinations of everything but the prompts' contents. Errors name the API's field.
+Status validate(const CompletionRequest& request, const ServedModel& model);
+
+using PromptIds = std::shared_ptr<const std::vector<int32_t>>;
+
+// The ids of each prompt: at least one, all inside the model's vocabulary, cut to the last
+// truncate_prompt_tokens. Errors name `prompt`.
+Result<std::vector<PromptIds>> encode_prompts(const CompletionRequest& request,
+                                              const ServedModel& model);
+
+// The engine's seed of choice k of a request that has one: choice 0 uses the seed itself, so that
+// n = 1 and n = 2 agree on it.
+uint64_t seed_of_choice(uint64_t seed, int k);
+
+}  // namespace kivi
