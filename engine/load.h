@@ -10,23 +10,10 @@
 #include "engine/completion.h"
 #include "engine/config.h"
 #include "engine/engine.h"
+#include "engine/memory_plan.h"
 #include "kernels/backend.h"
 
 namespace kivi {
-
-// One line of the memory plan: where the device's bytes go. Printed at start and by --dry-run.
-struct MemoryPlan {
-  std::string device;
-  std::string format;                                                        // "kivi2 G32 R128"
-  int64_t weights = 0, pages = 0, residual = 0, staging = 0, workspace = 0;  // bytes
-  int64_t budget = 0;  // bytes that pages + residual + staging were cut from
-  KvCapacity capacity;
-  int64_t tokens_capacity = 0;  // tokens in pages
-  int64_t sequences_max = 0;    // of max_model_len, at once
-  double bytes_per_token = 0;   // in pages, all layers, with scales and minima
-  double bytes_per_token_f16 = 0;
-  std::string text() const;  // the table
-};
 
 struct ModelSummary {
   std::string architecture;  // "LlamaForCausalLM"

@@ -1,0 +1,128 @@
+#include "engine/decoder_model.h"
+
+#include <cmath>
+
+namespace kivi {
+
+int64_t DecoderModel::lay_out(Activations& a, std::byte* base, const Backend& backend,
+                              const DecoderSpec& spec, DType weight, const Limits& limits) {
+  int64_t offset = 0;
+  const auto take = [&](Tensor& tensor, int64_t rows, int64_t columns, DType dtype) {
+    constexpr int64_t kAlignment = 256;
+    tensor = make_tensor(base == nullptr ? nullptr : base + offset, dtype, rows, columns);
+    offset += (int64_t(tensor.bytes()) + kAlignment - 1) / kAlignment * kAlignment;
+  };
+  const DType type = backend.activation_type(weight);
+  const int64_t t = limits.rows, m = limits.logits_rows, n = spec.hidden;
+  take(a.x, t, n, type);
+  take(a.h, t, n, type);
+  if (spec.parallel_attention && spec.norms_per_layer == 2) take(a.h_mlp, t, n, type);
+  take(a.qkv, t, spec.qkv_size(), type);
+  take(a.q, t, spec.query_size(), backend.query_type());
+  take(a.kv, t, spec.kv_size(), DType::f16);
+  take(a.attention, t, spec.query_size(), type);
+  take(a.up, t, spec.up_size(), type);
+  if (spec.gated) take(a.gated, t, spec.intermediate, type);
+  take(a.delta, t, n, type);
+  take(a.gathered, m, n, type);
+  take(a.normed, m, n, type);
+  take(a.logits, m, spec.vocab, DType::f32);
+  return offset;
+}
+
+int64_t DecoderModel::workspace_bytes(const Backend& backend, const DecoderSpec& spec, DType weight,
+                                      const Limits& limits) {
+  Activations unused;
+  return lay_out(unused, nullptr, backend, spec, weight, limits);
+}
+
+DecoderModel::DecoderModel(Backend& backend, const DecoderSpec& spec, DecoderWeights weights)
+    : backend_(backend),
+      spec_(spec),
+      weights_(std::move(weights)),
+      rope_{weights_.inverse_frequencies, spec.rope.rotary_dim, 1} {}
+
+Result<std::unique_ptr<DecoderModel>> DecoderModel::create(Backend& backend,
+                                                           const DecoderSpec& spec,
+                                                           DecoderWeights weights,
+                                                           const Limits& limits) {
+  const DType dtype = weights.embedding.dtype;
+  std::unique_ptr<DecoderModel> model(new DecoderModel(backend, spec, std::move(weights)));
+  const int64_t bytes = workspace_bytes(backend, spec, dtype, limits);
+  ASSIGN_OR_RETURN(model->memory_, backend.allocate(size_t(bytes), "the activations"));
+  lay_out(model->all_, model->memory_.data(), backend, spec, dtype, limits);
+  return model;
+}
+
+void DecoderModel::forward(const StepView& step, const KvView& store) {
+  const int64_t t = step.rows;
+  step_ = all_;
+  for (Tensor* tensor : {&step_.x, &step_.h, &step_.h_mlp, &step_.qkv, &step_.q, &step_.kv,
+                         &step_.attention, &step_.up, &step_.gated, &step_.delta})
+    if (!tensor->empty()) *tensor = tensor->slice_rows(0, t);
+
+  const auto& layers = weights_.layers;
+  backend_.embed(weights_.embedding, step.token_ids, step_.x);  // x [t, n]
+  backend_.norm(step_.x, layers[0].attention_norm, layers[0].attention_norm_bias, spec_.norm,
+                float(spec_.norm_eps), step_.h);  // h [t, n]
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerWeights& w = layers[i];
+    Tensor mlp_input = step_.h;  // [t, n]
+    if (spec_.parallel_attention && spec_.norms_per_layer == 2) {
+      mlp_input = step_.h_mlp;
+      backend_.norm(step_.x, w.mlp_norm, w.mlp_norm_bias, spec_.norm, float(spec_.norm_eps),
+                    mlp_input);  // h_mlp [t, n]
+    }
+    attention(w, int(i), step, store);  // delta [t, n]
+    if (spec_.parallel_attention)
+      backend_.add(step_.x, step_.delta);  // x [t, n]
+    else
+      add_norm(w.mlp_norm, w.mlp_norm_bias);  // x, h [t, n]
+    mlp(w, mlp_input);                        // delta [t, n]
+    if (i + 1 < layers.size())
+      add_norm(layers[i + 1].attention_norm, layers[i + 1].attention_norm_bias);  // x, h [t, n]
+    else
+      backend_.add(step_.x, step_.delta);  // x [t, n]
+  }
+}
+
+void DecoderModel::attention(const LayerWeights& w, int layer, const StepView& step,
+                             const KvView& store) {
+  const float scale = 1 / std::sqrt(float(spec_.head_dim));
+  backend_.matmul(step_.h, w.qkv, w.qkv_bias, step_.qkv);  // qkv [t, (hq + 2 hk) d]
+  backend_.rope(step_.qkv, step.positions, rope_, spec_.kv_shape(), step_.q,
+                step_.kv);  // q [t, hq d], kv [t, 2 hk d]
+  backend_.kv_attend(step_.q, step_.kv, store, step, layer, scale,
+                     step_.attention);                                     // attention [t, hq d]
+  backend_.kv_append(step_.kv, store, step, layer);                        // the store
+  backend_.matmul(step_.attention, w.output, w.output_bias, step_.delta);  // delta [t, n]
+}
+
+void DecoderModel::mlp(const LayerWeights& w, const Tensor& input) {
+  backend_.matmul(input, w.up, w.up_bias, step_.up);  // up [t, 2 f] or [t, f]
+  if (spec_.gated) {
+    backend_.gated_activation(step_.up, spec_.activation, step_.gated);  // gated [t, f]
+    backend_.matmul(step_.gated, w.down, w.down_bias, step_.delta);      // delta [t, n]
+  } else {
+    backend_.activate(step_.up, spec_.activation);                // up [t, f]
+    backend_.matmul(step_.up, w.down, w.down_bias, step_.delta);  // delta [t, n]
+  }
+}
+
+void DecoderModel::add_norm(const Tensor& weight, const Tensor& bias) {
+  backend_.add_norm(step_.x, step_.delta, weight, bias, spec_.norm, float(spec_.norm_eps),
+                    step_.h);  // x += delta, h [t, n]
+}
+
+Tensor DecoderModel::logits(const Tensor& rows) {
+  const Tensor gathered = all_.gathered.slice_rows(0, rows.rows());  // [m, n]
+  const Tensor normed = all_.normed.slice_rows(0, rows.rows());      // [m, n]
+  const Tensor logits = all_.logits.slice_rows(0, rows.rows());      // [m, vocab]
+  backend_.gather_rows(step_.x, rows, gathered);
+  backend_.norm(gathered, weights_.final_norm, weights_.final_norm_bias, spec_.norm,
+                float(spec_.norm_eps), normed);
+  backend_.matmul(normed, weights_.head, {}, logits);
+  return logits;
+}
+
+}  // namespace kivi

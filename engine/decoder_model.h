@@ -1,0 +1,84 @@
+// DecoderModel: one forward pass of a decoder-only transformer, for every family, by the switches
+// of its DecoderSpec. All buffers are taken once, here; the structs show every shape. Engine thread
+// only.
+//
+// Letters in shapes: t rows of the step, n hidden, hq and hk query and KV heads, d channels a head,
+// f intermediate, m gathered rows. `a` is the backend's activation type.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "engine/decoder_spec.h"
+#include "engine/weights.h"
+#include "kernels/backend.h"
+
+namespace kivi {
+
+class DecoderModel {
+ public:
+  // The largest step: rows of the layers, and rows of logits at a time.
+  struct Limits {
+    int rows = 0;
+    int logits_rows = 0;
+  };
+
+  // Bytes that create() allocates. Exact.
+  static int64_t workspace_bytes(const Backend& backend, const DecoderSpec& spec, DType weight,
+                                 const Limits& limits);
+
+  // The backend must outlive the model.
+  static Result<std::unique_ptr<DecoderModel>> create(Backend& backend, const DecoderSpec& spec,
+                                                      DecoderWeights weights, const Limits& limits);
+
+  // All layers for all rows of the step; the store gets their keys and values. At most limits.rows
+  // rows.
+  void forward(const StepView& step, const KvView& store);
+
+  // Logits of rows of the last forward(), any number of times. rows [m] i32 on the device,
+  // 1 <= m <= limits.logits_rows. The result, [m, vocab] f32, is overwritten by the next call.
+  Tensor logits(const Tensor& rows);
+
+  const DecoderSpec& spec() const { return spec_; }
+
+ private:
+  // Sized for limits; a step uses the first t (or m) rows of each.
+  struct Activations {
+    Tensor x;          // [t, n] a, the residual stream
+    Tensor h;          // [t, n] a, normed
+    Tensor h_mlp;      // [t, n] a, only where a parallel layer has a norm of its own for the MLP
+    Tensor qkv;        // [t, (hq + 2 hk) d] a
+    Tensor q;          // [t, hq d] query type
+    Tensor kv;         // [t, 2 hk d] f16
+    Tensor attention;  // [t, hq d] a
+    Tensor up;         // [t, 2 f] a (f where not gated)
+    Tensor gated;      // [t, f] a, only where gated
+    Tensor delta;      // [t, n] a, what a block adds to x
+    Tensor gathered;   // [m, n] a
+    Tensor normed;     // [m, n] a
+    Tensor logits;     // [m, vocab] f32
+  };
+
+  DecoderModel(Backend& backend, const DecoderSpec& spec, DecoderWeights weights);
+
+  // Lays the activations out from `base` on; returns the bytes they take.
+  static int64_t lay_out(Activations& a, std::byte* base, const Backend& backend,
+                         const DecoderSpec& spec, DType weight, const Limits& limits);
+
+  // h -> delta, and the step's keys and values into the store.
+  void attention(const LayerWeights& w, int layer, const StepView& step, const KvView& store);
+  // input -> delta.
+  void mlp(const LayerWeights& w, const Tensor& input);
+  // x += delta, then h = norm(x) with the given weights.
+  void add_norm(const Tensor& weight, const Tensor& bias);
+
+  Backend& backend_;
+  const DecoderSpec spec_;
+  const DecoderWeights weights_;
+  const Rope rope_;
+  Buffer memory_;
+  Activations all_;   // at their full size
+  Activations step_;  // the rows of the current step
+};
+
+}  // namespace kivi

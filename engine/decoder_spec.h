@@ -1,0 +1,61 @@
+// DecoderSpec: everything that tells one decoder-only transformer from another, as sizes and
+// switches. One DecoderModel computes them all; engine/models/<family>.cpp fills a spec from a
+// config.json.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "kernels/backend.h"
+#include "kernels/kv_page.h"
+
+namespace kivi {
+
+// How rotary frequencies are scaled beyond the trained context.
+//   linear: inv / factor (Chen et al. 2023)
+//   llama3: long waves / factor, short waves unchanged, smooth between (Llama 3.1's rule)
+enum class RopeScaling { none, linear, llama3 };
+
+struct RopeSpec {
+  double theta = 10000;
+  int rotary_dim = 0;  // channels that turn; head_dim or a part of it
+  RopeScaling scaling = RopeScaling::none;
+  double factor = 1;
+  // llama3 only.
+  double low_freq_factor = 1, high_freq_factor = 4;
+  int original_max_position_embeddings = 8192;
+};
+
+struct DecoderSpec {
+  int layers = 0;
+  int hidden = 0;        // n
+  int heads_q = 0;       // hq
+  int heads_kv = 0;      // hk, divides hq
+  int head_dim = 0;      // d
+  int intermediate = 0;  // f
+  int vocab = 0;
+  int max_positions = 0;  // the context it was trained for, tokens
+
+  NormKind norm = NormKind::rms;  // layer: with bias
+  double norm_eps = 1e-5;
+  // false: x += attention(norm(x)); x += mlp(norm'(x)).
+  // true (Falcon, GPT-J): x += attention(norm(x)) + mlp(norm(x)).
+  bool parallel_attention = false;
+  // Norms before a layer's blocks: 2 where attention and MLP have one each; 1 where a parallel
+  // layer shares one.
+  int norms_per_layer = 2;
+  bool gated = true;  // down(act(gate(h)) * up(h)); else down(act(up(h)))
+  Activation activation = Activation::silu;
+  bool qkv_bias = false, output_bias = false, mlp_bias = false;
+  RopeSpec rope;
+  int sliding_window = 0;        // tokens; 0: none
+  bool tied_embeddings = false;  // logits come from the embedding matrix
+
+  int query_size() const { return heads_q * head_dim; }                    // hq d
+  int kv_size() const { return 2 * heads_kv * head_dim; }                  // 2 hk d
+  int qkv_size() const { return query_size() + kv_size(); }                // (hq + 2 hk) d
+  int up_size() const { return gated ? 2 * intermediate : intermediate; }  // 2 f or f
+  KvShape kv_shape() const { return {layers, heads_kv, head_dim}; }
+};
+
+}  // namespace kivi

@@ -1,0 +1,262 @@
+#include "engine/load.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "engine/decoder_model.h"
+#include "engine/json_file.h"
+#include "engine/model_config.h"
+#include "engine/model_runner.h"
+#include "engine/models/registry.h"
+#include "engine/safetensors.h"
+#include "engine/step_input.h"
+#include "engine/weights.h"
+#include "kernels/kv_codec.h"
+
+namespace kivi {
+
+namespace {
+
+// Rows of logits at a time, beyond one for each sequence: scoring a prompt in blocks of fewer rows
+// would leave the matrix product idle.
+constexpr int kLogitsRowsMin = 64;
+
+// Everything that follows from the configuration before a byte is allocated.
+struct Blueprint {
+  ModelConfig model;
+  std::unique_ptr<Backend> backend;
+  DType dtype = DType::f32;
+  KvLayout layout;
+  DecoderModel::Limits model_limits;
+  StepInput::Limits input_limits;
+  MemoryPlan plan;
+};
+
+Result<std::unique_ptr<Backend>> make_backend(const EngineConfig& config) {
+  if (config.device != "cpu") {
+    Result<std::unique_ptr<Backend>> cuda = make_cuda_backend(0);
+    if (cuda.ok()) return cuda;
+    if (config.device == "cuda") {
+      Error error = cuda.error();
+      error.field = "device";
+      return error;
+    }
+  }
+  return make_cpu_backend(config.threads);
+}
+
+// auto: the checkpoint's; f32 checkpoints become f16 on CUDA, which has no f32 weights.
+Result<DType> weight_dtype(const EngineConfig& config, const ModelConfig& model,
+                           const DeviceInfo& device) {
+  DType dtype = model.dtype;
+  if (config.dtype == "float32") dtype = DType::f32;
+  if (config.dtype == "float16") dtype = DType::f16;
+  if (config.dtype == "bfloat16") dtype = DType::bf16;
+  if (device.kind == "cpu" || dtype != DType::f32) return dtype;
+  if (config.dtype == "auto") return DType::f16;
+  return Error{ErrorCode::unsupported,
+               "dtype is float32, must be float16 or bfloat16 on a CUDA device", "dtype"};
+}
+
+Result<int> model_length(const EngineConfig& config, const DecoderSpec& spec) {
+  if (config.max_model_len == 0) return spec.max_positions;
+  if (config.max_model_len > spec.max_positions)
+    return Error{ErrorCode::invalid,
+                 fmt::format("max_model_len is {}, must be at most the model's {}",
+                             config.max_model_len, spec.max_positions),
+                 "max_model_len"};
+  return config.max_model_len;
+}
+
+int64_t workspace_bytes(const Blueprint& b) {
+  return DecoderModel::workspace_bytes(*b.backend, b.model.spec, b.dtype, b.model_limits) +
+         StepInput::device_bytes(b.input_limits) +
+         ModelRunner::sampled_ids_bytes(b.model_limits.logits_rows);
+}
+
+// Bytes for pages, residual and staging.
+int64_t store_budget(const EngineConfig& config, const DeviceInfo& device, int64_t others) {
+  if (config.kv_cache_memory_bytes > 0) return config.kv_cache_memory_bytes;
+  if (device.kind == "cpu") return kDefaultCpuStoreBytes;
+  const auto share = int64_t(double(device.memory_total) * config.gpu_memory_utilization);
+  return std::min(share, device.memory_free) - others;
+}
+
+Result<Blueprint> draw_up(const EngineConfig& config) {
+  RETURN_IF_ERROR(validate(config));
+  Blueprint b;
+  ASSIGN_OR_RETURN(b.model, read_model_config(config.model));
+  const DecoderSpec& spec = b.model.spec;
+  ASSIGN_OR_RETURN(b.backend, make_backend(config));
+  const DeviceInfo device = b.backend->info();
+  ASSIGN_OR_RETURN(b.dtype, weight_dtype(config, b.model, device));
+  ASSIGN_OR_RETURN(const int max_model_len, model_length(config, spec));
+  b.layout.shape = spec.kv_shape();
+  ASSIGN_OR_RETURN(b.layout.format, kv_format_of(config, b.layout.shape, spec.heads_q));
+
+  b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin)};
+  const auto pages = [&](int64_t tokens, int page_tokens) {
+    return (tokens + page_tokens - 1) / page_tokens;
+  };
+  const int64_t pages_a_sequence =
+      pages(max_model_len, b.layout.page_tokens()) + pages(max_model_len, KvLayout::kStagingTokens);
+  b.input_limits = {config.max_num_batched_tokens, config.max_num_seqs,
+                    config.max_num_seqs * pages_a_sequence};
+
+  const int64_t weights = weight_bytes(spec, b.dtype), workspace = workspace_bytes(b);
+  const int64_t budget = store_budget(config, device, weights + workspace);
+  ASSIGN_OR_RETURN(b.plan, plan_store(config, b.layout, max_model_len, budget));
+  b.plan.device = fmt::format("{} ({})", device.kind, device.name);
+  b.plan.weights = weights;
+  b.plan.workspace = workspace;
+  return b;
+}
+
+const char* long_name(DType dtype) {
+  if (dtype == DType::f16) return "float16";
+  return dtype == DType::bf16 ? "bfloat16" : "float32";
+}
+
+std::string tokenizer_folder(const EngineConfig& config) {
+  if (config.tokenizer.empty()) return config.model;
+  std::error_code ignored;
+  if (std::filesystem::is_directory(config.tokenizer, ignored)) return config.tokenizer;
+  return std::filesystem::path(config.tokenizer).parent_path().string();
+}
+
+std::string tokenizer_kind_of(const std::string& folder) {
+  if (std::filesystem::exists(folder + "/tokenizer.model")) return "sentencepiece";
+  if (std::filesystem::exists(folder + "/tokenizer.json")) return "tokenizer.json";
+  return "none";
+}
+
+bool has_chat_template(const std::string& folder) {
+  if (std::filesystem::exists(folder + "/chat_template.jinja")) return true;
+  const auto config = read_json_file(folder + "/tokenizer_config.json");
+  return config.ok() && config->is_object() && config->contains("chat_template");
+}
+
+ModelSummary summary_of(const ModelConfig& model, DType dtype, const std::string& folder) {
+  const DecoderSpec& spec = model.spec;
+  ModelSummary s;
+  s.architecture = std::string(model.family->architecture);
+  s.layers = spec.layers;
+  s.hidden = spec.hidden;
+  s.heads_q = spec.heads_q;
+  s.heads_kv = spec.heads_kv;
+  s.head_dim = spec.head_dim;
+  s.vocab = spec.vocab;
+  s.max_len = spec.max_positions;
+  s.sliding_window = spec.sliding_window;
+  s.parameters = parameter_count(spec);
+  s.weight_bytes = weight_bytes(spec, dtype);
+  s.dtype = long_name(dtype);
+  s.tokenizer_kind = tokenizer_kind_of(folder);
+  s.has_chat_template = has_chat_template(folder);
+  return s;
+}
+
+// Changes with the build, the model and the store's format, and with nothing else.
+std::string fingerprint_of(const ModelSummary& s, const MemoryPlan& plan) {
+  const std::string text = fmt::format(
+      "{} {} {} {} {} {} {} {} {} {} {} {}", KIVI_VERSION, s.architecture, s.layers, s.hidden,
+      s.heads_q, s.heads_kv, s.head_dim, s.vocab, s.parameters, s.dtype, plan.device, plan.format);
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (const char c : text) hash = (hash ^ uint8_t(c)) * 0x100000001b3;
+  return fmt::format("fp_{:010x}", hash & 0xffffffffff);
+}
+
+Result<DecoderWeights> make_weights(const EngineConfig& config, const Blueprint& b,
+                                    const WeightProgress& progress) {
+  const DecoderSpec& spec = b.model.spec;
+  if (config.load_format == "dummy") return random_weights(*b.backend, spec, b.dtype, progress);
+  ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(config.model));
+  const TensorNames names = b.model.family->names(spec);
+  return load_weights(*b.backend, spec, names, checkpoint, b.dtype, progress);
+}
+
+Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, const Blueprint& b,
+                                                const WeightProgress& progress) {
+  Backend& backend = *b.backend;
+  ASSIGN_OR_RETURN(DecoderWeights weights, make_weights(config, b, progress));
+  ASSIGN_OR_RETURN(std::unique_ptr<DecoderModel> model,
+                   DecoderModel::create(backend, b.model.spec, std::move(weights), b.model_limits));
+  ASSIGN_OR_RETURN(StepInput input, StepInput::create(backend, b.input_limits));
+  ASSIGN_OR_RETURN(Buffer store,
+                   backend.allocate(size_t(store_bytes(b.plan)), "the key-value store"));
+  const KvView view = lay_out_store(b.plan, b.layout, store.data());
+  const int logits_rows = b.model_limits.logits_rows;
+  ASSIGN_OR_RETURN(Buffer ids, backend.allocate(size_t(ModelRunner::sampled_ids_bytes(logits_rows)),
+                                                "the sampled ids"));
+  return std::unique_ptr<StepRunner>(
+      std::make_unique<ModelRunner>(backend, std::move(model), std::move(input), std::move(store),
+                                    view, std::move(ids), logits_rows));
+}
+
+// A dummy model may do without a tokenizer; then the served model has none.
+Result<std::unique_ptr<Tokenizer>> make_tokenizer(const EngineConfig& config, int vocab) {
+  Result<std::unique_ptr<Tokenizer>> tokenizer = load_tokenizer(tokenizer_folder(config));
+  if (!tokenizer.ok() && config.load_format == "dummy" &&
+      tokenizer.error().code == ErrorCode::not_found)
+    return std::unique_ptr<Tokenizer>();
+  if (tokenizer.ok() && (*tokenizer)->vocab_size() > vocab)
+    return Error{ErrorCode::invalid,
+                 fmt::format("the tokenizer in {} has {} tokens, must have at most the model's {}",
+                             tokenizer_folder(config), (*tokenizer)->vocab_size(), vocab),
+                 "tokenizer"};
+  return tokenizer;
+}
+
+}  // namespace
+
+Result<ModelSummary> summarize_model(const std::string& folder) {
+  ASSIGN_OR_RETURN(const ModelConfig model, read_model_config(folder));
+  return summary_of(model, model.dtype, folder);
+}
+
+Result<MemoryPlan> plan_memory(const EngineConfig& config) {
+  ASSIGN_OR_RETURN(const Blueprint blueprint, draw_up(config));
+  return blueprint.plan;
+}
+
+Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
+                                                const LoadProgress& progress) {
+  ASSIGN_OR_RETURN(Blueprint b, draw_up(config));
+  auto loaded = std::make_unique<LoadedModel>();
+  ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b.model.spec.vocab));
+  const WeightProgress weight_progress = [&](int64_t done, int64_t total) {
+    if (progress) progress("weights", done, total);
+  };
+  ASSIGN_OR_RETURN(std::unique_ptr<StepRunner> runner, make_runner(config, b, weight_progress));
+  const EngineModel engine_model = {b.model.spec.vocab, b.plan.max_model_len,
+                                    b.model.eos_token_ids};
+  loaded->backend = std::move(b.backend);
+  loaded->engine =
+      std::make_unique<Engine>(config, engine_model, b.layout, b.plan.capacity, std::move(runner));
+  loaded->plan = b.plan;
+  loaded->summary = summary_of(b.model, b.dtype, config.model);
+  if (loaded->tokenizer) loaded->summary.tokenizer_kind = loaded->tokenizer->kind();
+
+  ServedModel& served = loaded->served;
+  const auto path = std::filesystem::path(config.model + "/").lexically_normal();
+  served.name = path.parent_path().filename().string();
+  served.path = config.model;
+  served.fingerprint = fingerprint_of(loaded->summary, loaded->plan);
+  served.created = std::chrono::duration_cast<std::chrono::seconds>(
+                       std::chrono::system_clock::now().time_since_epoch())
+                       .count();
+  served.max_model_len = b.plan.max_model_len;
+  served.kv_format = b.layout.format;
+  served.tokenizer = loaded->tokenizer.get();
+  served.engine = loaded->engine.get();
+  served.default_temperature = b.model.temperature;
+  served.default_top_p = b.model.top_p;
+  served.default_top_k = b.model.top_k;
+  return loaded;
+}
+
+}  // namespace kivi

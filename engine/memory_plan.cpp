@@ -1,0 +1,115 @@
+#include "engine/memory_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace kivi {
+
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+std::string line(const char* name, int64_t bytes, const std::string& what) {
+  return fmt::format("  {:<10} {:>10.1f} MiB  {}\n", name, double(bytes) / (1 << 20), what);
+}
+
+int staging_pages_wanted(const EngineConfig& config, const KvLayout& layout, int max_model_len) {
+  const bool staged = layout.format.kind == KvKind::kivi &&
+                      config.kivi_prefill == PrefillMode::exact &&
+                      max_model_len > config.prefill_chunk_tokens;
+  if (!staged) return 0;
+  const int64_t tokens = std::min<int64_t>(config.prefill_staging_tokens,
+                                           int64_t(config.max_num_seqs) * max_model_len);
+  return int(ceil_div(tokens, KvLayout::kStagingTokens));
+}
+
+}  // namespace
+
+std::string describe(const KvFormat& format) {
+  if (format.kind != KvKind::kivi) return name_of(format);
+  return fmt::format("{} G{} R{}", name_of(format), format.group, format.residual);
+}
+
+Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
+                              int64_t budget) {
+  MemoryPlan plan;
+  plan.format = describe(layout.format);
+  plan.budget = budget;
+  plan.max_model_len = max_model_len;
+
+  const int64_t staging_page = layout.staging_page_bytes();
+  plan.capacity.staging_pages =
+      int(std::min<int64_t>(staging_pages_wanted(config, layout, max_model_len),
+                            std::max<int64_t>(budget, 0) / 4 / staging_page));
+  plan.staging = plan.capacity.staging_pages * staging_page;
+
+  const int64_t slot = layout.residual_slot_bytes();  // 0 for f16 and f8
+  const int64_t slots_that_fit =
+      slot == 0 ? config.max_num_seqs : (budget - plan.staging) / 2 / slot;
+  plan.capacity.slots = int(std::clamp<int64_t>(slots_that_fit, 1, config.max_num_seqs));
+  plan.residual = plan.capacity.slots * slot;
+
+  const int64_t page = layout.page_bytes();
+  const int64_t pages = (budget - plan.staging - plan.residual) / page;
+  if (budget - plan.staging - plan.residual < page)
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("memory for the key-value store is {} bytes, must be at least {}: one "
+                             "page ({}) and the residual of one sequence ({})",
+                             budget, page + slot, page, slot),
+                 "kv_cache_memory_bytes"};
+  plan.capacity.pages = int(std::min<int64_t>(pages, INT32_MAX));
+  plan.pages = plan.capacity.pages * page;
+
+  const int page_tokens = layout.page_tokens();
+  plan.tokens_capacity = int64_t(plan.capacity.pages) * page_tokens;
+  plan.sequences_max = std::min<int64_t>(
+      plan.capacity.slots, plan.capacity.pages / ceil_div(max_model_len, page_tokens));
+  plan.bytes_per_token = double(page) / page_tokens;
+  plan.bytes_per_token_f16 = 4.0 * layout.shape.layers * layout.shape.heads * layout.shape.head_dim;
+  return plan;
+}
+
+int64_t store_bytes(const MemoryPlan& plan) { return plan.pages + plan.residual + plan.staging; }
+
+KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* base) {
+  // Every region's unit is a multiple of 256 bytes, so the regions need no padding between them.
+  VERIFY(plan.pages % 256 == 0 && plan.residual % 256 == 0);
+  KvView view;
+  view.layout = layout;
+  view.pages = base;
+  view.residual = view.pages + plan.pages;
+  view.staging = view.residual + plan.residual;
+  view.page_count = plan.capacity.pages;
+  view.slot_count = plan.capacity.slots;
+  view.staging_page_count = plan.capacity.staging_pages;
+  return view;
+}
+
+std::string MemoryPlan::text() const {
+  const int64_t page_tokens = tokens_capacity / std::max(capacity.pages, 1);
+  std::string table = fmt::format("memory plan: {}, key-value format {}\n", device, format);
+  table += line("weights", weights, "");
+  table += line("pages", pages,
+                fmt::format("{} pages of {} tokens: {} tokens that fit; {:g} bytes a token (fp16: "
+                            "{:g}, {:.2f}x)",
+                            capacity.pages, page_tokens, tokens_capacity, bytes_per_token,
+                            bytes_per_token_f16, bytes_per_token_f16 / bytes_per_token));
+  table += line("residual", residual,
+                residual == 0 ? "this format has none"
+                              : fmt::format("{} sequences of {:.2f} MiB", capacity.slots,
+                                            double(residual) / capacity.slots / (1 << 20)));
+  table += line("staging", staging,
+                staging == 0 ? "not needed"
+                             : fmt::format("{} prompt tokens in flight",
+                                           capacity.staging_pages * KvLayout::kStagingTokens));
+  table += line("workspace", workspace, "activations, logits, step input");
+  table += line("total", weights + pages + residual + staging + workspace,
+                fmt::format("pages, residual and staging are cut from {:.1f} MiB",
+                            double(budget) / (1 << 20)));
+  table += fmt::format("  sequences at once: {} in all; {} of {} tokens\n", capacity.slots,
+                       sequences_max, max_model_len);
+  return table;
+}
+
+}  // namespace kivi

@@ -1,0 +1,51 @@
+// MemoryPlan: where the device's bytes go, decided once at start-up. Arithmetic only; everything is
+// exact to the byte.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "engine/config.h"
+#include "engine/kv_cache.h"
+#include "kernels/kv_page.h"
+#include "kernels/result.h"
+
+namespace kivi {
+
+// Printed at start and by --dry-run.
+struct MemoryPlan {
+  std::string device;                                                        // "cpu (AMD EPYC ...)"
+  std::string format;                                                        // "kivi2 G32 R128"
+  int64_t weights = 0, pages = 0, residual = 0, staging = 0, workspace = 0;  // bytes
+  int64_t budget = 0;  // bytes that pages + residual + staging were cut from
+  KvCapacity capacity;
+  int max_model_len = 0;        // tokens
+  int64_t tokens_capacity = 0;  // tokens in pages
+  int64_t sequences_max = 0;    // of max_model_len, at once
+  double bytes_per_token = 0;   // in pages, all layers, with scales and minima
+  double bytes_per_token_f16 = 0;
+  std::string text() const;  // the table
+};
+
+// What the CPU backend gets for pages, residual and staging where nothing is said.
+inline constexpr int64_t kDefaultCpuStoreBytes = 512 << 20;
+
+// "kivi2 G32 R128", "fp16".
+std::string describe(const KvFormat& format);
+
+// Cuts `budget` bytes into the store's three regions:
+//   staging   only in prefill mode exact, for kivi formats, where prompts can need more than one
+//             chunk: prefill_staging_tokens, at most a quarter of the budget
+//   residual  one slot for each of max_num_seqs sequences, at most half of what is left then
+//   pages     the rest
+// Fills pages, residual, staging, budget, capacity and what follows from them. Error
+// resource_exhausted, with the bytes, where not even one page and one slot fit.
+Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
+                              int64_t budget);
+
+// The store's regions in one allocation of store_bytes(plan), at `base`.
+int64_t store_bytes(const MemoryPlan& plan);
+KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* base);
+
+}  // namespace kivi

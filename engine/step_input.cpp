@@ -1,0 +1,115 @@
+#include "engine/step_input.h"
+
+#include <cstring>
+
+#include "engine/sequence.h"
+
+namespace kivi {
+
+namespace {
+
+constexpr size_t kAlignmentWords = 64;  // every part starts on a multiple of 256 bytes
+constexpr size_t kSequenceWords = sizeof(StepSequence) / sizeof(int32_t);
+
+size_t aligned(size_t words) {
+  return (words + kAlignmentWords - 1) / kAlignmentWords * kAlignmentWords;
+}
+
+int pages_for(int tokens, int page_tokens) { return (tokens + page_tokens - 1) / page_tokens; }
+
+}  // namespace
+
+int64_t StepInput::device_bytes(const Limits& limits) {
+  const size_t rows = aligned(size_t(limits.rows));
+  const size_t words = 3 * rows + aligned(size_t(limits.sequences) * kSequenceWords) +
+                       aligned(size_t(limits.page_entries));
+  return int64_t(words * sizeof(int32_t));
+}
+
+Result<StepInput> StepInput::create(Backend& backend, const Limits& limits) {
+  StepInput input;
+  input.backend_ = &backend;
+  input.limits_ = limits;
+  ASSIGN_OR_RETURN(input.device_,
+                   backend.allocate(size_t(device_bytes(limits)), "the step's input"));
+  input.packed_.reserve(input.device_.bytes() / sizeof(int32_t));
+  return input;
+}
+
+void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_window) {
+  packed_.clear();
+  ids_.clear();
+  positions_.clear();
+  gather_.clear();
+  page_table_.clear();
+  sequences_.clear();
+  wanted_.clear();
+  view_ = StepView{};
+  view_.decode_only = true;
+  for (size_t i = 0; i < plan.sequences.size(); ++i) add(plan.sequences[i], int(i), layout);
+
+  view_.rows = int(ids_.size());
+  VERIFY(view_.rows == plan.rows && view_.rows <= limits_.rows);
+  VERIFY(int(sequences_.size()) <= limits_.sequences);
+  VERIFY(int64_t(page_table_.size()) <= limits_.page_entries);
+  view_.sequences = sequences_;
+  view_.page_table = page_table_;
+  view_.sliding_window = sliding_window;
+  view_.token_ids = make_tensor(pack(ids_.data(), ids_.size()), DType::i32, view_.rows);
+  view_.positions = make_tensor(pack(positions_.data(), positions_.size()), DType::i32, view_.rows);
+  view_.device_sequences =
+      make_tensor(pack(sequences_.data(), sequences_.size() * kSequenceWords), DType::i32,
+                  int64_t(sequences_.size()), int64_t(kSequenceWords));
+  rows_ = make_tensor(pack(gather_.data(), gather_.size()), DType::i32, int64_t(gather_.size()));
+  view_.device_page_table = make_tensor(pack(page_table_.data(), page_table_.size()), DType::i32,
+                                        int64_t(page_table_.size()));
+  backend_->upload(device_.data(), packed_.data(), packed_.size() * sizeof(int32_t));
+}
+
+void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& layout) {
+  const Sequence& sequence = *planned.sequence;
+  const int end = planned.past + planned.count;
+  StepSequence s;
+  s.row_begin = int32_t(ids_.size());
+  s.row_count = planned.count;
+  s.past = planned.past;
+  s.slot = sequence.kv.slot;
+  s.mode = planned.mode;
+
+  s.pages_begin = int32_t(page_table_.size());
+  if (planned.mode != KvMode::stage) s.pages_count = pages_for(end, layout.page_tokens());
+  VERIFY(s.pages_count <= int(sequence.kv.pages.size()));
+  const auto pages = sequence.kv.pages.begin();
+  page_table_.insert(page_table_.end(), pages, pages + s.pages_count);
+
+  s.staging_begin = int32_t(page_table_.size());
+  if (planned.mode == KvMode::stage) s.staging_count = pages_for(end, KvLayout::kStagingTokens);
+  if (planned.mode == KvMode::commit)
+    s.staging_count = pages_for(planned.past, KvLayout::kStagingTokens);
+  VERIFY(s.staging_count <= int(sequence.kv.staging_pages.size()));
+  const auto staging = sequence.kv.staging_pages.begin();
+  page_table_.insert(page_table_.end(), staging, staging + s.staging_count);
+
+  for (int position = planned.past; position < end; ++position) {
+    const int32_t row = int32_t(ids_.size());
+    ids_.push_back(sequence.tokens[size_t(position)]);
+    positions_.push_back(position);
+    const bool scored = planned.scores_prompt && position + 1 < sequence.prompt_tokens;
+    const bool sampled = planned.samples && position + 1 == end;
+    VERIFY(!(scored && sampled));
+    if (!scored && !sampled) continue;
+    gather_.push_back(row);
+    wanted_.push_back({index, position, scored});
+  }
+  sequences_.push_back(s);
+  if (planned.count != 1 || planned.mode != KvMode::store) view_.decode_only = false;
+}
+
+int32_t* StepInput::pack(const void* source, size_t count) {
+  const size_t begin = packed_.size();
+  packed_.resize(begin + aligned(count));
+  std::memcpy(packed_.data() + begin, source, count * sizeof(int32_t));
+  return reinterpret_cast<int32_t*>(device_.data()) + begin;
+}
+
+}  // namespace kivi

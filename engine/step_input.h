@@ -1,0 +1,64 @@
+// StepInput: turns a BatchPlan into what the device reads. Ids, positions, sequences, gathered rows
+// and the page table are packed into one host buffer and sent in one copy. The page table is last,
+// so that for steps of equal shape every tensor has the same address (graphs). Engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/batch_plan.h"
+#include "kernels/backend.h"
+#include "kernels/kv_page.h"
+#include "kernels/step_view.h"
+
+namespace kivi {
+
+class StepInput {
+ public:
+  // The largest step.
+  struct Limits {
+    int rows = 0;
+    int sequences = 0;
+    int64_t page_entries = 0;  // of pages and staging pages, all sequences
+  };
+  static int64_t device_bytes(const Limits& limits);
+
+  // The backend must outlive it.
+  static Result<StepInput> create(Backend& backend, const Limits& limits);
+
+  // A row whose logits are wanted: sampled, or scored against the prompt's next token.
+  struct WantedRow {
+    int planned = 0;   // index in plan.sequences
+    int position = 0;  // of the row's token in its sequence
+    bool scored = false;
+  };
+
+  // Fills and uploads. view(), wanted() and gather() describe this plan until the next call.
+  void fill(const BatchPlan& plan, const KvLayout& layout, int sliding_window);
+
+  const StepView& view() const { return view_; }
+  // Sequence after sequence: scored rows in order, then the sampled one.
+  std::span<const WantedRow> wanted() const { return wanted_; }
+  // The rows of the step of wanted()[begin, begin + count): [count] i32 on the device.
+  Tensor gather(int64_t begin, int64_t count) const { return rows_.slice_rows(begin, count); }
+
+ private:
+  StepInput() = default;
+  void add(const PlannedSequence& planned, int index, const KvLayout& layout);
+  // Copies `count` words into the packed buffer; returns where they will be on the device.
+  int32_t* pack(const void* source, size_t count);
+
+  Backend* backend_ = nullptr;
+  Limits limits_;
+  Buffer device_;
+  std::vector<int32_t> packed_;  // host image of device_
+  // Parts of the packed buffer, gathered here first.
+  std::vector<int32_t> ids_, positions_, gather_, page_table_;
+  std::vector<StepSequence> sequences_;
+  std::vector<WantedRow> wanted_;
+  Tensor rows_;
+  StepView view_;
+};
+
+}  // namespace kivi

@@ -1,0 +1,387 @@
+#include "engine/weights.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+#include <set>
+
+#include "kernels/half.h"
+
+namespace kivi {
+
+namespace {
+
+constexpr int64_t kAlignment = 256;        // of every tensor in the allocation
+constexpr int64_t kChunkBytes = 16 << 20;  // one upload; also the grain of progress
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+enum class WeightKind { matrix, norm, bias };
+
+// A tensor of the checkpoint and the rows it gives.
+struct WeightPart {
+  std::string name;
+  int64_t rows = 0;
+};
+
+// One device tensor: where its view goes and the checkpoint's tensors that are stacked in it.
+struct WeightItem {
+  Tensor* target = nullptr;
+  std::vector<WeightPart> parts;
+  int64_t columns = 0;  // 0: a vector
+  WeightKind kind = WeightKind::matrix;
+  QkvOrder order = QkvOrder::heads;  // of its rows in the checkpoint
+
+  int64_t rows() const {
+    int64_t n = 0;
+    for (const WeightPart& part : parts) n += part.rows;
+    return n;
+  }
+  int64_t row_size() const { return columns == 0 ? 1 : columns; }
+  int64_t size() const { return rows() * row_size(); }
+};
+
+// Lists every tensor of a decoder in a fixed order; the one place that knows them all.
+class WeightList {
+ public:
+  WeightList(const DecoderSpec& spec, const TensorNames& names, DecoderWeights& weights)
+      : spec_(spec), names_(names) {
+    const int64_t n = spec.hidden;
+    matrix(&weights.embedding, {{names.embedding, spec.vocab}}, n);
+    weights.layers.resize(size_t(spec.layers));
+    for (int i = 0; i < spec.layers; ++i) add_layer(weights.layers[size_t(i)], i);
+    norm(&weights.final_norm, &weights.final_norm_bias, names.final_norm);
+    if (!spec.tied_embeddings) matrix(&weights.head, {{names.head, spec.vocab}}, n);
+  }
+
+  const std::vector<WeightItem>& items() const { return items_; }
+
+ private:
+  void add_layer(LayerWeights& layer, int index) {
+    const std::string at = names_.layers + std::to_string(index) + ".";
+    const int64_t n = spec_.hidden, f = spec_.intermediate;
+    const int64_t q = spec_.query_size(), kv = spec_.kv_size();
+    norm(&layer.attention_norm, &layer.attention_norm_bias, at + names_.attention_norm);
+    if (spec_.norms_per_layer == 2)
+      norm(&layer.mlp_norm, &layer.mlp_norm_bias, at + names_.mlp_norm);
+
+    const auto qkv = names_.qkv.size() == 3 ? stacked(at, names_.qkv, {q, kv / 2, kv / 2})
+                                            : stacked(at, names_.qkv, {q + kv});
+    linear(&layer.qkv, spec_.qkv_bias ? &layer.qkv_bias : nullptr, qkv, n, names_.qkv_order);
+    linear(&layer.output, spec_.output_bias ? &layer.output_bias : nullptr,
+           {{at + names_.output, n}}, q);
+    Tensor* up_bias = spec_.mlp_bias ? &layer.up_bias : nullptr;
+    linear(&layer.up, up_bias, stacked(at, names_.up, std::vector(names_.up.size(), f)), n);
+    linear(&layer.down, spec_.mlp_bias ? &layer.down_bias : nullptr, {{at + names_.down, n}}, f);
+  }
+
+  static std::vector<WeightPart> stacked(const std::string& at,
+                                         const std::vector<std::string>& names,
+                                         const std::vector<int64_t>& rows) {
+    std::vector<WeightPart> parts;
+    for (size_t i = 0; i < names.size(); ++i) parts.push_back({at + names[i], rows[i]});
+    return parts;
+  }
+
+  static std::vector<WeightPart> suffixed(std::vector<WeightPart> parts, const char* suffix) {
+    for (WeightPart& part : parts) part.name += suffix;
+    return parts;
+  }
+
+  void matrix(Tensor* target, const std::vector<WeightPart>& parts, int64_t columns,
+              QkvOrder order = QkvOrder::heads) {
+    items_.push_back({target, suffixed(parts, ".weight"), columns, WeightKind::matrix, order});
+  }
+
+  void linear(Tensor* target, Tensor* bias, const std::vector<WeightPart>& parts, int64_t columns,
+              QkvOrder order = QkvOrder::heads) {
+    matrix(target, parts, columns, order);
+    if (bias != nullptr)
+      items_.push_back({bias, suffixed(parts, ".bias"), 0, WeightKind::bias, order});
+  }
+
+  void norm(Tensor* weight, Tensor* bias, const std::string& name) {
+    const int64_t n = spec_.hidden;
+    items_.push_back({weight, {{name + ".weight", n}}, 0, WeightKind::norm});
+    if (spec_.norm == NormKind::layer)
+      items_.push_back({bias, {{name + ".bias", n}}, 0, WeightKind::bias});
+  }
+
+  const DecoderSpec& spec_;
+  const TensorNames& names_;
+  std::vector<WeightItem> items_;
+};
+
+// Sizes do not depend on names, only on how many matrices the checkpoint splits q|k|v and gate|up
+// into; these stand in where there is no checkpoint.
+TensorNames any_names(const DecoderSpec& spec) {
+  TensorNames names;
+  names.qkv = {"qkv"};
+  names.up = spec.gated ? std::vector<std::string>{"gate", "up"} : std::vector<std::string>{"up"};
+  return names;
+}
+
+float load_element(DType dtype, const std::byte* source) {
+  if (dtype == DType::f32) {
+    float x;
+    std::memcpy(&x, source, sizeof(x));
+    return x;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, source, sizeof(bits));
+  return dtype == DType::f16 ? to_float(f16{bits}) : to_float(bf16{bits});
+}
+
+void store_element(DType dtype, float x, std::byte* target) {
+  if (dtype == DType::f32) {
+    std::memcpy(target, &x, sizeof(x));
+    return;
+  }
+  const uint16_t bits = dtype == DType::f16 ? to_f16_saturated(x).bits : to_bf16(x).bits;
+  std::memcpy(target, &bits, sizeof(bits));
+}
+
+// The checkpoint's row of a q|k|v matrix that is row `row` of ours (QkvOrder).
+int64_t grouped_row(const DecoderSpec& spec, int64_t row) {
+  const int64_t d = spec.head_dim, per_kv = spec.heads_q / spec.heads_kv;
+  const int64_t head = row / d, channel = row % d;
+  int64_t kv = 0, place = 0;  // KV head, and head inside its group
+  if (head < spec.heads_q) {
+    kv = head / per_kv;
+    place = head % per_kv;
+  } else if (head < spec.heads_q + spec.heads_kv) {
+    kv = head - spec.heads_q;
+    place = per_kv;
+  } else {
+    kv = head - spec.heads_q - spec.heads_kv;
+    place = per_kv + 1;
+  }
+  return (kv * (per_kv + 2) + place) * d + channel;
+}
+
+// Takes items in order, gives each its place in the allocation, and counts bytes.
+class Uploader {
+ public:
+  Uploader(Backend& backend, DecoderWeights& weights, DType dtype, const WeightProgress& progress)
+      : backend_(backend), memory_(weights.memory), dtype_(dtype), progress_(progress) {}
+
+  void place(const WeightItem& item) {
+    at_ = memory_.data() + offset_;
+    *item.target = item.columns == 0 ? make_tensor(at_, dtype_, item.rows())
+                                     : make_tensor(at_, dtype_, item.rows(), item.columns);
+    offset_ += aligned(item.size() * int64_t(size_of(dtype_)));
+    VERIFY(offset_ <= int64_t(memory_.bytes()));
+  }
+
+  // The next `bytes` of the current item.
+  void append(const void* source, int64_t bytes) {
+    backend_.upload(at_, source, size_t(bytes));
+    at_ += bytes;
+    done_ += bytes;
+    if (progress_) progress_(done_, int64_t(memory_.bytes()));
+  }
+
+  std::byte* rest() const { return memory_.data() + offset_; }
+
+ private:
+  Backend& backend_;
+  const Buffer& memory_;
+  DType dtype_;
+  const WeightProgress& progress_;
+  std::byte* at_ = nullptr;
+  int64_t offset_ = 0;
+  int64_t done_ = 0;
+};
+
+// Checkpoints carry these without anybody computing with them.
+bool may_be_ignored(const std::string& name, const DecoderSpec& spec, const TensorNames& names) {
+  const auto ends_with = [&](std::string_view suffix) { return name.ends_with(suffix); };
+  return ends_with(".rotary_emb.inv_freq") || ends_with(".masked_bias") ||
+         (spec.tied_embeddings && name == names.head + ".weight");
+}
+
+Status check_names(const std::vector<WeightItem>& items, const DecoderSpec& spec,
+                   const TensorNames& names, const Checkpoint& checkpoint) {
+  const TensorMap& tensors = checkpoint.tensors();
+  std::set<std::string> expected;
+  std::vector<std::string> missing, unexpected;
+  for (const WeightItem& item : items)
+    for (const WeightPart& part : item.parts) {
+      expected.insert(part.name);
+      if (!tensors.contains(part.name)) missing.push_back(part.name);
+    }
+  for (const auto& [name, tensor] : tensors)
+    if (!expected.contains(name) && !may_be_ignored(name, spec, names)) unexpected.push_back(name);
+  if (missing.empty() && unexpected.empty()) return ok_status();
+
+  const auto listed = [](std::vector<std::string>& list) {
+    constexpr size_t kShownMax = 5;
+    const size_t count = list.size();
+    if (count > kShownMax) list.resize(kShownMax);
+    return fmt::format("{}{}", fmt::join(list, ", "), count > kShownMax ? ", ..." : "");
+  };
+  std::string text = checkpoint.folder() + ":";
+  if (!missing.empty())
+    text += fmt::format(" {} of {} tensors are missing: {}", missing.size(), expected.size(),
+                        listed(missing));
+  if (!unexpected.empty())
+    text += fmt::format("{} {} tensors are unexpected (config.json does not call for them): {}",
+                        missing.empty() ? "" : ";", unexpected.size(), listed(unexpected));
+  return Error{ErrorCode::invalid, text};
+}
+
+Status check_tensor(const FileTensor& tensor, const WeightPart& part, int64_t columns) {
+  if (!tensor.dtype)
+    return Error{ErrorCode::unsupported,
+                 fmt::format("{}: tensor '{}' is {}, must be F32, F16 or BF16", tensor.file,
+                             part.name, describe(tensor))};
+  std::vector<int64_t> shape = {part.rows};
+  if (columns != 0) shape.push_back(columns);
+  if (tensor.shape != shape)
+    return Error{ErrorCode::invalid,
+                 fmt::format("{}: tensor '{}' is {}, must be [{}] (from config.json)", tensor.file,
+                             part.name, describe(tensor), fmt::join(shape, ", "))};
+  return ok_status();
+}
+
+void upload_converted(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
+                      const FileTensor& source, DType dtype) {
+  const int64_t row_size = item.row_size(), element = int64_t(size_of(dtype));
+  const int64_t rows = source.shape[0];
+  const int64_t source_element = int64_t(size_of(*source.dtype));
+  const int64_t rows_per_chunk = std::max<int64_t>(1, kChunkBytes / (row_size * element));
+  std::vector<std::byte> chunk(size_t(std::min(rows, rows_per_chunk) * row_size * element));
+  for (int64_t begin = 0; begin < rows; begin += rows_per_chunk) {
+    const int64_t end = std::min(rows, begin + rows_per_chunk);
+    std::byte* out = chunk.data();
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t from = item.order == QkvOrder::groups ? grouped_row(spec, row) : row;
+      const std::byte* in = source.data + from * row_size * source_element;
+      for (int64_t i = 0; i < row_size; ++i, out += element)
+        store_element(dtype, load_element(*source.dtype, in + i * source_element), out);
+    }
+    uploader.append(chunk.data(), (end - begin) * row_size * element);
+  }
+}
+
+void upload_tensor(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
+                   const FileTensor& source, DType dtype) {
+  if (*source.dtype != dtype || item.order == QkvOrder::groups) {
+    upload_converted(uploader, spec, item, source, dtype);
+    return;
+  }
+  for (size_t begin = 0; begin < source.bytes; begin += size_t(kChunkBytes))
+    uploader.append(source.data + begin,
+                    int64_t(std::min(source.bytes - begin, size_t(kChunkBytes))));
+}
+
+void finish(Backend& backend, const DecoderSpec& spec, const Uploader& uploader,
+            DecoderWeights& weights) {
+  if (spec.tied_embeddings) weights.head = weights.embedding;  // [vocab, n]
+  const std::vector<float> frequencies = inverse_frequencies(spec.rope);
+  std::byte* at = uploader.rest();
+  backend.upload(at, frequencies.data(), frequencies.size() * sizeof(float));
+  weights.inverse_frequencies =
+      make_tensor(at, DType::f32, int64_t(frequencies.size()));  // [rotary_dim / 2]
+}
+
+}  // namespace
+
+int64_t weight_bytes(const DecoderSpec& spec, DType dtype) {
+  const TensorNames names = any_names(spec);
+  DecoderWeights unused;
+  const WeightList list(spec, names, unused);
+  int64_t bytes = aligned(spec.rope.rotary_dim / 2 * int64_t(sizeof(float)));
+  for (const WeightItem& item : list.items())
+    bytes += aligned(item.size() * int64_t(size_of(dtype)));
+  return bytes;
+}
+
+int64_t parameter_count(const DecoderSpec& spec) {
+  const TensorNames names = any_names(spec);
+  DecoderWeights unused;
+  const WeightList list(spec, names, unused);
+  int64_t count = 0;
+  for (const WeightItem& item : list.items()) count += item.size();
+  return count;
+}
+
+Result<DecoderWeights> load_weights(Backend& backend, const DecoderSpec& spec,
+                                    const TensorNames& names, const Checkpoint& checkpoint,
+                                    DType dtype, const WeightProgress& progress) {
+  DecoderWeights weights;
+  const WeightList list(spec, names, weights);
+  const TensorMap& tensors = checkpoint.tensors();
+  RETURN_IF_ERROR(check_names(list.items(), spec, names, checkpoint));
+  for (const WeightItem& item : list.items())
+    for (const WeightPart& part : item.parts)
+      RETURN_IF_ERROR(check_tensor(tensors.at(part.name), part, item.columns));
+
+  ASSIGN_OR_RETURN(weights.memory,
+                   backend.allocate(size_t(weight_bytes(spec, dtype)), "the weights"));
+  Uploader uploader(backend, weights, dtype, progress);
+  for (const WeightItem& item : list.items()) {
+    uploader.place(item);
+    for (const WeightPart& part : item.parts)
+      upload_tensor(uploader, spec, item, tensors.at(part.name), dtype);
+  }
+  finish(backend, spec, uploader, weights);
+  return weights;
+}
+
+Result<DecoderWeights> random_weights(Backend& backend, const DecoderSpec& spec, DType dtype,
+                                      const WeightProgress& progress) {
+  const TensorNames names = any_names(spec);
+  DecoderWeights weights;
+  const WeightList list(spec, names, weights);
+  ASSIGN_OR_RETURN(weights.memory,
+                   backend.allocate(size_t(weight_bytes(spec, dtype)), "the weights"));
+  Uploader uploader(backend, weights, dtype, progress);
+  const int64_t element = int64_t(size_of(dtype));
+  // A prime length: repeated, it gives no two equal rows of any matrix near each other, and copying
+  // it is what makes 7 billion numbers a matter of seconds.
+  constexpr int64_t kPatternLength = 1'000'003;
+  std::vector<std::byte> pattern;
+  uint64_t state = 0x9e3779b97f4a7c15;
+  for (const WeightItem& item : list.items()) {
+    uploader.place(item);
+    const int64_t length = std::min(item.size(), kPatternLength);
+    const float amplitude = std::sqrt(3.0f / float(item.row_size()));  // variance 1 / columns
+    pattern.resize(size_t(length * element));
+    for (int64_t i = 0; i < length; ++i) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      const float uniform = float(int32_t(state >> 32)) * 0x1p-31f;  // [-1, 1)
+      const float x = item.kind == WeightKind::matrix ? amplitude * uniform
+                                                      : (item.kind == WeightKind::norm ? 1.f : 0.f);
+      store_element(dtype, x, pattern.data() + i * element);
+    }
+    for (int64_t begin = 0; begin < item.size(); begin += length)
+      uploader.append(pattern.data(), std::min(length, item.size() - begin) * element);
+  }
+  finish(backend, spec, uploader, weights);
+  return weights;
+}
+
+std::vector<float> inverse_frequencies(const RopeSpec& rope) {
+  std::vector<float> frequencies;
+  for (int i = 0; i < rope.rotary_dim; i += 2) {
+    double f = std::pow(rope.theta, -double(i) / rope.rotary_dim);
+    if (rope.scaling == RopeScaling::linear) f /= rope.factor;
+    if (rope.scaling == RopeScaling::llama3) {
+      const double wave = 2 * std::numbers::pi / f;
+      const double turns = rope.original_max_position_embeddings / wave;  // in the trained context
+      const double smooth =
+          (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
+      const double kept = std::clamp(smooth, 0.0, 1.0);  // 1: short wave, unchanged
+      f = (1 - kept) * f / rope.factor + kept * f;
+    }
+    frequencies.push_back(float(f));
+  }
+  return frequencies;
+}
+
+}  // namespace kivi
