@@ -14,8 +14,10 @@ if(KIVI_WITH_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES ${KIVI_CUDA_ARCHITECTURES})
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
-  # CMake 3.25 does not know nvcc 13's flag for C++20.
-  add_compile_options($<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+  # CMake 3.25 does not know nvcc 13's flag for C++20, and says so only when a target asks for it.
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   message(STATUS "kivi: CUDA backend for architectures ${KIVI_CUDA_ARCHITECTURES}")
 else()
   message(STATUS "kivi: CPU-only build (KIVI_CUDA=${KIVI_CUDA}; nvcc: ${KIVI_NVCC})")

@@ -13,6 +13,8 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_handles.h"
+#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/sampler.h"
 
 namespace kivi {
 
@@ -89,6 +91,9 @@ class CudaBackend final : public Backend {
   size_t upload_next_ = 0;
 
   DecodeWorkspace decode_workspace_;
+  cuda::Matmul matmul_;
+  static constexpr int kSampleRowsMax = 4096;
+  cuda::Sampler sampler_{kSampleRowsMax};
 };
 
 }  // namespace kivi

@@ -1,0 +1,104 @@
+// CudaBackend's ops around attention: each is one launcher.
+#include <numbers>
+
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/kv_attend_decode.h"
+#include "kernels/cuda/prefill_attend.h"
+
+namespace kivi {
+
+void CudaBackend::do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) {
+  CUDA_VERIFY(cuda::embed(table, ids, out, stream_.get()));
+}
+
+void CudaBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
+                              const Tensor& bias, NormKind kind, float eps, const Tensor& out) {
+  CUDA_VERIFY(cuda::add_norm(x, delta, weight, bias, kind, eps, out, stream_.get()));
+}
+
+void CudaBackend::do_add(const Tensor& x, const Tensor& delta) {
+  CUDA_VERIFY(cuda::add(x, delta, stream_.get()));
+}
+
+void CudaBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
+                            const Tensor& out) {
+  matmul_.run(x, w, bias, out, stream_.get());
+}
+
+void CudaBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
+                          const KvShape& shape, const Tensor& q, const Tensor& kv) {
+  CUDA_VERIFY(cuda::rope(qkv, positions, rope, shape, q, kv, stream_.get()));
+}
+
+void CudaBackend::do_gated_activation(const Tensor& gate_up, Activation activation,
+                                      const Tensor& out) {
+  CUDA_VERIFY(cuda::gated_activation(gate_up, activation, out, stream_.get()));
+}
+
+void CudaBackend::do_activate(const Tensor& x, Activation activation) {
+  CUDA_VERIFY(cuda::activate(x, activation, stream_.get()));
+}
+
+void CudaBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) {
+  CUDA_VERIFY(cuda::gather_rows(x, rows, out, stream_.get()));
+}
+
+void CudaBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows,
+                            const Tensor& ids) {
+  sampler_.launch(logits, rows, ids, stream_.get());
+}
+
+void CudaBackend::collect_samples(std::vector<SampledToken>& out) { sampler_.collect(out); }
+
+// Sequences with one new token over the store go to the split-KV decode kernel, all others to flash
+// attention; each kernel leaves the other's rows alone.
+void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
+                               const StepView& step, int layer, float scale, const Tensor& out) {
+  const int d = store.layout.shape.head_dim;
+  const float scale_log2 = scale * std::numbers::log2e_v<float>;
+  const int heads_q = int(q.shape[1]) / d;
+  const bool decode_kernel = d == 64 || d == 128;
+  int decodes = 0, rows_max = 0;
+  for (const StepSequence& s : step.sequences) {
+    if (decode_kernel && s.row_count == 1 && s.mode == KvMode::store)
+      ++decodes;
+    else
+      rows_max = std::max(rows_max, s.row_count);
+  }
+  const auto* sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data);
+  const int count = int(step.sequences.size());
+  if (decodes > 0) {
+    const cuda::DecodeArguments a{.q = q.as<__half>(),
+                                  .kv = kv.as<__half>(),
+                                  .out = out.data,
+                                  .q_stride = q.row_stride,
+                                  .kv_stride = kv.row_stride,
+                                  .out_stride = out.row_stride,
+                                  .out_type = out.dtype,
+                                  .store = store,
+                                  .sequences = sequences,
+                                  .page_table = step.device_page_table.as<int32_t>(),
+                                  .sequence_count = count,
+                                  .heads_q = heads_q,
+                                  .layer = layer,
+                                  .window = step.sliding_window,
+                                  .scale_log2 = scale_log2};
+    CUDA_VERIFY(cuda::decode_attend(a, properties_, decode_workspace_, stream_.get()));
+  }
+  if (rows_max > 0) {
+    const cuda::PrefillArguments a{.q = q.as<__half>(),
+                                   .kv = kv.as<__half>(),
+                                   .store = store,
+                                   .sequences = sequences,
+                                   .page_table = step.device_page_table.as<int32_t>(),
+                                   .heads_q = heads_q,
+                                   .layer = layer,
+                                   .window = step.sliding_window,
+                                   .scale_log2 = scale_log2,
+                                   .skip_decodes = decode_kernel};
+    CUDA_VERIFY(cuda::prefill_attend(a, out.data, out.dtype, d, count, rows_max, stream_.get()));
+  }
+}
+
+}  // namespace kivi
