@@ -261,6 +261,7 @@ TEST_CASE("Every file of configs/ loads and survives a round trip") {
     const Status status = apply_config(text, entry.path().filename(), settings);
     INFO((status.ok() ? "" : status.error().message));
     REQUIRE(status.ok());
+    CHECK(validate(settings.engine).ok());
     const nlohmann::ordered_json config = config_of(settings);
     const nlohmann::json written = nlohmann::json::parse(text);
     for (const auto& [key, value] : written.items()) CHECK(config[key] == value);

@@ -1,0 +1,36 @@
+// The commands of `kivi`, one file each. Each takes the words after its name and returns the
+// process's exit code: 0 done, 1 it failed, 2 it was called wrongly.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/load.h"
+#include "kernels/result.h"
+#include "tools/flags.h"
+
+namespace kivi {
+
+using Arguments = std::vector<std::string>;
+
+int run_generate(const Arguments& args);
+int run_info(const Arguments& args);
+int run_throughput(const Arguments& args);
+
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitUsage = 2;
+
+// Prints the error to standard error and returns the exit code for it: kExitUsage for `invalid` and
+// `unsupported`, else kExitFailed.
+int report(const Error& error);
+
+// The settings of a command from its words, the environment and --config, judged by validate().
+// Holds an exit code where the command is done: --help (printed), --dry-run (the memory plan is
+// printed), a bad setting.
+std::optional<int> read_settings(Command command, const Arguments& args, Settings& settings);
+
+// load_model with the progress on standard error where that is a terminal.
+Result<std::unique_ptr<LoadedModel>> load_with_progress(const EngineConfig& config);
+
+}  // namespace kivi

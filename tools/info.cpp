@@ -1,0 +1,63 @@
+// kivi info MODEL: what a model folder holds, and what its cache costs in each format.
+#include <fmt/format.h>
+
+#include "engine/load.h"
+#include "tools/commands.h"
+
+namespace kivi {
+namespace {
+
+// One line a format: bytes a token in pages, tokens a GiB, and the 16-bit residual of a sequence.
+void print_formats(const ModelSummary& m) {
+  EngineConfig config;
+  fmt::print("\nKV cache (group {}, residual {}; pages with scales and minima)\n",
+             config.kivi_group_size, config.kivi_residual_length);
+  fmt::print("  {:<10} {:>14} {:>15} {:>22}\n", "format", "bytes a token", "tokens a GiB",
+             "residual a sequence");
+  for (const char* name : {"fp16", "fp8", "kivi4", "kivi-k4v2", "kivi-k2v4", "kivi2"}) {
+    config.kv_cache_dtype = name;
+    const KvShape shape{m.layers, m.heads_kv, m.head_dim};
+    const Result<KvFormat> format = kv_format_of(config, shape, m.heads_q);
+    if (!format.ok()) {
+      fmt::print("  {:<10} not for this model: {}\n", name, format.error().message);
+      continue;
+    }
+    const KvLayout layout{*format, shape};
+    const double bytes_per_token = double(layout.page_bytes()) / layout.page_tokens();
+    fmt::print("  {:<10} {:>14.0f} {:>15.0f} {:>18.2f} MiB\n", name, bytes_per_token,
+               double(1 << 30) / bytes_per_token, double(layout.residual_slot_bytes()) / (1 << 20));
+  }
+  config.kv_cache_dtype = "auto";
+  const auto chosen = kv_format_of(config, KvShape{m.layers, m.heads_kv, m.head_dim}, m.heads_q);
+  if (chosen.ok()) fmt::print("  auto is {}\n", name_of(*chosen));
+}
+
+}  // namespace
+
+int run_info(const Arguments& args) {
+  Settings settings;
+  if (const auto code = read_settings(kInfo, args, settings)) return *code;
+  const Result<ModelSummary> summary = summarize_model(settings.engine.model);
+  if (!summary.ok()) return report(summary.error());
+  const ModelSummary& m = *summary;
+  const auto line = [](const char* name, const std::string& value) {
+    fmt::print("{:<16}{}\n", name, value);
+  };
+  line("model", settings.engine.model);
+  line("family", m.architecture);
+  line("layers", fmt::format("{}, hidden {}", m.layers, m.hidden));
+  line("heads", fmt::format("{} query, {} KV, of {} channels", m.heads_q, m.heads_kv, m.head_dim));
+  line("vocabulary", std::to_string(m.vocab));
+  line("context",
+       fmt::format(
+           "{} tokens{}", m.max_len,
+           m.sliding_window > 0 ? fmt::format(", sliding window {}", m.sliding_window) : ""));
+  line("parameters", std::to_string(m.parameters));
+  line("weights", fmt::format("{} bytes, {}", m.weight_bytes, m.dtype));
+  line("tokenizer", m.tokenizer_kind);
+  line("chat template", m.has_chat_template ? "yes" : "no");
+  print_formats(m);
+  return 0;
+}
+
+}  // namespace kivi

@@ -1,0 +1,102 @@
+// kivi bench throughput MODEL: how fast the engine is, without a server.
+#include <fmt/format.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tools/commands.h"
+#include "tools/throughput_report.h"
+
+namespace kivi {
+namespace {
+
+std::string describe(const LengthRange& range) {
+  return range.min == range.max ? std::to_string(range.min)
+                                : fmt::format("{}..{}", range.min, range.max);
+}
+
+// Every request is submitted by us: no queue limit may refuse one.
+void widen_queues(Settings& settings) {
+  const ThroughputOptions& t = settings.throughput;
+  EngineConfig& e = settings.engine;
+  e.max_num_queued_reqs = std::max(e.max_num_queued_reqs, t.num_prompts);
+  e.max_num_queued_tokens =
+      std::max(e.max_num_queued_tokens, int64_t(t.num_prompts) * t.prompt_len.max);
+}
+
+Status check_lengths(const ThroughputOptions& options, int max_model_len) {
+  const int64_t longest = int64_t(options.prompt_len.max) + options.output_len.max;
+  if (longest <= max_model_len) return ok_status();
+  return Error{ErrorCode::invalid,
+               fmt::format("--prompt-len + --output-len are up to {} tokens, expected at most the "
+                           "model's {}",
+                           longest, max_model_len),
+               "prompt-len"};
+}
+
+// The first steps of a process touch memory for the first time; they are not measured.
+Status warm_up(Engine& engine, uint64_t seed) {
+  const ThroughputOptions few{.num_prompts = 2, .prompt_len = {16, 16}, .output_len = {8, 8}};
+  const auto run = measure_throughput(engine, few, seed, 2);
+  return run.ok() ? ok_status() : Status(run.error());
+}
+
+Status write_json(const Settings& settings, const LoadedModel& model,
+                  const std::vector<ThroughputRun>& runs) {
+  const ThroughputOptions& t = settings.throughput;
+  nlohmann::ordered_json out;
+  out["version"] = KIVI_VERSION;
+  out["model"] = model.served.name;
+  out["device"] = model.plan.device;
+  out["kv_cache"] = model.plan.format;
+  out["num_prompts"] = t.num_prompts;
+  out["prompt_len"] = describe(t.prompt_len);
+  out["output_len"] = describe(t.output_len);
+  out["max_num_seqs"] = settings.engine.max_num_seqs;
+  out["max_num_batched_tokens"] = settings.engine.max_num_batched_tokens;
+  out["runs"] = nlohmann::ordered_json::array();
+  for (const ThroughputRun& run : runs) out["runs"].push_back(throughput_json(run));
+  std::ofstream file(t.json);
+  if (!(file << out.dump(2) << "\n") || !file.flush())
+    return Error{ErrorCode::invalid,
+                 fmt::format("--json is \"{}\", expected a file that can be written", t.json),
+                 "json"};
+  return ok_status();
+}
+
+}  // namespace
+
+int run_throughput(const Arguments& args) {
+  Settings settings;
+  if (const auto code = read_settings(kThroughput, args, settings)) return *code;
+  const ThroughputOptions& options = settings.throughput;
+  widen_queues(settings);
+  const auto loaded = load_with_progress(settings.engine);
+  if (!loaded.ok()) return report(loaded.error());
+  LoadedModel& model = **loaded;
+  Engine& engine = *model.engine;
+  if (const Status s = check_lengths(options, engine.model().max_model_len); !s.ok())
+    return report(s.error());
+
+  fmt::print("{} on {}, cache {}, at most {} sequences and {} rows a step\n", model.served.name,
+             model.plan.device, model.plan.format, settings.engine.max_num_seqs,
+             settings.engine.max_num_batched_tokens);
+  fmt::print("{} requests a run, prompt {} tokens, output {} tokens\n\n", options.num_prompts,
+             describe(options.prompt_len), describe(options.output_len));
+
+  if (const Status s = warm_up(engine, settings.engine.seed); !s.ok()) return report(s.error());
+  std::vector<int> in_flight = options.concurrency;
+  if (in_flight.empty()) in_flight.push_back(options.num_prompts);
+  std::vector<ThroughputRun> runs;
+  for (const int n : in_flight) {
+    auto run = measure_throughput(engine, options, settings.engine.seed, n);
+    if (!run.ok()) return report(run.error());
+    runs.push_back(std::move(run).value());
+  }
+  fmt::print("{}", throughput_text(runs));
+  if (options.json.empty()) return 0;
+  const Status status = write_json(settings, model, runs);
+  return status.ok() ? 0 : report(status.error());
+}
+
+}  // namespace kivi

@@ -1,0 +1,156 @@
+#include "tools/throughput_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+namespace kivi {
+namespace {
+
+constexpr int kSparklineColumns = 60;
+
+LatencyFigures latency(std::vector<double> seconds) {
+  if (seconds.empty()) return {};
+  std::sort(seconds.begin(), seconds.end());
+  const double mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / double(seconds.size());
+  return {mean * 1e3, percentile(seconds, 50) * 1e3, percentile(seconds, 90) * 1e3,
+          percentile(seconds, 99) * 1e3};
+}
+
+double mib(int64_t bytes) { return double(bytes) / (1 << 20); }
+
+std::string latency_columns(const LatencyFigures& l) {
+  return fmt::format("{:>9.2f} {:>9.2f} {:>9.2f} {:>9.2f}", l.mean, l.p50, l.p90, l.p99);
+}
+
+void add_latency(nlohmann::ordered_json& out, const std::string& name, const LatencyFigures& l) {
+  out["mean_" + name + "_ms"] = l.mean;
+  out["median_" + name + "_ms"] = l.p50;
+  out["p90_" + name + "_ms"] = l.p90;
+  out["p99_" + name + "_ms"] = l.p99;
+}
+
+}  // namespace
+
+double percentile(std::span<const double> sorted, double percent) {
+  if (sorted.empty()) return 0;
+  const double rank = percent / 100 * double(sorted.size() - 1);
+  const size_t low = size_t(std::floor(rank));
+  const size_t high = std::min(low + 1, sorted.size() - 1);
+  return sorted[low] + (sorted[high] - sorted[low]) * (rank - double(low));
+}
+
+ThroughputFigures figures_of(const ThroughputRun& run) {
+  ThroughputFigures f;
+  f.in_flight = run.in_flight;
+  f.seconds = run.seconds;
+  f.steps = run.steps.size();
+  f.preemptions = run.preemptions;
+  std::vector<double> ttft, itl, tpot, e2el;
+  for (const RequestRecord& r : run.requests) {
+    f.prompt_tokens += r.prompt_tokens;
+    f.output_tokens += r.output_tokens;
+    if (r.output_tokens == 0) continue;
+    ++f.completed;
+    ttft.push_back(r.first_token - r.submitted);
+    e2el.push_back(r.last_token - r.submitted);
+    itl.insert(itl.end(), r.gaps.begin(), r.gaps.end());
+    if (r.output_tokens > 1) tpot.push_back((r.last_token - r.first_token) / (r.output_tokens - 1));
+  }
+  f.ttft = latency(std::move(ttft));
+  f.itl = latency(std::move(itl));
+  f.tpot = latency(std::move(tpot));
+  f.e2el = latency(std::move(e2el));
+
+  double begin = 0, sequence_seconds = 0;
+  for (const StepRecord& step : run.steps) {
+    sequence_seconds += step.running * (step.end - begin);
+    begin = step.end;
+    f.batch_max = std::max(f.batch_max, step.running);
+    f.kv_bytes_peak = std::max(f.kv_bytes_peak, step.kv_bytes);
+  }
+  if (begin > 0) f.batch_mean = sequence_seconds / begin;
+  if (f.seconds > 0) {
+    f.requests_per_s = f.completed / f.seconds;
+    f.prompt_tokens_per_s = double(f.prompt_tokens) / f.seconds;
+    f.output_tokens_per_s = double(f.output_tokens) / f.seconds;
+  }
+  return f;
+}
+
+std::vector<double> batch_over_time(const ThroughputRun& run, int columns) {
+  std::vector<double> sum(size_t(columns), 0), count(size_t(columns), 0);
+  for (const StepRecord& step : run.steps) {
+    const double share = run.seconds > 0 ? step.end / run.seconds : 0;
+    const auto column = size_t(std::clamp(int(share * columns), 0, columns - 1));
+    sum[column] += step.running;
+    count[column] += 1;
+  }
+  std::vector<double> mean(size_t(columns), 0);
+  for (size_t i = 0; i < mean.size(); ++i)
+    mean[i] = count[i] > 0 ? sum[i] / count[i] : (i > 0 ? mean[i - 1] : 0);
+  return mean;
+}
+
+std::string sparkline(std::span<const double> values, double top) {
+  static constexpr const char* kBlocks[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+  std::string out;
+  for (const double value : values) {
+    const int height = top > 0 ? int(std::ceil(value / top * 8)) : 0;
+    out += kBlocks[std::clamp(height, 0, 8)];
+  }
+  return out;
+}
+
+std::string throughput_text(std::span<const ThroughputRun> runs) {
+  std::string rates = fmt::format("{:>9} {:>9} {:>9} {:>13} {:>13} {:>11} {:>10} {:>9} {:>9}\n",
+                                  "in flight", "seconds", "req/s", "prompt tok/s", "output tok/s",
+                                  "batch mean", "batch max", "cache MiB", "preempted");
+  std::string latencies = fmt::format(
+      "{:>9} {:>39}   {:>39}\n{:>9} {:>9} {:>9} {:>9} {:>9}   {:>9} {:>9} {:>9} {:>9}\n", "",
+      "TTFT ms", "ITL ms", "in flight", "mean", "p50", "p90", "p99", "mean", "p50", "p90", "p99");
+  std::string batches;
+  for (const ThroughputRun& run : runs) {
+    const ThroughputFigures f = figures_of(run);
+    rates += fmt::format(
+        "{:>9} {:>9.2f} {:>9.2f} {:>13.1f} {:>13.1f} {:>11.1f} {:>10} {:>9.2f} {:>9}\n",
+        f.in_flight, f.seconds, f.requests_per_s, f.prompt_tokens_per_s, f.output_tokens_per_s,
+        f.batch_mean, f.batch_max, mib(f.kv_bytes_peak), f.preemptions);
+    latencies += fmt::format("{:>9} {}   {}\n", f.in_flight, latency_columns(f.ttft),
+                             latency_columns(f.itl));
+    batches += fmt::format("{:>9} |{}| {} max, {} steps\n", f.in_flight,
+                           sparkline(batch_over_time(run, kSparklineColumns), f.batch_max),
+                           f.batch_max, f.steps);
+  }
+  return rates + "\n" + latencies + "\nbatch size over time\n" + batches;
+}
+
+nlohmann::ordered_json throughput_json(const ThroughputRun& run) {
+  const ThroughputFigures f = figures_of(run);
+  nlohmann::ordered_json out;
+  out["max_concurrency"] = f.in_flight;
+  out["completed"] = f.completed;
+  out["duration"] = f.seconds;
+  out["total_input_tokens"] = f.prompt_tokens;
+  out["total_output_tokens"] = f.output_tokens;
+  out["request_throughput"] = f.requests_per_s;
+  out["prompt_throughput"] = f.prompt_tokens_per_s;
+  out["output_throughput"] = f.output_tokens_per_s;
+  out["total_token_throughput"] = f.prompt_tokens_per_s + f.output_tokens_per_s;
+  add_latency(out, "ttft", f.ttft);
+  add_latency(out, "itl", f.itl);
+  add_latency(out, "tpot", f.tpot);
+  add_latency(out, "e2el", f.e2el);
+  out["steps"] = f.steps;
+  out["batch_size_mean"] = f.batch_mean;
+  out["batch_size_max"] = f.batch_max;
+  out["batch_size_over_time"] = batch_over_time(run, kSparklineColumns);
+  out["kv_cache_bytes_peak"] = f.kv_bytes_peak;
+  out["preemptions"] = f.preemptions;
+  return out;
+}
+
+}  // namespace kivi

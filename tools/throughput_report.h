@@ -1,0 +1,54 @@
+// From the records of a throughput run to figures, and their text and JSON. Pure functions.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tools/throughput_run.h"
+
+namespace kivi {
+
+// Milliseconds.
+struct LatencyFigures {
+  double mean = 0, p50 = 0, p90 = 0, p99 = 0;
+};
+
+struct ThroughputFigures {
+  int in_flight = 0;
+  int completed = 0;
+  double seconds = 0;
+  int64_t prompt_tokens = 0, output_tokens = 0;
+  double requests_per_s = 0, prompt_tokens_per_s = 0, output_tokens_per_s = 0;
+  LatencyFigures ttft;  // submission to first token, queueing included
+  LatencyFigures itl;   // between tokens that follow each other, all requests
+  LatencyFigures tpot;  // of each request: (last - first token) / (tokens - 1)
+  LatencyFigures e2el;  // submission to last token
+  uint64_t steps = 0;
+  double batch_mean = 0;  // sequences, by time
+  int batch_max = 0;
+  int64_t kv_bytes_peak = 0;
+  uint64_t preemptions = 0;
+};
+
+// Linear interpolation between the closest ranks (as numpy.percentile). `sorted` is ascending; an
+// empty one gives 0.
+double percentile(std::span<const double> sorted, double percent);
+
+ThroughputFigures figures_of(const ThroughputRun& run);
+
+// Mean of StepRecord::running in `columns` equal spans of time. Spans without a step repeat the one
+// before.
+std::vector<double> batch_over_time(const ThroughputRun& run, int columns);
+
+// "▁▂▅█": one block a value, of eight heights up to `top`; zero is a blank.
+std::string sparkline(std::span<const double> values, double top);
+
+// The tables of all runs, in order, with the batch size over time of each.
+std::string throughput_text(std::span<const ThroughputRun> runs);
+
+// The names of `vllm bench serve` (request_throughput, mean_ttft_ms, ...) and ours.
+nlohmann::ordered_json throughput_json(const ThroughputRun& run);
+
+}  // namespace kivi

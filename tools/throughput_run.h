@@ -1,0 +1,47 @@
+// One run of `kivi bench throughput`: a fixed set of requests through an engine on the caller's
+// thread, at a given number in flight, with a record of every request and every step.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/engine.h"
+#include "tools/settings.h"
+
+namespace kivi {
+
+struct RequestRecord {
+  int prompt_tokens = 0;
+  int output_tokens = 0;
+  double submitted = 0;    // seconds since the run's start
+  double first_token = 0;  // likewise
+  double last_token = 0;
+  std::vector<float> gaps;  // seconds between tokens that follow each other
+};
+
+struct StepRecord {
+  double end = 0;        // seconds since the run's start
+  int rows = 0;          // tokens computed
+  int running = 0;       // sequences: those that go on, and those that ended in the step
+  int64_t kv_bytes = 0;  // codes, parameters and residual held after the step by those that go on
+};
+
+struct ThroughputRun {
+  int in_flight = 0;  // as asked for
+  double seconds = 0;
+  uint64_t preemptions = 0;
+  std::vector<RequestRecord> requests;
+  std::vector<StepRecord> steps;
+};
+
+// Lengths and ids of request `index`: a pure function of (options, seed, index), so that all runs
+// have the same work.
+Request throughput_request(const ThroughputOptions& options, int vocab_size, uint64_t seed,
+                           int index);
+
+// Runs the requests with at most `in_flight` of them submitted and unfinished at a time. The engine
+// must not have been started. Error: what the engine refused, or the error of a request.
+Result<ThroughputRun> measure_throughput(Engine& engine, const ThroughputOptions& options,
+                                         uint64_t seed, int in_flight);
+
+}  // namespace kivi
