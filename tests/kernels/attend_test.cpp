@@ -1,0 +1,287 @@
+// kv_attend against dense attention in fp64 over the numbers that the store is defined to hold
+// (kivi_reference.h, e4m3, fp16), and the bit-for-bit promises.
+#include "tests/kernels/store_harness.h"
+
+using namespace kivi;
+using namespace kivi::test;
+
+namespace {
+
+struct Case {
+  KvLayout layout;
+  int group = 1;  // query heads a KV head
+  int window = 0;
+  Tolerance tolerance = kAttention;
+};
+
+KvLayout kivi_layout(int k, int v, int group, int residual, int d, int heads = 2) {
+  return {{KvKind::kivi, k, v, group, residual}, {1, heads, d}};
+}
+KvLayout f16_layout(int d, int heads = 2) { return {{KvKind::f16, 16, 16, 0, 0}, {1, heads, d}}; }
+KvLayout f8_layout(int d, int heads = 2) { return {{KvKind::f8, 8, 8, 0, 0}, {1, heads, d}}; }
+
+// Keys or values [tokens][d] that rows of a step read, of one KV head: history of `past` tokens as
+// stored (or f16, where it stands in staging), then the step's own in f16.
+std::vector<std::vector<double>> visible(const KvLayout& l, const TestSequence& s, int head,
+                                         bool keys, int past, int tokens) {
+  const int d = l.shape.head_dim;
+  KiviReference reference(l.format.key_bits, l.format.value_bits, std::max(1, l.format.group),
+                          std::max(1, l.format.residual), d);
+  std::vector<std::vector<double>> out;
+  for (int t = 0; t < tokens; ++t) {
+    std::vector<double> key, value;
+    for (int c = 0; c < d; ++c) {
+      key.push_back(double(to_float(s.tokens[0][size_t(t)][size_t(head * d + c)])));
+      value.push_back(
+          double(to_float(s.tokens[0][size_t(t)][size_t((l.shape.heads + head) * d + c)])));
+    }
+    reference.append(key, value);
+    out.push_back(keys ? key : value);
+  }
+  if (s.in_staging || l.format.kind == KvKind::f16) return out;
+  for (int t = 0; t < past; ++t)
+    for (int c = 0; c < d; ++c) {
+      double& x = out[size_t(t)][size_t(c)];
+      if (l.format.kind == KvKind::f8) x = double(from_e4m3(to_e4m3(float(x))));
+      if (l.format.kind != KvKind::kivi) continue;
+      if (keys && t < reference.keys_quantized(past)) x = reference.dequantized_key(t, c);
+      if (!keys && t < reference.values_quantized(past)) x = reference.dequantized_value(t, c);
+    }
+  return out;
+}
+
+std::vector<double> dense(const std::vector<std::vector<double>>& keys,
+                          const std::vector<std::vector<double>>& values, const float* q,
+                          int position, int window, double scale) {
+  const int begin = window > 0 ? std::max(0, position - window + 1) : 0;
+  std::vector<double> scores, out(values[0].size());
+  double largest = -1e300, sum = 0;
+  for (int t = begin; t <= position; ++t) {
+    double score = 0;
+    for (size_t c = 0; c < out.size(); ++c) score += double(q[c]) * keys[size_t(t)][c];
+    scores.push_back(score * scale);
+    largest = std::max(largest, scores.back());
+  }
+  for (int t = begin; t <= position; ++t) {
+    const double p = std::exp(scores[size_t(t - begin)] - largest);
+    sum += p;
+    for (size_t c = 0; c < out.size(); ++c) out[c] += p * values[size_t(t)][c];
+  }
+  for (double& x : out) x /= sum;
+  return out;
+}
+
+// Attends with random queries, checks every row against dense(), returns the output.
+std::vector<float> attend(Backend& backend, const TestStore& store, const Case& c,
+                          const std::vector<Part>& parts, uint32_t seed, bool check = true) {
+  const int d = c.layout.shape.head_dim, heads = c.layout.shape.heads;
+  TestStep step(store, parts);
+  step.view().sliding_window = c.window;
+  const int columns = heads * c.group * d;
+  Guarded q(DType::f32, step.view().rows, columns, 8), out(DType::f32, step.view().rows, columns);
+  // A row's query depends on its sequence's first token and its position: the same in any company.
+  int row = 0;
+  for (const Part& part : parts)
+    for (int i = 0; i < part.count; ++i, ++row) {
+      std::mt19937 random(seed + uint32_t(part.sequence->past + i) * 977 +
+                          part.sequence->tokens[0][0][0].bits);
+      std::normal_distribution<float> normal;
+      for (int x = 0; x < columns; ++x) q.set(row, x, normal(random));
+    }
+  const float scale = 1 / std::sqrt(float(d));
+  backend.kv_attend(*q, step.kv(0), store.view(), step.view(), 0, scale, *out);
+  REQUIRE(out.intact());
+  std::vector<float> result;
+  for (int i = 0; i < step.view().rows; ++i)
+    result.insert(result.end(), out->row<float>(i), out->row<float>(i) + columns);
+  if (!check) return result;
+  row = 0;
+  Worst worst(c.tolerance);
+  for (const Part& part : parts) {
+    const TestSequence& s = *part.sequence;
+    for (int head = 0; head < heads; ++head) {
+      const int total = s.past + part.count;
+      const auto keys = visible(c.layout, s, head, true, s.past, total);
+      const auto values = visible(c.layout, s, head, false, s.past, total);
+      for (int i = 0; i < part.count; ++i)
+        for (int h = 0; h < c.group; ++h) {
+          const int column = (head * c.group + h) * d;
+          const auto want = dense(keys, values, q->row<float>(row + i) + column, s.past + i,
+                                  c.window, double(scale));
+          for (int x = 0; x < d; ++x)
+            worst.add(double(out->row<float>(row + i)[column + x]), want[size_t(x)]);
+        }
+    }
+    row += part.count;
+  }
+  REQUIRE(worst.ok());
+  return result;
+}
+
+std::string text(const Case& c) {
+  const KvFormat& f = c.layout.format;
+  return "K" + std::to_string(f.key_bits) + "V" + std::to_string(f.value_bits) + " G " +
+         std::to_string(f.group) + " R " + std::to_string(f.residual) + " d " +
+         std::to_string(c.layout.shape.head_dim) + " query heads a KV head " +
+         std::to_string(c.group) + " window " + std::to_string(c.window);
+}
+
+}  // namespace
+
+TEST_CASE("Decode attention equals dense attention over the stored numbers at every length") {
+  const uint32_t seed = 11;
+  CAPTURE(seed);
+  const auto backend = make_cpu_backend(2);
+  for (const Case& c : {Case{kivi_layout(2, 2, 32, 32, 64), 2},
+                        {kivi_layout(4, 2, 32, 64, 96), 3},
+                        {kivi_layout(2, 4, 64, 128, 128), 1},
+                        {kivi_layout(4, 4, 128, 128, 128), 4},
+                        {f16_layout(64), 2},
+                        {f8_layout(64), 2}}) {
+    INFO(text(c));
+    const int tokens = 270;
+    TestStore store(*backend, c.layout, 1, tokens, seed);
+    TestSequence s = store.sequence(tokens);
+    for (int t = 0; t < tokens; ++t) {
+      // All lengths round the borders of pages, groups and residuals; some others.
+      if (t % 32 < 2 || t % 32 == 31 || t % 7 == 0) attend(*backend, store, c, {{&s, 1}}, seed);
+      append(*backend, store, {{&s, 1}});
+    }
+  }
+}
+
+TEST_CASE("Any format, head size, GQA ratio, row count and window equals dense attention") {
+  const uint32_t seed = 12;
+  CAPTURE(seed);
+  std::mt19937 random(seed);
+  const auto backend = make_cpu_backend(2);
+  const std::vector<KvLayout> layouts = {f16_layout(64),
+                                         f16_layout(96),
+                                         f16_layout(128),
+                                         f16_layout(16),
+                                         f16_layout(80),
+                                         f16_layout(256),
+                                         f8_layout(64),
+                                         f8_layout(96),
+                                         f8_layout(128),
+                                         f8_layout(80),
+                                         kivi_layout(2, 2, 32, 32, 64),
+                                         kivi_layout(4, 4, 32, 32, 64),
+                                         kivi_layout(4, 2, 64, 64, 64),
+                                         kivi_layout(2, 4, 32, 128, 96),
+                                         kivi_layout(2, 2, 32, 128, 128),
+                                         kivi_layout(4, 4, 64, 128, 128),
+                                         kivi_layout(2, 2, 128, 128, 128)};
+  for (size_t i = 0; i < layouts.size(); ++i)
+    for (int repeat = 0; repeat < 4; ++repeat) {
+      const int groups[] = {1, 2, 3, 4, 8}, counts[] = {1, 3, 17, 64, 65};
+      const Case c{layouts[i], groups[random() % 5], random() % 2 ? 0 : 1 + int(random() % 120)};
+      INFO(text(c));
+      TestStore store(*backend, c.layout, 3, 300, seed);
+      std::vector<TestSequence> sequences;
+      std::vector<Part> parts;
+      for (int n = 0; n < 3; ++n) sequences.push_back(store.sequence(300));
+      for (TestSequence& s : sequences) {
+        const int past = int(random() % 200);
+        if (past > 0) append(*backend, store, {{&s, past}});
+        parts.push_back({&s, counts[random() % 5]});
+      }
+      attend(*backend, store, c, parts, seed);
+    }
+}
+
+TEST_CASE("One KV head serves 71 query heads") {
+  const auto backend = make_cpu_backend(2);
+  for (const KvLayout& layout :
+       {f16_layout(64, 1), f8_layout(64, 1), kivi_layout(2, 2, 32, 32, 64, 1)}) {
+    const Case c{layout, 71};
+    TestStore store(*backend, layout, 2, 200, 13);
+    TestSequence a = store.sequence(200), b = store.sequence(200);
+    append(*backend, store, {{&a, 130}});
+    attend(*backend, store, c, {{&a, 1}, {&b, 17}}, 13);
+    attend(*backend, store, c, {{&a, 3}}, 13);
+  }
+}
+
+TEST_CASE("Chunks of a prompt in staging attend its f16 history, then commit leaves the pages") {
+  const auto backend = make_cpu_backend(2);
+  for (const KvLayout& layout : {f16_layout(64), f8_layout(96), kivi_layout(2, 2, 32, 64, 64),
+                                 kivi_layout(4, 4, 64, 64, 128)})
+    for (const int window : {0, 70}) {
+      const Case c{layout, 2, window};
+      INFO(text(c));
+      TestStore store(*backend, layout, 1, 260, 14);
+      TestSequence s = store.sequence(260);
+      for (const int n : {65, 64, 17}) {
+        s.in_staging = true;
+        attend(*backend, store, c, {{&s, n, KvMode::stage}}, 14);
+        append(*backend, store, {{&s, n, KvMode::stage}});
+      }
+      attend(*backend, store, c, {{&s, 100, KvMode::commit}}, 14);
+      append(*backend, store, {{&s, 100, KvMode::commit}});
+      attend(*backend, store, c, {{&s, 1}}, 14);
+      append(*backend, store, {{&s, 1}});
+      attend(*backend, store, c, {{&s, 3}}, 14);
+    }
+}
+
+TEST_CASE("fp16: a row's bits do not depend on where its history came from") {
+  const uint32_t seed = 15;
+  const auto backend = make_cpu_backend(2);
+  for (const int d : {64, 80, 128})
+    for (const int window : {0, 90}) {
+      const Case c{f16_layout(d), 3, window};
+      const int tokens = 201, columns = 2 * 3 * d;
+      TestStore store(*backend, c.layout, 4, tokens, seed);
+      TestSequence whole = store.sequence(tokens);
+      TestSequence single = store.twin(whole), chunked = store.twin(whole);
+      TestSequence staged = store.twin(whole);
+      const std::vector<float> want =
+          attend(*backend, store, c, {{&whole, tokens}}, seed, /*check=*/false);
+      const auto grow = [&](TestSequence& s, int n, KvMode mode) {
+        const int past = s.past;
+        const auto got = attend(*backend, store, c, {{&s, n, mode}}, seed, /*check=*/false);
+        REQUIRE(same_bits(got.data(), want.data() + past * columns, n * columns));
+        append(*backend, store, {{&s, n, mode}});
+      };
+      for (int t = 0; t < tokens; ++t) grow(single, 1, KvMode::store);
+      for (const int n : {3, 64, 65, 17, 52}) grow(chunked, n, KvMode::store);
+      for (const int n : {70, 1, 63}) grow(staged, n, KvMode::stage);
+      grow(staged, 60, KvMode::commit);
+      for (int t = 194; t < tokens; ++t) grow(staged, 1, KvMode::store);
+    }
+}
+
+TEST_CASE("A sequence's attention has the same bits alone and between poisoned neighbours") {
+  const uint32_t seed = 16;
+  const auto one = make_cpu_backend(1), two = make_cpu_backend(2);
+  for (const KvLayout& layout : {f16_layout(64), f8_layout(64), kivi_layout(2, 2, 32, 32, 64),
+                                 kivi_layout(4, 4, 64, 128, 128)}) {
+    const Case c{layout, 4};
+    INFO(text(c));
+    TestStore store(*one, layout, 4, 220, seed);
+    TestSequence alone = store.sequence(220), company = store.twin(alone);
+    TestSequence before = store.twin(alone), behind = store.twin(alone);
+    for (TestSequence* s : {&before, &behind})
+      for (auto& row : s->tokens[0])
+        for (size_t i = 0; i < row.size(); ++i) row[i].bits = i % 2 ? 0x7e00 : 0xfc00;
+    for (const int n : {150, 1, 1, 17, 1}) {
+      const auto a = attend(*one, store, c, {{&alone, n}}, seed);
+      const auto b = attend(*two, store, c, {{&before, 3}, {&company, n}, {&behind, n}}, seed,
+                            /*check=*/false);
+      const int columns = layout.shape.heads * c.group * layout.shape.head_dim;
+      REQUIRE(same_bits(a.data(), b.data() + 3 * columns, int64_t(a.size())));
+      append(*one, store, {{&alone, n}});
+      append(*two, store, {{&before, 3}, {&company, n}, {&behind, n}});
+    }
+  }
+}
+
+TEST_CASE("Large scores neither overflow nor lose the largest") {
+  const auto backend = make_cpu_backend(1);
+  const Case c{f16_layout(64, 1), 1, 0, kAttentionLargeScores};
+  TestStore store(*backend, c.layout, 1, 200, 17);
+  TestSequence s = store.sequence(200, /*size=*/300);
+  append(*backend, store, {{&s, 190}});
+  attend(*backend, store, c, {{&s, 10}}, 17);
+}

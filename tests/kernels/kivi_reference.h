@@ -1,0 +1,111 @@
+// kivi.md, section 1, written down literally in doubles, from the page and not from the product:
+// what codes, scales, minima and lengths the store must hold for T tokens. Slow on purpose.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace kivi::test {
+
+// The nearest fp16 number, ties to even; beyond the largest it stays at the largest.
+inline double fp16(double x) {
+  if (x == 0) return 0;
+  int exponent = 0;
+  std::frexp(std::abs(x), &exponent);
+  const double unit = std::ldexp(1.0, std::max(exponent, -13) - 11);
+  return std::clamp(std::nearbyint(x / unit) * unit, -65504.0, 65504.0);
+}
+
+struct ReferenceGroup {
+  double scale = 0, minimum = 0;
+  std::vector<int> codes;
+};
+
+inline ReferenceGroup reference_quantize(std::vector<double> x, int bits) {
+  for (double& v : x) {
+    if (std::isnan(v)) v = 0;
+    v = std::clamp(v, -65504.0, 65504.0);
+  }
+  const double min = *std::min_element(x.begin(), x.end());
+  const double max = *std::max_element(x.begin(), x.end());
+  const int largest = (1 << bits) - 1;
+  ReferenceGroup group;
+  group.minimum = min;
+  group.scale = fp16(fp16(max - min) / largest);
+  for (const double v : x) {
+    if (group.scale == 0) {
+      group.codes.push_back(0);
+      continue;
+    }
+    const double q = std::nearbyint(fp16(fp16(v - min) / group.scale));
+    group.codes.push_back(int(std::clamp(q, 0.0, double(largest))));
+  }
+  return group;
+}
+
+// One KV head of one layer of one sequence.
+class KiviReference {
+ public:
+  KiviReference(int key_bits, int value_bits, int group, int residual, int head_dim)
+      : key_bits_(key_bits), value_bits_(value_bits), g_(group), r_(residual), d_(head_dim) {}
+
+  // The token's key and value in fp16, as doubles.
+  void append(std::vector<double> key, std::vector<double> value) {
+    keys_.push_back(std::move(key));
+    values_.push_back(std::move(value));
+  }
+  int tokens() const { return int(keys_.size()); }
+  int keys_quantized(int t) const { return t - t % r_; }
+  int values_quantized(int t) const { return std::max(0, t - r_); }
+
+  const std::vector<double>& key(int token) const { return keys_[size_t(token)]; }
+  const std::vector<double>& value(int token) const { return values_[size_t(token)]; }
+
+  // The group of `g` consecutive tokens that holds `token`, of one channel. All its tokens must be
+  // there.
+  const ReferenceGroup& key_group(int token, int channel) {
+    const size_t index = size_t(token / g_) * size_t(d_) + size_t(channel);
+    if (key_groups_.size() <= index) key_groups_.resize(index + 1);
+    ReferenceGroup& group = key_groups_[index];
+    if (group.codes.empty()) {
+      std::vector<double> x;
+      for (int i = 0; i < g_; ++i) x.push_back(keys_[size_t(token / g_ * g_ + i)][size_t(channel)]);
+      group = reference_quantize(x, key_bits_);
+    }
+    return group;
+  }
+  int key_code(int token, int channel) {
+    return key_group(token, channel).codes[size_t(token % g_)];
+  }
+  // The group of `g` consecutive channels that holds `channel`, of one token.
+  const ReferenceGroup& value_group(int token, int channel) {
+    const int groups = d_ / g_;
+    const size_t index = size_t(token) * size_t(groups) + size_t(channel / g_);
+    if (value_groups_.size() <= index) value_groups_.resize(index + 1);
+    ReferenceGroup& group = value_groups_[index];
+    if (group.codes.empty()) {
+      const auto begin = values_[size_t(token)].begin() + channel / g_ * g_;
+      group = reference_quantize({begin, begin + g_}, value_bits_);
+    }
+    return group;
+  }
+  int value_code(int token, int channel) {
+    return value_group(token, channel).codes[size_t(channel % g_)];
+  }
+  double dequantized_key(int token, int channel) {
+    const ReferenceGroup& group = key_group(token, channel);
+    return group.scale * group.codes[size_t(token % g_)] + group.minimum;
+  }
+  double dequantized_value(int token, int channel) {
+    const ReferenceGroup& group = value_group(token, channel);
+    return group.scale * group.codes[size_t(channel % g_)] + group.minimum;
+  }
+
+ private:
+  int key_bits_, value_bits_, g_, r_, d_;
+  std::vector<std::vector<double>> keys_, values_;
+  std::vector<ReferenceGroup> key_groups_, value_groups_;
+};
+
+}  // namespace kivi::test

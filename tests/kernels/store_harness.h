@@ -1,0 +1,226 @@
+// A small store with sequences in it: what kv_append and kv_attend tests run steps on. Pages, slots
+// and staging pages are handed out in a shuffled order, so that nothing works by being adjacent.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/kv_codec.h"
+#include "tests/kernels/kivi_reference.h"
+#include "tests/kernels/support.h"
+
+namespace kivi::test {
+
+struct TestSequence {
+  std::vector<int32_t> pages, staging;
+  int slot = 0;
+  int past = 0;
+  bool in_staging = false;  // its history is in the staging area
+  // [layer][token][2 hk d]: k heads, then v heads, as a row of kv.
+  std::vector<std::vector<std::vector<f16>>> tokens;
+};
+
+// Tokens of one sequence that a step adds.
+struct Part {
+  TestSequence* sequence;
+  int count;
+  KvMode mode = KvMode::store;
+};
+
+class TestStore {
+ public:
+  // Room for `sequences` sequences of `tokens_max` tokens.
+  TestStore(Backend& backend, KvLayout layout, int sequences, int tokens_max, uint32_t seed)
+      : backend_(backend), random_(seed), layout_(layout) {
+    pages_each_ = (tokens_max + layout.page_tokens() - 1) / layout.page_tokens();
+    staging_each_ = (tokens_max + KvLayout::kStagingTokens - 1) / KvLayout::kStagingTokens;
+    view_.layout = layout;
+    view_.page_count = int64_t(sequences) * pages_each_ + 2;
+    view_.slot_count = sequences + 1;
+    view_.staging_page_count = int64_t(sequences) * staging_each_ + 1;
+    view_.pages = region(size_t(view_.page_count * layout.page_bytes()));
+    view_.residual = region(size_t(view_.slot_count * layout.residual_slot_bytes()));
+    view_.staging = region(size_t(view_.staging_page_count * layout.staging_page_bytes()));
+    shuffle(free_pages_, view_.page_count);
+    shuffle(free_slots_, view_.slot_count);
+    shuffle(free_staging_, view_.staging_page_count);
+  }
+
+  const KvView& view() const { return view_; }
+  const KvLayout& layout() const { return layout_; }
+
+  // A new sequence whose `tokens` keys and values are random: normal, with a few channels ten times
+  // as large (as real keys have), all times `size`.
+  TestSequence sequence(int tokens, float size = 1) {
+    TestSequence s;
+    take(free_pages_, pages_each_, s.pages);
+    take(free_staging_, staging_each_, s.staging);
+    s.slot = free_slots_.back();
+    free_slots_.pop_back();
+    std::normal_distribution<float> normal;
+    const int columns = 2 * layout_.shape.heads * layout_.shape.head_dim;
+    s.tokens.resize(size_t(layout_.shape.layers));
+    for (auto& layer : s.tokens)
+      for (int t = 0; t < tokens; ++t) {
+        std::vector<f16>& row = layer.emplace_back();
+        for (int c = 0; c < columns; ++c)
+          row.push_back(to_f16_saturated(normal(random_) * size * (c % 29 == 3 ? 10.0f : 1.0f)));
+      }
+    return s;
+  }
+  // The same tokens in other pages.
+  TestSequence twin(const TestSequence& of) {
+    TestSequence s = sequence(0);
+    s.tokens = of.tokens;
+    return s;
+  }
+
+  // Bits of the codes, parameters and residual rows that the formulas of kv_page.h call stored,
+  // for the first `s.past` tokens: equal for equal content, whatever pages hold it.
+  std::vector<uint16_t> content(const TestSequence& s) const {
+    std::vector<uint16_t> out;
+    const KvFormat& f = layout_.format;
+    const int d = layout_.shape.head_dim, p = layout_.page_tokens();
+    const int keys = key_tokens_quantized(f, s.past), values = value_tokens_quantized(f, s.past);
+    for (int layer = 0; layer < layout_.shape.layers; ++layer)
+      for (int head = 0; head < layout_.shape.heads; ++head)
+        for (int t = 0; t < s.past; ++t) {
+          const std::byte* block = view_.page_block(layer, s.pages[size_t(t / p)], head);
+          for (const bool key : {true, false}) {
+            if (t >= (key ? keys : values)) {
+              for (int c = 0; c < d; ++c) out.push_back(residual(s, layer, head, key, t, c).bits);
+              continue;
+            }
+            for (int c = 0; c < d; ++c) {
+              if (f.kind == KvKind::f16) {
+                out.push_back(page_f16(block, key, t % p, c).bits);
+                continue;
+              }
+              out.push_back(key ? read_key_code(layout_, block, t % p, c)
+                                : read_value_code(layout_, block, t % p, c));
+              if (f.kind == KvKind::f8) continue;
+              const GroupParameters g = key ? read_key_parameters(layout_, block, t % p, c)
+                                            : read_value_parameters(layout_, block, t % p, c);
+              out.push_back(g.scale.bits);
+              out.push_back(g.minimum.bits);
+            }
+          }
+        }
+    return out;
+  }
+
+  f16 residual(const TestSequence& s, int layer, int head, bool key, int token, int channel) const {
+    const int row = token % layout_.format.residual, d = layout_.shape.head_dim;
+    const std::byte* slab = view_.residual_slab(layer, s.slot, head);
+    const f16* rows =
+        reinterpret_cast<const f16*>(slab + (key ? 0 : layout_.residual_values_offset()));
+    return rows[row * d + swizzled_channel(row, channel, d)];
+  }
+
+ private:
+  std::byte* region(size_t bytes) {
+    buffers_.push_back(backend_.allocate(std::max<size_t>(bytes, 1), "test store").value());
+    std::memset(buffers_.back().data(), 0xFF, buffers_.back().bytes());  // NaNs: nobody zeroes it
+    return buffers_.back().data();
+  }
+  void shuffle(std::vector<int32_t>& ids, int64_t n) {
+    ids.resize(size_t(n));
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), random_);
+  }
+  static void take(std::vector<int32_t>& from, int n, std::vector<int32_t>& to) {
+    for (int i = 0; i < n; ++i) {
+      to.push_back(from.back());
+      from.pop_back();
+    }
+  }
+  f16 page_f16(const std::byte* block, bool key, int t, int channel) const {
+    const int d = layout_.shape.head_dim;
+    const std::byte* rows =
+        block + (key ? layout_.key_codes_offset() : layout_.value_codes_offset());
+    return reinterpret_cast<const f16*>(rows)[t * d + swizzled_channel(t, channel, d)];
+  }
+
+  Backend& backend_;
+  std::mt19937 random_;
+  KvLayout layout_;
+  KvView view_;
+  std::vector<Buffer> buffers_;
+  int pages_each_ = 0, staging_each_ = 0;
+  std::vector<int32_t> free_pages_, free_slots_, free_staging_;
+};
+
+// A step over `parts`, with the arrays that its StepView points to.
+class TestStep {
+ public:
+  TestStep(const TestStore& store, const std::vector<Part>& parts) : parts_(parts) {
+    const KvLayout& layout = store.layout();
+    for (const Part& part : parts) {
+      const TestSequence& s = *part.sequence;
+      StepSequence sequence;
+      sequence.row_begin = view_.rows;
+      sequence.row_count = part.count;
+      sequence.past = s.past;
+      sequence.slot = s.slot;
+      sequence.mode = part.mode;
+      if (part.mode != KvMode::stage)
+        table(s.pages, s.past + part.count, layout.page_tokens(), sequence.pages_begin,
+              sequence.pages_count);
+      if (part.mode != KvMode::store)
+        table(s.staging, part.mode == KvMode::stage ? s.past + part.count : s.past,
+              KvLayout::kStagingTokens, sequence.staging_begin, sequence.staging_count);
+      view_.rows += part.count;
+      sequences_.push_back(sequence);
+    }
+    view_.sequences = sequences_;
+    view_.page_table = page_table_;
+    columns_ = 2 * layout.shape.heads * layout.shape.head_dim;
+    for (int layer = 0; layer < layout.shape.layers; ++layer) {
+      auto& kv = kv_.emplace_back(std::make_unique<Guarded>(DType::f16, view_.rows, columns_));
+      for (size_t i = 0; i < parts.size(); ++i)
+        for (int r = 0; r < parts[i].count; ++r)
+          std::memcpy(
+              (*kv)->row<f16>(sequences_[i].row_begin + r),
+              parts[i].sequence->tokens[size_t(layer)][size_t(sequences_[i].past + r)].data(),
+              size_t(columns_) * 2);
+    }
+  }
+  TestStep(const TestStep&) = delete;
+  TestStep& operator=(const TestStep&) = delete;
+
+  StepView& view() { return view_; }
+  const Tensor& kv(int layer) const { return **kv_[size_t(layer)]; }
+
+  // Appends the step's tokens in all layers; the sequences grow.
+  void append(Backend& backend, const TestStore& store) {
+    for (int layer = 0; layer < store.layout().shape.layers; ++layer) {
+      backend.kv_append(kv(layer), store.view(), view_, layer);
+      REQUIRE(kv_[size_t(layer)]->intact());
+    }
+    for (const Part& part : parts_) {
+      part.sequence->past += part.count;
+      part.sequence->in_staging = part.mode == KvMode::stage;
+    }
+  }
+
+ private:
+  void table(const std::vector<int32_t>& pages, int tokens, int each, int32_t& begin,
+             int32_t& count) {
+    begin = int32_t(page_table_.size());
+    count = (tokens + each - 1) / each;
+    page_table_.insert(page_table_.end(), pages.begin(), pages.begin() + count);
+  }
+
+  std::vector<Part> parts_;
+  StepView view_;
+  std::vector<StepSequence> sequences_;
+  std::vector<int32_t> page_table_;
+  std::vector<std::unique_ptr<Guarded>> kv_;
+  int columns_ = 0;
+};
+
+inline void append(Backend& backend, TestStore& store, const std::vector<Part>& parts) {
+  TestStep(store, parts).append(backend, store);
+}
+
+}  // namespace kivi::test

@@ -1,0 +1,243 @@
+// kv_append against the literal transcription of kivi.md, section 1 (kivi_reference.h).
+#include "tests/kernels/store_harness.h"
+
+using namespace kivi;
+using namespace kivi::test;
+
+namespace {
+
+KvLayout layout_of(int key_bits, int value_bits, int group, int residual, int head_dim = 64,
+                   int heads = 1, int layers = 1) {
+  return {{KvKind::kivi, key_bits, value_bits, group, residual}, {layers, heads, head_dim}};
+}
+
+KiviReference reference_of(const KvLayout& l, const TestSequence& s, int layer, int head) {
+  const int d = l.shape.head_dim;
+  KiviReference reference(l.format.key_bits, l.format.value_bits, l.format.group, l.format.residual,
+                          d);
+  for (const std::vector<f16>& row : s.tokens[size_t(layer)]) {
+    std::vector<double> key, value;
+    for (int c = 0; c < d; ++c) {
+      key.push_back(double(to_float(row[size_t(head * d + c)])));
+      value.push_back(double(to_float(row[size_t((l.shape.heads + head) * d + c)])));
+    }
+    reference.append(key, value);
+  }
+  return reference;
+}
+
+// Counts what differs between the store and the reference after s.past tokens.
+int differences(const TestStore& store, const TestSequence& s, int layer, int head,
+                KiviReference& reference) {
+  const KvLayout& l = store.layout();
+  const int tokens = s.past, d = l.shape.head_dim, p = l.page_tokens();
+  const int keys = reference.keys_quantized(tokens), values = reference.values_quantized(tokens);
+  int wrong = key_tokens_quantized(l.format, tokens) != keys;
+  wrong += value_tokens_quantized(l.format, tokens) != values;
+  for (int t = 0; t < tokens; ++t) {
+    const std::byte* block = store.view().page_block(layer, s.pages[size_t(t / p)], head);
+    for (int c = 0; c < d; ++c) {
+      if (t < keys) {
+        const GroupParameters g = read_key_parameters(l, block, t % p, c);
+        const ReferenceGroup& want = reference.key_group(t, c);
+        wrong += read_key_code(l, block, t % p, c) != want.codes[size_t(t % l.format.group)];
+        wrong += double(to_float(g.scale)) != want.scale;
+        wrong += double(to_float(g.minimum)) != want.minimum;
+      } else {
+        wrong += double(to_float(store.residual(s, layer, head, true, t, c))) !=
+                 reference.key(t)[size_t(c)];
+      }
+      if (t < values) {
+        const GroupParameters g = read_value_parameters(l, block, t % p, c);
+        const ReferenceGroup& want = reference.value_group(t, c);
+        wrong += read_value_code(l, block, t % p, c) != want.codes[size_t(c % l.format.group)];
+        wrong += double(to_float(g.scale)) != want.scale;
+        wrong += double(to_float(g.minimum)) != want.minimum;
+      } else {
+        wrong += double(to_float(store.residual(s, layer, head, false, t, c))) !=
+                 reference.value(t)[size_t(c)];
+      }
+    }
+  }
+  return wrong;
+}
+
+std::string text(const KvLayout& l) {
+  return "K" + std::to_string(l.format.key_bits) + "V" + std::to_string(l.format.value_bits) +
+         " G " + std::to_string(l.format.group) + " R " + std::to_string(l.format.residual) +
+         " d " + std::to_string(l.shape.head_dim);
+}
+
+std::vector<KvLayout> all_layouts() {
+  std::vector<KvLayout> all;
+  for (const auto& [k, v] : {std::pair{2, 2}, {4, 4}, {4, 2}, {2, 4}})
+    for (const int group : {32, 64})
+      for (const int residual : {32, 64, 128})
+        if (residual % group == 0) all.push_back(layout_of(k, v, group, residual));
+  all.push_back(layout_of(2, 4, 32, 32, 96, 1));
+  all.push_back(layout_of(4, 2, 128, 128, 128, 1));
+  all.push_back(layout_of(2, 2, 32, 64, 128, 2, 2));
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("Grown token by token, the store equals the page for every T from 0 to 3R + 5") {
+  const uint32_t seed = 1;
+  CAPTURE(seed);
+  const auto backend = make_cpu_backend(1);
+  for (const KvLayout& l : all_layouts()) {
+    INFO(text(l));
+    const int tokens = 3 * l.format.residual + 5;
+    TestStore store(*backend, l, 1, tokens, seed);
+    TestSequence s = store.sequence(tokens);
+    std::vector<KiviReference> references;
+    for (int layer = 0; layer < l.shape.layers; ++layer)
+      for (int head = 0; head < l.shape.heads; ++head)
+        references.push_back(reference_of(l, s, layer, head));
+    for (int t = 1; t <= tokens; ++t) {
+      append(*backend, store, {{&s, 1}});
+      REQUIRE(s.past == t);
+      INFO("T " << t);
+      for (size_t i = 0; i < references.size(); ++i)
+        REQUIRE(differences(store, s, int(i) / l.shape.heads, int(i) % l.shape.heads,
+                            references[i]) == 0);
+    }
+  }
+}
+
+TEST_CASE("Grown by chunks of any sizes, the store equals the page") {
+  const uint32_t seed = 2;
+  CAPTURE(seed);
+  const auto backend = make_cpu_backend(2);
+  for (const KvLayout& l : all_layouts()) {
+    INFO(text(l));
+    const int tokens = 3 * l.format.residual + 5;
+    std::mt19937 random(seed);
+    TestStore store(*backend, l, 8, tokens, seed);
+    // Sizes of the chunks, over and over; 0: random ones.
+    for (const std::vector<int>& sizes :
+         {std::vector<int>{17}, {1, 64, 3}, {l.format.residual}, {65, 1, 1}, {1000}, {0}}) {
+      TestSequence s = store.sequence(tokens);
+      KiviReference reference = reference_of(l, s, l.shape.layers - 1, l.shape.heads - 1);
+      for (size_t i = 0; s.past < tokens; ++i) {
+        int size = sizes[i % sizes.size()];
+        if (size == 0) size = 1 + int(random() % 90);
+        append(*backend, store, {{&s, std::min(size, tokens - s.past)}});
+        INFO("T " << s.past);
+        REQUIRE(differences(store, s, l.shape.layers - 1, l.shape.heads - 1, reference) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("A prompt that goes through the staging area leaves the same store") {
+  const uint32_t seed = 3;
+  CAPTURE(seed);
+  const auto backend = make_cpu_backend(2);
+  for (const KvLayout& l : all_layouts()) {
+    INFO(text(l));
+    const int tokens = 3 * l.format.residual + 5;
+    TestStore store(*backend, l, 4, tokens, seed);
+    for (const int chunk : {17, 64, 100}) {
+      TestSequence s = store.sequence(tokens);
+      while (tokens - s.past > chunk + 2) append(*backend, store, {{&s, chunk, KvMode::stage}});
+      append(*backend, store, {{&s, tokens - s.past - 2, KvMode::commit}});
+      append(*backend, store, {{&s, 1}});  // and goes on
+      append(*backend, store, {{&s, 1}});
+      for (int layer = 0; layer < l.shape.layers; ++layer)
+        for (int head = 0; head < l.shape.heads; ++head) {
+          KiviReference reference = reference_of(l, s, layer, head);
+          REQUIRE(differences(store, s, layer, head, reference) == 0);
+        }
+    }
+  }
+}
+
+TEST_CASE("fp16 and fp8 pages hold every token at once, by every way of growing") {
+  const auto backend = make_cpu_backend(2);
+  for (const int d : {64, 80, 128})
+    for (const KvKind kind : {KvKind::f16, KvKind::f8}) {
+      const int bits = kind == KvKind::f16 ? 16 : 8;
+      const KvLayout l{{kind, bits, bits, 0, 0}, {2, 2, d}};
+      TestStore store(*backend, l, 3, 200, 9);
+      TestSequence one = store.sequence(200), chunks = store.twin(one), staged = store.twin(one);
+      for (int t = 0; t < 200; ++t) append(*backend, store, {{&one, 1}});
+      for (const int n : {3, 64, 65, 1, 67}) append(*backend, store, {{&chunks, n}});
+      append(*backend, store, {{&staged, 150, KvMode::stage}});
+      append(*backend, store, {{&staged, 50, KvMode::commit}});
+      CHECK(store.content(one) == store.content(chunks));
+      CHECK(store.content(one) == store.content(staged));
+      int wrong = 0;
+      for (int t = 0; t < 200; ++t)
+        for (int c = 0; c < d; ++c) {
+          const std::byte* block = store.view().page_block(1, one.pages[size_t(t / 64)], 1);
+          const float key = to_float(one.tokens[1][size_t(t)][size_t(d + c)]);
+          const float value = to_float(one.tokens[1][size_t(t)][size_t(3 * d + c)]);
+          const bool exact = kind == KvKind::f16;
+          wrong += read_key(l, block, t % 64, c) != (exact ? key : from_e4m3(to_e4m3(key)));
+          wrong += read_value(l, block, t % 64, c) != (exact ? value : from_e4m3(to_e4m3(value)));
+        }
+      CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("A sequence's bits are the same alone and between poisoned neighbours") {
+  const uint32_t seed = 4;
+  CAPTURE(seed);
+  const auto backend = make_cpu_backend(2);
+  for (const KvLayout& l :
+       {layout_of(2, 2, 32, 32), layout_of(4, 2, 64, 64, 64, 2), layout_of(4, 4, 128, 128, 128)}) {
+    INFO(text(l));
+    const int tokens = 2 * l.format.residual + 9;
+    TestStore store(*backend, l, 5, tokens, seed);
+    TestSequence alone = store.sequence(tokens), company = store.twin(alone);
+    TestSequence before = store.twin(alone), behind = store.twin(alone);
+    // NaN, both infinities, the largest numbers.
+    const uint16_t poison[] = {0x7e00, 0x7c00, 0xfc00, 0x7bff, 0xfbff, 0xffff};
+    size_t i = 0;
+    for (TestSequence* s : {&before, &behind})
+      for (auto& row : s->tokens[0])
+        for (f16& x : row) x.bits = poison[i++ % 6];
+    for (const int n : {40, 1, 1, tokens - 45, 1, 1, 1}) {
+      append(*backend, store, {{&alone, n}});
+      append(*backend, store, {{&before, n}, {&company, n}, {&behind, n}});
+    }
+    REQUIRE(alone.past == tokens);
+    CHECK(store.content(alone) == store.content(company));
+    // The poisoned ones hold finite numbers in their pages.
+    int bad = 0;
+    for (int t = 0; t < key_tokens_quantized(l.format, tokens); ++t)
+      for (int c = 0; c < l.shape.head_dim; ++c) {
+        const int p = l.page_tokens();
+        const std::byte* block = store.view().page_block(0, before.pages[size_t(t / p)], 0);
+        bad += !std::isfinite(read_key(l, block, t % p, c));
+        bad += t < tokens - l.format.residual && !std::isfinite(read_value(l, block, t % p, c));
+      }
+    CHECK(bad == 0);
+  }
+}
+
+TEST_CASE("Keys that are quantized while decoding are lossy") {
+  const auto backend = make_cpu_backend(1);
+  for (const int bits : {2, 4}) {
+    const KvLayout l = layout_of(bits, bits, 32, 32);
+    TestStore store(*backend, l, 1, 64, 6);
+    TestSequence s = store.sequence(64);
+    for (int t = 0; t < 64; ++t) append(*backend, store, {{&s, 1}});
+    int exact = 0;
+    double error = 0;
+    for (int t = 0; t < 64; ++t)
+      for (int c = 0; c < 64; ++c) {
+        const std::byte* block = store.view().page_block(0, s.pages[0], 0);
+        const double e = std::abs(double(read_key(l, block, t, c)) -
+                                  double(to_float(s.tokens[0][size_t(t)][size_t(c)])));
+        exact += e == 0;
+        error += e;
+      }
+    // Were each token a group of its own, minimum and maximum would coincide and all be exact. Of
+    // 32 elements the minimum is exact, the others are not.
+    CHECK(exact < 64 * 64 / 8);
+    CHECK(error / (64 * 64) > (bits == 2 ? 0.2 : 0.04));
+  }
+}
