@@ -1,0 +1,235 @@
+#include "server/grpc_convert.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "kivi/v1/error.pb.h"
+
+namespace kivi {
+namespace {
+
+// What a failure is called, and when trying again makes sense.
+struct ErrorKind {
+  grpc::StatusCode status;
+  const char* code;
+  int retry_after_seconds;
+};
+
+ErrorKind kind_of(const Error& error) {
+  switch (error.code) {
+    case ErrorCode::invalid:
+      return {grpc::StatusCode::INVALID_ARGUMENT, "invalid_value", 0};
+    case ErrorCode::context_length:
+      return {grpc::StatusCode::OUT_OF_RANGE, "context_length_exceeded", 0};
+    case ErrorCode::not_found:
+      return {grpc::StatusCode::NOT_FOUND, error.field == "model" ? "model_not_found" : "not_found",
+              0};
+    case ErrorCode::unsupported:
+      return {grpc::StatusCode::UNIMPLEMENTED, "not_implemented", 0};
+    case ErrorCode::resource_exhausted:
+      return {grpc::StatusCode::RESOURCE_EXHAUSTED, "queue_full", 1};
+    case ErrorCode::unavailable:
+      return {grpc::StatusCode::UNAVAILABLE, "unavailable", 5};
+    case ErrorCode::deadline:
+      return {grpc::StatusCode::DEADLINE_EXCEEDED, "deadline_exceeded", 0};
+    case ErrorCode::cancelled:
+      return {grpc::StatusCode::CANCELLED, "client_closed_request", 0};
+    case ErrorCode::internal:
+      break;
+  }
+  return {grpc::StatusCode::INTERNAL, "internal_error", 0};
+}
+
+grpc::Status make_status(const ErrorKind& kind, const std::string& message,
+                         const std::string& field) {
+  v1::Status details;
+  details.set_code(int(kind.status));
+  details.set_message(message);
+  if (!field.empty()) {
+    v1::BadRequest bad_request;
+    auto* violation = bad_request.add_field_violations();
+    violation->set_field(field);
+    violation->set_description(message);
+    auto* any = details.add_details();
+    any->set_type_url("type.googleapis.com/google.rpc.BadRequest");
+    bad_request.SerializeToString(any->mutable_value());
+  }
+  v1::ErrorDetail detail;
+  detail.set_code(kind.code);
+  detail.set_field(field);
+  detail.set_retry_after_seconds(kind.retry_after_seconds);
+  details.add_details()->PackFrom(detail);
+  return grpc::Status(kind.status, message, details.SerializeAsString());
+}
+
+Error invalid(std::string message, const char* field) {
+  return Error{ErrorCode::invalid, std::move(message), field};
+}
+
+void set_prompt(const v1::GenerateRequest& message, CompletionRequest& request) {
+  if (message.prompt_case() == v1::GenerateRequest::kText)
+    request.prompts.emplace_back(message.text());
+  else
+    request.prompts.emplace_back(
+        std::vector<int32_t>(message.token_ids().ids().begin(), message.token_ids().ids().end()));
+}
+
+SamplingParams to_sampling(const v1::GenerateRequest& message, const ServedModel& model) {
+  SamplingParams p;
+  p.temperature = message.has_temperature() ? message.temperature()
+                                            : model.default_temperature.value_or(p.temperature);
+  p.top_p = message.has_top_p() ? message.top_p() : model.default_top_p.value_or(p.top_p);
+  p.top_k = message.has_top_k() ? message.top_k() : model.default_top_k.value_or(p.top_k);
+  if (message.has_min_p()) p.min_p = message.min_p();
+  if (message.has_seed()) p.seed = uint64_t(message.seed());
+  p.max_tokens = message.has_max_tokens() ? message.max_tokens() : kDefaultMaxTokens;
+  if (message.has_min_tokens()) p.min_tokens = message.min_tokens();
+  p.ignore_eos = message.ignore_eos();
+  p.stop_token_ids.assign(message.stop_token_ids().begin(), message.stop_token_ids().end());
+  if (message.has_presence_penalty()) p.presence_penalty = message.presence_penalty();
+  if (message.has_frequency_penalty()) p.frequency_penalty = message.frequency_penalty();
+  if (message.has_repetition_penalty()) p.repetition_penalty = message.repetition_penalty();
+  for (const auto& [id, bias] : message.logit_bias()) p.logit_bias.push_back({id, bias});
+  if (message.has_logprobs()) p.logprobs = message.logprobs();
+  if (message.echo()) p.prompt_logprobs = p.logprobs;
+  return p;
+}
+
+v1::FinishReason to_message(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::stop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::length:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::abort:
+    case FinishReason::error:  // becomes the call's status
+      break;
+  }
+  return v1::FINISH_REASON_ABORT;
+}
+
+void append_token(ChunkToken& token, bool with_logprobs, v1::Choice& part) {
+  part.add_token_ids(token.id);
+  if (!with_logprobs) return;
+  v1::TokenLogprobs& message = *part.add_logprobs();
+  message.set_id(token.id);
+  message.set_text(std::move(token.text));
+  if (token.logprob) message.set_logprob(*token.logprob);
+  for (auto& [text, top] : token.top) {
+    v1::Candidate& candidate = *message.add_top();
+    candidate.set_id(top.id);
+    candidate.set_text(std::move(text));
+    candidate.set_logprob(top.logprob);
+  }
+  message.set_text_offset(token.text_offset);
+}
+
+}  // namespace
+
+grpc::Status to_grpc_status(const Error& error) {
+  return make_status(kind_of(error), error.message, error.field);
+}
+
+grpc::Status unauthenticated_status() {
+  return make_status({grpc::StatusCode::UNAUTHENTICATED, "invalid_api_key", 0},
+                     "metadata `authorization` must be \"Bearer KEY\" with a key of this server",
+                     "");
+}
+
+const char* name_of(grpc::StatusCode code) {
+  static constexpr const char* kNames[] = {"OK",
+                                           "CANCELLED",
+                                           "UNKNOWN",
+                                           "INVALID_ARGUMENT",
+                                           "DEADLINE_EXCEEDED",
+                                           "NOT_FOUND",
+                                           "ALREADY_EXISTS",
+                                           "PERMISSION_DENIED",
+                                           "RESOURCE_EXHAUSTED",
+                                           "FAILED_PRECONDITION",
+                                           "ABORTED",
+                                           "OUT_OF_RANGE",
+                                           "UNIMPLEMENTED",
+                                           "INTERNAL",
+                                           "UNAVAILABLE",
+                                           "DATA_LOSS",
+                                           "UNAUTHENTICATED"};
+  return size_t(code) < std::size(kNames) ? kNames[code] : "UNKNOWN";
+}
+
+Status check_model_name(const ServedModel& model, const std::string& name) {
+  if (name.empty() || name == model.name) return ok_status();
+  return Error{ErrorCode::not_found,
+               fmt::format("model \"{}\" is not served here, must be \"{}\"", name, model.name),
+               "model"};
+}
+
+Status check_token_ids(std::span<const int32_t> ids, int vocab_size, const char* field) {
+  for (const int32_t id : ids)
+    if (id < 0 || id >= vocab_size)
+      return invalid(
+          fmt::format("{} holds token id {}, must be from 0 to {}", field, id, vocab_size - 1),
+          field);
+  return ok_status();
+}
+
+Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& message,
+                                                const ServedModel& model, Delivery delivery) {
+  RETURN_IF_ERROR(check_model_name(model, message.model()));
+  if (message.prompt_case() == v1::GenerateRequest::PROMPT_NOT_SET)
+    return invalid("prompt is not set, must be text or token_ids", "prompt");
+  if (message.has_token_ids()) {
+    const auto& ids = message.token_ids().ids();
+    if (ids.empty()) return invalid("token_ids is empty, must hold at least one id", "token_ids");
+    RETURN_IF_ERROR(check_token_ids({ids.data(), size_t(ids.size())}, model.tokenizer->vocab_size(),
+                                    "token_ids"));
+  }
+  if (message.has_best_of() && delivery == Delivery::stream)
+    return invalid("best_of is set, must not be set for Generate (Complete has it)", "best_of");
+  if (message.has_truncate_prompt_tokens() && message.truncate_prompt_tokens() < 1)
+    return invalid(fmt::format("truncate_prompt_tokens is {}, must be at least 1",
+                               message.truncate_prompt_tokens()),
+                   "truncate_prompt_tokens");
+
+  CompletionRequest request;
+  set_prompt(message, request);
+  request.sampling = to_sampling(message, model);
+  request.n = message.has_n() ? message.n() : 1;
+  request.best_of = message.has_best_of() ? message.best_of() : request.n;
+  request.stop.assign(message.stop().begin(), message.stop().end());
+  request.include_stop_str_in_output = message.include_stop_str_in_output();
+  request.echo = message.echo();
+  if (message.has_skip_special_tokens())
+    request.skip_special_tokens = message.skip_special_tokens();
+  if (message.has_add_special_tokens()) request.add_special_tokens = message.add_special_tokens();
+  if (message.has_truncate_prompt_tokens())
+    request.truncate_prompt_tokens = message.truncate_prompt_tokens();
+  request.priority = message.priority();
+  request.streaming = delivery == Delivery::stream;
+  return request;
+}
+
+void append_chunks(std::span<TextChunk> chunks, bool with_logprobs,
+                   google::protobuf::RepeatedPtrField<v1::Choice>& choices) {
+  for (TextChunk& chunk : chunks) {
+    const auto known = std::ranges::find(choices, chunk.choice, &v1::Choice::index);
+    v1::Choice& part = known != choices.end() ? *known : *choices.Add();
+    part.set_index(chunk.choice);
+    part.mutable_text()->append(chunk.text);
+    for (ChunkToken& token : chunk.tokens) append_token(token, with_logprobs, part);
+    if (chunk.finish) part.set_finish_reason(to_message(*chunk.finish));
+    if (const auto* id = std::get_if<int32_t>(&chunk.stop_reason)) part.set_stop_token_id(*id);
+    if (const auto* stop = std::get_if<std::string>(&chunk.stop_reason))
+      part.set_stop_string(*stop);
+  }
+}
+
+void set_usage(const Usage& usage, v1::Usage& message) {
+  message.set_prompt_tokens(usage.prompt_tokens);
+  message.set_completion_tokens(usage.completion_tokens);
+  message.set_cached_tokens(usage.cached_tokens);
+}
+
+}  // namespace kivi

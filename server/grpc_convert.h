@@ -1,0 +1,38 @@
+// The messages of kivi.v1 <-> the engine's types. Pure functions: no calls, no clocks.
+#pragma once
+
+#include <grpcpp/support/status.h>
+
+#include <span>
+#include <string>
+
+#include "engine/completion.h"
+#include "kivi/v1/kivi.pb.h"
+
+namespace kivi {
+
+enum class Delivery { stream, whole };
+
+// The status of `error`, with the details that error.proto describes.
+grpc::Status to_grpc_status(const Error& error);
+// UNAUTHENTICATED, for a missing or wrong key.
+grpc::Status unauthenticated_status();
+// "OK", "INVALID_ARGUMENT", ... as metrics and logs name it.
+const char* name_of(grpc::StatusCode code);
+
+// Error not_found where `name` is not empty and not the served model's.
+Status check_model_name(const ServedModel& model, const std::string& name);
+// Errors name `field`.
+Status check_token_ids(std::span<const int32_t> ids, int vocab_size, const char* field);
+
+// What Completion::start does not judge is judged here: presence, fields of the other delivery.
+// `id`, `deadline` and `arrival` are the caller's to set.
+Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& message,
+                                                const ServedModel& model, Delivery delivery);
+
+// Adds `chunks` to `choices`, chunks of a choice joined to one part in their order.
+void append_chunks(std::span<TextChunk> chunks, bool with_logprobs,
+                   google::protobuf::RepeatedPtrField<v1::Choice>& choices);
+void set_usage(const Usage& usage, v1::Usage& message);
+
+}  // namespace kivi

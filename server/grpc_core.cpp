@@ -1,0 +1,51 @@
+#include "server/grpc_core.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "server/grpc_generation.h"
+
+namespace kivi {
+
+GrpcCore::GrpcCore(const ServerConfig& config, Metrics& metrics)
+    : config_(config), metrics_(metrics), executor_(std::max(1, config.io_threads)) {}
+
+Result<const ServedModel*> GrpcCore::model() const {
+  if (draining())
+    return Error{ErrorCode::unavailable, "the server is shutting down and takes no new requests"};
+  const ServedModel* model = loaded_model();
+  if (model == nullptr) return Error{ErrorCode::unavailable, "the model is loading"};
+  return model;
+}
+
+void GrpcCore::add(const std::string& request_id, const std::shared_ptr<Generation>& call) {
+  std::lock_guard lock(mutex_);
+  calls_.emplace(request_id, call);
+}
+
+void GrpcCore::remove(const std::string& request_id, const Generation* call) {
+  std::lock_guard lock(mutex_);
+  const auto [begin, end] = calls_.equal_range(request_id);
+  const auto it =
+      std::find_if(begin, end, [&](const auto& e) { return e.second.lock().get() == call; });
+  if (it != end) calls_.erase(it);
+}
+
+int GrpcCore::abort(const std::string& request_id) {
+  std::vector<std::shared_ptr<Generation>> found;
+  {
+    std::lock_guard lock(mutex_);
+    const auto [begin, end] = calls_.equal_range(request_id);
+    for (auto it = begin; it != end; ++it)
+      if (auto call = it->second.lock()) found.push_back(std::move(call));
+  }
+  for (const auto& call : found) call->abort();
+  return int(found.size());
+}
+
+int GrpcCore::running() const {
+  std::lock_guard lock(mutex_);
+  return int(calls_.size());
+}
+
+}  // namespace kivi

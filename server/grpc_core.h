@@ -1,0 +1,59 @@
+// GrpcCore: what all calls of a GrpcServer share: the model (once it is loaded), the limits, the
+// metrics, the executor, and which calls are running.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "engine/completion.h"
+#include "server/grpc_executor.h"
+#include "server/metrics.h"
+#include "server/server_config.h"
+
+namespace kivi {
+
+class Generation;
+
+// Any thread, all members.
+class GrpcCore {
+ public:
+  GrpcCore(const ServerConfig& config, Metrics& metrics);
+
+  // The model; error unavailable while it is loading and when the server drains.
+  Result<const ServedModel*> model() const;
+  // The model, also when draining; null while it is loading.
+  const ServedModel* loaded_model() const { return model_.load(std::memory_order_acquire); }
+  void set_model(const ServedModel& model) { model_.store(&model, std::memory_order_release); }
+
+  bool draining() const { return draining_.load(std::memory_order_relaxed); }
+  void begin_drain() { draining_.store(true, std::memory_order_relaxed); }
+
+  // Running calls by request id (ids are the callers': several calls may have the same).
+  void add(const std::string& request_id, const std::shared_ptr<Generation>& call);
+  void remove(const std::string& request_id, const Generation* call);
+  // Ends the calls of that id with finish_reason abort; how many there were.
+  int abort(const std::string& request_id);
+  int running() const;
+
+  const ServerConfig& config() const { return config_; }
+  Metrics& metrics() { return metrics_; }
+  GrpcExecutor& executor() { return executor_; }
+  Clock::time_point started() const { return started_; }
+
+ private:
+  const ServerConfig config_;
+  Metrics& metrics_;
+  const Clock::time_point started_ = Clock::now();
+  std::atomic<const ServedModel*> model_{nullptr};
+  std::atomic<bool> draining_{false};
+  mutable std::mutex mutex_;  // guards calls_
+  std::multimap<std::string, std::weak_ptr<Generation>> calls_;
+  GrpcExecutor executor_;  // last: its threads end before the rest goes
+};
+
+}  // namespace kivi

@@ -1,0 +1,189 @@
+#include "server/grpc_generation.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace kivi {
+namespace {
+
+bool carries_nothing(const TextChunk& chunk) {
+  return chunk.text.empty() && chunk.tokens.empty() && !chunk.finish;
+}
+
+const Error* find_error(const std::vector<TextChunk>& chunks) {
+  for (const TextChunk& chunk : chunks)
+    if (chunk.error) return &*chunk.error;
+  return nullptr;
+}
+
+bool has_tokens(const std::vector<TextChunk>& chunks) {
+  return std::ranges::any_of(chunks, [](const TextChunk& c) { return !c.tokens.empty(); });
+}
+
+}  // namespace
+
+void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code, const Usage& usage) {
+  core.metrics().grpc_handled(call.method, name_of(code));
+  if (!core.config().enable_log_requests) return;
+  const std::chrono::duration<double> took = Clock::now() - call.arrival;
+  spdlog::info(
+      "grpc {} {} id={} traceparent={} prompt_tokens={} completion_tokens={} seconds={:.3f}",
+      call.method, name_of(code), call.request_id,
+      call.traceparent.empty() ? "-" : call.traceparent, usage.prompt_tokens,
+      usage.completion_tokens, took.count());
+}
+
+Generation::Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request,
+                       Delivery delivery)
+    : core_(core), call_(std::move(call)), request_(request), delivery_(delivery) {}
+
+void Generation::begin() {
+  core_.add(call_.request_id, shared_from_this());
+  note(&Events::begun);
+}
+
+void Generation::written(bool ok) {
+  if (!ok) note(&Events::write_failed);
+  note(&Events::written);
+}
+
+void Generation::client_gone() { note(&Events::gone); }
+
+void Generation::abort() { note(&Events::aborted); }
+
+void Generation::done() { core_.remove(call_.request_id, this); }
+
+void Generation::note(bool Events::*what) {
+  {
+    std::lock_guard lock(mutex_);
+    events_.*what = true;
+    if (std::exchange(scheduled_, true)) return;
+  }
+  core_.executor().post([self = shared_from_this()] { self->turn(); });
+}
+
+void Generation::turn() {
+  Events events;
+  {
+    std::lock_guard lock(mutex_);
+    events = std::exchange(events_, {});
+  }
+  run(events);
+  {
+    std::lock_guard lock(mutex_);
+    if (!events_.any()) {
+      scheduled_ = false;
+      return;
+    }
+  }
+  // Queued again instead of looping: other calls get their turn.
+  core_.executor().post([self = shared_from_this()] { self->turn(); });
+}
+
+void Generation::run(const Events& events) {
+  if (events.timer) timer_armed_ = false;
+  if (finished_) return;
+  if (events.written) writing_ = false;
+  if (events.gone || events.write_failed) gone_ = true;
+  if (gone_) return end_for_gone_client();
+  if (events.begun) start();
+  if (finished_) return;
+  if (events.aborted) {
+    core_.metrics().request_aborted("api");
+    completion_->cancel();
+  }
+  if (!writing_) pump();
+  if (writing_) watch_writer();
+}
+
+// Admits the call and hands it to the engine, or ends it with what is wrong.
+void Generation::start() {
+  if (!call_.authenticated) return conclude(unauthenticated_status());
+  if (!call_.admitted.ok()) return conclude(to_grpc_status(call_.admitted.error()));
+  const auto model = core_.model();
+  if (!model.ok()) {
+    core_.metrics().admission_rejected(core_.draining() ? "draining" : "loading");
+    return conclude(to_grpc_status(model.error()));
+  }
+  model_ = *model;
+  auto request = to_completion_request(request_, *model_, delivery_);
+  if (!request.ok()) return conclude(to_grpc_status(request.error()));
+  request->id = call_.request_id;
+  request->arrival = call_.arrival;
+  request->deadline = call_.deadline;
+  // The Completion may call after this object is gone: it holds no share of it.
+  auto completion = Completion::start(*model_, std::move(*request), [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->note(&Events::ready);
+  });
+  if (!completion.ok()) {
+    core_.metrics().admission_rejected(completion.error());
+    return conclude(to_grpc_status(completion.error()));
+  }
+  completion_ = std::move(*completion);
+  metrics_.emplace(core_.metrics(), call_.arrival);
+}
+
+// Takes what the Completion has and sends it. No write is in flight.
+void Generation::pump() {
+  chunks_.clear();
+  const bool ended = completion_->poll(chunks_);
+  metrics_->polled(*completion_, chunks_);
+  if (const Error* error = find_error(chunks_)) {
+    // One choice failed: the call has, whatever the others would still say.
+    if (error->code == ErrorCode::deadline) core_.metrics().request_aborted("deadline");
+    const grpc::Status status = to_grpc_status(*error);
+    chunks_.clear();
+    return conclude(status);
+  }
+  std::erase_if(chunks_, carries_nothing);
+  if (delivery_ == Delivery::stream && has_tokens(chunks_)) metrics_->first_write();
+  if (ended) return conclude(grpc::Status::OK);
+  if (chunks_.empty()) return;
+  write_started_ = Clock::now();
+  writing_ = write(chunks_);
+}
+
+// Gives up on a reader that leaves a message unread for too long. One timer a call, lazily moved.
+void Generation::watch_writer() {
+  const auto limit = std::chrono::seconds(core_.config().write_timeout);
+  const auto waited = Clock::now() - write_started_;
+  if (waited >= limit && !std::exchange(dropped_, true)) {
+    completion_->cancel();
+    return drop();
+  }
+  if (timer_armed_ || dropped_) return;
+  timer_armed_ = true;
+  const auto rest = std::chrono::ceil<std::chrono::milliseconds>(limit - waited);
+  core_.executor().after(rest, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->note(&Events::timer);
+  });
+}
+
+void Generation::end_for_gone_client() {
+  if (completion_) completion_->cancel();
+  if (writing_) return;  // written(false) follows
+  const bool late = call_.deadline && Clock::now() >= *call_.deadline;
+  if (completion_)
+    core_.metrics().request_aborted(dropped_ ? "slow_reader"
+                                    : late   ? "deadline"
+                                             : "client_disconnect");
+  chunks_.clear();
+  conclude(late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the deadline has passed")
+                : grpc::Status(grpc::StatusCode::CANCELLED, "the client is gone"));
+}
+
+void Generation::conclude(grpc::Status status) {
+  finished_ = true;
+  Usage usage;
+  if (completion_) {
+    usage = completion_->usage();
+    metrics_->finished(*completion_);
+  }
+  call_handled(core_, call_, status.error_code(), usage);
+  finish(chunks_, completion_ ? &usage : nullptr, std::move(status));
+  completion_.reset();  // cancels what is unfinished
+}
+
+}  // namespace kivi

@@ -1,0 +1,112 @@
+// Generation: one Generate or Complete call, between gRPC's reactions, the executor and a
+// Completion.
+//
+// It is an actor. Whatever happens (a reaction of gRPC, tokens, an Abort, a timer) is noted under
+// its mutex and schedules a turn; turns run on the executor, one at a time. So a turn's state needs
+// no lock, and no gRPC or engine thread ever works or waits for a call.
+//
+// A slow reader holds little: while a write is in flight the Completion is not polled, so that what
+// comes meanwhile stays in its TokenStreams and goes out joined, in the next message.
+#pragma once
+
+#include <grpcpp/support/status.h>
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/completion.h"
+#include "kivi/v1/kivi.pb.h"
+#include "server/grpc_convert.h"
+#include "server/grpc_core.h"
+
+namespace kivi {
+
+// What a call's metadata says.
+struct CallInfo {
+  const char* method = "";  // "/kivi.v1.Kivi/Generate"
+  std::string request_id;
+  std::string traceparent;        // "": none
+  Status admitted = ok_status();  // judged from the metadata and request_id
+  bool authenticated = false;
+  Clock::time_point arrival = Clock::now();
+  std::optional<Clock::time_point> deadline;
+};
+
+// Counts the call's end and logs it where --enable-log-requests says so. Any thread.
+void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code,
+                  const Usage& usage = {});
+
+class Generation : public std::enable_shared_from_this<Generation> {
+ public:
+  virtual ~Generation() = default;
+
+  // Any thread: the Completion is to end early, its events still go out.
+  void abort();
+
+ protected:
+  // `request` lives until the call is done.
+  Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request, Delivery delivery);
+
+  // gRPC's threads. begin() once the object is owned by a shared_ptr, before all others.
+  void begin();
+  void written(bool ok);  // the write that write() started is done
+  void client_gone();     // cancelled, disconnected, or past its deadline
+  void done();            // the last reaction
+
+  const CallInfo& call() const { return call_; }
+  bool with_logprobs() const { return request_.has_logprobs() && request_.logprobs() >= 0; }
+  const ServedModel& model() const { return *model_; }
+
+ private:
+  // What has happened since the last turn.
+  struct Events {
+    bool begun = false, ready = false, written = false, write_failed = false, gone = false,
+         aborted = false, timer = false;
+    bool any() const {
+      return begun || ready || written || write_failed || gone || aborted || timer;
+    }
+  };
+
+  // --- a front end's side of it; called in a turn ------------------------------------------------
+  // Sends `chunks` or keeps them for finish(). True: a write is in flight now, written() follows.
+  virtual bool write(std::vector<TextChunk>& chunks) = 0;
+  // Ends the call. `usage` is null where the call never began to generate. No write is in flight.
+  virtual void finish(std::vector<TextChunk>& chunks, const Usage* usage, grpc::Status status) = 0;
+  // Makes gRPC drop the call; client_gone() and written(false) follow.
+  virtual void drop() = 0;
+
+  void note(bool Events::*what);
+  void turn();
+  void run(const Events& events);
+  void start();
+  void pump();
+  void watch_writer();
+  void end_for_gone_client();
+  void conclude(grpc::Status status);
+
+  GrpcCore& core_;
+  const CallInfo call_;
+  const v1::GenerateRequest& request_;
+  const Delivery delivery_;
+
+  std::mutex mutex_;  // guards the two below
+  Events events_;
+  bool scheduled_ = false;  // a turn is queued or running
+
+  // Of the turn.
+  const ServedModel* model_ = nullptr;
+  std::shared_ptr<Completion> completion_;
+  std::optional<RequestMetrics> metrics_;
+  std::vector<TextChunk> chunks_;
+  bool finished_ = false;
+  bool writing_ = false;
+  bool gone_ = false;
+  bool dropped_ = false;  // a slow reader
+  bool timer_armed_ = false;
+  Clock::time_point write_started_;
+};
+
+}  // namespace kivi

@@ -1,0 +1,46 @@
+// GrpcServer: the gRPC front end (proto/kivi/v1/kivi.proto), with health checking and reflection.
+// It may start before the model is loaded: calls then end with UNAVAILABLE.
+#pragma once
+
+#include <memory>
+
+#include "engine/completion.h"
+#include "kernels/result.h"
+#include "server/metrics.h"
+#include "server/server_config.h"
+
+namespace kivi {
+
+class GrpcServer {
+ public:
+  // `metrics` outlives the server.
+  GrpcServer(const ServerConfig& config, Metrics& metrics);
+  ~GrpcServer();  // stop()
+  GrpcServer(const GrpcServer&) = delete;
+  GrpcServer& operator=(const GrpcServer&) = delete;
+
+  // Listens on host:grpc_port. Health: NOT_SERVING. Error invalid, with field grpc_port or host,
+  // where the address cannot be had.
+  Status start();
+  // The bound port, after start().
+  int port() const;
+
+  // Any thread, once: calls are answered from now on. Health: SERVING. `model`, its engine and its
+  // tokenizer outlive stop().
+  void set_model(const ServedModel& model);
+  // Any thread: what health checks say, for a server that is paused. Not after begin_drain().
+  void set_serving(bool serving);
+
+  // Any thread: new calls end with UNAVAILABLE, running ones go on. Health: NOT_SERVING.
+  void begin_drain();
+  // Calls of Generate and Complete that are running.
+  int running() const;
+  // Cancels what is left and returns when all is gone. Not from a call's thread.
+  void stop();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kivi
