@@ -188,6 +188,10 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
   }
   if (message.has_best_of() && delivery == Delivery::stream)
     return invalid("best_of is set, must not be set for Generate (Complete has it)", "best_of");
+  if (message.has_best_of() && message.best_of() < 1)
+    return invalid(
+        fmt::format("best_of is {}, must be from n to {}", message.best_of(), kMaxChoices),
+        "best_of");
   if (message.has_truncate_prompt_tokens() && message.truncate_prompt_tokens() < 1)
     return invalid(fmt::format("truncate_prompt_tokens is {}, must be at least 1",
                                message.truncate_prompt_tokens()),
@@ -197,7 +201,7 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
   set_prompt(message, request);
   request.sampling = to_sampling(message, model);
   request.n = message.has_n() ? message.n() : 1;
-  request.best_of = message.has_best_of() ? message.best_of() : request.n;
+  if (message.has_best_of()) request.best_of = message.best_of();
   request.stop.assign(message.stop().begin(), message.stop().end());
   request.include_stop_str_in_output = message.include_stop_str_in_output();
   request.echo = message.echo();
@@ -218,6 +222,7 @@ void append_chunks(std::span<TextChunk> chunks, bool with_logprobs,
     v1::Choice& part = known != choices.end() ? *known : *choices.Add();
     part.set_index(chunk.choice);
     part.mutable_text()->append(chunk.text);
+    part.set_prompt_tokens(part.prompt_tokens() + chunk.prompt_tokens);
     for (ChunkToken& token : chunk.tokens) append_token(token, with_logprobs, part);
     if (chunk.finish) part.set_finish_reason(to_message(*chunk.finish));
     if (const auto* id = std::get_if<int32_t>(&chunk.stop_reason)) part.set_stop_token_id(*id);
