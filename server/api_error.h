@@ -1,0 +1,27 @@
+// The error replies of the HTTP API (api.md, section 1, Errors): one place that knows which failure
+// has which status, type and code.
+#pragma once
+
+#include <string>
+
+#include "kernels/result.h"
+
+namespace kivi {
+
+// `code`, `type`: as written in the reply's JSON. retry_after: seconds, 0: no header.
+struct ApiError {
+  int status = 500;
+  std::string type;
+  std::string code;
+  std::string message;
+  std::string param = {};  // "": null
+  int retry_after = 0;
+  bool should_retry = true;  // false: the header x-should-retry: false goes out
+};
+
+ApiError to_api_error(const Error& error);
+
+// {"error":{"message":…,"type":…,"param":…,"code":"…"}}, one line.
+std::string error_json(const ApiError& error);
+
+}  // namespace kivi

@@ -1,0 +1,63 @@
+// POST /tokenize, /detokenize.
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "server/http_connection.h"
+#include "server/json_writer.h"
+#include "server/openai_api.h"
+#include "server/worker.h"
+
+namespace kivi {
+namespace asio = boost::asio;
+
+namespace {
+
+HttpReply tokenize(HttpContext& context, const HttpRequest& request) {
+  const ServedModel& model = *context.model();
+  const auto call = parse_tokenize(request.body, api_rules(model, context.config().strict_params));
+  if (!call.ok()) return error_reply(call.error());
+  context.note_unknown_fields(call->unknown_fields);
+  const std::vector<int32_t> ids = model.tokenizer->encode(call->prompt, call->add_special_tokens);
+  std::string out = "{\"count\":";
+  append_json_int(out, int64_t(ids.size()));
+  out += ",\"max_model_len\":";
+  append_json_int(out, model.max_model_len);
+  out += ",\"tokens\":";
+  append_json_list(out, ids, [&](int32_t id) { append_json_int(out, id); });
+  out += ",\"token_strs\":";
+  if (call->return_token_strs)
+    append_json_list(out, ids,
+                     [&](int32_t id) { append_json_string(out, model.tokenizer->token_name(id)); });
+  else
+    out += "null";
+  out += '}';
+  return json_reply(std::move(out));
+}
+
+HttpReply detokenize(HttpContext& context, const HttpRequest& request) {
+  const ServedModel& model = *context.model();
+  const auto call =
+      parse_detokenize(request.body, api_rules(model, context.config().strict_params));
+  if (!call.ok()) return error_reply(call.error());
+  context.note_unknown_fields(call->unknown_fields);
+  std::string out = "{\"prompt\":";
+  append_json_string(out, model.tokenizer->decode(call->tokens, /*skip_special=*/false));
+  out += '}';
+  return json_reply(std::move(out));
+}
+
+}  // namespace
+
+asio::awaitable<void> handle_tokenize(HttpConnection& connection) {
+  HttpReply reply = co_await run_by_size(
+      connection, [&connection] { return tokenize(connection.shared(), connection.request()); });
+  co_await connection.reply(std::move(reply));
+}
+
+asio::awaitable<void> handle_detokenize(HttpConnection& connection) {
+  HttpReply reply = co_await run_by_size(
+      connection, [&connection] { return detokenize(connection.shared(), connection.request()); });
+  co_await connection.reply(std::move(reply));
+}
+
+}  // namespace kivi

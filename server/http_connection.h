@@ -1,0 +1,118 @@
+// HttpConnection: one client's socket. Reads requests one after the other, hands each to its
+// route's handler, and gives handlers the means to reply, to stream and to wait.
+#pragma once
+
+#include <array>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_set>
+
+#include "server/deadline.h"
+#include "server/http_context.h"
+#include "server/http_message.h"
+#include "server/http_routes.h"
+
+namespace kivi {
+
+// An io thread's context and the connections that live on it. The set is touched by that thread
+// alone.
+struct IoThread {
+  boost::asio::io_context context{1};
+  std::unordered_set<HttpConnection*> connections;
+};
+
+// All members on the io thread, but for what notifier() returns.
+class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
+ public:
+  HttpConnection(HttpContext& shared, IoThread& io, boost::asio::ip::tcp::socket socket,
+                 Clock::time_point accepted);
+  ~HttpConnection();
+
+  // Serves requests until either side closes.
+  void start();
+  // Tells the client that there are too many connections, and closes.
+  void refuse();
+  // The server stops: the request in progress ends as if the client were gone.
+  void close();
+
+  // ---- for handlers ----
+
+  const HttpRequest& request() const { return request_; }
+  HttpContext& shared() { return shared_; }
+
+  // The whole reply. Counted and logged.
+  boost::asio::awaitable<void> reply(HttpReply reply);
+
+  // A reply in pieces: the head goes out with the first one. write_stream sends `data` (and clears
+  // it); false: the client is gone. `last` ends the reply.
+  void begin_stream(HttpReply head);
+  bool streaming() const { return stream_reply_.has_value(); }
+  boost::asio::awaitable<bool> write_stream(std::string& data, bool last);
+
+  // A function for any thread that ends a wait().
+  std::function<void()> notifier();
+  // Until the notifier was called since the last wait, the client is gone, or `until`. Watches the
+  // socket: a client that goes away during a wait is noticed at once.
+  boost::asio::awaitable<void> wait(Clock::time_point until);
+
+  // Why the request can have no reply any more; null while it can.
+  const char* gone() const { return gone_; }
+  // Called at the moment the client is found gone, once.
+  void on_gone(std::function<void()> action) { on_gone_ = std::move(action); }
+
+ private:
+  using Buffers = std::array<boost::asio::const_buffer, 3>;
+  using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
+  struct Mailbox;
+
+  boost::asio::awaitable<void> run();
+  // False: the connection is to be closed.
+  boost::asio::awaitable<bool> serve_one();
+  boost::asio::awaitable<bool> read_body(bool refused);
+  boost::asio::awaitable<void> dispatch(const Route& route);
+  boost::asio::awaitable<bool> reject_unreadable(boost::system::error_code error);
+  boost::asio::awaitable<bool> send(Buffers buffers);
+  boost::asio::awaitable<void> linger();
+  void take_head();
+  void count_reply(int status);
+  void client_gone(const char* why);
+  void watch();
+  void stop_watching();
+  void on_readable(boost::system::error_code error, unsigned generation);
+
+  HttpContext& shared_;
+  IoThread& io_;
+  boost::asio::ip::tcp::socket socket_;
+  Deadline deadline_;
+  boost::asio::steady_timer signal_;
+  bool signalled_ = false;
+  std::shared_ptr<Mailbox> mailbox_;
+
+  boost::beast::flat_buffer buffer_;  // bytes read and not parsed
+  std::optional<Parser> parser_;
+  HttpRequest request_;
+  Clock::time_point accepted_;
+  bool first_request_ = true;
+  bool timed_out_ = false;
+  bool must_close_ = false;  // what follows in the socket cannot be made sense of
+  bool reply_sent_ = false;
+  const char* gone_ = nullptr;
+  std::function<void()> on_gone_;
+
+  std::optional<HttpReply> stream_reply_;
+  std::string stream_head_;  // not yet sent
+
+  bool watching_ = false;
+  unsigned watch_generation_ = 0;
+};
+
+}  // namespace kivi

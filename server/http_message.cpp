@@ -1,0 +1,102 @@
+#include "server/http_message.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/beast/http/status.hpp>
+#include <random>
+
+namespace kivi {
+namespace {
+
+int hex_value(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
+void append_cors(std::string& out, const HttpRequest& request,
+                 const std::vector<std::string>& allowed_origins) {
+  if (allowed_origins.empty() || request.origin.empty()) return;
+  const bool any = std::ranges::find(allowed_origins, "*") != allowed_origins.end();
+  if (!any && std::ranges::find(allowed_origins, request.origin) == allowed_origins.end()) return;
+  out += fmt::format(
+      "Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n"
+      "Access-Control-Expose-Headers: X-Request-Id, Retry-After\r\n",
+      any ? "*" : request.origin);
+}
+
+}  // namespace
+
+HttpReply json_reply(std::string body) {
+  HttpReply reply;
+  reply.body = std::move(body);
+  return reply;
+}
+
+HttpReply error_reply(const ApiError& error) {
+  HttpReply reply = json_reply(error_json(error));
+  reply.status = error.status;
+  if (error.retry_after > 0)
+    reply.headers.emplace_back("Retry-After", std::to_string(error.retry_after));
+  if (!error.should_retry) reply.headers.emplace_back("x-should-retry", "false");
+  if (error.status == 401) reply.headers.emplace_back("WWW-Authenticate", "Bearer");
+  return reply;
+}
+
+HttpReply error_reply(const Error& error) { return error_reply(to_api_error(error)); }
+
+std::string reply_head(const HttpRequest& request, const HttpReply& reply, std::string_view framing,
+                       bool keep_alive, const std::vector<std::string>& allowed_origins) {
+  const auto reason = boost::beast::http::obsolete_reason(
+      boost::beast::http::int_to_status(static_cast<unsigned>(reply.status)));
+  std::string out = fmt::format("HTTP/1.1 {} {}\r\nServer: kivi/" KIVI_VERSION "\r\n", reply.status,
+                                std::string_view(reason.data(), reason.size()));
+  if (!reply.content_type.empty()) out += fmt::format("Content-Type: {}\r\n", reply.content_type);
+  out += framing;
+  for (const auto& [name, value] : reply.headers) out += fmt::format("{}: {}\r\n", name, value);
+  if (!request.request_id.empty()) out += fmt::format("X-Request-Id: {}\r\n", request.request_id);
+  append_cors(out, request, allowed_origins);
+  // HTTP/1.0 clients have to be told of either.
+  if (!keep_alive)
+    out += "Connection: close\r\n";
+  else if (!request.http_1_1)
+    out += "Connection: keep-alive\r\n";
+  out += "\r\n";
+  return out;
+}
+
+std::string percent_decode(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '%' && i + 2 < text.size()) {
+      const int high = hex_value(text[i + 1]), low = hex_value(text[i + 2]);
+      if (high >= 0 && low >= 0) {
+        out.push_back(char(high * 16 + low));
+        i += 2;
+        continue;
+      }
+    }
+    out.push_back(text[i]);
+  }
+  return out;
+}
+
+std::string random_id() {
+  thread_local std::mt19937_64 generator = [] {
+    std::random_device device;
+    std::seed_seq seed{device(), device(), device(), device(), device(), device()};
+    return std::mt19937_64(seed);
+  }();
+  return fmt::format("{:016x}{:016x}", generator(), generator());
+}
+
+bool usable_request_id(std::string_view id) {
+  constexpr size_t kMaxRequestId = 128;
+  return !id.empty() && id.size() <= kMaxRequestId &&
+         std::ranges::all_of(id, [](char c) { return c > ' ' && c < 0x7f; });
+}
+
+}  // namespace kivi

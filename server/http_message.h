@@ -1,0 +1,56 @@
+// An HTTP request as handlers see it, and a whole reply. Plain data; no sockets.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "engine/request.h"
+#include "server/api_error.h"
+
+namespace kivi {
+
+struct HttpRequest {
+  std::string method;        // "GET", "POST", ...
+  std::string path;          // without the query; percent-decoded
+  std::string handler;       // the route's pattern, for metrics; "other" where none matched
+  std::string body;          // whole, within the body limit
+  std::string content_type;  // as sent; "" if absent
+  std::string content_encoding;
+  std::string authorization;
+  std::string origin;
+  std::string request_id;  // X-Request-Id as sent where it is usable, else made
+  Clock::time_point arrival;
+  bool http_1_1 = true;  // false: 1.0, no chunked coding
+  bool keep_alive = true;
+  bool head = false;  // a HEAD request: `method` is GET, the reply goes without its body
+};
+
+struct HttpReply {
+  int status = 200;
+  std::string body;
+  std::string content_type = "application/json";
+  std::vector<std::pair<std::string, std::string>> headers;
+};
+
+HttpReply json_reply(std::string body);
+// Status, body and headers (Retry-After, x-should-retry, WWW-Authenticate).
+HttpReply error_reply(const ApiError& error);
+HttpReply error_reply(const Error& error);
+
+// Status line and headers with the empty line, without the body. `framing` is the line that says
+// how the body is framed ("Content-Length: 12\r\n", "Transfer-Encoding: chunked\r\n", or nothing).
+std::string reply_head(const HttpRequest& request, const HttpReply& reply, std::string_view framing,
+                       bool keep_alive, const std::vector<std::string>& allowed_origins);
+
+// "%2F" -> "/"; a broken escape stays as it is.
+std::string percent_decode(std::string_view text);
+
+// 32 hex digits of the system's randomness.
+std::string random_id();
+
+// May `id` be echoed into headers and logs? 1 to 128 printable ASCII characters.
+bool usable_request_id(std::string_view id);
+
+}  // namespace kivi

@@ -1,0 +1,132 @@
+#include "server/http_server.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "server/json_writer.h"
+
+namespace kivi {
+namespace asio = boost::asio;
+using asio::ip::tcp;
+using boost::system::error_code;
+
+void HttpContext::note_unknown_fields(const std::vector<std::string>& names) {
+  constexpr size_t kMaxNoted = 256;  // names are the clients' choice
+  for (const std::string& name : names) {
+    {
+      std::lock_guard lock(mutex_);
+      if (noted_.size() >= kMaxNoted || !noted_.insert(name).second) continue;
+    }
+    std::string quoted;
+    append_json_string(quoted, name.substr(0, 100));
+    spdlog::warn("unknown request field {} is ignored (noted once)", quoted);
+  }
+}
+
+HttpServer::HttpServer(const ServerConfig& config, Metrics& metrics)
+    : config_(config), shared_(config, metrics) {
+  for (int i = 0; i < std::max(1, config.io_threads); ++i) {
+    io_.push_back(std::make_unique<IoThread>());
+    work_.push_back(asio::make_work_guard(io_.back()->context));
+  }
+}
+
+HttpServer::~HttpServer() { stop(); }
+
+Status HttpServer::start() {
+  error_code error;
+  const auto failed = [&](const char* what) {
+    return Error{
+        ErrorCode::unavailable,
+        fmt::format("cannot {} {}:{}: {}", what, config_.host, config_.port, error.message()),
+        "port"};
+  };
+  tcp::resolver resolver(io_[0]->context);
+  const auto found =
+      resolver.resolve(config_.host, std::to_string(config_.port), tcp::resolver::passive, error);
+  if (error || found.empty()) return failed("resolve");
+  const tcp::endpoint endpoint = *found.begin();
+  acceptor_.emplace(io_[0]->context);
+  acceptor_->open(endpoint.protocol(), error);
+  if (error) return failed("open a socket for");
+  acceptor_->set_option(tcp::acceptor::reuse_address(true), error);
+  acceptor_->bind(endpoint, error);
+  if (error) return failed("bind");
+  acceptor_->listen(asio::socket_base::max_listen_connections, error);
+  if (error) return failed("listen on");
+  port_ = acceptor_->local_endpoint(error).port();
+  asio::co_spawn(io_[0]->context, accept(), asio::detached);
+  for (const auto& io : io_) threads_.emplace_back([&context = io->context] { context.run(); });
+  return ok_status();
+}
+
+asio::awaitable<void> HttpServer::accept() {
+  constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
+  asio::steady_timer pause(io_[0]->context);
+  for (size_t next = 0;; next = (next + 1) % io_.size()) {
+    IoThread& io = *io_[next];
+    auto [error, socket] = co_await acceptor_->async_accept(io.context, kTuple);
+    if (error == asio::error::operation_aborted || !acceptor_->is_open()) co_return;
+    if (error) {
+      // No file descriptors left, mostly: those that are open will be closed some time.
+      spdlog::warn("accept: {}", error.message());
+      pause.expires_after(std::chrono::milliseconds(100));
+      co_await pause.async_wait(kTuple);
+      continue;
+    }
+    asio::post(io.context,
+               [this, &io, socket = std::move(socket), accepted = Clock::now()]() mutable {
+                 open(io, std::move(socket), accepted);
+               });
+  }
+}
+
+void HttpServer::open(IoThread& io, tcp::socket socket, Clock::time_point accepted) {
+  const auto connection =
+      std::make_shared<HttpConnection>(shared_, io, std::move(socket), accepted);
+  if (shared_.connections > config_.max_connections)
+    connection->refuse();
+  else
+    connection->start();
+}
+
+void HttpServer::set_model(const ServedModel& model) { shared_.set_model(model); }
+
+void HttpServer::begin_drain() { shared_.begin_drain(); }
+
+bool HttpServer::wait_idle(std::chrono::milliseconds timeout) {
+  // Once, at the end of a process: looking now and then is good enough.
+  const Clock::time_point end = Clock::now() + timeout;
+  while (shared_.exchanges > 0) {
+    if (Clock::now() >= end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return true;
+}
+
+void HttpServer::stop() {
+  if (threads_.empty()) return;
+  asio::post(io_[0]->context, [this] {
+    error_code ignored;
+    acceptor_->close(ignored);
+  });
+  for (const auto& io : io_)
+    asio::post(io->context, [&io = *io] {
+      // close() may end a connection, which takes it out of the set.
+      const std::vector<HttpConnection*> open(io.connections.begin(), io.connections.end());
+      for (HttpConnection* connection : open)
+        if (io.connections.contains(connection)) connection->close();
+    });
+  shared_.worker().join();
+  work_.clear();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+}  // namespace kivi

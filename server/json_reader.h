@@ -1,0 +1,68 @@
+// Reads a request's JSON strictly: syntax with limits first, then field by field with types and
+// ranges. Every error names the field at fault. Included by .cpp files only (nlohmann/json is slow
+// to compile).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/result.h"
+
+namespace kivi {
+
+// A request's body: an object, nested at most kMaxJsonDepth deep, without duplicate keys (which
+// readers resolve differently). An error's field is the top-level field whose value is at fault,
+// where one is ("temperature" for {"temperature": NaN}).
+Result<nlohmann::json> parse_request_json(std::string_view body);
+
+// The fields of one object. The first error is kept; readers return their default from then on.
+// An absent field and null are the same.
+class JsonFields {
+ public:
+  // `path` stands before field names in errors ("stream_options."). `object` must outlive this.
+  explicit JsonFields(const nlohmann::json& object, std::string path = "");
+
+  bool boolean(const char* name, bool otherwise);
+  int integer(const char* name, int otherwise, int lowest = std::numeric_limits<int>::min(),
+              int highest = std::numeric_limits<int>::max());
+  std::optional<int64_t> int64(const char* name);
+  float number(const char* name, float otherwise);
+  std::optional<std::string> text(const char* name);
+  std::vector<int32_t> integers(const char* name, size_t count_max);
+  // A string, or a list of strings.
+  std::vector<std::string> texts(const char* name, size_t count_max);
+  // The value itself, null where absent: the caller judges its type.
+  const nlohmann::json* raw(const char* name);
+
+  // Notes an error, unless there is one already.
+  void fail(Error error);
+  void fail(const char* name, const std::string& message);
+  bool ok() const { return !error_.has_value(); }
+  Status status() const;
+
+  // Fields of the object that nobody asked for.
+  std::vector<std::string> unknown() const;
+
+ private:
+  const nlohmann::json* find(const char* name);
+
+  const nlohmann::json& object_;
+  std::string path_;
+  std::set<std::string, std::less<>> asked_;
+  std::optional<Error> error_;
+};
+
+// "3.5 (number)", "\"abc\" (string)": a value as an error message shows it, cut to a few
+// characters.
+std::string describe(const nlohmann::json& value);
+
+// An integer JSON number within [lowest, highest]; none for everything else (3.0 and true too).
+std::optional<int64_t> as_integer(const nlohmann::json& value, int64_t lowest, int64_t highest);
+
+}  // namespace kivi

@@ -1,0 +1,207 @@
+// The engine's types -> reply JSON (openai_api.h).
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "server/api_error.h"
+#include "server/json_writer.h"
+#include "server/openai_api.h"
+
+namespace kivi {
+namespace {
+
+void append_usage(std::string& out, int prompt_tokens, int completion_tokens, int cached_tokens) {
+  out += "{\"prompt_tokens\":";
+  append_json_int(out, prompt_tokens);
+  out += ",\"completion_tokens\":";
+  append_json_int(out, completion_tokens);
+  out += ",\"total_tokens\":";
+  append_json_int(out, int64_t(prompt_tokens) + completion_tokens);
+  out += ",\"prompt_tokens_details\":{\"cached_tokens\":";
+  append_json_int(out, cached_tokens);
+  out += "}}";
+}
+
+// Token text -> logprob: the largest ones, and the token itself where it is not among them. Of two
+// tokens that are shown alike, the likelier stays.
+void append_top(std::string& out, const ChunkToken& token) {
+  out += '{';
+  std::vector<std::string_view> seen;
+  const auto add = [&](std::string_view text, float logprob) {
+    if (std::ranges::find(seen, text) != seen.end()) return;
+    if (!seen.empty()) out += ',';
+    seen.push_back(text);
+    append_json_string(out, text);
+    out += ':';
+    append_json_float(out, logprob);
+  };
+  for (const auto& [text, top] : token.top) add(text, top.logprob);
+  add(token.text, *token.logprob);
+  out += '}';
+}
+
+// {tokens, token_logprobs, top_logprobs, text_offset}, one entry a token; null for the first prompt
+// token, which nothing predicts.
+void append_logprobs(std::string& out, const std::vector<ChunkToken>& tokens) {
+  out += "{\"tokens\":";
+  append_json_list(out, tokens, [&](const ChunkToken& t) { append_json_string(out, t.text); });
+  out += ",\"token_logprobs\":";
+  append_json_list(out, tokens, [&](const ChunkToken& t) {
+    if (t.logprob)
+      append_json_float(out, *t.logprob);
+    else
+      out += "null";
+  });
+  out += ",\"top_logprobs\":";
+  append_json_list(out, tokens, [&](const ChunkToken& t) {
+    if (t.logprob)
+      append_top(out, t);
+    else
+      out += "null";
+  });
+  out += ",\"text_offset\":";
+  append_json_list(out, tokens, [&](const ChunkToken& t) { append_json_int(out, t.text_offset); });
+  out += '}';
+}
+
+void append_prompt_ids(std::string& out, const std::vector<int32_t>& ids) {
+  append_json_list(out, ids, [&](int32_t id) { append_json_int(out, id); });
+}
+
+// The generated ones; the echoed prompt's stand in prompt_token_ids.
+void append_output_ids(std::string& out, const TextChunk& chunk) {
+  const std::span<const ChunkToken> tokens = std::span(chunk.tokens).subspan(chunk.prompt_tokens);
+  append_json_list(out, tokens, [&](const ChunkToken& t) { append_json_int(out, t.id); });
+}
+
+void append_stop_reason(std::string& out, const TextChunk& chunk) {
+  if (const auto* id = std::get_if<int32_t>(&chunk.stop_reason))
+    append_json_int(out, *id);
+  else if (const auto* text = std::get_if<std::string>(&chunk.stop_reason))
+    append_json_string(out, *text);
+  else
+    out += "null";
+}
+
+// The chunks of each choice joined into one, in the order of the choices.
+std::map<int, TextChunk> join_choices(std::span<const TextChunk> chunks) {
+  std::map<int, TextChunk> choices;
+  for (const TextChunk& chunk : chunks) {
+    TextChunk& whole = choices[chunk.choice];
+    whole.choice = chunk.choice;
+    whole.text += chunk.text;
+    whole.prompt_tokens += chunk.prompt_tokens;  // the prompt comes first, so they stay in front
+    whole.tokens.insert(whole.tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
+    if (chunk.finish) {
+      whole.finish = chunk.finish;
+      whole.stop_reason = chunk.stop_reason;
+    }
+  }
+  return choices;
+}
+
+}  // namespace
+
+CompletionWriter::CompletionWriter(const ServedModel& model, const CompletionCall& call,
+                                   int64_t created)
+    : logprobs_(call.request.sampling.logprobs >= 0),
+      include_usage_(call.include_usage),
+      continuous_usage_(call.continuous_usage),
+      return_token_ids_(call.return_token_ids),
+      n_(call.request.n),
+      started_(call.request.prompts.size() * size_t(call.request.n)) {
+  head_ = "{\"id\":";
+  append_json_string(head_, call.request.id);
+  head_ += ",\"object\":\"text_completion\",\"created\":";
+  append_json_int(head_, created);
+  head_ += ",\"model\":";
+  append_json_string(head_, model.name);
+  head_ += ",\"system_fingerprint\":";
+  append_json_string(head_, model.fingerprint);
+  head_ += ",\"choices\":[";
+}
+
+void CompletionWriter::append_choice(std::string& out, const TextChunk& chunk,
+                                     const std::vector<int32_t>* prompt_ids) const {
+  out += "{\"index\":";
+  append_json_int(out, chunk.choice);
+  out += ",\"text\":";
+  append_json_string(out, chunk.text);
+  out += ",\"logprobs\":";
+  if (logprobs_)
+    append_logprobs(out, chunk.tokens);
+  else
+    out += "null";
+  out += ",\"finish_reason\":";
+  if (chunk.finish)
+    append_json_string(out, name_of(*chunk.finish));
+  else
+    out += "null";
+  out += ",\"stop_reason\":";
+  append_stop_reason(out, chunk);
+  if (prompt_ids != nullptr) {
+    out += ",\"prompt_token_ids\":";
+    append_prompt_ids(out, *prompt_ids);
+  }
+  if (return_token_ids_) {
+    out += ",\"token_ids\":";
+    append_output_ids(out, chunk);
+  }
+  out += '}';
+}
+
+void CompletionWriter::append_event(std::string& out, const TextChunk& chunk,
+                                    const Completion& completion) {
+  const bool first = !started_[size_t(chunk.choice)];
+  started_[size_t(chunk.choice)] = true;
+  out += "data: ";
+  out += head_;
+  append_choice(out, chunk,
+                return_token_ids_ && first ? &completion.prompt_ids(chunk.choice / n_) : nullptr);
+  out += ']';
+  if (include_usage_) {
+    out += ",\"usage\":";
+    if (continuous_usage_) {
+      const Usage usage = completion.usage();
+      append_usage(out, usage.prompt_tokens, completion.completion_tokens(chunk.choice),
+                   usage.cached_tokens);
+    } else {
+      out += "null";
+    }
+  }
+  out += "}\n\n";
+}
+
+void CompletionWriter::append_usage_event(std::string& out, const Usage& usage) const {
+  if (!include_usage_) return;
+  out += "data: ";
+  out += head_;
+  out += "],\"usage\":";
+  append_usage(out, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
+  out += "}\n\n";
+}
+
+void CompletionWriter::append_error_event(std::string& out, const Error& error) {
+  out += "data: ";
+  out += error_json(to_api_error(error));
+  out += "\n\n";
+}
+
+void CompletionWriter::append_done(std::string& out) { out += "data: [DONE]\n\n"; }
+
+std::string CompletionWriter::whole(std::span<const TextChunk> chunks,
+                                    const Completion& completion) const {
+  std::string out = head_;
+  bool first = true;
+  for (const auto& [index, choice] : join_choices(chunks)) {
+    if (!std::exchange(first, false)) out += ',';
+    append_choice(out, choice, return_token_ids_ ? &completion.prompt_ids(index / n_) : nullptr);
+  }
+  out += "],\"usage\":";
+  const Usage usage = completion.usage();
+  append_usage(out, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
+  out += '}';
+  return out;
+}
+
+}  // namespace kivi

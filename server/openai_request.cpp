@@ -1,0 +1,310 @@
+// Request JSON -> the engine's types (openai_api.h).
+#include <fmt/format.h>
+
+#include <charconv>
+
+#include "server/http_message.h"
+#include "server/json_reader.h"
+#include "server/openai_api.h"
+
+namespace kivi {
+namespace {
+
+using nlohmann::json;
+using Prompt = std::variant<std::string, std::vector<int32_t>>;
+
+// Parameters of api.md that this build does not have: understood, and refused.
+void refuse_unbuilt(JsonFields& fields) {
+  for (const char* name : {"structured_outputs", "guided_json", "guided_regex", "guided_choice",
+                           "guided_grammar", "tools", "tool_choice", "cache_salt", "suffix"})
+    if (fields.raw(name) != nullptr)
+      fields.fail(
+          {ErrorCode::unsupported, fmt::format("{} is not supported by this build", name), name});
+  const json* format = fields.raw("response_format");
+  if (format == nullptr) return;
+  const auto type = format->is_object() ? format->find("type") : format->end();
+  if (!format->is_object() || type == format->end() || !type->is_string())
+    return fields.fail("response_format", "must be an object with a type");
+  if (*type == "text") return;
+  if (*type == "json_object" || *type == "json_schema" || *type == "structural_tag")
+    return fields.fail(
+        {ErrorCode::unsupported,
+         fmt::format("response_format.type is {}, this build has text only", describe(*type)),
+         "response_format"});
+  fields.fail(
+      "response_format",
+      fmt::format(".type is {}, must be text, json_object or json_schema", describe(*type)));
+}
+
+Result<std::vector<int32_t>> ids_of(const json& list, const std::string& name, int vocab_size) {
+  if (list.empty())
+    return Error{ErrorCode::invalid, name + " is an empty list of ids, must have at least one",
+                 "prompt"};
+  std::vector<int32_t> ids;
+  ids.reserve(list.size());
+  for (const json& entry : list) {
+    const auto id = as_integer(entry, 0, vocab_size - 1);
+    if (!id)
+      return Error{ErrorCode::invalid,
+                   fmt::format("{}[{}] is {}, must be a token id in [0, {}]", name, ids.size(),
+                               describe(entry), vocab_size - 1),
+                   "prompt"};
+    ids.push_back(int32_t(*id));
+  }
+  return ids;
+}
+
+// A string, a list of strings, a list of ids, a list of lists of ids (strings and lists of ids may
+// stand side by side).
+Result<std::vector<Prompt>> parse_prompts(const json* value, int vocab_size) {
+  if (value == nullptr)
+    return Error{ErrorCode::invalid, "prompt is missing, must be text or token ids", "prompt"};
+  if (value->is_string()) return std::vector<Prompt>{value->get<std::string>()};
+  if (!value->is_array() || value->empty())
+    return Error{ErrorCode::invalid,
+                 fmt::format("prompt is {}{}, must be a string, a list of strings, a list of "
+                             "token ids or a list of those",
+                             value->is_array() ? "empty and " : "", describe(*value)),
+                 "prompt"};
+  std::vector<Prompt> prompts;
+  if (value->front().is_number()) {
+    ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(*value, "prompt", vocab_size));
+    prompts.emplace_back(std::move(ids));
+    return prompts;
+  }
+  if (value->size() > size_t(kMaxPromptsPerRequest))
+    return Error{ErrorCode::invalid,
+                 fmt::format("prompt has {} entries, at most {} are taken", value->size(),
+                             kMaxPromptsPerRequest),
+                 "prompt"};
+  for (const json& entry : *value) {
+    const std::string name = fmt::format("prompt[{}]", prompts.size());
+    if (entry.is_string()) {
+      prompts.emplace_back(entry.get<std::string>());
+    } else if (entry.is_array()) {
+      ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(entry, name, vocab_size));
+      prompts.emplace_back(std::move(ids));
+    } else {
+      return Error{
+          ErrorCode::invalid,
+          fmt::format("{} is {}, must be a string or a list of token ids", name, describe(entry)),
+          "prompt"};
+    }
+  }
+  return prompts;
+}
+
+std::vector<LogitBias> parse_logit_bias(JsonFields& fields, int vocab_size) {
+  const json* value = fields.raw("logit_bias");
+  if (value == nullptr) return {};
+  if (!value->is_object()) {
+    fields.fail("logit_bias",
+                fmt::format("is {}, must map token ids to numbers", describe(*value)));
+    return {};
+  }
+  if (value->size() > size_t(kMaxLogitBias)) {
+    fields.fail("logit_bias",
+                fmt::format("has {} entries, at most {} are taken", value->size(), kMaxLogitBias));
+    return {};
+  }
+  std::vector<LogitBias> out;
+  for (const auto& item : value->items()) {
+    const std::string& key = item.key();
+    int32_t id = -1;
+    const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
+    // Written back it must be the same: "7" and "07" would be one token twice.
+    if (error != std::errc() || end != key.data() + key.size() || std::to_string(id) != key ||
+        id < 0 || id >= vocab_size) {
+      fields.fail("logit_bias", fmt::format("has the key {}, must be a token id in [0, {}]",
+                                            describe(json(key)), vocab_size - 1));
+      return {};
+    }
+    const json& bias = item.value();
+    if (!bias.is_number() || !(bias.get<float>() >= -100 && bias.get<float>() <= 100)) {
+      fields.fail("logit_bias", fmt::format("of token {} is {}, must be a number in [-100, 100]",
+                                            key, describe(bias)));
+      return {};
+    }
+    out.push_back({id, bias.get<float>()});
+  }
+  return out;
+}
+
+SamplingParams parse_sampling(JsonFields& fields, const ApiRules& rules) {
+  SamplingParams p;
+  p.temperature = fields.number("temperature", rules.default_temperature.value_or(p.temperature));
+  p.top_p = fields.number("top_p", rules.default_top_p.value_or(p.top_p));
+  p.top_k = fields.integer("top_k", rules.default_top_k.value_or(p.top_k), -1);
+  if (p.top_k == -1) p.top_k = 0;
+  p.min_p = fields.number("min_p", p.min_p);
+  if (const auto seed = fields.int64("seed")) p.seed = uint64_t(*seed);
+  p.max_tokens = fields.integer("max_tokens", kDefaultMaxTokens, 0);
+  p.min_tokens = fields.integer("min_tokens", 0, 0);
+  p.ignore_eos = fields.boolean("ignore_eos", false);
+  p.stop_token_ids = fields.integers("stop_token_ids", size_t(kMaxStopTokenIds));
+  p.presence_penalty = fields.number("presence_penalty", 0);
+  p.frequency_penalty = fields.number("frequency_penalty", 0);
+  p.repetition_penalty = fields.number("repetition_penalty", 1);
+  p.logit_bias = parse_logit_bias(fields, rules.vocab_size);
+  p.logprobs = fields.integer("logprobs", -1, 0, rules.max_logprobs);
+  return p;
+}
+
+std::vector<std::string> parse_stop(JsonFields& fields) {
+  std::vector<std::string> stop = fields.texts("stop", size_t(kMaxStopStrings));
+  for (const std::string& text : stop)
+    if (text.empty() || text.size() > size_t(kMaxStopStringBytes)) {
+      fields.fail("stop", fmt::format("has a string of {} bytes, must be 1 to {}", text.size(),
+                                      kMaxStopStringBytes));
+      return {};
+    }
+  return stop;
+}
+
+// Sets the three usage flags; `streaming` decides whether the field may stand at all.
+Status parse_stream_options(JsonFields& fields, bool streaming, CompletionCall& call) {
+  const json* value = fields.raw("stream_options");
+  if (value == nullptr) return ok_status();
+  const auto wrong = [](const std::string& message, const char* field) {
+    return Error{ErrorCode::invalid, field + (" " + message), field};
+  };
+  if (!streaming) return wrong("is only allowed with stream: true", "stream_options");
+  if (!value->is_object())
+    return wrong(fmt::format("is {}, must be an object", describe(*value)), "stream_options");
+  JsonFields options(*value, "stream_options.");
+  call.include_usage = options.boolean("include_usage", false);
+  call.continuous_usage = options.boolean("continuous_usage_stats", false);
+  RETURN_IF_ERROR(options.status());
+  if (call.continuous_usage && !call.include_usage)
+    return wrong("needs include_usage: true", "stream_options.continuous_usage_stats");
+  for (std::string& name : options.unknown()) call.unknown_fields.push_back(std::move(name));
+  return ok_status();
+}
+
+Status check_model(JsonFields& fields, const ApiRules& rules) {
+  const auto model = fields.text("model");
+  if (fields.ok() && model && *model != rules.model_name)
+    return Error{ErrorCode::not_found,
+                 fmt::format("the model {} does not exist, this server has {}",
+                             describe(json(*model)), describe(json(rules.model_name))),
+                 "model"};
+  return ok_status();
+}
+
+// Notes the fields that nobody asked for, or refuses them.
+Status take_unknown(const JsonFields& fields, const ApiRules& rules,
+                    std::vector<std::string>& unknown) {
+  for (std::string& name : fields.unknown()) unknown.push_back(std::move(name));
+  if (rules.strict_params && !unknown.empty())
+    return Error{ErrorCode::invalid,
+                 fmt::format("{} is not a known parameter", describe(json(unknown[0]))),
+                 unknown[0]};
+  return ok_status();
+}
+
+Status check_combinations(const CompletionCall& call) {
+  const CompletionRequest& r = call.request;
+  if (r.best_of < r.n)
+    return Error{ErrorCode::invalid,
+                 fmt::format("best_of is {}, must be at least n ({})", r.best_of, r.n), "best_of"};
+  if (r.streaming && r.best_of > r.n)
+    return Error{ErrorCode::invalid,
+                 fmt::format("best_of is {}, must equal n ({}) with stream: true", r.best_of, r.n),
+                 "best_of"};
+  return ok_status();
+}
+
+}  // namespace
+
+ApiRules api_rules(const ServedModel& model, bool strict_params) {
+  ApiRules rules;
+  rules.model_name = model.name;
+  rules.vocab_size = model.engine->model().vocab_size;
+  rules.max_logprobs = model.engine->config().max_logprobs;
+  rules.strict_params = strict_params;
+  rules.default_temperature = model.default_temperature;
+  rules.default_top_p = model.default_top_p;
+  rules.default_top_k = model.default_top_k;
+  return rules;
+}
+
+Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& rules) {
+  ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
+  JsonFields fields(parsed);
+  CompletionCall call;
+  CompletionRequest& r = call.request;
+  RETURN_IF_ERROR(check_model(fields, rules));
+  refuse_unbuilt(fields);
+  RETURN_IF_ERROR(fields.status());
+  ASSIGN_OR_RETURN(r.prompts, parse_prompts(fields.raw("prompt"), rules.vocab_size));
+  r.sampling = parse_sampling(fields, rules);
+  r.n = fields.integer("n", 1, 1, kMaxChoices);
+  r.best_of = fields.integer("best_of", r.n, 1, kMaxChoices);
+  r.stop = parse_stop(fields);
+  r.include_stop_str_in_output = fields.boolean("include_stop_str_in_output", false);
+  r.echo = fields.boolean("echo", false);
+  r.skip_special_tokens = fields.boolean("skip_special_tokens", true);
+  r.add_special_tokens = fields.boolean("add_special_tokens", true);
+  r.truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", -1, -1);
+  if (r.truncate_prompt_tokens == 0)
+    fields.fail("truncate_prompt_tokens", "is 0, must be at least 1 (or -1: off)");
+  r.priority = fields.integer("priority", 0);
+  r.streaming = fields.boolean("stream", false);
+  call.return_token_ids = fields.boolean("return_token_ids", false);
+  call.user = fields.text("user").value_or("");
+  call.request_id = fields.text("request_id").value_or("");
+  if (!call.request_id.empty() && !usable_request_id(call.request_id))
+    fields.fail("request_id", "must be 1 to 128 printable ASCII characters");
+  RETURN_IF_ERROR(fields.status());
+  RETURN_IF_ERROR(parse_stream_options(fields, r.streaming, call));
+  if (r.echo) r.sampling.prompt_logprobs = r.sampling.logprobs;
+  RETURN_IF_ERROR(validate(r.sampling, rules.vocab_size, rules.max_logprobs));
+  RETURN_IF_ERROR(check_combinations(call));
+  RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
+  return call;
+}
+
+Result<TokenizeCall> parse_tokenize(std::string_view body, const ApiRules& rules) {
+  ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
+  JsonFields fields(parsed);
+  TokenizeCall call;
+  RETURN_IF_ERROR(check_model(fields, rules));
+  if (fields.raw("messages") != nullptr)
+    return Error{ErrorCode::unsupported, "messages is not supported by this build", "messages"};
+  const auto prompt = fields.text("prompt");
+  call.add_special_tokens = fields.boolean("add_special_tokens", true);
+  call.return_token_strs = fields.boolean("return_token_strs", false);
+  RETURN_IF_ERROR(fields.status());
+  if (!prompt) return Error{ErrorCode::invalid, "prompt is missing, must be a string", "prompt"};
+  call.prompt = *prompt;
+  RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
+  return call;
+}
+
+Result<DetokenizeCall> parse_detokenize(std::string_view body, const ApiRules& rules) {
+  ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
+  JsonFields fields(parsed);
+  DetokenizeCall call;
+  RETURN_IF_ERROR(check_model(fields, rules));
+  const json* tokens = fields.raw("tokens");
+  RETURN_IF_ERROR(fields.status());
+  if (tokens == nullptr || !tokens->is_array())
+    return Error{ErrorCode::invalid,
+                 fmt::format("tokens is {}, must be a list of token ids",
+                             tokens == nullptr ? "missing" : describe(*tokens)),
+                 "tokens"};
+  call.tokens.reserve(tokens->size());
+  for (const json& entry : *tokens) {
+    const auto id = as_integer(entry, 0, rules.vocab_size - 1);
+    if (!id)
+      return Error{ErrorCode::invalid,
+                   fmt::format("tokens[{}] is {}, must be a token id in [0, {}]",
+                               call.tokens.size(), describe(entry), rules.vocab_size - 1),
+                   "tokens"};
+    call.tokens.push_back(int32_t(*id));
+  }
+  RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
+  return call;
+}
+
+}  // namespace kivi
