@@ -1,0 +1,172 @@
+// embed, norms, add, rope, activations, gather against their formulas in fp64.
+#include "tests/kernels/support.h"
+
+using namespace kivi;
+using namespace kivi::test;
+
+namespace {
+
+constexpr DType kWeightTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+double reference_act(double x, Activation a) {
+  if (a == Activation::silu) return x / (1 + std::exp(-x));
+  if (a == Activation::gelu) return x * (1 + std::erf(x / std::sqrt(2.0))) / 2;
+  return x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))) / 2;
+}
+
+}  // namespace
+
+TEST_CASE("embed and gather_rows copy the rows that the indices name") {
+  std::mt19937 random(31);
+  const auto backend = make_cpu_backend(2);
+  for (const DType type : kWeightTypes)
+    for (const int t : {1, 3, 65}) {
+      Guarded table(type, 17, 67, 3), ids(DType::i32, 1, t), out(DType::f32, t, 67, 5);
+      Guarded gathered(DType::f32, t, 67);
+      table.fill(random);
+      for (int i = 0; i < t; ++i) ids.set(0, i, float(random() % 17));
+      backend->embed(*table, ids.vector(), *out);
+      for (int i = 0; i < t; ++i)
+        for (int c = 0; c < 67; ++c) REQUIRE(out.get(i, c) == table.get(int(ids.get(0, i)), c));
+      for (int i = 0; i < t; ++i) ids.set(0, i, float(random() % unsigned(t)));
+      backend->gather_rows(*out, ids.vector(), *gathered);
+      for (int i = 0; i < t; ++i)
+        for (int c = 0; c < 67; ++c) REQUIRE(gathered.get(i, c) == out.get(int(ids.get(0, i)), c));
+      CHECK(out.intact());
+      CHECK(gathered.intact());
+    }
+}
+
+TEST_CASE("norm and add_norm equal their formulas and x takes the sum") {
+  const uint32_t seed = 32;
+  CAPTURE(seed);
+  std::mt19937 random(seed);
+  const auto backend = make_cpu_backend(2);
+  for (const DType type : kWeightTypes)
+    for (const NormKind kind : {NormKind::rms, NormKind::layer})
+      for (const auto& [t, n] : {std::pair{1, 1}, {3, 5}, {17, 67}, {65, 256}, {200, 130}})
+        for (const bool with_delta : {false, true}) {
+          INFO(name_of(type) << " t " << t << " n " << n << " delta " << with_delta);
+          Guarded x(DType::f32, t, n, 3), delta(DType::f32, t, n), weight(type, 1, n);
+          Guarded bias(type, 1, n), out(DType::f32, t, n, 1);
+          x.fill(random, 3);
+          delta.fill(random);
+          weight.fill(random);
+          bias.fill(random);
+          std::vector<double> sum;
+          for (int i = 0; i < t; ++i)
+            for (int c = 0; c < n; ++c)
+              sum.push_back(with_delta ? double(x.get(i, c) + delta.get(i, c))
+                                       : double(x.get(i, c)));
+          const bool with_bias = kind == NormKind::layer;
+          const Tensor b = with_bias ? bias.vector() : Tensor{};
+          if (with_delta)
+            backend->add_norm(*x, *delta, weight.vector(), b, kind, 1e-5f, *out);
+          else
+            backend->norm(*x, weight.vector(), b, kind, 1e-5f, *out);
+          Worst worst(kNorm);
+          for (int i = 0; i < t; ++i) {
+            const double* row = &sum[size_t(i * n)];
+            double mean = 0, square = 0;
+            for (int c = 0; c < n; ++c) mean += row[c] / n;
+            if (kind == NormKind::rms) mean = 0;
+            for (int c = 0; c < n; ++c) square += (row[c] - mean) * (row[c] - mean) / n;
+            for (int c = 0; c < n; ++c) {
+              REQUIRE(double(x.get(i, c)) == row[c]);
+              const double y = (row[c] - mean) / std::sqrt(square + double(1e-5f));
+              worst.add(double(out.get(i, c)),
+                        y * double(weight.get(0, c)) + (with_bias ? double(bias.get(0, c)) : 0));
+            }
+          }
+          REQUIRE(worst.ok());
+          REQUIRE(x.intact());
+          REQUIRE(out.intact());
+        }
+}
+
+TEST_CASE("add adds") {
+  std::mt19937 random(33);
+  const auto backend = make_cpu_backend(2);
+  Guarded x(DType::f32, 65, 67, 2), delta(DType::f32, 65, 67), want(DType::f32, 65, 67);
+  x.fill(random);
+  delta.fill(random);
+  for (int i = 0; i < 65; ++i)
+    for (int c = 0; c < 67; ++c) want.set(i, c, x.get(i, c) + delta.get(i, c));
+  backend->add(*x, *delta);
+  for (int i = 0; i < 65; ++i)
+    for (int c = 0; c < 67; ++c) REQUIRE(x.get(i, c) == want.get(i, c));
+  CHECK(x.intact());
+}
+
+TEST_CASE("Activations equal their formulas, from very negative to very positive") {
+  std::mt19937 random(34);
+  const auto backend = make_cpu_backend(2);
+  for (const Activation a : {Activation::silu, Activation::gelu, Activation::gelu_tanh})
+    for (const auto& [t, f] : {std::pair{1, 1}, {3, 17}, {65, 688}}) {
+      INFO("activation " << int(a) << " t " << t << " f " << f);
+      Guarded gate_up(DType::f32, t, 2 * f, 3), out(DType::f32, t, f, 1);
+      gate_up.fill(random, 4);
+      gate_up.set(0, 0, t == 1 ? -200.0f : 200.0f);
+      backend->gated_activation(*gate_up, a, *out);
+      Worst worst(kElementwise);
+      for (int i = 0; i < t; ++i)
+        for (int c = 0; c < f; ++c)
+          worst.add(double(out.get(i, c)),
+                    reference_act(double(gate_up.get(i, c)), a) * double(gate_up.get(i, f + c)));
+      CHECK(out.intact());
+      const Tensor x = gate_up->slice_columns(0, f);
+      std::vector<double> before;
+      for (int i = 0; i < t; ++i)
+        for (int c = 0; c < f; ++c) before.push_back(double(gate_up.get(i, c)));
+      backend->activate(x, a);
+      for (int i = 0; i < t; ++i)
+        for (int c = 0; c < f; ++c)
+          worst.add(double(gate_up.get(i, c)), reference_act(before[size_t(i * f + c)], a));
+      REQUIRE(worst.ok());
+      CHECK(gate_up.intact());
+    }
+}
+
+TEST_CASE("rope turns q and k by the formula and narrows k and v to fp16") {
+  std::mt19937 random(35);
+  const auto backend = make_cpu_backend(2);
+  for (const auto& [d, rotary] : {std::pair{64, 64}, {128, 128}, {96, 96}, {64, 32}, {80, 0}})
+    for (const int t : {1, 3, 65}) {
+      INFO("d " << d << " rotary " << rotary << " t " << t);
+      const int heads = 2, q_heads = 6, columns = (q_heads + 2 * heads) * d;
+      Guarded qkv(DType::f32, t, columns, 4), positions(DType::i32, 1, t);
+      Guarded frequencies(DType::f32, 1, std::max(1, rotary / 2));
+      Guarded q(DType::f32, t, q_heads * d, 3), kv(DType::f16, t, 2 * heads * d, 8);
+      qkv.fill(random);
+      qkv.set(0, columns - 1, 1e9f);
+      qkv.set(0, columns - 2, std::nanf(""));
+      for (int i = 0; i < t; ++i) positions.set(0, i, float(random() % 2048));
+      for (int i = 0; i < rotary / 2; ++i)
+        frequencies.set(0, i, std::pow(10000.0f, -2.0f * float(i) / float(rotary)));
+      const Rope rope{frequencies.vector(), rotary, 1.25f};
+      backend->rope(*qkv, positions.vector(), rope, {1, heads, d}, *q, *kv);
+      Worst wide(kRope), narrow(kRopeF16);
+      for (int i = 0; i < t; ++i)
+        for (int head = 0; head < q_heads + 2 * heads; ++head)
+          for (int c = 0; c < d; ++c) {
+            const auto in = [&](int channel) { return double(qkv.get(i, head * d + channel)); };
+            double want = in(c);
+            const int half = rotary / 2;
+            if (head < q_heads + heads && c < rotary) {
+              const double angle =
+                  double(positions.get(0, i)) * double(frequencies.get(0, c % half));
+              const double turned = c < half ? -in(c + half) : in(c - half);
+              want = (want * std::cos(angle) + turned * std::sin(angle)) * 1.25;
+            }
+            if (std::isnan(want)) want = 0;
+            if (head < q_heads)
+              wide.add(double(q.get(i, head * d + c)), want);
+            else
+              narrow.add(double(kv.get(i, (head - q_heads) * d + c)), std::min(want, 65504.0));
+          }
+      REQUIRE(wide.ok());
+      REQUIRE(narrow.ok());
+      CHECK(q.intact());
+      CHECK(kv.intact());
+    }
+}
