@@ -7,6 +7,8 @@
 #include <chrono>
 #include <cstdio>
 
+#include "server/logging.h"
+
 namespace kivi {
 
 int report(const Error& error) {
@@ -25,6 +27,8 @@ std::optional<int> read_settings(Command command, const Arguments& args, Setting
     return 0;
   }
   if (const Status status = validate(settings.engine); !status.ok()) return report(status.error());
+  if (const Status status = setup_logging(settings.server); !status.ok())
+    return report(status.error());
   if (settings.dry_run) {
     const Result<MemoryPlan> plan = plan_memory(settings.engine);
     if (!plan.ok()) return report(plan.error());

@@ -14,6 +14,7 @@ namespace kivi {
 
 using Arguments = std::vector<std::string>;
 
+int run_serve(const Arguments& args);
 int run_generate(const Arguments& args);
 int run_info(const Arguments& args);
 int run_throughput(const Arguments& args);
@@ -25,7 +26,8 @@ inline constexpr int kExitUsage = 2;
 // `unsupported`, else kExitFailed.
 int report(const Error& error);
 
-// The settings of a command from its words, the environment and --config, judged by validate().
+// The settings of a command from its words, the environment and --config, judged by validate();
+// sets up logging by them.
 // Holds an exit code where the command is done: --help (printed), --dry-run (the memory plan is
 // printed), a bad setting.
 std::optional<int> read_settings(Command command, const Arguments& args, Settings& settings);

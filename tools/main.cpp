@@ -36,7 +36,7 @@ struct Entry {
 };
 
 constexpr Entry kCommands[] = {
-    {"serve", nullptr, nullptr},
+    {"serve", "serve a model over HTTP (OpenAI's API) and gRPC", run_serve},
     {"generate", "continue a text, without a server", run_generate},
     {"info", "say what a model folder holds and what its cache costs", run_info},
     {"bench throughput", "measure the engine: tokens/s, latencies, batch sizes", run_throughput},
