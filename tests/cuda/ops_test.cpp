@@ -1,0 +1,190 @@
+// Ops of a decoder step around attention: CUDA against the CPU.
+#include "tests/cuda/pair.h"
+
+namespace kivi::test {
+namespace {
+
+const std::vector<DType> kTypes = {DType::f16, DType::bf16};
+
+}  // namespace
+
+TEST_CASE("embedding and gathered rows are copies, and unknown rows are zeros on the GPU") {
+  std::mt19937 random(1);
+  for (const DType type : kTypes)
+    for (const int n : {8, 64, 100, 4096}) {
+      Pair table(37, n, type), out(5, n, type);
+      table.randomize(random);
+      PairOfInts ids({3, 36, 0, 3, 17});
+      gpu().embed(table.on_gpu(), ids.on_gpu(), out.on_gpu());
+      const auto got = out.gpu_result();
+      const int expected[] = {3, 36, 0, 3, 17};
+      for (int r = 0; r < 5; ++r)
+        for (int c = 0; c < n; ++c)
+          REQUIRE(got[size_t(r * n + c)] == table.values()[size_t(expected[r] * n + c)]);
+      Pair gathered(2, n, type);
+      PairOfInts rows({4, 1});
+      gpu().gather_rows(out.on_gpu(), rows.on_gpu(), gathered.on_gpu());
+      REQUIRE(gathered.gpu_result()[0] == got[size_t(4 * n)]);
+    }
+}
+
+TEST_CASE("norms equal the CPU's, with and without a residual to add and a bias") {
+  std::mt19937 random(2);
+  for (const DType type : kTypes)
+    for (const NormKind kind : {NormKind::rms, NormKind::layer})
+      for (const int n : {8, 128, 256, 4096, 4544, 8192}) {
+        CAPTURE(name_of(type), int(kind), n);
+        Pair x(17, n, type), delta(17, n, type), weight(1, n, type), bias(1, n, type),
+            out(17, n, type);
+        x.randomize(random);
+        delta.randomize(random);
+        weight.randomize(random);
+        bias.randomize(random);
+        const auto vector_of = [&](Tensor t) { return make_tensor(t.data, t.dtype, n); };
+        cpu().add_norm(x.on_cpu(), delta.on_cpu(), vector_of(weight.on_cpu()),
+                       vector_of(bias.on_cpu()), kind, 1e-5f, out.on_cpu());
+        gpu().add_norm(x.on_gpu(), delta.on_gpu(), vector_of(weight.on_gpu()),
+                       vector_of(bias.on_gpu()), kind, 1e-5f, out.on_gpu());
+        REQUIRE(relative_error(x.gpu_result(), x.cpu_result()) < tolerance(type));
+        REQUIRE(relative_error(out.gpu_result(), out.cpu_result()) < tolerance(type));
+        x.randomize(random);
+        cpu().norm(x.on_cpu(), vector_of(weight.on_cpu()), Tensor{}, kind, 1e-5f, out.on_cpu());
+        gpu().norm(x.on_gpu(), vector_of(weight.on_gpu()), Tensor{}, kind, 1e-5f, out.on_gpu());
+        REQUIRE(relative_error(out.gpu_result(), out.cpu_result()) < tolerance(type));
+      }
+}
+
+TEST_CASE("matrix products equal the CPU's for awkward sizes, 16-bit and f32 results") {
+  std::mt19937 random(3);
+  for (const DType type : kTypes)
+    for (const DType out_type : {type, DType::f32})
+      for (const auto& [t, n, k] : {std::tuple{1, 4096, 256},
+                                   {3, 688, 256},
+                                   {17, 512, 688},
+                                   {64, 128, 4096},
+                                   {65, 1000, 72},
+                                   {300, 256, 128}}) {
+        CAPTURE(name_of(type), name_of(out_type), t, n, k);
+        Pair x(t, k, type), w(n, k, type, type), out(t, n, out_type), bias(1, n, type, type);
+        x.randomize(random);
+        w.randomize(random, 0.1f);
+        bias.randomize(random);
+        const auto vector_of = [&](Tensor v) { return make_tensor(v.data, v.dtype, int64_t(n)); };
+        cpu().matmul(x.on_cpu(), w.on_cpu(), Tensor{}, out.on_cpu());
+        gpu().matmul(x.on_gpu(), w.on_gpu(), Tensor{}, out.on_gpu());
+        REQUIRE(relative_error(out.gpu_result(), out.cpu_result()) <
+                (out_type == DType::f32 ? 1e-5 : tolerance(type)));
+        if (out_type == DType::f32) continue;
+        cpu().matmul(x.on_cpu(), w.on_cpu(), vector_of(bias.on_cpu()), out.on_cpu());
+        gpu().matmul(x.on_gpu(), w.on_gpu(), vector_of(bias.on_gpu()), out.on_gpu());
+        REQUIRE(relative_error(out.gpu_result(), out.cpu_result()) < tolerance(type));
+      }
+}
+
+TEST_CASE("activations equal the CPU's") {
+  std::mt19937 random(4);
+  for (const DType type : kTypes)
+    for (const Activation a : {Activation::silu, Activation::gelu, Activation::gelu_tanh})
+      for (const int f : {8, 100, 688, 11008}) {
+        CAPTURE(name_of(type), int(a), f);
+        Pair gate_up(7, 2 * f, type), out(7, f, type);
+        gate_up.randomize(random, 2);
+        cpu().gated_activation(gate_up.on_cpu(), a, out.on_cpu());
+        gpu().gated_activation(gate_up.on_gpu(), a, out.on_gpu());
+        REQUIRE(relative_error(out.gpu_result(), out.cpu_result()) < tolerance(type));
+        cpu().activate(gate_up.on_cpu(), a);
+        gpu().activate(gate_up.on_gpu(), a);
+        REQUIRE(relative_error(gate_up.gpu_result(), gate_up.cpu_result()) < tolerance(type));
+        Pair x(7, f, type), delta(7, f, type);
+        x.randomize(random);
+        delta.randomize(random);
+        cpu().add(x.on_cpu(), delta.on_cpu());
+        gpu().add(x.on_gpu(), delta.on_gpu());
+        REQUIRE(relative_error(x.gpu_result(), x.cpu_result()) < tolerance(type));
+      }
+}
+
+TEST_CASE("rope equals the CPU's at small and at large positions") {
+  std::mt19937 random(5);
+  for (const DType type : kTypes)
+    for (const auto& [hq, hk, d, rotary] :
+         {std::tuple{4, 2, 64, 64}, {32, 8, 128, 128}, {71, 1, 64, 64}, {8, 8, 128, 32}}) {
+      CAPTURE(name_of(type), hq, hk, d, rotary);
+      const std::vector<int32_t> at = {0, 1, 17, 2047, 131071};
+      const int t = int(at.size());
+      Pair qkv(t, (hq + 2 * hk) * d, type), q(t, hq * d, DType::f16),
+          kv(t, 2 * hk * d, DType::f16, DType::f16), frequencies(1, rotary / 2, DType::f32);
+      qkv.randomize(random);
+      std::vector<float> f;
+      for (int i = 0; i < rotary / 2; ++i) f.push_back(float(std::pow(10000.0, -2.0 * i / rotary)));
+      frequencies.set(f);
+      PairOfInts positions(at);
+      const auto rope_of = [&](Tensor v) {
+        return Rope{make_tensor(v.data, DType::f32, rotary / 2), rotary, 1.f};
+      };
+      const KvShape shape{1, hk, d};
+      cpu().rope(qkv.on_cpu(), positions.on_cpu(), rope_of(frequencies.on_cpu()), shape, q.on_cpu(),
+                 kv.on_cpu());
+      gpu().rope(qkv.on_gpu(), positions.on_gpu(), rope_of(frequencies.on_gpu()), shape, q.on_gpu(),
+                 kv.on_gpu());
+      REQUIRE(relative_error(q.gpu_result(), q.cpu_result()) < 1e-3);
+      REQUIRE(relative_error(kv.gpu_result(), kv.cpu_result()) < 1e-3);
+    }
+}
+
+TEST_CASE("the sampler chooses what the CPU's chooses, and scores alike") {
+  std::mt19937 random(6);
+  for (const int vocab : {17, 4096, 128256}) {
+    const int rows = 48;
+    Pair logits(rows, vocab, DType::f32);
+    logits.randomize(random, 3);
+    std::vector<std::vector<PenaltyToken>> penalties(rows);
+    std::vector<std::vector<LogitBias>> bias(rows);
+    std::vector<SampleRow> plan(rows);
+    for (int i = 0; i < rows; ++i) {
+      SampleRow& r = plan[size_t(i)];
+      r.temperature = i % 4 == 0 ? 0.f : 0.5f + float(i % 3) * 0.5f;
+      r.top_k = i % 3 == 1 ? 5 : 0;
+      r.top_p = i % 5 == 2 ? 0.8f : 1.f;
+      r.min_p = i % 7 == 3 ? 0.1f : 0.f;
+      r.seed = uint64_t(i) * 7919;
+      r.position = i;
+      r.logprobs = i % 6 - 1;
+      if (i == 11) r.forced_token = 3;
+      if (i % 8 == 5) {
+        r.repetition_penalty = 1.3f;
+        r.frequency_penalty = 0.5f;
+        r.presence_penalty = 0.7f;
+        penalties[size_t(i)] = {{1, 2, 0}, {5, 0, 1}, {16, 1, 1}};
+        bias[size_t(i)] = {{5, 4.f}, {7, -std::numeric_limits<float>::infinity()}};
+      }
+      r.penalties = penalties[size_t(i)];
+      r.bias = bias[size_t(i)];
+    }
+    PairOfInts ids(std::vector<int32_t>(rows, -1));
+    std::vector<SampledToken> expected, got;
+    cpu().sample(logits.on_cpu(), plan, ids.on_cpu());
+    cpu().collect_samples(expected);
+    gpu().sample(logits.on_gpu(), plan, ids.on_gpu());
+    gpu().collect_samples(got);
+    REQUIRE(got.size() == expected.size());
+    int different = 0;  // a tie within rounding of the noise may fall either way
+    for (size_t i = 0; i < got.size(); ++i) {
+      CAPTURE(vocab, i);
+      if (got[i].id != expected[i].id) {
+        ++different;
+        continue;
+      }
+      if (plan[i].logprobs < 0) continue;
+      REQUIRE(got[i].logprob == Approx(expected[i].logprob).margin(1e-4));
+      REQUIRE(got[i].top.size() == expected[i].top.size());
+      for (size_t j = 0; j < got[i].top.size(); ++j) {
+        REQUIRE(got[i].top[j].id == expected[i].top[j].id);
+        REQUIRE(got[i].top[j].logprob == Approx(expected[i].top[j].logprob).margin(1e-4));
+      }
+    }
+    REQUIRE(different <= 1);
+  }
+}
+
+}  // namespace kivi::test

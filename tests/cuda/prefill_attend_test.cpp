@@ -1,0 +1,139 @@
+// Flash prefill against the CPU: own rows, staging, f16 pages, quantized pages and residual as
+// history; ragged sequences, GQA, sliding windows. The store's bytes come from the CPU's append.
+#include <cstring>
+
+#include "kernels/kv_codec.h"
+#include "tests/cuda/pair.h"
+
+namespace kivi::test {
+namespace {
+
+struct Case {
+  KvFormat format;
+  int heads_q, heads_kv, head_dim, window;
+  KvMode mode;
+  std::vector<std::pair<int, int>> sequences;  // past, rows
+};
+
+// One region of the store in host memory and on the device.
+struct Region {
+  std::vector<std::byte> host;
+  Buffer device;
+  explicit Region(size_t bytes) : host(std::max<size_t>(bytes, 256)) {
+    auto b = gpu().allocate(host.size(), "test store");
+    REQUIRE(b.ok());
+    device = std::move(b).value();
+  }
+  void send() { gpu().upload(device.data(), host.data(), host.size()); }
+};
+
+void check(const Case& c, std::mt19937& random) {
+  const KvLayout layout{c.format, {2, c.heads_kv, c.head_dim}};
+  const int n = int(c.sequences.size());
+  KvView view{layout};
+  std::vector<int32_t> table;
+  std::vector<StepSequence> sequences;
+  int pages = 0, staging_pages = 0, rows = 0;
+  for (int i = 0; i < n; ++i) {
+    const auto [past, count] = c.sequences[size_t(i)];
+    StepSequence s{.row_begin = rows, .row_count = count, .past = past, .slot = i, .mode = c.mode};
+    s.pages_begin = int(table.size());
+    s.pages_count = (past + count + layout.page_tokens() - 1) / layout.page_tokens();
+    for (int p = 0; p < s.pages_count; ++p) table.push_back(pages++);
+    s.staging_begin = int(table.size());
+    s.staging_count = (past + count + 63) / 64;
+    for (int p = 0; p < s.staging_count; ++p) table.push_back(staging_pages++);
+    rows += count;
+    sequences.push_back(s);
+  }
+  view.page_count = pages;
+  view.slot_count = n;
+  view.staging_page_count = staging_pages;
+  Region pool(size_t(layout.page_bytes()) * size_t(pages)),
+      residual(size_t(layout.residual_slot_bytes()) * size_t(n)),
+      staging(size_t(layout.staging_page_bytes()) * size_t(staging_pages));
+  view.pages = pool.host.data();
+  view.residual = residual.host.data();
+  view.staging = staging.host.data();
+
+  // History: appended on the CPU with random values.
+  const int width = 2 * c.heads_kv * c.head_dim;
+  for (int i = 0; i < n; ++i) {
+    if (sequences[size_t(i)].past == 0) continue;
+    StepSequence s = sequences[size_t(i)];
+    s.row_begin = 0;
+    s.row_count = s.past;
+    s.past = 0;
+    if (s.mode == KvMode::commit) s.mode = KvMode::stage;
+    Pair kv(s.row_count, width, DType::f16, DType::f16);
+    kv.randomize(random);
+    StepView step;
+    step.rows = s.row_count;
+    step.sequences = {&s, 1};
+    step.page_table = table;
+    for (int layer = 0; layer < 2; ++layer) cpu().kv_append(kv.on_cpu(), view, step, layer);
+  }
+  pool.send();
+  residual.send();
+  staging.send();
+  KvView device_view = view;
+  device_view.pages = pool.device.data();
+  device_view.residual = residual.device.data();
+  device_view.staging = staging.device.data();
+
+  std::vector<int32_t> packed(size_t(n) * 9);
+  std::memcpy(packed.data(), sequences.data(), packed.size() * 4);
+  PairOfInts device_sequences(packed), device_table(table);
+  std::vector<int32_t> ids(size_t(rows), 0);
+  PairOfInts positions(ids);
+  StepView step;
+  step.rows = rows;
+  step.sequences = sequences;
+  step.page_table = table;
+  step.token_ids = positions.on_gpu();
+  step.positions = positions.on_gpu();
+  step.device_sequences = device_sequences.on_gpu();
+  step.device_sequences = make_tensor(device_sequences.on_gpu().data, DType::i32, n, 9);
+  step.device_page_table = device_table.on_gpu();
+  step.sliding_window = c.window;
+
+  const float scale = 1.f / std::sqrt(float(c.head_dim));
+  for (const DType out_type : {DType::f16, DType::bf16}) {
+    Pair q(rows, c.heads_q * c.head_dim, DType::f16), kv(rows, width, DType::f16, DType::f16),
+        out(rows, c.heads_q * c.head_dim, out_type);
+    q.randomize(random, 2);
+    kv.randomize(random);
+    cpu().kv_attend(q.on_cpu(), kv.on_cpu(), view, step, 1, scale, out.on_cpu());
+    gpu().kv_attend(q.on_gpu(), kv.on_gpu(), device_view, step, 1, scale, out.on_gpu());
+    CAPTURE(name_of(out_type), int(c.format.kind), c.format.key_bits, c.heads_q, c.heads_kv,
+            c.head_dim, c.window, int(c.mode));
+    REQUIRE(relative_error(out.gpu_result(), out.cpu_result()) <
+            (out_type == DType::f16 ? 2e-3 : 5e-3));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("flash prefill equals the CPU's attention over every kind of history") {
+  std::mt19937 random(7);
+  const KvFormat f16{}, f8{KvKind::f8, 8, 8, 0, 0}, kivi2{KvKind::kivi, 2, 2, 32, 32},
+      kivi4{KvKind::kivi, 4, 4, 32, 128}, mixed{KvKind::kivi, 4, 2, 64, 64};
+  const std::vector<std::pair<int, int>> fresh = {{0, 1}, {0, 17}, {0, 64}, {0, 130}};
+  const std::vector<std::pair<int, int>> ragged = {
+      {5, 3}, {64, 65}, {131, 2}, {200, 33}, {300, 64}};
+  for (const auto& [hq, hk] : {std::pair{4, 2}, {3, 3}, {8, 1}, {71, 1}})
+    for (const int d : {64, 96, 128}) {
+      check({f16, hq, hk, d, 0, KvMode::store, fresh}, random);
+      check({f16, hq, hk, d, 0, KvMode::store, ragged}, random);
+    }
+  for (const KvFormat& f : {f8, kivi2, kivi4, mixed})
+    for (const int d : {64, 128}) {
+      check({f, 4, 2, d, 0, KvMode::store, fresh}, random);
+      check({f, 4, 2, d, 0, KvMode::store, ragged}, random);
+      check({f, 4, 2, d, 0, KvMode::stage, ragged}, random);
+      check({f, 8, 2, d, 100, KvMode::store, ragged}, random);
+      check({f, 8, 2, d, 100, KvMode::commit, ragged}, random);
+    }
+}
+
+}  // namespace kivi::test

@@ -1,0 +1,124 @@
+// KvCache: all or nothing, exact accounting, for every format.
+#include "engine/kv_cache.h"
+
+#include <catch2/catch.hpp>
+
+#include "kernels/kv_codec.h"
+
+using namespace kivi;
+
+namespace {
+
+const KvFormat kFormats[] = {{KvKind::f16, 16, 16, 0, 0},
+                             {KvKind::f8, 8, 8, 0, 0},
+                             {KvKind::kivi, 2, 2, 32, 128},
+                             {KvKind::kivi, 4, 4, 64, 64},
+                             {KvKind::kivi, 4, 2, 128, 128}};
+
+KvLayout layout_of(const KvFormat& format) { return {format, {3, 2, 128}}; }
+
+KvBytes sum(const KvBytes& a, const KvBytes& b) {
+  return {a.codes + b.codes, a.parameters + b.parameters, a.residual + b.residual};
+}
+
+}  // namespace
+
+TEST_CASE("bytes held are what the format says, for every length and format") {
+  for (const KvFormat& format : kFormats) {
+    const KvLayout layout = layout_of(format);
+    for (const int tokens : {1, 3, 17, 63, 64, 65, 127, 128, 129, 300}) {
+      INFO("G " << format.group << ", bits " << format.key_bits << ", tokens " << tokens);
+      KvCache cache(layout, {.pages = 16, .slots = 2, .staging_pages = 0});
+      SequenceKv a, b;
+      REQUIRE(cache.reserve(a, tokens, KvMode::store));
+      cache.commit(a, tokens, KvMode::store);
+      CHECK(cache.bytes_held() == kv_bytes(layout, tokens));
+      REQUIRE(cache.reserve(b, 1, KvMode::store));
+      CHECK(cache.bytes_held() == sum(kv_bytes(layout, tokens), kv_bytes(layout, 1)));
+      cache.release(a);
+      cache.release(b);
+      CHECK(cache.bytes_held() == KvBytes{});
+      CHECK(cache.pages_free() == 16);
+    }
+  }
+}
+
+TEST_CASE("token by token, a page is taken exactly when one begins") {
+  for (const KvFormat& format : kFormats) {
+    const KvLayout layout = layout_of(format);
+    KvCache cache(layout, {.pages = 4, .slots = 1, .staging_pages = 0});
+    SequenceKv kv;
+    const int page = layout.page_tokens();
+    for (int t = 0; t < 4 * page; ++t) {
+      REQUIRE(cache.reserve(kv, 1, KvMode::store));
+      REQUIRE(int(kv.pages.size()) == t / page + 1);
+      cache.commit(kv, 1, KvMode::store);
+    }
+    CHECK_FALSE(cache.reserve(kv, 1, KvMode::store));
+    CHECK(kv.tokens == 4 * page);
+    CHECK(kv.pages.size() == 4);
+  }
+}
+
+TEST_CASE("a reservation that fails changes nothing, whichever region is short") {
+  const KvLayout layout = layout_of(kFormats[2]);
+  SECTION("pages") {
+    KvCache cache(layout, {.pages = 2, .slots = 2, .staging_pages = 2});
+    SequenceKv kv;
+    CHECK_FALSE(cache.reserve(kv, 129, KvMode::store));
+    CHECK((kv.pages.empty() && kv.slot == -1 && kv.tokens == 0));
+    CHECK((cache.pages_free() == 2 && cache.slots_free() == 2));
+  }
+  SECTION("slots") {
+    KvCache cache(layout, {.pages = 4, .slots = 1, .staging_pages = 2});
+    SequenceKv first, second;
+    REQUIRE(cache.reserve(first, 1, KvMode::store));
+    CHECK_FALSE(cache.reserve(second, 1, KvMode::store));
+    CHECK((second.pages.empty() && second.slot == -1));
+    CHECK(cache.pages_free() == 3);
+  }
+  SECTION("staging pages") {
+    KvCache cache(layout, {.pages = 4, .slots = 1, .staging_pages = 1});
+    SequenceKv kv;
+    CHECK_FALSE(cache.reserve(kv, 65, KvMode::stage));
+    CHECK((kv.staging_pages.empty() && kv.slot == -1));
+    CHECK((cache.staging_pages_free() == 1 && cache.slots_free() == 1));
+  }
+}
+
+TEST_CASE("a staged prompt holds staging pages until its commit, and pages from then on") {
+  const KvLayout layout = layout_of(kFormats[2]);
+  KvCache cache(layout, {.pages = 4, .slots = 1, .staging_pages = 3});
+  SequenceKv kv;
+  for (int chunk = 0; chunk < 2; ++chunk) {
+    REQUIRE(cache.reserve(kv, 96, KvMode::stage));
+    cache.commit(kv, 96, KvMode::stage);
+  }
+  CHECK((kv.pages.empty() && kv.staging_pages.size() == 3));
+  CHECK(cache.bytes_held() == KvBytes{0, 0, layout.residual_slot_bytes()});
+
+  REQUIRE(cache.reserve(kv, 10, KvMode::commit));
+  CHECK((kv.pages.size() == 4 && kv.staging_pages.size() == 3));
+  cache.commit(kv, 10, KvMode::commit);
+  CHECK((kv.tokens == 202 && kv.staging_pages.empty()));
+  CHECK(cache.staging_pages_free() == 3);
+  CHECK(cache.bytes_held() == kv_bytes(layout, 202));
+}
+
+TEST_CASE("release is safe on a sequence that holds nothing") {
+  KvCache cache(layout_of(kFormats[0]), {.pages = 2, .slots = 1, .staging_pages = 1});
+  SequenceKv kv;
+  cache.release(kv);
+  cache.release(kv);
+  CHECK((cache.pages_free() == 2 && cache.slots_free() == 1 && cache.staging_pages_free() == 1));
+}
+
+TEST_CASE("fits_ever knows the last token that fits alone") {
+  for (const KvFormat& format : kFormats) {
+    const KvLayout layout = layout_of(format);
+    const KvCache cache(layout, {.pages = 3, .slots = 1, .staging_pages = 0});
+    CHECK(cache.fits_ever(3 * layout.page_tokens()));
+    CHECK_FALSE(cache.fits_ever(3 * layout.page_tokens() + 1));
+  }
+  CHECK_FALSE(KvCache(layout_of(kFormats[0]), {.pages = 3, .slots = 0}).fits_ever(1));
+}
