@@ -1,0 +1,816 @@
+// Decode attention over the paged KIVI store, on tensor cores (kivi.md, sections 4 and 7).
+//
+//   out[h] = softmax(q[h] . [K', K_residual, k_own] * scale) [V', V_residual, v_own]
+//
+// Mapping. Each warp works alone: it owns a piece of the line of work (decode_work.cuh) and a ring
+// of stages in shared memory that asynchronous copies fill, so there is no block-wide barrier after
+// the prologue. Operands are swapped: S^T = K q^T and O^T = V^T P^T, so that keys and values are
+// operand A of mma.m16n8k16, straight from the order in which pages store them, and up to 8 query
+// heads of a KV head are its n = 8 columns (16 with NT = 2). P^T becomes operand B by movmatrix.
+//
+// Codes are used as they lie: a word AND a mask is a pair of fp16 subnormals c * 4^p * 2^-24
+// (tensor cores take subnormals at full rate), one instruction for two codes. Everything else is
+// folded into operand B: q' = q * scale * 4^-p for each key group and P' = P * scale * 4^-p for
+// each value group. q . min is one more product whose A rows are the minima (its C is the
+// accumulator that a group's tiles start from); sum(P * min) and sum(P) are one more whose A rows
+// are the minima of the channel groups and a row of ones.
+//
+// Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, about 600 instructions a warp
+// (76 of them mma). See README.md for the count and docs/benchmarks/notes-cuda.md for times.
+// Reference: CpuBackend::do_kv_attend. Test: tests/cuda/kv_attend_test.cpp.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/decode_work.cuh"
+#include "kernels/cuda/ptx.cuh"
+
+namespace kivi::cuda {
+
+inline constexpr float kNever = -1e30f;       // a maximum that nothing has met
+inline constexpr float kLazyMaximum = 2.f;    // log2: P may reach 4 before the maximum moves
+inline constexpr float kCodeUnit = 0x1p-24f;  // what one code step of operand A is worth
+inline constexpr float kValueNormal = 16.f;   // P' carries it, so that small scales stay normal
+inline constexpr uint32_t kOnes = 0x3c003c00;
+
+__device__ constexpr int power_of_pair(int bits, int pair) {
+  return bits == 2 ? pair % 4 : bits == 4 ? pair % 2 : 0;
+}
+__device__ __forceinline__ uint32_t pair_weight(int bits, int pair, float scale) {
+  return as_u32(__float2half2_rn(scale / float(1 << (bits * power_of_pair(bits, pair)))));
+}
+
+// Fragment register of pair `slot` of a word of codes. Codes of 2 and 4 bits stay in place; e4m3
+// becomes f16.
+template <int BITS>
+__device__ __forceinline__ uint32_t fragment(uint32_t word, int slot) {
+  if constexpr (BITS == 8) {
+#if __CUDA_ARCH__ >= 890
+    uint32_t y;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(y) : "h"(uint16_t(word >> (16 * slot))));
+    return y;
+#else
+    // Exponent and mantissa one place lower give 2^-8 of the value, subnormals included.
+    const uint32_t spread = __byte_perm(word, 0, slot == 0 ? 0x1404 : 0x3424);
+    const uint32_t y = (spread & 0x80008000u) | ((spread >> 1) & 0x3f803f80u);
+    return multiply(y, 0x5c005c00u);  // 256
+#endif
+  } else {
+    constexpr int kInPlace = 8 / BITS;  // pairs of the low byte of each half
+    constexpr uint32_t kMask = BITS == 2 ? 0x00030003u : 0x000f000fu;
+    return slot < kInPlace ? word & (kMask << (BITS * slot))
+                           : (word >> 8) & (kMask << (BITS * (slot - kInPlace)));
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void load_words(uint32_t (&w)[N], const std::byte* from) {
+  static_assert(N == 2 || N % 4 == 0);
+  if constexpr (N == 2) {
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+    w[0] = v.x, w[1] = v.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < N / 4; ++i) {
+      const uint4 v = *reinterpret_cast<const uint4*>(from + i * 512);
+      w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
+    }
+  }
+}
+
+// One warp's attention over one segment. D: head_dim; KB, VB: bits of keys and values; NT: blocks
+// of 8 query heads.
+template <int D, int KB, int VB, int NT>
+struct DecodeWarp {
+  static constexpr int kKeyTiles = D / 16;
+  static constexpr int kKeyWords = KB == 16 ? 4 : 2 * ((D * KB + 127) / 128);  // a lane and tile
+  static constexpr int kValueWords = VB == 16 ? 4 : VB;  // a lane and channel tile
+  static constexpr bool kCodes = KB < 8;                 // has scales and minima
+  static constexpr int kPartialFloats = NT * (kKeyTiles * 128 + 16);
+
+  const DecodeLaunch& a;
+  const int lane;
+  const int g = lane / 4, t = lane % 4;
+  const std::byte* ones;  // 128 bytes of 1.0 in shared memory
+
+  // q in operand B's order, times a power of two for each head; the same times 4^-p.
+  uint32_t q[NT][kKeyTiles * 2], qw[kCodes ? NT : 1][kCodes ? kKeyTiles * 2 : 1];
+  float factor[NT][2];  // from C to the logit in log2, heads 2t and 2t + 1
+  // State: running maximum; O^T (channels x heads); row 7 of x is sum(P), rows below the number of
+  // value groups sum(P * min).
+  float maximum[NT][2], o[NT][kKeyTiles][4], x[NT][4];
+  bool pages_open;  // o is in units of codes
+
+  __device__ __forceinline__ DecodeWarp(const DecodeLaunch& launch, int lane_index,
+                                        const std::byte* ones_row)
+      : a(launch), lane(lane_index), ones(ones_row) {}
+
+  // q of `heads` heads from `from`, d apart.
+  __device__ __forceinline__ void begin(const __half* from, int heads) {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const bool real = n * 8 + g < heads;
+      const __half* row = from + (n * 8 + g) * D + 2 * t;
+      __half2 raw[kKeyTiles * 2];
+#pragma unroll
+      for (int i = 0; i < kKeyTiles * 2; ++i)
+        raw[i] = real ? *reinterpret_cast<const __half2*>(row + i * 8) : __half2(0.f, 0.f);
+      float largest = 0;
+#pragma unroll
+      for (int i = 0; i < kKeyTiles * 2; ++i) {
+        const float2 v = __half22float2(raw[i]);
+        largest = fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y)));
+      }
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+      // Brings the largest |q| into [8, 16).
+      const int exponent = largest > 0 ? 130 - int(__float_as_uint(largest) >> 23) : 0;
+      const float normal = __uint_as_float(uint32_t(127 + exponent) << 23);
+#pragma unroll
+      for (int i = 0; i < kKeyTiles * 2; ++i) {
+        const float2 v = __half22float2(raw[i]);
+        q[n][i] = as_u32(__floats2half2_rn(v.x * normal, v.y * normal));
+        if constexpr (kCodes) qw[n][i] = multiply(q[n][i], pair_weight(KB, i, 1.f));
+      }
+      const float f = a.scale_log2 / normal;
+      factor[n][0] = __shfl_sync(0xffffffffu, f, 8 * t);
+      factor[n][1] = __shfl_sync(0xffffffffu, f, 8 * t + 4);
+      maximum[n][0] = maximum[n][1] = kNever;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[n][i] = 0;
+#pragma unroll
+      for (int c = 0; c < kKeyTiles; ++c)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[n][c][i] = 0;
+    }
+    pages_open = false;
+  }
+
+  // The running maximum moves only when a logit passes it by more than kLazyMaximum: then P stays
+  // below 2^kLazyMaximum and no shuffle is needed in most units. s: C fragments of TILES tiles.
+  template <int TILES>
+  __device__ __forceinline__ void raise_maximum(const float (&s)[TILES][NT][4], float unit) {
+    bool passed = false;
+    float top[NT][2];
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float most = fmaxf(s[0][n][j], s[0][n][j + 2]);
+#pragma unroll
+        for (int i = 1; i < TILES; ++i) most = fmaxf(most, fmaxf(s[i][n][j], s[i][n][j + 2]));
+        top[n][j] = most * (factor[n][j] * unit);
+        passed |= top[n][j] > maximum[n][j] + kLazyMaximum;
+      }
+    if (!__any_sync(0xffffffffu, passed)) return;
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float most = top[n][j];
+#pragma unroll
+        for (int mask = 4; mask < 32; mask *= 2)
+          most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, mask));
+        most = fmaxf(most, maximum[n][j]);
+        const float alpha = exp2_fast(maximum[n][j] - most);
+        maximum[n][j] = most;
+        x[n][j] *= alpha, x[n][j + 2] *= alpha;
+#pragma unroll
+        for (int c = 0; c < kKeyTiles; ++c) o[n][c][j] *= alpha, o[n][c][j + 2] *= alpha;
+      }
+  }
+
+  // P of one tile in operand B's order, from its C fragment.
+  __device__ __forceinline__ void probabilities(const float (&s)[4], int n, float unit,
+                                                uint32_t (&b)[2]) const {
+    const float f0 = factor[n][0] * unit, f1 = factor[n][1] * unit;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      b[i] = transpose(
+          as_u32(__floats2half2_rn(exp2_fast(fmaf(s[2 * i], f0, -maximum[n][0])),
+                                   exp2_fast(fmaf(s[2 * i + 1], f1, -maximum[n][1])))));
+  }
+
+  // q . min of two token groups: rows 0-7 of C get the first, rows 8-15 the second.
+  __device__ __forceinline__ void minimum_product(float (&c)[NT][4], const std::byte* first,
+                                                  const std::byte* second) const {
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[n][i] = 0;
+#pragma unroll
+    for (int i = 0; i < kKeyTiles / 2; ++i) {
+      const uint4 u = *reinterpret_cast<const uint4*>(first + (i * 4 + t) * 16);
+      const uint4 v = *reinterpret_cast<const uint4*>(second + (i * 4 + t) * 16);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        mma(c[n], u.x, v.x, u.y, v.y, q[n][4 * i], q[n][4 * i + 1]);
+        mma(c[n], u.z, v.z, u.w, v.w, q[n][4 * i + 2], q[n][4 * i + 3]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[n][i] *= kCodeUnit;
+  }
+
+  // q' = q * 4^-p * scale of one key group.
+  __device__ __forceinline__ void scale_queries(uint32_t (&scaled)[NT][kKeyTiles * 2],
+                                                const std::byte* scales) const {
+#pragma unroll
+    for (int i = 0; i < kKeyTiles / 2; ++i) {
+      const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        scaled[n][4 * i] = multiply(qw[n][4 * i], v.x);
+        scaled[n][4 * i + 1] = multiply(qw[n][4 * i + 1], v.y);
+        scaled[n][4 * i + 2] = multiply(qw[n][4 * i + 2], v.z);
+        scaled[n][4 * i + 3] = multiply(qw[n][4 * i + 3], v.w);
+      }
+    }
+  }
+
+  // Where a lane's key words of tile `tile` lie, from the start of the codes.
+  __device__ __forceinline__ const std::byte* key_words(const std::byte* codes, int tile) const {
+    return kKeyWords == 2 ? codes + tile / 2 * 512 + lane * 16 + tile % 2 * 8
+                          : codes + tile * (kKeyWords * 128) + lane * 16;
+  }
+
+  // s += K q^T of one tile of 16 tokens.
+  __device__ __forceinline__ void key_tile(float (&s)[NT][4], const std::byte* words,
+                                           const uint32_t (&b)[NT][kKeyTiles * 2]) const {
+    uint32_t w[kKeyWords];
+    load_words(w, words);
+    constexpr int kPairs = 16 / KB;  // of a word
+#pragma unroll
+    for (int k = 0; k < kKeyTiles; ++k) {
+      const int j = 2 * k / kPairs, slot = 2 * k % kPairs;
+      const uint32_t a0 = fragment<KB>(w[2 * j], slot), a1 = fragment<KB>(w[2 * j + 1], slot);
+      const uint32_t a2 = fragment<KB>(w[2 * j], slot + 1);
+      const uint32_t a3 = fragment<KB>(w[2 * j + 1], slot + 1);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) mma(s[n], a0, a1, a2, a3, b[n][2 * k], b[n][2 * k + 1]);
+    }
+  }
+
+  // Values beyond `end` or before `low` (positions in the unit) take no part: their P is zero, but
+  // what lies there may be anything, and 0 * NaN is NaN. Writes zeros over it.
+  __device__ __forceinline__ void clean_values(std::byte* stage, int low, int end) const {
+    if constexpr (kCodes) {
+      std::byte* parameters = stage + a.stage_vp;
+      const int groups = D / a.format.group;
+      for (int token = lane; token < kUnitTokens; token += 32)
+        if (token < low || token >= end)
+          for (int i = 0; i < 2 * groups; ++i)
+            *reinterpret_cast<uint16_t*>(parameters + i * 128 + lane_parameter(token) * 2) = 0;
+    } else {
+      uint32_t keep[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        keep[k] = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int token = k * 16 + (i / 2) * 8 + 2 * t + i % 2;
+          if (token >= low && token < end) keep[k] |= 0xffu << (8 * i);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kKeyTiles * 2; ++i) {
+        auto* words = reinterpret_cast<uint4*>(stage + a.stage_vc + i * 512 + lane * 16);
+        uint4 v = *words;
+        v.x &= keep[0], v.y &= keep[1], v.z &= keep[2], v.w &= keep[3];
+        *words = v;
+      }
+    }
+    __syncwarp();
+    fence_before_async_copy();
+  }
+
+  // A unit of 64 quantized tokens, of which [low, end) count.
+  __device__ __forceinline__ void page_unit(std::byte* stage, int low, int end) {
+    if constexpr (KB != 16) {
+      float s[4][NT][4];
+      if constexpr (kCodes) {
+        const std::byte* keys = stage + a.stage_kp;
+        const int second = a.format.group == 32 ? 4 * D : 0;  // bytes to the second token group
+        float minimum[NT][4];
+        minimum_product(minimum, keys + 2 * D, keys + second + 2 * D);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          uint32_t scaled[NT][kKeyTiles * 2];
+          scale_queries(scaled, keys + h * second);
+#pragma unroll
+          for (int i = 2 * h; i < 2 * h + 2; ++i) {
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+              s[i][n][0] = s[i][n][2] = minimum[n][2 * h];
+              s[i][n][1] = s[i][n][3] = minimum[n][2 * h + 1];
+            }
+            key_tile(s[i], key_words(stage, i), scaled);
+          }
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+          for (int n = 0; n < NT; ++n) s[i][n][0] = s[i][n][1] = s[i][n][2] = s[i][n][3] = 0;
+          key_tile(s[i], key_words(stage, i), q);
+        }
+      }
+      if (low > 0 || end < kUnitTokens) {
+        clean_values(stage, low, end);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const int token = i * 16 + r * 8 + g;
+            if (token >= low && token < end) continue;
+#pragma unroll
+            for (int n = 0; n < NT; ++n) s[i][n][2 * r] = s[i][n][2 * r + 1] = -INFINITY;
+          }
+      }
+      constexpr float kUnit = kCodes ? 1 / kCodeUnit : 1.f;
+      raise_maximum(s, kUnit);
+      uint32_t p[NT][8];
+#pragma unroll
+      for (int n = 0; n < NT; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint32_t b[2];
+          probabilities(s[i][n], n, kUnit, b);
+          p[n][2 * i] = b[0], p[n][2 * i + 1] = b[1];
+        }
+      page_values(stage, p);
+      pages_open = true;
+    }
+  }
+
+  // O^T += V^T P^T of 64 quantized tokens.
+  __device__ __forceinline__ void page_values(const std::byte* stage, uint32_t (&p)[NT][8]) {
+    const std::byte* codes = stage + a.stage_vc + lane * 16;
+    const std::byte* parameters = stage + a.stage_vp;
+    constexpr int kPairs = 16 / VB;  // of a word
+    if constexpr (kCodes) {
+      // Rows below the number of value groups are their minima, the others ones.
+      const bool group_row = g < D / a.format.group;
+      const std::byte* row = group_row ? parameters + g * 256 + 128 : ones;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint4 v = *reinterpret_cast<const uint4*>(row + (i * 4 + t) * 16);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+          mma(x[n], v.x, 0, v.y, 0, p[n][4 * i], p[n][4 * i + 1]);
+          mma(x[n], v.z, 0, v.w, 0, p[n][4 * i + 2], p[n][4 * i + 3]);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < NT; ++n)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) p[n][i] = multiply(p[n][i], pair_weight(VB, i, kValueNormal));
+    } else {
+#pragma unroll
+      for (int n = 0; n < NT; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          mma(x[n], kOnes, kOnes, kOnes, kOnes, p[n][2 * i], p[n][2 * i + 1]);
+    }
+#pragma unroll
+    for (int c = 0; c < kKeyTiles; c += 2) {  // two channel tiles share their groups
+      uint32_t b[NT][8];
+      if constexpr (kCodes) {
+        const std::byte* scales = parameters + c * 16 / a.format.group * 256;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
+#pragma unroll
+          for (int n = 0; n < NT; ++n) {
+            b[n][4 * i] = multiply(p[n][4 * i], v.x);
+            b[n][4 * i + 1] = multiply(p[n][4 * i + 1], v.y);
+            b[n][4 * i + 2] = multiply(p[n][4 * i + 2], v.z);
+            b[n][4 * i + 3] = multiply(p[n][4 * i + 3], v.w);
+          }
+        }
+      }
+      uint32_t w[2 * kValueWords];
+      load_words(w, codes + c * (kValueWords * 128));
+#pragma unroll
+      for (int d = 0; d < 2; ++d) {
+        const int top = d * kValueWords, bottom = top + kValueWords / 2;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int j = 2 * k / kPairs, slot = 2 * k % kPairs;
+          const uint32_t a0 = fragment<VB>(w[top + j], slot);
+          const uint32_t a1 = fragment<VB>(w[bottom + j], slot);
+          const uint32_t a2 = fragment<VB>(w[top + j], slot + 1);
+          const uint32_t a3 = fragment<VB>(w[bottom + j], slot + 1);
+#pragma unroll
+          for (int n = 0; n < NT; ++n) {
+            if constexpr (kCodes)
+              mma(o[n][c + d], a0, a1, a2, a3, b[n][2 * k], b[n][2 * k + 1]);
+            else
+              mma(o[n][c + d], a0, a1, a2, a3, p[n][2 * k], p[n][2 * k + 1]);
+          }
+        }
+      }
+    }
+  }
+
+  // After the last page: O from units of codes to numbers, minima added.
+  __device__ __forceinline__ void close_pages() {
+    if (!kCodes || !pages_open) return;
+    pages_open = false;
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int c = 0; c < kKeyTiles; ++c) {
+        const int source = c * 16 / a.format.group * 4 + t;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float minimum = __shfl_sync(0xffffffffu, x[n][j], source);
+          constexpr float kUnit = 1 / (kCodeUnit * kValueNormal);
+          o[n][c][j] = fmaf(o[n][c][j], kUnit, minimum);
+          o[n][c][j + 2] = fmaf(o[n][c][j + 2], kUnit, minimum);
+        }
+      }
+  }
+
+  // A tile of 16 tokens, of which [low, end) count. Values are rows; keys are rows, or codes with
+  // one group of parameters behind them (`coded`, tile `parity` of its pair).
+  __device__ __forceinline__ void tile_unit(std::byte* stage, int low, int end, bool coded,
+                                            int parity) {
+    close_pages();
+    float s[1][NT][4];
+    float unit = 1;
+    if (kCodes && coded) {
+      if constexpr (kCodes) {
+        float minimum[NT][4];
+        const std::byte* keys = stage + 16 * D;
+        minimum_product(minimum, keys + 2 * D, keys + 2 * D);
+        uint32_t scaled[NT][kKeyTiles * 2];
+        scale_queries(scaled, keys);
+#pragma unroll
+        for (int n = 0; n < NT; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) s[0][n][i] = minimum[n][i];
+        key_tile(s[0], key_words(stage, kKeyWords == 2 ? parity : 0), scaled);
+        unit = 1 / kCodeUnit;
+      }
+    } else {
+      key_rows(s[0], stage);
+    }
+    const bool partial = low > 0 || end < kTileTokens;
+    if (partial) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int token = r * 8 + g;
+        if (token >= low && token < end) continue;
+#pragma unroll
+        for (int n = 0; n < NT; ++n) s[0][n][2 * r] = s[0][n][2 * r + 1] = -INFINITY;
+      }
+    }
+    raise_maximum(s, unit);
+    uint32_t p[NT][2];
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      probabilities(s[0][n], n, unit, p[n]);
+      mma(x[n], kOnes, kOnes, kOnes, kOnes, p[n][0], p[n][1]);
+    }
+    // Rows that do not count may hold anything: they are masked away before the product.
+    uint32_t keep[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = 8 * i + 2 * t;
+      keep[i] = (token >= low && token < end ? 0xffffu : 0u) |
+                (token + 1 >= low && token + 1 < end ? 0xffff0000u : 0u);
+    }
+    const int m = lane / 8, row = lane % 8 + (m / 2) * 8;
+    const uint32_t rows = shared_address(stage) + 32 * D + row * 2 * D;
+#pragma unroll
+    for (int c = 0; c < kKeyTiles; ++c) {
+      uint32_t v[4];
+      load_matrices_transposed(v, rows + (((2 * c + m % 2) ^ (row % 8)) * 16));
+      if (partial) v[0] &= keep[0], v[1] &= keep[0], v[2] &= keep[1], v[3] &= keep[1];
+#pragma unroll
+      for (int n = 0; n < NT; ++n) mma(o[n][c], v[0], v[1], v[2], v[3], p[n][0], p[n][1]);
+    }
+  }
+
+  // s = K q^T of 16 rows.
+  __device__ __forceinline__ void key_rows(float (&s)[NT][4], const std::byte* stage) const {
+    const int m = lane / 8, row = lane % 8 + (m % 2) * 8;
+    const uint32_t rows = shared_address(stage) + row * 2 * D;
+    float odd[NT][4];  // two chains of products
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] = odd[n][i] = 0;
+#pragma unroll
+    for (int k = 0; k < kKeyTiles; k += 2) {
+      uint32_t u[4], v[4];
+      load_matrices(u, rows + (((2 * k + m / 2) ^ (row % 8)) * 16));
+      load_matrices(v, rows + (((2 * k + 2 + m / 2) ^ (row % 8)) * 16));
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        mma(s[n], u[0], u[1], u[2], u[3], q[n][2 * k], q[n][2 * k + 1]);
+        mma(odd[n], v[0], v[1], v[2], v[3], q[n][2 * k + 2], q[n][2 * k + 3]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] += odd[n][i];
+  }
+
+  __device__ __forceinline__ float sum_of(int n, int j) const {  // sum(P) of head 2t + j
+    return __shfl_sync(0xffffffffu, x[n][j], 28 + t);
+  }
+
+  // The state as kPartialFloats floats: float4 [n][channel tile][t][g], then {max, sum} [n][t].
+  __device__ __forceinline__ void store_partial(float* to, int heads) const {
+    auto* rows = reinterpret_cast<float4*>(to);
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const float l0 = sum_of(n, 0), l1 = sum_of(n, 1);
+      if (n * 8 + 2 * t >= heads) continue;
+#pragma unroll
+      for (int c = 0; c < kKeyTiles; ++c)
+        rows[(n * kKeyTiles + c) * 32 + t * 8 + g] =
+            make_float4(o[n][c][0], o[n][c][1], o[n][c][2], o[n][c][3]);
+      if (g == 0)
+        rows[NT * kKeyTiles * 32 + n * 4 + t] =
+            make_float4(maximum[n][0], maximum[n][1], l0, l1);
+    }
+  }
+
+  // Merges partial states in the order of their warps: the result does not depend on which warp
+  // came last. Piece `first` holds the segment's beginning (slot 1), the others slot 0.
+  // Afterwards x holds the sums in every row.
+  __device__ __forceinline__ void merge_partials(int first, int last, int heads) {
+    auto partial = [&](int warp) {
+      return reinterpret_cast<const float4*>(
+          a.partials + int64_t(2 * warp + (warp == first)) * kPartialFloats);
+    };
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      if (n * 8 + 2 * t >= heads) continue;
+      const int state = NT * kKeyTiles * 32 + n * 4 + t;
+      maximum[n][0] = maximum[n][1] = kNever;
+#pragma unroll 4
+      for (int w = first; w <= last; ++w) {
+        const float4 v = __ldcg(partial(w) + state);
+        maximum[n][0] = fmaxf(maximum[n][0], v.x);
+        maximum[n][1] = fmaxf(maximum[n][1], v.y);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[n][i] = 0;
+#pragma unroll
+      for (int c = 0; c < kKeyTiles; ++c)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[n][c][i] = 0;
+#pragma unroll 2
+      for (int w = first; w <= last; ++w) {
+        const float4* from = partial(w);
+        const float4 v = __ldcg(from + state);
+        const float s0 = exp2_fast(v.x - maximum[n][0]), s1 = exp2_fast(v.y - maximum[n][1]);
+        x[n][0] = x[n][2] = fmaf(v.z, s0, x[n][0]);
+        x[n][1] = x[n][3] = fmaf(v.w, s1, x[n][1]);
+#pragma unroll
+        for (int c = 0; c < kKeyTiles; ++c) {
+          const float4 u = __ldcg(from + (n * kKeyTiles + c) * 32 + t * 8 + g);
+          o[n][c][0] = fmaf(u.x, s0, o[n][c][0]), o[n][c][1] = fmaf(u.y, s1, o[n][c][1]);
+          o[n][c][2] = fmaf(u.z, s0, o[n][c][2]), o[n][c][3] = fmaf(u.w, s1, o[n][c][3]);
+        }
+      }
+    }
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ uint32_t pack(float u, float v) const {
+    if (!a.out_bf16) return as_u32(__floats2half2_rn(u, v));
+    __nv_bfloat162 y = __floats2bfloat162_rn(u, v);
+    return *reinterpret_cast<uint32_t*>(&y);
+  }
+
+  // O / sum(P) of `heads` heads to 16-bit rows, d apart, from `to` on.
+  __device__ __forceinline__ void store_output(uint16_t* to, int heads) const {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const float i0 = 1 / sum_of(n, 0), i1 = 1 / sum_of(n, 1);
+      uint16_t* row = to + (n * 8 + g) * D + 2 * t;
+#pragma unroll
+      for (int c = 0; c < kKeyTiles; ++c)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const uint32_t y = transpose(pack(o[n][c][2 * r] * i0, o[n][c][2 * r + 1] * i1));
+          if (n * 8 + g < heads) *reinterpret_cast<uint32_t*>(row + c * 16 + r * 8) = y;
+        }
+    }
+  }
+};
+
+// The copies of a warp's units, in the order in which it will use them.
+template <int D, int KB, int VB>
+struct DecodeProducer {
+  static constexpr int kKeyTileBytes = 16 * D * KB / 8 < 512 ? 512 : 16 * D * KB / 8;
+
+  const DecodeLaunch& a;
+  const Line& line;
+  Cursor cursor, end;
+  Extent extent;
+  const int32_t* table;
+  int64_t kv_row;
+  int slot;
+  int page = 0;  // id of the page of the cursor's unit; read one unit ahead of its use
+
+  __device__ __forceinline__ DecodeProducer(const DecodeLaunch& launch, const Line& work,
+                                            Cursor first, Cursor behind)
+      : a(launch), line(work), cursor(first), end(behind) {
+    enter_segment();
+  }
+
+  __device__ __forceinline__ void enter_segment() {
+    if (cursor == end) return;
+    const StepSequence& s = a.sequences[cursor.sequence];
+    extent = extent_of(a, s.past);
+    table = a.page_table + s.pages_begin;
+    kv_row = s.row_begin;
+    slot = s.slot;
+    look_up();
+  }
+  __device__ __forceinline__ int tile_token() const {
+    return (extent.tile_first + cursor.unit - extent.pages) * kTileTokens;
+  }
+  __device__ __forceinline__ void look_up() {
+    const bool is_page = cursor.unit < extent.pages;
+    const int token =
+        is_page ? (extent.page_first + cursor.unit) * kUnitTokens : tile_token();
+    const bool needed = is_page || (cursor.unit < extent.pages + extent.tiles &&
+                                    (KB == 16 || token < extent.keys_end));
+    if (needed) page = __ldg(table + token / a.page_tokens);
+  }
+
+  __device__ __forceinline__ void issue(const WarpCopy& copy, uint32_t stage) {
+    if (cursor == end) return;
+    const int head = cursor.segment / a.head_blocks;
+    const std::byte* block = a.pages + page * a.page_stride + int64_t(head) * a.block_bytes;
+    if (cursor.unit < extent.pages)
+      issue_page(copy, stage, block);
+    else if (cursor.unit < extent.pages + extent.tiles)
+      issue_tile(copy, stage, block, head);
+    else
+      issue_own(copy, stage, head);
+    copy.end();
+    if (cursor.unit == extent.units() - 1) {
+      cursor = line.next_segment(a, cursor);
+      enter_segment();
+    } else {
+      ++cursor.unit;
+      if (!(cursor == end)) look_up();
+    }
+  }
+
+  __device__ __forceinline__ void issue_page(const WarpCopy& copy, uint32_t stage,
+                                             const std::byte* block) const {
+    copy.begin(a.unit_bytes);
+    if (a.page_tokens == kUnitTokens) {
+      copy.copy(stage, block, a.unit_bytes);
+      return;
+    }
+    // Half of a 128-token page: its codes and value parameters, and the key parameters of both.
+    const int half = (extent.page_first + cursor.unit) % 2;
+    const int vc = a.stage_vp - a.stage_vc, vp = a.unit_bytes - a.stage_vp;
+    copy.copy(stage, block + half * a.stage_kp, a.stage_kp);
+    copy.copy(stage + a.stage_kp, block + a.block_kp, 4 * D);
+    copy.copy(stage + a.stage_vc, block + a.block_vc + half * vc, vc);
+    copy.copy(stage + a.stage_vp, block + a.block_vp + half * vp, vp);
+  }
+
+  __device__ __forceinline__ void issue_tile(const WarpCopy& copy, uint32_t stage,
+                                             const std::byte* block, int head) const {
+    const int token = tile_token();
+    const int low = max(token, extent.values_begin), rows = min(token + 16, extent.past) - low;
+    const int skip = (low - token) * 2 * D, bytes = rows * 2 * D;
+    const std::byte *keys, *values;
+    if constexpr (KB == 16) {
+      keys = block + low % kUnitTokens * (2 * D);
+      values = keys + a.block_vc;
+    } else {
+      keys = a.residual + slot * a.slot_stride + int64_t(head) * a.slab_bytes +
+             low % a.format.residual * (2 * D);
+      values = keys + a.slab_bytes / 2;
+      if (token < extent.keys_end) {
+        const int in_page = token % a.page_tokens;
+        copy.begin(bytes + kKeyTileBytes + 4 * D);
+        copy.copy(stage, block + in_page * (D * KB / 8) / kKeyTileBytes * kKeyTileBytes,
+                  kKeyTileBytes);
+        copy.copy(stage + 16 * D, block + a.block_kp + in_page / a.format.group * (4 * D), 4 * D);
+        copy.copy(stage + 32 * D + skip, values, bytes);
+        return;
+      }
+    }
+    copy.begin(2 * bytes);
+    copy.copy(stage + skip, keys, bytes);
+    copy.copy(stage + 32 * D + skip, values, bytes);
+  }
+
+  __device__ __forceinline__ void issue_own(const WarpCopy& copy, uint32_t stage, int head) const {
+    const __half* row = a.kv + kv_row * a.kv_stride + head * D;
+    copy.begin(4 * D);
+    copy.copy(stage, reinterpret_cast<const std::byte*>(row), 2 * D);
+    copy.copy(stage + 32 * D, reinterpret_cast<const std::byte*>(row + a.kv_heads * D), 2 * D);
+  }
+};
+
+// Shared memory: barriers [warps][stages], ones [64] f16, prefix [sequences + 1], stages.
+__host__ __device__ constexpr int decode_header_bytes(int warps, int stages, int sequences) {
+  return (warps * stages * 8 + 15) / 16 * 16 + 128 + (sequences + 1) * 4;
+}
+
+template <int D, int KB, int VB, int NT>
+__global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
+    kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
+  extern __shared__ __align__(128) std::byte shared[];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int barrier_bytes = (warps * a.stages * 8 + 15) / 16 * 16;
+  std::byte* ones = shared + barrier_bytes;
+  int* prefix = reinterpret_cast<int*>(ones + 128);
+  const int header = (decode_header_bytes(warps, a.stages, a.sequence_count) + 127) / 128 * 128;
+  std::byte* ring = shared + header + warp * a.stages * a.stage_bytes;
+  const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
+
+  if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
+  if (threadIdx.x < 32) reinterpret_cast<uint32_t*>(ones)[lane] = kOnes;
+  fence_before_async_copy();
+  const Line line = make_line(a, prefix);
+
+  // Neighbours on the line sit on different multiprocessors, so that short lines use them all.
+  const int self = warp * gridDim.x + blockIdx.x;
+  if (self >= line.warps) return;
+  Cursor cursor = line.locate(a, line.boundary(self));
+  const Cursor end = line.locate(a, line.boundary(self + 1));
+  DecodeProducer<D, KB, VB> producer(a, line, cursor, end);
+  for (int i = 0; i < a.stages; ++i)
+    producer.issue({barriers + i * 8, lane}, shared_address(ring + i * a.stage_bytes));
+
+  DecodeWarp<D, KB, VB, NT> state(a, lane, ones);
+  int stage = 0;
+  uint32_t parity = 0;
+  while (!(cursor == end)) {
+    const StepSequence& sequence = a.sequences[cursor.sequence];
+    const Extent extent = extent_of(a, sequence.past);
+    const int units = extent.units(), begin = cursor.unit;
+    const bool stops_here = cursor.sequence == end.sequence && cursor.segment == end.segment;
+    const int behind = stops_here ? end.unit : units;
+    const int head = cursor.segment / a.head_blocks, head_block = cursor.segment % a.head_blocks;
+    const int first_head = head_block * 8 * NT;
+    const int heads = min(8 * NT, a.ratio - first_head);
+    const int64_t first_channel = int64_t(head * a.ratio + first_head) * D;
+    const int row = sequence.row_begin;
+    state.begin(a.q + row * a.q_stride + first_channel, heads);
+
+    for (int unit = begin; unit < behind; ++unit) {
+      std::byte* data = ring + stage * a.stage_bytes;
+      barrier_wait(barriers + stage * 8, parity);
+      if (unit < extent.pages) {
+        const int token = (extent.page_first + unit) * kUnitTokens;
+        state.page_unit(data, max(0, extent.low - token), min(64, extent.values_end - token));
+      } else if (unit < extent.pages + extent.tiles) {
+        const int tile = extent.tile_first + unit - extent.pages, token = tile * kTileTokens;
+        state.tile_unit(data, max(0, extent.values_begin - token), min(16, extent.past - token),
+                        token < extent.keys_end, tile % 2);
+      } else {
+        state.tile_unit(data, 0, 1, false, 0);
+      }
+      __syncwarp();
+      producer.issue({barriers + stage * 8, lane}, shared_address(data));
+      if (++stage == a.stages) stage = 0, parity ^= 1;
+    }
+    state.close_pages();
+
+    bool whole = begin == 0 && behind == units;
+    if (!whole) {
+      const int start = line.prefix[cursor.sequence] + cursor.segment * extent.weight(a);
+      const int first = line.owner(start), last = line.owner(start + extent.weight(a) - 1);
+      state.store_partial(
+          a.partials + int64_t(2 * self + (begin == 0)) * state.kPartialFloats, heads);
+      __threadfence();
+      __syncwarp();
+      int* counter =
+          a.counters + cursor.sequence * (a.kv_heads * a.head_blocks) + cursor.segment;
+      int arrived = 0;
+      if (lane == 0) arrived = atomicAdd(counter, 1) + 1;
+      arrived = __shfl_sync(0xffffffffu, arrived, 0);
+      if (arrived == last - first + 1) {
+        __threadfence();
+        if (lane == 0) *counter = 0;
+        state.merge_partials(first, last, heads);
+        whole = true;
+      }
+    }
+    if (whole)
+      state.store_output(static_cast<uint16_t*>(a.out) + row * a.out_stride + first_channel, heads);
+    cursor = stops_here && behind < units ? end : line.next_segment(a, cursor);
+  }
+}
+
+}  // namespace kivi::cuda

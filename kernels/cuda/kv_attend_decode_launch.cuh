@@ -1,0 +1,27 @@
+// The definition of launch_decode, for the files that instantiate it.
+#pragma once
+
+#include "kernels/cuda/kv_attend_decode.cuh"
+#include "kernels/cuda/kv_attend_decode_launch.h"
+
+namespace kivi::cuda {
+
+template <int D, int KB, int VB, int NT>
+cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
+                                 cudaStream_t stream) {
+  auto* kernel = kv_attend_decode<D, KB, VB, NT>;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
+  if (error != cudaSuccess) return error;
+  kernel<<<grid.blocks, grid.warps * 32, grid.shared_bytes, stream>>>(a);
+  return cudaGetLastError();
+}
+
+template <int D, int KB, int VB>
+cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, bool wide,
+                          cudaStream_t stream) {
+  return wide ? launch_decode_kernel<D, KB, VB, 2>(a, grid, stream)
+              : launch_decode_kernel<D, KB, VB, 1>(a, grid, stream);
+}
+
+}  // namespace kivi::cuda

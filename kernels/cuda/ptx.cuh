@@ -1,0 +1,139 @@
+// The PTX instructions that CUDA C++ has no name for: matrix products of a warp, the loads that
+// feed them, barriers in shared memory and asynchronous copies.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace kivi::cuda {
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// c += A B: A 16 x 16 f16 (row), B 16 x 8 f16 (column), C 16 x 8 f32. Lane 4 g + t holds of A rows
+// g, g + 8 (registers 0, 2 | 1, 3) and k-positions 2t, 2t + 1 (0, 1) | 2t + 8, 2t + 9 (2, 3); of B
+// column g at the same k-positions; of C rows g (0, 1), g + 8 (2, 3), columns 2t, 2t + 1.
+__device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                    uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+// An 8 x 8 matrix of 16-bit elements, two a lane, transposed across the warp.
+__device__ __forceinline__ uint32_t transpose(uint32_t x) {
+  uint32_t y;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ uint32_t as_u32(__half2 x) { return *reinterpret_cast<uint32_t*>(&x); }
+__device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2*>(&x); }
+__device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {
+  return as_u32(__hmul2(as_half2(a), as_half2(b)));
+}
+
+// --- barriers -----------------------------------------------------------------------------------
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+#else
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "nanosleep.u32 20;\n"
+      "bra again;\n"
+      "finished:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+#endif
+}
+
+// --- a warp's asynchronous copies into shared memory ----------------------------------------------
+//
+// One transfer = begin, any number of copies, end. Its barrier's phase completes when all bytes
+// are there. On Hopper lane 0 issues bulk copies (kArrivals 1); before, every lane copies 16-byte
+// chunks (kArrivals 32). Addresses and sizes are multiples of 16.
+struct WarpCopy {
+  uint32_t barrier;
+  int lane;
+
+#if __CUDA_ARCH__ >= 900
+  static constexpr int kArrivals = 1;
+
+  __device__ __forceinline__ void begin(int bytes) const {
+    if (lane == 0)
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
+                   "r"(bytes)
+                   : "memory");
+  }
+  __device__ __forceinline__ void copy(uint32_t to, const std::byte* from, int bytes) const {
+    if (lane == 0)
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+          "[%3];" ::"r"(to),
+          "l"(from), "r"(bytes), "r"(barrier)
+          : "memory");
+  }
+  __device__ __forceinline__ void end() const {}
+#else
+  static constexpr int kArrivals = 32;
+
+  __device__ __forceinline__ void begin(int) const {}
+  __device__ __forceinline__ void copy(uint32_t to, const std::byte* from, int bytes) const {
+    for (int i = lane * 16; i < bytes; i += 32 * 16)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i), "l"(from + i)
+                   : "memory");
+  }
+  __device__ __forceinline__ void end() const {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+  }
+#endif
+};
+
+// Makes ordinary writes to shared memory visible to later asynchronous copies.
+__device__ __forceinline__ void fence_before_async_copy() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+}  // namespace kivi::cuda
