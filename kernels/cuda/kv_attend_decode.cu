@@ -1,18 +1,17 @@
-#include "kernels/cuda/kv_attend_decode.h"
-
 #include <algorithm>
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/decode_work.cuh"
+#include "kernels/cuda/kv_attend_decode.h"
 #include "kernels/cuda/kv_attend_decode_launch.h"
 
 namespace kivi::cuda {
 namespace {
 
-constexpr int kWarpsMax = 8;         // of a block
-constexpr int kBlocksMax = 2;        // a multiprocessor
+constexpr int kWarpsMax = 8;           // of a block
+constexpr int kBlocksMax = 2;          // a multiprocessor
 constexpr int kCountersMax = 1 << 20;  // segments of a launch
-constexpr int kWeightBytes = 512;    // what a weight of 1 stands for
+constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
 
 // Floats of one partial state: 16 heads (two blocks of 8) of 128 channels, maxima and sums.
 constexpr size_t kPartialFloatsMax = 2 * (8 * 128 + 16);
@@ -48,8 +47,8 @@ DecodeLaunch describe(const DecodeArguments& s, bool wide) {
   a.stage_vp = a.stage_vc + layout.value_codes_bytes() / halves;
   a.unit_bytes = a.stage_vp + layout.value_parameters_bytes() / halves;
   const int tile_bytes = 4 * kTileTokens * d;  // also holds the step's own token
-  a.stage_bytes = layout.format.kind == KvKind::f16 ? tile_bytes
-                                                    : std::max(a.unit_bytes, tile_bytes);
+  a.stage_bytes =
+      layout.format.kind == KvKind::f16 ? tile_bytes : std::max(a.unit_bytes, tile_bytes);
   a.page_weight = a.unit_bytes / kWeightBytes;
   a.tile_weight = tile_bytes / kWeightBytes;
   a.weight_max = std::max(a.page_weight, a.tile_weight);
@@ -87,8 +86,7 @@ cudaError_t decode_attend(const DecodeArguments& s, const CudaProperties& device
 
   DecodeGrid grid{};
   const int warps_most = wide ? 4 : kWarpsMax;
-  const int per_multiprocessor =
-      std::clamp(tuning.blocks_per_multiprocessor, 1, kBlocksMax);
+  const int per_multiprocessor = std::clamp(tuning.blocks_per_multiprocessor, 1, kBlocksMax);
   // A multiprocessor keeps 1 KB of each block's shared memory for itself.
   const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
   grid.warps = std::min(tuning.warps > 0 ? tuning.warps : warps_most, warps_most);

@@ -186,9 +186,9 @@ struct DecodeWarp {
     const float f0 = factor[n][0] * unit, f1 = factor[n][1] * unit;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      b[i] = transpose(
-          as_u32(__floats2half2_rn(exp2_fast(fmaf(s[2 * i], f0, -maximum[n][0])),
-                                   exp2_fast(fmaf(s[2 * i + 1], f1, -maximum[n][1])))));
+      b[i] =
+          transpose(as_u32(__floats2half2_rn(exp2_fast(fmaf(s[2 * i], f0, -maximum[n][0])),
+                                             exp2_fast(fmaf(s[2 * i + 1], f1, -maximum[n][1])))));
   }
 
   // q . min of two token groups: rows 0-7 of C get the first, rows 8-15 the second.
@@ -537,8 +537,7 @@ struct DecodeWarp {
         rows[(n * kKeyTiles + c) * 32 + t * 8 + g] =
             make_float4(o[n][c][0], o[n][c][1], o[n][c][2], o[n][c][3]);
       if (g == 0)
-        rows[NT * kKeyTiles * 32 + n * 4 + t] =
-            make_float4(maximum[n][0], maximum[n][1], l0, l1);
+        rows[NT * kKeyTiles * 32 + n * 4 + t] = make_float4(maximum[n][0], maximum[n][1], l0, l1);
     }
   }
 
@@ -547,8 +546,8 @@ struct DecodeWarp {
   // Afterwards x holds the sums in every row.
   __device__ __forceinline__ void merge_partials(int first, int last, int heads) {
     auto partial = [&](int warp) {
-      return reinterpret_cast<const float4*>(
-          a.partials + int64_t(2 * warp + (warp == first)) * kPartialFloats);
+      return reinterpret_cast<const float4*>(a.partials +
+                                             int64_t(2 * warp + (warp == first)) * kPartialFloats);
     };
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
@@ -642,8 +641,7 @@ struct DecodeProducer {
   }
   __device__ __forceinline__ void look_up() {
     const bool is_page = cursor.unit < extent.pages;
-    const int token =
-        is_page ? (extent.page_first + cursor.unit) * kUnitTokens : tile_token();
+    const int token = is_page ? (extent.page_first + cursor.unit) * kUnitTokens : tile_token();
     const bool needed = is_page || (cursor.unit < extent.pages + extent.tiles &&
                                     (KB == 16 || token < extent.keys_end));
     if (needed) page = __ldg(table + token / a.page_tokens);
@@ -791,12 +789,11 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
     if (!whole) {
       const int start = line.prefix[cursor.sequence] + cursor.segment * extent.weight(a);
       const int first = line.owner(start), last = line.owner(start + extent.weight(a) - 1);
-      state.store_partial(
-          a.partials + int64_t(2 * self + (begin == 0)) * state.kPartialFloats, heads);
+      state.store_partial(a.partials + int64_t(2 * self + (begin == 0)) * state.kPartialFloats,
+                          heads);
       __threadfence();
       __syncwarp();
-      int* counter =
-          a.counters + cursor.sequence * (a.kv_heads * a.head_blocks) + cursor.segment;
+      int* counter = a.counters + cursor.sequence * (a.kv_heads * a.head_blocks) + cursor.segment;
       int arrived = 0;
       if (lane == 0) arrived = atomicAdd(counter, 1) + 1;
       arrived = __shfl_sync(0xffffffffu, arrived, 0);

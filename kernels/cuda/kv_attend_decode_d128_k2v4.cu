@@ -2,5 +2,5 @@
 
 namespace kivi::cuda {
 template cudaError_t launch_decode<128, 2, 4>(const DecodeLaunch&, const DecodeGrid&, bool,
-                                             cudaStream_t);
+                                              cudaStream_t);
 }

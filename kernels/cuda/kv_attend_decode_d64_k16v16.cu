@@ -2,5 +2,5 @@
 
 namespace kivi::cuda {
 template cudaError_t launch_decode<64, 16, 16>(const DecodeLaunch&, const DecodeGrid&, bool,
-                                             cudaStream_t);
+                                               cudaStream_t);
 }

@@ -87,7 +87,8 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 #endif
 }
 
-// --- a warp's asynchronous copies into shared memory ----------------------------------------------
+// --- a warp's asynchronous copies into shared memory
+// ----------------------------------------------
 //
 // One transfer = begin, any number of copies, end. Its barrier's phase completes when all bytes
 // are there. On Hopper lane 0 issues bulk copies (kArrivals 1); before, every lane copies 16-byte

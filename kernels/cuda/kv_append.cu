@@ -1,0 +1,472 @@
+// kv_append: a step's keys and values into the store (kivi.md, sections 1 and 3). Every code, scale
+// and minimum has the bits that kernels/kv_codec and CpuBackend::do_kv_append write.
+//
+// Decode (append_decodes). One launch, no host branch: block (head, sequence, z). z = 0 evicts the
+// oldest value (quantized into its page, one thread a channel) and writes the new rows over the
+// residual's; z > 0 is key group z - 1, which leaves at once unless this token completes R keys.
+// Bytes a sequence and head, d = 128, 2 bits: rows 512 read + 512 written, one evicted value
+// 256 + about 8 KiB of scattered sectors; a flush reads 2 R d, writes R d / 4 + parameters.
+//
+// Chunks (append_chunks). Rows (f16 pages, staging, residual) are copied by one warp a token and
+// head; quantized pages are written by one block a page and head: rows to shared memory, quantize
+// there, then whole words of codes in page order, so that the stores are coalesced. The residual is
+// written by a second launch, since the first reads what it overwrites.
+// Test: tests/cuda/kv_append_test.cpp.
+#include <cuda_fp8.h>
+
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/kv_append.h"
+
+namespace kivi::cuda {
+namespace {
+
+constexpr int kHeadDimMax = 256;
+constexpr int kRowsMax = 128;  // rows of a block's tile: a group of keys, 64 values
+
+struct Append {
+  const __half* kv;
+  int64_t kv_stride;
+  KvView store;
+  const StepSequence* sequences;
+  const int32_t* page_table;
+  int layer;
+
+  __device__ int d() const { return store.layout.shape.head_dim; }
+  __device__ bool is_decode(const StepSequence& s) const {
+    return s.row_count == 1 && s.mode == KvMode::store;
+  }
+  __device__ std::byte* page(const StepSequence& s, int index, int head) const {
+    return store.page_block(layer, page_table[s.pages_begin + index], head);
+  }
+  __device__ __half* residual(const StepSequence& s, int head, int which) const {
+    return reinterpret_cast<__half*>(store.residual_slab(layer, s.slot, head) +
+                                     which * store.layout.residual_values_offset());
+  }
+  __device__ __half* staging(const StepSequence& s, int token, int head, int which) const {
+    const int index = s.staging_begin + token / KvLayout::kStagingTokens;
+    return reinterpret_cast<__half*>(store.staging_block(layer, page_table[index], head) +
+                                     which * store.layout.staging_values_offset());
+  }
+  // Channel c (a multiple of 8 for 16-byte reads) of a token's key (0) or value (1), wherever it is
+  // before this step's writes.
+  __device__ const __half* source(const StepSequence& s, int token, int head, int which,
+                                  int c) const {
+    if (token >= s.past)
+      return kv + (s.row_begin + token - s.past) * kv_stride +
+             (which * store.layout.shape.heads + head) * d() + c;
+    const bool staged = s.mode != KvMode::store;
+    const int row = token % (staged ? KvLayout::kStagingTokens : store.layout.format.residual);
+    const __half* rows = staged ? staging(s, token, head, which) : residual(s, head, which);
+    return rows + row * d() + swizzled_channel(row, c, d());
+  }
+};
+
+// --- the quantizer, as kernels/kv_codec.cpp
+// -------------------------------------------------------
+
+__device__ float finite(__half x) {
+  const float v = __half2float(x);
+  return v != v ? 0.f : fminf(fmaxf(v, -kF16Max), kF16Max);
+}
+// One fp16 operation: fp32, then one more rounding; overflow saturates.
+__device__ float round_f16(float x) {
+  return __half2float(__float2half_rn(fminf(fmaxf(x, -kF16Max), kF16Max)));
+}
+__device__ float scale_of(float low, float high, int bits) {
+  return round_f16(__fdiv_rn(round_f16(high - low), float((1 << bits) - 1)));
+}
+__device__ uint32_t code_of(float x, float low, float scale, int bits) {
+  if (scale == 0) return 0;
+  const float q = round_f16(__fdiv_rn(round_f16(x - low), scale));
+  return uint32_t(fminf(fmaxf(rintf(q), 0.f), float((1 << bits) - 1)));
+}
+__device__ uint32_t e4m3_of(__half x) {
+  const float v = __half2float(x);
+  return v != v ? 0 : __nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3);
+}
+__device__ uint16_t bits_of(float x) { return __half_as_ushort(__float2half_rn(x)); }
+
+__device__ void store_code(std::byte* codes, CodePosition p, int bits, uint32_t code) {
+  uint32_t& word = reinterpret_cast<uint32_t*>(codes)[p.word];
+  const uint32_t mask = ((1u << bits) - 1) << p.bit;
+  word = (word & ~mask) | (code << p.bit);
+}
+
+// --- decode -----------------------------------------------------------------------------------
+
+// Quantizes the value in `x` (this thread's channel) of `token` into its page. All d threads.
+__device__ void evict_value(const Append& a, const StepSequence& s, int head, int token, __half x) {
+  const KvLayout& layout = a.store.layout;
+  const int c = threadIdx.x, group = layout.format.group, bits = layout.format.value_bits;
+  __shared__ float lows[8], highs[8];
+  const float v = finite(x);
+  float low = v, high = v;
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    low = fminf(low, __shfl_xor_sync(0xffffffffu, low, offset));
+    high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, offset));
+  }
+  if (c % 32 == 0) lows[c / 32] = low, highs[c / 32] = high;
+  __syncthreads();
+  for (int w = c / group * group / 32; w < (c / group + 1) * group / 32; ++w)
+    low = fminf(low, lows[w]), high = fmaxf(high, highs[w]);
+  const float scale = scale_of(low, high, bits);
+  std::byte* block = a.page(s, token / layout.page_tokens(), head);
+  const int t = token % layout.page_tokens();
+  store_code(block + layout.value_codes_offset(), layout.value_code(t, c), bits,
+             code_of(v, low, scale, bits));
+  if (c % group != 0) return;
+  auto* parameters = reinterpret_cast<uint16_t*>(block + layout.value_parameters_offset());
+  parameters[layout.value_scale(t, c)] = bits_of(scale);
+  parameters[layout.value_minimum(t, c)] = bits_of(low);
+}
+
+// Rows of `count` tokens from `first` on into shared memory, [count][d]. Keys: which 0.
+__device__ void load_rows(const Append& a, const StepSequence& s, int head, int which, int first,
+                          int count, __half* rows) {
+  const int chunks = a.d() / 8;
+  for (int i = threadIdx.x; i < count * chunks; i += blockDim.x) {
+    const int row = i / chunks, c = i % chunks * 8;
+    *reinterpret_cast<uint4*>(rows + row * a.d() + c) =
+        *reinterpret_cast<const uint4*>(a.source(s, first + row, head, which, c));
+  }
+}
+
+// Where in its word pair `slot` lies: the bits of its first and second code.
+__device__ int pair_bit(int bits, int slot, int half) {
+  return bits == 8 ? slot * 16 + half * 8 : half * 16 + slot * bits;
+}
+
+// Codes [rows][d] (one a half, in shared memory) of the tokens [first, first + count) of a page to
+// the page's key words. Both are multiples of 32 for 2 and 4 bits, of 1 for 8 bits.
+__device__ void store_key_words(const KvLayout& layout, std::byte* block, int first, int count,
+                                const uint16_t* codes) {
+  const int d = layout.shape.head_dim, bits = layout.format.key_bits, pairs = 16 / bits;
+  const int row_words = 2 * layout.key_words_per_row();  // of a lane and tile
+  auto* words = reinterpret_cast<uint32_t*>(block + layout.key_codes_offset());
+  const int begin = first / 16 * row_words * 32;
+  const int end = (first + count + 15) / 16 * row_words * 32;
+  for (int index = begin + threadIdx.x; index < end; index += blockDim.x) {
+    const int lane = index / 4 % 32, i = index / 128 * 4 + index % 4;
+    const int row = i / row_words * 16 + i % 2 * 8 + lane / 4 - first;
+    if (row < 0 || row >= count) continue;
+    const int j = i % row_words / 2;
+    uint32_t word = 0;
+    for (int slot = 0; slot < pairs; ++slot) {
+      const int pair = j * pairs + slot;
+      const int c = pair / 2 * 16 + pair % 2 * 8 + lane % 4 * 2;
+      if (c >= d) break;
+      word |= uint32_t(codes[row * d + c]) << pair_bit(bits, slot, 0) |
+              uint32_t(codes[row * d + c + 1]) << pair_bit(bits, slot, 1);
+    }
+    words[index] = word;
+  }
+}
+
+// The same for values of the tokens [first, first + count) of the 64 from `base` on (positions in
+// the page); codes' row 0 is token `first`. Other tokens' codes in the same words stay.
+__device__ void store_value_words(const KvLayout& layout, std::byte* block, int base, int first,
+                                  int count, const uint16_t* codes) {
+  const int d = layout.shape.head_dim, bits = layout.format.value_bits, pairs = 16 / bits;
+  const int row_words = layout.value_words_per_row();
+  auto* words = reinterpret_cast<uint32_t*>(block + layout.value_codes_offset());
+  const int tile_words = 2 * row_words, all = d / 16 * tile_words * 32;
+  words += base / 64 * all;
+  for (int index = threadIdx.x; index < all; index += blockDim.x) {
+    const int lane = index / 4 % 32, i = index / 128 * 4 + index % 4;
+    const int j = i % row_words;
+    const int c = i / tile_words * 16 + i % tile_words / row_words * 8 + lane / 4;
+    uint32_t word = 0, mask = 0;
+    for (int slot = 0; slot < pairs; ++slot)
+      for (int half = 0; half < 2; ++half) {
+        const int pair = j * pairs + slot;
+        const int row = base + pair / 2 * 16 + pair % 2 * 8 + lane % 4 * 2 + half - first;
+        if (row < 0 || row >= count) continue;
+        const int bit = pair_bit(bits, slot, half);
+        mask |= ((1u << bits) - 1) << bit;
+        word |= uint32_t(codes[row * d + c]) << bit;
+      }
+    if (mask == 0) continue;
+    words[index] = mask == ~0u ? word : (words[index] & ~mask) | word;
+  }
+}
+
+// One group of keys: `rows` [G][d] in shared memory become codes there, then words of the page.
+// `token` is the group's first, in the page. All threads.
+__device__ void quantize_keys(const KvLayout& layout, std::byte* block, int token, __half* rows) {
+  const int d = layout.shape.head_dim, group = layout.format.group, bits = layout.format.key_bits;
+  auto* parameters = reinterpret_cast<uint16_t*>(block + layout.key_parameters_offset());
+  for (int c = threadIdx.x; c < d; c += blockDim.x) {
+    float low = finite(rows[c]), high = low;
+    for (int i = 1; i < group; ++i) {
+      const float v = finite(rows[i * d + c]);
+      low = fminf(low, v), high = fmaxf(high, v);
+    }
+    const float scale = scale_of(low, high, bits);
+    for (int i = 0; i < group; ++i)
+      reinterpret_cast<uint16_t*>(rows)[i * d + c] =
+          uint16_t(code_of(finite(rows[i * d + c]), low, scale, bits));
+    parameters[layout.key_scale(token, c)] = bits_of(scale);
+    parameters[layout.key_minimum(token, c)] = bits_of(low);
+  }
+  __syncthreads();
+  store_key_words(layout, block, token, group, reinterpret_cast<const uint16_t*>(rows));
+}
+
+// Grid (heads, sequences, 1 + R / G), d threads.
+__global__ void append_decode_kernel(const __grid_constant__ Append a) {
+  extern __shared__ __align__(16) __half rows[];  // [G][d], for a flush
+  const StepSequence& s = a.sequences[blockIdx.y];
+  if (!a.is_decode(s)) return;
+  const KvLayout& layout = a.store.layout;
+  const int head = blockIdx.x, token = s.past, residual = layout.format.residual;
+  const int d = a.d();
+  if (blockIdx.z > 0) {
+    if ((token + 1) % residual != 0) return;
+    const int first = token + 1 - residual + (blockIdx.z - 1) * layout.format.group;
+    load_rows(a, s, head, 0, first, layout.format.group, rows);
+    __syncthreads();
+    quantize_keys(layout, a.page(s, first / layout.page_tokens(), head),
+                  first % layout.page_tokens(), rows);
+    return;
+  }
+  const int c = threadIdx.x, row = token % residual;
+  const int at = row * d + swizzled_channel(row, c, d);
+  __half* values = a.residual(s, head, 1);
+  const __half key = *a.source(s, token, head, 0, c), value = *a.source(s, token, head, 1, c);
+  if (token >= residual) evict_value(a, s, head, token - residual, values[at]);
+  a.residual(s, head, 0)[at] = key;
+  values[at] = value;
+}
+
+// f16 and f8: the token goes to its page at once. Grid (heads, sequences), d threads.
+__global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
+  const StepSequence& s = a.sequences[blockIdx.y];
+  if (!a.is_decode(s)) return;
+  const KvLayout& layout = a.store.layout;
+  const int head = blockIdx.x, token = s.past, c = threadIdx.x;
+  const int t = token % layout.page_tokens();
+  const __half key = *a.source(s, token, head, 0, c), value = *a.source(s, token, head, 1, c);
+  std::byte* block = a.page(s, token / layout.page_tokens(), head);
+  std::byte* keys = block + layout.key_codes_offset();
+  std::byte* values = block + layout.value_codes_offset();
+  if (layout.format.kind == KvKind::f16) {
+    const int at = t * a.d() + swizzled_channel(t, c, a.d());
+    reinterpret_cast<__half*>(keys)[at] = key;
+    reinterpret_cast<__half*>(values)[at] = value;
+    return;
+  }
+  const CodePosition k = layout.key_code(t, c), v = layout.value_code(t, c);
+  keys[k.word * 4 + k.bit / 8] = std::byte(e4m3_of(key));
+  values[v.word * 4 + v.bit / 8] = std::byte(e4m3_of(value));
+}
+
+// --- chunks -----------------------------------------------------------------------------------
+
+enum class Rows { pages, staging, residual };
+
+// Copies the rows of new tokens. Grid (tokens / 8, heads, sequences), 8 warps: a token each.
+__global__ void append_rows_kernel(const __grid_constant__ Append a, Rows target) {
+  const StepSequence& s = a.sequences[blockIdx.z];
+  const bool staged = s.mode == KvMode::stage;
+  if (a.is_decode(s) || staged != (target == Rows::staging)) return;
+  const KvLayout& layout = a.store.layout;
+  const int head = blockIdx.y, end = s.past + s.row_count;
+  int first = s.mode == KvMode::commit ? 0 : s.past;
+  if (target == Rows::residual) first = max(first, end - layout.format.residual);
+  const int token = first + blockIdx.x * 8 + threadIdx.x / 32;
+  if (token >= end) return;
+  const int chunks = a.d() / 8;
+  for (int i = threadIdx.x % 32; i < 2 * chunks; i += 32) {
+    const int which = i / chunks, c = i % chunks * 8;
+    int row = token % KvLayout::kStagingTokens;
+    __half* rows;
+    if (target == Rows::staging) {
+      rows = a.staging(s, token, head, which);
+    } else if (target == Rows::residual) {
+      row = token % layout.format.residual;
+      rows = a.residual(s, head, which);
+    } else {
+      rows = reinterpret_cast<__half*>(a.page(s, token / layout.page_tokens(), head) +
+                                       which * layout.value_codes_offset());
+    }
+    *reinterpret_cast<uint4*>(rows + row * a.d() + swizzled_channel(row, c, a.d())) =
+        *reinterpret_cast<const uint4*>(a.source(s, token, head, which, c));
+  }
+}
+
+// Values of the tokens [first, first + count) (count <= 64, in one run of 64): rows in shared
+// memory become codes there, parameters go to the page. A warp a token.
+__device__ void quantize_values(const KvLayout& layout, std::byte* block, int first, int count,
+                                __half* rows) {
+  const int d = layout.shape.head_dim, group = layout.format.group, bits = layout.format.value_bits;
+  const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  auto* parameters = reinterpret_cast<uint16_t*>(block + layout.value_parameters_offset());
+  for (int i = threadIdx.x / 32; i < count; i += warps)
+    for (int begin = 0; begin < d; begin += group) {
+      float low = INFINITY, high = -INFINITY;
+      for (int c = begin + lane; c < begin + group; c += 32) {
+        const float v = finite(rows[i * d + c]);
+        low = fminf(low, v), high = fmaxf(high, v);
+      }
+#pragma unroll
+      for (int offset = 16; offset > 0; offset /= 2) {
+        low = fminf(low, __shfl_xor_sync(0xffffffffu, low, offset));
+        high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, offset));
+      }
+      const float scale = scale_of(low, high, bits);
+      for (int c = begin + lane; c < begin + group; c += 32)
+        reinterpret_cast<uint16_t*>(rows)[i * d + c] =
+            uint16_t(code_of(finite(rows[i * d + c]), low, scale, bits));
+      if (lane == 0) {
+        parameters[layout.value_scale(first + i, begin)] = bits_of(scale);
+        parameters[layout.value_minimum(first + i, begin)] = bits_of(low);
+      }
+    }
+}
+
+__device__ void convert_e4m3(int count, __half* rows) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x)
+    reinterpret_cast<uint16_t*>(rows)[i] = uint16_t(e4m3_of(rows[i]));
+}
+
+// Writes what a step quantizes into one page. Grid (pages, heads, sequences), 256 threads.
+__global__ void append_page_kernel(const __grid_constant__ Append a) {
+  extern __shared__ __align__(16) __half rows[];  // [kRowsMax][d]
+  const StepSequence& s = a.sequences[blockIdx.z];
+  if (a.is_decode(s) || s.mode == KvMode::stage) return;
+  const KvLayout& layout = a.store.layout;
+  const KvFormat& format = layout.format;
+  const int head = blockIdx.y, before = s.mode == KvMode::commit ? 0 : s.past;
+  const int after = s.past + s.row_count, tokens = layout.page_tokens();
+  // Tokens whose keys (values) leave 16 bits in this step.
+  const int keys_begin = key_tokens_quantized(format, before);
+  const int keys_end = key_tokens_quantized(format, after);
+  const int values_begin = value_tokens_quantized(format, before);
+  const int values_end = value_tokens_quantized(format, after);
+  const int page = min(keys_begin, values_begin) / tokens + blockIdx.x, first = page * tokens;
+  if (first >= max(keys_end, values_end)) return;
+  std::byte* block = a.page(s, page, head);
+
+  const bool kivi = format.kind == KvKind::kivi;
+  const int step = kivi ? format.group : 64;
+  for (int t = 0; t < tokens; t += step) {
+    const int begin = max(first + t, keys_begin), end = min(first + t + step, keys_end);
+    if (begin >= end) continue;  // kivi: groups are whole
+    load_rows(a, s, head, 0, begin, end - begin, rows);
+    __syncthreads();
+    if (kivi) {
+      quantize_keys(layout, block, t, rows);
+    } else {
+      convert_e4m3((end - begin) * a.d(), rows);
+      __syncthreads();
+      store_key_words(layout, block, begin - first, end - begin,
+                      reinterpret_cast<const uint16_t*>(rows));
+    }
+    __syncthreads();
+  }
+  for (int t = 0; t < tokens; t += 64) {
+    const int begin = max(first + t, values_begin), end = min(first + t + 64, values_end);
+    if (begin >= end) continue;
+    load_rows(a, s, head, 1, begin, end - begin, rows);
+    __syncthreads();
+    if (kivi)
+      quantize_values(layout, block, begin - first, end - begin, rows);
+    else
+      convert_e4m3((end - begin) * a.d(), rows);
+    __syncthreads();
+    store_value_words(layout, block, t, begin - first, end - begin,
+                      reinterpret_cast<const uint16_t*>(rows));
+    __syncthreads();
+  }
+}
+
+Append device_arguments(const AppendArguments& a) {
+  return {a.kv, a.kv_stride, a.store, a.sequences, a.page_table, a.layer};
+}
+
+}  // namespace
+
+cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
+  const KvLayout& layout = a.store.layout;
+  const int d = layout.shape.head_dim;
+  if (d > kHeadDimMax) return cudaErrorInvalidValue;
+  const dim3 grid(unsigned(layout.shape.heads), unsigned(a.sequence_count));
+  if (layout.format.kind != KvKind::kivi) {
+    append_decode_plain_kernel<<<grid, d, 0, stream>>>(device_arguments(a));
+    return cudaGetLastError();
+  }
+  const unsigned groups = unsigned(layout.format.residual / layout.format.group);
+  append_decode_kernel<<<dim3(grid.x, grid.y, 1 + groups), d,
+                         size_t(layout.format.group * d) * sizeof(__half), stream>>>(
+      device_arguments(a));
+  return cudaGetLastError();
+}
+
+cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,
+                          cudaStream_t stream) {
+  const KvLayout& layout = a.store.layout;
+  const unsigned heads = unsigned(layout.shape.heads), sequences = unsigned(a.sequence_count);
+  const Append arguments = device_arguments(a);
+  const auto copy_rows = [&](Rows target, int tokens) {
+    append_rows_kernel<<<dim3(unsigned(tokens + 7) / 8, heads, sequences), 256, 0, stream>>>(
+        arguments, target);
+    return cudaGetLastError();
+  };
+  cudaError_t error = cudaSuccess;
+  if (extents.stages) error = copy_rows(Rows::staging, extents.rows_max);
+  if (error != cudaSuccess || !extents.quantizes) return error;
+  const int tokens = extents.pages_max * layout.page_tokens();
+  if (layout.format.kind == KvKind::f16) return copy_rows(Rows::pages, tokens);
+  const size_t shared = size_t(kRowsMax * layout.shape.head_dim) * sizeof(__half);
+  error = cudaFuncSetAttribute(append_page_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               int(shared));
+  if (error != cudaSuccess) return error;
+  append_page_kernel<<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(
+      arguments);
+  error = cudaGetLastError();
+  if (error != cudaSuccess || layout.format.kind != KvKind::kivi) return error;
+  return copy_rows(Rows::residual, layout.format.residual);
+}
+
+}  // namespace kivi::cuda
+
+namespace kivi {
+
+// Decode rows and chunks are appended by launches of their own; each leaves the other's alone.
+void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
+                               int layer) {
+  const cuda::AppendArguments a{
+      .kv = kv.as<__half>(),
+      .kv_stride = kv.row_stride,
+      .store = store,
+      .sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data),
+      .page_table = step.device_page_table.as<int32_t>(),
+      .sequence_count = int(step.sequences.size()),
+      .layer = layer};
+  bool decodes = false;
+  cuda::ChunkExtents chunks;
+  const KvLayout& layout = store.layout;
+  for (const StepSequence& s : step.sequences) {
+    if (s.row_count == 1 && s.mode == KvMode::store) {
+      decodes = true;
+      continue;
+    }
+    chunks.rows_max = std::max(chunks.rows_max, s.row_count);
+    if (s.mode == KvMode::stage) {
+      chunks.stages = true;
+      continue;
+    }
+    chunks.quantizes = true;
+    const int before = s.mode == KvMode::commit ? 0 : s.past;
+    const int first = std::min(key_tokens_quantized(layout.format, before),
+                               value_tokens_quantized(layout.format, before));
+    const int pages = (s.past + s.row_count + layout.page_tokens() - 1) / layout.page_tokens() -
+                      first / layout.page_tokens();
+    chunks.pages_max = std::max(chunks.pages_max, pages);
+  }
+  if (decodes) CUDA_VERIFY(cuda::append_decodes(a, stream_.get()));
+  if (chunks.stages || chunks.quantizes) CUDA_VERIFY(cuda::append_chunks(a, chunks, stream_.get()));
+}
+
+}  // namespace kivi

@@ -1,0 +1,35 @@
+// Launchers of kv_append: a step's keys and values into pages, residual and staging.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include "kernels/step_view.h"
+
+namespace kivi::cuda {
+
+struct AppendArguments {
+  const __half* kv = nullptr;  // [t, 2 hk d] f16, rows `kv_stride` elements apart
+  int64_t kv_stride = 0;
+  KvView store;
+  const StepSequence* sequences = nullptr;  // device
+  const int32_t* page_table = nullptr;      // device
+  int sequence_count = 0;
+  int layer = 0;
+};
+
+// Sequences with row_count 1 and mode `store`; others are left alone. One launch whose grid depends
+// on shapes alone.
+cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream);
+
+// All other sequences. The largest extents over them, from the host's copy of the step:
+struct ChunkExtents {
+  int rows_max = 0;        // new tokens, over all modes
+  int pages_max = 0;       // pages that a sequence of mode `store` or `commit` may touch
+  bool stages = false;     // any sequence of mode `stage`
+  bool quantizes = false;  // any of mode `store` or `commit`
+};
+cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,
+                          cudaStream_t stream);
+
+}  // namespace kivi::cuda
