@@ -51,7 +51,8 @@ DecodeLaunch describe(const DecodeArguments& s, bool wide) {
       layout.format.kind == KvKind::f16 ? tile_bytes : std::max(a.unit_bytes, tile_bytes);
   a.page_weight = a.unit_bytes / kWeightBytes;
   a.tile_weight = tile_bytes / kWeightBytes;
-  a.weight_max = std::max(a.page_weight, a.tile_weight);
+  a.weight_max =
+      layout.format.kind == KvKind::f16 ? a.tile_weight : std::max(a.page_weight, a.tile_weight);
   return a;
 }
 

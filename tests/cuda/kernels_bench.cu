@@ -1,0 +1,338 @@
+// kernels_bench: decode attention and kv_append of every format over the shapes of kivi.md, T1,
+// beside the copy bandwidth and the matrix rate measured in the same run.
+//
+//   kernels_bench [--json FILE] [--sweep] [--only FORMAT]
+//
+// Inputs are random and rotate over copies larger than the L2 cache. A time is the median over
+// replays of a CUDA graph of many launches, divided by their number. Bytes are those that the
+// kernel must read of the store: whole 64-token units, 16-bit rows, the step's own rows.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/kv_append.h"
+#include "kernels/cuda/kv_attend_decode.h"
+
+namespace kivi {
+namespace {
+
+constexpr size_t kRotationBytes = 800 << 20;  // many times the L2 cache
+constexpr int kReplays = 7;
+
+__device__ uint32_t mix(uint64_t x) {
+  x ^= x >> 33, x *= 0xff51afd7ed558ccdull, x ^= x >> 33, x *= 0xc4ceb9fe1a85ec53ull, x ^= x >> 33;
+  return uint32_t(x);
+}
+// Two halves of either sign between 0.25 and 2.
+__device__ uint32_t random_rows(uint32_t r) {
+  const uint32_t exponents = ((13 + (r >> 26) % 3) << 10) | ((13 + (r >> 28) % 3) << 26);
+  return (r & 0x83ff83ffu) | exponents;
+}
+__global__ void fill_rows(uint32_t* words, int64_t count) {
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count;
+       i += int64_t(gridDim.x) * blockDim.x)
+    words[i] = random_rows(mix(uint64_t(i) + 1));
+}
+__global__ void fill_pages(uint32_t* words, int64_t count, KvLayout layout) {
+  const int kp = layout.key_parameters_offset() / 4, vc = layout.value_codes_offset() / 4;
+  const int vp = layout.value_parameters_offset() / 4, block = layout.block_bytes() / 4;
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < count;
+       i += int64_t(gridDim.x) * blockDim.x) {
+    const uint32_t r = mix(uint64_t(i) + 7);
+    const int at = int(i % block);
+    uint32_t word = r;
+    if (layout.format.kind == KvKind::f16) word = random_rows(r);
+    if (layout.format.kind == KvKind::f8) word = (r & 0x8f8f8f8fu) | 0x30303030u;
+    // Parameters: scales and minima alternate by planes; both are small numbers of one sign here.
+    if (layout.format.kind == KvKind::kivi && ((at >= kp && at < vc) || at >= vp))
+      word = (r & 0x01ff01ffu) | 0x34003400u;
+    words[i] = word;
+  }
+}
+
+struct ShapeCase {
+  const char* name;
+  int kv_heads, ratio, head_dim, sequences, tokens;
+};
+struct FormatCase {
+  const char* name;
+  KvFormat format;
+};
+struct Row {
+  std::string shape, format;
+  double microseconds, bytes, append_microseconds;
+};
+
+double median_us(cudaStream_t stream, int launches, const std::function<void(int)>& launch) {
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  launch(0);
+  CUDA_VERIFY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < launches; ++i) launch(i);
+  CUDA_VERIFY(cudaStreamEndCapture(stream, &graph));
+  CUDA_VERIFY(cudaGraphInstantiate(&exec, graph, 0));
+  cudaEvent_t begin, end;
+  CUDA_VERIFY(cudaEventCreate(&begin));
+  CUDA_VERIFY(cudaEventCreate(&end));
+  std::vector<float> times;
+  CUDA_VERIFY(cudaGraphLaunch(exec, stream));
+  for (int i = 0; i < kReplays; ++i) {
+    CUDA_VERIFY(cudaEventRecord(begin, stream));
+    CUDA_VERIFY(cudaGraphLaunch(exec, stream));
+    CUDA_VERIFY(cudaEventRecord(end, stream));
+    CUDA_VERIFY(cudaEventSynchronize(end));
+    float ms = 0;
+    CUDA_VERIFY(cudaEventElapsedTime(&ms, begin, end));
+    times.push_back(ms);
+  }
+  CUDA_VERIFY(cudaEventDestroy(begin));
+  CUDA_VERIFY(cudaEventDestroy(end));
+  CUDA_VERIFY(cudaGraphExecDestroy(exec));
+  CUDA_VERIFY(cudaGraphDestroy(graph));
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2] * 1000.0 / launches;
+}
+
+// Bytes one launch reads of the store (README.md of kernels/cuda counts the same way).
+double bytes_of(const KvLayout& layout, int sequences, int past) {
+  const int d = layout.shape.head_dim, row = 2 * d;
+  double bytes = 2 * row;  // the step's own token
+  if (layout.format.kind == KvKind::f16) {
+    bytes += 2.0 * past * row;
+  } else {
+    const int values = value_tokens_quantized(layout.format, past);
+    const int keys = key_tokens_quantized(layout.format, past);
+    const double units = (values + 63) / 64;
+    bytes += units * layout.block_bytes() * 64 / layout.page_tokens();
+    bytes += double(past - values) * row + double(past - keys) * row;
+    if (keys > values)
+      bytes += double(keys - values) * d * layout.format.key_bits / 8 +
+               double((keys - values + 15) / 16) * 4 * d;
+  }
+  return bytes * sequences * layout.shape.heads;
+}
+
+class StoreBench {
+ public:
+  StoreBench(CudaBackend& backend, const ShapeCase& shape, const KvFormat& format)
+      : backend_(backend), shape_(shape), stream_(backend.stream()) {
+    KvLayout layout{format, {1, shape.kv_heads, shape.head_dim}};
+    const int pages_each = shape.tokens / layout.page_tokens() + 1;
+    const int64_t pages = int64_t(pages_each) * shape.sequences;
+    const int64_t layer_bytes =
+        layout.page_bytes() * pages + layout.residual_slot_bytes() * shape.sequences;
+    layers_ = int(std::clamp<int64_t>(int64_t(kRotationBytes) / layer_bytes + 1, 1, 64));
+    layout.shape.layers = layers_;
+    view_.layout = layout;
+    view_.page_count = pages;
+    view_.slot_count = shape.sequences;
+    const int64_t page_bytes = layout.page_bytes() * pages;
+    const int64_t residual_bytes = layout.residual_slot_bytes() * shape.sequences;
+    pages_ = make_device_memory(size_t(page_bytes));
+    residual_ = make_device_memory(size_t(std::max<int64_t>(residual_bytes, 256)));
+    view_.pages = pages_.get();
+    view_.residual = residual_.get();
+    fill_pages<<<2048, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(view_.pages), page_bytes / 4,
+                                          layout);
+    fill_rows<<<2048, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(view_.residual),
+                                         residual_bytes / 4);
+    std::vector<int32_t> table(static_cast<size_t>(pages));
+    std::iota(table.begin(), table.end(), 0);
+    std::shuffle(table.begin(), table.end(), std::mt19937(5));
+    std::vector<StepSequence> sequences;
+    for (int i = 0; i < shape.sequences; ++i)
+      sequences.push_back({.row_begin = i,
+                           .row_count = 1,
+                           .past = shape.tokens - 1,
+                           .slot = i,
+                           .pages_begin = i * pages_each,
+                           .pages_count = pages_each});
+    table_ = make_device_memory(table.size() * 4);
+    sequences_ = make_device_memory(sequences.size() * sizeof(StepSequence));
+    backend.upload(table_.get(), table.data(), table.size() * 4);
+    backend.upload(sequences_.get(), sequences.data(), sequences.size() * sizeof(StepSequence));
+    const int64_t d = shape.head_dim, heads = shape.kv_heads, rows = shape.sequences;
+    q_ = make_device_memory(size_t(rows * heads * shape.ratio * d * 2));
+    out_ = make_device_memory(size_t(rows * heads * shape.ratio * d * 2));
+    kv_ = make_device_memory(size_t(rows * 2 * heads * d * 2));
+    fill_rows<<<256, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(q_.get()),
+                                        rows * heads * shape.ratio * d / 2);
+    fill_rows<<<256, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(kv_.get()), rows * heads * d);
+    CUDA_VERIFY(cudaGetLastError());
+  }
+
+  double bytes() const { return bytes_of(view_.layout, shape_.sequences, shape_.tokens - 1); }
+
+  double attend_us(const DecodeWorkspace& workspace, const cuda::DecodeTuning& tuning) const {
+    const int64_t d = shape_.head_dim;
+    cuda::DecodeArguments a;
+    a.q = reinterpret_cast<const __half*>(q_.get());
+    a.kv = reinterpret_cast<const __half*>(kv_.get());
+    a.out = out_.get();
+    a.q_stride = a.out_stride = shape_.kv_heads * shape_.ratio * d;
+    a.kv_stride = 2 * shape_.kv_heads * d;
+    a.store = view_;
+    a.sequences = reinterpret_cast<const StepSequence*>(sequences_.get());
+    a.page_table = reinterpret_cast<const int32_t*>(table_.get());
+    a.sequence_count = shape_.sequences;
+    a.heads_q = shape_.kv_heads * shape_.ratio;
+    a.scale_log2 = 1.4427f / std::sqrt(float(d));
+    return median_us(stream_, std::max(layers_, 8), [&](int i) {
+      a.layer = i % layers_;
+      CUDA_VERIFY(cuda::decode_attend(a, backend_.properties(), workspace, stream_, tuning));
+    });
+  }
+
+  double append_us() const {
+    cuda::AppendArguments a;
+    a.kv = reinterpret_cast<const __half*>(kv_.get());
+    a.kv_stride = 2 * shape_.kv_heads * shape_.head_dim;
+    a.store = view_;
+    a.sequences = reinterpret_cast<const StepSequence*>(sequences_.get());
+    a.page_table = reinterpret_cast<const int32_t*>(table_.get());
+    a.sequence_count = shape_.sequences;
+    return median_us(stream_, std::max(layers_, 8), [&](int i) {
+      a.layer = i % layers_;
+      CUDA_VERIFY(cuda::append_decodes(a, stream_));
+    });
+  }
+
+ private:
+  CudaBackend& backend_;
+  ShapeCase shape_;
+  cudaStream_t stream_;
+  int layers_ = 1;
+  KvView view_;
+  DeviceMemory pages_, residual_, table_, sequences_, q_, out_, kv_;
+};
+
+double copy_gb_s(cudaStream_t stream) {
+  const size_t bytes = size_t(2) << 30;
+  DeviceMemory from = make_device_memory(bytes), to = make_device_memory(bytes);
+  fill_rows<<<2048, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(from.get()), int64_t(bytes / 4));
+  const double us = median_us(stream, 3, [&](int) {
+    CUDA_VERIFY(cudaMemcpyAsync(to.get(), from.get(), bytes, cudaMemcpyDeviceToDevice, stream));
+  });
+  return 2.0 * double(bytes) / us / 1e3;
+}
+
+double matrix_tflops(CudaBackend& backend) {
+  const int64_t n = 8192;
+  const size_t bytes = size_t(n * n * 2);
+  DeviceMemory x = make_device_memory(bytes), w = make_device_memory(bytes),
+               out = make_device_memory(bytes);
+  for (DeviceMemory* m : {&x, &w})
+    fill_rows<<<2048, 256, 0, backend.stream()>>>(reinterpret_cast<uint32_t*>(m->get()),
+                                                  int64_t(bytes / 4));
+  const double us = median_us(backend.stream(), 5, [&](int) {
+    backend.matmul(make_tensor(x.get(), DType::f16, n, n), make_tensor(w.get(), DType::f16, n, n),
+                   Tensor{}, make_tensor(out.get(), DType::f16, n, n));
+  });
+  return 2.0 * double(n) * double(n) * double(n) / us / 1e6;
+}
+
+const ShapeCase kShapes[] = {
+    {"llama2-7b", 32, 1, 128, 1, 32768}, {"llama2-7b", 32, 1, 128, 8, 4096},
+    {"llama2-7b", 32, 1, 128, 32, 2048}, {"llama2-7b", 32, 1, 128, 64, 1024},
+    {"llama2-7b", 32, 1, 128, 8, 32768}, {"mistral-7b", 8, 4, 128, 1, 32768},
+    {"mistral-7b", 8, 4, 128, 8, 4096},  {"mistral-7b", 8, 4, 128, 32, 2048},
+    {"mistral-7b", 8, 4, 128, 64, 1024}, {"mistral-7b", 8, 4, 128, 8, 32768},
+    {"falcon-7b", 1, 71, 64, 64, 2048},
+};
+const FormatCase kFormats[] = {
+    {"fp16", {}},
+    {"fp8", {KvKind::f8, 8, 8, 0, 0}},
+    {"kivi4-r128", {KvKind::kivi, 4, 4, 32, 128}},
+    {"kivi4", {KvKind::kivi, 4, 4, 32, 32}},
+    {"kivi-k4v2", {KvKind::kivi, 4, 2, 32, 32}},
+    {"kivi2-r128", {KvKind::kivi, 2, 2, 32, 128}},
+    {"kivi2", {KvKind::kivi, 2, 2, 32, 32}},
+};
+
+std::string describe(const ShapeCase& s) {
+  char text[80];
+  std::snprintf(text, sizeof text, "%s (%d, %d)", s.name, s.sequences, s.tokens);
+  return text;
+}
+
+void sweep(CudaBackend& backend, const DecodeWorkspace& workspace, double copy, const char* only) {
+  for (const int i : {3, 4, 6, 7}) {
+    for (const FormatCase& f : kFormats) {
+      if (only != nullptr && std::strcmp(only, f.name) != 0) continue;
+      if (only == nullptr && (f.format.residual == 128 || f.format.key_bits != f.format.value_bits))
+        continue;
+      const StoreBench bench(backend, kShapes[i], f.format);
+      std::printf("%-24s %-10s ", describe(kShapes[i]).c_str(), f.name);
+      for (const int blocks : {1, 2})
+        for (const int warps : {4, 6, 8})
+          for (const int stages : {2, 3, 4, 6}) {
+            if (blocks * warps * stages > 48) continue;
+            const double us = bench.attend_us(workspace, {warps, stages, blocks});
+            std::printf(" %dx%dx%d:%.1f", blocks, warps, stages,
+                        bench.bytes() / us / 1e3 / copy * 100);
+          }
+      std::printf("\n");
+    }
+  }
+}
+
+int run(int argc, char** argv) {
+  const char *json = nullptr, *only = nullptr;
+  bool sweeps = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) json = argv[++i];
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) only = argv[++i];
+    if (std::strcmp(argv[i], "--sweep") == 0) sweeps = true;
+  }
+  CudaBackend backend(0);
+  const DecodeWorkspace workspace =
+      cuda::make_decode_workspace(backend.properties(), backend.stream());
+  const double copy = copy_gb_s(backend.stream()), matrix = matrix_tflops(backend);
+  std::printf("%s: copy %.0f GB/s (read + written), fp16 matrix product 8192^3 %.0f TFLOP/s\n",
+              backend.properties().name.c_str(), copy, matrix);
+  if (sweeps) {
+    sweep(backend, workspace, copy, only);
+    return 0;
+  }
+  std::vector<Row> rows;
+  for (const ShapeCase& shape : kShapes)
+    for (const FormatCase& f : kFormats) {
+      if (only != nullptr && std::strcmp(only, f.name) != 0) continue;
+      const StoreBench bench(backend, shape, f.format);
+      rows.push_back({describe(shape), f.name, bench.attend_us(workspace, {}), bench.bytes(),
+                      bench.append_us()});
+    }
+  std::printf("%-26s %-11s %9s %9s %8s %7s %9s\n", "decode attention", "format", "us", "MB", "GB/s",
+              "% copy", "append us");
+  for (const Row& r : rows)
+    std::printf("%-26s %-11s %9.1f %9.1f %8.0f %7.1f %9.1f\n", r.shape.c_str(), r.format.c_str(),
+                r.microseconds, r.bytes / 1e6, r.bytes / r.microseconds / 1e3,
+                r.bytes / r.microseconds / 1e3 / copy * 100, r.append_microseconds);
+  if (json == nullptr) return 0;
+  std::FILE* file = std::fopen(json, "w");
+  if (file == nullptr) return std::perror(json), 1;
+  std::fprintf(file,
+               "{\"device\": \"%s\", \"copy_gb_s\": %.1f, \"matrix_tflops\": %.1f, \"rows\": [",
+               backend.properties().name.c_str(), copy, matrix);
+  for (size_t i = 0; i < rows.size(); ++i)
+    std::fprintf(file,
+                 "%s\n{\"shape\": \"%s\", \"format\": \"%s\", \"us\": %.2f, \"bytes\": %.0f, "
+                 "\"gb_s\": %.1f, \"append_us\": %.2f}",
+                 i == 0 ? "" : ",", rows[i].shape.c_str(), rows[i].format.c_str(),
+                 rows[i].microseconds, rows[i].bytes, rows[i].bytes / rows[i].microseconds / 1e3,
+                 rows[i].append_microseconds);
+  std::fprintf(file, "\n]}\n");
+  std::fclose(file);
+  return 0;
+}
+
+}  // namespace
+}  // namespace kivi
+
+int main(int argc, char** argv) { return kivi::run(argc, argv); }

@@ -1,0 +1,91 @@
+// kv_append: the GPU's store equals the CPU's byte for byte, whatever the steps are.
+#include "tests/cuda/store.h"
+
+namespace kivi::test {
+namespace {
+
+// Keys and values as models make them: a few channels far larger than the others, ties, constants,
+// and now and then a value that is not finite.
+void fill(Pair& kv, std::mt19937& random, bool strange) {
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> x(kv.values().size());
+  const size_t columns = size_t(kv.on_cpu().shape[1]);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t c = i % columns;
+    x[i] = normal(random) * (c % 17 == 3 ? 12.f : 1.f);
+    if (c % 23 == 5) x[i] = 0.75f;                          // a constant channel
+    if (c % 29 == 7) x[i] = std::round(x[i] * 2.f) * 0.5f;  // ties
+    if (strange && random() % 97 == 0)
+      x[i] = random() % 2 ? std::numeric_limits<float>::quiet_NaN()
+                          : std::numeric_limits<float>::infinity();
+    if (strange && c % 31 == 9) x[i] *= 30000.f;  // max - min overflows fp16
+  }
+  kv.set(x);
+}
+
+void append(TestStore& store, const std::vector<Chunk>& chunks, std::mt19937& random,
+            bool strange) {
+  const StepView& step = store.plan(chunks);
+  Pair kv(step.rows, store.kv_columns(), DType::f16, DType::f16);
+  fill(kv, random, strange);
+  for (int layer = 0; layer < store.layout().shape.layers; ++layer) {
+    cpu().kv_append(kv.on_cpu(), store.host(), step, layer);
+    gpu().kv_append(kv.on_gpu(), store.device(), step, layer);
+  }
+  store.commit(chunks);
+}
+
+void require_same(const TestStore& store) {
+  CAPTURE(store.sequence(0).past, store.sequence(1).past, store.sequence(2).past);
+  REQUIRE(store.same_bytes(0));
+  REQUIRE(store.same_bytes(1));
+  REQUIRE(store.same_bytes(2));
+}
+
+std::vector<KvFormat> all_formats(int head_dim) {
+  std::vector<KvFormat> formats = kivi_formats(head_dim);
+  formats.push_back(f16_format());
+  formats.push_back(f8_format());
+  return formats;
+}
+
+}  // namespace
+
+TEST_CASE("decode appends leave the CPU's bytes after every token, from 0 to beyond 3 R") {
+  for (const int d : {64, 128})
+    for (const KvFormat& format : all_formats(d)) {
+      CAPTURE(d, int(format.kind), format.key_bits, format.value_bits, format.group,
+              format.residual);
+      std::mt19937 random(11);
+      const int r = std::max(format.residual, 64);
+      TestStore store({format, {2, 2, d}}, 3, 4 * r + 70, random);
+      // Sequences 1 and 2 begin elsewhere, so that flushes do not coincide.
+      append(store, {{1, r / 2 + 3}, {2, r - 1}}, random, d == 64);
+      for (int token = 0; token < 3 * r + 5; ++token) {
+        append(store, {{0}, {1}, {2}}, random, d == 64);
+        if (token % 16 == 0 || store.sequence(0).past % r <= 1 || store.sequence(2).past % r <= 1)
+          require_same(store);
+      }
+      require_same(store);
+    }
+}
+
+TEST_CASE("prompt chunks, staging and commit leave the CPU's bytes") {
+  for (const int d : {64, 128})
+    for (const KvFormat& format : all_formats(d)) {
+      CAPTURE(d, int(format.kind), format.key_bits, format.value_bits, format.group,
+              format.residual);
+      std::mt19937 random(12);
+      TestStore store({format, {1, 3, d}}, 3, 700, random);
+      append(store, {{0, 1, KvMode::stage}, {1, 65}, {2, 3, KvMode::commit}}, random, false);
+      require_same(store);
+      append(store, {{0, 130, KvMode::stage}, {1, 1}, {2, 128}}, random, false);
+      require_same(store);
+      append(store, {{0, 64, KvMode::commit}, {1, 127}, {2, 200}}, random, true);
+      require_same(store);
+      append(store, {{0, 17}, {1, 300}, {2, 1}}, random, false);
+      require_same(store);
+    }
+}
+
+}  // namespace kivi::test

@@ -1,0 +1,160 @@
+// Decode attention against fp64 over the numbers that the store holds.
+#include "kernels/kv_codec.h"
+#include "tests/cuda/store.h"
+
+namespace kivi::test {
+namespace {
+
+struct Shape {
+  int heads_q, heads_kv, head_dim;
+};
+
+double read_token(const TestStore& store, int sequence, int which, int head, int token, int c) {
+  const KvLayout& layout = store.layout();
+  const StoredSequence& s = store.sequence(sequence);
+  const int quantized = which == 0 ? key_tokens_quantized(layout.format, s.past)
+                                   : value_tokens_quantized(layout.format, s.past);
+  if (token >= quantized) {
+    const int row = token % layout.format.residual;
+    const auto* slab = reinterpret_cast<const f16*>(store.host().residual_slab(0, s.slot, head) +
+                                                    which * layout.residual_values_offset());
+    return to_float(
+        slab[row * layout.shape.head_dim + swizzled_channel(row, c, layout.shape.head_dim)]);
+  }
+  const std::byte* block =
+      store.host().page_block(0, s.pages[size_t(token / layout.page_tokens())], head);
+  const int t = token % layout.page_tokens();
+  return which == 0 ? read_key(layout, block, t, c) : read_value(layout, block, t, c);
+}
+
+// The output row of one sequence, all heads, in fp64.
+std::vector<float> reference(const TestStore& store, int sequence, const Shape& shape,
+                             const float* q, const float* kv, int window, double scale) {
+  const int d = shape.head_dim, past = store.sequence(sequence).past;
+  const int begin = window > 0 ? std::max(0, past - window + 1) : 0, count = past + 1 - begin;
+  const int ratio = shape.heads_q / shape.heads_kv;
+  std::vector<float> out(size_t(shape.heads_q * d));
+  std::vector<double> k(size_t(count * d)), v(size_t(count * d)), p(static_cast<size_t>(count));
+  for (int head = 0; head < shape.heads_kv; ++head) {
+    for (int i = 0; i < count; ++i)
+      for (int c = 0; c < d; ++c) {
+        const bool own = begin + i == past;
+        k[size_t(i * d + c)] =
+            own ? kv[head * d + c] : read_token(store, sequence, 0, head, begin + i, c);
+        v[size_t(i * d + c)] = own ? kv[(shape.heads_kv + head) * d + c]
+                                   : read_token(store, sequence, 1, head, begin + i, c);
+      }
+    for (int h = head * ratio; h < (head + 1) * ratio; ++h) {
+      double most = -1e300, sum = 0;
+      for (int i = 0; i < count; ++i) {
+        double s = 0;
+        for (int c = 0; c < d; ++c) s += double(q[h * d + c]) * k[size_t(i * d + c)];
+        p[size_t(i)] = s * scale;
+        most = std::max(most, p[size_t(i)]);
+      }
+      for (double& x : p) sum += x = std::exp(x - most);
+      for (int c = 0; c < d; ++c) {
+        double o = 0;
+        for (int i = 0; i < count; ++i) o += p[size_t(i)] * v[size_t(i * d + c)];
+        out[size_t(h * d + c)] = float(o / sum);
+      }
+    }
+  }
+  return out;
+}
+
+void check(const KvFormat& format, const Shape& shape, const std::vector<int>& lengths, int window,
+           DType out_type, unsigned seed) {
+  CAPTURE(int(format.kind), format.key_bits, format.value_bits, format.group, format.residual,
+          shape.heads_q, shape.heads_kv, shape.head_dim, window, name_of(out_type), seed);
+  std::mt19937 random(seed);
+  const int n = int(lengths.size()), d = shape.head_dim;
+  const int most = *std::max_element(lengths.begin(), lengths.end());
+  TestStore store({format, {1, shape.heads_kv, d}}, n, most + 1, random);
+  for (int i = 0; i < n; ++i) {
+    if (lengths[size_t(i)] == 0) continue;
+    const std::vector<Chunk> chunks = {{i, lengths[size_t(i)]}};
+    Pair kv(lengths[size_t(i)], store.kv_columns(), DType::f16, DType::f16);
+    kv.randomize(random);
+    cpu().kv_append(kv.on_cpu(), store.host(), store.plan(chunks), 0);
+    store.commit(chunks);
+  }
+  store.send();
+  std::vector<Chunk> chunks;
+  for (int i = 0; i < n; ++i) chunks.push_back({i});
+  Pair q(n, shape.heads_q * d, DType::f16), kv(n, store.kv_columns(), DType::f16, DType::f16),
+      out(n, shape.heads_q * d, out_type);
+  q.randomize(random, 1.5f);
+  kv.randomize(random);
+  const float scale = 1.f / std::sqrt(float(d));
+  const StepView& step = store.plan(chunks, window);
+  gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, scale, out.on_gpu());
+  const std::vector<float> got = out.gpu_result();
+  gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, scale, out.on_gpu());
+  REQUIRE(out.gpu_result() == got);  // whichever warp comes last
+  const int columns = shape.heads_q * d;
+  for (int i = 0; i < n; ++i) {
+    const std::vector<float> expected =
+        reference(store, i, shape, &q.values()[size_t(i * columns)],
+                  &kv.values()[size_t(i * store.kv_columns())], window, scale);
+    const std::vector<float> row(got.begin() + i * columns, got.begin() + (i + 1) * columns);
+    CAPTURE(lengths[size_t(i)]);
+    REQUIRE(relative_error(row, expected) <= (out_type == DType::f16 ? 2e-3 : 4e-3));
+  }
+}
+
+std::vector<int> awkward_lengths(const KvFormat& f) {
+  std::vector<int> lengths = {0, 1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 193, 1003};
+  if (f.residual > 0)
+    for (const int n : {f.residual - 1, f.residual, f.residual + 1, 2 * f.residual - 1,
+                        2 * f.residual, 2 * f.residual + 1, 3 * f.residual + 45})
+      lengths.push_back(n);
+  return lengths;
+}
+
+std::vector<KvFormat> all_formats(int head_dim) {
+  std::vector<KvFormat> formats = kivi_formats(head_dim);
+  formats.push_back(f16_format());
+  formats.push_back(f8_format());
+  return formats;
+}
+
+}  // namespace
+
+TEST_CASE("decode attention equals fp64 over the dequantized cache, every format and length") {
+  for (const int d : {64, 128})
+    for (const KvFormat& format : all_formats(d))
+      check(format, {4, 2, d}, awkward_lengths(format), 0, DType::f16, 21);
+}
+
+TEST_CASE("decode attention equals fp64 at every ratio of query heads to KV heads") {
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi4{KvKind::kivi, 4, 4, 64, 64};
+  for (const KvFormat& format : {kivi2, kivi4, f16_format(), f8_format()})
+    for (const Shape& shape : {Shape{2, 2, 128},
+                               {4, 2, 128},
+                               {6, 2, 128},
+                               {8, 2, 128},
+                               {8, 1, 128},
+                               {12, 1, 128},
+                               {16, 1, 64},
+                               {71, 1, 64}}) {
+      check(format, shape, {0, 5, 64, 100, 161, 700}, 0, DType::f16, 22);
+      check(format, shape, {333}, 0, DType::bf16, 23);
+    }
+}
+
+TEST_CASE("decode attention sees the sliding window and nothing before it") {
+  for (const KvFormat& format : all_formats(128))
+    for (const int window : {1, 2, 40, 64, 100, 200, 513})
+      check(format, {4, 1, 128}, {0, 1, 63, 64, 129, 400, 777}, window, DType::f16, 24);
+}
+
+TEST_CASE("decode attention splits one long sequence over the whole device") {
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 128}, kivi4{KvKind::kivi, 4, 4, 128, 128};
+  for (const KvFormat& format : {kivi2, kivi4, f16_format(), f8_format()}) {
+    check(format, {4, 1, 128}, {12345}, 0, DType::f16, 25);
+    check(format, {4, 1, 128}, {9000, 3, 0, 4100, 64}, 0, DType::f16, 26);
+  }
+}
+
+}  // namespace kivi::test
