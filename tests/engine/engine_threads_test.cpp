@@ -22,7 +22,7 @@ class Reader {
   // Null where the engine refused.
   static std::unique_ptr<Reader> submit(Engine& engine, Request request) {
     auto reader = std::make_unique<Reader>();
-    auto stream = engine.submit(std::move(request), [r = reader.get()] { r->notify(); });
+    auto stream = engine.submit(std::move(request), [bell = reader->bell_] { bell->ring(); });
     if (!stream.ok()) return nullptr;
     reader->stream_ = std::move(*stream);
     return reader;
@@ -31,31 +31,33 @@ class Reader {
   TokenStream& stream() { return *stream_; }
 
   // Waits until at least `count` events are in, or the end.
-  bool read(size_t count) {
-    while (events.size() < count) {
-      if (stream_->drain(events)) return true;
-      if (events.size() >= count) return false;
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return ready_; });
-      ready_ = false;
-    }
-    return false;
+  void read(size_t count) {
+    while (!stream_->drain(events) && events.size() < count) bell_->wait();
   }
   void read_to_end() { read(size_t(-1)); }
 
   std::vector<TokenEvent> events;
 
  private:
-  void notify() {
-    const std::lock_guard lock(mutex_);
-    ready_ = true;
-    changed_.notify_one();  // under the lock: the reader may be destroyed right after
-  }
+  // Shared with `notify`, which may come after the reader has seen the end and gone.
+  struct Bell {
+    void ring() {
+      const std::lock_guard lock(mutex);
+      rung = true;
+      changed.notify_one();
+    }
+    void wait() {
+      std::unique_lock lock(mutex);
+      changed.wait(lock, [&] { return rung; });
+      rung = false;
+    }
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool rung = false;
+  };
 
+  std::shared_ptr<Bell> bell_ = std::make_shared<Bell>();
   std::shared_ptr<TokenStream> stream_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool ready_ = false;
 };
 
 double process_cpu_ms() {
@@ -177,9 +179,11 @@ TEST_CASE("drain takes nothing new, lets the running work end, and says so") {
   REQUIRE(reader);
   bool drained = false;
   std::jthread drainer([&] { drained = engine->drain(10s); });
-  Result<std::shared_ptr<TokenStream>> late = engine->submit(request_of(10, 1), nullptr);
-  while (late.ok()) late = engine->submit(request_of(10, 1), nullptr);
-  CHECK(late.error().code == ErrorCode::unavailable);
+  for (;;) {  // until the drain has begun; the queue may fill before
+    const auto late = engine->submit(request_of(10, 1), nullptr);
+    if (!late.ok() && late.error().code == ErrorCode::unavailable) break;
+    std::this_thread::sleep_for(1ms);
+  }
   reader->read_to_end();
   drainer.join();
   CHECK(drained);
