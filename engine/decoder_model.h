@@ -39,6 +39,9 @@ class DecoderModel {
   // 1 <= m <= limits.logits_rows. The result, [m, vocab] f32, is overwritten by the next call.
   Tensor logits(const Tensor& rows);
 
+  // The first m rows of what logits() wrote last: [m, vocab] f32.
+  Tensor logits_of(int64_t m) const { return all_.logits.slice_rows(0, m); }
+
   const DecoderSpec& spec() const { return spec_; }
 
  private:

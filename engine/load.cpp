@@ -194,7 +194,7 @@ Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, cons
                                                 "the sampled ids"));
   return std::unique_ptr<StepRunner>(
       std::make_unique<ModelRunner>(backend, std::move(model), std::move(input), std::move(store),
-                                    view, std::move(ids), logits_rows));
+                                    view, std::move(ids), logits_rows, !config.enforce_eager));
 }
 
 // A dummy model may do without a tokenizer; then the served model has none.

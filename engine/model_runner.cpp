@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <exception>
 
 #include "engine/sequence.h"
@@ -35,79 +36,121 @@ SampleRow sample_row(const Sequence& sequence, int position, bool scored) {
   return row;
 }
 
+// Sizes of recorded decode steps: powers of two to 8, multiples of 8 to 256, then of 32. A step is
+// padded to the next one.
+int ladder(int rows) {
+  if (rows <= 8) return int(std::bit_ceil(unsigned(rows)));
+  const int stride = rows <= 256 ? 8 : 32;
+  return (rows + stride - 1) / stride * stride;
+}
+
+bool every_row_decodes(const BatchPlan& plan) {
+  return std::ranges::all_of(plan.sequences, [](const PlannedSequence& p) {
+    return p.count == 1 && p.samples && p.mode == KvMode::store && !p.scores_prompt;
+  });
+}
+
 }  // namespace
 
 ModelRunner::ModelRunner(Backend& backend, std::unique_ptr<DecoderModel> model, StepInput input,
                          Buffer store_memory, const KvView& store, Buffer sampled_ids,
-                         int logits_rows)
+                         int logits_rows, bool graphs)
     : backend_(backend),
       model_(std::move(model)),
       input_(std::move(input)),
       store_memory_(std::move(store_memory)),
       store_(store),
       sampled_ids_(std::move(sampled_ids)),
-      logits_rows_(logits_rows) {}
+      logits_rows_(logits_rows),
+      graphs_(graphs) {}
 
 void ModelRunner::launch(const BatchPlan& plan) {
-  results_.assign(plan.sequences.size(), {});
-  error_.reset();
-  block_count_ = 0;
+  StepUnderWay& step = under_way_.emplace_back();
+  step.results.resize(plan.sequences.size());
   try {
-    run(plan);
+    run(plan, step);
   } catch (const std::exception& e) {
-    error_ = Error{ErrorCode::internal,
-                   fmt::format("a step of {} rows failed: {}", plan.rows, e.what())};
+    step.error = Error{ErrorCode::internal,
+                       fmt::format("a step of {} rows failed: {}", plan.rows, e.what())};
   }
 }
 
 Result<std::vector<StepResult>> ModelRunner::collect() {
-  if (!error_) {
+  VERIFY(!under_way_.empty());
+  StepUnderWay step = std::move(under_way_.front());
+  under_way_.pop_front();
+  if (!step.error) {
     try {
-      collect_block();
+      collect_block(step);
     } catch (const std::exception& e) {
-      error_ = Error{ErrorCode::internal, fmt::format("a step failed: {}", e.what())};
+      step.error = Error{ErrorCode::internal, fmt::format("a step failed: {}", e.what())};
     }
   }
-  if (error_) return *error_;
-  return std::move(results_);
+  if (step.error) return *step.error;
+  return std::move(step.results);
 }
 
-void ModelRunner::run(const BatchPlan& plan) {
+void ModelRunner::run(const BatchPlan& plan, StepUnderWay& step) {
+  if (graphs_ && backend_.asynchronous() && every_row_decodes(plan)) {
+    const Tensor logits = decode(plan);  // [rows, vocab]
+    step.wanted.assign(input_.wanted().begin(), input_.wanted().end());
+    return sample_block(plan, step, 0, logits);
+  }
   input_.fill(plan, store_.layout, model_->spec().sliding_window);
+  step.wanted.assign(input_.wanted().begin(), input_.wanted().end());
+  const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
+  backend_.resolve_ids(input_.view().token_ids, sampled);
   model_->forward(input_.view(), store_);
-  const int64_t wanted = int64_t(input_.wanted().size());
+  const int64_t wanted = int64_t(step.wanted.size());
   for (int64_t begin = 0; begin < wanted; begin += logits_rows_) {
-    collect_block();
-    sample_block(plan, begin, std::min<int64_t>(logits_rows_, wanted - begin));
+    if (begin > 0)  // the sampler holds the blocks of two steps, and no more
+      for (StepUnderWay& s : under_way_) collect_block(s);
+    const int64_t count = std::min<int64_t>(logits_rows_, wanted - begin);
+    sample_block(plan, step, begin, model_->logits(input_.gather(begin, count)));  // [m, vocab]
   }
 }
 
-void ModelRunner::sample_block(const BatchPlan& plan, int64_t begin, int64_t count) {
-  rows_.clear();
-  for (const StepInput::WantedRow& wanted : input_.wanted().subspan(size_t(begin), size_t(count)))
-    rows_.push_back(sample_row(*plan.sequences[size_t(wanted.planned)].sequence, wanted.position,
-                               wanted.scored));
-  const Tensor logits = model_->logits(input_.gather(begin, count));       // [m, vocab]
-  const Tensor ids = make_tensor(sampled_ids_.data(), DType::i32, count);  // [m]
-  block_begin_ = begin;
-  block_count_ = count;
-  backend_.sample(logits, rows_, ids);
+Tensor ModelRunner::decode(const BatchPlan& plan) {
+  const int rows = std::min(ladder(plan.rows), input_.limits().sequences);
+  input_.fill(plan, store_.layout, model_->spec().sliding_window, rows);
+  const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
+  backend_.run_recorded(uint64_t(rows), [&] {
+    backend_.resolve_ids(input_.view().token_ids, sampled);
+    model_->forward(input_.view(), store_);
+    model_->logits(input_.gather(0, rows));
+  });
+  return model_->logits_of(plan.rows);
 }
 
-void ModelRunner::collect_block() {
-  if (block_count_ == 0) return;
+void ModelRunner::sample_block(const BatchPlan& plan, StepUnderWay& step, int64_t begin,
+                               const Tensor& logits) {
+  const int64_t count = logits.rows();
+  rows_.clear();
+  for (int64_t i = 0; i < count; ++i) {
+    const StepInput::WantedRow& wanted = step.wanted[size_t(begin + i)];
+    Sequence& sequence = *plan.sequences[size_t(wanted.planned)].sequence;
+    rows_.push_back(sample_row(sequence, wanted.position, wanted.scored));
+    if (!wanted.scored) sequence.sampled_row = int(i);
+  }
+  step.block_begin = begin;
+  step.block_count = count;
+  backend_.sample(logits, rows_, make_tensor(sampled_ids_.data(), DType::i32, count));
+}
+
+void ModelRunner::collect_block(StepUnderWay& step) {
+  if (step.block_count == 0) return;
   samples_.clear();
   backend_.collect_samples(samples_);
-  VERIFY(int64_t(samples_.size()) == block_count_);
-  for (int64_t i = 0; i < block_count_; ++i) {
-    const StepInput::WantedRow& wanted = input_.wanted()[size_t(block_begin_ + i)];
-    StepResult& result = results_[size_t(wanted.planned)];
+  VERIFY(int64_t(samples_.size()) == step.block_count);
+  for (int64_t i = 0; i < step.block_count; ++i) {
+    const StepInput::WantedRow& wanted = step.wanted[size_t(step.block_begin + i)];
+    StepResult& result = step.results[size_t(wanted.planned)];
     if (wanted.scored)
       result.scored.push_back(std::move(samples_[size_t(i)]));
     else
       result.token = std::move(samples_[size_t(i)]);
   }
-  block_count_ = 0;
+  step.block_count = 0;
 }
 
 }  // namespace kivi

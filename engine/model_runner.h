@@ -3,6 +3,7 @@
 // Engine thread only.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -18,22 +19,36 @@ class ModelRunner : public StepRunner {
  public:
   // `store_memory` holds what `store` points at. Logits are computed for at most `logits_rows` rows
   // at a time, so that scoring a long prompt takes no more memory than sampling a full batch. The
-  // backend must outlive the runner.
+  // backend must outlive the runner. `graphs`: decode steps are padded to one of a few sizes,
+  // recorded and replayed, where the backend can.
   ModelRunner(Backend& backend, std::unique_ptr<DecoderModel> model, StepInput input,
-              Buffer store_memory, const KvView& store, Buffer sampled_ids, int logits_rows);
+              Buffer store_memory, const KvView& store, Buffer sampled_ids, int logits_rows,
+              bool graphs);
 
   void launch(const BatchPlan& plan) override;
+  bool asynchronous() const override { return backend_.asynchronous(); }
   Result<std::vector<StepResult>> collect() override;
 
   // Device bytes of `sampled_ids`.
   static int64_t sampled_ids_bytes(int logits_rows) { return int64_t(logits_rows) * 4; }
 
  private:
-  void run(const BatchPlan& plan);
-  // Samples wanted rows [begin, begin + count) of the input.
-  void sample_block(const BatchPlan& plan, int64_t begin, int64_t count);
+  // A step between launch and collect.
+  struct StepUnderWay {
+    std::vector<StepResult> results;
+    std::vector<StepInput::WantedRow> wanted;
+    int64_t block_begin = 0;
+    int64_t block_count = 0;  // wanted rows being sampled; 0: none
+    std::optional<Error> error;
+  };
+
+  void run(const BatchPlan& plan, StepUnderWay& step);
+  // Layers and logits of a step in which every row decodes: padded, recorded, replayed.
+  Tensor decode(const BatchPlan& plan);
+  // Enqueues the sampling of wanted rows [begin, begin + m). logits [m, vocab] f32.
+  void sample_block(const BatchPlan& plan, StepUnderWay& step, int64_t begin, const Tensor& logits);
   // Waits for the block that is under way and puts its results where they belong.
-  void collect_block();
+  void collect_block(StepUnderWay& step);
 
   Backend& backend_;
   std::unique_ptr<DecoderModel> model_;
@@ -42,14 +57,11 @@ class ModelRunner : public StepRunner {
   KvView store_;
   Buffer sampled_ids_;  // [logits_rows] i32
   int logits_rows_;
+  bool graphs_;
 
-  // The step under way.
-  std::vector<StepResult> results_;
-  std::vector<SampleRow> rows_;  // of the block under way
-  std::vector<SampledToken> samples_;
-  int64_t block_begin_ = 0;
-  int64_t block_count_ = 0;  // 0: none under way
-  std::optional<Error> error_;
+  std::deque<StepUnderWay> under_way_;  // at most two
+  std::vector<SampleRow> rows_;         // scratch
+  std::vector<SampledToken> samples_;   // scratch
 };
 
 }  // namespace kivi

@@ -37,6 +37,9 @@ struct Sequence {
   int prefill_tokens = 0;
   int preemptions = 0;
   SequenceKv kv;
+  // Where the newest step that samples for this sequence puts the id on the device: what stands in
+  // for a token that is not known yet (-1 in `tokens`). Written by the runner.
+  int sampled_row = 0;
 
   std::vector<int32_t> stop_ids;        // EOS (unless ignored) and stop_token_ids, sorted
   std::vector<LogitBias> bias;          // logit_bias (and forbidden ids while min_tokens is unmet)

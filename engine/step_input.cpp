@@ -36,7 +36,8 @@ Result<StepInput> StepInput::create(Backend& backend, const Limits& limits) {
   return input;
 }
 
-void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_window) {
+void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_window,
+                     int rows_padded) {
   packed_.clear();
   ids_.clear();
   positions_.clear();
@@ -48,8 +49,15 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
   view_.decode_only = true;
   for (size_t i = 0; i < plan.sequences.size(); ++i) add(plan.sequences[i], int(i), layout);
 
+  VERIFY(int(ids_.size()) == plan.rows);
+  for (int row = plan.rows; row < rows_padded; ++row) {
+    ids_.push_back(0);
+    positions_.push_back(0);
+    gather_.push_back(row);
+    sequences_.push_back({});
+  }
   view_.rows = int(ids_.size());
-  VERIFY(view_.rows == plan.rows && view_.rows <= limits_.rows);
+  VERIFY(view_.rows <= limits_.rows);
   VERIFY(int(sequences_.size()) <= limits_.sequences);
   VERIFY(int64_t(page_table_.size()) <= limits_.page_entries);
   view_.sequences = sequences_;
@@ -92,7 +100,8 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
 
   for (int position = planned.past; position < end; ++position) {
     const int32_t row = int32_t(ids_.size());
-    ids_.push_back(sequence.tokens[size_t(position)]);
+    const int32_t id = sequence.tokens[size_t(position)];
+    ids_.push_back(id >= 0 ? id : -1 - sequence.sampled_row);
     positions_.push_back(position);
     const bool scored = planned.scores_prompt && position + 1 < sequence.prompt_tokens;
     const bool sampled = planned.samples && position + 1 == end;

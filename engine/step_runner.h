@@ -21,11 +21,14 @@ class StepRunner {
  public:
   virtual ~StepRunner() = default;
 
-  // Enqueues the step. The plan and its sequences stay unchanged until collect() returns.
-  // Engine thread only, both.
+  // Enqueues the step. The plan is only read during the call. Engine thread only, both.
   virtual void launch(const BatchPlan& plan) = 0;
-  // Waits for the step; results[i] belongs to plan.sequences[i]. An error fails every request of
-  // the step and nothing else.
+  // Is a step still running when launch returns? Then the next one may be launched before this one
+  // is collected (two at most), with -1 in `tokens` where this step's token will stand; but not
+  // across a step that scores prompts.
+  virtual bool asynchronous() const { return false; }
+  // Waits for the oldest step that has not been collected; results[i] belongs to its
+  // plan.sequences[i]. An error fails every request of the step and nothing else.
   virtual Result<std::vector<StepResult>> collect() = 0;
 };
 

@@ -12,6 +12,7 @@
 // Thread rule: one thread at a time uses a Backend.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -62,9 +63,21 @@ class Backend {
   virtual void fill_zero(void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
 
+  // --- order ------------------------------------------------------------------------------------
+  // Enqueues the ops that `ops` calls. A device with graphs may record them under `key` and replay
+  // the record when the key comes again, without calling `ops`: so shapes and addresses must be the
+  // same each time; contents may differ. No upload, download, allocation or sample inside.
+  virtual void run_recorded(uint64_t key, const std::function<void()>& ops);
+  // Do ops return before they are done? Then it pays to plan a step while another one runs.
+  virtual bool asynchronous() const { return false; }
+
   // --- ops --------------------------------------------------------------------------------------
   // out[i] = table[ids[i]].  table [vocab, n] w, ids [t] i32, out [t, n] a.
   void embed(const Tensor& table, const Tensor& ids, const Tensor& out);
+
+  // ids[i] = sampled[-1 - ids[i]] where ids[i] < 0: a token that the host does not know yet, since
+  // the step that samples it is still running. ids [t] i32, sampled [m] i32.
+  void resolve_ids(const Tensor& ids, const Tensor& sampled);
 
   // out = norm(x) * weight (+ bias).  rms: x / sqrt(mean(x^2) + eps); layer: (x - mean) / sqrt(var
   // + eps). x, out [t, n] a; weight, bias [n] w (bias may be empty).
@@ -111,9 +124,10 @@ class Backend {
 
   // Samples (or scores) one token a row. logits [m, vocab] f32; rows: m entries. The ids are also
   // written to `ids` [m] i32 on the device, for the next step. The call enqueues the work; the host
-  // gets the results from collect_samples, before the next call of sample.
+  // gets the results from collect_samples.
   void sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids);
-  // Waits for the last sample(); `out` gets its m results.
+  // Waits for the oldest sample() whose results have not been collected, at most two; `out` gets
+  // its m results.
   virtual void collect_samples(std::vector<SampledToken>& out) = 0;
 
  protected:
@@ -125,6 +139,7 @@ class Backend {
   virtual void do_free(std::byte* data, size_t bytes) = 0;
 
   virtual void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) = 0;
+  virtual void do_resolve_ids(const Tensor& ids, const Tensor& sampled) = 0;
   // `delta` is empty for a plain norm.
   virtual void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
                            const Tensor& bias, NormKind kind, float eps, const Tensor& out) = 0;

@@ -39,6 +39,8 @@ struct StepSequence {
 };
 static_assert(sizeof(StepSequence) == 36);
 
+// A step may be padded, so that it has one of a few shapes (graphs): rows beyond those of the
+// sequences are computed and mean nothing; sequences with row_count 0 take no part.
 struct StepView {
   int rows = 0;
   std::span<const StepSequence> sequences;  // host

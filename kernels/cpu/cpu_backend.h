@@ -5,6 +5,7 @@
 // Every op is done when its call returns. Thread rule: one thread at a time.
 #pragma once
 
+#include <deque>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -31,6 +32,7 @@ class CpuBackend final : public Backend {
   void do_free(std::byte* data, size_t bytes) override;
 
   void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) override;
+  void do_resolve_ids(const Tensor& ids, const Tensor& sampled) override;
   void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
                    NormKind kind, float eps, const Tensor& out) override;
   void do_add(const Tensor& x, const Tensor& delta) override;
@@ -48,7 +50,7 @@ class CpuBackend final : public Backend {
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) override;
 
   ThreadPool pool_;
-  std::vector<SampledToken> samples_;  // of the last do_sample
+  std::deque<std::vector<SampledToken>> samples_;  // not collected yet, oldest first
 };
 
 }  // namespace kivi

@@ -1,6 +1,7 @@
 // embed, gather_rows, add: ops that move rows. Cost: the bytes of the rows, read and written.
 // Reference: the formulas in kernels/backend.h. Test: tests/kernels/rows_test.cpp.
 #include <cstring>
+#include <span>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/half.h"
@@ -32,6 +33,14 @@ void CpuBackend::do_embed(const Tensor& table, const Tensor& ids, const Tensor& 
         widen(table.row<bf16>(id), n, row);
     }
   });
+}
+
+void CpuBackend::do_resolve_ids(const Tensor& ids, const Tensor& sampled) {
+  for (int32_t& id : std::span(ids.as<int32_t>(), size_t(ids.rows()))) {
+    if (id >= 0) continue;
+    VERIFY(-1 - id < sampled.rows());
+    id = sampled.as<int32_t>()[-1 - id];
+  }
 }
 
 void CpuBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) {

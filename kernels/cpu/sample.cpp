@@ -100,18 +100,22 @@ void score(std::span<const float> logits, int32_t n, SampledToken& token) {
 void CpuBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows,
                            const Tensor& ids) {
   const int64_t vocab = logits.shape[1];
-  samples_.assign(rows.size(), {});
+  std::vector<SampledToken>& samples = samples_.emplace_back(rows.size());
   pool_.parallel_for(int64_t(rows.size()), logits.size() * 8, [&](int64_t i, int) {
     const SampleRow& row = rows[size_t(i)];
     std::vector<float> x(logits.row<float>(i), logits.row<float>(i) + vocab);
     adjust(x, row);
-    SampledToken& token = samples_[size_t(i)];
+    SampledToken& token = samples[size_t(i)];
     token.id = row.forced_token >= 0 ? row.forced_token : choose(x, row);
     if (row.logprobs >= 0) score(x, row.logprobs, token);
     ids.as<int32_t>()[i] = token.id;
   });
 }
 
-void CpuBackend::collect_samples(std::vector<SampledToken>& out) { out = samples_; }
+void CpuBackend::collect_samples(std::vector<SampledToken>& out) {
+  VERIFY(!samples_.empty());
+  out = std::move(samples_.front());
+  samples_.pop_front();
+}
 
 }  // namespace kivi

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,8 @@ class CudaBackend final : public Backend {
   void synchronize() override;
 
   void collect_samples(std::vector<SampledToken>& out) override;
+  void run_recorded(uint64_t key, const std::function<void()>& ops) override;
+  bool asynchronous() const override { return true; }
 
   // For the benchmarks and for graph capture.
   cudaStream_t stream() const { return stream_.get(); }
@@ -62,6 +65,7 @@ class CudaBackend final : public Backend {
   void do_free(std::byte* data, size_t bytes) override;
 
   void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) override;
+  void do_resolve_ids(const Tensor& ids, const Tensor& sampled) override;
   void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
                    NormKind kind, float eps, const Tensor& out) override;
   void do_add(const Tensor& x, const Tensor& delta) override;
@@ -89,6 +93,8 @@ class CudaBackend final : public Backend {
   };
   std::array<UploadChunk, 4> upload_ring_;
   size_t upload_next_ = 0;
+
+  std::map<uint64_t, Graph> graphs_;  // null: seen once, not recorded yet
 
   DecodeWorkspace decode_workspace_;
   cuda::Matmul matmul_;

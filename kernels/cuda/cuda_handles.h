@@ -24,8 +24,13 @@ struct PinnedMemoryDeleter {
   void operator()(std::byte* data) const { CUDA_VERIFY(cudaFreeHost(data)); }
 };
 
+struct GraphDeleter {
+  void operator()(cudaGraphExec_t graph) const { CUDA_VERIFY(cudaGraphExecDestroy(graph)); }
+};
+
 using Stream = std::unique_ptr<CUstream_st, StreamDeleter>;
 using Event = std::unique_ptr<CUevent_st, EventDeleter>;
+using Graph = std::unique_ptr<CUgraphExec_st, GraphDeleter>;
 using DeviceMemory = std::unique_ptr<std::byte, DeviceMemoryDeleter>;
 using PinnedMemory = std::unique_ptr<std::byte, PinnedMemoryDeleter>;
 

@@ -43,6 +43,12 @@ __global__ void gather_kernel(const T* __restrict__ source, int64_t source_strid
   }
 }
 
+__global__ void resolve_ids_kernel(int32_t* __restrict__ ids, int n,
+                                   const int32_t* __restrict__ sampled) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  if (i < n && ids[i] < 0) ids[i] = sampled[-1 - ids[i]];
+}
+
 template <class T>
 __global__ void add_kernel(T* __restrict__ x, int64_t x_stride, const T* __restrict__ delta,
                            int64_t delta_stride, int n) {
@@ -206,6 +212,13 @@ cudaError_t gather(const Tensor& source, const Tensor& index, const Tensor& out,
 
 cudaError_t embed(const Tensor& table, const Tensor& ids, const Tensor& out, cudaStream_t stream) {
   return gather(table, ids, out, stream);
+}
+
+cudaError_t resolve_ids(const Tensor& ids, const Tensor& sampled, cudaStream_t stream) {
+  const int n = int(ids.rows());
+  resolve_ids_kernel<<<unsigned((n + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
+      ids.as<int32_t>(), n, sampled.as<int32_t>());
+  return cudaGetLastError();
 }
 
 cudaError_t gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out,

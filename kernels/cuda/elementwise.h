@@ -9,6 +9,7 @@
 namespace kivi::cuda {
 
 cudaError_t embed(const Tensor& table, const Tensor& ids, const Tensor& out, cudaStream_t stream);
+cudaError_t resolve_ids(const Tensor& ids, const Tensor& sampled, cudaStream_t stream);
 cudaError_t gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out,
                         cudaStream_t stream);
 cudaError_t add(const Tensor& x, const Tensor& delta, cudaStream_t stream);

@@ -12,6 +12,10 @@ void CudaBackend::do_embed(const Tensor& table, const Tensor& ids, const Tensor&
   CUDA_VERIFY(cuda::embed(table, ids, out, stream_.get()));
 }
 
+void CudaBackend::do_resolve_ids(const Tensor& ids, const Tensor& sampled) {
+  CUDA_VERIFY(cuda::resolve_ids(ids, sampled, stream_.get()));
+}
+
 void CudaBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
                               const Tensor& bias, NormKind kind, float eps, const Tensor& out) {
   CUDA_VERIFY(cuda::add_norm(x, delta, weight, bias, kind, eps, out, stream_.get()));
@@ -42,6 +46,25 @@ void CudaBackend::do_activate(const Tensor& x, Activation activation) {
 
 void CudaBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) {
   CUDA_VERIFY(cuda::gather_rows(x, rows, out, stream_.get()));
+}
+
+// The first time a key comes its ops run as they are (cuBLASLt chooses algorithms, kernels are
+// loaded); the second time they are recorded; from then on they are replayed.
+void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
+  const auto [place, first] = graphs_.try_emplace(key);
+  if (first) return ops();
+  Graph& graph = place->second;
+  if (graph == nullptr) {
+    cudaGraph_t recorded = nullptr;
+    CUDA_VERIFY(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+    ops();
+    CUDA_VERIFY(cudaStreamEndCapture(stream_.get(), &recorded));
+    cudaGraphExec_t executable = nullptr;
+    CUDA_VERIFY(cudaGraphInstantiate(&executable, recorded, 0));
+    CUDA_VERIFY(cudaGraphDestroy(recorded));
+    graph = Graph(executable);
+  }
+  CUDA_VERIFY(cudaGraphLaunch(graph.get(), stream_.get()));
 }
 
 void CudaBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows,
