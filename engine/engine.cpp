@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -48,9 +49,12 @@ struct Engine::Impl {
   bool step();
   void admit();
   void end_cancelled(Clock::time_point now);
+  bool may_look_ahead() const;
+  void launch(const BatchPlan& plan);
+  void finish_step();
   void note_scheduled(const BatchPlan& plan, Clock::time_point now);
   void emit(const BatchPlan& plan, std::vector<StepResult>& results);
-  void emit_token(Sequence& s, SampledToken& token, Clock::time_point now);
+  void emit_token(Sequence& s, int position, SampledToken& token, Clock::time_point now);
   void fail(const BatchPlan& plan, const Error& error);
   void finish(Sequence& s, TokenEvent event, Clock::time_point now);
   void end_all();
@@ -69,6 +73,15 @@ struct Engine::Impl {
   const std::unique_ptr<StepRunner> runner;
   std::function<void(int, double)> observer;
   EngineStats counted;
+  // The step that is launched and not collected; and sequences that ended while the launched steps up
+  // to a number (the first) were still running.
+  struct StepUnderWay {
+    BatchPlan plan;
+    Clock::time_point begin;
+  };
+  std::optional<StepUnderWay> under_way;
+  uint64_t steps_launched = 0;
+  std::deque<std::pair<uint64_t, std::unique_ptr<Sequence>>> dead;
   // What a step says to the outside, delivered together at its end.
   std::vector<std::pair<std::shared_ptr<TokenStream>, TokenEvent>> events;
   std::vector<Inbox::Key> ended;
@@ -89,24 +102,50 @@ bool Engine::Impl::step() {
   admit();               // inbox -> scheduler
   end_cancelled(begin);  // the client is gone, a stop string matched, a deadline passed
 
-  const BatchPlan plan = scheduler.plan();
+  if (!may_look_ahead()) finish_step();  // the next plan needs to know what it sampled
+
+  BatchPlan plan = scheduler.plan();
   note_scheduled(plan, begin);
-  if (plan.empty()) return deliver();
+  if (plan.empty() && !under_way) return deliver();
 
-  runner->launch(plan);
-  Result<std::vector<StepResult>> results = runner->collect();
-  if (results.ok()) {
-    scheduler.commit(plan);
-    emit(plan, *results);
-  } else {
-    fail(plan, results.error());
-  }
-
-  ++counted.steps;
-  counted.step_tokens += uint64_t(plan.rows);
+  if (!plan.empty()) launch(plan);
+  finish_step();  // the step before this one, while this one runs
+  if (!plan.empty()) under_way.emplace(StepUnderWay{std::move(plan), begin});
+  if (!runner->asynchronous()) finish_step();
   deliver();
-  if (observer) observer(plan.rows, std::chrono::duration<double>(Clock::now() - begin).count());
   return true;
+}
+
+void Engine::Impl::launch(const BatchPlan& plan) {
+  runner->launch(plan);
+  ++steps_launched;
+  scheduler.commit(plan);
+  for (const PlannedSequence& part : plan.sequences)
+    if (part.samples) foresee_token(*part.sequence);
+}
+
+// Scored prompts and penalties need the last step's tokens on the host.
+bool Engine::Impl::may_look_ahead() const {
+  return under_way && std::ranges::none_of(under_way->plan.sequences, [](const PlannedSequence& p) {
+           return p.scores_prompt || p.sequence->penalized();
+         });
+}
+
+void Engine::Impl::finish_step() {
+  if (!under_way) return;
+  Result<std::vector<StepResult>> results = runner->collect();
+  if (results.ok())
+    emit(under_way->plan, *results);
+  else
+    fail(under_way->plan, results.error());
+  ++counted.steps;
+  counted.step_tokens += uint64_t(under_way->plan.rows);
+  if (observer) {
+    const std::chrono::duration<double> took = Clock::now() - under_way->begin;
+    observer(under_way->plan.rows, took.count());
+  }
+  under_way.reset();
+  while (!dead.empty() && dead.front().first <= counted.steps) dead.pop_front();
 }
 
 void Engine::Impl::admit() {
@@ -144,26 +183,28 @@ void Engine::Impl::emit(const BatchPlan& plan, std::vector<StepResult>& results)
   VERIFY(results.size() == plan.sequences.size());
   const Clock::time_point now = Clock::now();
   for (size_t i = 0; i < results.size(); ++i) {
-    Sequence& s = *plan.sequences[i].sequence;
+    const PlannedSequence& part = plan.sequences[i];
+    Sequence& s = *part.sequence;
+    if (s.state == SequenceState::finished) continue;  // ended while the step was running
     std::ranges::move(results[i].scored, std::back_inserter(s.prompt_logprobs));
-    if (s.prefilling()) continue;
+    if (!part.completes) continue;
     if (!s.prompt_logprobs.empty())
       events.emplace_back(s.stream,
                           TokenEvent{.prompt_logprobs = std::exchange(s.prompt_logprobs, {})});
-    if (plan.sequences[i].samples) {
-      emit_token(s, results[i].token, now);
+    if (part.samples) {
+      emit_token(s, part.past + part.count, results[i].token, now);
     } else {
       finish(s, {.finish = FinishReason::length}, now);  // max_tokens 0
     }
   }
 }
 
-void Engine::Impl::emit_token(Sequence& s, SampledToken& token, Clock::time_point now) {
-  if (s.output_tokens() == 0) s.times.first_token = now;
-  append_token(s, token.id);
+void Engine::Impl::emit_token(Sequence& s, int position, SampledToken& token,
+                              Clock::time_point now) {
+  if (position == s.prompt_tokens) s.times.first_token = now;
   ++counted.generation_tokens;
   TokenEvent event{.id = token.id, .logprob = token.logprob, .top = std::move(token.top)};
-  event.finish = finish_after_token(s);
+  event.finish = resolve_token(s, position, token.id);
   event.stopped_by_token = event.finish == FinishReason::stop;
   if (event.finish) {
     finish(s, std::move(event), now);
@@ -177,7 +218,8 @@ void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {
                 error.message);
   const Clock::time_point now = Clock::now();
   for (const PlannedSequence& part : plan.sequences)
-    finish(*part.sequence, {.finish = FinishReason::error, .error = error}, now);
+    if (part.sequence->state != SequenceState::finished)
+      finish(*part.sequence, {.finish = FinishReason::error, .error = error}, now);
 }
 
 void Engine::Impl::finish(Sequence& s, TokenEvent event, Clock::time_point now) {
@@ -190,7 +232,10 @@ void Engine::Impl::finish(Sequence& s, TokenEvent event, Clock::time_point now) 
   ++counted.finished[int(*event.finish)];
   events.emplace_back(s.stream, std::move(event));
   ended.emplace_back(s.request.id, s.order);
-  scheduler.remove(&s);
+  // What it held may be given to others at once: steps run in order. The record itself must outlive
+  // the steps under way.
+  dead.emplace_back(steps_launched, scheduler.remove(&s));
+  while (!dead.empty() && dead.front().first <= counted.steps) dead.pop_front();
 }
 
 bool Engine::Impl::deliver() {
@@ -224,7 +269,8 @@ void Engine::Impl::take_snapshot() {
 
 void Engine::Impl::run(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
-    if (scheduler.running() + scheduler.waiting() == 0 && !inbox.wait(stop)) break;
+    const bool idle = scheduler.running() + scheduler.waiting() == 0 && !under_way;
+    if (idle && !inbox.wait(stop)) break;
     step();
   }
 }
@@ -233,6 +279,7 @@ void Engine::Impl::end_all() {
   inbox.close();
   inbox.cancel_all();
   admit();
+  finish_step();
   end_cancelled(Clock::now());
   note_scheduled({}, {});
   deliver();

@@ -62,8 +62,9 @@ class Engine {
   // Runs steps on the caller's thread until nothing is left (offline use and tests; not with
   // start()).
   void run_until_idle();
-  // One step: admit, plan, launch, collect, commit, emit. False if there was nothing to do. As
-  // run_until_idle: the caller is the engine thread.
+  // One step: admit, plan, launch, collect, commit, emit. Where the runner is asynchronous, what is
+  // collected is the step before: the next one is planned and launched while one runs, with tokens
+  // that only the device knows. False if there was nothing to do.
   bool step();
 
   // The rest: any thread.

@@ -29,7 +29,7 @@ BatchPlan Scheduler::plan() {
   if (plan_running(plan)) admit_waiting(plan);
   std::ranges::stable_partition(plan.sequences,
                                 [](const PlannedSequence& p) { return !p.sequence->prefilling(); });
-  VERIFY(!plan.empty() || (running_.empty() && waiting_.empty()));
+  VERIFY(!plan.empty() || waiting_.empty() || !running_.empty());
   return plan;
 }
 
@@ -40,6 +40,7 @@ bool Scheduler::plan_running(BatchPlan& plan) {
   bool had_pages = true;
   // Oldest first, so a victim of preemption (younger) is never in the plan yet.
   for (auto it = running_.begin(); it != running_.end(); ++it) {
+    if (it->second->complete()) continue;  // its last token is under way
     const PlannedSequence part = next_part(*it->second);
     const int chunk_rows = it->second->prefilling() ? part.count : 0;
     if (chunk_rows > chunk_rows_left) continue;
@@ -102,12 +103,13 @@ PlannedSequence Scheduler::next_part(Sequence& s) const {
   if (!s.prefilling()) {
     VERIFY(s.kv.tokens + 1 == int(s.tokens.size()));
     part.count = 1;
-    part.samples = true;
+    part.completes = part.samples = true;
     return part;
   }
   part.count = std::min(chunk_tokens_, s.prefill_tokens - part.past);
   const bool last = part.past + part.count == s.prefill_tokens;
   if (staged(s)) part.mode = last ? KvMode::commit : KvMode::stage;
+  part.completes = last;
   part.samples = last && s.request.sampling.max_tokens > 0;
   // Once there is output, the prompt's logprobs have been delivered.
   part.scores_prompt = s.request.sampling.prompt_logprobs >= 0 && s.output_tokens() == 0 &&

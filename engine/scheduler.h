@@ -48,10 +48,10 @@ class Scheduler {
   void add(std::unique_ptr<Sequence> sequence);
 
   // Plans a step and reserves its room. May preempt. The plan is empty only where there are no
-  // sequences.
+  // sequences, or none whose next token does not wait for a step under way.
   BatchPlan plan();
 
-  // The step has been computed: caches grow by the planned counts. Does not append sampled tokens.
+  // The step has been launched: caches grow by the planned counts. Does not touch tokens.
   void commit(const BatchPlan& plan);
 
   // Takes a sequence out of wherever it is and gives back what it holds.

@@ -4,12 +4,10 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/verify.h"
+
 namespace kivi {
 namespace {
-
-bool penalized(const SamplingParams& p) {
-  return p.presence_penalty != 0 || p.frequency_penalty != 0 || p.repetition_penalty != 1;
-}
 
 std::vector<PenaltyToken> penalties_of_prompt(std::vector<int32_t> prompt) {
   std::ranges::sort(prompt);
@@ -48,26 +46,29 @@ std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenSt
   std::ranges::sort(s->stop_ids);
   s->stop_ids.erase(std::unique(s->stop_ids.begin(), s->stop_ids.end()), s->stop_ids.end());
   s->bias = p.min_tokens > 0 ? bias_with_forbidden(*s) : p.logit_bias;
-  if (penalized(p)) s->penalties = penalties_of_prompt(s->tokens);
+  if (s->penalized()) s->penalties = penalties_of_prompt(s->tokens);
   return s;
 }
 
-void append_token(Sequence& s, int32_t id) {
-  s.tokens.push_back(id);
+void foresee_token(Sequence& s) {
+  s.tokens.push_back(-1);
   const SamplingParams& p = s.request.sampling;
   if (s.output_tokens() == p.min_tokens) s.bias = p.logit_bias;
-  if (!penalized(p)) return;
-  const auto place = std::ranges::lower_bound(s.penalties, id, {}, &PenaltyToken::id);
-  if (place != s.penalties.end() && place->id == id) {
-    ++place->output_count;
-  } else {
-    s.penalties.insert(place, {id, 1, 0});
-  }
 }
 
-std::optional<FinishReason> finish_after_token(const Sequence& s) {
-  if (std::ranges::binary_search(s.stop_ids, s.tokens.back())) return FinishReason::stop;
-  if (s.output_tokens() >= s.request.sampling.max_tokens) return FinishReason::length;
+std::optional<FinishReason> resolve_token(Sequence& s, int position, int32_t id) {
+  VERIFY(position >= s.prompt_tokens && s.tokens[size_t(position)] == -1 && id >= 0);
+  s.tokens[size_t(position)] = id;
+  if (s.penalized()) {
+    const auto place = std::ranges::lower_bound(s.penalties, id, {}, &PenaltyToken::id);
+    if (place != s.penalties.end() && place->id == id) {
+      ++place->output_count;
+    } else {
+      s.penalties.insert(place, {id, 1, 0});
+    }
+  }
+  if (std::ranges::binary_search(s.stop_ids, id)) return FinishReason::stop;
+  if (position + 1 - s.prompt_tokens >= s.request.sampling.max_tokens) return FinishReason::length;
   return std::nullopt;
 }
 

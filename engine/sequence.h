@@ -30,7 +30,7 @@ struct Sequence {
   uint64_t seed = 0;   // resolved
   SequenceState state = SequenceState::waiting;
 
-  std::vector<int32_t> tokens;  // prompt, then output
+  std::vector<int32_t> tokens;  // prompt, then output; -1 where a step under way samples it
   int prompt_tokens = 0;
   // Tokens that are computed as prompt chunks. prompt_tokens at first; after a preemption all
   // tokens there were, so that they are computed again.
@@ -49,6 +49,14 @@ struct Sequence {
 
   int output_tokens() const { return int(tokens.size()) - prompt_tokens; }
   bool prefilling() const { return kv.tokens < prefill_tokens; }
+  // All its tokens are there or under way: nothing is left to be planned.
+  bool complete() const {
+    return output_tokens() > 0 && output_tokens() >= request.sampling.max_tokens;
+  }
+  bool penalized() const {
+    const SamplingParams& p = request.sampling;
+    return p.presence_penalty != 0 || p.frequency_penalty != 0 || p.repetition_penalty != 1;
+  }
 };
 
 // The sequence of a validated request. `seed` is used where the request has none. `order` is given
@@ -56,10 +64,11 @@ struct Sequence {
 std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenStream> stream,
                                         uint64_t seed, std::span<const int32_t> eos_token_ids);
 
-// Appends a sampled token; bias and penalties of the next one follow. Engine thread.
-void append_token(Sequence& sequence, int32_t id);
-
-// Why the sequence ends with its newest output token; nothing where it goes on.
-std::optional<FinishReason> finish_after_token(const Sequence& sequence);
+// Makes place for the token that the step just launched samples: -1 in `tokens`, and the bias of
+// the token after it. Engine thread, both.
+void foresee_token(Sequence& sequence);
+// The token under way at `position` is `id`; the penalties of the tokens after it follow. Returns
+// why the sequence ends with it; nothing where it goes on.
+std::optional<FinishReason> resolve_token(Sequence& sequence, int position, int32_t id);
 
 }  // namespace kivi

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -29,20 +30,26 @@ struct FakeRunnerOptions {
   std::vector<int32_t> script;
   std::chrono::microseconds step_delay{0};
   int64_t fail_at_step = -1;  // this step (from 0) fails
+  bool asynchronous = false;  // steps are computed at launch and handed out at collect
 };
 
 class FakeRunner : public StepRunner {
  public:
   explicit FakeRunner(FakeRunnerOptions options) : options_(std::move(options)) {}
 
-  void launch(const BatchPlan& plan) override { plan_ = &plan; }
+  void launch(const BatchPlan& plan) override {
+    std::vector<StepResult>& results = under_way_.emplace_back(plan.sequences.size());
+    for (size_t i = 0; i < results.size(); ++i) fill(plan.sequences[i], results[i]);
+  }
+
+  bool asynchronous() const override { return options_.asynchronous; }
 
   Result<std::vector<StepResult>> collect() override {
     if (options_.step_delay.count() > 0) std::this_thread::sleep_for(options_.step_delay);
+    std::vector<StepResult> results = std::move(under_way_.front());
+    under_way_.pop_front();
     if (steps_++ == options_.fail_at_step)
       return Error{ErrorCode::internal, "the fake runner was told to fail at this step"};
-    std::vector<StepResult> results(plan_->sequences.size());
-    for (size_t i = 0; i < results.size(); ++i) fill(plan_->sequences[i], results[i]);
     return results;
   }
 
@@ -102,7 +109,7 @@ class FakeRunner : public StepRunner {
   }
 
   const FakeRunnerOptions options_;
-  const BatchPlan* plan_ = nullptr;
+  std::deque<std::vector<StepResult>> under_way_;
   int64_t steps_ = 0;
 };
 
