@@ -17,7 +17,7 @@ struct PlannedSequence {
   int count = 0;
   KvMode mode = KvMode::store;
   bool completes = false;  // its last row is the newest token there is
-  bool samples = false;  // the last row's logits give the next token
+  bool samples = false;    // the last row's logits give the next token
   bool scores_prompt =
       false;  // every row whose successor is a prompt token is scored (prompt_logprobs)
 };

@@ -73,8 +73,8 @@ struct Engine::Impl {
   const std::unique_ptr<StepRunner> runner;
   std::function<void(int, double)> observer;
   EngineStats counted;
-  // The step that is launched and not collected; and sequences that ended while the launched steps up
-  // to a number (the first) were still running.
+  // The step that is launched and not collected; and sequences that ended while the launched steps
+  // up to a number (the first) were still running.
   struct StepUnderWay {
     BatchPlan plan;
     Clock::time_point begin;

@@ -51,7 +51,7 @@ struct Sequence {
   bool prefilling() const { return kv.tokens < prefill_tokens; }
   // All its tokens are there or under way: nothing is left to be planned.
   bool complete() const {
-    return output_tokens() > 0 && output_tokens() >= request.sampling.max_tokens;
+    return !prefilling() && output_tokens() >= request.sampling.max_tokens;
   }
   bool penalized() const {
     const SamplingParams& p = request.sampling;

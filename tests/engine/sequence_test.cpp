@@ -24,6 +24,12 @@ std::map<int32_t, float> bias_of(const Sequence& s) {
   return bias;
 }
 
+// As a step does: place is made at launch, the id comes at collect.
+std::optional<FinishReason> append(Sequence& s, int32_t id) {
+  foresee_token(s);
+  return resolve_token(s, int(s.tokens.size()) - 1, id);
+}
+
 }  // namespace
 
 TEST_CASE("penalties count every token as a map would") {
@@ -39,7 +45,7 @@ TEST_CASE("penalties count every token as a map would") {
     auto s = sequence_of(prompt, p);
     for (int i = 0; i < 100; ++i) {
       const auto id = int32_t(random() % 60);
-      append_token(*s, id);
+      append(*s, id);
       ++expected[id].first;
     }
     REQUIRE(s->penalties.size() == expected.size());
@@ -52,7 +58,7 @@ TEST_CASE("penalties count every token as a map would") {
 
 TEST_CASE("without penalties no list of seen tokens is kept") {
   auto s = sequence_of({5, 6, 7}, {});
-  append_token(*s, 8);
+  append(*s, 8);
   CHECK(s->penalties.empty());
 }
 
@@ -68,7 +74,7 @@ TEST_CASE("stop ids are forbidden until min_tokens are there, then only logit_bi
     CHECK((std::isinf(bias.at(2)) && bias.at(2) < 0));
     CHECK((std::isinf(bias.at(9)) && bias.at(9) < 0));
     CHECK(bias.at(11) == -3);
-    append_token(*s, 7);
+    append(*s, 7);
   }
   CHECK(bias_of(*s) == std::map<int32_t, float>{{9, 5}, {11, -3}});
 }
@@ -79,8 +85,7 @@ TEST_CASE("an ignored EOS is neither a stop nor forbidden") {
   p.min_tokens = 3;
   auto s = sequence_of({5}, p);
   CHECK(s->bias.empty());
-  append_token(*s, 2);
-  CHECK_FALSE(finish_after_token(*s).has_value());
+  CHECK_FALSE(append(*s, 2).has_value());
 }
 
 TEST_CASE("the seed of the request goes before the engine's") {

@@ -1,0 +1,118 @@
+// Asynchronous scheduling against the plain kind: a runner whose steps are collected one step late
+// must give every request the same tokens, and leave nothing behind.
+#include <catch2/catch.hpp>
+#include <random>
+
+#include "tests/engine/fake_runner.h"
+
+using namespace kivi;
+using namespace kivi::testing;
+
+namespace {
+
+struct Outcome {
+  std::vector<int32_t> ids;
+  std::vector<int> finishes;
+  friend bool operator==(const Outcome&, const Outcome&) = default;
+};
+
+struct Asked {
+  Request request;
+  int cancel_after;  // steps; -1: never
+};
+
+std::vector<Asked> requests_of(std::mt19937& random, int count) {
+  std::vector<Asked> all;
+  for (int i = 0; i < count; ++i) {
+    Asked a;
+    a.request.prompt.assign(1 + random() % 200, int32_t(3 + random() % 50));
+    SamplingParams& p = a.request.sampling;
+    p.seed = random();
+    p.max_tokens = int(random() % 60);
+    if (i % 3 == 0) p.min_tokens = std::min(p.max_tokens, int(random() % 10));
+    if (i % 4 == 1) p.presence_penalty = 0.5f;
+    if (i % 5 == 2) p.prompt_logprobs = 1;
+    for (int k = 0; k < 40; ++k) p.stop_token_ids.push_back(int32_t(3 + random() % 997));
+    a.cancel_after = -1;
+    all.push_back(std::move(a));
+  }
+  return all;
+}
+
+// Runs all to the end, arriving a few at a time; returns what each one got.
+std::vector<Outcome> run(const std::vector<Asked>& asked, FakeEngineOptions options,
+                         bool asynchronous, bool& preempted) {
+  options.runner.asynchronous = asynchronous;
+  const auto engine = make_fake_engine(options);
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  for (size_t next = 0, steps = 0; next < asked.size() || engine->step(); ++steps) {
+    if (next < asked.size() && steps % 2 == 0) {
+      auto stream = engine->submit(asked[next++].request, [] {});
+      REQUIRE(stream.ok());
+      streams.push_back(*stream);
+    }
+    if (next < asked.size()) engine->step();
+    for (size_t i = 0; i < streams.size(); ++i)
+      if (int(steps) == asked[i].cancel_after) streams[i]->cancel();
+  }
+  std::vector<Outcome> outcomes;
+  for (const auto& stream : streams) {
+    Outcome& o = outcomes.emplace_back();
+    std::vector<TokenEvent> events;
+    REQUIRE(stream->drain(events));
+    for (const TokenEvent& e : events) {
+      if (e.id >= 0) o.ids.push_back(e.id);
+      if (e.finish) o.finishes.push_back(int(*e.finish));
+    }
+  }
+  const EngineStats stats = engine->stats();
+  preempted = preempted || stats.preemptions > 0;
+  REQUIRE((stats.running == 0 && stats.waiting == 0));
+  REQUIRE(stats.kv_pages_free == stats.kv_pages_total);
+  REQUIRE(stats.kv_slots_free == stats.kv_slots_total);
+  REQUIRE(stats.kv_bytes == KvBytes{});
+  return outcomes;
+}
+
+FakeEngineOptions small_engine(int pages) {
+  FakeEngineOptions options;
+  options.config.max_num_seqs = 6;
+  options.config.prefill_chunk_tokens = 64;
+  options.config.max_num_batched_tokens = 160;
+  options.max_model_len = 512;
+  options.pages = pages;
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE("launching a step before the last one is collected changes no request's tokens") {
+  bool preempted = false;
+  for (uint32_t seed = 1; seed <= 60; ++seed) {
+    INFO("seed " << seed);
+    std::mt19937 random(seed);
+    const auto asked = requests_of(random, 25);
+    const FakeEngineOptions options = small_engine(seed % 2 == 0 ? 9 : 200);
+    const auto plain = run(asked, options, false, preempted);
+    const auto ahead = run(asked, options, true, preempted);
+    REQUIRE(plain == ahead);
+    for (const Outcome& o : plain) REQUIRE(o.finishes.size() == 1);
+  }
+  REQUIRE(preempted);
+}
+
+TEST_CASE("cancels and failed steps leave nothing behind while a step is under way") {
+  bool preempted = false;
+  for (uint32_t seed = 1; seed <= 60; ++seed) {
+    INFO("seed " << seed);
+    std::mt19937 random(seed);
+    auto asked = requests_of(random, 25);
+    for (Asked& a : asked)
+      if (random() % 2 == 0) a.cancel_after = int(random() % 80);
+    FakeEngineOptions options = small_engine(seed % 2 == 0 ? 9 : 200);
+    if (seed % 3 == 0) options.runner.fail_at_step = int(random() % 30);
+    const auto outcomes = run(asked, options, true, preempted);
+    REQUIRE(outcomes.size() == asked.size());
+    for (const Outcome& o : outcomes) REQUIRE(o.finishes.size() == 1);
+  }
+}
