@@ -34,24 +34,19 @@ BatchPlan Scheduler::plan() {
 }
 
 bool Scheduler::plan_running(BatchPlan& plan) {
-  const auto decodes = std::ranges::count_if(
-      running_, [](const auto& entry) { return !entry.second->prefilling(); });
-  int chunk_rows_left = rows_max_ - int(decodes);
   bool had_pages = true;
   // Oldest first, so a victim of preemption (younger) is never in the plan yet.
   for (auto it = running_.begin(); it != running_.end(); ++it) {
     if (it->second->complete()) continue;  // its last token is under way
     const PlannedSequence part = next_part(*it->second);
-    const int chunk_rows = it->second->prefilling() ? part.count : 0;
-    if (chunk_rows > chunk_rows_left) continue;
     bool preempted = false;
     const bool reserved = reserve_or_preempt(it, part, preempted);
     had_pages = had_pages && reserved && !preempted;
     if (!reserved) continue;
-    chunk_rows_left -= chunk_rows;
     plan.rows += part.count;
     plan.sequences.push_back(part);
   }
+  VERIFY(plan.rows <= rows_max_);  // no part is larger than the one before
   return had_pages;
 }
 

@@ -4,8 +4,9 @@
 // Order of a step: every running sequence that decodes gets its one token first; then prompt chunks
 // of running sequences, oldest first; then waiting sequences are admitted while rows, slots, pages
 // and staging pages last, strictly in order. A chunk has a fixed length (prefill_chunk_tokens, or
-// what is left of the prompt), so that a request's numbers do not depend on its company; a chunk
-// that does not fit waits for the next step.
+// what is left of the prompt), so that a request's numbers do not depend on its company: a prompt
+// whose first chunk does not fit waits for the next step. Who runs always has its rows: the parts
+// of a sequence never grow, and newcomers get what is left.
 //
 // Where pages run out, the youngest running sequence that holds pages is preempted: it gives
 // everything back, returns to the queue at its old place (which is the head, under fcfs) and is
@@ -14,10 +15,11 @@
 // `priority` the priority goes before it.
 //
 // Why everything moves: the oldest running sequence can take the pages of all others, and alone it
-// fits (KvCache::fits_ever); rows hold every decode and one chunk (validate); staging pages of a
-// whole prompt are promised at admission, so no chunk waits for them. Nothing is admitted in a step
-// that was short of pages, nor into the last hundredth of them, nor into pages that admitted
-// prompts will need: what preemption has freed is not handed to a newcomer.
+// fits (KvCache::fits_ever); a step has rows for all decodes and one chunk (validate), so the head
+// of the queue is not kept out by them; staging pages of a whole prompt are promised at admission,
+// so no chunk waits for them. Nothing is admitted in a step that was short of pages, nor into the
+// last hundredth of them, nor into pages that admitted prompts will need: what preemption has freed
+// is not handed to a newcomer.
 //
 // Modes of prompt chunks (KvMode): a prompt of one chunk is stored at once (`store`: its rows
 // attend each other in 16 bits). Longer ones: prefill mode exact stages all chunks but the last,
@@ -74,7 +76,7 @@ class Scheduler {
   bool staged(const Sequence& s) const;
   int staged_pages(const Sequence& s) const;
   PlannedSequence next_part(Sequence& s) const;
-  // True if every running sequence that had rows also had pages.
+  // True if every running sequence had its pages, without preempting another.
   bool plan_running(BatchPlan& plan);
   bool reserve_or_preempt(Queue::iterator needy, const PlannedSequence& part, bool& preempted);
   void admit_waiting(BatchPlan& plan);

@@ -298,6 +298,46 @@ TEST_CASE("tokens do not depend on company, chunks, preemption or policy") {
   }
 }
 
+TEST_CASE("a prompt that is preempted half-way is scored again from its start, once") {
+  FakeEngineOptions options;
+  options.pages = 6;
+  options.config.prefill_chunk_tokens = 64;
+  options.config.kivi_prefill = PrefillMode::stream;
+  auto engine = make_fake_engine(options);
+  // Three that fill a page each and then want the next one; a fourth in the middle of its prompt.
+  for (int i = 0; i < 3; ++i) submit(*engine, request_of(64, 20));
+  Request r = request_of(128, 3);
+  r.sampling.prompt_logprobs = 0;
+  const auto stream = submit(*engine, r);
+  engine->step();
+  CHECK(engine->stats().running == 4);
+  engine->step();
+  CHECK(engine->stats().preemptions == 1);
+  engine->run_until_idle();
+  const Outcome out = outcome_of(*stream);
+  CHECK(out.ids.size() == 3);
+  REQUIRE(out.prompt_logprobs.size() == 127);
+  for (size_t i = 0; i < 127; ++i) CHECK(out.prompt_logprobs[i].id == r.prompt[i + 1]);
+}
+
+TEST_CASE("a prompt in staging is not preempted for pages that it does not hold") {
+  FakeEngineOptions options;
+  options.pages = 7;
+  options.config.prefill_chunk_tokens = 64;
+  auto engine = make_fake_engine(options);
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  for (int i = 0; i < 4; ++i) streams.push_back(submit(*engine, request_of(64, 20)));
+  streams.push_back(submit(*engine, request_of(128, 20)));
+  engine->step();
+  CHECK(engine->stats().running == 5);
+  engine->step();  // three take the last pages; the fourth and the prompt wait
+  CHECK(engine->stats().kv_pages_free == 0);
+  CHECK(engine->stats().running == 5);
+  CHECK(engine->stats().preemptions == 0);
+  engine->run_until_idle();
+  for (const auto& stream : streams) CHECK(outcome_of(*stream).ids.size() == 20);
+}
+
 TEST_CASE("under policy priority the lowest number is served first") {
   FakeEngineOptions options;
   options.config.max_num_seqs = 1;

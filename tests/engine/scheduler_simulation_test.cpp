@@ -2,6 +2,7 @@
 // cancels; after every step the sums must hold. The store is simulated too: every page and staging
 // page remembers which token of which sequence was written where, and every planned row must find
 // its whole history there.
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <map>
 #include <random>
@@ -92,8 +93,11 @@ class Simulation {
       expect(step < 200'000, "it ends");
       arrive();
       cancel_some();
+      const std::map<const Sequence*, size_t> before = running_pages();
+      const uint64_t preemptions_before = preemptions();
       const BatchPlan plan = scheduler_.plan();
       check_plan(plan);
+      check_moves(before, plan, preemptions() > preemptions_before);
       check_sums();
       if (between(w_.random, 1, 1000) <=
           w_.failure_per_mille) {  // a step that fails takes its sequences away, and no others
@@ -167,6 +171,30 @@ class Simulation {
     if (w_.config.scheduling_policy == SchedulingPolicy::fcfs)
       for (const Sequence* s : all)
         expect(all.front()->order <= s->order, "the oldest of all runs, under fcfs");
+  }
+
+  // Running sequences, and how many pages they hold.
+  std::map<const Sequence*, size_t> running_pages() const {
+    std::map<const Sequence*, size_t> pages;
+    for (const Sequence* s : scheduler_.sequences())
+      if (s->state == SequenceState::running) pages[s] = s->kv.pages.size();
+    return pages;
+  }
+
+  // Who was preempted had something to give; nobody comes in while pages are short.
+  void check_moves(const std::map<const Sequence*, size_t>& before, const BatchPlan& plan,
+                   bool preempted) {
+    for (const auto& [s, pages] : before)
+      expect(s->state == SequenceState::running || pages > 0, "a victim holds pages");
+    size_t ran_before = 0;
+    for (const PlannedSequence& part : plan.sequences) ran_before += before.count(part.sequence);
+    bool stalled = false;
+    for (const auto& [s, unused] : before) {
+      const auto is = [s = s](const PlannedSequence& part) { return part.sequence == s; };
+      stalled = stalled || std::ranges::none_of(plan.sequences, is);
+    }
+    if (preempted || stalled)
+      expect(ran_before == plan.sequences.size(), "nobody is admitted while pages are short");
   }
 
   void check_part(const PlannedSequence& part, const Sequence& s) {
