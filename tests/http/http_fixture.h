@@ -1,0 +1,124 @@
+// An HTTP server in this process, on a port of its own, over an engine whose runner invents tokens
+// and the tokenizer of models/tales-llama.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <regex>
+#include <string>
+#include <thread>
+
+#include "server/http_server.h"
+#include "server/metrics.h"
+#include "tests/engine/fake_runner.h"
+#include "tests/http/client.h"
+
+namespace kivi::testing {
+
+struct ServerOptions {
+  ServerConfig http;
+  FakeEngineOptions engine;
+  bool loaded = true;  // false: set_model() is the test's
+};
+
+// The vocabulary of the tokenizer, and steps of a quarter of a millisecond.
+inline ServerOptions server_options() {
+  ServerOptions options;
+  options.http.port = 0;
+  options.http.header_timeout = 2;
+  options.http.write_timeout = 2;
+  options.http.idle_timeout = 2;
+  options.engine.runner.vocab_size = 4096;
+  options.engine.runner.step_delay = std::chrono::microseconds(250);
+  return options;
+}
+
+inline const Tokenizer& tales_tokenizer() {
+  static const std::unique_ptr<Tokenizer> tokenizer = [] {
+    auto loaded = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
+    VERIFY(loaded.ok());
+    return std::move(loaded).value();
+  }();
+  return *tokenizer;
+}
+
+class TestServer {
+ public:
+  explicit TestServer(ServerOptions options = server_options())
+      : options_(std::move(options)), metrics_(options_.http.metrics_prefix, "tales") {
+    http_ = std::make_unique<HttpServer>(options_.http, metrics_);
+    engine_ = make_fake_engine(options_.engine);
+    engine_->on_step([this](int rows, double) { metrics_.step(rows); });
+    engine_->start();
+    model_.name = "tales";
+    model_.path = "models/tales-llama";
+    model_.fingerprint = "fp_test";
+    model_.created = 1700000000;
+    model_.max_model_len = options_.engine.max_model_len;
+    model_.kv_format = options_.engine.format;
+    model_.tokenizer = &tales_tokenizer();
+    model_.engine = engine_.get();
+    const Status started = http_->start();
+    VERIFY(started.ok());
+    if (options_.loaded) set_model();
+  }
+  ~TestServer() {
+    http_->stop();
+    metrics_.detach();
+    engine_.reset();  // before http_: the server takes its notifications
+  }
+
+  void set_model() {
+    metrics_.attach(model_);
+    http_->set_model(model_);
+  }
+  HttpServer& http() { return *http_; }
+  Engine& engine() { return *engine_; }
+  Metrics& metrics() { return metrics_; }
+  int port() const { return http_->port(); }
+  Client client() const { return Client(port()); }
+
+  // One POST on a fresh connection. VERIFYs that there is a reply.
+  Response post(const std::string& path, const std::string& body, const std::string& headers = "") {
+    auto response = client().post(path, body, headers);
+    VERIFY(response.has_value());
+    return *response;
+  }
+  Response complete(const nlohmann::json& body) { return post("/v1/completions", body.dump()); }
+  Response get(const std::string& path, const std::string& headers = "") {
+    auto response = client().get(path, headers);
+    VERIFY(response.has_value());
+    return *response;
+  }
+
+  // A sample of /metrics by its text before the value: `kivi:x{a="b"}`; -1 where it is absent.
+  // Labels are compared without model_name.
+  double sample(const std::string& series) {
+    const std::string text =
+        std::regex_replace(metrics_.scrape(), std::regex("model_name=\"tales\",?"), "");
+    const size_t at = ("\n" + text).find("\n" + series + " ");
+    return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size() + 1));
+  }
+
+  // Is the engine empty, with every page and slot free, within `timeout`?
+  bool becomes_idle(std::chrono::milliseconds timeout = std::chrono::seconds(10)) {
+    const auto end = Clock::now() + timeout;
+    for (;;) {
+      const EngineStats s = engine_->stats();
+      if (s.running == 0 && s.waiting == 0 && s.kv_pages_free == s.kv_pages_total &&
+          s.kv_slots_free == s.kv_slots_total)
+        return true;
+      if (Clock::now() > end) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  }
+
+ private:
+  ServerOptions options_;
+  Metrics metrics_;
+  std::unique_ptr<HttpServer> http_;
+  std::unique_ptr<Engine> engine_;
+  ServedModel model_;
+};
+
+}  // namespace kivi::testing
