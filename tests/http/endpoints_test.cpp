@@ -47,8 +47,8 @@ TEST_CASE("the health family tells loading, ready and draining apart") {
 
 TEST_CASE("models are listed and found by name, others are not found") {
   TestServer server;
-  const json card = {{"id", "tales"},         {"object", "model"}, {"created", 1700000000},
-                     {"owned_by", "kivi"},    {"root", "tales"},   {"parent", nullptr},
+  const json card = {{"id", "tales"},        {"object", "model"}, {"created", 1700000000},
+                     {"owned_by", "kivi"},   {"root", "tales"},   {"parent", nullptr},
                      {"max_model_len", 2048}};
   CHECK(server.get("/v1/models").json() == json{{"object", "list"}, {"data", json::array({card})}});
   CHECK(server.get("/v1/models/tales").json() == card);
@@ -169,8 +169,8 @@ TEST_CASE("with a key every path needs it but the open ones") {
   ServerOptions options = server_options();
   options.http.api_keys = {"sesame", "second-key"};
   TestServer server(options);
-  for (const char* path : {"/health", "/health/live", "/health/ready", "/ping", "/version",
-                           "/metrics"})
+  for (const char* path :
+       {"/health", "/health/live", "/health/ready", "/ping", "/version", "/metrics"})
     CHECK(server.get(path).status == 200);
   for (const char* path : {"/v1/models", "/v1/models/tales", "/tokenizer_info", "/", "/load",
                            "/v1/nothing", "/health/", "/docs"}) {
@@ -181,8 +181,8 @@ TEST_CASE("with a key every path needs it but the open ones") {
     CHECK(denied.json()["error"]["type"] == "authentication_error");
     CHECK(denied.json()["error"]["code"] == "invalid_api_key");
   }
-  for (const char* path : {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize",
-                           "/pause"})
+  for (const char* path :
+       {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/pause"})
     CHECK(server.post(path, "{}").status == 401);
   for (const char* wrong : {"Bearer sesam", "Bearer sesamE", "Bearer ", "Bearer", "Basic sesame",
                             "sesame", "Bearer sesame second-key"})

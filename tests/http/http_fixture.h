@@ -94,10 +94,21 @@ class TestServer {
   // A sample of /metrics by its text before the value: `kivi:x{a="b"}`; -1 where it is absent.
   // Labels are compared without model_name.
   double sample(const std::string& series) {
-    const std::string text =
+    std::string text =
         std::regex_replace(metrics_.scrape(), std::regex("model_name=\"tales\",?"), "");
+    text = std::regex_replace(text, std::regex("\\{\\}"), "");
     const size_t at = ("\n" + text).find("\n" + series + " ");
     return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size() + 1));
+  }
+
+  // Does the sample reach `value` within `timeout`?
+  bool sample_becomes(const std::string& series, double value,
+                      std::chrono::milliseconds timeout = std::chrono::seconds(10)) {
+    for (const auto end = Clock::now() + timeout; sample(series) != value;) {
+      if (Clock::now() > end) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return true;
   }
 
   // Is the engine empty, with every page and slot free, within `timeout`?

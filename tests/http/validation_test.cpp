@@ -1,0 +1,254 @@
+// Every parameter wrong in each way: 400 (or 501, 404) with the right `param`.
+#include <catch2/catch.hpp>
+
+#include "tests/http/http_fixture.h"
+
+using namespace kivi;
+using namespace kivi::testing;
+using nlohmann::json;
+
+namespace {
+
+struct Case {
+  const char* field;  // the parameter that is set, and what `param` must say unless `param` is set
+  const char* value;  // JSON
+  const char* param = nullptr;
+};
+
+// Wrong types and ranges, by parameter.
+const Case kWrong[] = {
+    {"prompt", "7"},
+    {"prompt", "{}"},
+    {"prompt", "[]"},
+    {"prompt", "[[]]"},
+    {"prompt", "[true]"},
+    {"prompt", "[1.5]"},
+    {"prompt", "[4096]"},
+    {"prompt", "[-1]"},
+    {"prompt", "[1,\"a\"]"},
+    {"prompt", "[\"a\",7]"},
+    {"prompt", "[[1],[2,99999]]"},
+    {"prompt", "[[1,[2]]]"},
+    {"model", "7"},
+    {"max_tokens", "-1"},
+    {"max_tokens", "1.0"},
+    {"max_tokens", "\"5\""},
+    {"max_tokens", "true"},
+    {"max_tokens", "4294967297"},
+    {"max_tokens", "18446744073709551615"},
+    {"max_tokens", "1e3"},
+    {"temperature", "-0.1"},
+    {"temperature", "\"hot\""},
+    {"temperature", "NaN"},
+    {"temperature", "Infinity"},
+    {"temperature", "1e999"},
+    {"temperature", "1e300"},
+    {"temperature", "[1]"},
+    {"temperature", "true"},
+    {"top_p", "0"},
+    {"top_p", "1.01"},
+    {"top_p", "-1"},
+    {"top_p", "\"1\""},
+    {"top_k", "-2"},
+    {"top_k", "1.5"},
+    {"top_k", "\"3\""},
+    {"min_p", "-0.1"},
+    {"min_p", "1"},
+    {"min_p", "{}"},
+    {"seed", "1.5"},
+    {"seed", "\"1\""},
+    {"seed", "18446744073709551615"},
+    {"n", "0"},
+    {"n", "129"},
+    {"n", "-1"},
+    {"n", "2.0"},
+    {"best_of", "0"},
+    {"best_of", "129"},
+    {"best_of", "\"2\""},
+    {"stop", "7"},
+    {"stop", "\"\""},
+    {"stop", "[\"\"]"},
+    {"stop", "[1]"},
+    {"stop", "{}"},
+    {"stop_token_ids", "7"},
+    {"stop_token_ids", "[\"a\"]"},
+    {"stop_token_ids", "[-1]"},
+    {"stop_token_ids", "[4096]"},
+    {"stop_token_ids", "[1.0]"},
+    {"include_stop_str_in_output", "1"},
+    {"min_tokens", "-1"},
+    {"min_tokens", "17"},  // more than max_tokens
+    {"min_tokens", "0.5"},
+    {"ignore_eos", "\"yes\""},
+    {"presence_penalty", "2.1"},
+    {"presence_penalty", "-2.1"},
+    {"presence_penalty", "\"0\""},
+    {"frequency_penalty", "2.1"},
+    {"frequency_penalty", "-2.1"},
+    {"frequency_penalty", "[]"},
+    {"repetition_penalty", "0"},
+    {"repetition_penalty", "-1"},
+    {"repetition_penalty", "\"1\""},
+    {"logit_bias", "[]"},
+    {"logit_bias", "{\"a\":1}"},
+    {"logit_bias", "{\"01\":1}"},
+    {"logit_bias", "{\"4096\":1}"},
+    {"logit_bias", "{\"-1\":1}"},
+    {"logit_bias", "{\"1\":101}"},
+    {"logit_bias", "{\"1\":-100.5}"},
+    {"logit_bias", "{\"1\":\"5\"}"},
+    {"logit_bias", "{\"1\":null}"},
+    {"logprobs", "-1"},
+    {"logprobs", "21"},
+    {"logprobs", "true"},
+    {"logprobs", "1.0"},
+    {"echo", "1"},
+    {"stream", "\"true\""},
+    {"stream_options", "{\"include_usage\":true}"},  // without stream
+    {"response_format", "\"json\""},
+    {"response_format", "{}"},
+    {"response_format", "{\"type\":\"xml\"}"},
+    {"priority", "1.5"},
+    {"priority", "\"high\""},
+    {"user", "7"},
+    {"request_id", "7"},
+    {"request_id", "\"a b\""},
+    {"request_id", "\"a\\u0000b\""},
+    {"add_special_tokens", "0"},
+    {"skip_special_tokens", "\"no\""},
+    {"truncate_prompt_tokens", "0"},
+    {"truncate_prompt_tokens", "-2"},
+    {"truncate_prompt_tokens", "1.5"},
+    {"return_token_ids", "1"},
+};
+
+std::string body_with(const std::string& field, const std::string& value) {
+  std::string body = field == "prompt" ? "{" : "{\"prompt\":\"a\",";
+  return body + "\"" + field + "\":" + value + "}";
+}
+
+}  // namespace
+
+TEST_CASE("a parameter of a wrong type or range is 400 and names itself") {
+  TestServer server;
+  Client client = server.client();
+  for (const Case& c : kWrong) {
+    INFO(c.field << " = " << c.value);
+    const auto reply = client.post("/v1/completions", body_with(c.field, c.value));
+    REQUIRE(reply);
+    CHECK(reply->status == 400);
+    const json error = reply->json()["error"];
+    CHECK(error["type"] == "invalid_request_error");
+    CHECK(error["code"] == "invalid_value");
+    CHECK(error["param"] == c.field);
+    CHECK(error["message"].get<std::string>().size() > 10);
+  }
+  CHECK(server.engine().stats().steps == 0);
+}
+
+TEST_CASE("combinations that mean nothing are 400") {
+  TestServer server;
+  const std::pair<const char*, const char*> wrong[] = {
+      {R"({"prompt":"a","n":3,"best_of":2})", "best_of"},
+      {R"({"prompt":"a","best_of":2,"stream":true})", "best_of"},
+      {R"({"prompt":"a","stream":true,"stream_options":7})", "stream_options"},
+      {R"({"prompt":"a","stream":true,"stream_options":{"include_usage":1}})",
+       "stream_options.include_usage"},
+      {R"({"prompt":"a","stream":true,"stream_options":{"continuous_usage_stats":true}})",
+       "stream_options.continuous_usage_stats"},
+      {R"({"max_tokens":1})", "prompt"},
+      {R"({"prompt":null})", "prompt"},
+      {R"({"prompt":"a","n":1,"n":2})", "n"},
+      {R"({"prompt":"a","logit_bias":{"5":1,"5":2}})", "5"},
+  };
+  for (const auto& [body, param] : wrong) {
+    INFO(body);
+    const Response reply = server.post("/v1/completions", body);
+    CHECK(reply.status == 400);
+    CHECK(reply.json()["error"]["param"] == param);
+  }
+}
+
+TEST_CASE("parameters that are not built are 501 and not to be retried") {
+  TestServer server;
+  const std::pair<const char*, const char*> unbuilt[] = {
+      {"response_format", R"({"type":"json_object"})"},
+      {"response_format", R"({"type":"json_schema","json_schema":{}})"},
+      {"structured_outputs", R"({"regex":"a*"})"},
+      {"tools", "[]"},
+      {"tool_choice", "\"auto\""},
+      {"cache_salt", "\"s\""},
+      {"suffix", "\"end\""},
+      {"guided_json", "{}"},
+  };
+  for (const auto& [field, value] : unbuilt) {
+    INFO(field);
+    const Response reply = server.post("/v1/completions", body_with(field, value));
+    CHECK(reply.status == 501);
+    CHECK(reply.header("x-should-retry") == "false");
+    CHECK(reply.json()["error"]["code"] == "not_implemented");
+    CHECK(reply.json()["error"]["param"] == field);
+    CHECK(server.post("/v1/completions", body_with(field, "null")).status == 200);
+  }
+}
+
+TEST_CASE("another model's name is 404 everywhere") {
+  TestServer server;
+  for (const auto& [path, body] : {std::pair{"/v1/completions", R"({"model":"gpt","prompt":"a"})"},
+                                   std::pair{"/tokenize", R"({"model":"gpt","prompt":"a"})"},
+                                   std::pair{"/detokenize", R"({"model":"gpt","tokens":[]})"}}) {
+    const Response reply = server.post(path, body);
+    CHECK(reply.status == 404);
+    CHECK(reply.json()["error"]["code"] == "model_not_found");
+    CHECK(reply.json()["error"]["param"] == "model");
+  }
+}
+
+TEST_CASE("a prompt that does not fit is 400 context_length_exceeded") {
+  TestServer server;
+  std::vector<int> ids(2048, 5);
+  const Response reply = server.complete({{"prompt", ids}});
+  CHECK(reply.status == 400);
+  CHECK(reply.json()["error"]["code"] == "context_length_exceeded");
+  CHECK(server.sample("kivi:admission_rejections_total{reason=\"context_length\"}") == 1);
+  ids.resize(2047);
+  const json fits = server.complete({{"prompt", ids}, {"ignore_eos", true}}).json();
+  CHECK(fits["usage"]["completion_tokens"] == 1);  // cut to what the context holds
+}
+
+TEST_CASE("tokenize and detokenize name what is wrong") {
+  TestServer server;
+  const std::tuple<const char*, const char*, const char*> wrong[] = {
+      {"/tokenize", "{}", "prompt"},
+      {"/tokenize", R"({"prompt":7})", "prompt"},
+      {"/tokenize", R"({"prompt":"a","add_special_tokens":1})", "add_special_tokens"},
+      {"/tokenize", R"({"prompt":"a","return_token_strs":1})", "return_token_strs"},
+      {"/detokenize", "{}", "tokens"},
+      {"/detokenize", R"({"tokens":"a"})", "tokens"},
+      {"/detokenize", R"({"tokens":[4096]})", "tokens"},
+      {"/detokenize", R"({"tokens":[-1]})", "tokens"},
+      {"/detokenize", R"({"tokens":[1.0]})", "tokens"},
+  };
+  for (const auto& [path, body, param] : wrong) {
+    INFO(path << " " << body);
+    const Response reply = server.post(path, body);
+    CHECK(reply.status == 400);
+    CHECK(reply.json()["error"]["param"] == param);
+  }
+  CHECK(server.post("/tokenize", R"({"messages":[]})").status == 501);
+}
+
+TEST_CASE("strict_params makes unknown fields errors") {
+  ServerOptions options = server_options();
+  options.http.strict_params = true;
+  TestServer server(options);
+  CHECK(server.complete({{"prompt", "a"}}).status == 200);
+  const Response reply = server.complete({{"prompt", "a"}, {"tempreature", 1}});
+  CHECK(reply.status == 400);
+  CHECK(reply.json()["error"]["param"] == "tempreature");
+  const Response nested = server.complete(
+      {{"prompt", "a"}, {"stream", true}, {"stream_options", {{"include_usages", true}}}});
+  CHECK(nested.json()["error"]["param"] == "stream_options.include_usages");
+  CHECK(server.post("/tokenize", R"({"prompt":"a","x":1})").status == 400);
+  CHECK(server.post("/detokenize", R"({"tokens":[],"x":1})").status == 400);
+}
