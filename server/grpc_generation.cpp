@@ -8,6 +8,10 @@
 namespace kivi {
 namespace {
 
+// The client's clock began before ours: its own deadline ends the call a little before our count of
+// it does.
+constexpr std::chrono::milliseconds kDeadlineSlack(50);
+
 bool carries_nothing(const TextChunk& chunk) {
   return chunk.text.empty() && chunk.tokens.empty() && !chunk.finish;
 }
@@ -16,6 +20,11 @@ const Error* find_error(const std::vector<TextChunk>& chunks) {
   for (const TextChunk& chunk : chunks)
     if (chunk.error) return &*chunk.error;
   return nullptr;
+}
+
+bool was_aborted(const std::vector<TextChunk>& chunks) {
+  return std::ranges::any_of(chunks,
+                             [](const TextChunk& c) { return c.finish == FinishReason::abort; });
 }
 
 bool has_tokens(const std::vector<TextChunk>& chunks) {
@@ -27,12 +36,12 @@ bool has_tokens(const std::vector<TextChunk>& chunks) {
 void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code, const Usage& usage) {
   core.metrics().grpc_handled(call.method, name_of(code));
   if (!core.config().enable_log_requests) return;
-  const std::chrono::duration<double> took = Clock::now() - call.arrival;
+  const auto took =
+      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - call.arrival);
   spdlog::info(
-      "grpc {} {} id={} traceparent={} prompt_tokens={} completion_tokens={} seconds={:.3f}",
-      call.method, name_of(code), call.request_id,
-      call.traceparent.empty() ? "-" : call.traceparent, usage.prompt_tokens,
-      usage.completion_tokens, took.count());
+      "gRPC {} {} {} ms request_id={} prompt_tokens={} completion_tokens={} traceparent={}",
+      call.method, name_of(code), took.count(), call.request_id, usage.prompt_tokens,
+      usage.completion_tokens, call.traceparent.empty() ? "-" : call.traceparent);
 }
 
 Generation::Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request,
@@ -90,7 +99,8 @@ void Generation::run(const Events& events) {
   if (gone_) return end_for_gone_client();
   if (events.begun) start();
   if (finished_) return;
-  if (events.aborted) {
+  if (ended_ && !writing_) return conclude(grpc::Status::OK);
+  if (events.aborted && !ended_) {
     core_.metrics().request_aborted("api");
     completion_->cancel();
   }
@@ -133,16 +143,17 @@ void Generation::pump() {
   if (const Error* error = find_error(chunks_)) {
     // One choice failed: the call has, whatever the others would still say.
     if (error->code == ErrorCode::deadline) core_.metrics().request_aborted("deadline");
-    const grpc::Status status = to_grpc_status(*error);
-    chunks_.clear();
-    return conclude(status);
+    return conclude(to_grpc_status(*error));
   }
+  if (core_.draining() && was_aborted(chunks_)) core_.metrics().request_aborted("shutdown");
   std::erase_if(chunks_, carries_nothing);
   if (delivery_ == Delivery::stream && has_tokens(chunks_)) metrics_->first_write();
-  if (ended) return conclude(grpc::Status::OK);
-  if (chunks_.empty()) return;
+  if (!ended && chunks_.empty()) return;
+  const Usage usage = completion_->usage();
+  ended_ = ended;
   write_started_ = Clock::now();
-  writing_ = write(chunks_);
+  writing_ = write(chunks_, ended ? &usage : nullptr);
+  if (ended && !writing_) conclude(grpc::Status::OK);
 }
 
 // Gives up on a reader that leaves a message unread for too long. One timer a call, lazily moved.
@@ -164,12 +175,11 @@ void Generation::watch_writer() {
 void Generation::end_for_gone_client() {
   if (completion_) completion_->cancel();
   if (writing_) return;  // written(false) follows
-  const bool late = call_.deadline && Clock::now() >= *call_.deadline;
+  const bool late = call_.deadline && Clock::now() + kDeadlineSlack >= *call_.deadline;
   if (completion_)
     core_.metrics().request_aborted(dropped_ ? "slow_reader"
                                     : late   ? "deadline"
                                              : "client_disconnect");
-  chunks_.clear();
   conclude(late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the deadline has passed")
                 : grpc::Status(grpc::StatusCode::CANCELLED, "the client is gone"));
 }
@@ -182,7 +192,7 @@ void Generation::conclude(grpc::Status status) {
     metrics_->finished(*completion_);
   }
   call_handled(core_, call_, status.error_code(), usage);
-  finish(chunks_, completion_ ? &usage : nullptr, std::move(status));
+  finish(std::move(status));
   completion_.reset();  // cancels what is unfinished
 }
 

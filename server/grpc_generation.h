@@ -71,10 +71,11 @@ class Generation : public std::enable_shared_from_this<Generation> {
   };
 
   // --- a front end's side of it; called in a turn ------------------------------------------------
-  // Sends `chunks` or keeps them for finish(). True: a write is in flight now, written() follows.
-  virtual bool write(std::vector<TextChunk>& chunks) = 0;
-  // Ends the call. `usage` is null where the call never began to generate. No write is in flight.
-  virtual void finish(std::vector<TextChunk>& chunks, const Usage* usage, grpc::Status status) = 0;
+  // Sends `chunks` or keeps them for finish(). `usage`: null but for the last ones. True: a write
+  // is in flight now, written() follows.
+  virtual bool write(std::vector<TextChunk>& chunks, const Usage* usage) = 0;
+  // Ends the call. No write is in flight.
+  virtual void finish(grpc::Status status) = 0;
   // Makes gRPC drop the call; client_gone() and written(false) follow.
   virtual void drop() = 0;
 
@@ -101,7 +102,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
   std::shared_ptr<Completion> completion_;
   std::optional<RequestMetrics> metrics_;
   std::vector<TextChunk> chunks_;
-  bool finished_ = false;
+  bool ended_ = false;     // the last chunks have been written, or are in flight
+  bool finished_ = false;  // finish() was called
   bool writing_ = false;
   bool gone_ = false;
   bool dropped_ = false;  // a slow reader

@@ -36,8 +36,8 @@ struct GrpcServer::Impl {
       : core(config, metrics), service(make_grpc_service(core)) {}
 
   void set_health(bool serving) {
-    // For "" and for the service by name.
-    server->GetHealthCheckService()->SetServingStatus(serving);
+    for (const char* service : {"", kServiceName})
+      server->GetHealthCheckService()->SetServingStatus(service, serving);
   }
 
   GrpcCore core;

@@ -13,7 +13,8 @@ namespace kivi {
 
 class GrpcServer {
  public:
-  // `metrics` outlives the server.
+  // `metrics` outlives the server. The engine's notifications are posted to the server's executor:
+  // the engine must be gone before the destructor, and must still be there for stop().
   GrpcServer(const ServerConfig& config, Metrics& metrics);
   ~GrpcServer();  // stop()
   GrpcServer(const GrpcServer&) = delete;
@@ -25,8 +26,8 @@ class GrpcServer {
   // The bound port, after start().
   int port() const;
 
-  // Any thread, once: calls are answered from now on. Health: SERVING. `model`, its engine and its
-  // tokenizer outlive stop().
+  // Any thread, once: calls are answered from now on. Health: SERVING. `model` must live until
+  // stop() has returned.
   void set_model(const ServedModel& model);
   // Any thread: what health checks say, for a server that is paused. Not after begin_drain().
   void set_serving(bool serving);

@@ -36,12 +36,10 @@ std::string metadata_of(const grpc::CallbackServerContext& context, const char* 
   return {it->second.data(), it->second.size()};
 }
 
-// Without keys the server is open. The admin key opens everything that a plain one does.
+// Without keys the server is open.
 bool authenticated(const ServerConfig& config, const grpc::CallbackServerContext& context) {
-  if (config.api_keys.empty()) return true;
-  const std::string authorization = metadata_of(context, "authorization");
-  return bearer_matches(config.api_keys, authorization) ||
-         bearer_matches({config.admin_api_key}, authorization);
+  return config.api_keys.empty() ||
+         bearer_matches(config.api_keys, metadata_of(context, "authorization"));
 }
 
 std::optional<Clock::time_point> deadline_of(const grpc::CallbackServerContext& context,
@@ -101,22 +99,16 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     self_.reset();
   }
 
-  void fill(std::vector<TextChunk>& chunks) {
+  // The last message is a write of its own, not one with the status: it, too, is timed.
+  bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     message_.Clear();
     if (!std::exchange(begun_, true)) message_.set_request_id(call().request_id);
     append_chunks(chunks, with_logprobs(), *message_.mutable_choices());
-  }
-  bool write(std::vector<TextChunk>& chunks) override {
-    fill(chunks);
+    if (usage != nullptr) set_usage(*usage, *message_.mutable_usage());
     StartWrite(&message_);
     return true;
   }
-  void finish(std::vector<TextChunk>& chunks, const Usage* usage, grpc::Status status) override {
-    if (!status.ok() || usage == nullptr) return Finish(std::move(status));
-    fill(chunks);
-    set_usage(*usage, *message_.mutable_usage());
-    StartWriteAndFinish(&message_, grpc::WriteOptions(), std::move(status));
-  }
+  void finish(grpc::Status status) override { Finish(std::move(status)); }
   void drop() override { context_.TryCancel(); }
 
   grpc::CallbackServerContext& context_;
@@ -147,13 +139,9 @@ class CompleteCall final : public grpc::ServerUnaryReactor, public Generation {
     self_.reset();
   }
 
-  bool write(std::vector<TextChunk>& chunks) override {
+  bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     append_chunks(chunks, with_logprobs(), *response_.mutable_choices());
-    return false;
-  }
-  void finish(std::vector<TextChunk>& chunks, const Usage* usage, grpc::Status status) override {
-    if (status.ok() && usage != nullptr) {
-      write(chunks);
+    if (usage != nullptr) {
       std::ranges::sort(response_.mutable_choices()->pointer_begin(),
                         response_.mutable_choices()->pointer_end(), {}, &v1::Choice::index);
       response_.set_request_id(call().request_id);
@@ -162,8 +150,9 @@ class CompleteCall final : public grpc::ServerUnaryReactor, public Generation {
       response_.set_created(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now()));
       set_usage(*usage, *response_.mutable_usage());
     }
-    Finish(std::move(status));
+    return false;
   }
+  void finish(grpc::Status status) override { Finish(std::move(status)); }
   void drop() override {}  // nothing is in flight before the end
 
   v1::CompleteResponse& response_;
@@ -207,8 +196,7 @@ class KiviService final : public v1::Kivi::CallbackService {
       const std::span<const int32_t> ids(request->token_ids().data(),
                                          size_t(request->token_ids_size()));
       RETURN_IF_ERROR(check_token_ids(ids, model->tokenizer->vocab_size(), "token_ids"));
-      const bool skip = !request->has_skip_special_tokens() || request->skip_special_tokens();
-      response->set_text(model->tokenizer->decode(ids, skip));
+      response->set_text(model->tokenizer->decode(ids, request->skip_special_tokens()));
       return ok_status();
     });
   }

@@ -66,10 +66,10 @@ class GrpcTest {
   }
 
   Metrics metrics;
+  std::unique_ptr<GrpcServer> server;  // destroyed after the engine, see GrpcServer
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Engine> engine;
   ServedModel model;
-  std::unique_ptr<GrpcServer> server;
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::Kivi::Stub> stub;
 };
