@@ -476,6 +476,8 @@ struct Counts {
 
 void read_one(Served& served, std::mt19937& random, Counts& counts) {
   CompletionRequest request = request_of("Once upon a time", 1 + int(random() % 60));
+  const int drop = random() % 2 ? int(random() % 3) : -1;  // after so many wake-ups
+  if (drop >= 0) request.sampling.max_tokens = 1500;
   request.sampling.seed = random();
   request.n = 1 + int(random() % 3);
   request.streaming = random() % 2;
@@ -485,7 +487,6 @@ void read_one(Served& served, std::mt19937& random, Counts& counts) {
   auto started = Completion::start(served.model, request, [waker] { waker->wake(); });
   if (!started.ok()) return void(++counts.lost);
   std::shared_ptr<Completion> completion = std::move(started).value();
-  const int drop = random() % 2 ? int(random() % 6) : -1;  // after so many wake-ups
   std::map<int, int> tokens;
   for (int wakes = 0;; ++wakes) {
     if (wakes == drop) {
@@ -527,7 +528,7 @@ TEST_CASE("many readers at once, half of them gone midway: nothing is lost, noth
   for (auto& reader : readers) reader.join();
   CHECK(counts.lost == 0);
   CHECK(counts.finished > 160);
-  CHECK(counts.dropped > 50);
+  CHECK(counts.dropped > 30);  // a third of a half is dropped before its first token
   CHECK(counts.delivered == counts.counted);
   REQUIRE(served.engine->drain(std::chrono::seconds(20)));
   check_empty(*served.engine);
