@@ -28,19 +28,20 @@ class SeedLogprobRunner : public FakeRunner {
  public:
   using FakeRunner::FakeRunner;
   void launch(const BatchPlan& plan) override {
-    plan_ = &plan;
+    seeds_.clear();
+    for (const PlannedSequence& part : plan.sequences) seeds_.push_back(part.sequence->seed);
     FakeRunner::launch(plan);
   }
   Result<std::vector<StepResult>> collect() override {
     auto results = FakeRunner::collect();
     for (size_t i = 0; results.ok() && i < results->size(); ++i) {
-      (*results)[i].token.logprob = -float(mix(plan_->sequences[i].sequence->seed) % 1000);
+      (*results)[i].token.logprob = -float(mix(seeds_[i]) % 1000);
     }
     return results;
   }
 
  private:
-  const BatchPlan* plan_ = nullptr;
+  std::vector<uint64_t> seeds_;  // of the step's sequences
 };
 
 FakeEngineOptions engine_options() {
@@ -514,6 +515,7 @@ void read_one(Served& served, std::mt19937& random, Counts& counts) {
 
 TEST_CASE("many readers at once, half of them gone midway: nothing is lost, nothing is left") {
   FakeEngineOptions options = engine_options();
+  options.runner.asynchronous = GENERATE(false, true);
   options.config.max_num_seqs = 32;
   Served served(std::move(options));
   served.engine->start();
