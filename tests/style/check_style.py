@@ -16,8 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
 SOURCES = (".h", ".cpp", ".cu", ".cuh")
 
-# Who may include what, by the table in engine/README.md. Headers of the system and of libraries
-# are judged by FOREIGN below.
+# Who may include what (README.md, The layout).
 ENGINE_PUBLIC = {
     f"engine/{name}.h"
     for name in ("engine", "completion", "config", "request", "limits", "load", "metrics",
