@@ -10,11 +10,13 @@ import socket
 import subprocess
 import tempfile
 import time
+import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KIVI = os.environ.get("BINARY_UNDER_TEST", str(ROOT / "build" / "kivi"))
 MODEL = str(ROOT / "models" / "tales-llama")
 GOLDEN = json.loads((ROOT / "models" / "tales-llama" / "golden.json").read_text())
+TEXT = "Once upon a time there was a king"
 PROMPT_IDS = GOLDEN["prompt_ids"]
 GREEDY_IDS = GOLDEN["greedy_ids"][len(PROMPT_IDS):]
 
@@ -177,3 +179,22 @@ class RawStream:
 
     def close(self):
         self.socket.close()
+
+
+class WithServer(unittest.TestCase):
+    """One server for the tests of a class; its log is shown where one of them fails."""
+    arguments = ("--kv-cache-dtype", "fp16")
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(*cls.arguments)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.close()
+
+    def run(self, result=None):
+        known = len(result.failures) + len(result.errors)
+        super().run(result)
+        if len(result.failures) + len(result.errors) > known and hasattr(self, "server"):
+            print(f"--- log of the server of {self.id()}:\n{self.server.log_text()[-4000:]}")
