@@ -448,6 +448,7 @@ void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const Step
   cuda::ChunkExtents chunks;
   const KvLayout& layout = store.layout;
   for (const StepSequence& s : step.sequences) {
+    if (s.row_count == 0) continue;  // padding
     if (s.row_count == 1 && s.mode == KvMode::store) {
       decodes = true;
       continue;
