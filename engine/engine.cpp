@@ -94,8 +94,7 @@ struct Engine::Impl {
   std::jthread thread;
 };
 
-// --- a step
-// ---------------------------------------------------------------------------------------
+// --- a step -------------------------------------------------------------------------------------
 
 bool Engine::Impl::step() {
   const Clock::time_point begin = Clock::now();
@@ -264,8 +263,7 @@ void Engine::Impl::take_snapshot() {
   snapshot = counted;
 }
 
-// --- the engine thread
-// ----------------------------------------------------------------------------
+// --- the engine thread --------------------------------------------------------------------------
 
 void Engine::Impl::run(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
@@ -285,8 +283,7 @@ void Engine::Impl::end_all() {
   deliver();
 }
 
-// --- the public face
-// ------------------------------------------------------------------------------
+// --- the public face ----------------------------------------------------------------------------
 
 Engine::Engine(const EngineConfig& config, EngineModel model, const KvLayout& layout,
                const KvCapacity& capacity, std::unique_ptr<StepRunner> runner)

@@ -17,8 +17,8 @@ class TokenStream {
  public:
   // `notify` is called outside of any lock, when the first event becomes ready after the stream had
   // been drained: at most once a drain. It runs on the thread that pushes: the engine's, or the one
-  // that destroys the engine. A reader that drains unasked may see the end before `notify` is called
-  // for it: what `notify` captures must live as long as the stream (capture a shared or weak
+  // that destroys the engine. A reader that drains unasked may see the end before `notify` is
+  // called for it: what `notify` captures must live as long as the stream (capture a shared or weak
   // pointer). May be empty, for a reader that polls.
   explicit TokenStream(std::function<void()> notify) : notify_(std::move(notify)) {}
 

@@ -84,6 +84,7 @@ TEST_CASE("16 threads submit and cancel: every request ends once and nothing is 
   constexpr int kThreads = 16;
   constexpr int kRequests = 100;  // a thread
   FakeEngineOptions options;
+  options.runner.asynchronous = GENERATE(false, true);
   options.pages = 40;
   options.max_model_len = 600;
   options.config.max_num_seqs = 12;
@@ -137,6 +138,7 @@ TEST_CASE("16 threads submit and cancel: every request ends once and nothing is 
 TEST_CASE("a thousand requests, half of them cancelled mid-way, leave everything free") {
   FakeEngineOptions options;
   options.pages = 200;
+  options.runner.asynchronous = GENERATE(false, true);
   auto engine = make_fake_engine(options);
   engine->start();
   std::vector<std::unique_ptr<Reader>> readers;
