@@ -32,7 +32,8 @@ int machine_cores() { return std::max(1, int(std::thread::hardware_concurrency()
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads) : pool_(threads > 0 ? threads : machine_cores()) {}
+CpuBackend::CpuBackend(int threads)
+    : pool_(threads > 0 ? threads : machine_cores()), scratch_(size_t(pool_.threads())) {}
 
 DeviceInfo CpuBackend::info() const {
   const std::string model = value_of("/proc/cpuinfo", "model name");

@@ -13,6 +13,24 @@
 
 namespace kivi {
 
+// Working memory of one thread of the pool. Grows, never shrinks; its content does not outlive the
+// op (but for packed rows of x within one matmul).
+struct Scratch {
+  // At least `count` floats, 64-byte aligned.
+  float* floats(size_t count) {
+    const size_t lines = (count + 15) / 16;
+    if (memory.size() < lines) memory.resize(lines);
+    return memory.data()->values;
+  }
+  struct alignas(64) Line {
+    float values[16];
+  };
+  std::vector<Line> memory;
+  // Which block of which matmul's x lies packed in `memory`.
+  int64_t packing = 0;
+  int64_t packed_block = 0;
+};
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads);
@@ -50,6 +68,8 @@ class CpuBackend final : public Backend {
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) override;
 
   ThreadPool pool_;
+  std::vector<Scratch> scratch_;                   // one a thread of the pool
+  int64_t packing_ = 0;                            // counts matmuls
   std::deque<std::vector<SampledToken>> samples_;  // not collected yet, oldest first
 };
 

@@ -10,8 +10,8 @@ constexpr DType kWeightTypes[] = {DType::f32, DType::f16, DType::bf16};
 
 struct Product {
   Guarded x, w, bias, out;
-  Product(DType type, int t, int k, int n, std::mt19937& random)
-      : x(DType::f32, t, k, 5), w(type, n, k, 3), bias(type, 1, n), out(DType::f32, t, n, 7) {
+  Product(DType type, int t, int k, int n, std::mt19937& random, int gap = 3)
+      : x(DType::f32, t, k, gap), w(type, n, k, gap), bias(type, 1, n), out(DType::f32, t, n, gap) {
     x.fill(random);
     w.fill(random);
     bias.fill(random);
@@ -93,22 +93,19 @@ TEST_CASE("Weights that are not finite reach their own column alone") {
 // Hidden: kernels_test "[.bench]". Prints GFLOP/s; the figures stand in kernels/README.md.
 TEST_CASE("Bench: matrix products of tales-llama", "[.bench]") {
   std::mt19937 random(24);
-  const auto backend = make_cpu_backend(0);
-  std::printf("%s\n", backend->info().name.c_str());
-  for (const auto& [k, n] : {std::pair{256, 512}, {256, 256}, {256, 1376}, {688, 256}, {256, 4096}})
+  for (const int threads : {1, 2}) {
+    const auto backend = make_cpu_backend(threads);
+    std::printf("%s\n", backend->info().name.c_str());
     for (const DType type : {DType::bf16, DType::f16, DType::f32})
-      for (const int t : {1, 8, 32, 512}) {
-        Product p(type, t, k, n, random);
-        const double flop = 2.0 * t * k * n;
-        const int repeats = std::max(3, int(3e9 / flop));
-        double best = 1e9;
-        for (int round = 0; round < 5; ++round) {
-          const auto begin = std::chrono::steady_clock::now();
-          for (int i = 0; i < repeats / 5 + 1; ++i) p.run(*backend, false);
-          const std::chrono::duration<double> s = std::chrono::steady_clock::now() - begin;
-          best = std::min(best, s.count() / (repeats / 5 + 1));
+      for (const auto& [k, n] : {std::pair{256, 256}, {256, 1376}, {688, 256}, {256, 4096}}) {
+        std::printf("matmul %-4s k %4d n %4d:", name_of(type), k, n);
+        for (const int t : {1, 8, 32, 512}) {
+          Product p(type, t, k, n, random, /*gap=*/0);
+          const double flop = 2.0 * t * k * n;
+          const double us = best_us([&] { p.run(*backend, false); }, threads > 1);
+          std::printf("  t %d %.1f us %.1f GFLOP/s", t, us, flop / us / 1e3);
         }
-        std::printf("matmul %-4s t %3d k %4d n %4d: %8.1f us %7.1f GFLOP/s\n", name_of(type), t, k,
-                    n, best * 1e6, flop / best / 1e9);
+        std::printf("\n");
       }
+  }
 }

@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
+#include <ctime>
 #include <memory>
 #include <random>
 #include <vector>
@@ -30,8 +31,11 @@ class Guarded {
  public:
   Guarded(DType dtype, int64_t rows, int64_t columns, int64_t gap = 0)
       : stride_(columns + gap), size_(size_of(dtype)) {
-    bytes_.assign(size_t(kGuard * 2 + rows * stride_) * size_, std::byte{0xA5});
-    tensor_ = make_tensor(bytes_.data() + size_t(kGuard) * size_, dtype, rows, columns);
+    const size_t bytes = size_t(kGuard * 2 + rows * stride_) * size_;
+    lines_.resize((bytes + sizeof(Line) - 1) / sizeof(Line));
+    bytes_ = lines_[0].bytes;
+    std::memset(bytes_, 0xA5, lines_.size() * sizeof(Line));
+    tensor_ = make_tensor(bytes_ + size_t(kGuard) * size_, dtype, rows, columns);
     tensor_.row_stride = stride_;
   }
   Guarded(const Guarded&) = delete;
@@ -89,7 +93,11 @@ class Guarded {
 
  private:
   static constexpr int64_t kGuard = 64;  // elements
-  std::vector<std::byte> bytes_;
+  struct alignas(64) Line {              // as aligned as the backend's memory is to a vector load
+    std::byte bytes[64];
+  };
+  std::vector<Line> lines_;
+  std::byte* bytes_;
   Tensor tensor_;
   int64_t stride_;
   size_t size_;
@@ -125,6 +133,27 @@ class Worst {
 
 inline bool same_bits(const float* a, const float* b, int64_t n) {
   return std::memcmp(a, b, size_t(n) * sizeof(float)) == 0;
+}
+
+// Microseconds of processor time of one call on the calling thread, the best of many short rounds:
+// on a shared machine most rounds are disturbed, the best one is not. `wall`: elapsed time instead,
+// for work on several threads.
+template <class F>
+double best_us(F&& call, bool wall = false) {
+  const auto now = [&] {
+    timespec t;
+    clock_gettime(wall ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &t);
+    return double(t.tv_sec) * 1e6 + double(t.tv_nsec) * 1e-3;
+  };
+  const auto time = [&](int calls) {
+    const double begin = now();
+    for (int i = 0; i < calls; ++i) call();
+    return (now() - begin) / calls;
+  };
+  double best = std::min(time(1), time(1));
+  const int calls = std::max(1, int(500 / best));
+  for (const double end = now() + 2e5; now() < end;) best = std::min(best, time(calls));
+  return best;
 }
 
 }  // namespace kivi::test
