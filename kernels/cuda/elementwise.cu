@@ -58,34 +58,41 @@ __global__ void add_kernel(T* __restrict__ x, int64_t x_stride, const T* __restr
     row[c] = from_float<T>(as_float(row[c]) + as_float(d[c]));
 }
 
-// x += delta (if any), out = norm(x) * weight + bias. One block a row; the row stays in registers
-// for n <= 8 * 8 * kThreads, as it does for every known model (n <= 16384). Bytes: 2 n each of x
-// read, delta read, x written, out written.
-constexpr int kNormVectors = 8;
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+// x += delta (if any), out = norm(x) * weight + bias. One block a row; the row stays in registers,
+// kVectors of 8 elements a thread. As many threads as give one vector each, up to 1024: at decode's
+// few rows the time is that of one trip to memory and one reduction.
+// Bytes: 2 n each of x read, delta read, x written, out written.
+template <class T, int kVectors>
+__global__ void __launch_bounds__(1024, 1)
     add_norm_kernel(T* __restrict__ x, int64_t x_stride, const T* __restrict__ delta,
                     int64_t delta_stride, const T* __restrict__ weight, const T* __restrict__ bias,
                     NormKind kind, float eps, T* __restrict__ out, int64_t out_stride, int n) {
   __shared__ float scratch[32];
   T* row = x + blockIdx.x * x_stride;
-  float v[kNormVectors][8];
+  Vector8<T> in[kVectors], w[kVectors];
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {  // all loads first
+    const int c = (j * blockDim.x + threadIdx.x) * 8;
+    if (c >= n) continue;
+    in[j] = Vector8<T>::load(row + c);
+    w[j] = Vector8<T>::load(weight + c);
+  }
+  float v[kVectors][8];
   float sum = 0, squares = 0;
 #pragma unroll
-  for (int j = 0; j < kNormVectors; ++j) {
-    const int c = (j * kThreads + threadIdx.x) * 8;
-    if (c >= n) break;
-    auto a = Vector8<T>::load(row + c);
+  for (int j = 0; j < kVectors; ++j) {
+    const int c = (j * blockDim.x + threadIdx.x) * 8;
+    if (c >= n) continue;
     if (delta != nullptr) {
       const auto d = Vector8<T>::load(delta + blockIdx.x * delta_stride + c);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) a.x[i] = from_float<T>(as_float(a.x[i]) + as_float(d.x[i]));
-      a.store(row + c);
+      for (int i = 0; i < 8; ++i)
+        in[j].x[i] = from_float<T>(as_float(in[j].x[i]) + as_float(d.x[i]));
+      in[j].store(row + c);
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      v[j][i] = as_float(a.x[i]);
+      v[j][i] = as_float(in[j].x[i]);
       sum += v[j][i];
       squares += v[j][i] * v[j][i];
     }
@@ -95,8 +102,8 @@ __global__ void __launch_bounds__(kThreads)
     mean = block_sum(sum, scratch) / n;
     float deviations = 0;  // a second pass over registers: no cancellation
 #pragma unroll
-    for (int j = 0; j < kNormVectors; ++j) {
-      if ((j * kThreads + threadIdx.x) * 8 >= n) break;
+    for (int j = 0; j < kVectors; ++j) {
+      if ((j * blockDim.x + threadIdx.x) * 8 >= n) continue;
 #pragma unroll
       for (int i = 0; i < 8; ++i) deviations += (v[j][i] - mean) * (v[j][i] - mean);
     }
@@ -106,20 +113,14 @@ __global__ void __launch_bounds__(kThreads)
   }
   const float inverse = rsqrtf(variance + eps);
 #pragma unroll
-  for (int j = 0; j < kNormVectors; ++j) {
-    const int c = (j * kThreads + threadIdx.x) * 8;
-    if (c >= n) break;
-    const auto w = Vector8<T>::load(weight + c);
+  for (int j = 0; j < kVectors; ++j) {
+    const int c = (j * blockDim.x + threadIdx.x) * 8;
+    if (c >= n) continue;
+    const auto b = bias != nullptr ? Vector8<T>::load(bias + c) : Vector8<T>{};
     Vector8<T> y;
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-      y.x[i] = from_float<T>((v[j][i] - mean) * inverse * as_float(w.x[i]));
-    if (bias != nullptr) {
-      const auto b = Vector8<T>::load(bias + c);
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        y.x[i] = from_float<T>((v[j][i] - mean) * inverse * as_float(w.x[i]) + as_float(b.x[i]));
-    }
+      y.x[i] = from_float<T>((v[j][i] - mean) * inverse * as_float(w[j].x[i]) + as_float(b.x[i]));
     y.store(out + blockIdx.x * out_stride + c);
   }
 }
@@ -153,8 +154,9 @@ __global__ void activate_kernel(T* __restrict__ x, int64_t stride, Activation ac
     row[c] = from_float<T>(apply(activation, as_float(row[c])));
 }
 
-// Splits qkv, turns q and k, writes q f16 and kv f16 (saturated). One block a row; the angles of a
-// row are computed once into shared memory. Bytes: 4 (hq + 2 hk) d a row.
+// Splits qkv, turns q and k, writes q f16 and kv f16 (saturated). A block has 8 warps: 8 heads of
+// one row. The angles of a row are computed by each of its blocks, into shared memory. Grid (rows,
+// heads / 8). Bytes: 4 (hq + 2 hk) d a row.
 template <class T>
 __global__ void rope_kernel(const T* __restrict__ qkv, int64_t stride,
                             const int32_t* __restrict__ positions,
@@ -162,35 +164,29 @@ __global__ void rope_kernel(const T* __restrict__ qkv, int64_t stride,
                             int heads_q, int heads_kv, int d, __half* __restrict__ q,
                             __half* __restrict__ kv) {
   extern __shared__ float angles[];  // cos [rotary / 2], sin [rotary / 2]
-  const int half = rotary / 2;
+  const int head = blockIdx.y * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int turning = heads_q + heads_kv, half = rotary / 2;
+  const bool inside = head < turning + heads_kv;
+  const T* from = qkv + blockIdx.x * stride + int64_t(head) * d;
+  __half* to = head < heads_q ? q + (int64_t(blockIdx.x) * heads_q + head) * d
+                              : kv + (int64_t(blockIdx.x) * 2 * heads_kv + head - heads_q) * d;
   const float position = float(positions[blockIdx.x]);
-  for (int i = threadIdx.x; i < half; i += blockDim.x) {
+  for (int i = threadIdx.x; i < half; i += kThreads) {
     float s, c;
     sincosf(position * inverse_frequencies[i], &s, &c);
     angles[i] = c * factor;
     angles[half + i] = s * factor;
   }
   __syncthreads();
-  const T* row = qkv + blockIdx.x * stride;
-  const int turning = heads_q + heads_kv;
-  const int total = (turning + heads_kv) * d;
-  // Pairs of channels: each thread takes channel c of the first half of a head (or any channel that
-  // does not turn) and writes one or two results.
-  for (int i = threadIdx.x; i < total; i += blockDim.x) {
-    const int head = i / d, c = i % d;
-    __half* target = head < heads_q
-                         ? q + (int64_t(blockIdx.x) * heads_q + head) * d
-                         : kv + (int64_t(blockIdx.x) * 2 * heads_kv + head - heads_q) * d;
-    float y = as_float(row[i]);
-    if (head < turning && c < rotary) {
-      const bool first = c < half;
-      const float other = as_float(row[first ? i + half : i - half]);
-      const float cosine = angles[first ? c : c - half],
-                  sine = angles[half + (first ? c : c - half)];
-      y = first ? y * cosine - other * sine : y * cosine + other * sine;
-    }
-    target[c] = saturated_half(y);
+  if (!inside) return;
+  const int turned = head < turning ? rotary : 0;
+  for (int c = lane; c < turned / 2; c += 32) {
+    const float first = as_float(from[c]), second = as_float(from[c + half]);
+    const float cosine = angles[c], sine = angles[half + c];
+    to[c] = saturated_half(first * cosine - second * sine);
+    to[c + half] = saturated_half(second * cosine + first * sine);
   }
+  for (int c = turned + lane; c < d; c += 32) to[c] = saturated_half(as_float(from[c]));
 }
 
 dim3 grid_of(int64_t rows, int64_t n, int per_thread) {
@@ -236,14 +232,20 @@ cudaError_t add(const Tensor& x, const Tensor& delta, cudaStream_t stream) {
 
 cudaError_t add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
                      NormKind kind, float eps, const Tensor& out, cudaStream_t stream) {
-  const int n = int(x.shape[1]);
-  if (n % 8 != 0 || n > kNormVectors * kThreads * 8) return cudaErrorInvalidValue;
-  return with_half_type(x.dtype, [&]<class T>() {
-    add_norm_kernel<<<unsigned(x.rows()), kThreads, 0, stream>>>(
+  const int n = int(x.shape[1]), vectors = n / 8;
+  constexpr int kMost = 2;  // vectors a thread: n up to 16384
+  if (n % 8 != 0 || vectors > kMost * 1024) return cudaErrorInvalidValue;
+  const int each = (vectors + 1023) / 1024;
+  const unsigned threads = unsigned((vectors + each - 1) / each + 31) / 32 * 32;
+  const auto launch = [&]<class T, int kVectors>() {
+    add_norm_kernel<T, kVectors><<<unsigned(x.rows()), threads, 0, stream>>>(
         x.as<T>(), x.row_stride, delta.empty() ? nullptr : delta.as<T>(), delta.row_stride,
         weight.as<T>(), bias.empty() ? nullptr : bias.as<T>(), kind, eps, out.as<T>(),
         out.row_stride, n);
     return cudaGetLastError();
+  };
+  return with_half_type(x.dtype, [&]<class T>() {
+    return each == 1 ? launch.template operator()<T, 1>() : launch.template operator()<T, kMost>();
   });
 }
 
@@ -270,7 +272,10 @@ cudaError_t rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, c
   const int d = shape.head_dim;
   const int heads_q = int(q.shape[1]) / d;
   return with_half_type(qkv.dtype, [&]<class T>() {
-    rope_kernel<<<unsigned(qkv.rows()), kThreads, size_t(rope.rotary_dim) * 4, stream>>>(
+    constexpr int kHeads = kThreads / 32;  // a block
+    const dim3 grid(unsigned(qkv.rows()),
+                    unsigned((heads_q + 2 * shape.heads + kHeads - 1) / kHeads));
+    rope_kernel<<<grid, kThreads, size_t(rope.rotary_dim) * 4, stream>>>(
         qkv.as<T>(), qkv.row_stride, positions.as<int32_t>(), rope.inverse_frequencies.as<float>(),
         rope.rotary_dim, rope.attention_factor, heads_q, shape.heads, d, q.as<__half>(),
         kv.as<__half>());

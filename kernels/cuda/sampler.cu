@@ -122,7 +122,7 @@ __global__ void adjust(float* logits, int64_t stride, const SamplerAdjustment* l
   x = y - a.subtract + a.bias;
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sample_kernel(const float* __restrict__ all_logits, int64_t stride, int vocab,
                   const SamplerRow* __restrict__ rows, int32_t* __restrict__ ids,
                   TokenLogprob* __restrict__ results, int results_stride) {
