@@ -76,14 +76,6 @@ HWY_INLINE VF second_of(DF df, const bf16* chunk) {
   return hn::BitCast(df, hn::And(pairs_of(chunk), hn::Set(du, 0xffff0000u)));
 }
 
-// Keeps a loaded vector in a register: else GCC repeats the load in each instruction that uses it.
-HWY_INLINE VF in_register(VF v) {
-#if HWY_ARCH_X86
-  asm("" : "+v"(v.raw));
-#endif
-  return v;
-}
-
 // Keeps a loaded vector in a register: else GCC repeats the load in each instruction that uses it,
 // and loads, not multiplications, set the pace (bf16, k 688: 79 GFLOP/s against 69).
 HWY_INLINE VF in_register(VF v) {
