@@ -150,18 +150,12 @@ Error bad_model(const std::string& path, const std::string& what) {
   return Error{ErrorCode::invalid, fmt::format("{}: {}", path, what), "tokenizer"};
 }
 
-// The id of the configured token; else the library's own (-1: none).
+// The id of the configured token; where nothing is said of it the library's own (-1: none).
 Result<std::optional<int32_t>> resolve(const NamedToken& token, const char* key, int library_id,
                                        const Vocabulary& vocabulary, const std::string& folder) {
-  std::optional<int32_t> id;
-  if (token.name) {
-    id = vocabulary.find(*token.name);
-    if (!id) {
-      return bad_model(folder, fmt::format("{} \"{}\" is not in the vocabulary", key, *token.name));
-    }
-  } else if (!token.mentioned && library_id >= 0) {
-    id = library_id;
-  }
+  auto id = find_token(token, key, vocabulary);
+  if (!id.ok()) return bad_model(folder, id.error().message);
+  if (!token.mentioned && library_id >= 0) return std::optional<int32_t>(library_id);
   return id;
 }
 

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "engine/bpe_tokenizer.h"
 #include "engine/detokenizer.h"
 #include "engine/sentencepiece_tokenizer.h"
 
@@ -23,15 +24,14 @@ Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& folder) {
     return load_sentencepiece_tokenizer(folder);
   }
   if (std::filesystem::exists(folder + "/tokenizer.json", failed)) {
-    return Error{ErrorCode::unsupported,
-                 fmt::format("{}/tokenizer.json: byte-level BPE is not built yet; expected a "
-                             "tokenizer.model (SentencePiece)",
-                             folder),
-                 "tokenizer"};
+    return load_bpe_tokenizer(folder);
   }
-  return Error{ErrorCode::not_found,
-               fmt::format("{}: no tokenizer.model (SentencePiece) in this folder", folder),
-               "tokenizer"};
+  return Error{
+      ErrorCode::not_found,
+      fmt::format(
+          "{}: neither tokenizer.model (SentencePiece) nor tokenizer.json (BPE) in this folder",
+          folder),
+      "tokenizer"};
 }
 
 }  // namespace kivi

@@ -49,8 +49,8 @@ class Tokenizer {
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;
 };
 
-// Loads the tokenizer of a model folder (tokenizer.model, tokenizer_config.json). Errors name the
-// file.
+// Loads the tokenizer of a model folder: tokenizer.model (SentencePiece), else tokenizer.json
+// (byte-level BPE), with the JSON files beside it. Errors name the file.
 Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& folder);
 
 }  // namespace kivi

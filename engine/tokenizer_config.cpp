@@ -19,20 +19,6 @@ Error bad(const std::string& path, const std::string& what) {
   return Error{ErrorCode::invalid, fmt::format("{}: {}", path, what), "tokenizer"};
 }
 
-// Null where there is no such file.
-Result<json> read_json(const std::string& path) {
-  std::error_code failed;
-  if (!std::filesystem::exists(path, failed)) return json(nullptr);
-  const auto bytes = std::filesystem::file_size(path, failed);
-  if (failed || int64_t(bytes) > kMaxJsonFileBytes) {
-    return bad(path, fmt::format("not a file of at most {} bytes", kMaxJsonFileBytes));
-  }
-  std::ifstream file(path, std::ios::binary);
-  json value = json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!value.is_object()) return bad(path, "not a JSON object");
-  return value;
-}
-
 // A token is written as a string, as an object with "content", or as null.
 Status read_token(const json& object, const char* key, const std::string& path, NamedToken& out) {
   const auto it = object.find(key);
@@ -102,15 +88,39 @@ Status read_added_tokens(const json& object, const std::string& path, TokenizerC
 
 }  // namespace
 
+Result<json> read_json_object(const std::string& path) {
+  std::error_code failed;
+  if (!std::filesystem::exists(path, failed)) return json(nullptr);
+  const auto bytes = std::filesystem::file_size(path, failed);
+  if (failed || int64_t(bytes) > kMaxJsonFileBytes) {
+    return bad(path, fmt::format("not a file of at most {} bytes", kMaxJsonFileBytes));
+  }
+  std::ifstream file(path, std::ios::binary);
+  json value = json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (!value.is_object()) return bad(path, "not a JSON object");
+  return value;
+}
+
+Result<std::optional<int32_t>> find_token(const NamedToken& token, const char* key,
+                                          const Vocabulary& vocabulary) {
+  std::optional<int32_t> id;
+  if (!token.name) return id;
+  id = vocabulary.find(*token.name);
+  if (id) return id;
+  return Error{ErrorCode::invalid,
+               fmt::format("{} \"{}\" is not in the tokenizer's vocabulary", key, *token.name),
+               "tokenizer"};
+}
+
 Result<TokenizerConfig> read_tokenizer_config(const std::string& folder) {
   TokenizerConfig config;
   // The older file first: tokenizer_config.json has the last word.
   const std::string map_path = folder + "/special_tokens_map.json";
-  ASSIGN_OR_RETURN(const json map, read_json(map_path));
+  ASSIGN_OR_RETURN(const json map, read_json_object(map_path));
   if (!map.is_null()) RETURN_IF_ERROR(read_special_tokens(map, map_path, config));
 
   const std::string path = folder + "/tokenizer_config.json";
-  ASSIGN_OR_RETURN(const json main, read_json(path));
+  ASSIGN_OR_RETURN(const json main, read_json_object(path));
   if (!main.is_null()) {
     RETURN_IF_ERROR(read_special_tokens(main, path, config));
     RETURN_IF_ERROR(read_added_tokens(main, path, config));
@@ -121,7 +131,7 @@ Result<TokenizerConfig> read_tokenizer_config(const std::string& folder) {
   }
 
   const std::string added_path = folder + "/added_tokens.json";
-  ASSIGN_OR_RETURN(const json added, read_json(added_path));
+  ASSIGN_OR_RETURN(const json added, read_json_object(added_path));
   if (!added.is_null()) {
     for (const auto& [content, id] : added.items()) {
       if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,6 +35,14 @@ struct TokenizerConfig {
 
 // Reads what is there of the three files; none of them has to be. Errors name the file and the key.
 Result<TokenizerConfig> read_tokenizer_config(const std::string& folder);
+
+// The JSON object in a file of at most kMaxJsonFileBytes; null where there is no such file.
+Result<nlohmann::json> read_json_object(const std::string& path);
+
+// The id of the token that a file names; none where it names none. A name that is not in the
+// vocabulary is an error that names `key`.
+Result<std::optional<int32_t>> find_token(const NamedToken& token, const char* key,
+                                          const Vocabulary& vocabulary);
 
 // Puts the added tokens into `vocabulary` and marks the special ones. An added token whose id would
 // leave a hole of more than 65,536 ids is an error.

@@ -1,0 +1,20 @@
+// Tokenizers of byte-level BPE (tokenizer.json of Hugging Face's tokenizers): Falcon, GPT-2,
+// Llama 3.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine/tokenizer.h"
+#include "kernels/result.h"
+
+namespace kivi {
+
+// Reads tokenizer.json, and the JSON files beside it for the names of BOS and EOS. The ids of a
+// text are those of Hugging Face's tokenizers for a text that spells no special token (such a text
+// stays text). What the file asks for and is not built here (a normalizer, another model or
+// pre-tokenizer, ...) is an error (unsupported) that names it. BOS and EOS are added where the
+// file's post_processor says so.
+Result<std::unique_ptr<Tokenizer>> load_bpe_tokenizer(const std::string& folder);
+
+}  // namespace kivi
