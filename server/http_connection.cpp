@@ -265,8 +265,9 @@ asio::awaitable<void> HttpConnection::reply(HttpReply reply) {
 }
 
 void HttpConnection::begin_stream(HttpReply head) {
+  // HTTP/1.0: the end of the body is the end of the connection.
   const bool keep = request_.keep_alive && !must_close_ && request_.http_1_1;
-  if (!keep) must_close_ = true;  // HTTP/1.0: the end of the body is the end of the connection
+  request_.keep_alive = keep;
   stream_head_ =
       reply_head(request_, head, request_.http_1_1 ? "Transfer-Encoding: chunked\r\n" : "", keep,
                  shared_.config().allowed_origins);

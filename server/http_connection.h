@@ -26,8 +26,8 @@ namespace kivi {
 // An io thread's context and the connections that live on it. The set is touched by that thread
 // alone.
 struct IoThread {
-  boost::asio::io_context context{1};
   std::unordered_set<HttpConnection*> connections;
+  boost::asio::io_context context{1};
 };
 
 // All members on the io thread, but for what notifier() returns.

@@ -88,6 +88,7 @@ asio::awaitable<void> HttpServer::accept() {
 }
 
 void HttpServer::open(IoThread& io, tcp::socket socket, Clock::time_point accepted) {
+  if (stopping_) return;
   const auto connection =
       std::make_shared<HttpConnection>(shared_, io, std::move(socket), accepted);
   if (shared_.connections > config_.max_connections)
@@ -112,6 +113,7 @@ bool HttpServer::wait_idle(std::chrono::milliseconds timeout) {
 
 void HttpServer::stop() {
   if (threads_.empty()) return;
+  stopping_ = true;  // connections that were accepted and are not open yet
   asio::post(io_[0]->context, [this] {
     error_code ignored;
     acceptor_->close(ignored);
@@ -123,10 +125,10 @@ void HttpServer::stop() {
       for (HttpConnection* connection : open)
         if (io.connections.contains(connection)) connection->close();
     });
-  shared_.worker().join();
   work_.clear();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
+  shared_.worker().join();  // nothing can be given to it any more
 }
 
 }  // namespace kivi

@@ -2,6 +2,7 @@
 // ready, draining, stopped.
 #pragma once
 
+#include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -50,6 +51,7 @@ class HttpServer {
   std::optional<boost::asio::ip::tcp::acceptor> acceptor_;  // on io_[0]
   std::vector<std::thread> threads_;
   int port_ = -1;
+  std::atomic<bool> stopping_{false};
 };
 
 }  // namespace kivi
