@@ -42,8 +42,20 @@ ErrorKind kind_of(const Error& error) {
   return {grpc::StatusCode::INTERNAL, "internal_error", 0};
 }
 
-grpc::Status make_status(const ErrorKind& kind, const std::string& message,
+// A status travels twice in the trailing metadata (percent-encoded and in the details), of which
+// clients accept 8 KiB. What is longer holds a value of the caller's own.
+constexpr size_t kMaxStatusBytes = 512;
+
+std::string shortened(const std::string& message) {
+  if (message.size() <= kMaxStatusBytes) return message;
+  size_t end = kMaxStatusBytes;
+  while (end > 0 && (message[end] & 0xC0) == 0x80) --end;  // not inside a character
+  return message.substr(0, end) + " ...";
+}
+
+grpc::Status make_status(const ErrorKind& kind, const std::string& long_message,
                          const std::string& field) {
+  const std::string message = shortened(long_message);
   v1::Status details;
   details.set_code(int(kind.status));
   details.set_message(message);
@@ -173,6 +185,16 @@ Status check_token_ids(std::span<const int32_t> ids, int vocab_size, const char*
           fmt::format("{} holds token id {}, must be from 0 to {}", field, id, vocab_size - 1),
           field);
   return ok_status();
+}
+
+Status check_known_fields(const google::protobuf::Message& message) {
+  const auto& unknown = message.GetReflection()->GetUnknownFields(message);
+  if (unknown.empty()) return ok_status();
+  const std::string field = std::to_string(unknown.field(0).number());
+  return Error{ErrorCode::invalid,
+               fmt::format("field {} of {} is not known to this server", field,
+                           message.GetDescriptor()->full_name()),
+               field};
 }
 
 Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& message,

@@ -25,6 +25,9 @@ Status check_model_name(const ServedModel& model, const std::string& name);
 // Errors name `field`.
 Status check_token_ids(std::span<const int32_t> ids, int vocab_size, const char* field);
 
+// Error invalid where `message` has fields that this contract does not know.
+Status check_known_fields(const google::protobuf::Message& message);
+
 // What Completion::start does not judge is judged here: presence, fields of the other delivery.
 // `id`, `deadline` and `arrival` are the caller's to set.
 Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& message,

@@ -1,5 +1,7 @@
 #include "server/grpc_core.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -41,6 +43,10 @@ int GrpcCore::abort(const std::string& request_id) {
   }
   for (const auto& call : found) call->abort();
   return int(found.size());
+}
+
+void GrpcCore::warn_once(const std::string& message) {
+  if (!warned_.exchange(true)) spdlog::warn("gRPC: {}; further ones are not logged", message);
 }
 
 int GrpcCore::running() const {

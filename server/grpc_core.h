@@ -40,6 +40,9 @@ class GrpcCore {
   int abort(const std::string& request_id);
   int running() const;
 
+  // Logs the first such warning; a client that sends one sends many.
+  void warn_once(const std::string& message);
+
   const ServerConfig& config() const { return config_; }
   Metrics& metrics() { return metrics_; }
   GrpcExecutor& executor() { return executor_; }
@@ -51,6 +54,7 @@ class GrpcCore {
   const Clock::time_point started_ = Clock::now();
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<bool> draining_{false};
+  std::atomic<bool> warned_{false};
   mutable std::mutex mutex_;  // guards calls_
   std::multimap<std::string, std::weak_ptr<Generation>> calls_;
   GrpcExecutor executor_;  // last: its threads end before the rest goes

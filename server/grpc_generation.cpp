@@ -118,6 +118,10 @@ void Generation::start() {
     return conclude(to_grpc_status(model.error()));
   }
   model_ = *model;
+  if (const Status known = check_known_fields(request_); !known.ok()) {
+    if (core_.config().strict_params) return conclude(to_grpc_status(known.error()));
+    core_.warn_once(known.error().message);
+  }
   auto request = to_completion_request(request_, *model_, delivery_);
   if (!request.ok()) return conclude(to_grpc_status(request.error()));
   request->id = call_.request_id;

@@ -93,9 +93,9 @@ class Generation : public std::enable_shared_from_this<Generation> {
   const v1::GenerateRequest& request_;
   const Delivery delivery_;
 
-  std::mutex mutex_;  // guards the two below
-  Events events_;
-  bool scheduled_ = false;  // a turn is queued or running
+  std::mutex mutex_;              // guards the two below
+  Events events_{.begun = true};  // the first turn begins the call, whatever caused it
+  bool scheduled_ = false;        // a turn is queued or running
 
   // Of the turn.
   const ServedModel* model_ = nullptr;

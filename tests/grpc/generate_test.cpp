@@ -37,6 +37,7 @@ TEST_CASE("a Generate stream joined is what Complete answers") {
     const Completed whole = complete(*t.stub, request);
     REQUIRE(streamed.status.ok());
     REQUIRE(whole.status.ok());
+    CHECK(streamed.well_formed);
     REQUIRE(int(streamed.choices.size()) == n);
     REQUIRE(whole.response.choices_size() == n);
     for (int i = 0; i < n; ++i) {
@@ -234,6 +235,30 @@ TEST_CASE("another model's name is NOT_FOUND") {
   CHECK(details_of(out.status).detail.code() == "model_not_found");
   request.set_model("tales");
   CHECK(generate(*t.stub, request).status.ok());
+  // The message repeats the name, but never more than trailing metadata can carry.
+  for (const char* text : {"x", "\"", "ü"}) {
+    std::string name;
+    while (name.size() < 100'000) name += text;
+    request.set_model(name);
+    const grpc::Status status = generate(*t.stub, request).status;
+    CHECK(status.error_code() == grpc::StatusCode::NOT_FOUND);
+    CHECK(details_of(status).detail.field() == "model");
+  }
+}
+
+TEST_CASE("a field that the contract does not know is accepted, and refused by strict_params") {
+  for (bool strict : {false, true}) {
+    GrpcTestOptions options;
+    options.server.strict_params = strict;
+    GrpcTest t(options);
+    v1::GenerateRequest request = text_request("a tale", 4);
+    request.GetReflection()->MutableUnknownFields(&request)->AddVarint(999, 1);
+    const grpc::Status status = generate(*t.stub, request).status;
+    CHECK(status.ok() == !strict);
+    if (!strict) continue;
+    CHECK(status.error_code() == grpc::StatusCode::INVALID_ARGUMENT);
+    CHECK(details_of(status).detail.field() == "999");
+  }
 }
 
 TEST_CASE("a full queue is RESOURCE_EXHAUSTED and says when to try again") {

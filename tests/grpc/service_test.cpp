@@ -16,6 +16,11 @@ using grpc::health::v1::Health;
 using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 
+// ThreadSanitizer asks for this, where it is built in. gRPC's archives are not instrumented: it
+// sees their calls of memcpy and sendmsg, but not the locks around them. Our own reads and writes
+// stay watched.
+extern "C" const char* __tsan_default_options() { return "ignore_interceptors_accesses=1"; }
+
 namespace {
 
 HealthCheckResponse::ServingStatus check(Health::Stub& stub, const std::string& service) {
@@ -120,6 +125,10 @@ TEST_CASE(
   all_see(HealthCheckResponse::SERVING);
   CHECK(check(*stub, "") == HealthCheckResponse::SERVING);
   CHECK(generate(*t.stub, text_request("a tale", 4)).status.ok());
+  t.server->set_serving(false);
+  all_see(HealthCheckResponse::NOT_SERVING);
+  t.server->set_serving(true);
+  all_see(HealthCheckResponse::SERVING);
   t.server->begin_drain();
   all_see(HealthCheckResponse::NOT_SERVING);
   CHECK(check(*stub, "kivi.v1.Kivi") == HealthCheckResponse::NOT_SERVING);
