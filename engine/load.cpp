@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "engine/byte_tokenizer.h"
 #include "engine/decoder_model.h"
 #include "engine/json_file.h"
 #include "engine/model_config.h"
@@ -197,12 +198,12 @@ Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, cons
                                     view, std::move(ids), logits_rows, !config.enforce_eager));
 }
 
-// A dummy model may do without a tokenizer; then the served model has none.
+// A dummy model that comes without a tokenizer gets one of bytes: what is served always has one.
 Result<std::unique_ptr<Tokenizer>> make_tokenizer(const EngineConfig& config, int vocab) {
   Result<std::unique_ptr<Tokenizer>> tokenizer = load_tokenizer(tokenizer_folder(config));
   if (!tokenizer.ok() && config.load_format == "dummy" &&
       tokenizer.error().code == ErrorCode::not_found)
-    return std::unique_ptr<Tokenizer>();
+    return make_byte_tokenizer(vocab);
   if (tokenizer.ok() && (*tokenizer)->vocab_size() > vocab)
     return Error{ErrorCode::invalid,
                  fmt::format("the tokenizer in {} has {} tokens, must have at most the model's {}",

@@ -4,11 +4,9 @@
 
 #include <algorithm>
 #include <charconv>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "engine/limits.h"
+#include "engine/json_file.h"
 
 namespace kivi {
 namespace {
@@ -89,16 +87,11 @@ Status read_added_tokens(const json& object, const std::string& path, TokenizerC
 }  // namespace
 
 Result<json> read_json_object(const std::string& path) {
-  std::error_code failed;
-  if (!std::filesystem::exists(path, failed)) return json(nullptr);
-  const auto bytes = std::filesystem::file_size(path, failed);
-  if (failed || int64_t(bytes) > kMaxJsonFileBytes) {
-    return bad(path, fmt::format("not a file of at most {} bytes", kMaxJsonFileBytes));
-  }
-  std::ifstream file(path, std::ios::binary);
-  json value = json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!value.is_object()) return bad(path, "not a JSON object");
-  return value;
+  Result<json> value = read_json_file(path);
+  if (value.ok() && !value->is_object()) return bad(path, "is not a JSON object");
+  if (value.ok()) return value;
+  if (value.error().code == ErrorCode::not_found) return json(nullptr);
+  return Error{value.error().code, value.error().message, "tokenizer"};
 }
 
 Result<std::optional<int32_t>> find_token(const NamedToken& token, const char* key,

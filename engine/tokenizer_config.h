@@ -36,7 +36,7 @@ struct TokenizerConfig {
 // Reads what is there of the three files; none of them has to be. Errors name the file and the key.
 Result<TokenizerConfig> read_tokenizer_config(const std::string& folder);
 
-// The JSON object in a file of at most kMaxJsonFileBytes; null where there is no such file.
+// The JSON object in a file; null where there is no such file.
 Result<nlohmann::json> read_json_object(const std::string& path);
 
 // The id of the token that a file names; none where it names none. A name that is not in the

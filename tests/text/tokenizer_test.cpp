@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "engine/byte_tokenizer.h"
 #include "engine/utf8.h"
 #include "tests/text/model_folder.h"
 #include "tests/text/texts.h"
@@ -299,4 +300,16 @@ TEST_CASE("one tokenizer serves many threads at once") {
   }
   for (auto& thread : threads) thread.join();
   CHECK(wrong == 0);
+}
+
+TEST_CASE("a tokenizer of bytes: for dummy models, any text and any id") {
+  const auto made = make_byte_tokenizer(300);
+  REQUIRE(made.ok());
+  const Tokenizer& tokenizer = **made;
+  for (const std::string& text : testing::awkward_texts()) {
+    CHECK(tokenizer.encode(text, true).size() == text.size());
+    CHECK(tokenizer.decode(tokenizer.encode(text, true), true) == text);
+  }
+  CHECK(tokenizer.decode(std::vector<int32_t>{'a', 299, 300, -1}, true) == "a #299");
+  CHECK(!make_byte_tokenizer(255).ok());
 }
