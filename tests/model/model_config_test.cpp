@@ -1,0 +1,241 @@
+// config.json and generation_config.json, right and wrong.
+#include "engine/model_config.h"
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <fstream>
+
+#include "engine/models/registry.h"
+#include "engine/weights.h"
+#include "tests/model/temporary_folder.h"
+
+namespace kivi {
+
+namespace {
+
+using nlohmann::json;
+
+json config_of(const std::string& model) {
+  std::ifstream file(std::string(KIVI_SOURCE_DIR) + "/models/" + model + "/config.json");
+  return json::parse(file);
+}
+
+Result<ModelConfig> read(const json& config, const json& generation = nullptr) {
+  const TemporaryFolder folder;
+  folder.write("config.json", config.dump());
+  if (!generation.is_null()) folder.write("generation_config.json", generation.dump());
+  return read_model_config(folder.path());
+}
+
+// The error for tales-llama's config with one key changed.
+Error error_with(const std::string& key, const json& value) {
+  json config = config_of("tales-llama");
+  config[key] = value;
+  const auto model = read(config);
+  if (model.ok()) FAIL("accepted " << key << " " << value);
+  return model.error();
+}
+
+RopeSpec rope_of(const json& config) {
+  const auto model = read(config);
+  if (!model.ok()) FAIL(model.error().message);
+  return model->spec.rope;
+}
+
+}  // namespace
+
+TEST_CASE("The demo models' configs say what their README says") {
+  const auto llama = read(config_of("tales-llama"));
+  REQUIRE(llama.ok());
+  CHECK(llama->family->architecture == "LlamaForCausalLM");
+  CHECK(llama->spec.layers == 8);
+  CHECK(llama->spec.heads_kv == 2);
+  CHECK(llama->spec.head_dim == 64);
+  CHECK(llama->spec.tied_embeddings);
+  CHECK(llama->dtype == DType::bf16);
+  CHECK(llama->eos_token_ids == std::vector<int32_t>{2});
+  CHECK(parameter_count(llama->spec) == 6'852'864);
+
+  const auto mistral = read(config_of("tales-mistral"));
+  REQUIRE(mistral.ok());
+  CHECK(mistral->spec.sliding_window == 256);
+  CHECK(parameter_count(mistral->spec) == 1'250'432);
+
+  const auto falcon = read(config_of("tales-falcon"));
+  REQUIRE(falcon.ok());
+  CHECK(falcon->spec.heads_kv == 1);  // multi_query, although num_kv_heads says 2
+  CHECK(falcon->spec.parallel_attention);
+  CHECK(falcon->spec.norms_per_layer == 1);
+  CHECK_FALSE(falcon->spec.gated);
+  CHECK(parameter_count(falcon->spec) == 1'246'464);
+}
+
+TEST_CASE("Older files spell the dtype and the rotary embedding differently") {
+  json config = config_of("tales-llama");
+  config.erase("dtype");
+  config.erase("rope_parameters");
+  config["torch_dtype"] = "float16";
+  config["rope_theta"] = 500000.0;
+  config["rope_scaling"] = {{"rope_type", "llama3"},
+                            {"factor", 8.0},
+                            {"low_freq_factor", 1.0},
+                            {"high_freq_factor", 4.0},
+                            {"original_max_position_embeddings", 8192}};
+  const auto model = read(config);
+  REQUIRE(model.ok());
+  CHECK(model->dtype == DType::f16);
+  CHECK(model->spec.rope.theta == 500000);
+  CHECK(model->spec.rope.scaling == RopeScaling::llama3);
+
+  config["rope_scaling"] = {{"type", "linear"}, {"factor", 4.0}};
+  CHECK(rope_of(config).scaling == RopeScaling::linear);
+  config["rope_scaling"] = nullptr;
+  CHECK(rope_of(config).scaling == RopeScaling::none);
+  config.erase("rope_theta");
+  CHECK(rope_of(config).theta == 10000);
+}
+
+TEST_CASE("Rotary frequencies are scaled by their rule") {
+  RopeSpec rope;
+  rope.rotary_dim = 128;
+  rope.theta = 500000;
+  const std::vector<float> plain = inverse_frequencies(rope);
+  REQUIRE(plain.size() == 64);
+  CHECK(plain[0] == 1);
+  CHECK(plain[32] == Approx(1 / std::sqrt(500000.0)));
+
+  rope.factor = 8;
+  rope.scaling = RopeScaling::linear;
+  CHECK(inverse_frequencies(rope)[32] == Approx(plain[32] / 8));
+
+  rope.scaling = RopeScaling::llama3;
+  const std::vector<float> llama3 = inverse_frequencies(rope);
+  // Waves of up to 8192 / 4 tokens stay, of at least 8192 / 1 are stretched by 8.
+  constexpr double kTurn = 6.283185307179586;
+  for (size_t i = 0; i < 64; ++i) {
+    CAPTURE(i);
+    const double wave = kTurn / plain[i];
+    if (wave <= 2048) CHECK(llama3[i] == plain[i]);
+    if (wave >= 8192) CHECK(llama3[i] == Approx(plain[i] / 8));
+    if (wave > 2048 && wave < 8192) {
+      CHECK(llama3[i] < plain[i]);
+      CHECK(llama3[i] > plain[i] / 8);
+    }
+  }
+}
+
+TEST_CASE(
+    "A wrong value is refused, and the message names file, key, value and what was expected") {
+  const auto [key, value, expected] = GENERATE(table<std::string, json, std::string>({
+      {"num_hidden_layers", 0, "is 0, must be an integer in [1, 1024]"},
+      {"num_hidden_layers", -3, "is -3, must be an integer in [1, 1024]"},
+      {"num_hidden_layers", 8.5, "is 8.5, must be an integer in [1, 1024]"},
+      {"num_hidden_layers", "8", "is \"8\", must be an integer in [1, 1024]"},
+      {"num_hidden_layers", nullptr, "is absent, must be an integer in [1, 1024]"},
+      {"hidden_size", 1 << 30, "is 1073741824, must be an integer in [1, 131072]"},
+      {"hidden_size", 18446744073709551615u, "must be an integer in [1, 131072]"},
+      {"vocab_size", json::array(), "is [], must be an integer"},
+      {"num_key_value_heads", 3, "is 3, must divide num_attention_heads (4)"},
+      {"head_dim", 512, "is 512, must be an integer in [1, 256]"},
+      {"rms_norm_eps", "small", "is \"small\", must be a number in [0, 1]"},
+      {"tie_word_embeddings", 1, "is 1, must be true or false"},
+      {"hidden_act", "relu6", "is \"relu6\", supported are silu, gelu"},
+      {"dtype", "int8", "is \"int8\", must be float32, float16 or bfloat16"},
+      {"eos_token_id", "two", "is \"two\", must be a token id or a list"},
+      {"eos_token_id", json::array({2, -1}), "must be a token id or a list"},
+      {"architectures", "LlamaForCausalLM", "must be a list of strings"},
+      {"rope_parameters", 5, "is 5, must be an object"},
+  }));
+  const Error error = error_with(key, value);
+  CAPTURE(error.message);
+  CHECK(error.message.find("/config.json: " + key + " is ") != std::string::npos);
+  CHECK(error.message.find(expected) != std::string::npos);
+  CHECK(error.field == key);
+}
+
+TEST_CASE("A head size that does not come out even is refused where head_dim is absent") {
+  json config = config_of("tales-llama");
+  config.erase("head_dim");
+  CHECK(read(config).ok());
+  config["hidden_size"] = 258;
+  CHECK(read(config).error().field == "hidden_size");
+}
+
+TEST_CASE("An unknown architecture lists the supported ones") {
+  const Error error = error_with("architectures", json::array({"GPT2LMHeadModel"}));
+  CHECK(error.code == ErrorCode::unsupported);
+  CHECK(error.message.find("architectures is [\"GPT2LMHeadModel\"], supported are "
+                           "LlamaForCausalLM, MistralForCausalLM, FalconForCausalLM") !=
+        std::string::npos);
+  CHECK(error_with("architectures", nullptr).code == ErrorCode::unsupported);
+}
+
+TEST_CASE("An unknown rope scaling is refused by name, a broken one by its key") {
+  Error error = error_with("rope_parameters", {{"rope_type", "yarn"}, {"factor", 4.0}});
+  CHECK(error.code == ErrorCode::unsupported);
+  CHECK(error.message.find("rope_parameters.rope_type is \"yarn\", supported are default, linear "
+                           "and llama3") != std::string::npos);
+  error = error_with("rope_parameters", {{"rope_type", "linear"}});
+  CHECK(error.field == "rope_parameters.factor");
+  error = error_with("rope_parameters", {{"rope_type", "llama3"},
+                                         {"factor", 8},
+                                         {"low_freq_factor", 4},
+                                         {"high_freq_factor", 1},
+                                         {"original_max_position_embeddings", 8192}});
+  CHECK(error.field == "rope_parameters.high_freq_factor");
+}
+
+TEST_CASE("generation_config.json gives more EOS ids and the defaults of requests") {
+  const auto model = read(config_of("tales-llama"), {{"eos_token_id", json::array({2, 7, 9})},
+                                                     {"temperature", 0.6},
+                                                     {"top_p", 0.9},
+                                                     {"top_k", 40}});
+  REQUIRE(model.ok());
+  CHECK(model->eos_token_ids == std::vector<int32_t>{2, 7, 9});
+  CHECK(model->temperature == Approx(0.6f));
+  CHECK(model->top_p == Approx(0.9f));
+  CHECK(model->top_k == 40);
+
+  CHECK(read(config_of("tales-llama"), {{"top_p", 1.5}}).error().field == "top_p");
+  CHECK(read(config_of("tales-llama"), {{"temperature", "hot"}}).error().field == "temperature");
+  CHECK(read(config_of("tales-llama"), {{"eos_token_id", 4096}})
+            .error()
+            .message.find("eos_token_id 4096 is outside of the vocabulary of 4096") !=
+        std::string::npos);
+}
+
+TEST_CASE("Files that are missing, not JSON, or nested too deep are errors that name the file") {
+  const TemporaryFolder folder;
+  CHECK(read_model_config(folder.path() + "/none").error().field == "model");
+  CHECK(read_model_config(folder.path()).error().message.find("/config.json: no such file") !=
+        std::string::npos);
+  folder.write("config.json", "{\"architectures\": [");
+  CHECK(read_model_config(folder.path()).error().message.find("config.json: is not valid JSON") !=
+        std::string::npos);
+  folder.write("config.json", std::string(100'000, '['));
+  CHECK(read_model_config(folder.path()).error().message.find("nested more than 64 levels") !=
+        std::string::npos);
+  folder.write("config.json", "7");
+  CHECK(read_model_config(folder.path()).error().message.find("must be a JSON object") !=
+        std::string::npos);
+}
+
+TEST_CASE("Falcon's older and newer architectures map to the same switches") {
+  json config = config_of("tales-falcon");
+  config["new_decoder_architecture"] = true;  // 40B: groups of queries, two norms side by side
+  auto model = read(config);
+  REQUIRE(model.ok());
+  CHECK(model->spec.heads_kv == 2);
+  CHECK(model->spec.norms_per_layer == 2);
+  CHECK(model->family->names(model->spec).attention_norm == "ln_attn");
+
+  config["num_ln_in_parallel_attn"] = 1;  // Falcon 2
+  model = read(config);
+  REQUIRE(model.ok());
+  CHECK(model->family->names(model->spec).attention_norm == "input_layernorm");
+
+  config["alibi"] = true;
+  CHECK(read(config).error().code == ErrorCode::unsupported);
+}
+
+}  // namespace kivi

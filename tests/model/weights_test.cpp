@@ -1,0 +1,198 @@
+// Weights: what a checkpoint must hold, and where its rows go.
+#include "engine/weights.h"
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstring>
+
+#include "engine/load.h"
+#include "engine/model_config.h"
+#include "kernels/half.h"
+#include "tests/model/tales.h"
+#include "tests/model/temporary_folder.h"
+
+namespace kivi {
+
+namespace {
+
+using nlohmann::json;
+
+// A copy of tales-mistral (the smallest) whose safetensors header goes through `change`.
+template <class Change>
+std::string load_error(const Change& change) {
+  const TemporaryFolder folder;
+  folder.copy(model_folder("tales-mistral"));
+  std::ifstream file(model_folder("tales-mistral") + "/model.safetensors", std::ios::binary);
+  uint64_t length = 0;
+  file.read(reinterpret_cast<char*>(&length), sizeof(length));
+  std::string header(length, '\0');
+  file.read(header.data(), std::streamsize(length));
+  const std::string data(std::istreambuf_iterator<char>(file), {});
+  json document = json::parse(header);
+  change(document);
+  std::string bytes = safetensors_bytes(document.dump(), 0);
+  folder.write("model.safetensors", bytes + data);
+
+  EngineConfig config = test_config("tales-mistral", "fp16");
+  config.model = folder.path();
+  const auto loaded = load_model(config, {});
+  return loaded.ok() ? "no error" : loaded.error().message;
+}
+
+// Rows of a device matrix as floats (f32 weights).
+std::vector<float> download(Backend& backend, const Tensor& tensor) {
+  std::vector<float> values(size_t(tensor.size()));
+  backend.download(values.data(), tensor.data, values.size() * sizeof(float));
+  return values;
+}
+
+}  // namespace
+
+TEST_CASE("An unchanged copy loads") {
+  CHECK(load_error([](json&) {}) == "no error");
+}
+
+TEST_CASE("A wrong shape is refused with both shapes") {
+  const std::string message = load_error([](json& header) {
+    header["model.layers.2.mlp.gate_proj.weight"]["shape"] = json::array({128, 344});
+  });
+  CHECK(message.find("/model.safetensors: tensor 'model.layers.2.mlp.gate_proj.weight' is "
+                     "[128, 344] BF16, must be [344, 128] (from config.json)") !=
+        std::string::npos);
+}
+
+TEST_CASE("A missing and an unexpected tensor are both named") {
+  const std::string message = load_error([](json& header) {
+    header["model.layers.1.self_attn.q_proj.other"] =
+        header["model.layers.1.self_attn.q_proj.weight"];
+    header.erase("model.layers.1.self_attn.q_proj.weight");
+  });
+  CHECK(message.find("1 of 38 tensors are missing: model.layers.1.self_attn.q_proj.weight; 1 "
+                     "tensors are unexpected (config.json does not call for them): "
+                     "model.layers.1.self_attn.q_proj.other") != std::string::npos);
+}
+
+TEST_CASE("A bias that config.json does not call for is not dropped in silence") {
+  const std::string message = load_error([](json& header) {
+    header["model.layers.0.self_attn.q_proj.bias"] = header["model.norm.weight"];
+  });
+  CHECK(message.find("unexpected") != std::string::npos);
+}
+
+TEST_CASE("A dtype that is not computed with is refused by name") {
+  const std::string message =
+      load_error([](json& header) { header["model.norm.weight"]["dtype"] = "I16"; });
+  CHECK(message.find("tensor 'model.norm.weight' is [128] I16, must be F32, F16 or BF16") !=
+        std::string::npos);
+}
+
+TEST_CASE("Leftovers of older checkpoints are ignored") {
+  CHECK(load_error([](json& header) {
+          header["lm_head.weight"] = header["model.embed_tokens.weight"];  // tied
+          header["model.layers.0.self_attn.rotary_emb.inv_freq"] = header["model.norm.weight"];
+        }) == "no error");
+}
+
+TEST_CASE("Grouped q|k|v rows are put in the kernels' order") {
+  // Two KV heads, four query heads of 16: groups are [q0 q1 k0 v0] [q2 q3 k1 v1].
+  DecoderSpec spec;
+  spec.layers = 1;
+  spec.hidden = 16;
+  spec.heads_q = 4;
+  spec.heads_kv = 2;
+  spec.head_dim = 16;
+  spec.intermediate = 16;
+  spec.vocab = 2;
+  spec.norms_per_layer = 1;
+  spec.parallel_attention = true;
+  spec.gated = false;
+  spec.tied_embeddings = true;
+  spec.rope.rotary_dim = 16;
+  const TensorNames names = {.embedding = "e",
+                             .final_norm = "n",
+                             .head = "h",
+                             .layers = "l.",
+                             .attention_norm = "n",
+                             .mlp_norm = "",
+                             .qkv = {"qkv"},
+                             .qkv_order = QkvOrder::groups,
+                             .output = "o",
+                             .up = {"u"},
+                             .down = "d"};
+  json header;
+  size_t bytes = 0;
+  const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
+    size_t size = 4;
+    for (const int64_t n : shape) size *= size_t(n);
+    header[name] = {{"dtype", "F32"}, {"shape", shape}, {"data_offsets", {bytes, bytes + size}}};
+    bytes += size;
+  };
+  add("l.0.qkv.weight", {128, 16});
+  add("e.weight", {2, 16});
+  add("n.weight", {16});
+  add("l.0.n.weight", {16});
+  add("l.0.o.weight", {16, 64});
+  add("l.0.u.weight", {16, 16});
+  add("l.0.d.weight", {16, 16});
+  std::string file = safetensors_bytes(header.dump(), bytes);
+  std::vector<float> qkv(128 * 16);
+  for (size_t i = 0; i < qkv.size(); ++i) qkv[i] = float(i / 16);  // row number
+  std::memcpy(file.data() + file.size() - bytes, qkv.data(), qkv.size() * sizeof(float));
+
+  const TemporaryFolder folder;
+  folder.write("model.safetensors", file);
+  const auto checkpoint = Checkpoint::open(folder.path());
+  REQUIRE(checkpoint.ok());
+  const auto backend = make_cpu_backend(1);
+  const auto weights = load_weights(*backend, spec, names, *checkpoint, DType::f32, {});
+  if (!weights.ok()) FAIL(weights.error().message);
+  const std::vector<float> rows = download(*backend, weights->layers[0].qkv);
+  const int expected_heads[] = {0, 1, 4, 5, 2, 6, 3, 7};  // q0 q1 q2 q3 k0 k1 v0 v1 in the file
+  for (size_t head = 0; head < 8; ++head)
+    for (size_t channel = 0; channel < 16; ++channel)
+      CHECK(rows[(head * 16 + channel) * 16] == float(expected_heads[head] * 16 + int(channel)));
+}
+
+TEST_CASE("Dummy weights of the config's shape give finite logits, without a tokenizer") {
+  const TemporaryFolder folder;
+  json config;
+  std::ifstream(model_folder("tales-llama") + "/config.json") >> config;
+  config["num_hidden_layers"] = 3;
+  config["hidden_size"] = 320;  // 5 heads of 64, one KV head
+  config["num_attention_heads"] = 5;
+  config["num_key_value_heads"] = 1;
+  config["tie_word_embeddings"] = false;
+  folder.write("config.json", config.dump());
+
+  EngineConfig engine_config = test_config("tales-llama", "kivi4");
+  engine_config.model = folder.path();
+  CHECK_FALSE(load_model(engine_config, {}).ok());  // neither weights nor tokenizer
+  engine_config.load_format = "dummy";
+  const auto loaded = load_or_fail(engine_config);
+  CHECK(loaded->tokenizer == nullptr);
+  const Output output = run_one(*loaded->engine, greedy_request({1, 2, 3}, 40, 4));
+  REQUIRE(output.ids.size() == 40);
+  for (const float logprob : output.logprobs) {
+    CHECK(std::isfinite(logprob));
+    CHECK(logprob > -20);
+  }
+}
+
+TEST_CASE("Loading reports its progress in bytes, up to all of them") {
+  int64_t last = 0, total = 0, calls = 0;
+  const auto loaded = load_model(test_config("tales-llama", "fp16"),
+                                 [&](const std::string& phase, int64_t done, int64_t all) {
+                                   CHECK(phase == "weights");
+                                   CHECK(done > last);
+                                   last = done;
+                                   total = all;
+                                   ++calls;
+                                 });
+  REQUIRE(loaded.ok());
+  CHECK(calls > 1);
+  CHECK(total == (*loaded)->plan.weights);
+  CHECK(last <= total);
+  CHECK(last > total - 4096 - 256 * 100);  // the rest is alignment and rotary frequencies
+}
+
+}  // namespace kivi

@@ -1,0 +1,90 @@
+#include "tools/perplexity.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace kivi {
+
+namespace {
+
+constexpr std::string_view kStoryMark = "<|story|>";
+constexpr int64_t kStoryCharactersMin = 201;
+
+std::string_view stripped(std::string_view text) {
+  constexpr std::string_view kSpace = " \t\n\v\f\r";
+  const size_t begin = text.find_first_not_of(kSpace);
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
+}
+
+// UTF-8: every byte but continuation bytes begins a character.
+int64_t characters(std::string_view text) {
+  return std::ranges::count_if(text, [](char c) { return (uint8_t(c) & 0xc0) != 0x80; });
+}
+
+}  // namespace
+
+std::vector<std::string> stories_of(const std::string& text) {
+  std::vector<std::string> stories;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(kStoryMark, begin), text.size());
+    const std::string_view story = stripped(std::string_view(text).substr(begin, end - begin));
+    if (characters(story) >= kStoryCharactersMin) stories.emplace_back(story);
+    begin = end + kStoryMark.size();
+  }
+  return stories;
+}
+
+std::vector<std::vector<int32_t>> windows_of(const std::vector<std::string>& stories,
+                                             const Tokenizer& tokenizer, int window,
+                                             int windows_max) {
+  std::vector<int32_t> ids;
+  for (const std::string& story : stories) {
+    if (tokenizer.bos_id()) ids.push_back(*tokenizer.bos_id());
+    std::ranges::copy(tokenizer.encode(story, /*add_special_tokens=*/false),
+                      std::back_inserter(ids));
+    if (tokenizer.eos_id()) ids.push_back(*tokenizer.eos_id());
+  }
+  size_t count = ids.size() / size_t(window);
+  if (windows_max > 0) count = std::min(count, size_t(windows_max));
+  std::vector<std::vector<int32_t>> windows;
+  for (size_t i = 0; i < count; ++i) {
+    const auto begin = ids.begin() + std::ptrdiff_t(i) * window;
+    windows.emplace_back(begin, begin + window);
+  }
+  return windows;
+}
+
+Result<Perplexity> measure_perplexity(Engine& engine,
+                                      const std::vector<std::vector<int32_t>>& windows,
+                                      const std::function<void(int64_t rows_done)>& progress) {
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  for (const std::vector<int32_t>& window : windows) {
+    Request request;
+    request.prompt = window;
+    request.sampling.max_tokens = 0;
+    request.sampling.prompt_logprobs = 0;
+    ASSIGN_OR_RETURN(auto stream, engine.submit(std::move(request), [] {}));
+    streams.push_back(std::move(stream));
+  }
+  while (engine.step())
+    if (progress) progress(int64_t(engine.stats().step_tokens));
+
+  Perplexity result;
+  for (const auto& stream : streams) {
+    std::vector<TokenEvent> events;
+    VERIFY(stream->drain(events));
+    for (const TokenEvent& event : events) {
+      if (event.error) return *event.error;
+      for (const SampledToken& token : event.prompt_logprobs) result.nll -= double(token.logprob);
+      result.tokens += int64_t(event.prompt_logprobs.size());
+    }
+  }
+  if (result.tokens > 0) result.nll /= double(result.tokens);
+  result.perplexity = std::exp(result.nll);
+  return result;
+}
+
+}  // namespace kivi
