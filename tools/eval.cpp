@@ -1,5 +1,5 @@
-#include "tools/eval.h"
-
+// `kivi eval`: perplexity of a model on a text file, for one or several formats of the key-value
+// store, as a table and as JSON.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/load.h"
+#include "tools/commands.h"
 #include "tools/perplexity.h"
 
 namespace kivi {
@@ -108,14 +109,17 @@ Result<EvalRow> evaluate(const EvalOptions& o, const std::string& format, const 
   return row;
 }
 
+// "x first" and "change" compare with the first row: the ratio of perplexities, and the mean change
+// of a token's negative log likelihood, up or down.
 void print_table(const std::vector<EvalRow>& rows) {
-  fmt::print("{:<18} {:>5} {:>7} {:>8} {:>9} {:>10} {:>8} {:>9}\n", "format", "chunk", "windows",
-             "tokens", "nll", "perplexity", "x first", "tokens/s");
+  fmt::print("{:<18} {:>5} {:>7} {:>8} {:>9} {:>10} {:>8} {:>8} {:>9}\n", "format", "chunk",
+             "windows", "tokens", "nll", "perplexity", "x first", "change", "tokens/s");
   for (const EvalRow& r : rows) {
     const Perplexity& p = r.perplexity;
-    fmt::print("{:<18} {:>5} {:>7} {:>8} {:>9.5f} {:>10.4f} {:>8.4f} {:>9.0f}\n", r.format, r.chunk,
-               r.windows, p.tokens, p.nll, p.perplexity,
-               p.perplexity / rows[0].perplexity.perplexity, double(p.tokens) / r.seconds);
+    const Perplexity& first = rows[0].perplexity;
+    fmt::print("{:<18} {:>5} {:>7} {:>8} {:>9.5f} {:>10.4f} {:>8.4f} {:>8.4f} {:>9.0f}\n", r.format,
+               r.chunk, r.windows, p.tokens, p.nll, p.perplexity, p.perplexity / first.perplexity,
+               mean_change(p, first), double(p.tokens) / r.seconds);
   }
 }
 
@@ -129,6 +133,7 @@ Status write_json(const EvalOptions& o, const std::vector<EvalRow>& rows) {
                                    {"tokens", r.perplexity.tokens},
                                    {"nll", r.perplexity.nll},
                                    {"perplexity", r.perplexity.perplexity},
+                                   {"change", mean_change(r.perplexity, rows[0].perplexity)},
                                    {"seconds", r.seconds}});
   std::ofstream file(o.json);
   if (!(file << document.dump(1) << '\n'))
@@ -149,15 +154,17 @@ Status evaluate_all(const EvalOptions& o) {
 
 }  // namespace
 
-int run_eval(int argc, char** argv) {
+int run_eval(const Arguments& args) {
   EvalOptions options;
   CLI::App app("Perplexity of a model on a text, by format of the key-value store.", "kivi eval");
   add_options(app, options);
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(Arguments(args.rbegin(), args.rend()));  // CLI11 takes the last word first
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : kExitUsage;
+  }
   const Status status = evaluate_all(options);
-  if (status.ok()) return 0;
-  fmt::print(stderr, "kivi eval: {}\n", status.error().message);
-  return 1;
+  return status.ok() ? 0 : report(status.error());
 }
 
 }  // namespace kivi

@@ -78,13 +78,24 @@ Result<Perplexity> measure_perplexity(Engine& engine,
     VERIFY(stream->drain(events));
     for (const TokenEvent& event : events) {
       if (event.error) return *event.error;
-      for (const SampledToken& token : event.prompt_logprobs) result.nll -= double(token.logprob);
-      result.tokens += int64_t(event.prompt_logprobs.size());
+      for (const SampledToken& token : event.prompt_logprobs) {
+        result.token_nll.push_back(-token.logprob);
+        result.nll -= double(token.logprob);
+      }
     }
   }
+  result.tokens = int64_t(result.token_nll.size());
   if (result.tokens > 0) result.nll /= double(result.tokens);
   result.perplexity = std::exp(result.nll);
   return result;
+}
+
+double mean_change(const Perplexity& a, const Perplexity& b) {
+  VERIFY(a.token_nll.size() == b.token_nll.size());
+  double sum = 0;
+  for (size_t i = 0; i < a.token_nll.size(); ++i)
+    sum += std::abs(double(a.token_nll[i]) - double(b.token_nll[i]));
+  return sum / double(std::max<size_t>(a.token_nll.size(), 1));
 }
 
 }  // namespace kivi

@@ -27,7 +27,12 @@ struct Perplexity {
   int64_t tokens = 0;  // predicted: window - 1 of each window
   double nll = 0;      // mean negative log likelihood of a predicted token, nats
   double perplexity = 0;
+  std::vector<float> token_nll;  // of every predicted token, window after window
 };
+
+// Mean |nll - nll'| over the tokens of the same windows: how far two formats are apart. Differences
+// of the means can cancel out; these cannot.
+double mean_change(const Perplexity& a, const Perplexity& b);
 
 // Scores every window as a prompt of its own. Which numbers attention reads is the engine's
 // configuration: prefill mode stream with chunks of one token reads the history from the store, as
