@@ -3,9 +3,9 @@
 // A *segment* is the attention of one sequence, one KV head and one block of query heads. It is a
 // row of *units*: first pages (64 quantized tokens), then tiles (16 tokens whose values, and mostly
 // keys, are 16-bit rows), last the step's own token. A unit's weight is about its bytes. All
-// segments one after the other form a line; the warps of the grid cut the line into equal pieces,
-// and a unit belongs to the warp in whose piece it begins. So the grid is fixed, whatever the
-// lengths are, and no warp has more than one unit above its share.
+// segments one after the other form a line, which is cut into equal *pieces*, one a warp; the warps
+// of a block have neighbouring pieces. A unit belongs to the piece in which it begins. So the grid
+// is fixed, whatever the lengths are, and no warp has more than one unit above its share.
 #pragma once
 
 #include "kernels/cuda/kv_attend_decode.h"
@@ -15,6 +15,16 @@ namespace kivi::cuda {
 
 inline constexpr int kUnitTokens = 64;
 inline constexpr int kTileTokens = 16;
+
+// x / y for 0 <= x and quotients below 2^22, given about 1 / y: an integer division is some 30
+// instructions in a row, and the prologue would have a dozen of them.
+__device__ __forceinline__ int quotient_of(int x, int y, float inverse) {
+  int quotient = int(float(x) * inverse);
+  const int rest = x - quotient * y;
+  if (rest < 0) --quotient;
+  if (rest >= y) ++quotient;
+  return quotient;
+}
 
 // Everything a launch knows; passed by value.
 struct DecodeLaunch {
@@ -30,8 +40,11 @@ struct DecodeLaunch {
   const int32_t* page_table;
   float* partials;
   int* counters;
-  KvFormat format;
-  int page_tokens;
+  KvKind kind;
+  int group_shift, page_shift;  // log2 of G and of the tokens of a page
+  int residual_rows;            // R; 1 where there is none
+  float residual_inverse;       // 1 / R
+  int group;
   int sequence_count, kv_heads, ratio, head_blocks;
   int window;
   float scale_log2;
@@ -41,8 +54,33 @@ struct DecodeLaunch {
   int block_kp, block_vc, block_vp;
   int stage_kp, stage_vc, stage_vp, unit_bytes;
   int stages, stage_bytes;
-  int page_weight, tile_weight, weight_max;
+  int page_weight, tile_weight;
+  float page_weight_inverse, tile_weight_inverse, weight_max_inverse, blocks_inverse;
+
+  // token % R.
+  __device__ __forceinline__ int residual_row(int token) const {
+    return token - quotient_of(token, residual_rows, residual_inverse) * residual_rows;
+  }
 };
+
+// Offsets in a block's shared memory: barriers [warps][stages] first, then a row of ones, the ids
+// of partial states and two counters, prefix [sequences + 1], one partial state a warp, the rings.
+struct DecodeShared {
+  int ones, line, slots, arrived, prefix, partials, partial_bytes, ring;
+};
+__host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, int sequences,
+                                                         int head_dim, int head_tiles) {
+  DecodeShared s{};
+  s.ones = (warps * stages * 8 + 15) / 16 * 16;
+  s.line = s.ones + 128;
+  s.slots = s.line + 64;
+  s.arrived = s.slots + 2 * warps * 32;
+  s.prefix = s.arrived + 32;
+  s.partials = (s.prefix + (sequences + 1) * 4 + 127) / 128 * 128;
+  s.partial_bytes = head_tiles * (head_dim * 8 + 16) * 4;
+  s.ring = (s.partials + warps * s.partial_bytes + 127) / 128 * 128;
+  return s;
+}
 
 struct Cursor {
   int sequence;
@@ -70,12 +108,14 @@ struct Extent {
   }
 };
 
+// As key_tokens_quantized and value_tokens_quantized say.
 __device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int past) {
   Extent e;
   e.past = past;
   e.low = a.window > 0 ? max(0, past - a.window + 1) : 0;
-  e.keys_end = key_tokens_quantized(a.format, past);
-  e.values_end = a.format.kind == KvKind::f16 ? 0 : value_tokens_quantized(a.format, past);
+  const bool kivi = a.kind == KvKind::kivi;
+  e.keys_end = kivi ? past - a.residual_row(past) : past;
+  e.values_end = a.kind == KvKind::f16 ? 0 : kivi ? max(0, past - a.residual_rows) : past;
   e.values_begin = max(e.values_end, e.low);
   e.page_first = e.low / kUnitTokens;
   e.pages = max(0, (e.values_end + kUnitTokens - 1) / kUnitTokens - e.page_first);
@@ -84,19 +124,30 @@ __device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int past) {
   return e;
 }
 
-// The line of work: `prefix[s]` is where sequence s begins. In shared memory.
+// The line of work: `prefix[s]` is where sequence s begins. In shared memory, made by one warp.
 struct Line {
   const int* prefix;  // [sequence_count + 1]
   int total;
-  int warps;  // that share the line
+  int pieces;
+  int pieces_block;    // of one block: 1..its warps
+  int quotient, rest;  // total / pieces, total % pieces
+  float pieces_inverse, quotient_inverse;
 
-  __device__ int boundary(int warp) const { return int(int64_t(warp) * total / warps); }
-  // The warp in whose piece position x lies.
-  __device__ int owner(int x) const {
-    return int((int64_t(x + 1) * warps + total - 1) / total) - 1;
+  __device__ __forceinline__ int boundary(int piece) const {
+    return piece * quotient + quotient_of(piece * rest, pieces, pieces_inverse);
+  }
+  // The piece in which position x lies.
+  __device__ __forceinline__ int owner(int x) const {
+    int piece = min(pieces - 1, int(float(x) * quotient_inverse));
+    while (boundary(piece) > x) --piece;
+    while (boundary(piece + 1) <= x) ++piece;
+    return piece;
+  }
+  __device__ __forceinline__ int block_of(int piece) const {
+    return quotient_of(piece, pieces_block, 1.f / float(pieces_block));
   }
 
-  __device__ Cursor next_segment(const DecodeLaunch& a, Cursor c) const {
+  __device__ __forceinline__ Cursor next_segment(const DecodeLaunch& a, Cursor c) const {
     if (++c.segment == a.kv_heads * a.head_blocks) {
       c.segment = 0;
       do ++c.sequence;
@@ -106,8 +157,8 @@ struct Line {
     return c;
   }
 
-  // The first unit that begins at or after x.
-  __device__ Cursor locate(const DecodeLaunch& a, int x) const {
+  // The first unit that begins at or after x. Lanes may ask for different x.
+  __device__ __forceinline__ Cursor locate(const DecodeLaunch& a, int x) const {
     if (x >= total) return {a.sequence_count, 0, 0};
     int low = 0, high = a.sequence_count;  // prefix[low] <= x < prefix[high]
     while (high - low > 1) {
@@ -119,35 +170,31 @@ struct Line {
     }
     const Extent e = extent_of(a, a.sequences[low].past);
     const int weight = e.weight(a);
-    const int segment = (x - prefix[low]) / weight;
+    const int segment = quotient_of(x - prefix[low], weight, __frcp_rn(float(weight)));
     const int rest = x - prefix[low] - segment * weight;
-    Cursor c{low, segment, 0};
-    if (rest <= e.pages * a.page_weight) {
-      c.unit = (rest + a.page_weight - 1) / a.page_weight;
-    } else {
-      const int tiles = rest - e.pages * a.page_weight;
-      c.unit = e.pages + (tiles + a.tile_weight - 1) / a.tile_weight;
-    }
-    return c;
+    const int in_tiles = rest - e.pages * a.page_weight;
+    const int unit =
+        in_tiles <= 0 ? quotient_of(rest + a.page_weight - 1, a.page_weight, a.page_weight_inverse)
+                      : e.pages + quotient_of(in_tiles + a.tile_weight - 1, a.tile_weight,
+                                              a.tile_weight_inverse);
+    return {low, segment, unit};
   }
 };
 
-// Fills prefix[0 .. sequence_count] (shared memory) and returns the line. All threads of the block.
-__device__ __forceinline__ Line make_line(const DecodeLaunch& a, int* prefix) {
-  for (int s = threadIdx.x; s < a.sequence_count; s += blockDim.x) {
-    const StepSequence& sequence = a.sequences[s];
-    const bool decodes = sequence.row_count == 1 && sequence.mode == KvMode::store;
-    prefix[s + 1] =
-        decodes ? extent_of(a, sequence.past).weight(a) * a.kv_heads * a.head_blocks : 0;
-  }
-  __syncthreads();
+// Fills prefix[0 .. sequence_count] and `shared` (shared memory); returns the line. All threads.
+__device__ __forceinline__ Line make_line(const DecodeLaunch& a, int* prefix, Line* shared) {
   if (threadIdx.x < 32) {
     const int lane = threadIdx.x;
     int before = 0;
     if (lane == 0) prefix[0] = 0;
     for (int base = 0; base < a.sequence_count; base += 32) {
       const int s = base + lane;
-      int sum = s < a.sequence_count ? prefix[s + 1] : 0;
+      int sum = 0;
+      if (s < a.sequence_count) {
+        const StepSequence& sequence = a.sequences[s];
+        if (sequence.row_count == 1 && sequence.mode == KvMode::store)
+          sum = extent_of(a, sequence.past).weight(a) * a.kv_heads * a.head_blocks;
+      }
 #pragma unroll
       for (int offset = 1; offset < 32; offset *= 2) {
         const int other = __shfl_up_sync(0xffffffffu, sum, offset);
@@ -156,14 +203,24 @@ __device__ __forceinline__ Line make_line(const DecodeLaunch& a, int* prefix) {
       if (s < a.sequence_count) prefix[s + 1] = before + sum;
       before += __shfl_sync(0xffffffffu, sum, 31);
     }
+    if (lane == 0) {
+      Line line;
+      line.prefix = prefix;
+      line.total = before;
+      // Every piece holds the beginning of at least one unit (so the estimate rounds down). Few
+      // pieces are spread over all blocks.
+      const int most = max(1, int(float(line.total) * a.weight_max_inverse * 0.9999f));
+      line.pieces_block = max(1, min(int(blockDim.x / 32), int(float(most) * a.blocks_inverse)));
+      line.pieces = min(most, int(gridDim.x) * line.pieces_block);
+      line.quotient = int(unsigned(line.total) / unsigned(line.pieces));
+      line.rest = line.total - line.quotient * line.pieces;
+      line.pieces_inverse = 1.f / float(line.pieces);
+      line.quotient_inverse = float(line.pieces) / float(max(1, line.total));
+      *shared = line;
+    }
   }
   __syncthreads();
-  Line line;
-  line.prefix = prefix;
-  line.total = prefix[a.sequence_count];
-  // Every piece but the last holds the beginning of at least one unit.
-  line.warps = min(int(gridDim.x * blockDim.x / 32), max(1, line.total / a.weight_max));
-  return line;
+  return *shared;
 }
 
 }  // namespace kivi::cuda

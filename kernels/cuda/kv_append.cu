@@ -1,11 +1,11 @@
 // kv_append: a step's keys and values into the store (kivi.md, sections 1 and 3). Every code, scale
 // and minimum has the bits that kernels/kv_codec and CpuBackend::do_kv_append write.
 //
-// Decode (append_decodes). One launch, no host branch: block (head, sequence, z). z = 0 evicts the
-// oldest value (quantized into its page, one thread a channel) and writes the new rows over the
-// residual's; z > 0 is key group z - 1, which leaves at once unless this token completes R keys.
-// Bytes a sequence and head, d = 128, 2 bits: rows 512 read + 512 written, one evicted value
-// 256 + about 8 KiB of scattered sectors; a flush reads 2 R d, writes R d / 4 + parameters.
+// Decode (append_decodes). One launch, no host branch: a block a head and sequence evicts the
+// oldest value (quantized into its page, one thread a channel), writes the new rows over the
+// residual's, and, where this token completes R keys, quantizes them group by group. Bytes a
+// sequence and head, d = 128, 2 bits: rows 512 read + 512 written, one evicted value 256 + about 8
+// KiB of scattered sectors; a flush reads 2 R d, writes R d / 4 + parameters.
 //
 // Chunks (append_chunks). Rows (f16 pages, staging, residual) are copied by one warp a token and
 // head; quantized pages are written by one block a page and head: rows to shared memory, quantize
@@ -21,6 +21,7 @@ namespace kivi::cuda {
 namespace {
 
 constexpr int kHeadDimMax = 256;
+constexpr int kDecodeThreads = 256;
 constexpr int kRowsMax = 128;  // rows of a block's tile: a group of keys, 64 values
 
 struct Append {
@@ -94,11 +95,12 @@ __device__ void store_code(std::byte* codes, CodePosition p, int bits, uint32_t 
 
 // --- decode -----------------------------------------------------------------------------------
 
-// Quantizes the value in `x` (this thread's channel) of `token` into its page. All d threads.
+// Quantizes the value in `x` (this thread's channel; threads beyond d have none) of `token` into
+// its page. All threads of the block.
 __device__ void evict_value(const Append& a, const StepSequence& s, int head, int token, __half x) {
   const KvLayout& layout = a.store.layout;
   const int c = threadIdx.x, group = layout.format.group, bits = layout.format.value_bits;
-  __shared__ float lows[8], highs[8];
+  __shared__ float lows[kDecodeThreads / 32], highs[kDecodeThreads / 32];
   const float v = finite(x);
   float low = v, high = v;
 #pragma unroll
@@ -108,6 +110,7 @@ __device__ void evict_value(const Append& a, const StepSequence& s, int head, in
   }
   if (c % 32 == 0) lows[c / 32] = low, highs[c / 32] = high;
   __syncthreads();
+  if (c >= a.d()) return;
   for (int w = c / group * group / 32; w < (c / group + 1) * group / 32; ++w)
     low = fminf(low, lows[w]), high = fmaxf(high, highs[w]);
   const float scale = scale_of(low, high, bits);
@@ -192,51 +195,69 @@ __device__ void store_value_words(const KvLayout& layout, std::byte* block, int 
 }
 
 // One group of keys: `rows` [G][d] in shared memory become codes there, then words of the page.
-// `token` is the group's first, in the page. All threads.
+// `token` is the group's first, in the page. All 256 threads; several share a channel.
 __device__ void quantize_keys(const KvLayout& layout, std::byte* block, int token, __half* rows) {
-  const int d = layout.shape.head_dim, group = layout.format.group, bits = layout.format.key_bits;
-  auto* parameters = reinterpret_cast<uint16_t*>(block + layout.key_parameters_offset());
-  for (int c = threadIdx.x; c < d; c += blockDim.x) {
-    float low = finite(rows[c]), high = low;
-    for (int i = 1; i < group; ++i) {
-      const float v = finite(rows[i * d + c]);
+  __shared__ float lows[256], highs[256];  // [part][d]
+  const int d = layout.shape.head_dim, bits = layout.format.key_bits;
+  const int parts = 256 / d > 2 ? 4 : 256 / d, count = layout.format.group / parts;
+  const int c = threadIdx.x % d, part = threadIdx.x / d;
+  const bool active = part < parts;
+  __half* mine = rows + part * count * d + c;
+  if (active) {
+    float low = finite(mine[0]), high = low;
+    for (int i = 1; i < count; ++i) {
+      const float v = finite(mine[i * d]);
       low = fminf(low, v), high = fmaxf(high, v);
     }
-    const float scale = scale_of(low, high, bits);
-    for (int i = 0; i < group; ++i)
-      reinterpret_cast<uint16_t*>(rows)[i * d + c] =
-          uint16_t(code_of(finite(rows[i * d + c]), low, scale, bits));
-    parameters[layout.key_scale(token, c)] = bits_of(scale);
-    parameters[layout.key_minimum(token, c)] = bits_of(low);
+    lows[part * d + c] = low, highs[part * d + c] = high;
   }
   __syncthreads();
-  store_key_words(layout, block, token, group, reinterpret_cast<const uint16_t*>(rows));
+  if (active) {
+    float low = lows[c], high = highs[c];
+    for (int i = 1; i < parts; ++i)
+      low = fminf(low, lows[i * d + c]), high = fmaxf(high, highs[i * d + c]);
+    const float scale = scale_of(low, high, bits);
+#pragma unroll 4
+    for (int i = 0; i < count; ++i)
+      reinterpret_cast<uint16_t*>(mine)[i * d] =
+          uint16_t(code_of(finite(mine[i * d]), low, scale, bits));
+    if (part == 0) {
+      auto* parameters = reinterpret_cast<uint16_t*>(block + layout.key_parameters_offset());
+      parameters[layout.key_scale(token, c)] = bits_of(scale);
+      parameters[layout.key_minimum(token, c)] = bits_of(low);
+    }
+  }
+  __syncthreads();
+  store_key_words(layout, block, token, layout.format.group,
+                  reinterpret_cast<const uint16_t*>(rows));
 }
 
-// Grid (heads, sequences, 1 + R / G), d threads.
+// Grid (heads, sequences), kDecodeThreads threads.
 __global__ void append_decode_kernel(const __grid_constant__ Append a) {
   extern __shared__ __align__(16) __half rows[];  // [G][d], for a flush
   const StepSequence& s = a.sequences[blockIdx.y];
   if (!a.is_decode(s)) return;
   const KvLayout& layout = a.store.layout;
   const int head = blockIdx.x, token = s.past, residual = layout.format.residual;
-  const int d = a.d();
-  if (blockIdx.z > 0) {
-    if ((token + 1) % residual != 0) return;
-    const int first = token + 1 - residual + (blockIdx.z - 1) * layout.format.group;
-    load_rows(a, s, head, 0, first, layout.format.group, rows);
+  const int d = a.d(), c = threadIdx.x, row = token % residual;
+  const int at = c < d ? row * d + swizzled_channel(row, c, d) : 0;
+  __half* values = a.residual(s, head, 1);
+  __half key = 0.f, value = 0.f, oldest = 0.f;
+  if (c < d) {
+    key = *a.source(s, token, head, 0, c), value = *a.source(s, token, head, 1, c);
+    oldest = values[at];
+  }
+  if (token >= residual) evict_value(a, s, head, token - residual, oldest);
+  if (c < d) a.residual(s, head, 0)[at] = key, values[at] = value;
+  if (row != residual - 1) return;
+  const int group = layout.format.group;
+  for (int first = token + 1 - residual; first <= token; first += group) {
+    __syncthreads();
+    load_rows(a, s, head, 0, first, group, rows);
     __syncthreads();
     quantize_keys(layout, a.page(s, first / layout.page_tokens(), head),
                   first % layout.page_tokens(), rows);
-    return;
   }
-  const int c = threadIdx.x, row = token % residual;
-  const int at = row * d + swizzled_channel(row, c, d);
-  __half* values = a.residual(s, head, 1);
-  const __half key = *a.source(s, token, head, 0, c), value = *a.source(s, token, head, 1, c);
-  if (token >= residual) evict_value(a, s, head, token - residual, values[at]);
-  a.residual(s, head, 0)[at] = key;
-  values[at] = value;
 }
 
 // f16 and f8: the token goes to its page at once. Grid (heads, sequences), d threads.
@@ -391,15 +412,14 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const KvLayout& layout = a.store.layout;
   const int d = layout.shape.head_dim;
   if (d > kHeadDimMax) return cudaErrorInvalidValue;
-  const dim3 grid(unsigned(layout.shape.heads), unsigned(a.sequence_count));
+  const dim3 grid(static_cast<unsigned>(layout.shape.heads),
+                  static_cast<unsigned>(a.sequence_count));
   if (layout.format.kind != KvKind::kivi) {
     append_decode_plain_kernel<<<grid, d, 0, stream>>>(device_arguments(a));
     return cudaGetLastError();
   }
-  const unsigned groups = unsigned(layout.format.residual / layout.format.group);
-  append_decode_kernel<<<dim3(grid.x, grid.y, 1 + groups), d,
-                         size_t(layout.format.group * d) * sizeof(__half), stream>>>(
-      device_arguments(a));
+  append_decode_kernel<<<grid, kDecodeThreads, size_t(layout.format.group * d) * sizeof(__half),
+                         stream>>>(device_arguments(a));
   return cudaGetLastError();
 }
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/decode_work.cuh"
@@ -16,10 +17,6 @@ constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
 // Floats of one partial state: 16 heads (two blocks of 8) of 128 channels, maxima and sums.
 constexpr size_t kPartialFloatsMax = 2 * (8 * 128 + 16);
 
-int shared_header(int warps, int stages, int sequences) {
-  return ((warps * stages * 8 + 15) / 16 * 16 + 128 + (sequences + 1) * 4 + 127) / 128 * 128;
-}
-
 DecodeLaunch describe(const DecodeArguments& s, bool wide) {
   const KvLayout& layout = s.store.layout;
   const int d = layout.shape.head_dim, halves = layout.page_tokens() / kUnitTokens;
@@ -32,7 +29,12 @@ DecodeLaunch describe(const DecodeArguments& s, bool wide) {
   a.pages = s.store.page_block(s.layer, 0, 0);
   if (s.store.residual != nullptr) a.residual = s.store.residual_slab(s.layer, 0, 0);
   a.sequences = s.sequences, a.page_table = s.page_table;
-  a.format = layout.format, a.page_tokens = layout.page_tokens();
+  a.kind = layout.format.kind;
+  a.group = std::max(1, layout.format.group);
+  a.group_shift = std::countr_zero(unsigned(a.group));
+  a.page_shift = std::countr_zero(unsigned(layout.page_tokens()));
+  a.residual_rows = std::max(1, layout.format.residual);
+  a.residual_inverse = 1.f / float(a.residual_rows);
   a.sequence_count = s.sequence_count, a.kv_heads = layout.shape.heads;
   a.ratio = s.heads_q / a.kv_heads;
   const int heads_block = wide ? 16 : 8;
@@ -51,8 +53,11 @@ DecodeLaunch describe(const DecodeArguments& s, bool wide) {
       layout.format.kind == KvKind::f16 ? tile_bytes : std::max(a.unit_bytes, tile_bytes);
   a.page_weight = a.unit_bytes / kWeightBytes;
   a.tile_weight = tile_bytes / kWeightBytes;
-  a.weight_max =
+  const int weight_max =
       layout.format.kind == KvKind::f16 ? a.tile_weight : std::max(a.page_weight, a.tile_weight);
+  a.page_weight_inverse = 1.f / float(a.page_weight);
+  a.tile_weight_inverse = 1.f / float(a.tile_weight);
+  a.weight_max_inverse = 1.f / float(weight_max);
   return a;
 }
 
@@ -92,7 +97,7 @@ cudaError_t decode_attend(const DecodeArguments& s, const CudaProperties& device
   const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
   grid.warps = std::min(tuning.warps > 0 ? tuning.warps : warps_most, warps_most);
   auto shared_bytes = [&] {
-    return shared_header(grid.warps, a.stages, a.sequence_count) +
+    return decode_shared(grid.warps, a.stages, a.sequence_count, d, wide ? 2 : 1).ring +
            grid.warps * a.stages * a.stage_bytes;
   };
   a.stages = tuning.stages > 0 ? tuning.stages : 4;
@@ -100,13 +105,14 @@ cudaError_t decode_attend(const DecodeArguments& s, const CudaProperties& device
   while (shared_bytes() > room && grid.warps > 1) --grid.warps;
   grid.blocks = device.multiprocessors * per_multiprocessor;
   grid.shared_bytes = size_t(shared_bytes());
+  a.blocks_inverse = 1.f / float(grid.blocks);
   return launch(a, grid, wide, stream);
 }
 
 DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream) {
   DecodeWorkspace w;
-  const size_t warps = size_t(device.multiprocessors) * kBlocksMax * kWarpsMax;
-  w.partials_bytes = 2 * warps * kPartialFloatsMax * sizeof(float);
+  const size_t blocks = size_t(device.multiprocessors) * kBlocksMax;
+  w.partials_bytes = 2 * blocks * kPartialFloatsMax * sizeof(float);
   w.partials = make_device_memory(w.partials_bytes);
   w.counters_count = kCountersMax;
   w.counters = make_device_memory(size_t(kCountersMax) * sizeof(int));

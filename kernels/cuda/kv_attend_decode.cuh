@@ -115,21 +115,19 @@ struct DecodeWarp {
 #pragma unroll
       for (int i = 0; i < kKeyTiles * 2; ++i)
         raw[i] = real ? *reinterpret_cast<const __half2*>(row + i * 8) : __half2(0.f, 0.f);
-      float largest = 0;
+      __half2 most = __habs2(raw[0]);
 #pragma unroll
-      for (int i = 0; i < kKeyTiles * 2; ++i) {
-        const float2 v = __half22float2(raw[i]);
-        largest = fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y)));
-      }
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-      // Brings the largest |q| into [8, 16).
-      const int exponent = largest > 0 ? 130 - int(__float_as_uint(largest) >> 23) : 0;
+      for (int i = 1; i < kKeyTiles * 2; ++i) most = __hmax2(most, __habs2(raw[i]));
+      most = __hmax2(most, as_half2(__shfl_xor_sync(0xffffffffu, as_u32(most), 1)));
+      most = __hmax2(most, as_half2(__shfl_xor_sync(0xffffffffu, as_u32(most), 2)));
+      const float largest = __half2float(__hmax(__low2half(most), __high2half(most)));
+      // Brings the largest |q| into [8, 16), if that takes no more than 2^15.
+      const int exponent = min(15, 130 - int(__float_as_uint(largest) >> 23));
       const float normal = __uint_as_float(uint32_t(127 + exponent) << 23);
+      const __half2 normal2 = __float2half2_rn(normal);
 #pragma unroll
       for (int i = 0; i < kKeyTiles * 2; ++i) {
-        const float2 v = __half22float2(raw[i]);
-        q[n][i] = as_u32(__floats2half2_rn(v.x * normal, v.y * normal));
+        q[n][i] = as_u32(__hmul2(raw[i], normal2));
         if constexpr (kCodes) qw[n][i] = multiply(q[n][i], pair_weight(KB, i, 1.f));
       }
       const float f = a.scale_log2 / normal;
@@ -258,7 +256,7 @@ struct DecodeWarp {
   __device__ __forceinline__ void clean_values(std::byte* stage, int low, int end) const {
     if constexpr (kCodes) {
       std::byte* parameters = stage + a.stage_vp;
-      const int groups = D / a.format.group;
+      const int groups = (D >> a.group_shift);
       for (int token = lane; token < kUnitTokens; token += 32)
         if (token < low || token >= end)
           for (int i = 0; i < 2 * groups; ++i)
@@ -292,7 +290,7 @@ struct DecodeWarp {
       float s[4][NT][4];
       if constexpr (kCodes) {
         const std::byte* keys = stage + a.stage_kp;
-        const int second = a.format.group == 32 ? 4 * D : 0;  // bytes to the second token group
+        const int second = a.group == 32 ? 4 * D : 0;  // bytes to the second token group
         float minimum[NT][4];
         minimum_product(minimum, keys + 2 * D, keys + second + 2 * D);
 #pragma unroll
@@ -352,7 +350,7 @@ struct DecodeWarp {
     constexpr int kPairs = 16 / VB;  // of a word
     if constexpr (kCodes) {
       // Rows below the number of value groups are their minima, the others ones.
-      const bool group_row = g < D / a.format.group;
+      const bool group_row = g < (D >> a.group_shift);
       const std::byte* row = group_row ? parameters + g * 256 + 128 : ones;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -378,7 +376,7 @@ struct DecodeWarp {
     for (int c = 0; c < kKeyTiles; c += 2) {  // two channel tiles share their groups
       uint32_t b[NT][8];
       if constexpr (kCodes) {
-        const std::byte* scales = parameters + c * 16 / a.format.group * 256;
+        const std::byte* scales = parameters + (c * 16 >> a.group_shift) * 256;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
@@ -423,7 +421,7 @@ struct DecodeWarp {
     for (int n = 0; n < NT; ++n)
 #pragma unroll
       for (int c = 0; c < kKeyTiles; ++c) {
-        const int source = c * 16 / a.format.group * 4 + t;
+        const int source = (c * 16 >> a.group_shift) * 4 + t;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const float minimum = __shfl_sync(0xffffffffu, x[n][j], source);
@@ -541,49 +539,6 @@ struct DecodeWarp {
     }
   }
 
-  // Merges partial states in the order of their warps: the result does not depend on which warp
-  // came last. Piece `first` holds the segment's beginning (slot 1), the others slot 0.
-  // Afterwards x holds the sums in every row.
-  __device__ __forceinline__ void merge_partials(int first, int last, int heads) {
-    auto partial = [&](int warp) {
-      return reinterpret_cast<const float4*>(a.partials +
-                                             int64_t(2 * warp + (warp == first)) * kPartialFloats);
-    };
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      if (n * 8 + 2 * t >= heads) continue;
-      const int state = NT * kKeyTiles * 32 + n * 4 + t;
-      maximum[n][0] = maximum[n][1] = kNever;
-#pragma unroll 4
-      for (int w = first; w <= last; ++w) {
-        const float4 v = __ldcg(partial(w) + state);
-        maximum[n][0] = fmaxf(maximum[n][0], v.x);
-        maximum[n][1] = fmaxf(maximum[n][1], v.y);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) x[n][i] = 0;
-#pragma unroll
-      for (int c = 0; c < kKeyTiles; ++c)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) o[n][c][i] = 0;
-#pragma unroll 2
-      for (int w = first; w <= last; ++w) {
-        const float4* from = partial(w);
-        const float4 v = __ldcg(from + state);
-        const float s0 = exp2_fast(v.x - maximum[n][0]), s1 = exp2_fast(v.y - maximum[n][1]);
-        x[n][0] = x[n][2] = fmaf(v.z, s0, x[n][0]);
-        x[n][1] = x[n][3] = fmaf(v.w, s1, x[n][1]);
-#pragma unroll
-        for (int c = 0; c < kKeyTiles; ++c) {
-          const float4 u = __ldcg(from + (n * kKeyTiles + c) * 32 + t * 8 + g);
-          o[n][c][0] = fmaf(u.x, s0, o[n][c][0]), o[n][c][1] = fmaf(u.y, s1, o[n][c][1]);
-          o[n][c][2] = fmaf(u.z, s0, o[n][c][2]), o[n][c][3] = fmaf(u.w, s1, o[n][c][3]);
-        }
-      }
-    }
-    __syncwarp();
-  }
-
   __device__ __forceinline__ uint32_t pack(float u, float v) const {
     if (!a.out_bf16) return as_u32(__floats2half2_rn(u, v));
     __nv_bfloat162 y = __floats2bfloat162_rn(u, v);
@@ -608,7 +563,7 @@ struct DecodeWarp {
 };
 
 // The copies of a warp's units, in the order in which it will use them.
-template <int D, int KB, int VB>
+template <int D, int KB, int VB, int NT>
 struct DecodeProducer {
   static constexpr int kKeyTileBytes = 16 * D * KB / 8 < 512 ? 512 : 16 * D * KB / 8;
 
@@ -627,8 +582,10 @@ struct DecodeProducer {
     enter_segment();
   }
 
+  __device__ __forceinline__ bool done() const { return cursor == end; }
+
   __device__ __forceinline__ void enter_segment() {
-    if (cursor == end) return;
+    if (done()) return;
     const StepSequence& s = a.sequences[cursor.sequence];
     extent = extent_of(a, s.past);
     table = a.page_table + s.pages_begin;
@@ -644,170 +601,341 @@ struct DecodeProducer {
     const int token = is_page ? (extent.page_first + cursor.unit) * kUnitTokens : tile_token();
     const bool needed = is_page || (cursor.unit < extent.pages + extent.tiles &&
                                     (KB == 16 || token < extent.keys_end));
-    if (needed) page = __ldg(table + token / a.page_tokens);
+    if (needed) page = __ldg(table + (token >> a.page_shift));
   }
 
+  // Starts the copies of the cursor's unit and moves on.
   __device__ __forceinline__ void issue(const WarpCopy& copy, uint32_t stage) {
-    if (cursor == end) return;
-    const int head = cursor.segment / a.head_blocks;
+    const int head = NT == 1 ? cursor.segment : cursor.segment / a.head_blocks;
     const std::byte* block = a.pages + page * a.page_stride + int64_t(head) * a.block_bytes;
-    if (cursor.unit < extent.pages)
-      issue_page(copy, stage, block);
-    else if (cursor.unit < extent.pages + extent.tiles)
-      issue_tile(copy, stage, block, head);
+    if (KB < 16 && cursor.unit < extent.pages && a.page_shift == 6)
+      copy.start(a.unit_bytes, stage, block, copy.lane == 0 ? a.unit_bytes : 0);
     else
-      issue_own(copy, stage, head);
-    copy.end();
+      issue_pieces(copy, stage, block, head);
     if (cursor.unit == extent.units() - 1) {
       cursor = line.next_segment(a, cursor);
       enter_segment();
     } else {
       ++cursor.unit;
-      if (!(cursor == end)) look_up();
+      if (!done()) look_up();
     }
   }
 
-  __device__ __forceinline__ void issue_page(const WarpCopy& copy, uint32_t stage,
-                                             const std::byte* block) const {
-    copy.begin(a.unit_bytes);
-    if (a.page_tokens == kUnitTokens) {
-      copy.copy(stage, block, a.unit_bytes);
-      return;
-    }
-    // Half of a 128-token page: its codes and value parameters, and the key parameters of both.
-    const int half = (extent.page_first + cursor.unit) % 2;
-    const int vc = a.stage_vp - a.stage_vc, vp = a.unit_bytes - a.stage_vp;
-    copy.copy(stage, block + half * a.stage_kp, a.stage_kp);
-    copy.copy(stage + a.stage_kp, block + a.block_kp, 4 * D);
-    copy.copy(stage + a.stage_vc, block + a.block_vc + half * vc, vc);
-    copy.copy(stage + a.stage_vp, block + a.block_vp + half * vp, vp);
-  }
-
-  __device__ __forceinline__ void issue_tile(const WarpCopy& copy, uint32_t stage,
-                                             const std::byte* block, int head) const {
-    const int token = tile_token();
-    const int low = max(token, extent.values_begin), rows = min(token + 16, extent.past) - low;
-    const int skip = (low - token) * 2 * D, bytes = rows * 2 * D;
-    const std::byte *keys, *values;
-    if constexpr (KB == 16) {
-      keys = block + low % kUnitTokens * (2 * D);
-      values = keys + a.block_vc;
-    } else {
-      keys = a.residual + slot * a.slot_stride + int64_t(head) * a.slab_bytes +
-             low % a.format.residual * (2 * D);
-      values = keys + a.slab_bytes / 2;
-      if (token < extent.keys_end) {
-        const int in_page = token % a.page_tokens;
-        copy.begin(bytes + kKeyTileBytes + 4 * D);
-        copy.copy(stage, block + in_page * (D * KB / 8) / kKeyTileBytes * kKeyTileBytes,
-                  kKeyTileBytes);
-        copy.copy(stage + 16 * D, block + a.block_kp + in_page / a.format.group * (4 * D), 4 * D);
-        copy.copy(stage + 32 * D + skip, values, bytes);
-        return;
+  // Lane i < 4 has piece i of the unit: keys, values, and, where they are apart from these, key and
+  // value parameters.
+  __device__ __forceinline__ void issue_pieces(const WarpCopy& copy, uint32_t stage,
+                                               const std::byte* block, int head) const {
+    const int piece = copy.lane;
+    const std::byte* from = block;
+    int to = 0, bytes = 0, all;
+    if (KB < 16 && cursor.unit < extent.pages) {
+      // Half of a 128-token page: its codes and value parameters, and the key parameters of both.
+      all = a.unit_bytes;
+      if (piece < 4) {
+        const int half = (extent.page_first + cursor.unit) % 2;
+        const int vc = a.stage_vp - a.stage_vc, vp = all - a.stage_vp;
+        to = piece == 0 ? 0 : piece == 1 ? a.stage_vc : piece == 2 ? a.stage_kp : a.stage_vp;
+        bytes = piece == 0 ? a.stage_kp : piece == 1 ? vc : piece == 2 ? 4 * D : vp;
+        from += piece == 0   ? half * a.stage_kp
+                : piece == 1 ? a.block_vc + half * vc
+                : piece == 2 ? a.block_kp
+                             : a.block_vp + half * vp;
       }
+    } else if (cursor.unit < extent.pages + extent.tiles) {
+      const int token = tile_token();
+      const int low = max(token, extent.values_begin), rows = min(token + 16, extent.past) - low;
+      const int row_bytes = rows * 2 * D;
+      int64_t values;
+      if constexpr (KB == 16) {
+        from += low % kUnitTokens * (2 * D);
+        values = a.block_vc;
+      } else {
+        from = a.residual + slot * a.slot_stride + int64_t(head) * a.slab_bytes +
+               a.residual_row(low) * (2 * D);
+        values = a.slab_bytes / 2;
+      }
+      const bool coded = KB < 8 && token < extent.keys_end;
+      all = coded ? row_bytes + kKeyTileBytes + 4 * D : 2 * row_bytes;
+      bytes = piece < 2 ? row_bytes : 0;
+      to = (low - token) * 2 * D + piece * 32 * D;
+      if (piece == 1) from += values;
+      if (coded && piece != 1) {
+        const int in_page = token & ((1 << a.page_shift) - 1);
+        to = piece == 0 ? 0 : 16 * D;
+        bytes = piece == 0 ? kKeyTileBytes : piece == 2 ? 4 * D : 0;
+        from = block + (piece == 0 ? in_page * (D * KB / 8) / kKeyTileBytes * kKeyTileBytes
+                                   : a.block_kp + (in_page >> a.group_shift) * (4 * D));
+      }
+    } else {  // the step's own token
+      all = 4 * D;
+      bytes = piece < 2 ? 2 * D : 0;
+      to = piece * 32 * D;
+      from = reinterpret_cast<const std::byte*>(a.kv + kv_row * a.kv_stride +
+                                                (head + piece * a.kv_heads) * D);
     }
-    copy.begin(2 * bytes);
-    copy.copy(stage + skip, keys, bytes);
-    copy.copy(stage + 32 * D + skip, values, bytes);
-  }
-
-  __device__ __forceinline__ void issue_own(const WarpCopy& copy, uint32_t stage, int head) const {
-    const __half* row = a.kv + kv_row * a.kv_stride + head * D;
-    copy.begin(4 * D);
-    copy.copy(stage, reinterpret_cast<const std::byte*>(row), 2 * D);
-    copy.copy(stage + 32 * D, reinterpret_cast<const std::byte*>(row + a.kv_heads * D), 2 * D);
+    copy.start(all, stage + to, from, bytes);
   }
 };
 
-// Shared memory: barriers [warps][stages], ones [64] f16, prefix [sequences + 1], stages.
-__host__ __device__ constexpr int decode_header_bytes(int warps, int stages, int sequences) {
-  return (warps * stages * 8 + 15) / 16 * 16 + 128 + (sequences + 1) * 4;
-}
+// Partial states of one block: what its warps leave in shared memory, and what it leaves for
+// others.
+//
+// A piece has at most two incomplete segments: one that began in an earlier piece (slot 2 warp) and
+// one that goes on in a later piece (slot 2 warp + 1). Neighbouring slots of one segment are merged
+// in the block; what is then still incomplete goes to the workspace, where the segment's last block
+// to arrive merges in the order of blocks. So the result does not depend on who came last.
+struct PartialSlot {
+  int id;           // segment, numbered over all sequences; -1: empty
+  int start, last;  // where its first and its last unit begin on the line
+  int row, heads;   // of the output
+  int channel;
+};
+static_assert(sizeof(PartialSlot) <= 32);
+
+template <int D, int NT>
+struct DecodeMerge {
+  static constexpr int kTiles = D / 16;
+  static constexpr int kQuads = NT * kTiles * 32;  // float4 of O
+  static constexpr int kPartialFloats = kQuads * 4 + NT * 16;
+
+  const DecodeLaunch& a;
+  const Line& line;
+
+  // Merges float4 `i` of `count` states; partial(j) is the j-th, written by this block or
+  // (IN_BLOCK false) by others. m, l: maxima and sums of its
+  // heads.
+  template <bool IN_BLOCK, class PartialOf>
+  __device__ __forceinline__ float4 merge(int i, int count, PartialOf partial, float2& m,
+                                          float2& l) const {
+    constexpr int kBatch = 4;  // loads in flight
+    const int state = kQuads + i / (kTiles * 32) * 4 + i % 32 / 8;
+    float4 o = make_float4(0, 0, 0, 0);
+    m = make_float2(kNever, kNever), l = make_float2(0, 0);
+    for (int base = 0; base < count; base += kBatch) {
+      float4 s[kBatch], v[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        s[j] = make_float4(kNever, kNever, 0, 0), v[j] = make_float4(0, 0, 0, 0);
+        if (base + j >= count) continue;
+        const float4* from = partial(base + j);
+        s[j] = IN_BLOCK ? from[state] : __ldcg(from + state);
+        v[j] = IN_BLOCK ? from[i] : __ldcg(from + i);
+      }
+      float2 top = m;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) top.x = fmaxf(top.x, s[j].x), top.y = fmaxf(top.y, s[j].y);
+      float2 f = make_float2(exp2_fast(m.x - top.x), exp2_fast(m.y - top.y));
+      o.x *= f.x, o.y *= f.y, o.z *= f.x, o.w *= f.y, l.x *= f.x, l.y *= f.y;
+      m = top;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        f = make_float2(exp2_fast(s[j].x - m.x), exp2_fast(s[j].y - m.y));
+        l.x = fmaf(s[j].z, f.x, l.x), l.y = fmaf(s[j].w, f.y, l.y);
+        o.x = fmaf(v[j].x, f.x, o.x), o.y = fmaf(v[j].y, f.y, o.y);
+        o.z = fmaf(v[j].z, f.x, o.z), o.w = fmaf(v[j].w, f.y, o.w);
+      }
+    }
+    return o;
+  }
+
+  __device__ __forceinline__ void store_16(uint16_t* to, float x) const {
+    *to = a.out_bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x))
+                     : __half_as_ushort(__float2half_rn(x));
+  }
+
+  // Merges `count` states and writes the output row, or (`to` given) one state.
+  template <bool IN_BLOCK, class PartialOf>
+  __device__ __forceinline__ void reduce(const PartialSlot& p, int count, PartialOf partial,
+                                         float4* to) const {
+    for (int i = threadIdx.x; i < kQuads; i += blockDim.x) {
+      const int n = i / (kTiles * 32), c = i / 32 % kTiles, t = i % 32 / 8, g = i % 8;
+      const int head = n * 8 + 2 * t;
+      if (head >= p.heads) continue;
+      float2 m, l;
+      const float4 o = merge<IN_BLOCK>(i, count, partial, m, l);
+      if (to != nullptr) {
+        to[i] = o;
+        if (c == 0 && g == 0) to[kQuads + n * 4 + t] = make_float4(m.x, m.y, l.x, l.y);
+        continue;
+      }
+      auto* row = static_cast<uint16_t*>(a.out) + int64_t(p.row) * a.out_stride + p.channel +
+                  head * D + c * 16 + g;
+      store_16(row, o.x / l.x), store_16(row + 8, o.z / l.x);
+      if (head + 1 < p.heads) store_16(row + D, o.y / l.y), store_16(row + D + 8, o.w / l.y);
+    }
+  }
+
+  // slots [2 warps]: what each state belongs to. state(slot): its memory. All threads of the block,
+  // after a barrier. `arrived` [2][3] is shared memory.
+  template <class StateOf>
+  __device__ __forceinline__ void run(const PartialSlot* slots, StateOf state, int* arrived) {
+    const int warps = blockDim.x / 32;
+    const int begin = line.boundary(min(line.pieces, int(blockIdx.x) * line.pieces_block));
+    const int end = line.boundary(min(line.pieces, int(blockIdx.x + 1) * line.pieces_block));
+    int earlier = -1, here = -1;  // slots left for the workspace: began earlier, begin here
+    for (int slot = 0; slot < 2 * warps;) {
+      const int id = slots[slot].id;
+      if (id < 0) {
+        ++slot;
+        continue;
+      }
+      // The slots of one segment: this one, then the first ones of the next warps.
+      const int first = slot, warp = slot / 2;
+      int count = 1;
+      while (warp + count < warps && slots[2 * (warp + count)].id == id) ++count;
+      const bool begins = slots[first].start >= begin, ends = slots[first].last < end;
+      float4* to = nullptr;
+      if (!begins || !ends) {
+        (begins ? here : earlier) = first;
+        to = reinterpret_cast<float4*>(a.partials +
+                                       int64_t(2 * blockIdx.x + begins) * kPartialFloats);
+      }
+      reduce<true>(
+          slots[first], count,
+          [&](int j) {
+            return reinterpret_cast<const float4*>(state(j == 0 ? first : 2 * (warp + j)));
+          },
+          to);
+      slot = count == 1 ? first + 1 : 2 * (warp + count) - 1;
+    }
+    if (earlier < 0 && here < 0) return;  // the same in all threads
+    __threadfence();
+    __syncthreads();
+    const int mine = threadIdx.x == 0 ? earlier : here;
+    if (threadIdx.x < 2 && mine >= 0) {
+      const int n = atomicAdd(a.counters + slots[mine].id, 1) + 1;
+      const int first = line.block_of(line.owner(slots[mine].start));
+      const int count = line.block_of(line.owner(slots[mine].last)) - first + 1;
+      if (n == count) a.counters[slots[mine].id] = 0;
+      int* out = arrived + threadIdx.x * 3;
+      out[0] = n == count, out[1] = first, out[2] = count;
+    }
+    __syncthreads();
+    for (int i = 0; i < 2; ++i) {
+      const int slot = i == 0 ? earlier : here;
+      if (slot < 0 || !arrived[i * 3]) continue;
+      __threadfence();
+      const int first = arrived[i * 3 + 1];
+      reduce<false>(
+          slots[slot], arrived[i * 3 + 2],
+          [&](int j) {
+            return reinterpret_cast<const float4*>(
+                a.partials + int64_t(2 * (first + j) + (j == 0)) * kPartialFloats);
+          },
+          nullptr);
+    }
+  }
+};
 
 template <int D, int KB, int VB, int NT>
 __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
     kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const int barrier_bytes = (warps * a.stages * 8 + 15) / 16 * 16;
-  std::byte* ones = shared + barrier_bytes;
-  int* prefix = reinterpret_cast<int*>(ones + 128);
-  const int header = (decode_header_bytes(warps, a.stages, a.sequence_count) + 127) / 128 * 128;
-  std::byte* ring = shared + header + warp * a.stages * a.stage_bytes;
+  const DecodeShared at = decode_shared(warps, a.stages, a.sequence_count, D, NT);
+  auto* slots = reinterpret_cast<PartialSlot*>(shared + at.slots);
+  std::byte* ring = shared + at.ring + warp * a.stages * a.stage_bytes;
   const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
 
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
-  if (threadIdx.x < 32) reinterpret_cast<uint32_t*>(ones)[lane] = kOnes;
+  if (threadIdx.x < 32) reinterpret_cast<uint32_t*>(shared + at.ones)[lane] = kOnes;
+  if (lane < 2) slots[2 * warp + lane].id = -1;
   fence_before_async_copy();
-  const Line line = make_line(a, prefix);
+  const Line line = make_line(a, reinterpret_cast<int*>(shared + at.prefix),
+                              reinterpret_cast<Line*>(shared + at.line));
 
-  // Neighbours on the line sit on different multiprocessors, so that short lines use them all.
-  const int self = warp * gridDim.x + blockIdx.x;
-  if (self >= line.warps) return;
-  Cursor cursor = line.locate(a, line.boundary(self));
-  const Cursor end = line.locate(a, line.boundary(self + 1));
-  DecodeProducer<D, KB, VB> producer(a, line, cursor, end);
-  for (int i = 0; i < a.stages; ++i)
-    producer.issue({barriers + i * 8, lane}, shared_address(ring + i * a.stage_bytes));
-
-  DecodeWarp<D, KB, VB, NT> state(a, lane, ones);
-  int stage = 0;
-  uint32_t parity = 0;
-  while (!(cursor == end)) {
-    const StepSequence& sequence = a.sequences[cursor.sequence];
-    const Extent extent = extent_of(a, sequence.past);
-    const int units = extent.units(), begin = cursor.unit;
-    const bool stops_here = cursor.sequence == end.sequence && cursor.segment == end.segment;
-    const int behind = stops_here ? end.unit : units;
-    const int head = cursor.segment / a.head_blocks, head_block = cursor.segment % a.head_blocks;
-    const int first_head = head_block * 8 * NT;
-    const int heads = min(8 * NT, a.ratio - first_head);
-    const int64_t first_channel = int64_t(head * a.ratio + first_head) * D;
-    const int row = sequence.row_begin;
-    state.begin(a.q + row * a.q_stride + first_channel, heads);
-
-    for (int unit = begin; unit < behind; ++unit) {
-      std::byte* data = ring + stage * a.stage_bytes;
-      barrier_wait(barriers + stage * 8, parity);
-      if (unit < extent.pages) {
-        const int token = (extent.page_first + unit) * kUnitTokens;
+  const int piece = blockIdx.x * line.pieces_block + warp;
+  if (warp < line.pieces_block && piece < line.pieces) {
+    // Even lanes find where the piece begins, odd lanes where it ends.
+    const Cursor mine = line.locate(a, line.boundary(piece + lane % 2));
+    const auto of_lane = [&](int from) {
+      return Cursor{__shfl_sync(0xffffffffu, mine.sequence, from),
+                    __shfl_sync(0xffffffffu, mine.segment, from),
+                    __shfl_sync(0xffffffffu, mine.unit, from)};
+    };
+    Cursor cursor = of_lane(0);
+    const Cursor end = of_lane(1);
+    DecodeProducer<D, KB, VB, NT> producer(a, line, cursor, end);
+    DecodeWarp<D, KB, VB, NT> state(a, lane, shared + at.ones);
+    Extent extent;
+    int units = 0, begin = 0, behind = 0, heads = 0, row = 0;  // of the cursor's segment
+    int channel = 0;
+    bool inside = false;
+    int in = 0, out = 0, in_flight = 0;  // stages
+    uint32_t parity = 0;
+    // One place each for starting copies, for a unit and for the ends of a segment: the code of the
+    // kernel has to come through the instruction cache as well.
+    while (true) {
+      if (in_flight < (inside ? a.stages : 1) && !producer.done()) {
+        producer.issue({barriers + in * 8, lane}, shared_address(ring + in * a.stage_bytes));
+        in = in + 1 == a.stages ? 0 : in + 1;
+        ++in_flight;
+        continue;
+      }
+      if (in_flight == 0) break;
+      if (!inside) {
+        inside = true;
+        const StepSequence& sequence = a.sequences[cursor.sequence];
+        extent = extent_of(a, sequence.past);
+        units = extent.units(), begin = cursor.unit;
+        const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
+        behind = stops ? end.unit : units;
+        const int head = NT == 1 ? cursor.segment : cursor.segment / a.head_blocks;
+        const int first_head = NT == 1 ? 0 : cursor.segment % a.head_blocks * 8 * NT;
+        heads = min(8 * NT, a.ratio - first_head);
+        channel = (head * a.ratio + first_head) * D;
+        row = sequence.row_begin;
+        state.begin(a.q + row * a.q_stride + channel, heads);
+      }
+      std::byte* data = ring + out * a.stage_bytes;
+      barrier_wait(barriers + out * 8, parity);
+      if (cursor.unit < extent.pages) {
+        const int token = (extent.page_first + cursor.unit) * kUnitTokens;
         state.page_unit(data, max(0, extent.low - token), min(64, extent.values_end - token));
-      } else if (unit < extent.pages + extent.tiles) {
-        const int tile = extent.tile_first + unit - extent.pages, token = tile * kTileTokens;
-        state.tile_unit(data, max(0, extent.values_begin - token), min(16, extent.past - token),
-                        token < extent.keys_end, tile % 2);
       } else {
-        state.tile_unit(data, 0, 1, false, 0);
+        const int tile = extent.tile_first + cursor.unit - extent.pages;
+        const bool own = cursor.unit == units - 1;
+        const int token = tile * kTileTokens;
+        state.tile_unit(data, own ? 0 : max(0, extent.values_begin - token),
+                        own ? 1 : min(16, extent.past - token), !own && token < extent.keys_end,
+                        tile % 2);
       }
       __syncwarp();
-      producer.issue({barriers + stage * 8, lane}, shared_address(data));
-      if (++stage == a.stages) stage = 0, parity ^= 1;
-    }
-    state.close_pages();
+      if (++out == a.stages) out = 0, parity ^= 1;
+      --in_flight;
+      if (++cursor.unit < behind) continue;
 
-    bool whole = begin == 0 && behind == units;
-    if (!whole) {
-      const int start = line.prefix[cursor.sequence] + cursor.segment * extent.weight(a);
-      const int first = line.owner(start), last = line.owner(start + extent.weight(a) - 1);
-      state.store_partial(a.partials + int64_t(2 * self + (begin == 0)) * state.kPartialFloats,
-                          heads);
-      __threadfence();
-      __syncwarp();
-      int* counter = a.counters + cursor.sequence * (a.kv_heads * a.head_blocks) + cursor.segment;
-      int arrived = 0;
-      if (lane == 0) arrived = atomicAdd(counter, 1) + 1;
-      arrived = __shfl_sync(0xffffffffu, arrived, 0);
-      if (arrived == last - first + 1) {
-        __threadfence();
-        if (lane == 0) *counter = 0;
-        state.merge_partials(first, last, heads);
-        whole = true;
+      inside = false;
+      state.close_pages();
+      if (begin == 0 && behind == units) {
+        state.store_output(static_cast<uint16_t*>(a.out) + row * a.out_stride + channel, heads);
+      } else {
+        // What goes on in a later piece is the last thing this warp does: the ring is free.
+        const int slot = begin == 0 ? 1 : 0;
+        std::byte* to = slot == 1 ? ring : shared + at.partials + warp * at.partial_bytes;
+        state.store_partial(reinterpret_cast<float*>(to), heads);
+        if (lane == 0) {
+          const int weight = extent.weight(a);
+          const int start = line.prefix[cursor.sequence] + cursor.segment * weight;
+          slots[2 * warp + slot] = {cursor.sequence * (a.kv_heads * a.head_blocks) + cursor.segment,
+                                    start,
+                                    start + weight - 1,
+                                    row,
+                                    heads,
+                                    channel};
+        }
       }
+      if (behind == units) cursor = line.next_segment(a, cursor);
     }
-    if (whole)
-      state.store_output(static_cast<uint16_t*>(a.out) + row * a.out_stride + first_channel, heads);
-    cursor = stops_here && behind < units ? end : line.next_segment(a, cursor);
   }
+  __syncthreads();
+  DecodeMerge<D, NT>{a, line}.run(
+      slots,
+      [&](int slot) {
+        return slot % 2 == 1 ? shared + at.ring + slot / 2 * a.stages * a.stage_bytes
+                             : shared + at.partials + slot / 2 * at.partial_bytes;
+      },
+      reinterpret_cast<int*>(shared + at.arrived));
 }
 
 }  // namespace kivi::cuda

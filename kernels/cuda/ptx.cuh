@@ -90,9 +90,10 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 // --- a warp's asynchronous copies into shared memory
 // ----------------------------------------------
 //
-// One transfer = begin, any number of copies, end. Its barrier's phase completes when all bytes
-// are there. On Hopper lane 0 issues bulk copies (kArrivals 1); before, every lane copies 16-byte
-// chunks (kArrivals 32). Addresses and sizes are multiples of 16.
+// `start` is called by all lanes: each lane's `bytes` (0: none) go from `from` to `to`; `all` is
+// their sum over the warp. The barrier's phase completes when they are there. On Hopper each lane
+// issues a bulk copy (the barrier expects 1 arrival); before, the lanes share each copy in 16-byte
+// chunks (32 arrivals). Addresses and sizes are multiples of 16; only lanes 0 to 3 have bytes.
 struct WarpCopy {
   uint32_t barrier;
   int lane;
@@ -100,31 +101,35 @@ struct WarpCopy {
 #if __CUDA_ARCH__ >= 900
   static constexpr int kArrivals = 1;
 
-  __device__ __forceinline__ void begin(int bytes) const {
+  __device__ __forceinline__ void start(int all, uint32_t to, const std::byte* from,
+                                        int bytes) const {
     if (lane == 0)
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
-                   "r"(bytes)
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(all)
                    : "memory");
-  }
-  __device__ __forceinline__ void copy(uint32_t to, const std::byte* from, int bytes) const {
-    if (lane == 0)
+    __syncwarp();
+    if (bytes > 0)
       asm volatile(
           "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
           "[%3];" ::"r"(to),
           "l"(from), "r"(bytes), "r"(barrier)
           : "memory");
+    __syncwarp();
   }
-  __device__ __forceinline__ void end() const {}
 #else
   static constexpr int kArrivals = 32;
 
-  __device__ __forceinline__ void begin(int) const {}
-  __device__ __forceinline__ void copy(uint32_t to, const std::byte* from, int bytes) const {
-    for (int i = lane * 16; i < bytes; i += 32 * 16)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i), "l"(from + i)
-                   : "memory");
-  }
-  __device__ __forceinline__ void end() const {
+  __device__ __forceinline__ void start(int, uint32_t to, const std::byte* from, int bytes) const {
+#pragma unroll
+    for (int piece = 0; piece < 4; ++piece) {
+      const uint32_t piece_to = __shfl_sync(0xffffffffu, to, piece);
+      const int piece_bytes = __shfl_sync(0xffffffffu, bytes, piece);
+      const auto* piece_from = reinterpret_cast<const std::byte*>(
+          __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(from), piece));
+      for (int i = lane * 16; i < piece_bytes; i += 32 * 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(piece_to + i),
+                     "l"(piece_from + i)
+                     : "memory");
+    }
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
   }
 #endif
