@@ -55,6 +55,7 @@ struct DecodeLaunch {
   int stage_kp, stage_vc, stage_vp, unit_bytes;
   int stages, stage_bytes;
   int page_weight, tile_weight;
+  int pair_shift;  // log2 of the pairs of query heads that a state in memory has room for
   float page_weight_inverse, tile_weight_inverse, weight_max_inverse, blocks_inverse;
 
   // token % R.
@@ -69,7 +70,8 @@ struct DecodeShared {
   int ones, line, slots, arrived, prefix, partials, partial_bytes, ring;
 };
 __host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, int sequences,
-                                                         int head_dim, int head_tiles) {
+                                                         int head_dim, int head_tiles,
+                                                         int pair_shift) {
   DecodeShared s{};
   s.ones = (warps * stages * 8 + 15) / 16 * 16;
   s.line = s.ones + 128;
@@ -77,7 +79,7 @@ __host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, 
   s.arrived = s.slots + 2 * warps * 32;
   s.prefix = s.arrived + 32;
   s.partials = (s.prefix + (sequences + 1) * 4 + 127) / 128 * 128;
-  s.partial_bytes = head_tiles * (head_dim * 8 + 16) * 4;
+  s.partial_bytes = head_tiles * ((head_dim * 8 << pair_shift) + 64);
   s.ring = (s.partials + warps * s.partial_bytes + 127) / 128 * 128;
   return s;
 }

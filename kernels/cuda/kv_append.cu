@@ -1,11 +1,11 @@
 // kv_append: a step's keys and values into the store (kivi.md, sections 1 and 3). Every code, scale
 // and minimum has the bits that kernels/kv_codec and CpuBackend::do_kv_append write.
 //
-// Decode (append_decodes). One launch, no host branch: a block a head and sequence evicts the
-// oldest value (quantized into its page, one thread a channel), writes the new rows over the
-// residual's, and, where this token completes R keys, quantizes them group by group. Bytes a
-// sequence and head, d = 128, 2 bits: rows 512 read + 512 written, one evicted value 256 + about 8
-// KiB of scattered sectors; a flush reads 2 R d, writes R d / 4 + parameters.
+// Decode (append_decodes). One launch, no host branch. The first blocks have a warp for each
+// sequence and head: it evicts the oldest value (quantized into its page) and writes the new rows
+// over the residual's. The other blocks look for sequences whose token completes R keys and share
+// their groups of keys. Bytes a sequence and head, d = 128, 2 bits: 768 read + 512 written of rows,
+// 32 sectors of codes read and written; a flush reads 2 R d, writes R d / 4 and the parameters.
 //
 // Chunks (append_chunks). Rows (f16 pages, staging, residual) are copied by one warp a token and
 // head; quantized pages are written by one block a page and head: rows to shared memory, quantize
@@ -22,7 +22,9 @@ namespace {
 
 constexpr int kHeadDimMax = 256;
 constexpr int kDecodeThreads = 256;
-constexpr int kRowsMax = 128;  // rows of a block's tile: a group of keys, 64 values
+constexpr int kSlicesMax = 4;  // of 32 channels: head_dim of quantized formats is at most 128
+constexpr int kFlushBlocksMax = 264;  // two for each multiprocessor of an H100
+constexpr int kRowsMax = 128;         // rows of a block's tile: a group of keys, 64 values
 
 struct Append {
   const __half* kv;
@@ -95,33 +97,40 @@ __device__ void store_code(std::byte* codes, CodePosition p, int bits, uint32_t 
 
 // --- decode -----------------------------------------------------------------------------------
 
-// Quantizes the value in `x` (this thread's channel; threads beyond d have none) of `token` into
-// its page. All threads of the block.
-__device__ void evict_value(const Append& a, const StepSequence& s, int head, int token, __half x) {
+// Quantizes a value of `token` into its page: x[i] is channel lane + 32 i. One warp.
+__device__ void evict_value(const Append& a, const StepSequence& s, int head, int token,
+                            const __half (&x)[kSlicesMax]) {
   const KvLayout& layout = a.store.layout;
-  const int c = threadIdx.x, group = layout.format.group, bits = layout.format.value_bits;
-  __shared__ float lows[kDecodeThreads / 32], highs[kDecodeThreads / 32];
-  const float v = finite(x);
-  float low = v, high = v;
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    low = fminf(low, __shfl_xor_sync(0xffffffffu, low, offset));
-    high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, offset));
-  }
-  if (c % 32 == 0) lows[c / 32] = low, highs[c / 32] = high;
-  __syncthreads();
-  if (c >= a.d()) return;
-  for (int w = c / group * group / 32; w < (c / group + 1) * group / 32; ++w)
-    low = fminf(low, lows[w]), high = fmaxf(high, highs[w]);
-  const float scale = scale_of(low, high, bits);
+  const int lane = threadIdx.x % 32, slices = a.d() / 32, bits = layout.format.value_bits;
+  const int group_slices = layout.format.group / 32, t = token % layout.page_tokens();
   std::byte* block = a.page(s, token / layout.page_tokens(), head);
-  const int t = token % layout.page_tokens();
-  store_code(block + layout.value_codes_offset(), layout.value_code(t, c), bits,
-             code_of(v, low, scale, bits));
-  if (c % group != 0) return;
+  std::byte* codes = block + layout.value_codes_offset();
   auto* parameters = reinterpret_cast<uint16_t*>(block + layout.value_parameters_offset());
-  parameters[layout.value_scale(t, c)] = bits_of(scale);
-  parameters[layout.value_minimum(t, c)] = bits_of(low);
+  float low[kSlicesMax], high[kSlicesMax];
+#pragma unroll
+  for (int i = 0; i < kSlicesMax; ++i) {
+    low[i] = high[i] = finite(x[i]);
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      low[i] = fminf(low[i], __shfl_xor_sync(0xffffffffu, low[i], offset));
+      high[i] = fmaxf(high[i], __shfl_xor_sync(0xffffffffu, high[i], offset));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kSlicesMax; ++i) {
+    if (i >= slices) break;
+    float group_low = low[i], group_high = high[i];
+#pragma unroll
+    for (int j = 0; j < kSlicesMax; ++j)
+      if (j < slices && j / group_slices == i / group_slices)
+        group_low = fminf(group_low, low[j]), group_high = fmaxf(group_high, high[j]);
+    const float scale = scale_of(group_low, group_high, bits);
+    const int c = lane + 32 * i;
+    store_code(codes, layout.value_code(t, c), bits, code_of(finite(x[i]), group_low, scale, bits));
+    if (c % layout.format.group != 0) continue;
+    parameters[layout.value_scale(t, c)] = bits_of(scale);
+    parameters[layout.value_minimum(t, c)] = bits_of(group_low);
+  }
 }
 
 // Rows of `count` tokens from `first` on into shared memory, [count][d]. Keys: which 0.
@@ -232,32 +241,81 @@ __device__ void quantize_keys(const KvLayout& layout, std::byte* block, int toke
                   reinterpret_cast<const uint16_t*>(rows));
 }
 
-// Grid (heads, sequences), kDecodeThreads threads.
-__global__ void append_decode_kernel(const __grid_constant__ Append a) {
-  extern __shared__ __align__(16) __half rows[];  // [G][d], for a flush
-  const StepSequence& s = a.sequences[blockIdx.y];
-  if (!a.is_decode(s)) return;
-  const KvLayout& layout = a.store.layout;
-  const int head = blockIdx.x, token = s.past, residual = layout.format.residual;
-  const int d = a.d(), c = threadIdx.x, row = token % residual;
-  const int at = c < d ? row * d + swizzled_channel(row, c, d) : 0;
-  __half* values = a.residual(s, head, 1);
-  __half key = 0.f, value = 0.f, oldest = 0.f;
-  if (c < d) {
-    key = *a.source(s, token, head, 0, c), value = *a.source(s, token, head, 1, c);
-    oldest = values[at];
+// The new rows of one sequence and head, and the eviction that makes room for them. One warp.
+__device__ void append_rows(const Append& a, const StepSequence& s, int head) {
+  const int token = s.past, residual = a.store.layout.format.residual, d = a.d();
+  const int row = token % residual, lane = threadIdx.x % 32;
+  __half* keys = a.residual(s, head, 0) + row * d;
+  __half* values = a.residual(s, head, 1) + row * d;
+  __half key[kSlicesMax], value[kSlicesMax], oldest[kSlicesMax];
+#pragma unroll
+  for (int i = 0; i < kSlicesMax; ++i) {
+    const int c = lane + 32 * i;
+    key[i] = value[i] = oldest[i] = 0.f;
+    if (c >= d) continue;
+    key[i] = *a.source(s, token, head, 0, c), value[i] = *a.source(s, token, head, 1, c);
+    oldest[i] = values[swizzled_channel(row, c, d)];
   }
   if (token >= residual) evict_value(a, s, head, token - residual, oldest);
-  if (c < d) a.residual(s, head, 0)[at] = key, values[at] = value;
-  if (row != residual - 1) return;
-  const int group = layout.format.group;
-  for (int first = token + 1 - residual; first <= token; first += group) {
-    __syncthreads();
-    load_rows(a, s, head, 0, first, group, rows);
-    __syncthreads();
-    quantize_keys(layout, a.page(s, first / layout.page_tokens(), head),
-                  first % layout.page_tokens(), rows);
+#pragma unroll
+  for (int i = 0; i < kSlicesMax; ++i) {
+    const int c = lane + 32 * i;
+    if (c >= d) continue;
+    const int at = swizzled_channel(row, c, d);
+    keys[at] = key[i], values[at] = value[i];
   }
+}
+
+// Groups of keys of all sequences that complete R tokens, shared by `blocks` blocks.
+__device__ void flush_keys(const Append& a, int sequences, int block, int blocks, __half* rows) {
+  __shared__ int found[kDecodeThreads], count;
+  const KvLayout& layout = a.store.layout;
+  const int residual = layout.format.residual, group = layout.format.group;
+  const int heads = layout.shape.heads, groups = residual / group;
+  for (int base = 0; base < sequences; base += kDecodeThreads) {
+    // A list in the order of the sequences: each block must see the same.
+    const int index = base + threadIdx.x;
+    const bool flushes = index < sequences && a.is_decode(a.sequences[index]) &&
+                         (a.sequences[index].past + 1) % residual == 0;
+    __shared__ uint32_t votes[kDecodeThreads / 32];
+    const uint32_t vote = __ballot_sync(0xffffffffu, flushes);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) votes[threadIdx.x / 32] = vote;
+    __syncthreads();
+    int before = __popc(vote & ((1u << (threadIdx.x % 32)) - 1)), all = 0;
+    for (int w = 0; w < kDecodeThreads / 32; ++w) {
+      if (w < int(threadIdx.x / 32)) before += __popc(votes[w]);
+      all += __popc(votes[w]);
+    }
+    if (flushes) found[before] = index;
+    if (threadIdx.x == 0) count = all;
+    __syncthreads();
+    for (int item = block; item < count * heads * groups; item += blocks) {
+      const StepSequence& s = a.sequences[found[item / (heads * groups)]];
+      const int head = item / groups % heads;
+      const int first = s.past + 1 - residual + item % groups * group;
+      std::byte* page = a.page(s, first / layout.page_tokens(), head);
+      load_rows(a, s, head, 0, first, group, rows);
+      __syncthreads();
+      quantize_keys(layout, page, first % layout.page_tokens(), rows);
+      __syncthreads();
+    }
+  }
+}
+
+// Blocks below `row_blocks`: 8 pairs of sequence and head each; the others: flushes.
+__global__ void append_decode_kernel(const __grid_constant__ Append a, int sequences,
+                                     int row_blocks) {
+  extern __shared__ __align__(16) __half rows[];  // [G][d], for a flush
+  if (int(blockIdx.x) >= row_blocks) {
+    flush_keys(a, sequences, int(blockIdx.x) - row_blocks, int(gridDim.x) - row_blocks, rows);
+    return;
+  }
+  const int pair = blockIdx.x * (kDecodeThreads / 32) + threadIdx.x / 32;
+  const int heads = a.store.layout.shape.heads;
+  if (pair >= sequences * heads) return;
+  const StepSequence& s = a.sequences[pair / heads];
+  if (a.is_decode(s)) append_rows(a, s, pair % heads);
 }
 
 // f16 and f8: the token goes to its page at once. Grid (heads, sequences), d threads.
@@ -411,15 +469,20 @@ Append device_arguments(const AppendArguments& a) {
 cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const KvLayout& layout = a.store.layout;
   const int d = layout.shape.head_dim;
-  if (d > kHeadDimMax) return cudaErrorInvalidValue;
+  const bool kivi = layout.format.kind == KvKind::kivi;
+  if (d > (kivi ? 32 * kSlicesMax : kHeadDimMax)) return cudaErrorInvalidValue;
   const dim3 grid(static_cast<unsigned>(layout.shape.heads),
                   static_cast<unsigned>(a.sequence_count));
-  if (layout.format.kind != KvKind::kivi) {
+  if (!kivi) {
     append_decode_plain_kernel<<<grid, d, 0, stream>>>(device_arguments(a));
     return cudaGetLastError();
   }
-  append_decode_kernel<<<grid, kDecodeThreads, size_t(layout.format.group * d) * sizeof(__half),
-                         stream>>>(device_arguments(a));
+  const int pairs = layout.shape.heads * a.sequence_count;
+  const int row_blocks = (pairs + kDecodeThreads / 32 - 1) / (kDecodeThreads / 32);
+  const int groups = layout.format.residual / layout.format.group;
+  append_decode_kernel<<<row_blocks + std::min(kFlushBlocksMax, pairs * groups), kDecodeThreads,
+                         size_t(layout.format.group * d) * sizeof(__half), stream>>>(
+      device_arguments(a), a.sequence_count, row_blocks);
   return cudaGetLastError();
 }
 

@@ -39,6 +39,7 @@ DecodeLaunch describe(const DecodeArguments& s, bool wide) {
   a.ratio = s.heads_q / a.kv_heads;
   const int heads_block = wide ? 16 : 8;
   a.head_blocks = (a.ratio + heads_block - 1) / heads_block;
+  a.pair_shift = a.ratio <= 2 ? 0 : a.ratio <= 4 ? 1 : 2;
   a.window = s.window, a.scale_log2 = s.scale_log2, a.out_bf16 = s.out_type == DType::bf16;
   a.block_kp = layout.key_parameters_offset();
   a.block_vc = layout.value_codes_offset();
@@ -97,10 +98,11 @@ cudaError_t decode_attend(const DecodeArguments& s, const CudaProperties& device
   const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
   grid.warps = std::min(tuning.warps > 0 ? tuning.warps : warps_most, warps_most);
   auto shared_bytes = [&] {
-    return decode_shared(grid.warps, a.stages, a.sequence_count, d, wide ? 2 : 1).ring +
+    return decode_shared(grid.warps, a.stages, a.sequence_count, d, wide ? 2 : 1, a.pair_shift)
+               .ring +
            grid.warps * a.stages * a.stage_bytes;
   };
-  a.stages = tuning.stages > 0 ? tuning.stages : 4;
+  a.stages = tuning.stages > 0 ? tuning.stages : 2;
   while (shared_bytes() > room && a.stages > 2) --a.stages;
   while (shared_bytes() > room && grid.warps > 1) --grid.warps;
   grid.blocks = device.multiprocessors * per_multiprocessor;

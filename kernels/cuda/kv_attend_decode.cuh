@@ -86,7 +86,6 @@ struct DecodeWarp {
   static constexpr int kKeyWords = KB == 16 ? 4 : 2 * ((D * KB + 127) / 128);  // a lane and tile
   static constexpr int kValueWords = VB == 16 ? 4 : VB;  // a lane and channel tile
   static constexpr bool kCodes = KB < 8;                 // has scales and minima
-  static constexpr int kPartialFloats = NT * (kKeyTiles * 128 + 16);
 
   const DecodeLaunch& a;
   const int lane;
@@ -105,29 +104,33 @@ struct DecodeWarp {
                                         const std::byte* ones_row)
       : a(launch), lane(lane_index), ones(ones_row) {}
 
-  // q of `heads` heads from `from`, d apart.
-  __device__ __forceinline__ void begin(const __half* from, int heads) {
+  // Starts to read q of `heads` heads from `from`, d apart.
+  __device__ __forceinline__ void load_queries(const __half* from, int heads) {
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-      const bool real = n * 8 + g < heads;
-      const __half* row = from + (n * 8 + g) * D + 2 * t;
-      __half2 raw[kKeyTiles * 2];
+      const uint32_t* row = reinterpret_cast<const uint32_t*>(from + (n * 8 + g) * D + 2 * t);
 #pragma unroll
-      for (int i = 0; i < kKeyTiles * 2; ++i)
-        raw[i] = real ? *reinterpret_cast<const __half2*>(row + i * 8) : __half2(0.f, 0.f);
-      __half2 most = __habs2(raw[0]);
+      for (int i = 0; i < kKeyTiles * 2; ++i) q[n][i] = n * 8 + g < heads ? row[i * 4] : 0u;
+    }
+  }
+
+  // An empty state; q gets its normalizers.
+  __device__ __forceinline__ void begin() {
 #pragma unroll
-      for (int i = 1; i < kKeyTiles * 2; ++i) most = __hmax2(most, __habs2(raw[i]));
+    for (int n = 0; n < NT; ++n) {
+      __half2 most = __habs2(as_half2(q[n][0]));
+#pragma unroll
+      for (int i = 1; i < kKeyTiles * 2; ++i) most = __hmax2(most, __habs2(as_half2(q[n][i])));
       most = __hmax2(most, as_half2(__shfl_xor_sync(0xffffffffu, as_u32(most), 1)));
       most = __hmax2(most, as_half2(__shfl_xor_sync(0xffffffffu, as_u32(most), 2)));
       const float largest = __half2float(__hmax(__low2half(most), __high2half(most)));
       // Brings the largest |q| into [8, 16), if that takes no more than 2^15.
       const int exponent = min(15, 130 - int(__float_as_uint(largest) >> 23));
       const float normal = __uint_as_float(uint32_t(127 + exponent) << 23);
-      const __half2 normal2 = __float2half2_rn(normal);
+      const uint32_t normal2 = as_u32(__float2half2_rn(normal));
 #pragma unroll
       for (int i = 0; i < kKeyTiles * 2; ++i) {
-        q[n][i] = as_u32(__hmul2(raw[i], normal2));
+        q[n][i] = multiply(q[n][i], normal2);
         if constexpr (kCodes) qw[n][i] = multiply(q[n][i], pair_weight(KB, i, 1.f));
       }
       const float f = a.scale_log2 / normal;
@@ -523,19 +526,21 @@ struct DecodeWarp {
     return __shfl_sync(0xffffffffu, x[n][j], 28 + t);
   }
 
-  // The state as kPartialFloats floats: float4 [n][channel tile][t][g], then {max, sum} [n][t].
-  __device__ __forceinline__ void store_partial(float* to, int heads) const {
-    auto* rows = reinterpret_cast<float4*>(to);
+  // The state in memory: float4 [n][channel tile][t][g] of O, then {maxima, sums} [n][4]; t only as
+  // far as there are heads (2^pair_shift).
+  __device__ __forceinline__ void store_partial(float4* to, int heads) const {
+    const int pairs = 1 << a.pair_shift;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       const float l0 = sum_of(n, 0), l1 = sum_of(n, 1);
       if (n * 8 + 2 * t >= heads) continue;
 #pragma unroll
       for (int c = 0; c < kKeyTiles; ++c)
-        rows[(n * kKeyTiles + c) * 32 + t * 8 + g] =
+        to[((n * kKeyTiles + c) * pairs + t) * 8 + g] =
             make_float4(o[n][c][0], o[n][c][1], o[n][c][2], o[n][c][3]);
       if (g == 0)
-        rows[NT * kKeyTiles * 32 + n * 4 + t] = make_float4(maximum[n][0], maximum[n][1], l0, l1);
+        to[NT * kKeyTiles * pairs * 8 + n * 4 + t] =
+            make_float4(maximum[n][0], maximum[n][1], l0, l1);
     }
   }
 
@@ -571,23 +576,27 @@ struct DecodeProducer {
   const Line& line;
   Cursor cursor, end;
   Extent extent;
+  int behind;  // units of the cursor's segment up to the piece's end
   const int32_t* table;
   int64_t kv_row;
   int slot;
   int page = 0;  // id of the page of the cursor's unit; read one unit ahead of its use
 
   __device__ __forceinline__ DecodeProducer(const DecodeLaunch& launch, const Line& work,
-                                            Cursor first, Cursor behind)
-      : a(launch), line(work), cursor(first), end(behind) {
+                                            Cursor first, Cursor last)
+      : a(launch), line(work), cursor(first), end(last) {
     enter_segment();
   }
 
-  __device__ __forceinline__ bool done() const { return cursor == end; }
+  __device__ __forceinline__ bool done() const { return cursor.unit == behind; }
 
   __device__ __forceinline__ void enter_segment() {
-    if (done()) return;
+    behind = cursor.unit;
+    if (cursor == end) return;
     const StepSequence& s = a.sequences[cursor.sequence];
     extent = extent_of(a, s.past);
+    behind = cursor.sequence == end.sequence && cursor.segment == end.segment ? end.unit
+                                                                              : extent.units();
     table = a.page_table + s.pages_begin;
     kv_row = s.row_begin;
     slot = s.slot;
@@ -597,11 +606,14 @@ struct DecodeProducer {
     return (extent.tile_first + cursor.unit - extent.pages) * kTileTokens;
   }
   __device__ __forceinline__ void look_up() {
-    const bool is_page = cursor.unit < extent.pages;
-    const int token = is_page ? (extent.page_first + cursor.unit) * kUnitTokens : tile_token();
-    const bool needed = is_page || (cursor.unit < extent.pages + extent.tiles &&
-                                    (KB == 16 || token < extent.keys_end));
-    if (needed) page = __ldg(table + (token >> a.page_shift));
+    int token = (extent.page_first + cursor.unit) * kUnitTokens;
+    if (KB == 16 || cursor.unit >= extent.pages) {
+      token = tile_token();
+      // The step's own token and tiles whose keys are in the residual need no page.
+      if (cursor.unit == extent.pages + extent.tiles || (KB < 16 && token >= extent.keys_end))
+        return;
+    }
+    page = __ldg(table + (token >> a.page_shift));
   }
 
   // Starts the copies of the cursor's unit and moves on.
@@ -612,12 +624,11 @@ struct DecodeProducer {
       copy.start(a.unit_bytes, stage, block, copy.lane == 0 ? a.unit_bytes : 0);
     else
       issue_pieces(copy, stage, block, head);
-    if (cursor.unit == extent.units() - 1) {
+    if (++cursor.unit < behind) {
+      look_up();
+    } else if (cursor.unit == extent.units()) {
       cursor = line.next_segment(a, cursor);
       enter_segment();
-    } else {
-      ++cursor.unit;
-      if (!done()) look_up();
     }
   }
 
@@ -695,20 +706,17 @@ static_assert(sizeof(PartialSlot) <= 32);
 template <int D, int NT>
 struct DecodeMerge {
   static constexpr int kTiles = D / 16;
-  static constexpr int kQuads = NT * kTiles * 32;  // float4 of O
-  static constexpr int kPartialFloats = kQuads * 4 + NT * 16;
+  static constexpr int kPartialFloats = NT * (kTiles * 128 + 16);  // of the workspace, at most
 
   const DecodeLaunch& a;
   const Line& line;
 
   // Merges float4 `i` of `count` states; partial(j) is the j-th, written by this block or
-  // (IN_BLOCK false) by others. m, l: maxima and sums of its
-  // heads.
+  // (IN_BLOCK false) by others; its maxima and sums are float4 `state`. m, l: of the whole.
   template <bool IN_BLOCK, class PartialOf>
-  __device__ __forceinline__ float4 merge(int i, int count, PartialOf partial, float2& m,
+  __device__ __forceinline__ float4 merge(int i, int state, int count, PartialOf partial, float2& m,
                                           float2& l) const {
     constexpr int kBatch = 4;  // loads in flight
-    const int state = kQuads + i / (kTiles * 32) * 4 + i % 32 / 8;
     float4 o = make_float4(0, 0, 0, 0);
     m = make_float2(kNever, kNever), l = make_float2(0, 0);
     for (int base = 0; base < count; base += kBatch) {
@@ -747,15 +755,17 @@ struct DecodeMerge {
   template <bool IN_BLOCK, class PartialOf>
   __device__ __forceinline__ void reduce(const PartialSlot& p, int count, PartialOf partial,
                                          float4* to) const {
-    for (int i = threadIdx.x; i < kQuads; i += blockDim.x) {
-      const int n = i / (kTiles * 32), c = i / 32 % kTiles, t = i % 32 / 8, g = i % 8;
-      const int head = n * 8 + 2 * t;
+    const int quads = NT * kTiles * 8 << a.pair_shift;
+    for (int i = threadIdx.x; i < quads; i += blockDim.x) {
+      const int g = i % 8, t = (i >> 3) & ((1 << a.pair_shift) - 1);
+      const int n = (i >> (3 + a.pair_shift)) / kTiles, c = (i >> (3 + a.pair_shift)) % kTiles;
+      const int head = n * 8 + 2 * t, state = quads + n * 4 + t;
       if (head >= p.heads) continue;
       float2 m, l;
-      const float4 o = merge<IN_BLOCK>(i, count, partial, m, l);
+      const float4 o = merge<IN_BLOCK>(i, state, count, partial, m, l);
       if (to != nullptr) {
         to[i] = o;
-        if (c == 0 && g == 0) to[kQuads + n * 4 + t] = make_float4(m.x, m.y, l.x, l.y);
+        if (c == 0 && g == 0) to[state] = make_float4(m.x, m.y, l.x, l.y);
         continue;
       }
       auto* row = static_cast<uint16_t*>(a.out) + int64_t(p.row) * a.out_stride + p.channel +
@@ -832,7 +842,7 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
     kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const DecodeShared at = decode_shared(warps, a.stages, a.sequence_count, D, NT);
+  const DecodeShared at = decode_shared(warps, a.stages, a.sequence_count, D, NT, a.pair_shift);
   auto* slots = reinterpret_cast<PartialSlot*>(shared + at.slots);
   std::byte* ring = shared + at.ring + warp * a.stages * a.stage_bytes;
   const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
@@ -860,21 +870,14 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
     Extent extent;
     int units = 0, begin = 0, behind = 0, heads = 0, row = 0;  // of the cursor's segment
     int channel = 0;
-    bool inside = false;
+    bool inside = false, fresh = false;  // in a segment; its state is not set up yet
     int in = 0, out = 0, in_flight = 0;  // stages
     uint32_t parity = 0;
     // One place each for starting copies, for a unit and for the ends of a segment: the code of the
     // kernel has to come through the instruction cache as well.
     while (true) {
-      if (in_flight < (inside ? a.stages : 1) && !producer.done()) {
-        producer.issue({barriers + in * 8, lane}, shared_address(ring + in * a.stage_bytes));
-        in = in + 1 == a.stages ? 0 : in + 1;
-        ++in_flight;
-        continue;
-      }
-      if (in_flight == 0) break;
-      if (!inside) {
-        inside = true;
+      if (!inside && (in_flight > 0 || !producer.done())) {
+        inside = fresh = true;
         const StepSequence& sequence = a.sequences[cursor.sequence];
         extent = extent_of(a, sequence.past);
         units = extent.units(), begin = cursor.unit;
@@ -885,7 +888,18 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
         heads = min(8 * NT, a.ratio - first_head);
         channel = (head * a.ratio + first_head) * D;
         row = sequence.row_begin;
-        state.begin(a.q + row * a.q_stride + channel, heads);
+        state.load_queries(a.q + row * a.q_stride + channel, heads);
+      }
+      if (in_flight < a.stages && !producer.done()) {
+        producer.issue({barriers + in * 8, lane}, shared_address(ring + in * a.stage_bytes));
+        in = in + 1 == a.stages ? 0 : in + 1;
+        ++in_flight;
+        continue;
+      }
+      if (in_flight == 0) break;
+      if (fresh) {
+        fresh = false;
+        state.begin();
       }
       std::byte* data = ring + out * a.stage_bytes;
       barrier_wait(barriers + out * 8, parity);
@@ -913,7 +927,7 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
         // What goes on in a later piece is the last thing this warp does: the ring is free.
         const int slot = begin == 0 ? 1 : 0;
         std::byte* to = slot == 1 ? ring : shared + at.partials + warp * at.partial_bytes;
-        state.store_partial(reinterpret_cast<float*>(to), heads);
+        state.store_partial(reinterpret_cast<float4*>(to), heads);
         if (lane == 0) {
           const int weight = extent.weight(a);
           const int start = line.prefix[cursor.sequence] + cursor.segment * weight;

@@ -34,8 +34,8 @@ struct DecodeArguments {
 
 // How a launch is cut up. The defaults are what measured best (docs/benchmarks/notes-cuda.md).
 struct DecodeTuning {
-  int warps = 0;                      // a block, 1..12; 0: default
-  int stages = 0;                     // of a warp's ring, 2..8; 0: as many as fit, at most 4
+  int warps = 0;   // a block, 1..8; 0: default
+  int stages = 0;  // of a warp's ring, 2..8; 0: 2, fewer warps where they do not fit
   int blocks_per_multiprocessor = 0;  // 0: default
 };
 

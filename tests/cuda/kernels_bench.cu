@@ -292,7 +292,7 @@ void sweep(CudaBackend& backend, const DecodeWorkspace& workspace, double copy, 
       std::printf("%-24s %-10s ", describe(kShapes[i]).c_str(), f.name);
       for (const int blocks : {1, 2})
         for (const int warps : {4, 6, 8})
-          for (const int stages : {2, 3, 4, 6}) {
+          for (const int stages : {2, 3, 4}) {
             if (blocks * warps * stages > 48) continue;
             const double us = bench.attend_us(workspace, {warps, stages, blocks});
             std::printf(" %dx%dx%d:%.1f", blocks, warps, stages,
