@@ -85,9 +85,6 @@ Result<EvalRow> evaluate(const EvalOptions& o, const std::string& format, const 
   config.max_num_queued_reqs = 1 << 20;
   config.max_num_queued_tokens = int64_t(1) << 40;
   ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model, load_model(config, {}));
-  if (model->tokenizer == nullptr)
-    return Error{ErrorCode::invalid, "the model has no tokenizer", "model"};
-
   const auto windows = windows_of(stories_of(text), *model->tokenizer, o.window, o.windows);
   if (windows.empty())
     return Error{ErrorCode::invalid,
