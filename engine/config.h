@@ -40,7 +40,6 @@ struct EngineConfig {
   int64_t max_num_queued_tokens = 4 << 20;  // prompt tokens of waiting requests
   int max_logprobs = kDefaultMaxLogprobs;
   bool enforce_eager = false;  // CUDA: no graphs
-  bool deterministic = false;  // CUDA: batch-invariant matrix products
 };
 
 // The format named by kv_cache_dtype with G and R. `auto`: kivi2 for multi-head models, kivi4 for

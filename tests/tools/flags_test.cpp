@@ -244,6 +244,32 @@ TEST_CASE("Every default is accepted by its own flag") {
   }
 }
 
+// Converts to anything: counts how many initialisers an aggregate takes.
+struct Anything {
+  template <class T>
+  operator T() const;  // NOLINT: implicit
+};
+template <class T, class... Initialisers>
+constexpr size_t field_count(Initialisers... initialisers) {
+  if constexpr (requires { T{initialisers..., Anything{}}; }) {
+    return field_count<T>(initialisers..., Anything{});
+  } else {
+    return sizeof...(initialisers);
+  }
+}
+
+TEST_CASE("Every field of the configurations has a row") {
+  Settings settings;
+  size_t of_engine = 0, of_server = 0;
+  for (const Flag& flag : make_flags(settings)) {
+    if (!flag.built() || !flag.in_config || flag.name == "api-key-file") continue;
+    const bool server = flag.commands == kServe || flag.name.starts_with("log-");
+    ++(server ? of_server : of_engine);
+  }
+  CHECK(of_engine == field_count<EngineConfig>());
+  CHECK(of_server == field_count<ServerConfig>());
+}
+
 TEST_CASE("configs/default.json holds exactly the defaults") {
   Settings defaults;
   const fs::path path = fs::path(KIVI_SOURCE_DIR) / "configs/default.json";
