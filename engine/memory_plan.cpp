@@ -11,7 +11,8 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 std::string line(const char* name, int64_t bytes, const std::string& what) {
-  return fmt::format("  {:<10} {:>10.1f} MiB  {}\n", name, double(bytes) / (1 << 20), what);
+  return fmt::format("  {:<10} {:>10.1f} MiB{}{}\n", name, double(bytes) / (1 << 20),
+                     what.empty() ? "" : "  ", what);
 }
 
 int staging_pages_wanted(const EngineConfig& config, const KvLayout& layout, int max_model_len) {
