@@ -69,6 +69,7 @@ class CpuBackend final : public Backend {
 
   ThreadPool pool_;
   std::vector<Scratch> scratch_;                   // one a thread of the pool
+  Scratch partials_;                               // states of attention over segments
   int64_t packing_ = 0;                            // counts matmuls
   std::deque<std::vector<SampledToken>> samples_;  // not collected yet, oldest first
 };

@@ -285,3 +285,79 @@ TEST_CASE("Large scores neither overflow nor lose the largest") {
   append(*backend, store, {{&s, 190}});
   attend(*backend, store, c, {{&s, 10}}, 17);
 }
+
+TEST_CASE("Histories of several segments equal dense attention, whole, in chunks or single") {
+  const uint32_t seed = 18;
+  const auto one = make_cpu_backend(1), two = make_cpu_backend(2);
+  for (const int window : {0, 1500}) {
+    const Case f16{f16_layout(64, 1), 2, window},
+        codes{kivi_layout(4, 2, 32, 64, 64, 1), 2, window};
+    const int tokens = 2120, columns = 2 * 64;
+    TestStore store(*one, f16.layout, 2, tokens, seed), packed(*one, codes.layout, 1, tokens, seed);
+    TestSequence whole = store.sequence(tokens), parts = store.twin(whole);
+    const auto want = attend(*two, store, f16, {{&whole, tokens}}, seed, /*check=*/false);
+    for (const int n : {1000, 60, 1000, 1, 1, 58}) {
+      const int past = parts.past;
+      const auto got = attend(*one, store, f16, {{&parts, n}}, seed, /*check=*/n == 1);
+      REQUIRE(same_bits(got.data(), want.data() + past * columns, n * columns));
+      append(*two, store, {{&parts, n}});
+    }
+    TestSequence s = packed.sequence(tokens);
+    append(*two, packed, {{&s, 2100}});
+    attend(*two, packed, codes, {{&s, 3}}, seed);
+  }
+}
+
+TEST_CASE("Bench: decode attention", "[.bench]") {
+  const auto backend = make_cpu_backend(1);
+  struct Shape {
+    const char* name;
+    int heads, group, d;
+  };
+  for (const Shape& shape : {Shape{"tales-llama", 2, 2, 64}, {"8 KV heads d 128", 8, 4, 128}})
+    for (const int tokens : {256, 1024, 4096})
+      for (KvLayout layout :
+           {f16_layout(shape.d), f8_layout(shape.d), kivi_layout(4, 4, 32, 128, shape.d),
+            kivi_layout(2, 2, 32, 128, shape.d)}) {
+        layout.shape.heads = shape.heads;
+        TestStore store(*backend, layout, 1, tokens + 1, 19);
+        TestSequence s = store.sequence(tokens + 1);
+        append(*backend, store, {{&s, tokens}});
+        std::mt19937 random(1);
+        const int columns = shape.heads * shape.group * shape.d;
+        Guarded q(DType::f32, 1, columns), out(DType::f32, 1, columns);
+        q.fill(random);
+        TestStep step(store, {{&s, 1}});
+        const double us = best_us([&] {
+          backend->kv_attend(*q, step.kv(0), store.view(), step.view(), 0, 0.125f, *out);
+        });
+        std::printf("attend %-16s %2d bits, %4d tokens: %8.1f us, %.2f ns a token and KV head\n",
+                    shape.name, layout.format.key_bits, tokens, us,
+                    us * 1e3 / tokens / shape.heads);
+      }
+}
+
+TEST_CASE("Bench: append", "[.bench]") {
+  const auto backend = make_cpu_backend(1);
+  for (const KvLayout& layout : {f16_layout(64), f8_layout(64), kivi_layout(4, 4, 32, 128, 64),
+                                 kivi_layout(2, 2, 32, 128, 64)}) {
+    TestStore store(*backend, layout, 1, 1024, 20);
+    TestSequence s = store.sequence(1024);
+    TestStep prompt(store, {{&s, 512}});
+    const double chunk =
+        best_us([&] { backend->kv_append(prompt.kv(0), store.view(), prompt.view(), 0); });
+    append(*backend, store, {{&s, 512}});
+    // 128 decode steps, one of which flushes keys.
+    std::vector<std::unique_ptr<TestStep>> steps;
+    for (int i = 0; i < 128; ++i) {
+      steps.push_back(std::make_unique<TestStep>(store, std::vector<Part>{{&s, 1}}));
+      ++s.past;
+    }
+    const double decode = best_us([&] {
+      for (auto& step : steps) backend->kv_append(step->kv(0), store.view(), step->view(), 0);
+    });
+    std::printf(
+        "append %2d bits, 2 KV heads d 64: %.2f us a decoded token, %.2f us a prompt token\n",
+        layout.format.key_bits, decode / 128, chunk / 512);
+  }
+}
