@@ -219,7 +219,7 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
     for (const auto& [tensor, shard] : weights) shards.insert(shard);
   }
   for (const std::string& shard : shards) {
-    const std::string path = folder + "/" + shard;
+    const std::string path = fmt::format("{}/{}", folder, shard);
     ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
     ASSIGN_OR_RETURN(TensorMap tensors, parse_safetensors(file.data(), file.bytes(), path));
     for (auto& [name, tensor] : tensors) {
@@ -230,7 +230,8 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
   }
   for (const auto& [tensor, shard] : weights) {
     const auto found = checkpoint.tensors_.find(tensor);
-    if (found == checkpoint.tensors_.end() || found->second.file != folder + "/" + shard)
+    if (found == checkpoint.tensors_.end() ||
+        found->second.file != fmt::format("{}/{}", folder, shard))
       return invalid_tensor(index, tensor, fmt::format("is not in {}", shard));
   }
   return checkpoint;
