@@ -44,41 +44,93 @@ int32_t lowest_allowed(int32_t vocab, const SampleRow& row) {
   return 0;
 }
 
-// The tokens that top-k, top-p and min-p keep, largest first.
+// The tokens that top-k, top-p and min-p keep, in no order. Tokens leave a heap largest first, so
+// that no more of the vocabulary is sorted than is kept.
 std::vector<Candidate> keep(std::span<const float> logits, const SampleRow& row) {
-  std::vector<Candidate> kept;
+  const auto after = [](const Candidate& a, const Candidate& b) { return before(b, a); };
+  std::vector<Candidate> all;
+  all.reserve(logits.size());
   for (size_t i = 0; i < logits.size(); ++i)
-    if (logits[i] != kNever) kept.push_back({int32_t(i), logits[i]});
-  std::sort(kept.begin(), kept.end(), before);
-  if (row.top_k > 0 && size_t(row.top_k) < kept.size()) kept.resize(size_t(row.top_k));
-  const float largest = kept[0].logit;
+    if (logits[i] != kNever) all.push_back({int32_t(i), logits[i]});
+  if (row.top_k > 0 && size_t(row.top_k) < all.size()) {
+    std::nth_element(all.begin(), all.begin() + row.top_k, all.end(), before);
+    all.resize(size_t(row.top_k));
+  }
+  std::make_heap(all.begin(), all.end(), after);
+  const float largest = all.front().logit;
   const auto weight = [&](const Candidate& c) {
     return std::exp(double(c.logit - largest) / double(row.temperature));
   };
-  double total = 0;
-  for (const Candidate& c : kept) total += weight(c);
   if (row.top_p < 1) {
-    double reached = 0;
-    size_t n = 0;
-    while (n < kept.size() && reached < double(row.top_p) * total) reached += weight(kept[n++]);
-    kept.resize(std::max<size_t>(n, 1));
+    double total = 0, reached = 0;
+    for (const Candidate& c : all) total += weight(c);
+    std::vector<Candidate> kept;
+    while (!all.empty() && (kept.empty() || reached < double(row.top_p) * total)) {
+      std::pop_heap(all.begin(), all.end(), after);
+      kept.push_back(all.back());
+      all.pop_back();
+      reached += weight(kept.back());
+    }
+    all = std::move(kept);
   }
   if (row.min_p > 0)
-    while (weight(kept.back()) < double(row.min_p)) kept.pop_back();
-  return kept;
+    std::erase_if(all, [&](const Candidate& c) { return weight(c) < double(row.min_p); });
+  return all;
 }
+
+// argmax(logit / temperature + Gumbel noise) of the tokens that `visit` names, beginning with
+// `best`. Noise is two logarithms; most tokens are ruled out by one exponential: the noise exceeds
+// x only if its uniform number is above exp(-exp(-x)) >= 1 - exp(-x).
+class GumbelMaximum {
+ public:
+  GumbelMaximum(const SampleRow& row, Candidate best) : row_(row), largest_(best.logit) {
+    block_ = sampler_words(row.seed, row.position, uint32_t(best.id) / 4);
+    block_index_ = uint32_t(best.id) / 4;
+    winner_ = {best.id, noise(uniform(best.id))};
+  }
+
+  void visit(const Candidate& c) {
+    const float tempered = (c.logit - largest_) / row_.temperature;
+    const float needed = winner_.logit - tempered;
+    const float u = uniform(c.id);
+    if (needed > 1 && double(u) < 1 - 1.01 * double(std::exp(-needed))) return;
+    const Candidate noisy{c.id, tempered + noise(u)};
+    if (before(noisy, winner_)) winner_ = noisy;
+  }
+
+  int32_t winner() const { return winner_.id; }
+
+ private:
+  static float noise(float u) { return -std::log(-std::log(u)); }
+  float uniform(int32_t id) {
+    const uint32_t index = uint32_t(id) / 4;
+    if (index != block_index_) {
+      block_ = sampler_words(row_.seed, row_.position, index);
+      block_index_ = index;
+    }
+    return uniform_of(block_.word[uint32_t(id) % 4]);
+  }
+
+  const SampleRow& row_;
+  const float largest_;
+  PhiloxBlock block_;
+  uint32_t block_index_;
+  Candidate winner_;
+};
 
 int32_t choose(std::span<const float> logits, const SampleRow& row) {
   const auto best = std::max_element(logits.begin(), logits.end());
   if (*best == kNever) return lowest_allowed(int32_t(logits.size()), row);
-  if (row.temperature == 0) return int32_t(best - logits.begin());
-  Candidate winner{-1, kNever};
-  for (const Candidate& c : keep(logits, row)) {
-    const float noise = -std::log(-std::log(sampler_uniform(row.seed, row.position, c.id)));
-    const Candidate noisy{c.id, (c.logit - *best) / row.temperature + noise};
-    if (winner.id < 0 || before(noisy, winner)) winner = noisy;
+  const Candidate first{int32_t(best - logits.begin()), *best};
+  if (row.temperature == 0) return first.id;
+  GumbelMaximum maximum(row, first);
+  if (row.top_k > 0 || row.top_p < 1 || row.min_p > 0) {
+    for (const Candidate& c : keep(logits, row)) maximum.visit(c);
+  } else {
+    for (size_t i = 0; i < logits.size(); ++i)
+      if (logits[i] != kNever) maximum.visit({int32_t(i), logits[i]});
   }
-  return winner.id;
+  return maximum.winner();
 }
 
 void score(std::span<const float> logits, int32_t n, SampledToken& token) {
