@@ -50,9 +50,7 @@ struct Sequence {
   int output_tokens() const { return int(tokens.size()) - prompt_tokens; }
   bool prefilling() const { return kv.tokens < prefill_tokens; }
   // All its tokens are there or under way: nothing is left to be planned.
-  bool complete() const {
-    return !prefilling() && output_tokens() >= request.sampling.max_tokens;
-  }
+  bool complete() const { return !prefilling() && output_tokens() >= request.sampling.max_tokens; }
   bool penalized() const {
     const SamplingParams& p = request.sampling;
     return p.presence_penalty != 0 || p.frequency_penalty != 0 || p.repetition_penalty != 1;

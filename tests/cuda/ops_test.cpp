@@ -59,11 +59,11 @@ TEST_CASE("matrix products equal the CPU's for awkward sizes, 16-bit and f32 res
   for (const DType type : kTypes)
     for (const DType out_type : {type, DType::f32})
       for (const auto& [t, n, k] : {std::tuple{1, 4096, 256},
-                                   {3, 688, 256},
-                                   {17, 512, 688},
-                                   {64, 128, 4096},
-                                   {65, 1000, 72},
-                                   {300, 256, 128}}) {
+                                    {3, 688, 256},
+                                    {17, 512, 688},
+                                    {64, 128, 4096},
+                                    {65, 1000, 72},
+                                    {300, 256, 128}}) {
         CAPTURE(name_of(type), name_of(out_type), t, n, k);
         Pair x(t, k, type), w(n, k, type, type), out(t, n, out_type), bias(1, n, type, type);
         x.randomize(random);
