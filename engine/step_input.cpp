@@ -117,7 +117,7 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
 int32_t* StepInput::pack(const void* source, size_t count) {
   const size_t begin = packed_.size();
   packed_.resize(begin + aligned(count));
-  std::memcpy(packed_.data() + begin, source, count * sizeof(int32_t));
+  if (count > 0) std::memcpy(packed_.data() + begin, source, count * sizeof(int32_t));
   return reinterpret_cast<int32_t*>(device_.data()) + begin;
 }
 
