@@ -110,7 +110,7 @@ TEST_CASE("a full queue is 503 with Retry-After, by requests and by tokens") {
   options.engine.config.max_num_seqs = 1;
   options.engine.config.max_num_queued_reqs = 2;
   options.engine.config.max_num_queued_tokens = 1000;
-  options.engine.runner.step_delay = std::chrono::milliseconds(5);
+  options.engine.runner.step_delay = std::chrono::milliseconds(20);
   TestServer server(options);
   std::vector<Client> running;
   const auto start = [&](int waiting) {
