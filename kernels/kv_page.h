@@ -104,11 +104,11 @@ KIVI_HOST_DEVICE constexpr int lane_parameter(int x) {
 // Element offset of channel c in a swizzled f16 row of d channels (in halves, from the row's
 // start). Chunks of 8 halves are permuted within runs of 8 chunks; where d is not a multiple of 64,
 // the last run is shorter (a power of two: d % 16 == 0 and d % 64 != 48) and permutes within
-// itself.
+// itself. Row 0 is not permuted.
 KIVI_HOST_DEVICE constexpr int swizzled_channel(int row, int c, int d) {
-  const int chunk = c / 8;
-  const int left = d / 8 - chunk / 8 * 8;
-  return (chunk ^ (row % (left < 8 ? left : 8))) * 8 + c % 8;
+  const unsigned chunk = unsigned(c) / 8;
+  const unsigned left = unsigned(d) / 8 - chunk / 8 * 8;
+  return int((chunk ^ (unsigned(row) & ((left < 8 ? left : 8) - 1))) * 8 + unsigned(c) % 8);
 }
 
 // Position of the code at row `row` (0..15) and k-position `k` of tile row-block `tile`, in a codes

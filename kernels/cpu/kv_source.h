@@ -12,11 +12,11 @@ namespace kivi {
 // One token's d numbers in f16: plain, or in 16-byte chunks permuted by XOR (swizzled_channel).
 struct F16Row {
   const f16* data = nullptr;
-  int swizzle = -1;  // row number of the permutation; -1: plain
+  int swizzle = 0;  // row number of the permutation; 0: plain
 
   // Where the 8 channels from c on (c % 8 == 0) stand.
   const f16* chunk(int c, int head_dim) const {
-    return data + (swizzle < 0 ? c : swizzled_channel(swizzle, c, head_dim));
+    return data + swizzled_channel(swizzle, c, head_dim);
   }
 };
 
