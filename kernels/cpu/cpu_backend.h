@@ -67,7 +67,20 @@ class CpuBackend final : public Backend {
   void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) override;
 
+  // Cosines and sines of a step's positions, [t][cosines, sines], for its next layers. Kept by
+  // value: equal positions and frequencies have equal turns.
+  struct Turns {
+    std::vector<int32_t> positions;
+    std::vector<float> frequencies;
+    float attention_factor = 1;
+    std::vector<float> values;
+
+    bool equal(std::span<const int32_t> p, std::span<const float> f, float factor) const;
+  };
+  const float* turns_of(const Tensor& positions, const Rope& rope);
+
   ThreadPool pool_;
+  Turns turns_;
   std::vector<Scratch> scratch_;                   // one a thread of the pool
   Scratch partials_;                               // states of attention over segments
   int64_t packing_ = 0;                            // counts matmuls

@@ -1,49 +1,107 @@
 // rope: splits q|k|v, turns q and k, narrows k and v to f16.
 //   x'[i] = x[i] cos a - x[i + h] sin a;  x'[i + h] = x[i + h] cos a + x[i] sin a;
-//   a = position * inverse_frequency[i], h = rotary_dim / 2.
+//   a = position * inverse_frequency[i], h = rotary_dim / 2  (Su et al. 2021; the angle in f32, as
+//   Hugging Face has it).
+//
+// qkv [t, (hq + 2 hk) d] f32, q [t, hq d] f32, kv [t, 2 hk d] f16. Cost: the bytes of the rows, and
+// rotary_dim sines and cosines a row in the first layer of a step: the next layers ask for the same
+// positions and get them from `turns_`.
+// Reference: the formula. Test: tests/kernels/rows_test.cpp.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/rope.cpp"
+#include "kernels/cpu/simd_targets.h"
+// clang-format off
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+// clang-format on
+
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/half.h"
+#include "kernels/cpu/simd-inl.h"
 
+HWY_BEFORE_NAMESPACE();
 namespace kivi {
-namespace {
+namespace HWY_NAMESPACE {
 
-// Turns one head in place. turn: cosines of the row's position, then sines.
-void rotate(float* head, const float* turn, int half) {
-  for (int i = 0; i < half; ++i) {
-    const float a = head[i], b = head[i + half], c = turn[i], s = turn[half + i];
-    head[i] = a * c - b * s;
-    head[i + half] = b * c + a * s;
-  }
+// One head: to = from turned. turn: `half` cosines, then `half` sines. from and to may be the same.
+void RotateHead(const float* from, const float* turn, int half, int head_dim, float* to) {
+  const hn::ScalableTag<float> df;
+  for_vectors(df, half, [&](int64_t i, size_t count) HWY_ATTR {
+    const auto a = load_part(df, from + i, count), b = load_part(df, from + half + i, count);
+    const auto c = load_part(df, turn + i, count), s = load_part(df, turn + half + i, count);
+    store_part(df, hn::NegMulAdd(b, s, hn::Mul(a, c)), to + i, count);
+    store_part(df, hn::MulAdd(a, s, hn::Mul(b, c)), to + half + i, count);
+  });
+  if (from != to)
+    std::memcpy(to + 2 * half, from + 2 * half, size_t(head_dim - 2 * half) * sizeof(float));
 }
 
-}  // namespace
+// n numbers (a multiple of 16) in f16, saturated.
+void NarrowRow(const float* from, int64_t n, f16* to) {
+  const hn::CappedTag<float, 16> df;
+  for (int64_t c = 0; c < n; c += int64_t(hn::Lanes(df)))
+    store_f16(df, saturate_f16(df, hn::LoadU(df, from + c)), to + c);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kivi
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kivi {
+HWY_EXPORT(RotateHead);
+HWY_EXPORT(NarrowRow);
+
+bool CpuBackend::Turns::equal(std::span<const int32_t> p, std::span<const float> f,
+                              float factor) const {
+  return std::equal(p.begin(), p.end(), positions.begin(), positions.end()) &&
+         std::equal(f.begin(), f.end(), frequencies.begin(), frequencies.end()) &&
+         factor == attention_factor;
+}
+
+const float* CpuBackend::turns_of(const Tensor& positions, const Rope& rope) {
+  const std::span<const int32_t> p(positions.as<int32_t>(), size_t(positions.rows()));
+  const size_t half = size_t(rope.rotary_dim / 2);
+  const std::span<const float> f(rope.inverse_frequencies.as<float>(), half);
+  Turns& t = turns_;
+  if (t.equal(p, f, rope.attention_factor)) return t.values.data();
+  t.positions.assign(p.begin(), p.end());
+  t.frequencies.assign(f.begin(), f.end());
+  t.attention_factor = rope.attention_factor;
+  t.values.resize(p.size() * 2 * half);
+  pool_.parallel_for(int64_t(p.size()), int64_t(p.size() * half) * 64, [&](int64_t row, int) {
+    float* turn = &t.values[size_t(row) * 2 * half];
+    for (size_t i = 0; i < half; ++i) {
+      const float angle = float(p[size_t(row)]) * f[i];
+      turn[i] = std::cos(angle) * rope.attention_factor;
+      turn[half + i] = std::sin(angle) * rope.attention_factor;
+    }
+  });
+  return t.values.data();
+}
 
 void CpuBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
                          const KvShape& shape, const Tensor& q, const Tensor& kv) {
   const int half = rope.rotary_dim / 2, d = shape.head_dim;
   const int64_t q_columns = q.shape[1], k_columns = int64_t(shape.heads) * d;
-  pool_.parallel_for(qkv.rows(), qkv.size() * 4, [&](int64_t row, int) {
-    std::vector<float> turn(static_cast<size_t>(2 * half)), head(static_cast<size_t>(d));
-    for (int i = 0; i < half; ++i) {
-      const float angle =
-          float(positions.as<int32_t>()[row]) * rope.inverse_frequencies.as<float>()[i];
-      turn[size_t(i)] = std::cos(angle) * rope.attention_factor;
-      turn[size_t(half + i)] = std::sin(angle) * rope.attention_factor;
-    }
+  const float* turns = half > 0 ? turns_of(positions, rope) : nullptr;
+  pool_.parallel_for(qkv.rows(), qkv.size(), [&](int64_t row, int worker) {
+    const float* turn = turns + row * 2 * half;
     const float* from = qkv.row<float>(row);
     float* to = q.row<float>(row);
-    std::memcpy(to, from, size_t(q_columns) * sizeof(float));
-    for (int64_t c = 0; c < q_columns; c += d) rotate(to + c, turn.data(), half);
+    for (int64_t c = 0; c < q_columns; c += d)
+      HWY_DYNAMIC_DISPATCH(RotateHead)(from + c, turn, half, d, to + c);
+    float* keys = scratch_[size_t(worker)].floats(size_t(k_columns));
+    for (int64_t c = 0; c < k_columns; c += d)
+      HWY_DYNAMIC_DISPATCH(RotateHead)(from + q_columns + c, turn, half, d, keys + c);
     f16* narrow = kv.row<f16>(row);
-    for (int64_t c = 0; c < 2 * k_columns; c += d) {
-      std::memcpy(head.data(), from + q_columns + c, size_t(d) * sizeof(float));
-      if (c < k_columns) rotate(head.data(), turn.data(), half);
-      for (int i = 0; i < d; ++i) narrow[c + i] = to_f16_saturated(head[size_t(i)]);
-    }
+    HWY_DYNAMIC_DISPATCH(NarrowRow)(keys, k_columns, narrow);
+    HWY_DYNAMIC_DISPATCH(NarrowRow)(from + q_columns + k_columns, k_columns, narrow + k_columns);
   });
 }
 
 }  // namespace kivi
+#endif

@@ -40,7 +40,7 @@ HWY_INLINE hn::Vec<DF> load(DF df, const f16* from) {
 // Narrows to f16, to nearest even, the bits of kernels/half.h. Overflow gives infinity: clamp
 // before where that can be.
 template <class DF>
-HWY_INLINE void store_f16(DF df, hn::Vec<DF> x, f16* to) {
+HWY_INLINE void store_f16(DF, hn::Vec<DF> x, f16* to) {
   const hn::Rebind<hwy::float16_t, DF> dh;
   hn::StoreU(hn::DemoteTo(dh, x), dh, reinterpret_cast<hwy::float16_t*>(to));
 }
@@ -52,18 +52,29 @@ HWY_INLINE hn::Vec<DF> saturate_f16(DF df, hn::Vec<DF> x) {
   return hn::Clamp(number, hn::Set(df, -kF16Max), hn::Set(df, kF16Max));
 }
 
-// Loads `count` (< Lanes(df)) numbers, zeros behind them.
+// Loads `count` (<= Lanes(df)) numbers, zeros behind them.
 template <class DF, class T>
 HWY_INLINE hn::Vec<DF> load_part(DF df, const T* from, size_t count) {
+  if (count == hn::Lanes(df)) return load(df, from);
   T part[HWY_MAX_BYTES / sizeof(float)] = {};
   for (size_t i = 0; i < count; ++i) part[i] = from[i];
   return load(df, part);
 }
 template <class DF>
 HWY_INLINE void store_part(DF df, hn::Vec<DF> x, float* to, size_t count) {
+  if (count == hn::Lanes(df)) return hn::StoreU(x, df, to);
   HWY_ALIGN float part[HWY_MAX_BYTES / sizeof(float)];
   hn::Store(x, df, part);
   for (size_t i = 0; i < count; ++i) to[i] = part[i];
+}
+
+// Calls f(first, count) for the vectors of n numbers; count < Lanes(df) in the last one at most.
+template <class DF, class F>
+HWY_INLINE void for_vectors(DF df, int64_t n, const F& f) {
+  const int64_t lanes = int64_t(hn::Lanes(df));
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) f(i, size_t(lanes));
+  if (i < n) f(i, size_t(n - i));
 }
 
 template <class DF>
