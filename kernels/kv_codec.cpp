@@ -48,6 +48,8 @@ GroupParameters quantize_group(std::span<const f16> x, int bits, std::span<uint8
     low = std::min(low, finite(v));
     high = std::max(high, finite(v));
   }
+  low += 0.0f;  // zeros are +0, whichever came first
+  high += 0.0f;
   const float largest = float((1 << bits) - 1);
   const float scale = round_f16(round_f16(high - low) / largest);
   for (size_t i = 0; i < x.size(); ++i) {

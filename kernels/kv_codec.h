@@ -18,7 +18,9 @@ struct GroupParameters {
 
 // Quantizes `x` (f16, G values, stride 1) at `bits`, all in fp16 arithmetic:
 //   scale = (max - min) / (2^b - 1);  code = clamp(round_half_even((x - min) / scale), 0, 2^b - 1).
-// A constant group has scale 0 and codes 0. Non-finite x are taken as 0 (NaN) or +-65504.
+// Each operation is rounded to fp16 by itself, to nearest even; a difference beyond 65504 is 65504.
+// A constant group has scale 0 and codes 0; scales and minima of zero are +0. Non-finite x are
+// taken as 0 (NaN) or +-65504.
 GroupParameters quantize_group(std::span<const f16> x, int bits, std::span<uint8_t> codes);
 
 // scale * code + minimum, in fp32 (one fused multiply-add).

@@ -4,141 +4,260 @@
 // of the T tokens alone, however they were divided into steps (kivi.md, section 1). Appending token
 // p: the value of token p - R leaves the residual for its page, token p takes its row, and where
 // p + 1 is a multiple of R the R keys in the residual become page codes.
+//
+// kv [t, 2 hk d] f16. Cost: for each token and head 4 d bytes copied, and 2 d numbers quantized:
+// the token's own or those that make room for it. Codes, scales and minima have the bits of
+// kernels/kv_codec.h.
+//
+// Reference: kernels/kv_codec.cpp, tests/kernels/kivi_reference.h. Test:
+// tests/kernels/store_test.cpp.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/kv_append.cpp"
+#include "kernels/cpu/simd_targets.h"
+// clang-format off
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+// clang-format on
+
 #include <cstring>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/kv_source.h"
+#include "kernels/cpu/kv_tile-inl.h"
 #include "kernels/kv_codec.h"
 
+HWY_BEFORE_NAMESPACE();
 namespace kivi {
-namespace {
+namespace HWY_NAMESPACE {
 
-// One (sequence, KV head) of a step.
-struct Appender {
-  const Tensor& kv;
-  const KvView& store;
-  const StepView& step;
-  const StepSequence& sequence;
-  int layer;
-  int head;
+using V8 = hn::Vec<D8>;
 
-  int d() const { return store.layout.shape.head_dim; }
-  std::byte* page(int token) const {
-    const int32_t index = sequence.pages_begin + token / store.layout.page_tokens();
-    return store.page_block(layer, step.page_table[size_t(index)], head);
-  }
-  std::byte* staging(int token) const {
-    const int32_t index = sequence.staging_begin + token / KvLayout::kStagingTokens;
-    return store.staging_block(layer, step.page_table[size_t(index)], head);
-  }
-  void read_swizzled(const std::byte* rows, int row, f16* to) const {
-    const f16* from = reinterpret_cast<const f16*>(rows) + int64_t(row) * d();
-    for (int c = 0; c < d(); c += 8) std::memcpy(to + c, from + swizzled_channel(row, c, d()), 16);
-  }
-  void write_swizzled(std::byte* rows, int row, const f16* from) const {
-    f16* to = reinterpret_cast<f16*>(rows) + int64_t(row) * d();
-    for (int c = 0; c < d(); c += 8) std::memcpy(to + swizzled_channel(row, c, d()), from + c, 16);
-  }
-  // Key and value of a token of this step or of the staging area.
-  void read_token(int token, f16* key, f16* value) const {
-    if (token < sequence.past) {
-      const int row = token % KvLayout::kStagingTokens;
-      read_swizzled(staging(token), row, key);
-      read_swizzled(staging(token) + store.layout.staging_values_offset(), row, value);
-      return;
-    }
-    const f16* row = kv.row<f16>(sequence.row_begin + token - sequence.past);
-    std::memcpy(key, row + head * d(), size_t(d()) * 2);
-    std::memcpy(value, row + (store.layout.shape.heads + head) * d(), size_t(d()) * 2);
-  }
+// f16 as the writer of a group sees it: NaN -> 0, infinities -> +-65504.
+HWY_INLINE V8 finite_8(V8x16 bits) { return saturate_f16(D8(), widen_8(bits)); }
 
-  void quantize_value(int token, const f16* value) const {
-    const KvLayout& layout = store.layout;
-    const int g = layout.format.group, t = token % layout.page_tokens();
-    uint8_t codes[128];
-    for (int c = 0; c < d(); c += g) {
-      const auto p =
-          quantize_group({value + c, size_t(g)}, layout.format.value_bits, {codes, size_t(g)});
-      for (int i = 0; i < g; ++i) write_value_code(layout, page(token), t, c + i, codes[i]);
-      write_value_parameters(layout, page(token), t, c, p);
-    }
-  }
-  void flush_keys(int begin) const {
-    const KvLayout& layout = store.layout;
-    const int g = layout.format.group;
-    const std::byte* slab = store.residual_slab(layer, sequence.slot, head);
-    std::vector<f16> rows(static_cast<size_t>(g * d()));
-    f16 column[128];
-    uint8_t codes[128];
-    for (int first = begin; first < begin + layout.format.residual; first += g) {
-      const int t = first % layout.page_tokens();
-      for (int i = 0; i < g; ++i)
-        read_swizzled(slab, (first + i) % layout.format.residual, &rows[size_t(i * d())]);
-      for (int c = 0; c < d(); ++c) {
-        for (int i = 0; i < g; ++i) column[i] = rows[size_t(i * d() + c)];
-        const auto p =
-            quantize_group({column, size_t(g)}, layout.format.key_bits, {codes, size_t(g)});
-        for (int i = 0; i < g; ++i) write_key_code(layout, page(first), t + i, c, codes[i]);
-        write_key_parameters(layout, page(first), t, c, p);
-      }
-    }
-  }
+// Rounded to f16, which saturates: one operation of fp16 arithmetic (kv_codec.cpp, round_f16).
+HWY_INLINE V8 round_f16(V8 x) {
+  const hn::FixedTag<hwy::float16_t, 8> dh;
+  const V8 limit = hn::Set(D8(), kF16Max);
+  return hn::PromoteTo(D8(), hn::DemoteTo(dh, hn::Clamp(x, hn::Neg(limit), limit)));
+}
 
-  void append(int token) const {
-    const KvLayout& layout = store.layout;
-    f16 key[256], value[256], old[256];
-    read_token(token, key, value);
-    const int t = token % layout.page_tokens();
-    if (layout.format.kind == KvKind::f16) {
-      write_swizzled(page(token) + layout.key_codes_offset(), t, key);
-      write_swizzled(page(token) + layout.value_codes_offset(), t, value);
-      return;
-    }
-    if (layout.format.kind == KvKind::f8) {
-      for (int c = 0; c < d(); ++c) {
-        write_key_code(layout, page(token), t, c, to_e4m3(to_float(key[c])));
-        write_value_code(layout, page(token), t, c, to_e4m3(to_float(value[c])));
-      }
-      return;
-    }
-    const int r = layout.format.residual, row = token % r;
-    std::byte* slab = store.residual_slab(layer, sequence.slot, head);
-    std::byte* values = slab + layout.residual_values_offset();
-    if (token >= r) {
-      read_swizzled(values, row, old);
-      quantize_value(token - r, old);
-    }
-    write_swizzled(slab, row, key);
-    write_swizzled(values, row, value);
-    if (row == r - 1) flush_keys(token + 1 - r);
+// The quantizer of kv_codec.h on eight groups side by side, or on eight lanes of one group.
+struct Quantizer {
+  V8 low, scale;
+  V8 largest;  // 2^bits - 1
+
+  // From minimum and maximum. Zeros are +0.
+  HWY_INLINE Quantizer(V8 min, V8 max, int bits)
+      : low(hn::Add(min, hn::Zero(D8()))), largest(hn::Set(D8(), float((1 << bits) - 1))) {
+    const V8 high = hn::Add(max, hn::Zero(D8()));
+    scale = round_f16(hn::Div(round_f16(hn::Sub(high, low)), largest));
   }
-  void stage(int token) const {
-    f16 key[256], value[256];
-    read_token(token, key, value);
-    const int row = token % KvLayout::kStagingTokens;
-    write_swizzled(staging(token), row, key);
-    write_swizzled(staging(token) + store.layout.staging_values_offset(), row, value);
-  }
-  void run() const {
-    const int end = sequence.past + sequence.row_count;
-    if (sequence.mode == KvMode::stage) {
-      for (int token = sequence.past; token < end; ++token) stage(token);
-      return;
-    }
-    for (int token = sequence.mode == KvMode::commit ? 0 : sequence.past; token < end; ++token)
-      append(token);
+  // Codes in 16 bits each.
+  HWY_INLINE V8x16 codes(V8 x) const {
+    const D8 df;
+    const V8 q = hn::Round(round_f16(hn::Div(round_f16(hn::Sub(x, low)), scale)));
+    const V8 clamped = hn::Clamp(q, hn::Zero(df), largest);
+    // A constant group (0 / 0 above) has codes 0.
+    const V8 kept = hn::IfThenZeroElse(hn::Eq(scale, hn::Zero(df)), clamped);
+    return hn::DemoteTo(D8x16(), hn::ConvertTo(hn::FixedTag<int32_t, 8>(), kept));
   }
 };
 
-}  // namespace
+// e4m3 of eight numbers (kv_codec.cpp, to_e4m3), in 16 bits each.
+HWY_INLINE V8x16 to_e4m3_8(V8 x) {
+  const D8 df;
+  const hn::FixedTag<int32_t, 8> di;
+  const V8 a = hn::Min(hn::Abs(x), hn::Set(df, 448.0f));
+  const auto bits = hn::BitCast(di, a);
+  // Normal: round the mantissa to 3 bits, to nearest even, and move the exponent's bias from 127
+  // to 7.
+  const auto odd = hn::And(hn::ShiftRight<20>(bits), hn::Set(di, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(di, 0x7ffff)));
+  const auto normal = hn::Sub(hn::ShiftRight<20>(rounded), hn::Set(di, (127 - 7) << 3));
+  // Subnormal: steps of 2^-9; 8 of them are the smallest normal.
+  const auto steps = hn::NearestInt(hn::Mul(a, hn::Set(df, 512.0f)));
+  const auto small = hn::RebindMask(di, hn::Lt(a, hn::Set(df, 0.015625f)));
+  const auto sign = hn::And(hn::ShiftRight<24>(hn::BitCast(di, x)), hn::Set(di, 0x80));
+  return hn::DemoteTo(D8x16(), hn::Or(hn::IfThenElse(small, steps, normal), sign));
+}
+
+// Writes the codes of one token's keys: codes [d], 16 bits each. A token fills its words alone.
+HWY_INLINE void write_key_row(const KvLayout& l, std::byte* block, int token,
+                              const uint16_t* codes) {
+  const D4x32 d32;
+  auto* words = reinterpret_cast<uint32_t*>(block + l.key_codes_offset());
+  const int bits = l.format.key_bits, d = l.shape.head_dim;
+  const int slots = 16 / bits, row_words = l.key_words_per_row();
+  for (int j = 0; j < row_words; ++j) {
+    V4x32 word = hn::Zero(d32);  // lanes t = 0..3 of row token % 8
+    for (int slot = 0; slot < slots && (j * slots + slot) * 8 < d; ++slot) {
+      V4x32 pairs = hn::BitCast(d32, hn::Load(D8x16(), codes + (j * slots + slot) * 8));
+      if (bits == 8)
+        pairs = hn::And(hn::Or(pairs, hn::ShiftRight<8>(pairs)), hn::Set(d32, 0xffffu));
+      word = hn::Or(word, hn::ShiftLeftSame(pairs, slot * (bits == 8 ? 16 : bits)));
+    }
+    HWY_ALIGN uint32_t lanes[4];
+    hn::Store(word, d32, lanes);
+    const int i = token / 16 * 2 * row_words + j * 2 + token % 16 / 8;
+    for (int t = 0; t < 4; ++t) words[lane_word(i, token % 8 * 4 + t)] = lanes[t];
+  }
+}
+
+// Writes the codes of one token's values: codes [d], 16 bits each. They share their words with
+// other tokens.
+HWY_INLINE void write_value_row(const KvLayout& l, std::byte* block, int token,
+                                const uint16_t* codes) {
+  auto* words = reinterpret_cast<uint32_t*>(block + l.value_codes_offset());
+  const int bits = l.format.value_bits;
+  for (int c = 0; c < l.shape.head_dim; c += 8) {
+    // Channels c + 1, ... c + 7 are rows g of the same words: four lanes, 16 words, further on.
+    const CodePosition p = l.value_code(token, c);
+    const uint32_t mask = ((1u << bits) - 1) << p.bit;
+    uint32_t* word = words + p.word;
+    for (int g = 0; g < 8; ++g)
+      word[16 * g] = (word[16 * g] & ~mask) | (uint32_t(codes[c + g]) << p.bit);
+  }
+}
+
+// One (sequence, KV head) of a step.
+class Appender {
+ public:
+  explicit Appender(const KvSource& source)
+      : source_(source), layout_(source.store.layout), d_(source.head_dim()) {}
+
+  void run() const {
+    const StepSequence& s = source_.sequence;
+    const int end = s.past + s.row_count;
+    if (s.mode == KvMode::stage) {
+      for (int token = s.past; token < end; ++token)
+        for (const bool keys : {true, false})
+          copy(row_of(token, keys), source_.staging_rows(token, keys),
+               token % KvLayout::kStagingTokens);
+      return;
+    }
+    for (int token = s.mode == KvMode::commit ? 0 : s.past; token < end; ++token) append(token);
+  }
+
+ private:
+  // A token of this step, or of the staging area before it.
+  F16Row row_of(int token, bool keys) const {
+    return token < source_.sequence.past ? source_.staged(token, keys) : source_.own(token, keys);
+  }
+
+  // Into row `row` of swizzled rows.
+  void copy(const F16Row& from, std::byte* rows, int row) const {
+    f16* to = reinterpret_cast<f16*>(rows) + int64_t(row) * d_;
+    for (int c = 0; c < d_; c += 8)
+      hn::StoreU(chunk_of(from, c, d_), D8x16(), &to[swizzled_channel(row, c, d_)].bits);
+  }
+
+  void append(int token) const {
+    const int t = token % layout_.page_tokens();
+    if (layout_.format.kind == KvKind::f16) {
+      for (const bool keys : {true, false})
+        copy(row_of(token, keys), source_.page_rows(token, keys), t);
+      return;
+    }
+    if (layout_.format.kind == KvKind::f8) {
+      HWY_ALIGN uint16_t codes[kHeadDimMax];
+      narrow_f8(row_of(token, /*keys=*/true), codes);
+      write_key_row(layout_, source_.page(token), t, codes);
+      narrow_f8(row_of(token, /*keys=*/false), codes);
+      write_value_row(layout_, source_.page(token), t, codes);
+      return;
+    }
+    const int r = layout_.format.residual, row = token % r;
+    std::byte* values = source_.residual_rows(/*keys=*/false);
+    if (token >= r) quantize_value(token - r, source_.swizzled(values, row));
+    copy(row_of(token, /*keys=*/true), source_.residual_rows(/*keys=*/true), row);
+    copy(row_of(token, /*keys=*/false), values, row);
+    if (row == r - 1)
+      for (int first = token + 1 - r; first <= token; first += layout_.format.group)
+        quantize_keys(first);
+  }
+
+  void narrow_f8(const F16Row& row, uint16_t* codes) const {
+    for (int c = 0; c < d_; c += 8)
+      hn::Store(to_e4m3_8(finite_8(chunk_of(row, c, d_))), D8x16(), codes + c);
+  }
+
+  void quantize_value(int token, const F16Row& row) const {
+    HWY_ALIGN uint16_t codes[kHeadDimMax];
+    std::byte* block = source_.page(token);
+    const int t = token % layout_.page_tokens(), group = layout_.format.group;
+    for (int begin = 0; begin < d_; begin += group) {
+      V8 min = finite_8(chunk_of(row, begin, d_)), max = min;
+      for (int c = begin + 8; c < begin + group; c += 8) {
+        const V8 x = finite_8(chunk_of(row, c, d_));
+        min = hn::Min(min, x);
+        max = hn::Max(max, x);
+      }
+      const Quantizer quantizer(hn::MinOfLanes(D8(), min), hn::MaxOfLanes(D8(), max),
+                                layout_.format.value_bits);
+      for (int c = begin; c < begin + group; c += 8)
+        hn::Store(quantizer.codes(finite_8(chunk_of(row, c, d_))), D8x16(), codes + c);
+      f16 scale[8], minimum[8];
+      store_f16(D8(), quantizer.scale, scale);
+      store_f16(D8(), quantizer.low, minimum);
+      write_value_parameters(layout_, block, t, begin, {scale[0], minimum[0]});
+    }
+    write_value_row(layout_, block, t, codes);
+  }
+
+  // One group of tokens of all channels, from the residual.
+  void quantize_keys(int first) const {
+    HWY_ALIGN uint16_t codes[128 * 128];  // [G][d]
+    std::byte* block = source_.page(first);
+    const std::byte* residual = source_.residual_rows(/*keys=*/true);
+    const int t = first % layout_.page_tokens(), group = layout_.format.group;
+    const auto key = [&](int i, int c) HWY_ATTR {
+      const int row = (first + i) % layout_.format.residual;
+      return finite_8(chunk_of(source_.swizzled(residual, row), c, d_));
+    };
+    for (int c = 0; c < d_; c += 8) {
+      V8 min = key(0, c), max = min;
+      for (int i = 1; i < group; ++i) {
+        const V8 x = key(i, c);
+        min = hn::Min(min, x);
+        max = hn::Max(max, x);
+      }
+      const Quantizer quantizer(min, max, layout_.format.key_bits);
+      for (int i = 0; i < group; ++i)
+        hn::Store(quantizer.codes(key(i, c)), D8x16(), codes + i * d_ + c);
+      f16 scale[8], minimum[8];
+      store_f16(D8(), quantizer.scale, scale);
+      store_f16(D8(), quantizer.low, minimum);
+      for (int i = 0; i < 8; ++i)
+        write_key_parameters(layout_, block, t, c + i, {scale[i], minimum[i]});
+    }
+    for (int i = 0; i < group; ++i) write_key_row(layout_, block, t + i, codes + i * d_);
+  }
+
+  const KvSource& source_;
+  const KvLayout& layout_;
+  const int d_;
+};
+
+void AppendHead(const KvSource& source) { Appender(source).run(); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kivi
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kivi {
+HWY_EXPORT(AppendHead);
 
 void CpuBackend::do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
                               int layer) {
   const int heads = store.layout.shape.heads;
-  pool_.parallel_for(int64_t(step.sequences.size()) * heads, kv.size() * 16,
-                     [&](int64_t task, int) {
-                       const StepSequence& s = step.sequences[size_t(task / heads)];
-                       Appender{kv, store, step, s, layer, int(task % heads)}.run();
-                     });
+  pool_.parallel_for(int64_t(step.sequences.size()) * heads, kv.size() * 4, [&](int64_t task, int) {
+    const StepSequence& s = step.sequences[size_t(task / heads)];
+    HWY_DYNAMIC_DISPATCH(AppendHead)
+    ({kv, store, step, s, layer, int(task % heads)});
+  });
 }
 
 }  // namespace kivi
+#endif

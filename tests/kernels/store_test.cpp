@@ -241,3 +241,55 @@ TEST_CASE("Keys that are quantized while decoding are lossy") {
     CHECK(error / (64 * 64) > (bits == 2 ? 0.2 : 0.04));
   }
 }
+
+TEST_CASE("The store has the codec's bits for numbers of every kind") {
+  const uint32_t seed = 7;
+  CAPTURE(seed);
+  std::mt19937 random(seed);
+  const auto backend = make_cpu_backend(1);
+  for (const KvLayout& l : {layout_of(2, 4, 32, 32, 96), layout_of(4, 2, 64, 64, 128),
+                            layout_of(2, 2, 32, 64), layout_of(4, 4, 128, 128, 128)}) {
+    INFO(text(l));
+    const int r = l.format.residual, g = l.format.group, d = l.shape.head_dim, p = l.page_tokens();
+    TestStore store(*backend, l, 1, 2 * r, seed);
+    TestSequence s = store.sequence(2 * r);
+    // Any 16 bits at all; then rows and channels of small, of equal and of zero numbers.
+    for (std::vector<f16>& row : s.tokens[0])
+      for (size_t c = 0; c < row.size(); ++c) {
+        row[c].bits = uint16_t(random());
+        if (c % 8 == 3) row[c].bits &= 0x87ff;          // mostly subnormal
+        if (c % 8 == 4) row[c].bits = 0x3c01;           // equal
+        if (c % 8 == 5) row[c].bits &= 0x8000;          // zeros of both signs
+        if (c % 8 == 6) row[c].bits = row[c].bits % 2;  // 0 or the smallest subnormal
+        if (c % 8 == 7) row[c].bits = 0x7bff - (row[c].bits & 0x83ff);  // the largest
+      }
+    for (size_t t = 0; t < s.tokens[0].size(); t += 5)
+      for (f16& x : s.tokens[0][t]) x.bits &= 0x8000;
+    append(*backend, store, {{&s, 2 * r}});
+    int wrong = 0;
+    std::vector<uint8_t> codes(static_cast<size_t>(g));
+    for (int t = 0; t < 2 * r; t += g)
+      for (int c = 0; c < d; ++c) {
+        std::vector<f16> x;
+        for (int i = 0; i < g; ++i) x.push_back(s.tokens[0][size_t(t + i)][size_t(c)]);
+        const GroupParameters want = quantize_group(x, l.format.key_bits, codes);
+        const std::byte* block = store.view().page_block(0, s.pages[size_t(t / p)], 0);
+        const GroupParameters got = read_key_parameters(l, block, t % p, c);
+        wrong += got.scale.bits != want.scale.bits || got.minimum.bits != want.minimum.bits;
+        for (int i = 0; i < g; ++i)
+          wrong += read_key_code(l, block, t % p + i, c) != codes[size_t(i)];
+      }
+    CHECK(wrong == 0);
+    for (int t = 0; t < r; ++t)
+      for (int c = 0; c < d; c += g) {
+        const auto begin = s.tokens[0][size_t(t)].begin() + d + c;
+        const GroupParameters want = quantize_group({begin, begin + g}, l.format.value_bits, codes);
+        const std::byte* block = store.view().page_block(0, s.pages[size_t(t / p)], 0);
+        const GroupParameters got = read_value_parameters(l, block, t % p, c);
+        wrong += got.scale.bits != want.scale.bits || got.minimum.bits != want.minimum.bits;
+        for (int i = 0; i < g; ++i)
+          wrong += read_value_code(l, block, t % p, c + i) != codes[size_t(i)];
+      }
+    CHECK(wrong == 0);
+  }
+}
