@@ -87,7 +87,8 @@ __device__ uint32_t e4m3_of(__half x) {
   const float v = __half2float(x);
   return v != v ? 0 : __nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3);
 }
-__device__ uint16_t bits_of(float x) { return __half_as_ushort(__float2half_rn(x)); }
+// Zeros are +0, as the codec writes them.
+__device__ uint16_t bits_of(float x) { return __half_as_ushort(__float2half_rn(x + 0.f)); }
 
 __device__ void store_code(std::byte* codes, CodePosition p, int bits, uint32_t code) {
   uint32_t& word = reinterpret_cast<uint32_t*>(codes)[p.word];
