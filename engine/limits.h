@@ -22,6 +22,7 @@ inline constexpr int kDefaultMaxTokens = 16;  // completions, as OpenAI
 // Files: a header or JSON larger than this is not a model's.
 inline constexpr int64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // the format's own limit
 inline constexpr int64_t kMaxJsonFileBytes = 256 << 20;
+inline constexpr int64_t kMaxChatTemplateBytes = 1 << 20;  // the largest known are 20 KB
 
 // HTTP.
 inline constexpr size_t kDefaultMaxBodyBytes = 16 << 20;  // a 2,048-prompt batch of lm-eval fits

@@ -5,11 +5,10 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "engine/byte_tokenizer.h"
+#include "engine/chat_template_source.h"
 #include "engine/decoder_model.h"
-#include "engine/json_file.h"
 #include "engine/model_config.h"
 #include "engine/model_runner.h"
 #include "engine/models/registry.h"
@@ -135,12 +134,6 @@ std::string tokenizer_kind_of(const std::string& folder) {
   return "none";
 }
 
-bool has_chat_template(const std::string& folder) {
-  if (std::filesystem::exists(folder + "/chat_template.jinja")) return true;
-  const auto config = read_json_file(folder + "/tokenizer_config.json");
-  return config.ok() && config->is_object() && config->contains("chat_template");
-}
-
 ModelSummary summary_of(const ModelConfig& model, DType dtype, const std::string& folder) {
   const DecoderSpec& spec = model.spec;
   ModelSummary s;
@@ -157,7 +150,8 @@ ModelSummary summary_of(const ModelConfig& model, DType dtype, const std::string
   s.weight_bytes = weight_bytes(spec, dtype);
   s.dtype = long_name(dtype);
   s.tokenizer_kind = tokenizer_kind_of(folder);
-  s.has_chat_template = has_chat_template(folder);
+  const auto chat_template = find_chat_template(folder, "");
+  s.has_chat_template = chat_template.ok() && chat_template->has_value();
   return s;
 }
 
