@@ -282,10 +282,16 @@ void BpeTokenizer::encode_text(std::string_view text, Scratch& scratch,
 Result<std::unique_ptr<Tokenizer>> load_bpe_tokenizer(const std::string& folder) {
   ASSIGN_OR_RETURN(const TokenizerConfig config, read_tokenizer_config(folder));
   ASSIGN_OR_RETURN(const json file, read_json_object(folder + "/tokenizer.json"));
+  return make_bpe_tokenizer(folder, file, config);
+}
+
+Result<std::unique_ptr<Tokenizer>> make_bpe_tokenizer(const std::string& place,
+                                                      const json& tokenizer_json,
+                                                      const TokenizerConfig& config) {
   auto tokenizer = std::make_unique<BpeTokenizer>();
-  if (const Status status = tokenizer->load(file, config); !status.ok()) {
+  if (const Status status = tokenizer->load(tokenizer_json, config); !status.ok()) {
     Error error = status.error();
-    error.message = fmt::format("{}: {}", folder, error.message);
+    error.message = fmt::format("{}: {}", place, error.message);
     return error;
   }
   return std::unique_ptr<Tokenizer>(std::move(tokenizer));

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "engine/tokenizer.h"
+#include "engine/tokenizer_config.h"
 #include "kernels/result.h"
 
 namespace kivi {
@@ -16,5 +18,10 @@ namespace kivi {
 // pre-tokenizer, ...) is an error (unsupported) that names it. BOS and EOS are added where the
 // file's post_processor says so.
 Result<std::unique_ptr<Tokenizer>> load_bpe_tokenizer(const std::string& folder);
+
+// The same from what such files hold. `place` stands for them in errors.
+Result<std::unique_ptr<Tokenizer>> make_bpe_tokenizer(const std::string& place,
+                                                      const nlohmann::json& tokenizer_json,
+                                                      const TokenizerConfig& config);
 
 }  // namespace kivi

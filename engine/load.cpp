@@ -8,11 +8,11 @@
 
 #include "engine/byte_tokenizer.h"
 #include "engine/chat_template_source.h"
+#include "engine/checkpoint.h"
 #include "engine/decoder_model.h"
 #include "engine/model_config.h"
 #include "engine/model_runner.h"
 #include "engine/models/registry.h"
-#include "engine/safetensors.h"
 #include "engine/step_input.h"
 #include "engine/weights.h"
 #include "kernels/kv_codec.h"

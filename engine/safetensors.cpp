@@ -1,15 +1,10 @@
 #include "engine/safetensors.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -118,43 +113,6 @@ Result<FileTensor> parse_tensor(const json& entry, const std::string& name, cons
 
 }  // namespace
 
-std::string describe(const FileTensor& tensor) {
-  return fmt::format("[{}] {}", fmt::join(tensor.shape, ", "), tensor.dtype_name);
-}
-
-Result<MappedFile> MappedFile::open(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0)
-    return Error{ErrorCode::not_found,
-                 fmt::format("{}: cannot be opened: {}", path, std::strerror(errno))};
-  MappedFile file;
-  struct stat status = {};
-  void* data = MAP_FAILED;
-  if (::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
-    file.bytes_ = size_t(status.st_size);
-    data = ::mmap(nullptr, file.bytes_, PROT_READ, MAP_PRIVATE, descriptor, 0);
-  }
-  ::close(descriptor);
-  if (data == MAP_FAILED)
-    return Error{ErrorCode::invalid,
-                 fmt::format("{}: cannot be mapped ({} bytes)", path, int64_t(status.st_size))};
-  file.data_ = static_cast<const std::byte*>(data);
-  return file;
-}
-
-MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), bytes_);
-}
-
-MappedFile::MappedFile(MappedFile&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-
 Result<TensorMap> parse_safetensors(const std::byte* data, size_t bytes, const std::string& file) {
   if (bytes < kLengthBytes)
     return invalid(file, fmt::format("is {} bytes, too short for a safetensors file", bytes));
@@ -205,9 +163,7 @@ Result<std::map<std::string, std::string>> read_index(const std::string& path) {
 
 }  // namespace
 
-Result<Checkpoint> Checkpoint::open(const std::string& folder) {
-  Checkpoint checkpoint;
-  checkpoint.folder_ = folder;
+Result<Checkpoint> open_safetensors(const std::string& folder) {
   const std::string index = folder + "/model.safetensors.index.json";
   std::map<std::string, std::string> weights;
   std::set<std::string> shards = {"model.safetensors"};
@@ -218,23 +174,24 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
     shards.clear();
     for (const auto& [tensor, shard] : weights) shards.insert(shard);
   }
+  std::vector<MappedFile> files;
+  TensorMap all;
   for (const std::string& shard : shards) {
     const std::string path = fmt::format("{}/{}", folder, shard);
     ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
     ASSIGN_OR_RETURN(TensorMap tensors, parse_safetensors(file.data(), file.bytes(), path));
     for (auto& [name, tensor] : tensors) {
-      const auto [at, is_new] = checkpoint.tensors_.emplace(name, std::move(tensor));
+      const auto [at, is_new] = all.emplace(name, std::move(tensor));
       if (!is_new) return invalid_tensor(path, name, fmt::format("is also in {}", at->second.file));
     }
-    checkpoint.files_.push_back(std::move(file));
+    files.push_back(std::move(file));
   }
   for (const auto& [tensor, shard] : weights) {
-    const auto found = checkpoint.tensors_.find(tensor);
-    if (found == checkpoint.tensors_.end() ||
-        found->second.file != fmt::format("{}/{}", folder, shard))
+    const auto found = all.find(tensor);
+    if (found == all.end() || found->second.file != fmt::format("{}/{}", folder, shard))
       return invalid_tensor(index, tensor, fmt::format("is not in {}", shard));
   }
-  return checkpoint;
+  return Checkpoint(folder, std::move(files), std::move(all));
 }
 
 }  // namespace kivi

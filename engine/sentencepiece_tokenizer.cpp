@@ -108,7 +108,7 @@ enum class Prefix { none, library, here };
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  Status load(const std::string& folder);
+  Status load(const std::string& place, std::string model, const TokenizerConfig& config);
 
   std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const override;
   const std::string& token_bytes(int32_t id, bool skip_special) const override {
@@ -152,37 +152,30 @@ Error bad_model(const std::string& path, const std::string& what) {
 
 // The id of the configured token; where nothing is said of it the library's own (-1: none).
 Result<std::optional<int32_t>> resolve(const NamedToken& token, const char* key, int library_id,
-                                       const Vocabulary& vocabulary, const std::string& folder) {
+                                       const Vocabulary& vocabulary, const std::string& place) {
   auto id = find_token(token, key, vocabulary);
-  if (!id.ok()) return bad_model(folder, id.error().message);
+  if (!id.ok()) return bad_model(place, id.error().message);
   if (!token.mentioned && library_id >= 0) return std::optional<int32_t>(library_id);
   return id;
 }
 
-Status SentencePieceTokenizer::load(const std::string& folder) {
-  const std::string path = folder + "/tokenizer.model";
-  std::ifstream file(path, std::ios::binary);
-  std::string model((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file || model.empty()) return bad_model(path, "cannot be read, or is empty");
-  ASSIGN_OR_RETURN(const TokenizerConfig config, read_tokenizer_config(folder));
-
+Status SentencePieceTokenizer::load(const std::string& place, std::string model,
+                                    const TokenizerConfig& config) {
   spec_ = read_spec(model);
   choose_prefix(config);
   // A field that stands twice in a message counts as merged, so this switches the library's own
   // prefix off: normalizer_spec { add_dummy_prefix: false }.
   if (prefix_ != Prefix::library) model.append("\x1a\x02\x18\x00", 4);
   if (const auto status = processor_.LoadFromSerializedProto(model); !status.ok()) {
-    return bad_model(path, fmt::format("not a SentencePiece model ({})", status.ToString()));
+    return bad_model(place, fmt::format("not a SentencePiece model ({})", status.ToString()));
   }
   fill_vocabulary();
   RETURN_IF_ERROR(apply_added_tokens(config, vocabulary_));
 
   add_bos_ = config.add_bos_token.value_or(true);
   add_eos_ = config.add_eos_token.value_or(false);
-  ASSIGN_OR_RETURN(bos_,
-                   resolve(config.bos, "bos_token", processor_.bos_id(), vocabulary_, folder));
-  ASSIGN_OR_RETURN(eos_,
-                   resolve(config.eos, "eos_token", processor_.eos_id(), vocabulary_, folder));
+  ASSIGN_OR_RETURN(bos_, resolve(config.bos, "bos_token", processor_.bos_id(), vocabulary_, place));
+  ASSIGN_OR_RETURN(eos_, resolve(config.eos, "eos_token", processor_.eos_id(), vocabulary_, place));
   return ok_status();
 }
 
@@ -269,8 +262,19 @@ void SentencePieceTokenizer::encode_piecewise(std::string_view text,
 }  // namespace
 
 Result<std::unique_ptr<Tokenizer>> load_sentencepiece_tokenizer(const std::string& folder) {
+  const std::string path = folder + "/tokenizer.model";
+  std::ifstream file(path, std::ios::binary);
+  std::string model((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file || model.empty()) return bad_model(path, "cannot be read, or is empty");
+  ASSIGN_OR_RETURN(const TokenizerConfig config, read_tokenizer_config(folder));
+  return make_sentencepiece_tokenizer(path, std::move(model), config);
+}
+
+Result<std::unique_ptr<Tokenizer>> make_sentencepiece_tokenizer(const std::string& place,
+                                                                std::string model,
+                                                                const TokenizerConfig& config) {
   auto tokenizer = std::make_unique<SentencePieceTokenizer>();
-  RETURN_IF_ERROR(tokenizer->load(folder));
+  RETURN_IF_ERROR(tokenizer->load(place, std::move(model), config));
   return std::unique_ptr<Tokenizer>(std::move(tokenizer));
 }
 

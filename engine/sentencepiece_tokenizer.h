@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/tokenizer.h"
+#include "engine/tokenizer_config.h"
 #include "kernels/result.h"
 
 namespace kivi {
@@ -17,5 +18,11 @@ namespace kivi {
 //     the model says so (legacy) or unless add_prefix_space is false (legacy false).
 // Errors name the file.
 Result<std::unique_ptr<Tokenizer>> load_sentencepiece_tokenizer(const std::string& folder);
+
+// The same from what such files hold: `model` is a serialized ModelProto. `place` stands for them
+// in errors.
+Result<std::unique_ptr<Tokenizer>> make_sentencepiece_tokenizer(const std::string& place,
+                                                                std::string model,
+                                                                const TokenizerConfig& config);
 
 }  // namespace kivi

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <numbers>
 #include <set>
+#include <span>
 
 #include "kernels/half.h"
 
@@ -26,6 +27,7 @@ enum class WeightKind { matrix, norm, bias };
 struct WeightPart {
   std::string name;
   int64_t rows = 0;
+  bool rotary_pairs = false;  // TensorNames::rotary_pairs
 };
 
 // One device tensor: where its view goes and the checkpoint's tensors that are stacked in it.
@@ -69,8 +71,10 @@ class WeightList {
     if (spec_.norms_per_layer == 2)
       norm(&layer.mlp_norm, &layer.mlp_norm_bias, at + names_.mlp_norm);
 
-    const auto qkv = names_.qkv.size() == 3 ? stacked(at, names_.qkv, {q, kv / 2, kv / 2})
-                                            : stacked(at, names_.qkv, {q + kv});
+    auto qkv = names_.qkv.size() == 3 ? stacked(at, names_.qkv, {q, kv / 2, kv / 2})
+                                      : stacked(at, names_.qkv, {q + kv});
+    if (names_.qkv.size() == 3)
+      qkv[0].rotary_pairs = qkv[1].rotary_pairs = names_.rotary_pairs;  // q and k turn
     linear(&layer.qkv, spec_.qkv_bias ? &layer.qkv_bias : nullptr, qkv, n, names_.qkv_order);
     linear(&layer.output, spec_.output_bias ? &layer.output_bias : nullptr,
            {{at + names_.output, n}}, q);
@@ -163,6 +167,13 @@ int64_t grouped_row(const DecoderSpec& spec, int64_t row) {
   return (kv * (per_kv + 2) + place) * d + channel;
 }
 
+// The same for a q or k matrix whose heads hold their channels as pairs.
+int64_t paired_row(const DecoderSpec& spec, int64_t row) {
+  const int64_t half = spec.head_dim / 2;
+  const int64_t head = row / spec.head_dim, channel = row % spec.head_dim;
+  return head * spec.head_dim + channel % half * 2 + channel / half;
+}
+
 // Takes items in order, gives each its place in the allocation, and counts bytes.
 class Uploader {
  public:
@@ -185,6 +196,7 @@ class Uploader {
     if (progress_) progress_(done_, int64_t(memory_.bytes()));
   }
 
+  DType dtype() const { return dtype_; }
   std::byte* rest() const { return memory_.data() + offset_; }
 
  private:
@@ -224,18 +236,20 @@ Status check_names(const std::vector<WeightItem>& items, const DecoderSpec& spec
     if (count > kShownMax) list.resize(kShownMax);
     return fmt::format("{}{}", fmt::join(list, ", "), count > kShownMax ? ", ..." : "");
   };
-  std::string text = checkpoint.folder() + ":";
+  std::string text = checkpoint.path() + ":";
   if (!missing.empty())
     text += fmt::format(" {} of {} tensors are missing: {}", missing.size(), expected.size(),
                         listed(missing));
   if (!unexpected.empty())
-    text += fmt::format("{} {} tensors are unexpected (config.json does not call for them): {}",
-                        missing.empty() ? "" : ";", unexpected.size(), listed(unexpected));
+    text +=
+        fmt::format("{} {} tensors are unexpected (the configuration does not call for them): {}",
+                    missing.empty() ? "" : ";", unexpected.size(), listed(unexpected));
   return Error{ErrorCode::invalid, text};
 }
 
 Status check_tensor(const FileTensor& tensor, const WeightPart& part, int64_t columns) {
-  if (!tensor.dtype)
+  // Vectors are never quantized, and their elements may have to be reordered.
+  if (!tensor.dtype && (tensor.dequantize == nullptr || columns == 0))
     return Error{ErrorCode::unsupported,
                  fmt::format("{}: tensor '{}' is {}, must be F32, F16 or BF16", tensor.file,
                              part.name, describe(tensor))};
@@ -243,35 +257,50 @@ Status check_tensor(const FileTensor& tensor, const WeightPart& part, int64_t co
   if (columns != 0) shape.push_back(columns);
   if (tensor.shape != shape)
     return Error{ErrorCode::invalid,
-                 fmt::format("{}: tensor '{}' is {}, must be [{}] (from config.json)", tensor.file,
-                             part.name, describe(tensor), fmt::join(shape, ", "))};
+                 fmt::format("{}: tensor '{}' is {}, must be [{}] (from the configuration)",
+                             tensor.file, part.name, describe(tensor), fmt::join(shape, ", "))};
   return ok_status();
 }
 
+// Row `row` of a tensor of the checkpoint.
+void read_row(const FileTensor& tensor, int64_t row, std::span<float> out) {
+  const std::byte* in = tensor.data + row * (int64_t(tensor.bytes) / tensor.shape[0]);
+  if (!tensor.dtype) return tensor.dequantize(in, int64_t(out.size()), out.data());
+  const auto element = int64_t(size_of(*tensor.dtype));
+  for (float& x : out) {
+    x = load_element(*tensor.dtype, in);
+    in += element;
+  }
+}
+
 void upload_converted(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
-                      const FileTensor& source, DType dtype) {
+                      const WeightPart& part, const FileTensor& source) {
+  const DType dtype = uploader.dtype();
   const int64_t row_size = item.row_size(), element = int64_t(size_of(dtype));
-  const int64_t rows = source.shape[0];
-  const int64_t source_element = int64_t(size_of(*source.dtype));
   const int64_t rows_per_chunk = std::max<int64_t>(1, kChunkBytes / (row_size * element));
-  std::vector<std::byte> chunk(size_t(std::min(rows, rows_per_chunk) * row_size * element));
-  for (int64_t begin = 0; begin < rows; begin += rows_per_chunk) {
-    const int64_t end = std::min(rows, begin + rows_per_chunk);
+  std::vector<float> values(size_t(row_size), 0.f);
+  std::vector<std::byte> chunk(size_t(std::min(part.rows, rows_per_chunk) * row_size * element));
+  for (int64_t begin = 0; begin < part.rows; begin += rows_per_chunk) {
+    const int64_t end = std::min(part.rows, begin + rows_per_chunk);
     std::byte* out = chunk.data();
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t from = item.order == QkvOrder::groups ? grouped_row(spec, row) : row;
-      const std::byte* in = source.data + from * row_size * source_element;
-      for (int64_t i = 0; i < row_size; ++i, out += element)
-        store_element(dtype, load_element(*source.dtype, in + i * source_element), out);
+      int64_t from = row;
+      if (item.order == QkvOrder::groups) from = grouped_row(spec, row);
+      if (part.rotary_pairs) from = paired_row(spec, row);
+      read_row(source, from, values);
+      for (const float x : values) {
+        store_element(dtype, x, out);
+        out += element;
+      }
     }
     uploader.append(chunk.data(), (end - begin) * row_size * element);
   }
 }
 
 void upload_tensor(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
-                   const FileTensor& source, DType dtype) {
-  if (*source.dtype != dtype || item.order == QkvOrder::groups) {
-    upload_converted(uploader, spec, item, source, dtype);
+                   const WeightPart& part, const FileTensor& source) {
+  if (source.dtype != uploader.dtype() || item.order == QkvOrder::groups || part.rotary_pairs) {
+    upload_converted(uploader, spec, item, part, source);
     return;
   }
   for (size_t begin = 0; begin < source.bytes; begin += size_t(kChunkBytes))
@@ -327,7 +356,7 @@ Result<DecoderWeights> load_weights(Backend& backend, const DecoderSpec& spec,
   for (const WeightItem& item : list.items()) {
     uploader.place(item);
     for (const WeightPart& part : item.parts)
-      upload_tensor(uploader, spec, item, tensors.at(part.name), dtype);
+      upload_tensor(uploader, spec, item, part, tensors.at(part.name));
   }
   finish(backend, spec, uploader, weights);
   return weights;

@@ -27,6 +27,9 @@ struct TensorNames {
   std::string mlp_norm;  // unused where a layer has one norm
   std::vector<std::string> qkv;
   QkvOrder qkv_order = QkvOrder::heads;
+  // The channels of each head of q and k stand as the pairs that turn together, (0, d/2), (1, d/2 +
+  // 1), ...: GGUF files of Llama. Needs three matrices in `qkv`.
+  bool rotary_pairs = false;
   std::string output;
   std::vector<std::string> up;  // gate, up; or up alone
   std::string down;

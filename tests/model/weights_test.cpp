@@ -57,7 +57,7 @@ TEST_CASE("A wrong shape is refused with both shapes") {
     header["model.layers.2.mlp.gate_proj.weight"]["shape"] = json::array({128, 344});
   });
   CHECK(message.find("/model.safetensors: tensor 'model.layers.2.mlp.gate_proj.weight' is "
-                     "[128, 344] BF16, must be [344, 128] (from config.json)") !=
+                     "[128, 344] BF16, must be [344, 128] (from the configuration)") !=
         std::string::npos);
 }
 
@@ -68,7 +68,7 @@ TEST_CASE("A missing and an unexpected tensor are both named") {
     header.erase("model.layers.1.self_attn.q_proj.weight");
   });
   CHECK(message.find("1 of 38 tensors are missing: model.layers.1.self_attn.q_proj.weight; 1 "
-                     "tensors are unexpected (config.json does not call for them): "
+                     "tensors are unexpected (the configuration does not call for them): "
                      "model.layers.1.self_attn.q_proj.other") != std::string::npos);
 }
 

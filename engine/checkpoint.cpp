@@ -1,0 +1,21 @@
+#include "engine/checkpoint.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <utility>
+
+#include "engine/safetensors.h"
+
+namespace kivi {
+
+std::string describe(const FileTensor& tensor) {
+  return fmt::format("[{}] {}", fmt::join(tensor.shape, ", "), tensor.dtype_name);
+}
+
+Checkpoint::Checkpoint(std::string path, std::vector<MappedFile> files, TensorMap tensors)
+    : path_(std::move(path)), files_(std::move(files)), tensors_(std::move(tensors)) {}
+
+Result<Checkpoint> Checkpoint::open(const std::string& path) { return open_safetensors(path); }
+
+}  // namespace kivi

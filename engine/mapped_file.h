@@ -1,0 +1,28 @@
+// MappedFile: a read-only mapping of a whole file.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "kernels/result.h"
+
+namespace kivi {
+
+// A file that shrinks while it is mapped kills the process (SIGBUS), as with every mapped file.
+class MappedFile {
+ public:
+  static Result<MappedFile> open(const std::string& path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+
+  const std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  MappedFile() = default;
+  const std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace kivi
