@@ -1,13 +1,163 @@
 // sample: one token a row, in the order of operations of kernels/sampling.h.
+//
+// Cost of a row without top-k, top-p or min-p: two passes over the vocabulary, one of them with a
+// Philox block for four tokens and one exponential a token, by vectors (`Screen`).
+//
+// Test: tests/kernels/sample_test.cpp.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/sample.cpp"
+#include "kernels/cpu/simd_targets.h"
+// clang-format off
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+// clang-format on
+
+#include <hwy/contrib/algo/find-inl.h>
+#include <hwy/contrib/math/math-inl.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/simd-inl.h"
 #include "kernels/philox.h"
 
+#ifndef KIVI_SCREEN_ARGUMENTS_
+#define KIVI_SCREEN_ARGUMENTS_
 namespace kivi {
+
+// Tokens [first, first + count) of one row; first and count are multiples of kScreenGrain.
+struct ScreenArguments {
+  const float* logits;  // of token 0
+  int32_t first;
+  int32_t count;
+  float largest;      // logit
+  float temperature;  // > 0
+  float winner;       // the largest logit / temperature + noise so far, `largest` taken off
+  uint64_t seed;
+  int32_t position;
+};
+
+// Four tokens a Philox block, up to 16 blocks a vector of 32-bit words.
+inline constexpr int32_t kScreenGrain = 64;
+
+}  // namespace kivi
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace kivi {
+namespace HWY_NAMESPACE {
+
+using DU = hn::CappedTag<uint32_t, 16>;
+using DU64 = hn::Repartition<uint64_t, DU>;
+using VU = hn::Vec<DU>;
+using VU64 = hn::Vec<DU64>;
+
+// A counter or a block of Philox in the low halves of 64-bit lanes; what stands in the high halves
+// never reaches a low one.
+struct PhiloxLanes {
+  VU64 word[4];
+};
+
+HWY_INLINE VU64 times(VU64 x, uint32_t multiplier) {
+  const DU du;
+  return hn::MulEven(hn::BitCast(du, x), hn::Set(du, multiplier));
+}
+
+HWY_INLINE void philox_lanes(PhiloxLanes& c, uint32_t key0, uint32_t key1) {
+  const DU64 d64;
+  for (int round = 0; round < 10; ++round) {
+    const VU64 p0 = times(c.word[0], kPhiloxMultiplier0);
+    const VU64 p1 = times(c.word[2], kPhiloxMultiplier1);
+    c.word[0] = hn::Xor(hn::Xor(hn::ShiftRight<32>(p1), c.word[1]), hn::Set(d64, key0));
+    c.word[2] = hn::Xor(hn::Xor(hn::ShiftRight<32>(p0), c.word[3]), hn::Set(d64, key1));
+    c.word[1] = p1;
+    c.word[3] = p0;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
+  }
+}
+
+// Random words of the tokens from `first` on, four for each 32-bit lane.
+HWY_INLINE void words_of(const ScreenArguments& a, int32_t first, uint32_t* words) {
+  const DU du;
+  const DU64 d64;
+  const VU64 even = hn::Add(hn::Set(d64, uint32_t(first) / 4), hn::ShiftLeft<1>(hn::Iota(d64, 0)));
+  const VU64 position = hn::Set(d64, uint32_t(a.position)), zero = hn::Zero(d64);
+  PhiloxLanes block[2] = {{{even, position, zero, zero}},
+                          {{hn::Add(even, hn::Set(d64, 1)), position, zero, zero}}};
+  for (PhiloxLanes& half : block) philox_lanes(half, uint32_t(a.seed), uint32_t(a.seed >> 32));
+  const auto both = [&](int i) HWY_ATTR {
+    return hn::OddEven(hn::BitCast(du, hn::ShiftLeft<32>(block[1].word[i])),
+                       hn::BitCast(du, block[0].word[i]));
+  };
+  hn::StoreInterleaved4(both(0), both(1), both(2), both(3), du, words);
+}
+
+// Writes the tokens that may beat `winner` to `kept` (place for `count`) and returns how many: all
+// that do, and few others. Noise -log(-log u) reaches x only if -log u <= exp(-x), and -log u is at
+// least 1 - u; 1 - u is exact in fp32, and 1 % pays for all rounding.
+int32_t Screen(const ScreenArguments& a, int32_t* kept) {
+  const DU du;
+  const hn::RebindToFloat<DU> df;
+  const hn::RebindToSigned<DU> di;
+  const int32_t lanes = int32_t(hn::Lanes(du));
+  HWY_ALIGN uint32_t words[kScreenGrain];
+  int32_t n = 0;
+  for (int32_t token = a.first; token < a.first + a.count; token += 4 * lanes) {
+    words_of(a, token, words);
+    for (int32_t i = 0; i < 4 * lanes; i += lanes) {
+      const auto word = hn::ShiftRight<9>(hn::Load(du, words + i));
+      const auto fraction = hn::ConvertTo(df, hn::BitCast(di, word));
+      const auto rest =
+          hn::Mul(hn::Sub(hn::Set(df, 8388607.5f), fraction), hn::Set(df, 0x1p-23f));  // 1 - u
+      const auto tempered =
+          hn::Div(hn::Sub(hn::LoadU(df, a.logits + token + i), hn::Set(df, a.largest)),
+                  hn::Set(df, a.temperature));
+      const auto beyond = hn::Sub(tempered, hn::Set(df, a.winner));  // -(noise that it needs)
+      const auto bound = hn::Mul(hn::Exp(df, beyond), hn::Set(df, 1.01f));
+      const auto may = hn::Or(hn::Ge(beyond, hn::Set(df, -1.0f)), hn::Le(rest, bound));
+      if (hn::AllFalse(df, may)) continue;
+      const auto id = hn::Iota(di, token + i);
+      n += int32_t(hn::CompressStore(id, hn::RebindMask(di, may), di, kept + n));
+    }
+  }
+  return n;
+}
+
+// Copies logits; what is not finite becomes -infinity.
+void CopyFinite(const float* from, int64_t n, float* to) {
+  const hn::CappedTag<float, 16> df;
+  for_vectors(df, n, [&](int64_t i, size_t count) HWY_ATTR {
+    const auto x = load_part(df, from + i, count);
+    const auto kept = hn::IfThenElse(hn::IsFinite(x), x, hn::Set(df, -HUGE_VALF));
+    store_part(df, kept, to + i, count);
+  });
+}
+
+// The lowest place of the largest of n numbers.
+int64_t FirstLargest(const float* x, int64_t n) {
+  const hn::CappedTag<float, 16> df;
+  auto largest = hn::Set(df, x[0]);
+  const int64_t lanes = int64_t(hn::Lanes(df)), whole = n / lanes * lanes;
+  for (int64_t i = 0; i < whole; i += lanes) largest = hn::Max(largest, hn::LoadU(df, x + i));
+  float value = max_of_lanes(df, largest);
+  for (int64_t i = whole; i < n; ++i) value = HWY_MAX(value, x[i]);
+  return int64_t(hn::Find(df, value, x, size_t(n)));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kivi
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kivi {
+HWY_EXPORT(Screen);
+HWY_EXPORT(CopyFinite);
+HWY_EXPORT(FirstLargest);
+
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
@@ -22,7 +172,8 @@ bool before(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-// Penalties, then bias, in place. What is not finite afterwards can not be chosen: -infinity.
+// Penalties, then bias, in place. What is not finite, before or after, can not be chosen: it is
+// -infinity.
 void adjust(std::span<float> logits, const SampleRow& row) {
   for (const PenaltyToken& p : row.penalties) {
     float& x = logits[size_t(p.id)];
@@ -31,8 +182,11 @@ void adjust(std::span<float> logits, const SampleRow& row) {
     if (p.output_count > 0) x -= row.presence_penalty;
   }
   for (const LogitBias& b : row.bias) logits[size_t(b.id)] += b.bias;
-  for (float& x : logits)
-    if (!std::isfinite(x)) x = kNever;
+  const auto forbid_infinite = [&](int32_t id) {
+    if (!std::isfinite(logits[size_t(id)])) logits[size_t(id)] = kNever;
+  };
+  for (const PenaltyToken& p : row.penalties) forbid_infinite(p.id);
+  for (const LogitBias& b : row.bias) forbid_infinite(b.id);
 }
 
 // Where no logit is finite: the lowest id that no bias forbids.
@@ -78,9 +232,7 @@ std::vector<Candidate> keep(std::span<const float> logits, const SampleRow& row)
   return all;
 }
 
-// argmax(logit / temperature + Gumbel noise) of the tokens that `visit` names, beginning with
-// `best`. Noise is two logarithms; most tokens are ruled out by one exponential: the noise exceeds
-// x only if its uniform number is above exp(-exp(-x)) >= 1 - exp(-x).
+// argmax(logit / temperature + Gumbel noise) of the tokens that are visited, beginning with `best`.
 class GumbelMaximum {
  public:
   GumbelMaximum(const SampleRow& row, Candidate best) : row_(row), largest_(best.logit) {
@@ -90,12 +242,29 @@ class GumbelMaximum {
   }
 
   void visit(const Candidate& c) {
-    const float tempered = (c.logit - largest_) / row_.temperature;
-    const float needed = winner_.logit - tempered;
-    const float u = uniform(c.id);
-    if (needed > 1 && double(u) < 1 - 1.01 * double(std::exp(-needed))) return;
-    const Candidate noisy{c.id, tempered + noise(u)};
+    const Candidate noisy{c.id, (c.logit - largest_) / row_.temperature + noise(uniform(c.id))};
     if (before(noisy, winner_)) winner_ = noisy;
+  }
+
+  // All that are not -infinity; noise, two logarithms, is made for the few that may win.
+  void visit_all(std::span<const float> logits) {
+    constexpr int32_t kBlock = 8 * kScreenGrain;
+    int32_t kept[kBlock + 16];  // a vector more, which a compressing store may touch
+    const int32_t vocab = int32_t(logits.size()), whole = vocab / kScreenGrain * kScreenGrain;
+    for (int32_t first = 0; first < whole; first += kBlock) {
+      const int32_t count = HWY_DYNAMIC_DISPATCH(Screen)({.logits = logits.data(),
+                                                          .first = first,
+                                                          .count = std::min(kBlock, whole - first),
+                                                          .largest = largest_,
+                                                          .temperature = row_.temperature,
+                                                          .winner = winner_.logit,
+                                                          .seed = row_.seed,
+                                                          .position = row_.position},
+                                                         kept);
+      for (int32_t i = 0; i < count; ++i) visit({kept[i], logits[size_t(kept[i])]});
+    }
+    for (int32_t id = whole; id < vocab; ++id)
+      if (logits[size_t(id)] != kNever) visit({id, logits[size_t(id)]});
   }
 
   int32_t winner() const { return winner_.id; }
@@ -119,17 +288,15 @@ class GumbelMaximum {
 };
 
 int32_t choose(std::span<const float> logits, const SampleRow& row) {
-  const auto best = std::max_element(logits.begin(), logits.end());
-  if (*best == kNever) return lowest_allowed(int32_t(logits.size()), row);
-  const Candidate first{int32_t(best - logits.begin()), *best};
+  const int64_t best = HWY_DYNAMIC_DISPATCH(FirstLargest)(logits.data(), int64_t(logits.size()));
+  const Candidate first{int32_t(best), logits[size_t(best)]};
+  if (first.logit == kNever) return lowest_allowed(int32_t(logits.size()), row);
   if (row.temperature == 0) return first.id;
   GumbelMaximum maximum(row, first);
-  if (row.top_k > 0 || row.top_p < 1 || row.min_p > 0) {
+  if (row.top_k > 0 || row.top_p < 1 || row.min_p > 0)
     for (const Candidate& c : keep(logits, row)) maximum.visit(c);
-  } else {
-    for (size_t i = 0; i < logits.size(); ++i)
-      if (logits[i] != kNever) maximum.visit({int32_t(i), logits[i]});
-  }
+  else
+    maximum.visit_all(logits);
   return maximum.winner();
 }
 
@@ -153,9 +320,10 @@ void CpuBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows
                            const Tensor& ids) {
   const int64_t vocab = logits.shape[1];
   std::vector<SampledToken>& samples = samples_.emplace_back(rows.size());
-  pool_.parallel_for(int64_t(rows.size()), logits.size() * 8, [&](int64_t i, int) {
+  pool_.parallel_for(int64_t(rows.size()), logits.size() * 8, [&](int64_t i, int worker) {
     const SampleRow& row = rows[size_t(i)];
-    std::vector<float> x(logits.row<float>(i), logits.row<float>(i) + vocab);
+    const std::span<float> x(scratch_[size_t(worker)].floats(size_t(vocab)), size_t(vocab));
+    HWY_DYNAMIC_DISPATCH(CopyFinite)(logits.row<float>(i), vocab, x.data());
     adjust(x, row);
     SampledToken& token = samples[size_t(i)];
     token.id = row.forced_token >= 0 ? row.forced_token : choose(x, row);
@@ -171,3 +339,4 @@ void CpuBackend::collect_samples(std::vector<SampledToken>& out) {
 }
 
 }  // namespace kivi
+#endif
