@@ -1,5 +1,10 @@
-// Sampling on the device. One block a row; the row's logits (4 vocab bytes) are read once for
-// greedy choice, and a few times more (from L2) where filters or log probabilities are asked for.
+// Sampling on the device. A row's logits (4 vocab bytes) are read once for the largest, once more
+// (from L2) for the choice, and a few times more where filters or log probabilities are asked for.
+//
+// Few rows are cut into parts, a block each, so that one sequence does not wait for one block to
+// walk a vocabulary of 128,000 (209 us). The largest logit must be known before any noise is added,
+// because the CPU's rounding is relative to it: hence two launches. In the second, the last block
+// to arrive at a row joins its parts. Rows with filters or scores are the business of one block.
 //
 // A filter is a threshold on the tempered logit: top-k by a radix select over an order-preserving
 // key (8 bits a pass, histogram in shared memory), top-p by the same select over probability mass,
@@ -27,27 +32,40 @@ struct SamplerAdjustment {
   float repetition, subtract, bias;
 };
 
-namespace {
-
-constexpr int kThreads = 512;
-constexpr int kBins = 256;
-
 struct Best {
   float value;
   int32_t id;
 };
 
+struct SamplerPart {
+  Best largest;
+  Best chosen;
+};
+
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kBins = 256;
+constexpr int kSamplerParts = 32;   // at most, a row: a warp joins them
+constexpr int kPartTokens = 4096;   // at least
+constexpr int kBlocksWanted = 256;  // rows are cut where they alone are fewer
+
 __device__ __forceinline__ Best better(Best a, Best b) {
   return b.value > a.value || (b.value == a.value && b.id < a.id) ? b : a;
 }
 
-__device__ Best block_best(Best x, Best* scratch) {
+__device__ Best warp_best(Best x) {
 #pragma unroll
   for (int o = 16; o > 0; o /= 2) {
     const Best y = {__shfl_xor_sync(0xffffffffu, x.value, o),
                     __shfl_xor_sync(0xffffffffu, x.id, o)};
     x = better(x, y);
   }
+  return x;
+}
+
+__device__ Best block_best(Best x, Best* scratch) {
+  x = warp_best(x);
   __syncthreads();
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
   __syncthreads();
@@ -65,10 +83,6 @@ __device__ float block_sum(float x, float* scratch) {
   float total = 0;
   for (int w = 0; w < kThreads / 32; ++w) total += scratch[w];
   return total;
-}
-
-__device__ __forceinline__ float gumbel_noise(uint64_t seed, int32_t position, int32_t token) {
-  return -logf(-logf(sampler_uniform(seed, position, token)));
 }
 
 // Larger floats have larger keys.
@@ -122,29 +136,102 @@ __global__ void adjust(float* logits, int64_t stride, const SamplerAdjustment* l
   x = y - a.subtract + a.bias;
 }
 
-__global__ void __launch_bounds__(kThreads, 1)
-    sample_kernel(const float* __restrict__ all_logits, int64_t stride, int vocab,
-                  const SamplerRow* __restrict__ rows, int32_t* __restrict__ ids,
-                  TokenLogprob* __restrict__ results, int results_stride) {
+struct SamplerLaunch {
+  const float* logits;
+  int64_t stride;
+  int vocab;
+  int part_size;       // tokens of a part, a multiple of 4
+  SamplerPart* parts;  // [rows][kSamplerParts]
+  unsigned* arrived;   // [rows], zeros between launches
+  const SamplerRow* rows;
+  int32_t* ids;
+  TokenLogprob* results;
+  int results_stride;
+};
+
+// The best of a row's parts, in every thread.
+__device__ Best best_part(const SamplerPart* parts, int count, Best SamplerPart::*which) {
+  const int lane = int(threadIdx.x % 32);
+  Best x = {-INFINITY, 0x7fffffff};
+  if (lane < count) {
+    const Best* best = &(parts[lane].*which);
+    x = {__ldcg(&best->value), __ldcg(&best->id)};
+  }
+  return warp_best(x);
+}
+
+// grid (parts, rows): the largest finite logit of each part.
+__global__ void __launch_bounds__(kThreads) largest_kernel(SamplerLaunch a) {
+  __shared__ Best scratch[kThreads / 32];
+  const float* logits = a.logits + blockIdx.y * a.stride;
+  const int begin = int(blockIdx.x) * a.part_size, end = min(a.vocab, begin + a.part_size);
+  Best largest = {-INFINITY, 0x7fffffff};
+#pragma unroll 4
+  for (int i = begin + int(threadIdx.x); i < end; i += kThreads) {
+    const float x = logits[i];
+    if (isfinite(x)) largest = better(largest, {x, i});
+  }
+  largest = block_best(largest, scratch);
+  if (threadIdx.x == 0) a.parts[blockIdx.y * kSamplerParts + blockIdx.x].largest = largest;
+}
+
+// argmax of tempered logit + noise over the logits >= threshold among the tokens [begin, end);
+// begin is a multiple of 4. One Philox block serves a thread's four tokens.
+__device__ Best noisy_best(const float* logits, int begin, int end, float largest, float threshold,
+                           const SamplerRow& row, Best* scratch) {
+  Best chosen = {-INFINITY, 0x7fffffff};
+  for (int first = begin + 4 * int(threadIdx.x); first < end; first += 4 * kThreads) {
+    const PhiloxBlock words = sampler_words(row.seed, row.position, uint32_t(first) / 4);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float x = first + j < end ? logits[first + j] : -INFINITY;
+      if (!(x >= threshold) || !isfinite(x)) continue;
+      const float noise = -logf(-logf(uniform_of(words.word[j])));
+      chosen = better(chosen, {(x - largest) / row.temperature + noise, first + j});
+    }
+  }
+  return block_best(chosen, scratch);
+}
+
+// Joins the parts' choices in the last block to arrive at the row; the others are done (-1).
+__device__ int32_t join_parts(const SamplerLaunch& a, Best chosen) {
+  __shared__ bool last;
+  SamplerPart* parts = a.parts + blockIdx.y * kSamplerParts;
+  if (threadIdx.x == 0) {
+    parts[blockIdx.x].chosen = chosen;
+    __threadfence();
+    last = atomicAdd(&a.arrived[blockIdx.y], 1u) == gridDim.x - 1;
+    if (last) a.arrived[blockIdx.y] = 0;
+  }
+  __syncthreads();
+  if (!last) return -1;
+  __threadfence();
+  return best_part(parts, int(gridDim.x), &SamplerPart::chosen).id;
+}
+
+// grid (parts, rows).
+__global__ void __launch_bounds__(kThreads, 1) sample_kernel(SamplerLaunch a) {
   __shared__ Best best_scratch[kThreads / 32];
   __shared__ float sum_scratch[kThreads / 32];
   __shared__ unsigned long long histogram[kBins];
   __shared__ unsigned long long found[2];
-  const SamplerRow row = rows[blockIdx.x];
-  const float* logits = all_logits + blockIdx.x * stride;
-  TokenLogprob* result = results + int64_t(blockIdx.x) * results_stride;
+  const SamplerRow row = a.rows[blockIdx.y];
+  const int vocab = a.vocab;
+  const float* logits = a.logits + blockIdx.y * a.stride;
+  TokenLogprob* result = a.results + int64_t(blockIdx.y) * a.results_stride;
 
-  Best largest = {-INFINITY, 0x7fffffff};
-  for (int i = threadIdx.x; i < vocab; i += kThreads) {
-    const float x = logits[i];
-    if (isfinite(x)) largest = better(largest, {x, i});
-  }
-  largest = block_best(largest, best_scratch);
+  const bool samples = row.forced < 0 && row.temperature > 0;
+  const bool in_parts =
+      samples && row.logprobs < 0 && (row.top_k <= 0 || row.top_k >= vocab) && row.top_p >= 1.f;
+  if (blockIdx.x > 0 && !in_parts) return;
+
+  Best largest =
+      best_part(a.parts + blockIdx.y * kSamplerParts, int(gridDim.x), &SamplerPart::largest);
   if (largest.id == 0x7fffffff) largest = {0, 0};  // nothing is finite
 
   int32_t choice = row.forced;
-  if (choice < 0 && row.temperature <= 0) choice = largest.id;
-  if (choice < 0) {
+  if (choice < 0 && !samples) choice = largest.id;
+  if (samples) {
     const float inverse = 1.f / row.temperature;
     float threshold = -INFINITY;
     if (row.top_k > 0 && row.top_k < vocab) {
@@ -172,19 +259,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (row.min_p > 0.f)
       threshold = fmaxf(threshold, largest.value + __logf(row.min_p) * row.temperature);
-    Best chosen = {-INFINITY, 0x7fffffff};
-    for (int i = threadIdx.x; i < vocab; i += kThreads) {
-      const float x = logits[i];
-      if (!(x >= threshold) || !isfinite(x)) continue;
-      chosen = better(
-          chosen,
-          {(x - largest.value) / row.temperature + gumbel_noise(row.seed, row.position, i), i});
+    const int begin = in_parts ? int(blockIdx.x) * a.part_size : 0;
+    const int end = in_parts ? min(vocab, begin + a.part_size) : vocab;
+    const Best chosen = noisy_best(logits, begin, end, largest.value, threshold, row, best_scratch);
+    choice = chosen.id;
+    if (in_parts) {
+      choice = join_parts(a, chosen);
+      if (choice < 0) return;
     }
-    chosen = block_best(chosen, best_scratch);
-    choice = chosen.id == 0x7fffffff ? largest.id : chosen.id;
+    if (choice == 0x7fffffff) choice = largest.id;
   }
   if (threadIdx.x == 0) {
-    ids[blockIdx.x] = choice;
+    a.ids[blockIdx.y] = choice;
     result[0] = {choice, 0};
   }
   if (row.logprobs < 0) return;
@@ -214,6 +300,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 Sampler::Sampler(int rows_max) : rows_max_(rows_max) {
   const size_t rows = size_t(rows_max);
   const size_t results = rows * (1 + kMaxTopLogprobs) * sizeof(TokenLogprob);
+  parts_ = make_device_memory(rows * kSamplerParts * sizeof(SamplerPart));
+  arrived_ = make_device_memory(rows * sizeof(unsigned));
+  CUDA_VERIFY(cudaMemset(arrived_.get(), 0, rows * sizeof(unsigned)));
   for (Slot& slot : slots_) {
     slot.host_rows = make_pinned_memory(rows * sizeof(SamplerRow));
     slot.device_rows = make_device_memory(rows * sizeof(SamplerRow));
@@ -289,10 +378,23 @@ void Sampler::launch(const Tensor& logits, std::span<const SampleRow> rows, cons
       adjust<<<unsigned((counts.biases + 255) / 256), 256, 0, stream>>>(
           values, logits.row_stride, list + counts.penalties, counts.biases);
   }
-  sample_kernel<<<unsigned(rows.size()), kThreads, 0, stream>>>(
-      values, logits.row_stride, int(logits.shape[1]),
-      reinterpret_cast<const SamplerRow*>(slot.device_rows.get()), ids.as<int32_t>(),
-      reinterpret_cast<TokenLogprob*>(slot.device_results.get()), slot.results_stride);
+  const int vocab = int(logits.shape[1]), count = int(rows.size());
+  const int parts_wanted = std::clamp(kBlocksWanted / count, 1, kSamplerParts);
+  const int part_size =
+      std::max(kPartTokens, (vocab + parts_wanted - 1) / parts_wanted + 3) / 4 * 4;
+  const dim3 grid(unsigned((vocab + part_size - 1) / part_size), unsigned(count));
+  const SamplerLaunch launch{.logits = values,
+                             .stride = logits.row_stride,
+                             .vocab = vocab,
+                             .part_size = part_size,
+                             .parts = reinterpret_cast<SamplerPart*>(parts_.get()),
+                             .arrived = reinterpret_cast<unsigned*>(arrived_.get()),
+                             .rows = reinterpret_cast<const SamplerRow*>(slot.device_rows.get()),
+                             .ids = ids.as<int32_t>(),
+                             .results = reinterpret_cast<TokenLogprob*>(slot.device_results.get()),
+                             .results_stride = slot.results_stride};
+  largest_kernel<<<grid, kThreads, 0, stream>>>(launch);
+  sample_kernel<<<grid, kThreads, 0, stream>>>(launch);
   CUDA_VERIFY(cudaGetLastError());
   CUDA_VERIFY(cudaMemcpyAsync(slot.host_results.get(), slot.device_results.get(),
                               rows.size() * size_t(slot.results_stride) * sizeof(TokenLogprob),

@@ -1,5 +1,5 @@
 // The device sampler: penalties, bias, temperature, top-k, top-p, min-p, Gumbel-max choice, log
-// probabilities. One launch a step; results come back in one copy.
+// probabilities. Results come back in one copy.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -50,6 +50,7 @@ class Sampler {
   static Counts fill(Slot& slot, std::span<const SampleRow> rows);
 
   int rows_max_;
+  DeviceMemory parts_, arrived_;  // what the blocks of a row tell each other
   std::array<Slot, 2> slots_;
   size_t launched_ = 0, collected_ = 0;
 };
