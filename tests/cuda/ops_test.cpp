@@ -140,11 +140,12 @@ TEST_CASE("the sampler chooses what the CPU's chooses, and scores alike") {
   for (const int vocab : {17, 4096, 8191, 128256}) {
     if (rows > 48 && vocab > 8191) continue;
     CAPTURE(rows, vocab);
+    const auto n = size_t(rows);
     Pair logits(rows, vocab, DType::f32);
     logits.randomize(random, 3);
-    std::vector<std::vector<PenaltyToken>> penalties(size_t(rows), {});
-    std::vector<std::vector<LogitBias>> bias(size_t(rows), {});
-    std::vector<SampleRow> plan(size_t(rows), {});
+    std::vector<std::vector<PenaltyToken>> penalties(n);
+    std::vector<std::vector<LogitBias>> bias(n);
+    std::vector<SampleRow> plan(n);
     for (int row = 0; row < rows; ++row) {
       const int i = first + row;
       SampleRow& r = plan[size_t(row)];
@@ -166,7 +167,7 @@ TEST_CASE("the sampler chooses what the CPU's chooses, and scores alike") {
       r.penalties = penalties[size_t(row)];
       r.bias = bias[size_t(row)];
     }
-    PairOfInts ids(std::vector<int32_t>(size_t(rows), -1));
+    PairOfInts ids(std::vector<int32_t>(n, -1));
     std::vector<SampledToken> expected, got;
     cpu().sample(logits.on_cpu(), plan, ids.on_cpu());
     cpu().collect_samples(expected);
