@@ -4,6 +4,21 @@
 
 namespace kivi {
 
+namespace {
+
+Rope rope_of(const RopeSpec& spec, const Tensor& inverse_frequencies) {
+  Rope rope;
+  rope.inverse_frequencies = inverse_frequencies;
+  rope.rotary_dim = spec.rotary_dim;
+  rope.attention_factor = float(spec.attention_factor);
+  if (spec.scaling != RopeScaling::dynamic) return rope;
+  rope.dynamic_factor = float(spec.factor);
+  rope.trained = spec.original_max_position_embeddings;
+  return rope;
+}
+
+}  // namespace
+
 int64_t DecoderModel::lay_out(Activations& a, std::byte* base, const Backend& backend,
                               const DecoderSpec& spec, DType weight, const Limits& limits) {
   int64_t offset = 0;
@@ -40,7 +55,7 @@ DecoderModel::DecoderModel(Backend& backend, const DecoderSpec& spec, DecoderWei
     : backend_(backend),
       spec_(spec),
       weights_(std::move(weights)),
-      rope_{weights_.inverse_frequencies, spec.rope.rotary_dim, 1} {}
+      rope_(rope_of(spec.rope, weights_.inverse_frequencies)) {}
 
 Result<std::unique_ptr<DecoderModel>> DecoderModel::create(Backend& backend,
                                                            const DecoderSpec& spec,
@@ -90,7 +105,9 @@ void DecoderModel::attention(const LayerWeights& w, int layer, const StepView& s
                              const KvView& store) {
   const float scale = 1 / std::sqrt(float(spec_.head_dim));
   backend_.matmul(step_.h, w.qkv, w.qkv_bias, step_.qkv);  // qkv [t, (hq + 2 hk) d]
-  backend_.rope(step_.qkv, step.positions, rope_, spec_.kv_shape(), step_.q,
+  Rope rope = rope_;
+  rope.lengths = step.rope_lengths;
+  backend_.rope(step_.qkv, step.positions, rope, spec_.kv_shape(), step_.q,
                 step_.kv);  // q [t, hq d], kv [t, 2 hk d]
   backend_.kv_attend(step_.q, step_.kv, store, step, layer, scale,
                      step_.attention);                                     // attention [t, hq d]

@@ -12,18 +12,24 @@
 namespace kivi {
 
 // How rotary frequencies are scaled beyond the trained context.
-//   linear: inv / factor (Chen et al. 2023)
-//   llama3: long waves / factor, short waves unchanged, smooth between (Llama 3.1's rule)
-enum class RopeScaling { none, linear, llama3 };
+//   linear:  inv / factor (Chen et al. 2023)
+//   dynamic: theta grows with the sequence once that is longer than the trained context (Rope in
+//            kernels/backend.h has the formula)
+//   llama3:  long waves / factor, short waves unchanged, smooth between (Llama 3.1's rule)
+//   yarn:    the same idea between two channels found from beta_fast and beta_slow, and attention
+//            is sharpened by attention_factor (Peng et al. 2023)
+enum class RopeScaling { none, linear, dynamic, llama3, yarn };
 
 struct RopeSpec {
   double theta = 10000;
   int rotary_dim = 0;  // channels that turn; head_dim or a part of it
   RopeScaling scaling = RopeScaling::none;
   double factor = 1;
-  // llama3 only.
-  double low_freq_factor = 1, high_freq_factor = 4;
-  int original_max_position_embeddings = 8192;
+  int original_max_position_embeddings = 8192;       // dynamic, llama3, yarn
+  double low_freq_factor = 1, high_freq_factor = 4;  // llama3
+  double beta_fast = 32, beta_slow = 1;              // yarn: turns in the trained context
+  bool truncate = true;                              // yarn: the two channels are whole numbers
+  double attention_factor = 1;                       // multiplies cos and sin
 };
 
 struct DecoderSpec {
@@ -35,6 +41,8 @@ struct DecoderSpec {
   int intermediate = 0;  // f
   int vocab = 0;
   int max_positions = 0;  // the context it was trained for, tokens
+  // The context that its rotary scaling reaches (>= max_positions): what a user may ask for.
+  int max_positions_scaled = 0;
 
   NormKind norm = NormKind::rms;  // layer: with bias
   double norm_eps = 1e-5;

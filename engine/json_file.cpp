@@ -120,6 +120,10 @@ const json* JsonReader::require(const std::string& key, const char* expected) {
 
 bool JsonReader::has(const std::string& key) const { return find(key) != nullptr; }
 
+bool JsonReader::is_null(const std::string& key) const {
+  return object_->is_object() && object_->contains(key) && find(key) == nullptr;
+}
+
 void JsonReader::reject(const std::string& key, const std::string& expected, ErrorCode code) {
   if (error_->has_value()) return;
   *error_ = Error{

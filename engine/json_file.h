@@ -31,6 +31,8 @@ class JsonReader {
   JsonReader(std::string file, const nlohmann::json& object);
 
   bool has(const std::string& key) const;
+  // Is it there, and null? For the few keys whose absence means something else.
+  bool is_null(const std::string& key) const;
 
   // Required keys. Bounds are inclusive.
   int integer(const std::string& key, int min, int max);

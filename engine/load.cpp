@@ -64,10 +64,11 @@ Result<DType> weight_dtype(const EngineConfig& config, const ModelConfig& model,
 
 Result<int> model_length(const EngineConfig& config, const DecoderSpec& spec) {
   if (config.max_model_len == 0) return spec.max_positions;
-  if (config.max_model_len > spec.max_positions)
+  const int most = std::max(spec.max_positions, spec.max_positions_scaled);
+  if (config.max_model_len > most)
     return Error{ErrorCode::invalid,
                  fmt::format("max_model_len is {}, must be at most the model's {}",
-                             config.max_model_len, spec.max_positions),
+                             config.max_model_len, most),
                  "max_model_len"};
   return config.max_model_len;
 }

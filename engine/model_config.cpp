@@ -32,31 +32,6 @@ DType read_dtype(JsonReader& config) {
   return DType::f32;
 }
 
-void read_llama3_scaling(JsonReader& scaling, RopeSpec& rope) {
-  rope.scaling = RopeScaling::llama3;
-  rope.factor = scaling.number("factor", 1, 1e6);
-  rope.low_freq_factor = scaling.number("low_freq_factor", 1e-3, 1e6);
-  rope.high_freq_factor = scaling.number("high_freq_factor", 1e-3, 1e6);
-  rope.original_max_position_embeddings =
-      scaling.integer("original_max_position_embeddings", 1, kMaxPositions);
-  if (rope.high_freq_factor <= rope.low_freq_factor)
-    scaling.reject("high_freq_factor", "must be larger than low_freq_factor");
-}
-
-void read_scaling(JsonReader& scaling, RopeSpec& rope) {
-  const std::string key = scaling.has("rope_type") ? "rope_type" : "type";
-  const std::string type = scaling.string_or(key, "default");
-  if (type == "default") return;
-  if (type == "linear") {
-    rope.scaling = RopeScaling::linear;
-    rope.factor = scaling.number("factor", 1, 1e6);
-  } else if (type == "llama3") {
-    read_llama3_scaling(scaling, rope);
-  } else {
-    scaling.reject(key, "supported are default, linear and llama3", ErrorCode::unsupported);
-  }
-}
-
 void add_unique(std::vector<int32_t>& ids, const std::vector<int32_t>& more) {
   for (const int32_t id : more)
     if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
@@ -74,27 +49,6 @@ Status read_generation_config(const std::string& path, ModelConfig& model) {
 }
 
 }  // namespace
-
-RopeSpec read_rope(JsonReader& config, const DecoderSpec& spec) {
-  RopeSpec rope;
-  double part = config.number_or("partial_rotary_factor", 1, 0.01, 1);
-  rope.theta = config.number_or("rope_theta", 10000, 1, 1e12);
-  if (config.has("rope_parameters")) {  // Transformers 5
-    JsonReader parameters = config.object("rope_parameters");
-    rope.theta = parameters.number_or("rope_theta", rope.theta, 1, 1e12);
-    part = parameters.number_or("partial_rotary_factor", part, 0.01, 1);
-    read_scaling(parameters, rope);
-  } else if (config.has("rope_scaling")) {
-    JsonReader scaling = config.object("rope_scaling");
-    read_scaling(scaling, rope);
-  }
-  rope.rotary_dim = int(spec.head_dim * part);
-  if (rope.rotary_dim < 2 || rope.rotary_dim % 2 != 0)
-    config.reject(
-        "partial_rotary_factor",
-        fmt::format("must leave an even number of the {} channels of a head", spec.head_dim));
-  return rope;
-}
 
 Activation read_activation(JsonReader& config, const std::string& key,
                            const std::string& fallback) {
@@ -128,6 +82,7 @@ void read_sizes(JsonReader& config, DecoderSpec& spec) {
   spec.intermediate = config.integer_or("intermediate_size", 4 * spec.hidden, 1, kMaxIntermediate);
   spec.vocab = config.integer("vocab_size", 1, kMaxVocab);
   spec.max_positions = config.integer_or("max_position_embeddings", 2048, 1, kMaxPositions);
+  spec.max_positions_scaled = spec.max_positions;
   spec.tied_embeddings = config.boolean_or("tie_word_embeddings", false);
 }
 
@@ -149,6 +104,9 @@ Result<ModelConfig> read_model_config(const std::string& folder) {
                   ErrorCode::unsupported);
     return config.status().error();
   }
+  if (config.has("quantization_config"))
+    config.reject("quantization_config", "quantized checkpoints are not supported",
+                  ErrorCode::unsupported);
   model.spec = model.family->read(config);
   model.dtype = read_dtype(config);
   model.eos_token_ids = config.ids("eos_token_id");

@@ -31,10 +31,6 @@ struct ModelConfig {
 // supported ones.
 Result<ModelConfig> read_model_config(const std::string& folder);
 
-// For the families: the rotary embedding of either file generation. spec.head_dim must be set.
-// Scalings other than default, linear and llama3 are refused by name.
-RopeSpec read_rope(JsonReader& config, const DecoderSpec& spec);
-
 // For the families: an activation by its Transformers name ("silu", "gelu", "gelu_new", ...).
 Activation read_activation(JsonReader& config, const std::string& key, const std::string& fallback);
 

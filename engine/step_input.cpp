@@ -1,5 +1,6 @@
 #include "engine/step_input.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "engine/sequence.h"
@@ -21,7 +22,7 @@ int pages_for(int tokens, int page_tokens) { return (tokens + page_tokens - 1) /
 
 int64_t StepInput::device_bytes(const Limits& limits) {
   const size_t rows = aligned(size_t(limits.rows));
-  const size_t words = 3 * rows + aligned(size_t(limits.sequences) * kSequenceWords) +
+  const size_t words = 4 * rows + aligned(size_t(limits.sequences) * kSequenceWords) +
                        aligned(size_t(limits.page_entries));
   return int64_t(words * sizeof(int32_t));
 }
@@ -41,6 +42,7 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
   packed_.clear();
   ids_.clear();
   positions_.clear();
+  lengths_.clear();
   gather_.clear();
   page_table_.clear();
   sequences_.clear();
@@ -53,6 +55,7 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
   for (int row = plan.rows; row < rows_padded; ++row) {
     ids_.push_back(0);
     positions_.push_back(0);
+    lengths_.push_back(1);
     gather_.push_back(row);
     sequences_.push_back({});
   }
@@ -65,6 +68,7 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
   view_.sliding_window = sliding_window;
   view_.token_ids = make_tensor(pack(ids_.data(), ids_.size()), DType::i32, view_.rows);
   view_.positions = make_tensor(pack(positions_.data(), positions_.size()), DType::i32, view_.rows);
+  view_.rope_lengths = make_tensor(pack(lengths_.data(), lengths_.size()), DType::i32, view_.rows);
   view_.device_sequences =
       make_tensor(pack(sequences_.data(), sequences_.size() * kSequenceWords), DType::i32,
                   int64_t(sequences_.size()), int64_t(kSequenceWords));
@@ -103,6 +107,7 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
     const int32_t id = sequence.tokens[size_t(position)];
     ids_.push_back(id >= 0 ? id : -1 - sequence.sampled_row);
     positions_.push_back(position);
+    lengths_.push_back(std::max(position + 1, sequence.prompt_tokens));
     const bool scored = planned.scores_prompt && position + 1 < sequence.prompt_tokens;
     const bool sampled = planned.samples && position + 1 == end;
     VERIFY(!(scored && sampled));

@@ -57,7 +57,7 @@ class StepInput {
   Buffer device_;
   std::vector<int32_t> packed_;  // host image of device_
   // Parts of the packed buffer, gathered here first.
-  std::vector<int32_t> ids_, positions_, gather_, page_table_;
+  std::vector<int32_t> ids_, positions_, lengths_, gather_, page_table_;
   std::vector<StepSequence> sequences_;
   std::vector<WantedRow> wanted_;
   Tensor rows_;

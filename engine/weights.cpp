@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numbers>
 #include <set>
 #include <span>
 
+#include "engine/rope_scaling.h"
 #include "kernels/half.h"
 
 namespace kivi {
@@ -393,24 +393,6 @@ Result<DecoderWeights> random_weights(Backend& backend, const DecoderSpec& spec,
   }
   finish(backend, spec, uploader, weights);
   return weights;
-}
-
-std::vector<float> inverse_frequencies(const RopeSpec& rope) {
-  std::vector<float> frequencies;
-  for (int i = 0; i < rope.rotary_dim; i += 2) {
-    double f = std::pow(rope.theta, -double(i) / rope.rotary_dim);
-    if (rope.scaling == RopeScaling::linear) f /= rope.factor;
-    if (rope.scaling == RopeScaling::llama3) {
-      const double wave = 2 * std::numbers::pi / f;
-      const double turns = rope.original_max_position_embeddings / wave;  // in the trained context
-      const double smooth =
-          (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
-      const double kept = std::clamp(smooth, 0.0, 1.0);  // 1: short wave, unchanged
-      f = (1 - kept) * f / rope.factor + kept * f;
-    }
-    frequencies.push_back(float(f));
-  }
-  return frequencies;
 }
 
 }  // namespace kivi

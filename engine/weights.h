@@ -53,7 +53,4 @@ Result<DecoderWeights> load_weights(Backend& backend, const DecoderSpec& spec,
 Result<DecoderWeights> random_weights(Backend& backend, const DecoderSpec& spec, DType dtype,
                                       const WeightProgress& progress);
 
-// [rotary_dim / 2]: theta^(-2 i / rotary_dim), scaled as `rope` says.
-std::vector<float> inverse_frequencies(const RopeSpec& rope);
-
 }  // namespace kivi

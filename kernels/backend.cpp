@@ -122,6 +122,9 @@ void Backend::rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
   VERIFY(rope.rotary_dim >= 0 && rope.rotary_dim <= d && rope.rotary_dim % 2 == 0);
   VERIFY(rope.rotary_dim == 0 || (rope.inverse_frequencies.dtype == DType::f32 &&
                                   is_vector(rope.inverse_frequencies, rope.rotary_dim / 2)));
+  if (rope.dynamic_factor > 0)
+    VERIFY(rope.trained > 0 && rope.rotary_dim > 2 && rope.lengths.dtype == DType::i32 &&
+           is_vector(rope.lengths, t));
   if (t > 0) do_rope(qkv, positions, rope, shape, q, kv);
 }
 

@@ -36,6 +36,13 @@ struct Rope {
   Tensor inverse_frequencies;  // [rotary_dim / 2] f32, device; scaling is already applied
   int rotary_dim = 0;          // <= head_dim; channels beyond pass through
   float attention_factor = 1;  // multiplies cos and sin (yarn's mscale)
+  // Dynamic NTK scaling (bloc97, emozilla 2023; as in Transformers): a row whose sequence has
+  // `lengths[row]` = L tokens, more than `trained`, turns its frequency i by r^(-2 i / (rotary_dim
+  // - 2)) of it, where r = dynamic_factor L / trained - (dynamic_factor - 1). 0: no such scaling,
+  // and `lengths` is not read.
+  float dynamic_factor = 0;
+  int trained = 0;
+  Tensor lengths;  // [t] i32, device
 };
 
 struct DeviceInfo {

@@ -47,10 +47,13 @@ struct StepView {
   std::span<const int32_t> page_table;      // host
   Tensor token_ids;                         // [rows] i32, device
   Tensor positions;                         // [rows] i32, device
-  Tensor device_sequences;                  // [sequences, 9] i32, device: StepSequence each
-  Tensor device_page_table;                 // [entries] i32, device
-  int sliding_window = 0;                   // 0: none; else a query at p attends (p - window, p]
-  bool decode_only = false;                 // every row_count is 1 and every mode is `store`
+  // Tokens of the sequence when the row was first computed: of a prompt's rows the prompt's, of
+  // others position + 1. What dynamic rotary scaling goes by; the same however work is split.
+  Tensor rope_lengths;       // [rows] i32, device
+  Tensor device_sequences;   // [sequences, 9] i32, device: StepSequence each
+  Tensor device_page_table;  // [entries] i32, device
+  int sliding_window = 0;    // 0: none; else a query at p attends (p - window, p]
+  bool decode_only = false;  // every row_count is 1 and every mode is `store`
 };
 
 }  // namespace kivi

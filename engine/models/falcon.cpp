@@ -2,6 +2,7 @@
 // fused q|k|v matrix, plain GELU (Almazrouei et al. 2023; Transformers' modeling_falcon).
 #include "engine/model_config.h"
 #include "engine/models/registry.h"
+#include "engine/rope_scaling.h"
 
 namespace kivi {
 
@@ -27,6 +28,9 @@ DecoderSpec read_falcon(JsonReader& config) {
   spec.norms_per_layer = 2;
   if (spec.parallel_attention)
     spec.norms_per_layer = config.integer_or("num_ln_in_parallel_attn", newer ? 2 : 1, 1, 2);
+  if (spec.parallel_attention && !newer && spec.norms_per_layer == 2)
+    config.reject("num_ln_in_parallel_attn", "must be 1 where new_decoder_architecture is false",
+                  ErrorCode::unsupported);
 
   spec.tied_embeddings = config.boolean_or("tie_word_embeddings", true);
   spec.gated = false;
@@ -36,7 +40,7 @@ DecoderSpec read_falcon(JsonReader& config) {
   spec.qkv_bias = bias;
   spec.output_bias = bias;
   spec.mlp_bias = bias;
-  spec.rope = read_rope(config, spec);
+  read_rope(config, spec);
   return spec;
 }
 

@@ -2,6 +2,7 @@
 // (Touvron et al. 2023; Transformers' modeling_llama).
 #include "engine/model_config.h"
 #include "engine/models/registry.h"
+#include "engine/rope_scaling.h"
 
 namespace kivi {
 
@@ -15,7 +16,7 @@ DecoderSpec read_llama(JsonReader& config) {
   spec.qkv_bias = attention_bias;
   spec.output_bias = attention_bias;
   spec.mlp_bias = config.boolean_or("mlp_bias", false);
-  spec.rope = read_rope(config, spec);
+  read_rope(config, spec);
   return spec;
 }
 

@@ -1,12 +1,16 @@
 // Mistral: Llama with a sliding window (Jiang et al. 2023; Transformers' modeling_mistral). The
-// window counts the token itself: a query at p attends (p - window, p].
+// window counts the token itself: a query at p attends (p - window, p]. v0.2 and later have none
+// (null); a config that does not mention it has Transformers' default.
 #include "engine/models/registry.h"
 
 namespace kivi {
 
 DecoderSpec read_mistral(JsonReader& config) {
   DecoderSpec spec = read_llama(config);
-  spec.sliding_window = config.integer_or("sliding_window", 0, 1, 1 << 24);
+  if (config.has("sliding_window"))
+    spec.sliding_window = config.integer("sliding_window", 1, 1 << 24);
+  else if (!config.is_null("sliding_window"))
+    spec.sliding_window = 4096;
   return spec;
 }
 

@@ -50,6 +50,7 @@ std::string supported_architectures();
 DecoderSpec read_llama(JsonReader& config);
 TensorNames llama_names(const DecoderSpec& spec);
 DecoderSpec read_mistral(JsonReader& config);  // its tensors are called as Llama's
+DecoderSpec read_qwen2(JsonReader& config);    // and so are these
 DecoderSpec read_falcon(JsonReader& config);
 TensorNames falcon_names(const DecoderSpec& spec);
 

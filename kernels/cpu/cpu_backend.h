@@ -72,15 +72,18 @@ class CpuBackend final : public Backend {
   struct Turns {
     std::vector<int32_t> positions;
     std::vector<float> frequencies;
+    std::vector<float> ratios;
     float attention_factor = 1;
     std::vector<float> values;
 
-    bool equal(std::span<const int32_t> p, std::span<const float> f, float factor) const;
+    bool equal(std::span<const int32_t> p, std::span<const float> f, std::span<const float> r,
+               float factor) const;
   };
   const float* turns_of(const Tensor& positions, const Rope& rope);
 
   ThreadPool pool_;
   Turns turns_;
+  std::vector<float> ratios_;                      // of the step, dynamic rope scaling
   std::vector<Scratch> scratch_;                   // one a thread of the pool
   Scratch partials_;                               // states of attention over segments
   int64_t packing_ = 0;                            // counts matmuls

@@ -55,11 +55,39 @@ namespace kivi {
 HWY_EXPORT(RotateHead);
 HWY_EXPORT(NarrowRow);
 
+namespace {
+
+// One pass's cosines and sines of a row.
+void turn_row(int32_t position, float ratio, const Rope& rope, float* turn) {
+  const int half = rope.rotary_dim / 2;
+  const float* f = rope.inverse_frequencies.as<float>();
+  for (int i = 0; i < half; ++i) {
+    float angle = float(position) * f[i];
+    if (ratio != 1) angle *= std::pow(ratio, float(-2 * i) / float(rope.rotary_dim - 2));
+    turn[i] = std::cos(angle) * rope.attention_factor;
+    turn[half + i] = std::sin(angle) * rope.attention_factor;
+  }
+}
+
+// Dynamic scaling's r of every row (backend.h); 1: unscaled.
+void ratios_of(const Rope& rope, int64_t rows, std::vector<float>& ratios) {
+  ratios.assign(size_t(rows), 1);
+  if (rope.dynamic_factor == 0) return;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int32_t length = rope.lengths.as<int32_t>()[row];
+    if (length > rope.trained)
+      ratios[size_t(row)] =
+          rope.dynamic_factor * float(length) / float(rope.trained) - (rope.dynamic_factor - 1);
+  }
+}
+
+}  // namespace
+
 bool CpuBackend::Turns::equal(std::span<const int32_t> p, std::span<const float> f,
-                              float factor) const {
+                              std::span<const float> r, float factor) const {
   return std::equal(p.begin(), p.end(), positions.begin(), positions.end()) &&
          std::equal(f.begin(), f.end(), frequencies.begin(), frequencies.end()) &&
-         factor == attention_factor;
+         std::equal(r.begin(), r.end(), ratios.begin(), ratios.end()) && factor == attention_factor;
 }
 
 const float* CpuBackend::turns_of(const Tensor& positions, const Rope& rope) {
@@ -67,18 +95,15 @@ const float* CpuBackend::turns_of(const Tensor& positions, const Rope& rope) {
   const size_t half = size_t(rope.rotary_dim / 2);
   const std::span<const float> f(rope.inverse_frequencies.as<float>(), half);
   Turns& t = turns_;
-  if (t.equal(p, f, rope.attention_factor)) return t.values.data();
+  ratios_of(rope, positions.rows(), ratios_);
+  if (t.equal(p, f, ratios_, rope.attention_factor)) return t.values.data();
   t.positions.assign(p.begin(), p.end());
   t.frequencies.assign(f.begin(), f.end());
+  t.ratios = ratios_;
   t.attention_factor = rope.attention_factor;
   t.values.resize(p.size() * 2 * half);
   pool_.parallel_for(int64_t(p.size()), int64_t(p.size() * half) * 64, [&](int64_t row, int) {
-    float* turn = &t.values[size_t(row) * 2 * half];
-    for (size_t i = 0; i < half; ++i) {
-      const float angle = float(p[size_t(row)]) * f[i];
-      turn[i] = std::cos(angle) * rope.attention_factor;
-      turn[half + i] = std::sin(angle) * rope.attention_factor;
-    }
+    turn_row(p[size_t(row)], t.ratios[size_t(row)], rope, &t.values[size_t(row) * 2 * half]);
   });
   return t.values.data();
 }

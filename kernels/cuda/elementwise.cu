@@ -154,6 +154,18 @@ __global__ void activate_kernel(T* __restrict__ x, int64_t stride, Activation ac
     row[c] = from_float<T>(apply(activation, as_float(row[c])));
 }
 
+// Dynamic scaling of rope (backend.h, Rope): r of a row; 1 where it is not scaled.
+struct DynamicRope {
+  const int32_t* lengths = nullptr;  // [t]; null: no such scaling
+  float factor = 0;
+  int trained = 0;
+
+  __device__ float ratio(int64_t row) const {
+    if (lengths == nullptr || lengths[row] <= trained) return 1;
+    return factor * float(lengths[row]) / float(trained) - (factor - 1);
+  }
+};
+
 // Splits qkv, turns q and k, writes q f16 and kv f16 (saturated). A block has 8 warps: 8 heads of
 // one row. The angles of a row are computed by each of its blocks, into shared memory. Grid (rows,
 // heads / 8). Bytes: 4 (hq + 2 hk) d a row.
@@ -161,8 +173,8 @@ template <class T>
 __global__ void rope_kernel(const T* __restrict__ qkv, int64_t stride,
                             const int32_t* __restrict__ positions,
                             const float* __restrict__ inverse_frequencies, int rotary, float factor,
-                            int heads_q, int heads_kv, int d, __half* __restrict__ q,
-                            __half* __restrict__ kv) {
+                            DynamicRope dynamic, int heads_q, int heads_kv, int d,
+                            __half* __restrict__ q, __half* __restrict__ kv) {
   extern __shared__ float angles[];  // cos [rotary / 2], sin [rotary / 2]
   const int head = blockIdx.y * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   const int turning = heads_q + heads_kv, half = rotary / 2;
@@ -171,9 +183,12 @@ __global__ void rope_kernel(const T* __restrict__ qkv, int64_t stride,
   __half* to = head < heads_q ? q + (int64_t(blockIdx.x) * heads_q + head) * d
                               : kv + (int64_t(blockIdx.x) * 2 * heads_kv + head - heads_q) * d;
   const float position = float(positions[blockIdx.x]);
+  const float ratio = dynamic.ratio(blockIdx.x);
   for (int i = threadIdx.x; i < half; i += kThreads) {
     float s, c;
-    sincosf(position * inverse_frequencies[i], &s, &c);
+    float angle = position * inverse_frequencies[i];
+    if (ratio != 1) angle *= powf(ratio, float(-2 * i) / float(rotary - 2));
+    sincosf(angle, &s, &c);
     angles[i] = c * factor;
     angles[half + i] = s * factor;
   }
@@ -271,13 +286,16 @@ cudaError_t rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, c
                  const Tensor& q, const Tensor& kv, cudaStream_t stream) {
   const int d = shape.head_dim;
   const int heads_q = int(q.shape[1]) / d;
+  DynamicRope dynamic;
+  if (rope.dynamic_factor > 0)
+    dynamic = {rope.lengths.as<int32_t>(), rope.dynamic_factor, rope.trained};
   return with_half_type(qkv.dtype, [&]<class T>() {
     constexpr int kHeads = kThreads / 32;  // a block
     const dim3 grid(unsigned(qkv.rows()),
                     unsigned((heads_q + 2 * shape.heads + kHeads - 1) / kHeads));
     rope_kernel<<<grid, kThreads, size_t(rope.rotary_dim) * 4, stream>>>(
         qkv.as<T>(), qkv.row_stride, positions.as<int32_t>(), rope.inverse_frequencies.as<float>(),
-        rope.rotary_dim, rope.attention_factor, heads_q, shape.heads, d, q.as<__half>(),
+        rope.rotary_dim, rope.attention_factor, dynamic, heads_q, shape.heads, d, q.as<__half>(),
         kv.as<__half>());
     return cudaGetLastError();
   });

@@ -130,20 +130,30 @@ TEST_CASE("Activations equal their formulas, from very negative to very positive
 TEST_CASE("rope turns q and k by the formula and narrows k and v to fp16") {
   std::mt19937 random(35);
   const auto backend = make_cpu_backend(2);
-  for (const auto& [d, rotary] : {std::pair{64, 64}, {128, 128}, {96, 96}, {64, 32}, {80, 0}})
+  for (const auto& [d, rotary, dynamic] : {std::tuple{64, 64, 0.f},
+                                           {128, 128, 0.f},
+                                           {96, 96, 0.f},
+                                           {64, 32, 0.f},
+                                           {80, 0, 0.f},
+                                           {64, 64, 2.5f},
+                                           {96, 48, 4.f}})
     for (const int t : {1, 3, 65}) {
-      INFO("d " << d << " rotary " << rotary << " t " << t);
+      INFO("d " << d << " rotary " << rotary << " dynamic " << dynamic << " t " << t);
+      constexpr int kTrained = 200;
+      const uint32_t positions_max = dynamic > 0 ? 600 : 2048;  // r costs a rounding of the angle
       const int heads = 2, q_heads = 6, columns = (q_heads + 2 * heads) * d;
       Guarded qkv(DType::f32, t, columns, 4), positions(DType::i32, 1, t);
+      Guarded lengths(DType::i32, 1, t);
       Guarded frequencies(DType::f32, 1, std::max(1, rotary / 2));
       Guarded q(DType::f32, t, q_heads * d, 3), kv(DType::f16, t, 2 * heads * d, 8);
       qkv.fill(random);
       qkv.set(0, columns - 1, 1e9f);
       qkv.set(0, columns - 2, std::nanf(""));
-      for (int i = 0; i < t; ++i) positions.set(0, i, float(random() % 2048));
+      for (int i = 0; i < t; ++i) positions.set(0, i, float(random() % positions_max));
+      for (int i = 0; i < t; ++i) lengths.set(0, i, positions.get(0, i) + float(1 + random() % 9));
       for (int i = 0; i < rotary / 2; ++i)
         frequencies.set(0, i, std::pow(10000.0f, -2.0f * float(i) / float(rotary)));
-      const Rope rope{frequencies.vector(), rotary, 1.25f};
+      const Rope rope{frequencies.vector(), rotary, 1.25f, dynamic, kTrained, lengths.vector()};
       backend->rope(*qkv, positions.vector(), rope, {1, heads, d}, *q, *kv);
       Worst wide(kRope), narrow(kRopeF16);
       for (int i = 0; i < t; ++i)
@@ -153,8 +163,11 @@ TEST_CASE("rope turns q and k by the formula and narrows k and v to fp16") {
             double want = in(c);
             const int half = rotary / 2;
             if (head < q_heads + heads && c < rotary) {
-              const double angle =
-                  double(positions.get(0, i)) * double(frequencies.get(0, c % half));
+              double angle = double(positions.get(0, i)) * double(frequencies.get(0, c % half));
+              const double length = double(lengths.get(0, i));
+              if (dynamic > 0 && length > kTrained)
+                angle *= std::pow(double(dynamic) * length / kTrained - (double(dynamic) - 1),
+                                  -2.0 * (c % half) / (rotary - 2));
               const double turned = c < half ? -in(c + half) : in(c - half);
               want = (want * std::cos(angle) + turned * std::sin(angle)) * 1.25;
             }

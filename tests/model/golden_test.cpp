@@ -72,6 +72,19 @@ TEST_CASE("Chunks of any length give the golden text, in both prefill modes") {
   CHECK(outputs[1].ids == std::vector(golden.greedy.begin() + 32, golden.greedy.end()));
 }
 
+TEST_CASE("Beyond its window of 256 tokens tales-mistral's text is Transformers'") {
+  const int chunk = GENERATE(19, 128);  // windows within a chunk and across chunks
+  std::ifstream file(std::string(KIVI_SOURCE_DIR) + "/tests/data/tales_mistral_window.json");
+  const auto golden = nlohmann::json::parse(file);
+  const auto prompt = golden["prompt"].get<std::vector<int32_t>>();
+  REQUIRE(prompt.size() > 256);
+  EngineConfig config = test_config("tales-mistral", "fp16");
+  config.prefill_chunk_tokens = chunk;
+  const auto loaded = load_or_fail(config);
+  CHECK(nlohmann::json(run_one(*loaded->engine, greedy_request(prompt, 64)).ids) ==
+        golden["greedy"]);
+}
+
 TEST_CASE("The golden text comes out of a full batch, and every row equals its run alone") {
   const Golden golden = read_golden("tales-llama");
   const auto loaded = load_or_fail(test_config("tales-llama", "fp16"));

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "engine/models/registry.h"
+#include "engine/rope_scaling.h"
 #include "engine/weights.h"
 #include "tests/model/temporary_folder.h"
 
@@ -164,17 +165,18 @@ TEST_CASE("A head size that does not come out even is refused where head_dim is 
 TEST_CASE("An unknown architecture lists the supported ones") {
   const Error error = error_with("architectures", json::array({"GPT2LMHeadModel"}));
   CHECK(error.code == ErrorCode::unsupported);
-  CHECK(error.message.find("architectures is [\"GPT2LMHeadModel\"], supported are "
-                           "LlamaForCausalLM, MistralForCausalLM, FalconForCausalLM") !=
+  CHECK(error.message.find(
+            "architectures is [\"GPT2LMHeadModel\"], supported are "
+            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, FalconForCausalLM") !=
         std::string::npos);
   CHECK(error_with("architectures", nullptr).code == ErrorCode::unsupported);
 }
 
 TEST_CASE("An unknown rope scaling is refused by name, a broken one by its key") {
-  Error error = error_with("rope_parameters", {{"rope_type", "yarn"}, {"factor", 4.0}});
+  Error error = error_with("rope_parameters", {{"rope_type", "longrope"}, {"factor", 4.0}});
   CHECK(error.code == ErrorCode::unsupported);
-  CHECK(error.message.find("rope_parameters.rope_type is \"yarn\", supported are default, linear "
-                           "and llama3") != std::string::npos);
+  CHECK(error.message.find("rope_parameters.rope_type is \"longrope\", supported are default, "
+                           "linear, dynamic, llama3 and yarn") != std::string::npos);
   error = error_with("rope_parameters", {{"rope_type", "linear"}});
   CHECK(error.field == "rope_parameters.factor");
   error = error_with("rope_parameters", {{"rope_type", "llama3"},
@@ -183,6 +185,50 @@ TEST_CASE("An unknown rope scaling is refused by name, a broken one by its key")
                                          {"high_freq_factor", 1},
                                          {"original_max_position_embeddings", 8192}});
   CHECK(error.field == "rope_parameters.high_freq_factor");
+}
+
+TEST_CASE("What a scaled rotary embedding reaches may be asked for") {
+  json config = config_of("tales-llama");
+  const auto reach = [&](const json& parameters) {
+    config["rope_parameters"] = parameters;
+    const auto model = read(config);
+    if (!model.ok()) FAIL(model.error().message);
+    CHECK(model->spec.max_positions == 2048);
+    return model->spec.max_positions_scaled;
+  };
+  CHECK(reach({{"rope_type", "default"}}) == 2048);
+  CHECK(reach({{"rope_type", "linear"}, {"factor", 4}}) == 8192);
+  CHECK(reach({{"rope_type", "dynamic"}, {"factor", 2}}) == 4096);
+  CHECK(reach({{"rope_type", "yarn"}, {"factor", 4}}) == 8192);
+  // Here max_position_embeddings is the long context already.
+  CHECK(reach({{"rope_type", "yarn"}, {"factor", 4}, {"original_max_position_embeddings", 512}}) ==
+        2048);
+}
+
+TEST_CASE("A window is Mistral's own matter: absent it is the default, null it is none") {
+  json config = config_of("tales-mistral");
+  CHECK(read(config)->spec.sliding_window == 256);
+  config["sliding_window"] = nullptr;
+  CHECK(read(config)->spec.sliding_window == 0);
+  config.erase("sliding_window");
+  CHECK(read(config)->spec.sliding_window == 4096);
+
+  config["architectures"] = {"Qwen2ForCausalLM"};
+  config["sliding_window"] = 64;
+  CHECK(read(config)->spec.sliding_window == 0);
+  config["use_sliding_window"] = true;
+  CHECK(read(config)->spec.sliding_window == 0);  // max_window_layers is 28 of 4 layers
+  config["max_window_layers"] = 0;
+  CHECK(read(config)->spec.sliding_window == 64);
+  CHECK(read(config)->spec.qkv_bias);
+  config["max_window_layers"] = 2;
+  CHECK(read(config).error().field == "use_sliding_window");
+}
+
+TEST_CASE("A quantized checkpoint is refused by name") {
+  const Error error = error_with("quantization_config", {{"quant_method", "gptq"}});
+  CHECK(error.code == ErrorCode::unsupported);
+  CHECK(error.field == "quantization_config");
 }
 
 TEST_CASE("generation_config.json gives more EOS ids and the defaults of requests") {
@@ -234,6 +280,10 @@ TEST_CASE("Falcon's older and newer architectures map to the same switches") {
   REQUIRE(model.ok());
   CHECK(model->family->names(model->spec).attention_norm == "input_layernorm");
 
+  config["new_decoder_architecture"] = false;
+  config["num_ln_in_parallel_attn"] = 2;
+  CHECK(read(config).error().field == "num_ln_in_parallel_attn");
+  config["num_ln_in_parallel_attn"] = 1;
   config["alibi"] = true;
   CHECK(read(config).error().code == ErrorCode::unsupported);
 }

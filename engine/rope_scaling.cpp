@@ -1,0 +1,151 @@
+#include "engine/rope_scaling.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+namespace kivi {
+
+namespace {
+
+constexpr int kMaxPositions = 1 << 24;
+constexpr double kMaxFactor = 1e6;
+
+void read_llama3(JsonReader& scaling, RopeSpec& rope) {
+  rope.factor = scaling.number("factor", 1, kMaxFactor);
+  rope.low_freq_factor = scaling.number("low_freq_factor", 1e-3, 1e6);
+  rope.high_freq_factor = scaling.number("high_freq_factor", 1e-3, 1e6);
+  rope.original_max_position_embeddings =
+      scaling.integer("original_max_position_embeddings", 1, kMaxPositions);
+  if (rope.high_freq_factor <= rope.low_freq_factor)
+    scaling.reject("high_freq_factor", "must be larger than low_freq_factor");
+}
+
+// How much sharper attention gets in a context that is `scale` times as long (Peng et al. 2023,
+// section 3.4).
+double yarn_mscale(double scale, double mscale) {
+  return scale <= 1 ? 1 : 0.1 * mscale * std::log(scale) + 1;
+}
+
+void read_yarn(JsonReader& scaling, const DecoderSpec& spec, RopeSpec& rope) {
+  rope.original_max_position_embeddings =
+      scaling.integer_or("original_max_position_embeddings", spec.max_positions, 1, kMaxPositions);
+  const double implied = double(spec.max_positions) / rope.original_max_position_embeddings;
+  rope.factor = scaling.number_or("factor", std::max(implied, 1.0), 1, kMaxFactor);
+  rope.beta_fast = scaling.number_or("beta_fast", 32, 1e-3, 1e6);
+  rope.beta_slow = scaling.number_or("beta_slow", 1, 1e-3, 1e6);
+  rope.truncate = scaling.boolean_or("truncate", true);
+  const double mscale = scaling.number_or("mscale", 0, 0, 1e3);
+  const double mscale_all = scaling.number_or("mscale_all_dim", 0, 0, 1e3);
+  const double implied_factor =
+      mscale > 0 && mscale_all > 0
+          ? yarn_mscale(rope.factor, mscale) / yarn_mscale(rope.factor, mscale_all)
+          : yarn_mscale(rope.factor, 1);
+  rope.attention_factor = scaling.number_or("attention_factor", implied_factor, 1e-3, 1e3);
+  if (rope.beta_fast < rope.beta_slow) scaling.reject("beta_fast", "must be at least beta_slow");
+  if (rope.theta <= 1) scaling.reject("rope_theta", "must be larger than 1 with yarn");
+}
+
+void read_scaling(JsonReader& scaling, const DecoderSpec& spec, RopeSpec& rope) {
+  const std::string key = scaling.has("rope_type") ? "rope_type" : "type";
+  const std::string type = scaling.string_or(key, "default");
+  if (type == "default") return;
+  if (type == "linear") {
+    rope.scaling = RopeScaling::linear;
+    rope.factor = scaling.number("factor", 1, kMaxFactor);
+  } else if (type == "dynamic") {
+    rope.scaling = RopeScaling::dynamic;
+    rope.factor = scaling.number("factor", 1, kMaxFactor);
+    rope.original_max_position_embeddings = spec.max_positions;
+  } else if (type == "llama3") {
+    rope.scaling = RopeScaling::llama3;
+    read_llama3(scaling, rope);
+  } else if (type == "yarn") {
+    rope.scaling = RopeScaling::yarn;
+    read_yarn(scaling, spec, rope);
+  } else {
+    scaling.reject(key, "supported are default, linear, dynamic, llama3 and yarn",
+                   ErrorCode::unsupported);
+  }
+}
+
+// llama3's configs give the long context as max_position_embeddings, the others the trained one.
+int scaled_positions(const DecoderSpec& spec) {
+  const RopeSpec& rope = spec.rope;
+  double reach = spec.max_positions;
+  if (rope.scaling == RopeScaling::linear || rope.scaling == RopeScaling::dynamic)
+    reach *= rope.factor;
+  if (rope.scaling == RopeScaling::yarn)
+    reach = std::max(reach, rope.original_max_position_embeddings * rope.factor);
+  return int(std::min(reach, double(kMaxPositions)));
+}
+
+// The (fractional) channel pair whose wave makes `turns` turns in the trained context.
+double channel_of(double turns, const RopeSpec& rope) {
+  return rope.rotary_dim *
+         std::log(rope.original_max_position_embeddings / (turns * 2 * std::numbers::pi)) /
+         (2 * std::log(rope.theta));
+}
+
+double llama3_frequency(double f, const RopeSpec& rope) {
+  const double wave = 2 * std::numbers::pi / f;
+  const double turns = rope.original_max_position_embeddings / wave;  // in the trained context
+  const double smooth =
+      (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
+  const double kept = std::clamp(smooth, 0.0, 1.0);  // 1: short wave, unchanged
+  return (1 - kept) * f / rope.factor + kept * f;
+}
+
+double yarn_frequency(double f, int pair, const RopeSpec& rope) {
+  double low = channel_of(rope.beta_fast, rope), high = channel_of(rope.beta_slow, rope);
+  if (rope.truncate) low = std::floor(low), high = std::ceil(high);
+  low = std::max(low, 0.0);
+  high = std::min(high, double(rope.rotary_dim - 1));
+  if (low == high) high += 0.001;
+  const double stretched = std::clamp((pair - low) / (high - low), 0.0, 1.0);
+  return stretched * f / rope.factor + (1 - stretched) * f;
+}
+
+}  // namespace
+
+void read_rope(JsonReader& config, DecoderSpec& spec) {
+  RopeSpec& rope = spec.rope;
+  double part = config.number_or("partial_rotary_factor", 1, 0.01, 1);
+  rope.theta = config.number_or("rope_theta", 10000, 1, 1e12);
+  if (config.has("rope_parameters")) {  // Transformers 5
+    JsonReader parameters = config.object("rope_parameters");
+    for (const char* key : {"full_attention", "sliding_attention"})
+      if (parameters.has(key))
+        parameters.reject(key, "layers must share their rotary embedding", ErrorCode::unsupported);
+    rope.theta = parameters.number_or("rope_theta", rope.theta, 1, 1e12);
+    part = parameters.number_or("partial_rotary_factor", part, 0.01, 1);
+    read_scaling(parameters, spec, rope);
+  } else if (config.has("rope_scaling")) {
+    JsonReader scaling = config.object("rope_scaling");
+    read_scaling(scaling, spec, rope);
+  }
+  rope.rotary_dim = int(spec.head_dim * part);
+  // dynamic divides by rotary_dim - 2.
+  const int rotary_min = rope.scaling == RopeScaling::dynamic ? 4 : 2;
+  if (rope.rotary_dim < rotary_min || rope.rotary_dim % 2 != 0)
+    config.reject(
+        "partial_rotary_factor",
+        fmt::format("must leave an even number of the {} channels of a head", spec.head_dim));
+  spec.max_positions_scaled = scaled_positions(spec);
+}
+
+std::vector<float> inverse_frequencies(const RopeSpec& rope) {
+  std::vector<float> frequencies;
+  for (int i = 0; i < rope.rotary_dim; i += 2) {
+    double f = std::pow(rope.theta, -double(i) / rope.rotary_dim);
+    if (rope.scaling == RopeScaling::linear) f /= rope.factor;
+    if (rope.scaling == RopeScaling::llama3) f = llama3_frequency(f, rope);
+    if (rope.scaling == RopeScaling::yarn) f = yarn_frequency(f, i / 2, rope);
+    frequencies.push_back(float(f));
+  }
+  return frequencies;
+}
+
+}  // namespace kivi

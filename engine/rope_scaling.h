@@ -1,0 +1,22 @@
+// Rotary embeddings: what config.json says about them, and the frequencies that follow. The rules
+// of scaling are those of Transformers' modeling_rope_utils.
+#pragma once
+
+#include <vector>
+
+#include "engine/decoder_spec.h"
+#include "engine/json_file.h"
+
+namespace kivi {
+
+// The rotary embedding, wherever a config of either generation keeps it (rope_parameters, or
+// rope_theta with rope_scaling): needs spec.head_dim and spec.max_positions, sets spec.rope and
+// spec.max_positions_scaled. Mistakes are recorded in the reader; a kind of scaling that is not
+// known is one (unsupported).
+void read_rope(JsonReader& config, DecoderSpec& spec);
+
+// [rotary_dim / 2]: theta^(-2 i / rotary_dim), scaled as `rope` says (dynamic: as for a sequence
+// inside of the trained context).
+std::vector<float> inverse_frequencies(const RopeSpec& rope);
+
+}  // namespace kivi
