@@ -52,6 +52,7 @@ struct Engine::Impl {
   bool may_look_ahead() const;
   void launch(const BatchPlan& plan);
   void finish_step();
+  void trace(const BatchPlan& plan, Clock::time_point begin);
   void note_scheduled(const BatchPlan& plan, Clock::time_point now);
   void emit(const BatchPlan& plan, std::vector<StepResult>& results);
   void emit_token(Sequence& s, int position, SampledToken& token, Clock::time_point now);
@@ -72,6 +73,8 @@ struct Engine::Impl {
   Scheduler scheduler;
   const std::unique_ptr<StepRunner> runner;
   std::function<void(int, double)> observer;
+  std::function<void(const StepTrace&)> tracer;
+  Clock::time_point trace_begin;
   EngineStats counted;
   // The step that is launched and not collected; and sequences that ended while the launched steps
   // up to a number (the first) were still running.
@@ -143,8 +146,24 @@ void Engine::Impl::finish_step() {
     const std::chrono::duration<double> took = Clock::now() - under_way->begin;
     observer(under_way->plan.rows, took.count());
   }
+  if (tracer) trace(under_way->plan, under_way->begin);
   under_way.reset();
   while (!dead.empty() && dead.front().first <= counted.steps) dead.pop_front();
+}
+
+void Engine::Impl::trace(const BatchPlan& plan, Clock::time_point begin) {
+  StepTrace t;
+  t.step = counted.steps;
+  t.rows = plan.rows;
+  t.sequences = int(plan.sequences.size());
+  for (const PlannedSequence& p : plan.sequences) {
+    t.decodes += p.count == 1 && p.samples && p.mode == KvMode::store ? 1 : 0;
+    t.context_tokens += p.past;
+  }
+  t.planned = begin - trace_begin;
+  t.collected = Clock::now() - trace_begin;
+  t.device = runner->step_times();
+  tracer(t);
 }
 
 void Engine::Impl::admit() {
@@ -377,6 +396,12 @@ EngineStats Engine::stats() const {
 
 void Engine::on_step(std::function<void(int rows, double seconds)> observer) {
   impl_->observer = std::move(observer);
+}
+
+void Engine::on_trace(std::function<void(const StepTrace&)> observer) {
+  impl_->tracer = std::move(observer);
+  impl_->trace_begin = Clock::now();
+  impl_->runner->time_steps(impl_->tracer != nullptr);
 }
 
 const EngineModel& Engine::model() const { return impl_->model; }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,20 @@ struct EngineStats {
   uint64_t generation_tokens = 0;  // sampled tokens that were emitted
   uint64_t preemptions = 0;
   uint64_t finished[4] = {};  // by FinishReason
+};
+
+// One step that has been collected, for traces.
+struct StepTrace {
+  uint64_t step = 0;  // from 1
+  int rows = 0;       // tokens computed
+  int sequences = 0;
+  int decodes = 0;                     // sequences that computed one token and sampled the next
+  int64_t context_tokens = 0;          // cached before the step, of all its sequences
+  std::chrono::nanoseconds planned{};  // when it began to be planned, since the trace began
+  std::chrono::nanoseconds collected{};
+  std::optional<StepTimes> device;  // none for the first step; none without a device
+
+  bool decodes_only() const { return decodes == sequences; }
 };
 
 class Engine {
@@ -81,6 +96,9 @@ class Engine {
   // Called on the engine thread after each step with (rows, seconds); for metrics. Set it before
   // start().
   void on_step(std::function<void(int rows, double seconds)> observer);
+  // The same with what the device did; from now on the device's times are taken, which costs two
+  // events a step. An empty observer ends it. Engine thread, or before start().
+  void on_trace(std::function<void(const StepTrace&)> observer);
   const EngineModel& model() const;
   const EngineConfig& config() const;
 

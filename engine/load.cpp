@@ -10,6 +10,8 @@
 #include "engine/chat_template_source.h"
 #include "engine/checkpoint.h"
 #include "engine/decoder_model.h"
+#include "engine/device.h"
+#include "engine/first_steps.h"
 #include "engine/model_config.h"
 #include "engine/model_runner.h"
 #include "engine/models/registry.h"
@@ -25,6 +27,21 @@ namespace {
 // would leave the matrix product idle.
 constexpr int kLogitsRowsMin = 64;
 
+// Lists the phases of starting up: each ends where the next one begins.
+class PhaseClock {
+ public:
+  void end(const char* name, int64_t bytes = 0) {
+    const Clock::time_point now = Clock::now();
+    phases_.push_back({name, std::chrono::duration<double>(now - begin_).count(), bytes});
+    begin_ = now;
+  }
+  const std::vector<LoadPhase>& phases() const { return phases_; }
+
+ private:
+  Clock::time_point begin_ = Clock::now();
+  std::vector<LoadPhase> phases_;
+};
+
 // Everything that follows from the configuration before a byte is allocated.
 struct Blueprint {
   ModelConfig model;
@@ -35,32 +52,6 @@ struct Blueprint {
   StepInput::Limits input_limits;
   MemoryPlan plan;
 };
-
-Result<std::unique_ptr<Backend>> make_backend(const EngineConfig& config) {
-  if (config.device != "cpu") {
-    Result<std::unique_ptr<Backend>> cuda = make_cuda_backend(0);
-    if (cuda.ok()) return cuda;
-    if (config.device == "cuda") {
-      Error error = cuda.error();
-      error.field = "device";
-      return error;
-    }
-  }
-  return make_cpu_backend(config.threads);
-}
-
-// auto: the checkpoint's; f32 checkpoints become f16 on CUDA, which has no f32 weights.
-Result<DType> weight_dtype(const EngineConfig& config, const ModelConfig& model,
-                           const DeviceInfo& device) {
-  DType dtype = model.dtype;
-  if (config.dtype == "float32") dtype = DType::f32;
-  if (config.dtype == "float16") dtype = DType::f16;
-  if (config.dtype == "bfloat16") dtype = DType::bf16;
-  if (device.kind == "cpu" || dtype != DType::f32) return dtype;
-  if (config.dtype == "auto") return DType::f16;
-  return Error{ErrorCode::unsupported,
-               "dtype is float32, must be float16 or bfloat16 on a CUDA device", "dtype"};
-}
 
 Result<int> model_length(const EngineConfig& config, const DecoderSpec& spec) {
   if (config.max_model_len == 0) return spec.max_positions;
@@ -87,14 +78,26 @@ int64_t store_budget(const EngineConfig& config, const DeviceInfo& device, int64
   return std::min(share, device.memory_free) - others;
 }
 
-Result<Blueprint> draw_up(const EngineConfig& config) {
+// The device samples; it has the last word.
+Status check_logprobs(const EngineConfig& config, const Backend& backend) {
+  if (config.max_logprobs <= backend.logprobs_max()) return ok_status();
+  return Error{ErrorCode::invalid,
+               fmt::format("max_logprobs is {}, must be at most {} on device {}",
+                           config.max_logprobs, backend.logprobs_max(), backend.info().kind),
+               "max_logprobs"};
+}
+
+Result<Blueprint> draw_up(const EngineConfig& config, PhaseClock& clock) {
   RETURN_IF_ERROR(validate(config));
   Blueprint b;
   ASSIGN_OR_RETURN(b.model, read_model_config(config.model));
   const DecoderSpec& spec = b.model.spec;
+  clock.end("config");
   ASSIGN_OR_RETURN(b.backend, make_backend(config));
+  RETURN_IF_ERROR(check_logprobs(config, *b.backend));
+  clock.end("device");
   const DeviceInfo device = b.backend->info();
-  ASSIGN_OR_RETURN(b.dtype, weight_dtype(config, b.model, device));
+  ASSIGN_OR_RETURN(b.dtype, weight_dtype(config, b.model.dtype, device));
   ASSIGN_OR_RETURN(const int max_model_len, model_length(config, spec));
   b.layout.shape = spec.kv_shape();
   ASSIGN_OR_RETURN(b.layout.format, kv_format_of(config, b.layout.shape, spec.heads_q));
@@ -114,6 +117,7 @@ Result<Blueprint> draw_up(const EngineConfig& config) {
   b.plan.device = fmt::format("{} ({})", device.kind, device.name);
   b.plan.weights = weights;
   b.plan.workspace = workspace;
+  clock.end("plan");
   return b;
 }
 
@@ -176,9 +180,11 @@ Result<DecoderWeights> make_weights(const EngineConfig& config, const Blueprint&
 }
 
 Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, const Blueprint& b,
-                                                const WeightProgress& progress) {
+                                                const WeightProgress& progress, PhaseClock& clock) {
   Backend& backend = *b.backend;
   ASSIGN_OR_RETURN(DecoderWeights weights, make_weights(config, b, progress));
+  backend.synchronize();
+  clock.end("weights", b.plan.weights);
   ASSIGN_OR_RETURN(std::unique_ptr<DecoderModel> model,
                    DecoderModel::create(backend, b.model.spec, std::move(weights), b.model_limits));
   ASSIGN_OR_RETURN(StepInput input, StepInput::create(backend, b.input_limits));
@@ -188,9 +194,15 @@ Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, cons
   const int logits_rows = b.model_limits.logits_rows;
   ASSIGN_OR_RETURN(Buffer ids, backend.allocate(size_t(ModelRunner::sampled_ids_bytes(logits_rows)),
                                                 "the sampled ids"));
-  return std::unique_ptr<StepRunner>(
+  std::unique_ptr<StepRunner> runner =
       std::make_unique<ModelRunner>(backend, std::move(model), std::move(input), std::move(store),
-                                    view, std::move(ids), logits_rows, !config.enforce_eager));
+                                    view, std::move(ids), logits_rows, !config.enforce_eager);
+  clock.end("memory");
+  if (runner->asynchronous()) {
+    RETURN_IF_ERROR(run_first_steps(*runner, std::min(b.model_limits.rows, b.plan.max_model_len)));
+    clock.end("first steps");
+  }
+  return runner;
 }
 
 // A dummy model that comes without a tokenizer gets one of bytes: what is served always has one.
@@ -209,31 +221,49 @@ Result<std::unique_ptr<Tokenizer>> make_tokenizer(const EngineConfig& config, in
 
 }  // namespace
 
+std::string describe(const LoadPhase& phase) {
+  std::string text = fmt::format("{} {:.2f} s", phase.name, phase.seconds);
+  if (phase.bytes > 0)
+    text += fmt::format(" ({:.2f} GB, {:.2f} GB/s)", double(phase.bytes) / 1e9,
+                        double(phase.bytes) / 1e9 / std::max(phase.seconds, 1e-9));
+  return text;
+}
+
+int64_t device_memory_used(const LoadedModel& model) {
+  const DeviceInfo info = model.backend->info();
+  return info.memory_total - info.memory_free;
+}
+
 Result<ModelSummary> summarize_model(const std::string& folder) {
   ASSIGN_OR_RETURN(const ModelConfig model, read_model_config(folder));
   return summary_of(model, model.dtype, folder);
 }
 
 Result<MemoryPlan> plan_memory(const EngineConfig& config) {
-  ASSIGN_OR_RETURN(const Blueprint blueprint, draw_up(config));
+  PhaseClock clock;
+  ASSIGN_OR_RETURN(const Blueprint blueprint, draw_up(config, clock));
   return blueprint.plan;
 }
 
 Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress) {
-  ASSIGN_OR_RETURN(Blueprint b, draw_up(config));
+  PhaseClock clock;
+  ASSIGN_OR_RETURN(Blueprint b, draw_up(config, clock));
   auto loaded = std::make_unique<LoadedModel>();
   ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b.model.spec.vocab));
+  clock.end("tokenizer");
   const WeightProgress weight_progress = [&](int64_t done, int64_t total) {
     if (progress) progress("weights", done, total);
   };
-  ASSIGN_OR_RETURN(std::unique_ptr<StepRunner> runner, make_runner(config, b, weight_progress));
+  ASSIGN_OR_RETURN(std::unique_ptr<StepRunner> runner,
+                   make_runner(config, b, weight_progress, clock));
   const EngineModel engine_model = {b.model.spec.vocab, b.plan.max_model_len,
                                     b.model.eos_token_ids};
   loaded->backend = std::move(b.backend);
   loaded->engine =
       std::make_unique<Engine>(config, engine_model, b.layout, b.plan.capacity, std::move(runner));
   loaded->plan = b.plan;
+  loaded->phases = clock.phases();
   loaded->summary = summary_of(b.model, b.dtype, config.model);
   if (loaded->tokenizer) loaded->summary.tokenizer_kind = loaded->tokenizer->kind();
 

@@ -67,12 +67,17 @@ ModelRunner::ModelRunner(Backend& backend, std::unique_ptr<DecoderModel> model, 
 void ModelRunner::launch(const BatchPlan& plan) {
   StepUnderWay& step = under_way_.emplace_back();
   step.results.resize(plan.sequences.size());
+  if (timed_) step.number = steps_timed_++;
+  step.follows = timed_ && last_timed_;
+  last_timed_ = timed_;
   try {
     run(plan, step);
   } catch (const std::exception& e) {
     step.error = Error{ErrorCode::internal,
                        fmt::format("a step of {} rows failed: {}", plan.rows, e.what())};
+    mark_begin(step);
   }
+  if (step.number >= 0) backend_.mark(end_mark(step.number));
 }
 
 Result<std::vector<StepResult>> ModelRunner::collect() {
@@ -86,17 +91,22 @@ Result<std::vector<StepResult>> ModelRunner::collect() {
       step.error = Error{ErrorCode::internal, fmt::format("a step failed: {}", e.what())};
     }
   }
+  times_.reset();
   if (step.error) return *step.error;
+  if (step.follows)
+    times_ = {.idle = backend_.seconds_between(end_mark(step.number - 1), begin_mark(step.number)),
+              .busy = backend_.seconds_between(begin_mark(step.number), end_mark(step.number))};
   return std::move(step.results);
 }
 
 void ModelRunner::run(const BatchPlan& plan, StepUnderWay& step) {
   if (graphs_ && backend_.asynchronous() && every_row_decodes(plan)) {
-    const Tensor logits = decode(plan);  // [rows, vocab]
+    const Tensor logits = decode(plan, step);  // [rows, vocab]
     step.wanted.assign(input_.wanted().begin(), input_.wanted().end());
     return sample_block(plan, step, 0, logits);
   }
   input_.fill(plan, store_.layout, model_->spec().sliding_window);
+  mark_begin(step);
   step.wanted.assign(input_.wanted().begin(), input_.wanted().end());
   const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
   backend_.resolve_ids(input_.view().token_ids, sampled);
@@ -110,9 +120,14 @@ void ModelRunner::run(const BatchPlan& plan, StepUnderWay& step) {
   }
 }
 
-Tensor ModelRunner::decode(const BatchPlan& plan) {
+void ModelRunner::mark_begin(const StepUnderWay& step) {
+  if (step.number >= 0) backend_.mark(begin_mark(step.number));
+}
+
+Tensor ModelRunner::decode(const BatchPlan& plan, const StepUnderWay& step) {
   const int rows = std::min(ladder(plan.rows), input_.limits().sequences);
   input_.fill(plan, store_.layout, model_->spec().sliding_window, rows);
+  mark_begin(step);
   const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
   backend_.run_recorded(uint64_t(rows), [&] {
     backend_.resolve_ids(input_.view().token_ids, sampled);

@@ -28,6 +28,8 @@ class ModelRunner : public StepRunner {
   void launch(const BatchPlan& plan) override;
   bool asynchronous() const override { return backend_.asynchronous(); }
   Result<std::vector<StepResult>> collect() override;
+  void time_steps(bool on) override { timed_ = on; }
+  std::optional<StepTimes> step_times() const override { return times_; }
 
   // Device bytes of `sampled_ids`.
   static int64_t sampled_ids_bytes(int logits_rows) { return int64_t(logits_rows) * 4; }
@@ -40,13 +42,19 @@ class ModelRunner : public StepRunner {
     int64_t block_begin = 0;
     int64_t block_count = 0;  // wanted rows being sampled; 0: none
     std::optional<Error> error;
+    int64_t number = -1;   // of a timed step, from 0; -1: not timed
+    bool follows = false;  // the step before it was timed too
   };
 
   void run(const BatchPlan& plan, StepUnderWay& step);
   // Layers and logits of a step in which every row decodes: padded, recorded, replayed.
-  Tensor decode(const BatchPlan& plan);
+  Tensor decode(const BatchPlan& plan, const StepUnderWay& step);
   // Enqueues the sampling of wanted rows [begin, begin + m). logits [m, vocab] f32.
   void sample_block(const BatchPlan& plan, StepUnderWay& step, int64_t begin, const Tensor& logits);
+  // Marks of the backend's for step `number`: two each, and steps use them by turns.
+  static int begin_mark(int64_t number) { return int(number * 2 % Backend::kMarks); }
+  static int end_mark(int64_t number) { return begin_mark(number) + 1; }
+  void mark_begin(const StepUnderWay& step);
   // Waits for the block that is under way and puts its results where they belong.
   void collect_block(StepUnderWay& step);
 
@@ -58,6 +66,11 @@ class ModelRunner : public StepRunner {
   Buffer sampled_ids_;  // [logits_rows] i32
   int logits_rows_;
   bool graphs_;
+
+  bool timed_ = false;
+  bool last_timed_ = false;
+  int64_t steps_timed_ = 0;
+  std::optional<StepTimes> times_;
 
   std::deque<StepUnderWay> under_way_;  // at most two
   std::vector<SampleRow> rows_;         // scratch

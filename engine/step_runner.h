@@ -3,6 +3,7 @@
 // that the scheduler, the engine and the servers can be tried without a model.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "engine/batch_plan.h"
@@ -15,6 +16,13 @@ namespace kivi {
 struct StepResult {
   SampledToken token;                // where `samples`
   std::vector<SampledToken> scored;  // where `scores_prompt`: one a scored row, in order
+};
+
+// When the device worked on a step. Begin: the first layer's work, with the step's input in place;
+// end: the last token is sampled.
+struct StepTimes {
+  double idle = 0;  // seconds from the end of the step before to this one's begin
+  double busy = 0;  // seconds from begin to end
 };
 
 class StepRunner {
@@ -30,6 +38,11 @@ class StepRunner {
   // Waits for the oldest step that has not been collected; results[i] belongs to its
   // plan.sequences[i]. An error fails every request of the step and nothing else.
   virtual Result<std::vector<StepResult>> collect() = 0;
+
+  // Are times taken of the steps that are launched from now on? (Where the runner has a device.)
+  virtual void time_steps(bool) {}
+  // Of the step that was collected last; none for the first that is timed.
+  virtual std::optional<StepTimes> step_times() const { return std::nullopt; }
 };
 
 }  // namespace kivi

@@ -16,8 +16,9 @@ namespace kivi {
 
 namespace {
 
-constexpr int64_t kAlignment = 256;        // of every tensor in the allocation
-constexpr int64_t kChunkBytes = 16 << 20;  // one upload; also the grain of progress
+constexpr int64_t kAlignment = 256;         // of every tensor in the allocation
+constexpr int64_t kChunkBytes = 16 << 20;   // of conversion: one upload
+constexpr int64_t kUploadBytes = 64 << 20;  // one upload as it is; also the grain of progress
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -303,9 +304,9 @@ void upload_tensor(Uploader& uploader, const DecoderSpec& spec, const WeightItem
     upload_converted(uploader, spec, item, part, source);
     return;
   }
-  for (size_t begin = 0; begin < source.bytes; begin += size_t(kChunkBytes))
+  for (size_t begin = 0; begin < source.bytes; begin += size_t(kUploadBytes))
     uploader.append(source.data + begin,
-                    int64_t(std::min(source.bytes - begin, size_t(kChunkBytes))));
+                    int64_t(std::min(source.bytes - begin, size_t(kUploadBytes))));
 }
 
 void finish(Backend& backend, const DecoderSpec& spec, const Uploader& uploader,

@@ -170,7 +170,8 @@ void Backend::sample(const Tensor& logits, std::span<const SampleRow> rows, cons
   for (const SampleRow& row : rows) {
     VERIFY(row.temperature >= 0 && row.top_k >= 0 && row.top_p > 0 && row.top_p <= 1);
     VERIFY(row.min_p >= 0 && row.min_p < 1 && row.repetition_penalty > 0);
-    VERIFY(row.forced_token < vocab && row.logprobs >= -1);
+    VERIFY(row.forced_token < vocab);
+    VERIFY(row.logprobs >= -1 && row.logprobs <= logprobs_max());
     for (const PenaltyToken& p : row.penalties) VERIFY(p.id >= 0 && p.id < vocab);
     for (const LogitBias& b : row.bias) VERIFY(b.id >= 0 && b.id < vocab);
   }

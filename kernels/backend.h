@@ -68,6 +68,8 @@ class Backend {
   virtual void upload(void* device, const void* source, size_t bytes) = 0;
   virtual void download(void* target, const void* device, size_t bytes) = 0;
   virtual void fill_zero(void* device, size_t bytes) = 0;
+  // Within the device, in order with the ops, at the device's own best rate; not overlapping.
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void synchronize() = 0;
 
   // --- order ------------------------------------------------------------------------------------
@@ -77,6 +79,14 @@ class Backend {
   virtual void run_recorded(uint64_t key, const std::function<void()>& ops);
   // Do ops return before they are done? Then it pays to plan a step while another one runs.
   virtual bool asynchronous() const { return false; }
+
+  // --- time -------------------------------------------------------------------------------------
+  // Notes when the device comes to this place in the order of calls, under an index in [0, kMarks),
+  // which may be used again. Not inside run_recorded.
+  static constexpr int kMarks = 8;
+  virtual void mark(int index) = 0;
+  // Seconds on the device's clock from one mark to a later one; waits until the device was at `to`.
+  virtual double seconds_between(int from, int to) = 0;
 
   // --- ops --------------------------------------------------------------------------------------
   // out[i] = table[ids[i]].  table [vocab, n] w, ids [t] i32, out [t, n] a.
@@ -131,8 +141,9 @@ class Backend {
 
   // Samples (or scores) one token a row. logits [m, vocab] f32; rows: m entries. The ids are also
   // written to `ids` [m] i32 on the device, for the next step. The call enqueues the work; the host
-  // gets the results from collect_samples.
+  // gets the results from collect_samples. SampleRow::logprobs is at most logprobs_max().
   void sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids);
+  virtual int logprobs_max() const = 0;
   // Waits for the oldest sample() whose results have not been collected, at most two; `out` gets
   // its m results.
   virtual void collect_samples(std::vector<SampledToken>& out) = 0;

@@ -136,7 +136,10 @@ class FrontEnds {
   std::optional<GrpcServer> grpc_;
 };
 
-void log_plan(const LoadedModel& loaded) { spdlog::info("memory plan\n{}", loaded.plan.text()); }
+void log_start(const LoadedModel& loaded) {
+  spdlog::info("memory plan\n{}", loaded.plan.text());
+  for (const LoadPhase& phase : loaded.phases) spdlog::info("start-up: {}", describe(phase));
+}
 
 // Refuses new work and gives running work its time. Health checks see it at once.
 void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts) {
@@ -183,7 +186,7 @@ int serve(const ServerConfig& config, const std::string& model_name, const LoadF
   }
   const std::unique_ptr<LoadedModel> loaded = std::move(*result).value();
   loaded->served.name = model_name;
-  log_plan(*loaded);
+  log_start(*loaded);
   loaded->engine->on_step([&metrics](int rows, double) { metrics.step(rows); });
   loaded->engine->start();
   metrics.attach(loaded->served);

@@ -426,6 +426,8 @@ std::vector<Flag> throughput_flags(Settings& s) {
       {"concurrency", "LIST", "requests in flight, a run each: 1,2,4; unset: all at once", group,
        kThroughput, integers(t.concurrency, 1)},
       {"json", "FILE", "write the figures of all runs", group, kThroughput, text(t.json)},
+      {"trace", "FILE", "write the steps of the last run, a line of JSON each", group, kThroughput,
+       text(t.trace)},
   };
   for (Flag& flag : flags) flag.in_config = false;
   return flags;

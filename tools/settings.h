@@ -43,6 +43,7 @@ struct ThroughputOptions {
   LengthRange output_len{128, 128};
   std::vector<int> concurrency;  // requests in flight, one run each; empty: one run, all at once
   std::string json;              // file for the figures; "": none
+  std::string trace;             // file for the steps, a line each; "": none
 };
 
 struct Settings {

@@ -41,6 +41,49 @@ Status warm_up(Engine& engine, uint64_t seed) {
   return run.ok() ? ok_status() : Status(run.error());
 }
 
+// Bytes by part: as planned, and what the device says is taken at the end.
+nlohmann::ordered_json memory_json(const LoadedModel& model) {
+  const MemoryPlan& p = model.plan;
+  return {{"weights", p.weights},
+          {"pages", p.pages},
+          {"residual", p.residual},
+          {"staging", p.staging},
+          {"workspace", p.workspace},
+          {"tokens_capacity", p.tokens_capacity},
+          {"bytes_per_token", p.bytes_per_token},
+          {"device_used", device_memory_used(model)}};
+}
+
+// The phases of starting up, and all of it, in seconds.
+nlohmann::ordered_json startup_json(const std::vector<LoadPhase>& phases) {
+  nlohmann::ordered_json out;
+  double total = 0;
+  for (const LoadPhase& phase : phases) {
+    out[phase.name] = phase.seconds;
+    total += phase.seconds;
+  }
+  out["total"] = total;
+  return out;
+}
+
+void print_startup(const LoadedModel& model) {
+  double total = 0;
+  std::string text;
+  for (const LoadPhase& phase : model.phases) {
+    text += (text.empty() ? "" : ", ") + describe(phase);
+    total += phase.seconds;
+  }
+  fmt::print("start-up {:.2f} s: {}\n", total, text);
+}
+
+Status write_text(const std::string& path, const char* flag, const std::string& text) {
+  std::ofstream file(path);
+  if ((file << text) && file.flush()) return ok_status();
+  return Error{ErrorCode::invalid,
+               fmt::format("--{} is \"{}\", expected a file that can be written", flag, path),
+               flag};
+}
+
 Status write_json(const Settings& settings, const LoadedModel& model,
                   const std::vector<ThroughputRun>& runs) {
   const ThroughputOptions& t = settings.throughput;
@@ -54,14 +97,11 @@ Status write_json(const Settings& settings, const LoadedModel& model,
   out["output_len"] = describe(t.output_len);
   out["max_num_seqs"] = settings.engine.max_num_seqs;
   out["max_num_batched_tokens"] = settings.engine.max_num_batched_tokens;
+  out["startup_s"] = startup_json(model.phases);
+  out["memory_bytes"] = memory_json(model);
   out["runs"] = nlohmann::ordered_json::array();
   for (const ThroughputRun& run : runs) out["runs"].push_back(throughput_json(run));
-  std::ofstream file(t.json);
-  if (!(file << out.dump(2) << "\n") || !file.flush())
-    return Error{ErrorCode::invalid,
-                 fmt::format("--json is \"{}\", expected a file that can be written", t.json),
-                 "json"};
-  return ok_status();
+  return write_text(t.json, "json", out.dump(2) + "\n");
 }
 
 }  // namespace
@@ -81,6 +121,7 @@ int run_throughput(const Arguments& args) {
   fmt::print("{} on {}, cache {}, at most {} sequences and {} rows a step\n", model.served.name,
              model.plan.device, model.plan.format, settings.engine.max_num_seqs,
              settings.engine.max_num_batched_tokens);
+  print_startup(model);
   fmt::print("{} requests a run, prompt {} tokens, output {} tokens\n\n", options.num_prompts,
              describe(options.prompt_len), describe(options.output_len));
 
@@ -94,6 +135,10 @@ int run_throughput(const Arguments& args) {
     runs.push_back(std::move(run).value());
   }
   fmt::print("{}", throughput_text(runs));
+  if (!options.trace.empty())
+    if (const Status s = write_text(options.trace, "trace", trace_lines(runs.back().trace));
+        !s.ok())
+      return report(s.error());
   if (options.json.empty()) return 0;
   const Status status = write_json(settings, model, runs);
   return status.ok() ? 0 : report(status.error());

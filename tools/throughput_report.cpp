@@ -33,7 +33,83 @@ void add_latency(nlohmann::ordered_json& out, const std::string& name, const Lat
   out["p99_" + name + "_ms"] = l.p99;
 }
 
+double milliseconds(double seconds) { return seconds * 1e3; }
+double microseconds(double seconds) { return seconds * 1e6; }
+
+void add_decode(nlohmann::ordered_json& out, const DecodeFigures& d) {
+  if (d.steps == 0) return;
+  out["decode"] = {{"steps", d.steps},
+                   {"batch_size", d.batch},
+                   {"throughput", d.tokens_per_s},
+                   {"mean_context", d.context_mean},
+                   {"median_step_ms", d.step_ms_p50},
+                   {"device_ms_total", d.device_ms_total},
+                   {"idle_ms_total", d.idle_ms_total},
+                   {"idle_share", d.idle_share},
+                   {"median_idle_us", d.idle_us_p50},
+                   {"p99_idle_us", d.idle_us_p99}};
+}
+
 }  // namespace
+
+DecodeFigures decode_figures(std::span<const StepTrace> trace) {
+  std::vector<const StepTrace*> steps;
+  DecodeFigures d;
+  for (size_t i = 1; i < trace.size(); ++i) {
+    const StepTrace &before = trace[i - 1], &step = trace[i];
+    if (!step.device || !step.decodes_only() || !before.decodes_only()) continue;
+    if (step.step != before.step + 1) continue;
+    steps.push_back(&step);
+    d.batch = std::max(d.batch, step.decodes);
+  }
+  std::erase_if(steps, [&](const StepTrace* s) { return s->decodes < kFullBatch * d.batch; });
+  std::vector<double> spans, gaps;
+  double busy = 0, idle = 0;
+  int64_t tokens = 0, context = 0;
+  for (const StepTrace* s : steps) {
+    tokens += s->decodes;
+    context += s->context_tokens;
+    busy += s->device->busy;
+    idle += s->device->idle;
+    spans.push_back(milliseconds(s->device->idle + s->device->busy));
+    gaps.push_back(microseconds(s->device->idle));
+  }
+  d.steps = steps.size();
+  if (tokens == 0 || busy + idle <= 0) return d;
+  std::sort(spans.begin(), spans.end());
+  std::sort(gaps.begin(), gaps.end());
+  d.tokens_per_s = double(tokens) / (busy + idle);
+  d.context_mean = double(context) / double(tokens);
+  d.step_ms_p50 = percentile(spans, 50);
+  d.idle_share = idle / (busy + idle);
+  d.idle_us_p50 = percentile(gaps, 50);
+  d.idle_us_p99 = percentile(gaps, 99);
+  d.device_ms_total = milliseconds(busy + idle);
+  d.idle_ms_total = milliseconds(idle);
+  return d;
+}
+
+std::string trace_lines(std::span<const StepTrace> trace) {
+  std::string text;
+  for (const StepTrace& step : trace) {
+    nlohmann::ordered_json line;
+    line["step"] = step.step;
+    line["rows"] = step.rows;
+    line["sequences"] = step.sequences;
+    line["decodes"] = step.decodes;
+    line["context_tokens"] = step.context_tokens;
+    line["planned_us"] = double(step.planned.count()) / 1e3;
+    line["collected_us"] = double(step.collected.count()) / 1e3;
+    line["idle_us"] = nullptr;
+    line["busy_us"] = nullptr;
+    if (step.device) {
+      line["idle_us"] = microseconds(step.device->idle);
+      line["busy_us"] = microseconds(step.device->busy);
+    }
+    text += line.dump() + "\n";
+  }
+  return text;
+}
 
 double percentile(std::span<const double> sorted, double percent) {
   if (sorted.empty()) return 0;
@@ -49,6 +125,7 @@ ThroughputFigures figures_of(const ThroughputRun& run) {
   f.seconds = run.seconds;
   f.steps = run.steps.size();
   f.preemptions = run.preemptions;
+  f.decode = decode_figures(run.trace);
   std::vector<double> ttft, itl, tpot, e2el;
   for (const RequestRecord& r : run.requests) {
     f.prompt_tokens += r.prompt_tokens;
@@ -112,7 +189,7 @@ std::string throughput_text(std::span<const ThroughputRun> runs) {
   std::string latencies = fmt::format(
       "{:>9} {:>39}   {:>39}\n{:>9} {:>9} {:>9} {:>9} {:>9}   {:>9} {:>9} {:>9} {:>9}\n", "",
       "TTFT ms", "ITL ms", "in flight", "mean", "p50", "p90", "p99", "mean", "p50", "p90", "p99");
-  std::string batches;
+  std::string batches, decodes;
   for (const ThroughputRun& run : runs) {
     const ThroughputFigures f = figures_of(run);
     rates += fmt::format(
@@ -124,8 +201,22 @@ std::string throughput_text(std::span<const ThroughputRun> runs) {
     batches += fmt::format("{:>9} |{}| {} max, {} steps\n", f.in_flight,
                            sparkline(batch_over_time(run, kSparklineColumns), f.batch_max),
                            f.batch_max, f.steps);
+    const DecodeFigures& d = f.decode;
+    if (d.steps > 0)
+      decodes += fmt::format(
+          "{:>9} {:>9} {:>9} {:>13.1f} {:>13.1f} {:>11.3f} {:>10.2f} {:>9.1f} {:>9.1f}\n",
+          f.in_flight, d.steps, d.batch, d.context_mean, d.tokens_per_s, d.step_ms_p50,
+          100 * d.idle_share, d.idle_us_p50, d.idle_us_p99);
   }
-  return rates + "\n" + latencies + "\nbatch size over time\n" + batches;
+  if (!decodes.empty())
+    decodes = fmt::format(
+                  "\n{:>9} {:>9} {:>9} {:>13} {:>13} {:>11} {:>10} {:>19}\n"
+                  "{:>9} {:>9} {:>9} {:>13} {:>13} {:>11} {:>10} {:>9} {:>9}\n",
+                  "decoding", "steps at", "largest", "mean context", "decode tok/s", "step ms",
+                  "device", "idle us a step", "in flight", "full", "batch", "tokens", "", "p50",
+                  "idle %", "p50", "p99") +
+              decodes;
+  return rates + "\n" + latencies + decodes + "\nbatch size over time\n" + batches;
 }
 
 nlohmann::ordered_json throughput_json(const ThroughputRun& run) {
@@ -150,6 +241,7 @@ nlohmann::ordered_json throughput_json(const ThroughputRun& run) {
   out["batch_size_over_time"] = batch_over_time(run, kSparklineColumns);
   out["kv_cache_bytes_peak"] = f.kv_bytes_peak;
   out["preemptions"] = f.preemptions;
+  add_decode(out, f.decode);
   return out;
 }
 

@@ -15,6 +15,20 @@ struct LatencyFigures {
   double mean = 0, p50 = 0, p90 = 0, p99 = 0;
 };
 
+// Of the steps in which every sequence decodes, at (nearly) the largest batch that decoded: what a
+// step of decoding costs, whatever prompts cost before it. A step counts where the one before it
+// decoded too, so that the gap between them has no prompt in it.
+struct DecodeFigures {
+  uint64_t steps = 0;  // that count; 0: the device's times are not known, or no such steps
+  int batch = 0;       // sequences, the largest
+  double tokens_per_s = 0;
+  double context_mean = 0;                        // cached tokens of a sequence
+  double step_ms_p50 = 0;                         // begin to begin: idle + busy
+  double idle_share = 0;                          // of the time, in [0, 1]
+  double idle_us_p50 = 0, idle_us_p99 = 0;        // a gap between two steps
+  double device_ms_total = 0, idle_ms_total = 0;  // idle + busy; idle
+};
+
 struct ThroughputFigures {
   int in_flight = 0;
   int completed = 0;
@@ -30,7 +44,18 @@ struct ThroughputFigures {
   int batch_max = 0;
   int64_t kv_bytes_peak = 0;
   uint64_t preemptions = 0;
+  DecodeFigures decode;
 };
+
+// Steps count from this share of the largest decoding batch on.
+inline constexpr double kFullBatch = 0.95;
+
+DecodeFigures decode_figures(std::span<const StepTrace> trace);
+
+// One JSON object a line and step: step, rows, sequences, decodes, context_tokens, planned_us and
+// collected_us (the host's clock, since the run began), idle_us and busy_us (the device's, null
+// where they are not known).
+std::string trace_lines(std::span<const StepTrace> trace);
 
 // Linear interpolation between the closest ranks (as numpy.percentile). `sorted` is ascending; an
 // empty one gives 0.

@@ -13,6 +13,20 @@ int draw(const LengthRange& range, std::mt19937_64& random) {
   return range.min + int(random() % uint64_t(range.max - range.min + 1));
 }
 
+// The engine's trace goes into `steps` as long as this lives.
+class Tracing {
+ public:
+  Tracing(Engine& engine, std::vector<StepTrace>& steps) : engine_(engine) {
+    engine_.on_trace([&steps](const StepTrace& step) { steps.push_back(step); });
+  }
+  ~Tracing() { engine_.on_trace({}); }
+  Tracing(const Tracing&) = delete;
+  Tracing& operator=(const Tracing&) = delete;
+
+ private:
+  Engine& engine_;
+};
+
 // Submits, and reads what comes back. Engine thread = caller.
 class Reader {
  public:
@@ -106,6 +120,7 @@ Result<ThroughputRun> measure_throughput(Engine& engine, const ThroughputOptions
   const EngineStats before = engine.stats();
   uint64_t rows = before.step_tokens;
   Reader reader(engine, options, seed, run);
+  const Tracing tracing(engine, run.trace);
   while (!reader.done()) {
     RETURN_IF_ERROR(reader.submit(in_flight));
     engine.step();

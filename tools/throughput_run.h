@@ -32,6 +32,7 @@ struct ThroughputRun {
   uint64_t preemptions = 0;
   std::vector<RequestRecord> requests;
   std::vector<StepRecord> steps;
+  std::vector<StepTrace> trace;  // what the engine and the device say of them
 };
 
 // Lengths and ids of request `index`: a pure function of (options, seed, index), so that all runs

@@ -59,6 +59,22 @@ void CpuBackend::fill_zero(void* device, size_t bytes) {
   if (bytes > 0) std::memset(device, 0, bytes);
 }
 
+void CpuBackend::copy(void* to, const void* from, size_t bytes) {
+  constexpr size_t kPiece = 1 << 20;
+  const auto pieces = int64_t((bytes + kPiece - 1) / kPiece);
+  pool_.parallel_for(pieces, int64_t(bytes), [&](int64_t i, int) {
+    const size_t begin = size_t(i) * kPiece;
+    std::memcpy(static_cast<std::byte*>(to) + begin, static_cast<const std::byte*>(from) + begin,
+                std::min(kPiece, bytes - begin));
+  });
+}
+
+void CpuBackend::mark(int index) { marks_.at(size_t(index)) = std::chrono::steady_clock::now(); }
+
+double CpuBackend::seconds_between(int from, int to) {
+  return std::chrono::duration<double>(marks_.at(size_t(to)) - marks_.at(size_t(from))).count();
+}
+
 Result<std::byte*> CpuBackend::do_allocate(size_t bytes) {
   const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   void* data = rounded < bytes ? nullptr : std::aligned_alloc(kAlignment, rounded);

@@ -5,7 +5,10 @@
 // Every op is done when its call returns. Thread rule: one thread at a time.
 #pragma once
 
+#include <array>
+#include <chrono>
 #include <deque>
+#include <limits>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -42,7 +45,11 @@ class CpuBackend final : public Backend {
   void upload(void* device, const void* source, size_t bytes) override;
   void download(void* target, const void* device, size_t bytes) override;
   void fill_zero(void* device, size_t bytes) override;
+  void copy(void* to, const void* from, size_t bytes) override;
   void synchronize() override {}
+  void mark(int index) override;
+  double seconds_between(int from, int to) override;
+  int logprobs_max() const override { return std::numeric_limits<int>::max(); }
   void collect_samples(std::vector<SampledToken>& out) override;
 
  private:
@@ -82,6 +89,7 @@ class CpuBackend final : public Backend {
   const float* turns_of(const Tensor& positions, const Rope& rope);
 
   ThreadPool pool_;
+  std::array<std::chrono::steady_clock::time_point, kMarks> marks_;
   Turns turns_;
   std::vector<float> ratios_;                      // of the step, dynamic rope scaling
   std::vector<Scratch> scratch_;                   // one a thread of the pool

@@ -2,9 +2,6 @@
 
 #include <fmt/core.h>
 
-#include <algorithm>
-#include <cstring>
-
 #include "kernels/cuda/kv_attend_decode.h"
 
 namespace kivi {
@@ -19,14 +16,10 @@ CudaProperties read_properties(int device) {
 
 }  // namespace
 
-CudaBackend::CudaBackend(int device) {
+CudaBackend::CudaBackend(int device) : uploader_(device) {
   CUDA_VERIFY(cudaSetDevice(device));
   properties_ = read_properties(device);
   stream_ = make_stream();
-  for (UploadChunk& chunk : upload_ring_) {
-    chunk.memory = make_pinned_memory(kUploadChunkBytes);
-    chunk.copied = make_event();
-  }
   decode_workspace_ = cuda::make_decode_workspace(properties_, stream_.get());
 }
 
@@ -39,20 +32,7 @@ DeviceInfo CudaBackend::info() const {
 }
 
 void CudaBackend::upload(void* device, const void* source, size_t bytes) {
-  const auto* from = static_cast<const std::byte*>(source);
-  auto* to = static_cast<std::byte*>(device);
-  while (bytes > 0) {
-    UploadChunk& chunk = upload_ring_[upload_next_];
-    upload_next_ = (upload_next_ + 1) % upload_ring_.size();
-    CUDA_VERIFY(cudaEventSynchronize(chunk.copied.get()));
-    const size_t n = std::min(bytes, kUploadChunkBytes);
-    std::memcpy(chunk.memory.get(), from, n);
-    CUDA_VERIFY(cudaMemcpyAsync(to, chunk.memory.get(), n, cudaMemcpyHostToDevice, stream_.get()));
-    CUDA_VERIFY(cudaEventRecord(chunk.copied.get(), stream_.get()));
-    from += n;
-    to += n;
-    bytes -= n;
-  }
+  uploader_.upload(device, source, bytes, stream_.get());
 }
 
 void CudaBackend::download(void* target, const void* device, size_t bytes) {
@@ -62,6 +42,25 @@ void CudaBackend::download(void* target, const void* device, size_t bytes) {
 
 void CudaBackend::fill_zero(void* device, size_t bytes) {
   CUDA_VERIFY(cudaMemsetAsync(device, 0, bytes, stream_.get()));
+}
+
+void CudaBackend::copy(void* to, const void* from, size_t bytes) {
+  CUDA_VERIFY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
+}
+
+void CudaBackend::mark(int index) {
+  Event& event = marks_.at(size_t(index));
+  if (event == nullptr) event = make_timing_event();
+  CUDA_VERIFY(cudaEventRecord(event.get(), stream_.get()));
+}
+
+double CudaBackend::seconds_between(int from, int to) {
+  const Event &begin = marks_.at(size_t(from)), &end = marks_.at(size_t(to));
+  VERIFY(begin != nullptr && end != nullptr);
+  CUDA_VERIFY(cudaEventSynchronize(end.get()));
+  float milliseconds = 0;
+  CUDA_VERIFY(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()));
+  return double(milliseconds) * 1e-3;
 }
 
 void CudaBackend::synchronize() { CUDA_VERIFY(cudaStreamSynchronize(stream_.get())); }

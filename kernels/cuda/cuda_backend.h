@@ -1,8 +1,9 @@
 // CudaBackend: the Backend on one NVIDIA GPU (sm_80 and newer; Hopper's paths where it has them).
 //
 // All work goes to one stream, in the order of the calls. Nothing but `download`, `synchronize`,
-// `collect_samples` and a full upload ring waits. Every op works with fixed addresses and a grid
-// that depends on shapes alone, so that a decode step can be captured in a CUDA graph.
+// `seconds_between`, `collect_samples` and staging memory that is still being copied from waits.
+// Every op works with fixed addresses and a grid that depends on shapes alone, so that a decode
+// step can be captured in a CUDA graph.
 //
 // Each group of ops has a source file of its own: do_<op> stands beside its kernels.
 #pragma once
@@ -16,6 +17,7 @@
 #include "kernels/cuda/cuda_handles.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/sampler.h"
+#include "kernels/cuda/upload.h"
 
 namespace kivi {
 
@@ -50,8 +52,12 @@ class CudaBackend final : public Backend {
   void upload(void* device, const void* source, size_t bytes) override;
   void download(void* target, const void* device, size_t bytes) override;
   void fill_zero(void* device, size_t bytes) override;
+  void copy(void* to, const void* from, size_t bytes) override;
   void synchronize() override;
 
+  void mark(int index) override;
+  double seconds_between(int from, int to) override;
+  int logprobs_max() const override { return cuda::kMaxTopLogprobs; }
   void collect_samples(std::vector<SampledToken>& out) override;
   void run_recorded(uint64_t key, const std::function<void()>& ops) override;
   bool asynchronous() const override { return true; }
@@ -85,14 +91,8 @@ class CudaBackend final : public Backend {
   CudaProperties properties_;
   Stream stream_;
 
-  // Uploads go through pinned memory: a ring of chunks, each free again when its event has passed.
-  static constexpr size_t kUploadChunkBytes = 8 << 20;
-  struct UploadChunk {
-    PinnedMemory memory;
-    Event copied;
-  };
-  std::array<UploadChunk, 4> upload_ring_;
-  size_t upload_next_ = 0;
+  cuda::Uploader uploader_;
+  std::array<Event, kMarks> marks_;  // made when they are first used
 
   std::map<uint64_t, Graph> graphs_;  // null: seen once, not recorded yet
 

@@ -47,6 +47,12 @@ inline Event make_event() {
   return Event(event);
 }
 
+inline Event make_timing_event() {
+  cudaEvent_t event = nullptr;
+  CUDA_VERIFY(cudaEventCreate(&event));
+  return Event(event);
+}
+
 inline DeviceMemory make_device_memory(size_t bytes) {
   void* data = nullptr;
   CUDA_VERIFY(cudaMalloc(&data, bytes));
