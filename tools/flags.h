@@ -24,7 +24,9 @@ enum Command : unsigned {
   kGenerate = 2,
   kThroughput = 4,
   kInfo = 8,
+  kKernels = 16,
   kEngineCommands = kServe | kGenerate | kThroughput,
+  kAllCommands = kEngineCommands | kInfo | kKernels,
 };
 
 enum class FlagKind { boolean, integer, number, text, bytes, list };

@@ -149,6 +149,58 @@ FlagValue list(std::vector<std::string>& field) {
           .get = [&field] { return ordered_json(field); }};
 }
 
+// Calls take(part) for each part between commas, until one returns false.
+template <class F>
+bool each_part(const std::string& text, F&& take) {
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    if (!take(text.substr(begin, end - begin))) return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+// "embed,norm".
+FlagValue words(std::vector<std::string>& field) {
+  return {.kind = FlagKind::text,
+          .set = [&field](const std::string& text) -> std::optional<std::string> {
+            std::vector<std::string> values;
+            if (!each_part(text, [&](const std::string& part) {
+                  values.push_back(part);
+                  return !part.empty();
+                }))
+              return "words, separated by commas";
+            field = std::move(values);
+            return std::nullopt;
+          },
+          .get = [&field] { return ordered_json(fmt::format("{}", fmt::join(field, ","))); }};
+}
+
+// "8x4096,64x1024".
+FlagValue caches(std::vector<CacheCase>& field) {
+  return {.kind = FlagKind::text,
+          .set = [&field](const std::string& text) -> std::optional<std::string> {
+            std::vector<CacheCase> values;
+            if (!each_part(text, [&](const std::string& part) {
+                  const size_t x = part.find('x');
+                  if (x == std::string::npos) return false;
+                  const auto sequences = parse_number<int>(part.substr(0, x));
+                  const auto tokens = parse_number<int>(part.substr(x + 1));
+                  values.push_back({sequences.value_or(0), tokens.value_or(0)});
+                  return values.back().sequences >= 1 && values.back().tokens >= 2;
+                }))
+              return "SEQUENCESxTOKENS of at least 1x2, separated by commas";
+            field = std::move(values);
+            return std::nullopt;
+          },
+          .get = [&field]() -> ordered_json {
+            std::string text;
+            for (const CacheCase& c : field)
+              text += fmt::format("{}{}x{}", text.empty() ? "" : ",", c.sequences, c.tokens);
+            return text;
+          }};
+}
+
 // "1,2,4".
 FlagValue integers(std::vector<int>& field, int min) {
   return {.kind = FlagKind::text,
@@ -221,12 +273,8 @@ Flag without_config(Flag flag) {
 
 std::vector<Flag> general_flags(Settings& s) {
   const std::string group = "General";
-  Flag model{"model",
-             "MODEL",
-             "a Hugging Face folder (config.json, *.safetensors, tokenizer)",
-             group,
-             kEngineCommands | kInfo,
-             text(s.engine.model)};
+  Flag model{"model", "MODEL",      "a Hugging Face folder (config.json, *.safetensors, tokenizer)",
+             group,   kAllCommands, text(s.engine.model)};
   model.positional = true;
   return {
       model,
@@ -234,10 +282,11 @@ std::vector<Flag> general_flags(Settings& s) {
                       kEngineCommands, text(s.config_file)}),
       without_config({"dry-run", "", "print the memory plan and exit", group, kEngineCommands,
                       boolean(s.dry_run)}),
-      {"log-level", "LEVEL", "trace, debug, info, warning or error", group, kEngineCommands,
+      {"log-level", "LEVEL", "trace, debug, info, warning or error", group,
+       kEngineCommands | kKernels,
        choice(s.server.log_level, {"trace", "debug", "info", "warning", "error"})},
-      {"log-format", "text|json", "one line a message, on standard error", group, kEngineCommands,
-       choice(s.server.log_format, {"text", "json"})},
+      {"log-format", "text|json", "one line a message, on standard error", group,
+       kEngineCommands | kKernels, choice(s.server.log_format, {"text", "json"})},
   };
 }
 
@@ -248,7 +297,7 @@ std::vector<Flag> model_flags(Settings& s) {
       {"tokenizer", "DIR", "folder of the tokenizer; empty: the model's own", group,
        kEngineCommands, text(e.tokenizer)},
       {"dtype", "TYPE", "weights: auto (the checkpoint's), float32, float16 or bfloat16", group,
-       kEngineCommands, choice(e.dtype, {"auto", "float32", "float16", "bfloat16"})},
+       kEngineCommands | kKernels, choice(e.dtype, {"auto", "float32", "float16", "bfloat16"})},
       {"load-format", "FORMAT", "auto, safetensors, or dummy (random weights)", group,
        kEngineCommands, choice(e.load_format, {"auto", "safetensors", "dummy"}, {"gguf"})},
       {"max-model-len", "N", "tokens of prompt + output; 0: the model's own maximum", group,
@@ -256,9 +305,9 @@ std::vector<Flag> model_flags(Settings& s) {
       {"seed", "N", "for requests that bring none: mixed with a request counter", group,
        kEngineCommands, seed(e.seed)},
       {"device", "auto|cuda|cpu", "where to compute; auto: CUDA where it is built and present",
-       group, kEngineCommands, choice(e.device, {"auto", "cuda", "cpu"})},
-      {"threads", "N", "threads of the CPU backend; 0: all cores", group, kEngineCommands,
-       integer(e.threads, 0, 1024)},
+       group, kEngineCommands | kKernels, choice(e.device, {"auto", "cuda", "cpu"})},
+      {"threads", "N", "threads of the CPU backend; 0: all cores", group,
+       kEngineCommands | kKernels, integer(e.threads, 0, 1024)},
       {"enforce-eager", "", "CUDA: launch every kernel, no graphs", group, kEngineCommands,
        boolean(e.enforce_eager)},
       {"deterministic", "", "CUDA: batch-invariant matrix products", group, kServe},
@@ -277,9 +326,9 @@ std::vector<Flag> cache_flags(Settings& s) {
        choice(e.kv_cache_dtype,
               {"auto", "fp16", "fp8", "kivi4", "kivi2", "kivi-k4v2", "kivi-k2v4"})},
       {"kivi-group-size", "G", "values that share a scale and a minimum: 32, 64 or 128", group,
-       kEngineCommands, integer(e.kivi_group_size, 32, 128)},
+       kEngineCommands | kKernels, integer(e.kivi_group_size, 32, 128)},
       {"kivi-residual-length", "R", "newest tokens kept in 16 bits; a multiple of the group size",
-       group, kEngineCommands, integer(e.kivi_residual_length, 32, 1024)},
+       group, kEngineCommands | kKernels, integer(e.kivi_residual_length, 32, 1024)},
       {"kivi-prefill", "exact|stream",
        "exact: a prompt attends in 16 bits until its last chunk; stream: quantize chunk by chunk",
        group, kEngineCommands,
@@ -425,9 +474,26 @@ std::vector<Flag> throughput_flags(Settings& s) {
        kThroughput, length_range(t.output_len)},
       {"concurrency", "LIST", "requests in flight, a run each: 1,2,4; unset: all at once", group,
        kThroughput, integers(t.concurrency, 1)},
-      {"json", "FILE", "write the figures of all runs", group, kThroughput, text(t.json)},
+      {"json", "FILE", "write the figures", group, kThroughput | kKernels, text(s.json)},
       {"trace", "FILE", "write the steps of the last run, a line of JSON each", group, kThroughput,
        text(t.trace)},
+  };
+  for (Flag& flag : flags) flag.in_config = false;
+  return flags;
+}
+
+std::vector<Flag> kernel_flags(Settings& s) {
+  const std::string group = "Kernels";
+  KernelBenchmarkOptions& k = s.kernels;
+  std::vector<Flag> flags = {
+      {"ops", "LIST", fmt::format("unset: all; of {}", fmt::join(kernel_op_names(), ", ")), group,
+       kKernels, words(k.ops)},
+      {"formats", "LIST", "caches to measure: fp16,kivi2; unset: all", group, kKernels,
+       words(k.formats)},
+      {"rows", "LIST", "rows of a step, for ops that know no cache; unset: by the device", group,
+       kKernels, integers(k.rows, 1)},
+      {"caches", "LIST", "sequences x tokens: 8x4096,64x1024; unset: by the device", group,
+       kKernels, caches(k.caches)},
   };
   for (Flag& flag : flags) flag.in_config = false;
   return flags;
@@ -438,7 +504,7 @@ std::vector<Flag> throughput_flags(Settings& s) {
 std::vector<Flag> make_flags(Settings& settings) {
   std::vector<Flag> all;
   for (auto* rows : {general_flags, server_flags, access_flags, limit_flags, generate_flags,
-                     throughput_flags, model_flags, cache_flags, scheduler_flags}) {
+                     throughput_flags, kernel_flags, model_flags, cache_flags, scheduler_flags}) {
     for (Flag& flag : rows(settings)) all.push_back(std::move(flag));
   }
   return all;

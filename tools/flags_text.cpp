@@ -74,6 +74,11 @@ const char* usage(Command command) {
       return "kivi bench throughput MODEL [flags]\n\n"
              "Runs a set of requests through the engine, without a server, and prints tokens/s,\n"
              "latencies, batch sizes and cache bytes.\n";
+    case kKernels:
+      return "kivi bench kernels MODEL [flags]\n\n"
+             "Times each op of a step over the shapes of MODEL's config.json (its weights are not\n"
+             "read), in every cache format, beside the device's copy rate and matrix rate. On the\n"
+             "CPU the shapes are small by default.\n";
     case kInfo:
       return "kivi info MODEL\n\nSays what a model folder holds and what its cache costs.\n";
     default:
@@ -91,7 +96,7 @@ std::vector<std::string> groups_of(const std::vector<Flag>& flags) {
 }
 
 std::string commands_text(unsigned commands) {
-  if (commands == (kEngineCommands | kInfo)) return "all";
+  if (commands == kAllCommands) return "all";
   std::string text;
   const auto add = [&](unsigned bit, const char* name) {
     if ((commands & bit) != 0) text += (text.empty() ? "" : ", ") + std::string(name);
@@ -99,6 +104,7 @@ std::string commands_text(unsigned commands) {
   add(kServe, "serve");
   add(kGenerate, "generate");
   add(kThroughput, "bench");
+  add(kKernels, "kernels");
   add(kInfo, "info");
   return text;
 }

@@ -40,11 +40,12 @@ constexpr Entry kCommands[] = {
     {"generate", "continue a text, without a server", run_generate},
     {"info", "say what a model folder holds and what its cache costs", run_info},
     {"bench throughput", "measure the engine: tokens/s, latencies, batch sizes", run_throughput},
+    {"bench kernels", "time each op of a step beside the device's copy and matrix rates",
+     run_kernels},
     {"eval", "perplexity on a text, by format of the cache", run_eval},
     {"version", "print the version", run_version},
     {"flags", nullptr, run_flags},
     {"bench serve", nullptr, nullptr},
-    {"bench kernels", nullptr, nullptr},
     {"kv-stats", nullptr, nullptr},
 };
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/config.h"
+#include "engine/kernel_benchmark.h"
 #include "server/server_config.h"
 
 namespace kivi {
@@ -42,7 +43,6 @@ struct ThroughputOptions {
   LengthRange prompt_len{128, 128};
   LengthRange output_len{128, 128};
   std::vector<int> concurrency;  // requests in flight, one run each; empty: one run, all at once
-  std::string json;              // file for the figures; "": none
   std::string trace;             // file for the steps, a line each; "": none
 };
 
@@ -51,6 +51,8 @@ struct Settings {
   ServerConfig server;
   GenerateOptions generate;
   ThroughputOptions throughput;
+  KernelBenchmarkOptions kernels;
+  std::string json;  // file for a benchmark's figures; "": none
   std::string config_file;
   std::string api_key_file;  // one key a line; added to server.api_keys
   bool dry_run = false;

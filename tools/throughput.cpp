@@ -101,7 +101,7 @@ Status write_json(const Settings& settings, const LoadedModel& model,
   out["memory_bytes"] = memory_json(model);
   out["runs"] = nlohmann::ordered_json::array();
   for (const ThroughputRun& run : runs) out["runs"].push_back(throughput_json(run));
-  return write_text(t.json, "json", out.dump(2) + "\n");
+  return write_text(settings.json, "json", out.dump(2) + "\n");
 }
 
 }  // namespace
@@ -139,7 +139,7 @@ int run_throughput(const Arguments& args) {
     if (const Status s = write_text(options.trace, "trace", trace_lines(runs.back().trace));
         !s.ok())
       return report(s.error());
-  if (options.json.empty()) return 0;
+  if (settings.json.empty()) return 0;
   const Status status = write_json(settings, model, runs);
   return status.ok() ? 0 : report(status.error());
 }

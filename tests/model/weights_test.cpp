@@ -179,6 +179,143 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("Every tensor arrives byte for byte, whatever its size") {
+  // Odd sizes, many tensors, and one that takes more than one upload (64 MiB).
+  DecoderSpec spec;
+  spec.layers = 23;
+  spec.hidden = 417;
+  spec.heads_q = 3;
+  spec.heads_kv = 1;
+  spec.head_dim = 16;
+  spec.intermediate = 5;
+  spec.vocab = 41'003;
+  spec.rope.rotary_dim = 16;
+  spec.tied_embeddings = true;
+  const TensorNames names = {.embedding = "e",
+                             .final_norm = "n",
+                             .head = "h",
+                             .layers = "l.",
+                             .attention_norm = "an",
+                             .mlp_norm = "mn",
+                             .qkv = {"q", "k", "v"},
+                             .output = "o",
+                             .up = {"g", "u"},
+                             .down = "d"};
+  json header;
+  size_t bytes = 0;
+  const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
+    size_t size = 4;
+    for (const int64_t n : shape) size *= size_t(n);
+    header[name + ".weight"] = {
+        {"dtype", "F32"}, {"shape", shape}, {"data_offsets", {bytes, bytes + size}}};
+    bytes += size;
+  };
+  const int64_t n = spec.hidden;
+  for (int i = 0; i < spec.layers; ++i) {
+    const std::string at = "l." + std::to_string(i) + ".";
+    add(at + "an", {n});
+    add(at + "mn", {n});
+    add(at + "q", {48, n});
+    add(at + "k", {16, n});
+    add(at + "v", {16, n});
+    add(at + "o", {n, 48});
+    add(at + "g", {5, n});
+    add(at + "u", {5, n});
+    add(at + "d", {n, 5});
+  }
+  add("n", {n});
+  add("e", {spec.vocab, n});
+  REQUIRE(size_t(spec.vocab) * size_t(n) * 4 > (size_t(64) << 20));
+  std::string file = safetensors_bytes(header.dump(), bytes);
+  const size_t begin = file.size() - bytes;
+  uint64_t state = 99;
+  for (size_t i = begin; i < file.size(); ++i) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    file[i] = char(state >> 56);
+  }
+  const TemporaryFolder folder;
+  folder.write("model.safetensors", file);
+  const auto checkpoint = Checkpoint::open(folder.path());
+  REQUIRE(checkpoint.ok());
+  const auto backend = make_cpu_backend(2);
+  const auto weights = load_weights(*backend, spec, names, *checkpoint, DType::f32, {});
+  if (!weights.ok()) FAIL(weights.error().message);
+
+  size_t compared = 0;
+  const auto same = [&](const Tensor& tensor, const std::vector<std::string>& parts) {
+    std::string expected;
+    for (const std::string& part : parts) {
+      const json& offsets = header[part + ".weight"]["data_offsets"];
+      expected += file.substr(begin + offsets[0].get<size_t>(),
+                              offsets[1].get<size_t>() - offsets[0].get<size_t>());
+    }
+    std::string got(tensor.bytes(), 0);
+    backend->download(got.data(), tensor.data, got.size());
+    compared += got.size();
+    return got == expected;
+  };
+  for (int i = 0; i < spec.layers; ++i) {
+    const std::string at = "l." + std::to_string(i) + ".";
+    const LayerWeights& w = weights->layers[size_t(i)];
+    CHECK(same(w.attention_norm, {at + "an"}));
+    CHECK(same(w.mlp_norm, {at + "mn"}));
+    CHECK(same(w.qkv, {at + "q", at + "k", at + "v"}));
+    CHECK(same(w.output, {at + "o"}));
+    CHECK(same(w.up, {at + "g", at + "u"}));
+    CHECK(same(w.down, {at + "d"}));
+  }
+  CHECK(same(weights->final_norm, {"n"}));
+  CHECK(same(weights->embedding, {"e"}));
+  CHECK(compared == bytes);
+}
+
+TEST_CASE("The phases of starting up are listed, and together no longer than starting up") {
+  const auto begin = Clock::now();
+  const auto loaded = load_or_fail(test_config("tales-llama", "kivi2"));
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  std::vector<std::string> names;
+  double sum = 0;
+  for (const LoadPhase& phase : loaded->phases) {
+    names.push_back(phase.name);
+    CHECK(phase.seconds >= 0);
+    sum += phase.seconds;
+  }
+  CHECK(names ==
+        std::vector<std::string>{"config", "device", "plan", "tokenizer", "weights", "memory"});
+  CHECK(sum <= seconds);
+  CHECK(sum > seconds / 2);
+  CHECK(loaded->phases[4].bytes == loaded->plan.weights);
+  CHECK(describe(LoadPhase{"weights", 2, 13'000'000'000}) ==
+        "weights 2.00 s (13.00 GB, 6.50 GB/s)");
+  CHECK(describe(LoadPhase{"config", 0.5}) == "config 0.50 s");
+}
+
+TEST_CASE("A trace's device times add up to the time that passed") {
+  const auto loaded = load_or_fail(test_config("tales-mistral", "kivi4"));
+  std::vector<StepTrace> trace;
+  loaded->engine->on_trace([&](const StepTrace& step) { trace.push_back(step); });
+  const auto begin = Clock::now();
+  run_all(*loaded->engine, {greedy_request({1, 2, 3}, 30), greedy_request({4, 5}, 20)});
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  REQUIRE(trace.size() >= 30);
+  CHECK_FALSE(trace[0].device);  // nothing was timed before it
+  double idle = 0, busy = 0;
+  for (size_t i = 1; i < trace.size(); ++i) {
+    REQUIRE(trace[i].device);
+    CHECK(trace[i].device->idle > 0);
+    CHECK(trace[i].device->busy > 0);
+    idle += trace[i].device->idle;
+    busy += trace[i].device->busy;
+    // The host plans the step, the device computes it, the host collects it.
+    const std::chrono::duration<double> host = trace[i].collected - trace[i].planned;
+    CHECK(trace[i].device->busy <= host.count());
+  }
+  CHECK(idle + busy <= seconds);
+  // From the end of the first step to the end of the last: between the two collections, or so.
+  const std::chrono::duration<double> between = trace.back().collected - trace[0].collected;
+  CHECK(idle + busy == Approx(between.count()).epsilon(0.2));
+}
+
 TEST_CASE("Loading reports its progress in bytes, up to all of them") {
   int64_t last = 0, total = 0, calls = 0;
   const auto loaded = load_model(test_config("tales-llama", "fp16"),

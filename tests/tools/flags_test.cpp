@@ -101,6 +101,20 @@ TEST_CASE("A slip is an error that names what was probably meant") {
         file.path.string() + ": unknown key \"max_num_seq\"; did you mean max_num_seqs?");
 }
 
+TEST_CASE("What a kernel benchmark measures") {
+  Settings s;
+  REQUIRE(parse_settings(kKernels,
+                         {"m", "--ops", "embed,kv_attend", "--formats", "kivi2", "--rows", "1,64",
+                          "--caches", "8x4096,64x1024", "--json", "out.json"},
+                         {}, s)
+              .ok());
+  CHECK(s.kernels.ops == std::vector<std::string>{"embed", "kv_attend"});
+  CHECK(s.kernels.formats == std::vector<std::string>{"kivi2"});
+  CHECK(s.kernels.rows == std::vector<int>{1, 64});
+  CHECK(s.kernels.caches == std::vector<CacheCase>{{8, 4096}, {64, 1024}});
+  CHECK(s.json == "out.json");
+}
+
 TEST_CASE("An unknown KIVI_ variable is warned of, once, and ignored") {
   Settings settings;
   const auto outcome = parse_settings(kServe, {"m"}, {{"KIVI_PROT", "1"}, {"HOME", "x"}}, settings);
@@ -126,6 +140,10 @@ TEST_CASE("A bad value is an error that names source, value and expectation") {
         "KIVI_THREADS is \"many\", expected an integer in [0, 1024]");
   CHECK(error_of(kThroughput, {"--concurrency", "1,,2"}).find("separated by commas") !=
         std::string::npos);
+  CHECK(error_of(kKernels, {"--caches", "8x4096,8"}).find("SEQUENCESxTOKENS") != std::string::npos);
+  CHECK(error_of(kKernels, {"--caches", "0x4096"}).find("SEQUENCESxTOKENS") != std::string::npos);
+  CHECK(error_of(kKernels, {"--ops", "embed,"}).find("separated by commas") != std::string::npos);
+  CHECK(error_of(kKernels, {"--max-num-seqs", "8"}).starts_with("unknown flag --max-num-seqs"));
   CHECK(error_of(kThroughput, {"--prompt-len", "9:3"}).find("MIN:MAX") != std::string::npos);
   CHECK(error_of(kServe, {"--config", "/nowhere.json"}).find("/nowhere.json") != std::string::npos);
 }

@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "tests/engine/fake_runner.h"
 #include "tools/throughput_report.h"
@@ -124,6 +125,80 @@ TEST_CASE("Figures of a hand-made run") {
     CHECK(json.contains(key));
   CHECK(json["total_token_throughput"] == Approx(5));
   CHECK(throughput_text(std::vector{run}).find("2 max, 3 steps") != std::string::npos);
+}
+
+StepTrace step_of(uint64_t number, int rows, int decodes, int sequences, double idle, double busy) {
+  StepTrace step;
+  step.step = number;
+  step.rows = rows;
+  step.sequences = sequences;
+  step.decodes = decodes;
+  step.context_tokens = 100 * sequences;
+  step.device = StepTimes{idle, busy};
+  return step;
+}
+
+TEST_CASE("Decode figures are of steps at full batch that follow a step without prompts") {
+  std::vector<StepTrace> trace = {
+      step_of(1, 30, 0, 2, 0, 9),           // a prompt
+      step_of(2, 100, 100, 100, 5, 1),      // decodes, but follows the prompt
+      step_of(3, 100, 100, 100, 0.1, 0.9),  // counts
+      step_of(4, 96, 96, 96, 0.3, 0.7),     // counts: at least 95 of 100
+      step_of(5, 90, 90, 90, 0.5, 0.5),     // too few
+      step_of(6, 200, 100, 101, 0, 9),      // a prompt in it
+      step_of(7, 100, 100, 100, 7, 1),      // follows it
+      step_of(9, 100, 100, 100, 7, 1),      // a step between is missing
+  };
+  trace[0].device.reset();
+  const DecodeFigures d = decode_figures(trace);
+  CHECK(d.steps == 2);
+  CHECK(d.batch == 100);
+  CHECK(d.tokens_per_s == Approx(196 / 2.0));
+  CHECK(d.context_mean == Approx(100));
+  CHECK(d.step_ms_p50 == Approx(1000));
+  CHECK(d.idle_share == Approx(0.4 / 2));
+  CHECK(d.idle_us_p50 == Approx(200'000));
+  CHECK(d.idle_us_p99 == Approx(298'000));
+  CHECK(d.device_ms_total == Approx(2000));
+  CHECK(d.idle_ms_total == Approx(400));
+  ThroughputRun run;
+  run.trace = trace;
+  CHECK(throughput_json(run)["decode"]["idle_share"] == Approx(0.2));
+  CHECK(throughput_text(std::vector{run}).find("decode tok/s") != std::string::npos);
+}
+
+TEST_CASE("Without the device's times there are no decode figures") {
+  std::vector<StepTrace> trace = {step_of(1, 4, 4, 4, 1, 1), step_of(2, 4, 4, 4, 1, 1)};
+  for (StepTrace& step : trace) step.device.reset();
+  CHECK(decode_figures(trace).steps == 0);
+  CHECK(decode_figures({}).steps == 0);
+  ThroughputRun run;
+  run.trace = trace;
+  CHECK_FALSE(throughput_json(run).contains("decode"));
+  CHECK(throughput_text(std::vector{run}).find("decode tok/s") == std::string::npos);
+}
+
+TEST_CASE("A trace is one JSON object a step") {
+  std::vector<StepTrace> trace = {step_of(1, 4, 3, 4, 0.001, 0.5), step_of(2, 4, 4, 4, 0, 0)};
+  trace[1].device.reset();
+  std::istringstream lines(trace_lines(trace));
+  std::vector<nlohmann::json> steps;
+  for (std::string line; std::getline(lines, line);) steps.push_back(nlohmann::json::parse(line));
+  REQUIRE(steps.size() == 2);
+  CHECK(steps[0]["decodes"] == 3);
+  CHECK(steps[0]["context_tokens"] == 400);
+  CHECK(steps[0]["idle_us"] == Approx(1000));
+  CHECK(steps[0]["busy_us"] == Approx(500'000));
+  CHECK(steps[1]["busy_us"].is_null());
+}
+
+TEST_CASE("A run's trace has the rows of its steps") {
+  FakeEngineOptions fake;
+  const auto engine = make_fake_engine(fake);
+  const auto run = measure_throughput(*engine, options_of(9, {5, 50}, {2, 20}), 1, 4);
+  REQUIRE(run.ok());
+  REQUIRE(run->trace.size() == run->steps.size());
+  for (size_t i = 0; i < run->trace.size(); ++i) CHECK(run->trace[i].rows == run->steps[i].rows);
 }
 
 TEST_CASE("A sparkline has one block a value") {

@@ -1,0 +1,36 @@
+// kivi bench kernels MODEL: how fast each op of a step is, beside the device's own rates.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "tools/commands.h"
+#include "tools/kernels_report.h"
+
+namespace kivi {
+
+int run_kernels(const Arguments& args) {
+  Settings settings;
+  if (const auto code = read_settings(kKernels, args, settings)) return *code;
+  // Rows are printed as they come; the rates they stand beside are known before the first.
+  bool first = true;
+  const auto result =
+      benchmark_kernels(settings.engine, settings.kernels,
+                        [&](const KernelBenchmark& so_far, const KernelMeasurement& m) {
+                          if (std::exchange(first, false)) fmt::print("{}", kernels_header(so_far));
+                          fmt::print("{}", kernels_line(so_far, m));
+                          std::fflush(stdout);
+                        });
+  if (!result.ok()) return report(result.error());
+  if (settings.json.empty()) return 0;
+  std::ofstream file(settings.json);
+  if ((file << kernels_json(*result).dump(2) << "\n") && file.flush()) return 0;
+  return report(
+      {ErrorCode::invalid,
+       fmt::format("--json is \"{}\", expected a file that can be written", settings.json),
+       "json"});
+}
+
+}  // namespace kivi
