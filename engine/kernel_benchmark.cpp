@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <initializer_list>
 #include <numeric>
-#include <optional>
 #include <random>
 
 #include "engine/benchmark_data.h"
@@ -15,7 +15,7 @@
 #include "engine/kernel_costs.h"
 #include "engine/kernel_timer.h"
 #include "engine/model_config.h"
-#include "engine/weights.h"
+#include "engine/rope_scaling.h"
 
 namespace kivi {
 namespace {
@@ -142,6 +142,7 @@ class Benchmark {
   RandomData attention_;  // [rows, hq d] a
   Buffer ids_;            // [kIdSets, rows_max] i32
   int64_t ids_bound_ = 0;
+  Buffer sampled_ids_;  // [rows] i32
 };
 
 Status Benchmark::measure_rates() {
@@ -168,34 +169,40 @@ Status Benchmark::measure_rates() {
   return ok_status();
 }
 
+// Only what the wanted ops need: a large device is full of random numbers in no time, a CPU is not.
 Status Benchmark::make_data() {
   const int64_t t = rows_max(), n = spec_.hidden, vocab = spec_.vocab;
+  const auto any = [&](std::initializer_list<const char*> ops) {
+    return std::ranges::any_of(ops, [&](const char* op) { return wanted(op); });
+  };
+  const auto make = [&](RandomData& data, int64_t rows, int64_t columns, DType type,
+                        float deviation, int64_t bytes_min) -> Status {
+    const int64_t bytes = std::max(bytes_min, rows * columns * int64_t(size_of(type)));
+    ASSIGN_OR_RETURN(data, RandomData::create(backend_, bytes, type, deviation));
+    return ok_status();
+  };
   const int64_t widest = std::max<int64_t>({n, spec_.qkv_size(), spec_.up_size()});
   const int64_t rotation = scale_.rotation_bytes;
-  const auto bytes = [&](int64_t rows, int64_t columns, DType type) {
-    return std::max(rotation, rows * columns * int64_t(size_of(type)));
-  };
-  const int64_t matrix = std::max(vocab, widest);
-  ASSIGN_OR_RETURN(
-      weights_, RandomData::create(backend_, bytes(matrix, std::max<int64_t>(n, 1), dtype_), dtype_,
-                                   1 / std::sqrt(float(n))));
-  ASSIGN_OR_RETURN(inputs_, RandomData::create(backend_, bytes(t, widest, a_), a_, 1));
-  ASSIGN_OR_RETURN(results_, RandomData::create(backend_, bytes(t, widest, a_), a_, 1));
-  ASSIGN_OR_RETURN(residual_, RandomData::create(backend_, bytes(t, widest, a_), a_, 1));
-  const int64_t sampled = std::min<int64_t>(t, kSampledRowsMax);
-  ASSIGN_OR_RETURN(logits_,
-                   RandomData::create(backend_, bytes(sampled, vocab, DType::f32), DType::f32, 2));
-  int64_t rows = std::max<int64_t>(t, kFillRows);
-  for (const CacheCase& cache : scale_.caches) rows = std::max<int64_t>(rows, cache.sequences);
-  const auto exactly = [&](int64_t columns, DType type) {
-    return RandomData::create(backend_, rows * columns * int64_t(size_of(type)), type, 1);
-  };
-  ASSIGN_OR_RETURN(queries_, exactly(spec_.query_size(), backend_.query_type()));
-  ASSIGN_OR_RETURN(kv_, exactly(spec_.kv_size(), DType::f16));
-  ASSIGN_OR_RETURN(attention_, exactly(spec_.query_size(), a_));
-
+  if (any({"embed", "norm", "add_norm", "matmul", "rope", "activation", "gather_rows"})) {
+    const int64_t largest = std::max(vocab, widest);
+    RETURN_IF_ERROR(make(weights_, largest, n, dtype_, 1 / std::sqrt(float(n)), rotation));
+    for (RandomData* data : {&inputs_, &results_, &residual_})
+      RETURN_IF_ERROR(make(*data, t, widest, a_, 1, rotation));
+  }
+  if (any({"matmul", "sample"})) {
+    const int64_t rows = std::min<int64_t>(t, kSampledRowsMax);
+    RETURN_IF_ERROR(make(logits_, rows, vocab, DType::f32, 2, rotation));
+    ASSIGN_OR_RETURN(sampled_ids_, backend_.allocate(size_t(rows) * sizeof(int32_t), "ids"));
+  }
+  if (any({"kv_attend", "kv_append", "kv_attend_prompt", "kv_append_prompt"})) {
+    int64_t rows = std::max<int64_t>(t, kFillRows);
+    for (const CacheCase& cache : scale_.caches) rows = std::max<int64_t>(rows, cache.sequences);
+    RETURN_IF_ERROR(make(queries_, rows, spec_.query_size(), backend_.query_type(), 1, 0));
+    RETURN_IF_ERROR(make(kv_, rows, spec_.kv_size(), DType::f16, 1, 0));
+    RETURN_IF_ERROR(make(attention_, rows, spec_.query_size(), a_, 1, 0));
+  }
   // Rows of the embedding and rows of an [x, n] matrix of inputs: ids are valid for both.
-  ids_bound_ = std::min<int64_t>(vocab, scale_.rotation_bytes / (n * size_a()));
+  ids_bound_ = std::min<int64_t>(vocab, rotation / (n * size_a()));
   std::vector<int32_t> random_ids(size_t(kIdSets * t));
   std::mt19937 random(3);
   for (int32_t& id : random_ids) id = int32_t(random() % uint64_t(ids_bound_));
@@ -282,7 +289,7 @@ Status Benchmark::measure_rope(int t) {
   ASSIGN_OR_RETURN(const RandomData q, outputs(columns_q, query_type));
   ASSIGN_OR_RETURN(const RandomData kv, outputs(columns_kv, DType::f16));
   const Rope rope{make_tensor(turns.data(), DType::f32, int64_t(frequencies.size())),
-                  spec_.rope.rotary_dim, 1};
+                  spec_.rope.rotary_dim, float(spec_.rope.attention_factor)};
   const KvShape shape = {1, spec_.heads_kv, spec_.head_dim};
   record("rope", matrix_text(t, spec_.qkv_size()), "",
          rope_cost(t, spec_.heads_q, spec_.heads_kv, spec_.head_dim, size_a(),
@@ -330,7 +337,7 @@ void Benchmark::measure_sample(int t) {
     const auto calls = [&](int count) {
       for (int i = 0; i < count; ++i) {
         backend_.sample(logits_.matrix(next = (next + 1) % copies, t, spec_.vocab), rows,
-                        make_tensor(ids_.data(), DType::i32, t));
+                        make_tensor(sampled_ids_.data(), DType::i32, t));
         sampled.clear();
         if (i > 0) backend_.collect_samples(sampled);
       }
