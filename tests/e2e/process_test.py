@@ -40,6 +40,10 @@ class Shutdown(unittest.TestCase):
         self.assertIn(b'"finish_reason":"length"', body.replace(b": ", b":"))
         self.assertEqual(self.server.process.wait(timeout=20), 0)
 
+    def test_the_log_names_each_phase_of_starting_up_and_its_time(self):
+        for phase in ("config", "device", "plan", "tokenizer", "weights", "memory"):
+            self.assertRegex(self.server.log_text(), rf"start-up: {phase} \d+\.\d\d s")
+
     def test_sigterm_of_an_idle_server_ends_soon_with_0(self):
         self.server.terminate()
         self.assertEqual(self.server.process.wait(timeout=5), 0)
@@ -103,7 +107,9 @@ class CommandLine(unittest.TestCase):
             (("serve", MODEL, "--kivi-residual-length", "48"), "kivi_residual_length is 48"),
             (("serve",), "MODEL is missing"),
             (("srve", MODEL), "did you mean serve?"),
-            (("bench", "kernels"), "not built yet"),
+            (("bench", "kernels"), "MODEL is missing"),
+            (("bench", "kernels", MODEL, "--ops", "matmull"), 'ops holds "matmull"'),
+            (("bench", "serve"), "not built yet"),
             (("kv-stats",), "not built yet"),
             ((), "Usage: kivi COMMAND"),
         ]
@@ -145,6 +151,23 @@ class CommandLine(unittest.TestCase):
             self.assertEqual((run["completed"], run["total_output_tokens"]), (6, 30))
         self.assertEqual(report["runs"][0]["batch_size_max"], 1)
         self.assertEqual(report["runs"][1]["batch_size_max"], 6)
+        self.assertGreater(report["runs"][1]["decode"]["throughput"], 0)
+        parts = ("weights", "pages", "residual", "staging", "workspace")
+        self.assertTrue(all(report["memory_bytes"][part] > 0 for part in parts), report)
+        self.assertAlmostEqual(sum(v for k, v in report["startup_s"].items() if k != "total"),
+                               report["startup_s"]["total"], places=6)
+
+    def test_bench_kernels_stands_ops_beside_the_devices_rates(self):
+        with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+            code, out, err = kivi("bench", "kernels", MODEL, "--ops", "norm,kv_attend", "--formats",
+                                  "kivi2", "--rows", "4", "--caches", "2x70", "--json", file.name)
+            self.assertEqual(code, 0, err)
+            report = json.load(file)
+        self.assertEqual([row["op"] for row in report["rows"]], ["norm", "kv_attend"])
+        for row in report["rows"]:
+            self.assertAlmostEqual(row["gb_s"], row["bytes"] / row["us"] / 1e3, delta=1e-6)
+            self.assertAlmostEqual(row["copy_share"], row["gb_s"] / report["copy_gb_s"], delta=1e-6)
+        self.assertIn("(2, 70)", out)
 
 
 if __name__ == "__main__":
