@@ -229,9 +229,10 @@ TEST_CASE("Every tensor arrives byte for byte, whatever its size") {
   std::string file = safetensors_bytes(header.dump(), bytes);
   const size_t begin = file.size() - bytes;
   uint64_t state = 99;
-  for (size_t i = begin; i < file.size(); ++i) {
+  for (size_t i = begin; i < file.size(); i += sizeof(float)) {
     state = state * 6364136223846793005u + 1442695040888963407u;
-    file[i] = char(state >> 56);
+    const float x = float(int32_t(state >> 32)) * 0x1p-31f;
+    std::memcpy(file.data() + i, &x, sizeof(x));
   }
   const TemporaryFolder folder;
   folder.write("model.safetensors", file);
@@ -267,6 +268,22 @@ TEST_CASE("Every tensor arrives byte for byte, whatever its size") {
   CHECK(same(weights->final_norm, {"n"}));
   CHECK(same(weights->embedding, {"e"}));
   CHECK(compared == bytes);
+
+  // Converted, by several threads and in several chunks: every number is rounded, in its place.
+  const auto halves = load_weights(*backend, spec, names, *checkpoint, DType::f16, {});
+  if (!halves.ok()) FAIL(halves.error().message);
+  const auto rounded = [&](const Tensor& half, const Tensor& full) {
+    const std::vector<float> values = download(*backend, full);
+    for (int64_t i = 0; i < full.size(); ++i)
+      if (half.as<f16>()[i].bits != to_f16_saturated(values[size_t(i)]).bits) return false;
+    return half.size() == full.size();
+  };
+  CHECK(rounded(halves->embedding, weights->embedding));
+  for (size_t i = 0; i < halves->layers.size(); ++i) {
+    CHECK(rounded(halves->layers[i].qkv, weights->layers[i].qkv));
+    CHECK(rounded(halves->layers[i].up, weights->layers[i].up));
+    CHECK(rounded(halves->layers[i].mlp_norm, weights->layers[i].mlp_norm));
+  }
 }
 
 TEST_CASE("The phases of starting up are listed, and together no longer than starting up") {
