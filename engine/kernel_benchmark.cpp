@@ -39,7 +39,7 @@ const Scale kDeviceScale = {{1, 64, 4096},
                             int64_t(2) << 30,
                             8192};
 const Scale kCpuScale = {
-    {1, 8, 64}, {{1, 1024}, {8, 512}}, int64_t(96) << 20, int64_t(256) << 20, 1024};
+    {1, 8, 64}, {{1, 1024}, {8, 512}}, int64_t(96) << 20, int64_t(128) << 20, 1024};
 
 const std::vector<std::string> kFormats = {"fp16", "fp8", "kivi4", "kivi-k4v2", "kivi2"};
 
@@ -63,11 +63,15 @@ class Benchmark {
   Status run(KernelBenchmark& result) {
     result_ = &result;
     result.rotation_bytes = scale_.rotation_bytes;
+    std::vector<KvFormat> formats;  // a wrong one is an error before anything is measured
+    for (const std::string& name : options_.formats.empty() ? kFormats : options_.formats) {
+      ASSIGN_OR_RETURN(const KvFormat format, format_of(name));
+      formats.push_back(format);
+    }
     RETURN_IF_ERROR(measure_rates());
     RETURN_IF_ERROR(make_data());
     for (const int t : scale_.rows) RETURN_IF_ERROR(measure_dense(t));
-    for (const std::string& format : options_.formats.empty() ? kFormats : options_.formats)
-      RETURN_IF_ERROR(measure_format(format));
+    for (const KvFormat& format : formats) RETURN_IF_ERROR(measure_format(format));
     return ok_status();
   }
 
@@ -88,7 +92,8 @@ class Benchmark {
   void measure_sample(int t);
 
   // --- ops upon a cache -------------------------------------------------------------------------
-  Status measure_format(const std::string& name);
+  Result<KvFormat> format_of(const std::string& name) const;
+  Status measure_format(const KvFormat& format);
   Status measure_decode(const std::string& name, const KvFormat& format, const CacheCase& cache);
   Status measure_prompt(const std::string& name, const KvFormat& format, int past, int rows);
   void attend(const std::string& name, const BenchmarkStore& store, const BenchmarkStep& step,
@@ -351,11 +356,13 @@ void Benchmark::measure_sample(int t) {
   measure("top-k 50 top-p 0.9", {.temperature = 1, .top_k = 50, .top_p = 0.9f});
 }
 
-Status Benchmark::measure_format(const std::string& name) {
+Result<KvFormat> Benchmark::format_of(const std::string& name) const {
   EngineConfig config = config_;
   config.kv_cache_dtype = name;
-  const KvShape shape = {1, spec_.heads_kv, spec_.head_dim};
-  ASSIGN_OR_RETURN(const KvFormat format, kv_format_of(config, shape, spec_.heads_q));
+  return kv_format_of(config, {1, spec_.heads_kv, spec_.head_dim}, spec_.heads_q);
+}
+
+Status Benchmark::measure_format(const KvFormat& format) {
   const std::string text = format.kind == KvKind::kivi ? fmt::format("{} G{} R{}", name_of(format),
                                                                      format.group, format.residual)
                                                        : name_of(format);
