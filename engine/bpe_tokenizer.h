@@ -1,5 +1,5 @@
-// Tokenizers of byte-level BPE (tokenizer.json of Hugging Face's tokenizers): Falcon, GPT-2,
-// Llama 3.
+// Tokenizers of BPE (tokenizer.json of Hugging Face's tokenizers): byte-level (Falcon, GPT-2,
+// Llama 3, Qwen2) and with byte fallback (Llama 2, Mistral).
 #pragma once
 
 #include <memory>

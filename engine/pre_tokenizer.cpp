@@ -5,6 +5,10 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "engine/text_normalizer.h"
+#include "engine/tokenizer_json.h"
+#include "engine/utf8.h"
+
 namespace kivi {
 namespace {
 
@@ -29,26 +33,6 @@ std::optional<SplitBehavior> behavior_of(const std::string& name) {
   if (name == "MergedWithPrevious") return SplitBehavior::merged_with_previous;
   if (name == "MergedWithNext") return SplitBehavior::merged_with_next;
   return std::nullopt;
-}
-
-bool flag(const json& description, const char* key, bool otherwise) {
-  const auto it = description.find(key);
-  return it != description.end() && it->is_boolean() ? it->get<bool>() : otherwise;
-}
-
-std::string text(const json& description, const char* key) {
-  const auto it = description.find(key);
-  return it != description.end() && it->is_string() ? it->get<std::string>() : "";
-}
-
-// Every character that means something in a pattern, taken literally.
-std::string escape(const std::string& literal) {
-  std::string pattern;
-  for (char c : literal) {
-    if (std::string_view("\\^$.[]|()?*+{}#").find(c) != std::string_view::npos) pattern += '\\';
-    pattern += c;
-  }
-  return pattern;
 }
 
 // A stretch of a piece: a match, or what lies between two.
@@ -100,6 +84,19 @@ void join(const std::vector<Stretch>& stretches, SplitBehavior behavior, std::ve
   }
 }
 
+// Rewrites every piece: write(piece, its beginning, out) appends what becomes of it.
+template <class Write>
+void rewrite(std::string& text, std::vector<Span>& pieces, const Write& write) {
+  std::string out;
+  out.reserve(text.size() + text.size() / 2);
+  for (Span& piece : pieces) {
+    const auto begin = uint32_t(out.size());
+    write(std::string_view(text).substr(piece.begin, piece.end - piece.begin), piece.begin, out);
+    piece = {begin, uint32_t(out.size())};
+  }
+  text = std::move(out);
+}
+
 }  // namespace
 
 ByteAlphabet::ByteAlphabet() {
@@ -133,82 +130,141 @@ std::optional<std::string> ByteAlphabet::decode(std::string_view text) const {
   return decoded;
 }
 
-Result<PreTokenizer> PreTokenizer::load(const json& description) {
+Result<PreTokenizer> PreTokenizer::load(const json& description, Pieces pieces) {
   PreTokenizer loaded;
-  RETURN_IF_ERROR(loaded.add(description));
-  const auto maps = [](const Step& step) { return !step.regex; };
+  if (!description.is_null()) RETURN_IF_ERROR(loaded.add(description));
+  const auto maps = [](const Step& step) { return step.kind == Step::Kind::byte_level; };
   const auto count = std::count_if(loaded.steps_.begin(), loaded.steps_.end(), maps);
-  if (count != 1) return unsupported(fmt::format("with {} times ByteLevel (not once)", count));
+  if (pieces == Pieces::text && count > 0)
+    return unsupported("ByteLevel with a decoder that is not");
+  if (pieces == Pieces::byte_alphabet && count != 1)
+    return unsupported(fmt::format("{} with {} times ByteLevel (not once)",
+                                   TokenizerPart("", description).type(), count));
   return loaded;
 }
 
 Status PreTokenizer::add(const json& description) {
-  const std::string type = description.is_object() ? text(description, "type") : "null";
-  if (type == "Sequence") {
-    const auto parts = description.find("pretokenizers");
-    if (parts == description.end() || !parts->is_array()) {
-      return unsupported("Sequence without pretokenizers");
-    }
-    for (const json& part : *parts) RETURN_IF_ERROR(add(part));
+  const TokenizerPart part("pre_tokenizer", description);
+  if (part.type() == "Sequence") {
+    RETURN_IF_ERROR(part.allow({"pretokenizers"}));
+    ASSIGN_OR_RETURN(const json* parts, part.list("pretokenizers"));
+    for (const json& each : *parts) RETURN_IF_ERROR(add(each));
     return ok_status();
   }
-  if (type == "ByteLevel") {
-    if (flag(description, "add_prefix_space", true)) {
-      return unsupported("ByteLevel with add_prefix_space");
-    }
-    if (flag(description, "use_regex", true)) {
+  if (part.type() == "ByteLevel") {
+    RETURN_IF_ERROR(part.allow({"add_prefix_space", "trim_offsets", "use_regex"}));
+    if (part.flag("add_prefix_space", true)) steps_.push_back(prefix_step(" ", Prefix::always));
+    if (part.flag("use_regex", true)) {
       RETURN_IF_ERROR(add_pattern(kGpt2Pattern, SplitBehavior::isolated, false));
     }
     steps_.emplace_back();
+    steps_.back().kind = Step::Kind::byte_level;
     return ok_status();
   }
-  if (type == "Digits") {
-    const bool single = flag(description, "individual_digits", false);
+  if (part.type() == "Metaspace") return add_metaspace(part);
+  if (part.type() == "Digits") {
+    RETURN_IF_ERROR(part.allow({"individual_digits"}));
+    const bool single = part.flag("individual_digits", false);
     return add_pattern(kDigit, single ? SplitBehavior::isolated : SplitBehavior::contiguous, false);
   }
-  if (type == "Punctuation") {
-    const std::string name = text(description, "behavior");
+  if (part.type() == "Punctuation") {
+    RETURN_IF_ERROR(part.allow({"behavior"}));
+    const std::string name = part.text("behavior");
     const auto behavior = behavior_of(name.empty() ? "Isolated" : name);
-    if (!behavior) return unsupported("Punctuation with behavior " + name);
+    if (!behavior) return part.unsupported("with behavior " + name);
     return add_pattern(kPunctuation, *behavior, false);
   }
-  if (type == "Split") return add_split(description);
-  return unsupported(type);
+  if (part.type() == "Split") return add_split(part);
+  return part.unsupported("");
 }
 
-Status PreTokenizer::add_split(const json& description) {
-  const auto behavior = behavior_of(text(description, "behavior"));
-  if (!behavior) return unsupported("Split with behavior " + text(description, "behavior"));
-  const auto pattern = description.find("pattern");
-  if (pattern == description.end() || !pattern->is_object()) {
-    return unsupported("Split without a pattern");
-  }
-  std::string regex = text(*pattern, "Regex");
+PreTokenizer::Step PreTokenizer::prefix_step(std::string text, Prefix prefix) {
+  Step step;
+  step.kind = Step::Kind::prefix;
+  step.text = std::move(text);
+  step.prefix = prefix;
+  return step;
+}
+
+Status PreTokenizer::add_metaspace(const TokenizerPart& part) {
+  RETURN_IF_ERROR(part.allow({"replacement", "add_prefix_space", "prepend_scheme", "split"}));
+  Step spaces;
+  spaces.kind = Step::Kind::replace_spaces;
+  spaces.text = part.text("replacement");
+  if (utf8_length(spaces.text) != 1) return part.unsupported("with replacement " + spaces.text);
+  // Files of before prepend_scheme say add_prefix_space.
+  std::string scheme = part.text("prepend_scheme");
+  if (scheme.empty()) scheme = part.flag("add_prefix_space", true) ? "always" : "never";
+  if (scheme != "always" && scheme != "first" && scheme != "never")
+    return part.unsupported("with prepend_scheme " + scheme);
+  const std::string replacement = spaces.text;
+  steps_.push_back(std::move(spaces));
+  if (scheme != "never")
+    steps_.push_back(
+        prefix_step(replacement, scheme == "first" ? Prefix::at_text_start : Prefix::always));
+  if (part.flag("split", true))
+    return add_pattern(regex_literal(replacement), SplitBehavior::merged_with_next, false);
+  return ok_status();
+}
+
+Status PreTokenizer::add_split(const TokenizerPart& part) {
+  RETURN_IF_ERROR(part.allow({"pattern", "behavior", "invert"}));
+  const auto behavior = behavior_of(part.text("behavior"));
+  if (!behavior) return part.unsupported("with behavior " + part.text("behavior"));
+  const json& pattern = part.at("pattern");
+  std::string regex = pattern.is_object() ? TokenizerPart("", pattern).text("Regex") : "";
   // Oniguruma, the engine of the files' authors, means hexadecimal digits by \h, PCRE2 spaces.
   if (regex.find("\\h") != std::string::npos || regex.find("\\H") != std::string::npos) {
-    return unsupported("Split with \\h in " + regex);
+    return part.unsupported("with \\h in " + regex);
   }
-  if (regex.empty()) regex = escape(text(*pattern, "String"));
-  if (regex.empty()) return unsupported("Split without a Regex or String");
-  return add_pattern(regex, *behavior, flag(description, "invert", false));
+  if (regex.empty()) regex = regex_literal(part.pattern_string());
+  if (regex.empty()) return part.unsupported("without a Regex or String");
+  return add_pattern(regex, *behavior, part.flag("invert", false));
 }
 
 Status PreTokenizer::add_pattern(const std::string& pattern, SplitBehavior behavior, bool invert) {
   ASSIGN_OR_RETURN(Regex regex, Regex::compile(pattern));
-  steps_.push_back({std::move(regex), behavior, invert});
+  Step step;
+  step.kind = Step::Kind::split;
+  step.regex = std::move(regex);
+  step.behavior = behavior;
+  step.invert = invert;
+  steps_.push_back(std::move(step));
   return ok_status();
 }
 
-void PreTokenizer::split(std::string_view text, RegexScratch& scratch, std::string& mapped,
-                         std::vector<Span>& pieces) const {
+bool PreTokenizer::removes_text() const {
+  return std::any_of(steps_.begin(), steps_.end(), [](const Step& step) {
+    return step.kind == Step::Kind::split && step.behavior == SplitBehavior::removed;
+  });
+}
+
+void PreTokenizer::split(std::string_view text, bool at_text_start, RegexScratch& scratch,
+                         std::string& mapped, std::vector<Span>& pieces) const {
   mapped = text;
   pieces.clear();
   if (text.empty()) return;
   pieces.push_back({0, uint32_t(text.size())});
   std::vector<Span> next, matches;
   for (const Step& step : steps_) {
-    if (!step.regex) {
-      map_to_alphabet(mapped, pieces);
+    if (step.kind == Step::Kind::byte_level) {
+      rewrite(mapped, pieces, [&](std::string_view piece, uint32_t, std::string& out) {
+        for (const char c : piece) out += alphabet_.character(static_cast<unsigned char>(c));
+      });
+      continue;
+    }
+    if (step.kind == Step::Kind::replace_spaces) {
+      rewrite(mapped, pieces, [&](std::string_view piece, uint32_t, std::string& out) {
+        out += replace_all(piece, " ", step.text);
+      });
+      continue;
+    }
+    if (step.kind == Step::Kind::prefix) {
+      rewrite(mapped, pieces, [&](std::string_view piece, uint32_t begin, std::string& out) {
+        const bool wanted = step.prefix == Prefix::always || (at_text_start && begin == 0);
+        if (wanted && !piece.starts_with(step.text)) out += step.text;
+        out += piece;
+      });
       continue;
     }
     next.clear();
@@ -224,19 +280,6 @@ void PreTokenizer::split(std::string_view text, RegexScratch& scratch, std::stri
     }
     pieces.swap(next);
   }
-}
-
-void PreTokenizer::map_to_alphabet(std::string& text, std::vector<Span>& pieces) const {
-  std::string mapped;
-  mapped.reserve(text.size() + text.size() / 2);
-  for (Span& piece : pieces) {
-    const auto begin = uint32_t(mapped.size());
-    for (uint32_t i = piece.begin; i < piece.end; ++i) {
-      mapped += alphabet_.character(static_cast<unsigned char>(text[i]));
-    }
-    piece = {begin, uint32_t(mapped.size())};
-  }
-  text = std::move(mapped);
 }
 
 }  // namespace kivi

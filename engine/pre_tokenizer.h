@@ -1,6 +1,6 @@
-// PreTokenizer: the part of a tokenizer.json that cuts a text into the pieces inside which
-// byte-level BPE merges, and writes their bytes as characters (GPT-2's alphabet: every byte is a
-// visible character, "Ġ" is the space).
+// PreTokenizer: the part of a tokenizer.json that cuts a text into the pieces inside which BPE
+// merges, and writes spaces as visible characters: for byte-level BPE all bytes (GPT-2's alphabet,
+// where "Ġ" is the space), for SentencePiece's kind the spaces alone ("▁", Metaspace).
 #pragma once
 
 #include <array>
@@ -38,27 +38,44 @@ class ByteAlphabet {
 // What becomes of the matches of a pattern (tokenizers' SplitDelimiterBehavior).
 enum class SplitBehavior { removed, isolated, contiguous, merged_with_previous, merged_with_next };
 
+// In what the pieces are written: as they are in the (normalized) text, or in the byte alphabet.
+enum class Pieces { text, byte_alphabet };
+
+class TokenizerPart;
+
 // Immutable after load.
 class PreTokenizer {
  public:
-  // From tokenizer.json's "pre_tokenizer": ByteLevel, Split, Digits, Punctuation, and Sequences of
-  // them with exactly one ByteLevel. Everything else is an error (unsupported) that names it.
-  static Result<PreTokenizer> load(const nlohmann::json& description);
+  // From tokenizer.json's "pre_tokenizer": ByteLevel, Metaspace, Split, Digits, Punctuation, and
+  // Sequences of them, with one ByteLevel where the pieces are in the byte alphabet, else with
+  // none; null leaves the text in one piece. Everything else is an error (unsupported) that names
+  // it.
+  static Result<PreTokenizer> load(const nlohmann::json& description, Pieces pieces);
 
-  // `text` is valid UTF-8 below 2 GiB. `mapped` gets it in the byte alphabet, `pieces` its pieces.
-  void split(std::string_view text, RegexScratch& scratch, std::string& mapped,
+  // Does a step drop what its pattern finds?
+  bool removes_text() const;
+
+  // `text` is valid UTF-8 below 1 GiB. `mapped` gets it rewritten (byte alphabet, visible spaces),
+  // `pieces` its pieces. at_text_start: nothing, not even a special token, stands before `text`.
+  void split(std::string_view text, bool at_text_start, RegexScratch& scratch, std::string& mapped,
              std::vector<Span>& pieces) const;
 
  private:
+  enum class Prefix { always, at_text_start };
   struct Step {
-    std::optional<Regex> regex;  // none: from here on the text is in the byte alphabet
+    enum class Kind { split, prefix, replace_spaces, byte_level };
+    Kind kind = Kind::split;
+    std::optional<Regex> regex;  // split
     SplitBehavior behavior = SplitBehavior::isolated;
     bool invert = false;  // what does not match is what matches
+    std::string text;     // prefix, replace_spaces
+    Prefix prefix = Prefix::always;
   };
+  static Step prefix_step(std::string text, Prefix prefix);
   Status add(const nlohmann::json& description);
-  Status add_split(const nlohmann::json& description);
+  Status add_metaspace(const TokenizerPart& part);
+  Status add_split(const TokenizerPart& part);
   Status add_pattern(const std::string& pattern, SplitBehavior behavior, bool invert);
-  void map_to_alphabet(std::string& text, std::vector<Span>& pieces) const;
 
   ByteAlphabet alphabet_;
   std::vector<Step> steps_;

@@ -9,6 +9,19 @@ namespace {
 constexpr size_t kJitStackStart = 32 << 10, kJitStackMax = 1 << 20;  // bytes
 }
 
+std::string regex_literal(std::string_view text) {
+  std::string pattern;
+  for (const char c : text) {
+    if (c == '\0') {
+      pattern += "\\x{0}";
+      continue;
+    }
+    if (std::string_view("\\^$.[]|()?*+{}#").find(c) != std::string_view::npos) pattern += '\\';
+    pattern += c;
+  }
+  return pattern;
+}
+
 RegexScratch::RegexScratch()
     : match_(pcre2_match_data_create(1, nullptr)),
       context_(pcre2_match_context_create(nullptr)),

@@ -22,6 +22,9 @@ struct Span {
   uint32_t begin = 0, end = 0;
 };
 
+// `text` as a pattern that matches it and nothing else.
+std::string regex_literal(std::string_view text);
+
 // Memory for matching, of one thread; used again and again.
 class RegexScratch {
  public:

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <unordered_map>
 
 #include "engine/tokenizer_config.h"
 #include "engine/utf8.h"
@@ -232,30 +233,39 @@ std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text,
   return ids;
 }
 
-// The library keeps one queue of merges for all it is given. Cut, 1 MB of English takes 0.35 s
-// instead of 1.3 s.
+// Where the word at the start of `text` ends: at the first space after a character that is none,
+// written either way.
+size_t word_end(std::string_view text) {
+  const auto space_bytes = [&](size_t at) {
+    if (text[at] == ' ') return size_t(1);
+    return text.substr(at, kSpace.size()) == kSpace ? kSpace.size() : 0;
+  };
+  size_t at = 0;
+  while (at < text.size() && space_bytes(at) > 0) at += space_bytes(at);
+  while (at < text.size() && space_bytes(at) == 0) ++at;
+  return at;
+}
+
+// The library keeps one queue of merges for all it is given, and texts repeat their words: cut into
+// words, each of which is encoded once, 1 MB of English takes a twentieth of the time.
 void SentencePieceTokenizer::encode_piecewise(std::string_view text,
                                               std::vector<int32_t>& ids) const {
-  constexpr size_t kPieceBytes = 256;
+  constexpr size_t kCachedBytes = 64, kCachedWords = 1 << 16;
+  std::unordered_map<std::string, std::vector<int>, Vocabulary::Hash, std::equal_to<>> cache;
   std::vector<int> piece_ids;
   while (!text.empty()) {
-    size_t end = text.size();
-    if (may_cut_before_spaces_ && end > kPieceBytes) {
-      // The first space after a character that is none, written either way.
-      for (size_t at = kPieceBytes; at < text.size(); ++at) {
-        const bool space = text[at] == ' ' || text.substr(at, kSpace.size()) == kSpace;
-        const bool after_space = text[at - 1] == ' ' || text.substr(0, at).ends_with(kSpace);
-        if (space && !after_space) {
-          end = at;
-          break;
-        }
-      }
+    const size_t end = may_cut_before_spaces_ ? word_end(text) : text.size();
+    const std::string_view word = text.substr(0, end);
+    text.remove_prefix(end);
+    if (const auto known = cache.find(word); known != cache.end()) {
+      ids.insert(ids.end(), known->second.begin(), known->second.end());
+      continue;
     }
     // Encode reports no errors but those of a processor that is not loaded.
-    const auto status = processor_.Encode(absl::string_view(text.data(), end), &piece_ids);
+    const auto status = processor_.Encode(absl::string_view(word.data(), word.size()), &piece_ids);
     VERIFY(status.ok());
     ids.insert(ids.end(), piece_ids.begin(), piece_ids.end());
-    text.remove_prefix(end);
+    if (word.size() <= kCachedBytes && cache.size() < kCachedWords) cache.emplace(word, piece_ids);
   }
 }
 

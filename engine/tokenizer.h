@@ -23,6 +23,13 @@ class Tokenizer {
   // ("</s>") stays text, so that a prompt cannot forge one; Hugging Face parses it instead.
   virtual std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const = 0;
 
+  // The same, but text that spells a special token is that token: for text that we have put
+  // together, such as a rendered chat template. Hugging Face's default.
+  virtual std::vector<int32_t> encode_with_special(std::string_view text,
+                                                   bool add_special_tokens) const {
+    return encode(text, add_special_tokens);
+  }
+
   // The bytes that `id` stands for inside a text: "▁king" -> " king", "<0x0A>" -> "\n". Special
   // tokens give their spelling where !skip_special, else nothing. Ids outside the vocabulary give
   // nothing. The string lives as long as the tokenizer.

@@ -25,14 +25,15 @@ class Vocabulary {
   std::optional<int32_t> find(std::string_view name) const;
   int size() const { return int(tokens_.size()); }
 
+  struct Hash {  // so that find() makes no copy of the name
+    using is_transparent = void;
+    size_t operator()(std::string_view s) const { return std::hash<std::string_view>{}(s); }
+  };
+
  private:
   struct Token {
     std::string name, bytes;
     bool special = false;
-  };
-  struct Hash {  // so that find() makes no copy of the name
-    using is_transparent = void;
-    size_t operator()(std::string_view s) const { return std::hash<std::string_view>{}(s); }
   };
   std::vector<Token> tokens_;
   std::unordered_map<std::string, int32_t, Hash, std::equal_to<>> ids_;

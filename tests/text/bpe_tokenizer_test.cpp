@@ -182,13 +182,24 @@ TEST_CASE("what a tokenizer.json asks for and is not built is refused by name") 
   const auto sequence = [&](const json& part) {
     return json{{"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", {part, bytes}}}}};
   };
-  CHECK_THAT(refused({{"normalizer", {{"type", "NFC"}}}}), Contains("normalizer NFC"));
+  CHECK_THAT(refused({{"normalizer", {{"type", "NFKC"}}}}), Contains("normalizer NFKC"));
+  CHECK_THAT(refused({{"normalizer",
+                       {{"type", "Replace"}, {"pattern", {{"Regex", "a"}}}, {"content", "b"}}}}),
+             Contains("normalizer Replace"));
+  CHECK_THAT(refused({{"normalizer", {{"type", "NFC"}, {"extra", 1}}}}),
+             Contains("normalizer NFC with extra"));
+  CHECK_THAT(refused({{"surprise", 1}}), Contains("surprise"));
+  CHECK_THAT(
+      refused({{"decoder", {{"type", "Strip"}, {"content", " "}, {"start", 2}, {"stop", 0}}}}),
+      Contains("decoder Strip"));
+  CHECK_THAT(refused({{"decoder", nullptr}}), Contains("decoder null"));
   CHECK_THAT(refused({{"decoder", {{"type", "WordPiece"}}}}), Contains("decoder WordPiece"));
-  CHECK_THAT(refused({{"pre_tokenizer", {{"type", "Metaspace"}}}}), Contains("Metaspace"));
+  CHECK_THAT(refused({{"pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "_"}}}}),
+             Contains("Metaspace"));
+  CHECK_THAT(refused({{"pre_tokenizer", {{"type", "BertPreTokenizer"}}}}),
+             Contains("BertPreTokenizer"));
   CHECK_THAT(refused({{"pre_tokenizer", nullptr}}), Contains("null"));
   CHECK_THAT(refused({{"pre_tokenizer", {{"type", "Digits"}}}}), Contains("ByteLevel"));
-  CHECK_THAT(refused({{"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", true}}}}),
-             Contains("add_prefix_space"));
   CHECK_THAT(refused(sequence(
                  {{"type", "Split"}, {"pattern", {{"Regex", "(a"}}}, {"behavior", "Isolated"}})),
              Contains("(a"));
@@ -200,8 +211,8 @@ TEST_CASE("what a tokenizer.json asks for and is not built is refused by name") 
              Contains("Sideways"));
   CHECK_THAT(refused({{"post_processor", {{"type", "RobertaProcessing"}}}}),
              Contains("RobertaProcessing"));
-  CHECK_THAT(refused({{"added_tokens", {{{"id", 9}, {"content", "x"}, {"lstrip", true}}}}}),
-             Contains("lstrip"));
+  CHECK_THAT(refused({{"added_tokens", {{{"id", 9}, {"content", "x"}, {"ghost", true}}}}}),
+             Contains("ghost"));
   const auto model = [&](const char* key, const json& value) {
     json changed = falcon_file()["model"];
     changed[key] = value;

@@ -78,15 +78,21 @@ TEXTS = [
     "http://example.org/a?b=c&d=%20e#f", "CamelCaseWordsAndSHOUTING", "\u0120king \u0100\u0142", "king kingdom kingdoms  kings   k",
 ]
 
-goldens = {}
-for name, parts in VARIANTS.items():
-    file = json.loads(json.dumps(base))
-    for key, part in parts.items():
-        (file["model"] if key == "ignore_merges" else file)[key] = part
-    oracle = Tokenizer.from_str(json.dumps(file))
-    goldens[name] = {"parts": parts, "cases": [
-        {"text": text, "ids": (ids := oracle.encode(text).ids),
-         "decoded": oracle.decode(ids, skip_special_tokens=True)} for text in TEXTS]}
-with open("bpe_goldens.json", "w") as out:
-    json.dump({"made_by": "make_bpe_goldens.py", "variants": goldens}, out, indent=0)
-    out.write("\n")
+
+def main():
+    goldens = {}
+    for name, parts in VARIANTS.items():
+        file = json.loads(json.dumps(base))
+        for key, part in parts.items():
+            (file["model"] if key == "ignore_merges" else file)[key] = part
+        oracle = Tokenizer.from_str(json.dumps(file))
+        goldens[name] = {"parts": parts, "cases": [
+            {"text": text, "ids": (ids := oracle.encode(text).ids),
+             "decoded": oracle.decode(ids, skip_special_tokens=True)} for text in TEXTS]}
+    with open("bpe_goldens.json", "w") as out:
+        json.dump({"made_by": "make_bpe_goldens.py", "variants": goldens}, out, indent=0)
+        out.write("\n")
+
+
+if __name__ == "__main__":
+    main()
