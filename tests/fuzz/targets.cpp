@@ -1,0 +1,100 @@
+#include "tests/fuzz/targets.h"
+
+#include <nlohmann/json.hpp>
+
+#include "engine/bpe_tokenizer.h"
+#include "engine/json_file.h"
+#include "engine/model_config.h"
+#include "engine/models/registry.h"
+#include "engine/rope_scaling.h"
+#include "engine/safetensors.h"
+#include "engine/sentencepiece_tokenizer.h"
+#include "engine/weights.h"
+#include "tests/model/temporary_folder.h"
+
+namespace kivi::fuzz {
+
+namespace {
+
+// Looked at, so that reading outside of the file is seen.
+volatile unsigned sink = 0;
+void look_at(unsigned value) { sink = sink + value; }
+
+void look_at(const TensorMap& tensors) {
+  for (const auto& [name, tensor] : tensors) {
+    look_at(unsigned(name.size()));
+    if (tensor.bytes == 0) continue;
+    look_at(unsigned(tensor.data[0]));
+    look_at(unsigned(tensor.data[tensor.bytes - 1]));
+  }
+}
+
+const TemporaryFolder& folder() {
+  static const TemporaryFolder folder;
+  return folder;
+}
+
+void use(const Tokenizer& tokenizer) {
+  const std::string texts[] = {"", " a king ab  <s>x</s>\n", "\u00e9\u4f60 e\u0301\xff 12",
+                               std::string(200, 'a')};
+  for (const std::string& text : texts) {
+    const auto ids = tokenizer.encode_with_special(text, true);
+    look_at(unsigned(tokenizer.decode(ids, false).size()));
+    look_at(unsigned(tokenizer.decode(tokenizer.encode(text, false), true).size()));
+  }
+  for (const int32_t id : {-1, 0, 1, 300, tokenizer.vocab_size()})
+    look_at(unsigned(tokenizer.token_name(id).size() + tokenizer.token_bytes(id, true).size()));
+}
+
+}  // namespace
+
+bool read_safetensors(std::string_view bytes) {
+  const auto* data = reinterpret_cast<const std::byte*>(bytes.data());
+  const auto tensors = parse_safetensors(data, bytes.size(), "file");
+  if (tensors.ok()) look_at(*tensors);
+  return tensors.ok();
+}
+
+bool read_index(std::string_view bytes) {
+  static const bool written = [] {
+    folder().write(
+        "part-1.safetensors",
+        safetensors_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8));
+    folder().write(
+        "part-2.safetensors",
+        safetensors_bytes(R"({"b":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}})", 4));
+    return true;
+  }();
+  look_at(unsigned(written));
+  folder().write("model.safetensors.index.json", std::string(bytes));
+  const auto checkpoint = open_safetensors(folder().path());
+  if (checkpoint.ok()) look_at(checkpoint->tensors());
+  return checkpoint.ok();
+}
+
+bool read_config(std::string_view bytes) {
+  folder().write("config.json", std::string(bytes));
+  const auto model = read_model_config(folder().path());
+  if (!model.ok()) return false;
+  const DecoderSpec& spec = model->spec;
+  look_at(unsigned(inverse_frequencies(spec.rope).size()));
+  look_at(unsigned(parameter_count(spec) + weight_bytes(spec, model->dtype)));
+  look_at(unsigned(model->family->names(spec).qkv.size()));
+  return true;
+}
+
+bool read_tokenizer_json(std::string_view bytes) {
+  const auto document = parse_json(bytes, "file");
+  if (!document.ok()) return false;
+  const auto tokenizer = make_bpe_tokenizer("file", *document, {});
+  if (tokenizer.ok()) use(**tokenizer);
+  return tokenizer.ok();
+}
+
+bool read_tokenizer_model(std::string_view bytes) {
+  const auto tokenizer = make_sentencepiece_tokenizer("file", std::string(bytes), {});
+  if (tokenizer.ok()) use(**tokenizer);
+  return tokenizer.ok();
+}
+
+}  // namespace kivi::fuzz
