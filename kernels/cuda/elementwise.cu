@@ -1,13 +1,21 @@
 // Row-wise ops around the matrix products. Each reads its inputs and writes its outputs once; all
 // are bound by memory (or, at decode's row counts, by launch latency). 16-byte accesses where the
-// row allows them. Reference: kernels/cpu. Test: tests/cuda/elementwise_test.cpp.
+// row allows them. Every kernel overlaps with its neighbours (overlap.cuh): at one row a launch is
+// as long as its work. Reference: kernels/cpu. Test: tests/cuda/ops_test.cpp.
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/vector.cuh"
 
 namespace kivi::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+
+// For kernels with nothing to do before their inputs are there.
+__device__ __forceinline__ void overlap() {
+  let_next_start();
+  wait_for_previous();
+}
 
 __device__ __forceinline__ float apply(Activation activation, float x) {
   switch (activation) {
@@ -26,9 +34,10 @@ __device__ __forceinline__ float apply(Activation activation, float x) {
 // out[i] = source[index[i]]; 2 n bytes read and 2 n written a row. Grid: row, then column block.
 // An index outside the table leaves zeros (the host has checked ids; -1 marks a padded row).
 template <class T>
-__global__ void gather_kernel(const T* __restrict__ source, int64_t source_stride,
-                              int64_t source_rows, const int32_t* __restrict__ index,
-                              T* __restrict__ out, int64_t out_stride, int n) {
+__global__ void gather_kernel(const T* source, int64_t source_stride, int64_t source_rows,
+                              const int32_t* index, T* __restrict__ out, int64_t out_stride,
+                              int n) {
+  overlap();
   const int c = (blockIdx.y * kThreads + threadIdx.x) * 8;
   if (c >= n) return;
   const int64_t from = index[blockIdx.x];
@@ -43,15 +52,15 @@ __global__ void gather_kernel(const T* __restrict__ source, int64_t source_strid
   }
 }
 
-__global__ void resolve_ids_kernel(int32_t* __restrict__ ids, int n,
-                                   const int32_t* __restrict__ sampled) {
+__global__ void resolve_ids_kernel(int32_t* ids, int n, const int32_t* sampled) {
+  overlap();
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i < n && ids[i] < 0) ids[i] = sampled[-1 - ids[i]];
 }
 
 template <class T>
-__global__ void add_kernel(T* __restrict__ x, int64_t x_stride, const T* __restrict__ delta,
-                           int64_t delta_stride, int n) {
+__global__ void add_kernel(T* x, int64_t x_stride, const T* delta, int64_t delta_stride, int n) {
+  overlap();
   T* row = x + blockIdx.x * x_stride;
   const T* d = delta + blockIdx.x * delta_stride;
   for (int c = blockIdx.y * kThreads + threadIdx.x; c < n; c += kThreads * gridDim.y)
@@ -64,18 +73,23 @@ __global__ void add_kernel(T* __restrict__ x, int64_t x_stride, const T* __restr
 // Bytes: 2 n each of x read, delta read, x written, out written.
 template <class T, int kVectors>
 __global__ void __launch_bounds__(1024, 1)
-    add_norm_kernel(T* __restrict__ x, int64_t x_stride, const T* __restrict__ delta,
-                    int64_t delta_stride, const T* __restrict__ weight, const T* __restrict__ bias,
-                    NormKind kind, float eps, T* __restrict__ out, int64_t out_stride, int n) {
+    add_norm_kernel(T* x, int64_t x_stride, const T* delta, int64_t delta_stride,
+                    const T* __restrict__ weight, const T* __restrict__ bias, NormKind kind,
+                    float eps, T* __restrict__ out, int64_t out_stride, int n) {
   __shared__ float scratch[32];
+  let_next_start();
   T* row = x + blockIdx.x * x_stride;
   Vector8<T> in[kVectors], w[kVectors];
 #pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const int c = (j * blockDim.x + threadIdx.x) * 8;
+    if (c < n) w[j] = Vector8<T>::load(weight + c);
+  }
+  wait_for_previous();
+#pragma unroll
   for (int j = 0; j < kVectors; ++j) {  // all loads first
     const int c = (j * blockDim.x + threadIdx.x) * 8;
-    if (c >= n) continue;
-    in[j] = Vector8<T>::load(row + c);
-    w[j] = Vector8<T>::load(weight + c);
+    if (c < n) in[j] = Vector8<T>::load(row + c);
   }
   float v[kVectors][8];
   float sum = 0, squares = 0;
@@ -127,9 +141,9 @@ __global__ void __launch_bounds__(1024, 1)
 
 // gate_up [t, 2 f] -> out [t, f]: 6 f bytes a row.
 template <class T>
-__global__ void gated_activation_kernel(const T* __restrict__ gate_up, int64_t stride,
-                                        Activation activation, T* __restrict__ out,
-                                        int64_t out_stride, int f) {
+__global__ void gated_activation_kernel(const T* gate_up, int64_t stride, Activation activation,
+                                        T* __restrict__ out, int64_t out_stride, int f) {
+  overlap();
   const int c = (blockIdx.y * kThreads + threadIdx.x) * 8;
   if (c >= f) return;
   const T* gate = gate_up + blockIdx.x * stride + c;
@@ -148,7 +162,8 @@ __global__ void gated_activation_kernel(const T* __restrict__ gate_up, int64_t s
 }
 
 template <class T>
-__global__ void activate_kernel(T* __restrict__ x, int64_t stride, Activation activation, int n) {
+__global__ void activate_kernel(T* x, int64_t stride, Activation activation, int n) {
+  overlap();
   T* row = x + blockIdx.x * stride;
   for (int c = blockIdx.y * kThreads + threadIdx.x; c < n; c += kThreads * gridDim.y)
     row[c] = from_float<T>(apply(activation, as_float(row[c])));
@@ -170,12 +185,12 @@ struct DynamicRope {
 // one row. The angles of a row are computed by each of its blocks, into shared memory. Grid (rows,
 // heads / 8). Bytes: 4 (hq + 2 hk) d a row.
 template <class T>
-__global__ void rope_kernel(const T* __restrict__ qkv, int64_t stride,
-                            const int32_t* __restrict__ positions,
+__global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restrict__ positions,
                             const float* __restrict__ inverse_frequencies, int rotary, float factor,
                             DynamicRope dynamic, int heads_q, int heads_kv, int d,
                             __half* __restrict__ q, __half* __restrict__ kv) {
   extern __shared__ float angles[];  // cos [rotary / 2], sin [rotary / 2]
+  let_next_start();
   const int head = blockIdx.y * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   const int turning = heads_q + heads_kv, half = rotary / 2;
   const bool inside = head < turning + heads_kv;
@@ -192,6 +207,7 @@ __global__ void rope_kernel(const T* __restrict__ qkv, int64_t stride,
     angles[i] = c * factor;
     angles[half + i] = s * factor;
   }
+  wait_for_previous();  // the angles need the step's positions alone
   __syncthreads();
   if (!inside) return;
   const int turned = head < turning ? rotary : 0;
@@ -212,10 +228,9 @@ cudaError_t gather(const Tensor& source, const Tensor& index, const Tensor& out,
                    cudaStream_t stream) {
   if (out.rows() == 0) return cudaSuccess;
   return with_half_type(out.dtype, [&]<class T>() {
-    gather_kernel<<<grid_of(out.rows(), out.shape[1], 8), kThreads, 0, stream>>>(
-        source.as<T>(), source.row_stride, source.rows(), index.as<int32_t>(), out.as<T>(),
-        out.row_stride, int(out.shape[1]));
-    return cudaGetLastError();
+    return launch_overlapped(gather_kernel<T>, grid_of(out.rows(), out.shape[1], 8), dim3(kThreads),
+                             0, stream, source.as<T>(), source.row_stride, source.rows(),
+                             index.as<int32_t>(), out.as<T>(), out.row_stride, int(out.shape[1]));
   });
 }
 
@@ -227,9 +242,8 @@ cudaError_t embed(const Tensor& table, const Tensor& ids, const Tensor& out, cud
 
 cudaError_t resolve_ids(const Tensor& ids, const Tensor& sampled, cudaStream_t stream) {
   const int n = int(ids.rows());
-  resolve_ids_kernel<<<unsigned((n + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-      ids.as<int32_t>(), n, sampled.as<int32_t>());
-  return cudaGetLastError();
+  return launch_overlapped(resolve_ids_kernel, dim3(unsigned((n + kThreads - 1) / kThreads)),
+                           dim3(kThreads), 0, stream, ids.as<int32_t>(), n, sampled.as<int32_t>());
 }
 
 cudaError_t gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out,
@@ -239,9 +253,9 @@ cudaError_t gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out,
 
 cudaError_t add(const Tensor& x, const Tensor& delta, cudaStream_t stream) {
   return with_half_type(x.dtype, [&]<class T>() {
-    add_kernel<<<grid_of(x.rows(), x.shape[1], 4), kThreads, 0, stream>>>(
-        x.as<T>(), x.row_stride, delta.as<T>(), delta.row_stride, int(x.shape[1]));
-    return cudaGetLastError();
+    return launch_overlapped(add_kernel<T>, grid_of(x.rows(), x.shape[1], 4), dim3(kThreads), 0,
+                             stream, x.as<T>(), x.row_stride, delta.as<T>(), delta.row_stride,
+                             int(x.shape[1]));
   });
 }
 
@@ -253,11 +267,10 @@ cudaError_t add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
   const int each = (vectors + 1023) / 1024;
   const unsigned threads = unsigned((vectors + each - 1) / each + 31) / 32 * 32;
   const auto launch = [&]<class T, int kVectors>() {
-    add_norm_kernel<T, kVectors><<<unsigned(x.rows()), threads, 0, stream>>>(
-        x.as<T>(), x.row_stride, delta.empty() ? nullptr : delta.as<T>(), delta.row_stride,
-        weight.as<T>(), bias.empty() ? nullptr : bias.as<T>(), kind, eps, out.as<T>(),
-        out.row_stride, n);
-    return cudaGetLastError();
+    return launch_overlapped(
+        add_norm_kernel<T, kVectors>, dim3(unsigned(x.rows())), dim3(threads), 0, stream, x.as<T>(),
+        x.row_stride, delta.empty() ? nullptr : delta.as<T>(), delta.row_stride, weight.as<T>(),
+        bias.empty() ? nullptr : bias.as<T>(), kind, eps, out.as<T>(), out.row_stride, n);
   };
   return with_half_type(x.dtype, [&]<class T>() {
     return each == 1 ? launch.template operator()<T, 1>() : launch.template operator()<T, kMost>();
@@ -267,18 +280,16 @@ cudaError_t add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
 cudaError_t gated_activation(const Tensor& gate_up, Activation activation, const Tensor& out,
                              cudaStream_t stream) {
   return with_half_type(out.dtype, [&]<class T>() {
-    gated_activation_kernel<<<grid_of(out.rows(), out.shape[1], 8), kThreads, 0, stream>>>(
-        gate_up.as<T>(), gate_up.row_stride, activation, out.as<T>(), out.row_stride,
-        int(out.shape[1]));
-    return cudaGetLastError();
+    return launch_overlapped(gated_activation_kernel<T>, grid_of(out.rows(), out.shape[1], 8),
+                             dim3(kThreads), 0, stream, gate_up.as<T>(), gate_up.row_stride,
+                             activation, out.as<T>(), out.row_stride, int(out.shape[1]));
   });
 }
 
 cudaError_t activate(const Tensor& x, Activation activation, cudaStream_t stream) {
   return with_half_type(x.dtype, [&]<class T>() {
-    activate_kernel<<<grid_of(x.rows(), x.shape[1], 4), kThreads, 0, stream>>>(
-        x.as<T>(), x.row_stride, activation, int(x.shape[1]));
-    return cudaGetLastError();
+    return launch_overlapped(activate_kernel<T>, grid_of(x.rows(), x.shape[1], 4), dim3(kThreads),
+                             0, stream, x.as<T>(), x.row_stride, activation, int(x.shape[1]));
   });
 }
 
@@ -293,11 +304,11 @@ cudaError_t rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, c
     constexpr int kHeads = kThreads / 32;  // a block
     const dim3 grid(unsigned(qkv.rows()),
                     unsigned((heads_q + 2 * shape.heads + kHeads - 1) / kHeads));
-    rope_kernel<<<grid, kThreads, size_t(rope.rotary_dim) * 4, stream>>>(
-        qkv.as<T>(), qkv.row_stride, positions.as<int32_t>(), rope.inverse_frequencies.as<float>(),
-        rope.rotary_dim, rope.attention_factor, dynamic, heads_q, shape.heads, d, q.as<__half>(),
-        kv.as<__half>());
-    return cudaGetLastError();
+    return launch_overlapped(rope_kernel<T>, grid, dim3(kThreads), size_t(rope.rotary_dim) * 4,
+                             stream, qkv.as<T>(), qkv.row_stride, positions.as<int32_t>(),
+                             rope.inverse_frequencies.as<float>(), rope.rotary_dim,
+                             rope.attention_factor, dynamic, heads_q, shape.heads, d,
+                             q.as<__half>(), kv.as<__half>());
   });
 }
 

@@ -16,6 +16,7 @@
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/kv_append.h"
+#include "kernels/cuda/overlap.cuh"
 
 namespace kivi::cuda {
 namespace {
@@ -23,8 +24,8 @@ namespace {
 constexpr int kHeadDimMax = 256;
 constexpr int kDecodeThreads = 256;
 constexpr int kSlicesMax = 4;  // of 32 channels: head_dim of quantized formats is at most 128
-constexpr int kFlushBlocksMax = 264;  // two for each multiprocessor of an H100
-constexpr int kRowsMax = 128;         // rows of a block's tile: a group of keys, 64 values
+constexpr int kFlushBlocksMax = 528;  // four for each multiprocessor of an H100
+constexpr int kRowsMax = 128;          // rows of a block's tile: a group of keys, 64 values
 
 struct Append {
   const __half* kv;
@@ -90,47 +91,60 @@ __device__ uint32_t e4m3_of(__half x) {
 // Zeros are +0, as the codec writes them.
 __device__ uint16_t bits_of(float x) { return __half_as_ushort(__float2half_rn(x + 0.f)); }
 
-__device__ void store_code(std::byte* codes, CodePosition p, int bits, uint32_t code) {
-  uint32_t& word = reinterpret_cast<uint32_t*>(codes)[p.word];
-  const uint32_t mask = ((1u << bits) - 1) << p.bit;
-  word = (word & ~mask) | (code << p.bit);
-}
-
 // --- decode -----------------------------------------------------------------------------------
 
-// Quantizes a value of `token` into its page: x[i] is channel lane + 32 i. One warp.
-__device__ void evict_value(const Append& a, const StepSequence& s, int head, int token,
+// A value on its way out of the residual, one warp: where its codes go, and the words that they
+// share with other tokens, which are read long before they are needed. Channel lane + 32 i is the
+// i-th of a lane; two channel tiles are 128 words for each bit.
+struct Eviction {
+  std::byte* block;
+  int token;  // in the page
+  CodePosition first;
+  uint32_t words[kSlicesMax];
+
+  __device__ uint32_t* codes(const KvLayout& layout, int i) const {
+    return reinterpret_cast<uint32_t*>(block + layout.value_codes_offset()) + first.word +
+           i * 128 * layout.format.value_bits;
+  }
+};
+
+__device__ void read_words(const KvLayout& layout, Eviction& e) {
+#pragma unroll
+  for (int i = 0; i < kSlicesMax; ++i)
+    e.words[i] = i * 32 < layout.shape.head_dim ? *e.codes(layout, i) : 0;
+}
+
+// Quantizes the value x; x[i] is channel lane + 32 i.
+__device__ void evict_value(const KvLayout& layout, const Eviction& e,
                             const __half (&x)[kSlicesMax]) {
-  const KvLayout& layout = a.store.layout;
-  const int lane = threadIdx.x % 32, slices = a.d() / 32, bits = layout.format.value_bits;
-  const int group_slices = layout.format.group / 32, t = token % layout.page_tokens();
-  std::byte* block = a.page(s, token / layout.page_tokens(), head);
-  std::byte* codes = block + layout.value_codes_offset();
-  auto* parameters = reinterpret_cast<uint16_t*>(block + layout.value_parameters_offset());
-  float low[kSlicesMax], high[kSlicesMax];
+  const int lane = threadIdx.x % 32, slices = layout.shape.head_dim / 32;
+  const int bits = layout.format.value_bits, group_slices = layout.format.group / 32;
+  auto* parameters = reinterpret_cast<uint16_t*>(e.block + layout.value_parameters_offset());
+  float value[kSlicesMax];
+  __half2 least[kSlicesMax];  // of x and of -x: one shuffle for both
 #pragma unroll
   for (int i = 0; i < kSlicesMax; ++i) {
-    low[i] = high[i] = finite(x[i]);
+    value[i] = finite(x[i]);
+    least[i] = __floats2half2_rn(value[i], -value[i]);
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      low[i] = fminf(low[i], __shfl_xor_sync(0xffffffffu, low[i], offset));
-      high[i] = fmaxf(high[i], __shfl_xor_sync(0xffffffffu, high[i], offset));
-    }
+    for (int offset = 16; offset > 0; offset /= 2)
+      least[i] = __hmin2(least[i], __shfl_xor_sync(0xffffffffu, least[i], offset));
   }
 #pragma unroll
   for (int i = 0; i < kSlicesMax; ++i) {
     if (i >= slices) break;
-    float group_low = low[i], group_high = high[i];
+    __half2 group = least[i];
 #pragma unroll
     for (int j = 0; j < kSlicesMax; ++j)
-      if (j < slices && j / group_slices == i / group_slices)
-        group_low = fminf(group_low, low[j]), group_high = fmaxf(group_high, high[j]);
-    const float scale = scale_of(group_low, group_high, bits);
+      if (j < slices && j / group_slices == i / group_slices) group = __hmin2(group, least[j]);
+    const float low = __low2float(group), scale = scale_of(low, -__high2float(group), bits);
+    const uint32_t mask = ((1u << bits) - 1) << e.first.bit;
+    *e.codes(layout, i) =
+        (e.words[i] & ~mask) | (code_of(value[i], low, scale, bits) << e.first.bit);
     const int c = lane + 32 * i;
-    store_code(codes, layout.value_code(t, c), bits, code_of(finite(x[i]), group_low, scale, bits));
     if (c % layout.format.group != 0) continue;
-    parameters[layout.value_scale(t, c)] = bits_of(scale);
-    parameters[layout.value_minimum(t, c)] = bits_of(group_low);
+    parameters[layout.value_scale(e.token, c)] = bits_of(scale);
+    parameters[layout.value_minimum(e.token, c)] = bits_of(low);
   }
 }
 
@@ -242,22 +256,35 @@ __device__ void quantize_keys(const KvLayout& layout, std::byte* block, int toke
                   reinterpret_cast<const uint16_t*>(rows));
 }
 
-// The new rows of one sequence and head, and the eviction that makes room for them. One warp.
+// The new rows of one sequence and head, and the eviction that makes room for them. One warp. All
+// reads come first: each store would otherwise hold up the reads behind it.
 __device__ void append_rows(const Append& a, const StepSequence& s, int head) {
-  const int token = s.past, residual = a.store.layout.format.residual, d = a.d();
+  const KvLayout& layout = a.store.layout;
+  const int token = s.past, residual = layout.format.residual, d = a.d();
   const int row = token % residual, lane = threadIdx.x % 32;
+  const bool evicts = token >= residual;
+  Eviction eviction;
+  if (evicts) {
+    eviction.token = (token - residual) % layout.page_tokens();
+    eviction.block = a.page(s, (token - residual) / layout.page_tokens(), head);
+    eviction.first = layout.value_code(eviction.token, lane);
+  }
   __half* keys = a.residual(s, head, 0) + row * d;
   __half* values = a.residual(s, head, 1) + row * d;
+  wait_for_previous();
+  if (evicts) read_words(layout, eviction);
+  const __half* new_key = a.source(s, token, head, 0, lane);
+  const __half* new_value = a.source(s, token, head, 1, lane);
   __half key[kSlicesMax], value[kSlicesMax], oldest[kSlicesMax];
 #pragma unroll
   for (int i = 0; i < kSlicesMax; ++i) {
     const int c = lane + 32 * i;
     key[i] = value[i] = oldest[i] = 0.f;
     if (c >= d) continue;
-    key[i] = *a.source(s, token, head, 0, c), value[i] = *a.source(s, token, head, 1, c);
-    oldest[i] = values[swizzled_channel(row, c, d)];
+    key[i] = new_key[32 * i], value[i] = new_value[32 * i];
+    if (evicts) oldest[i] = values[swizzled_channel(row, c, d)];
   }
-  if (token >= residual) evict_value(a, s, head, token - residual, oldest);
+  if (evicts) evict_value(layout, eviction, oldest);
 #pragma unroll
   for (int i = 0; i < kSlicesMax; ++i) {
     const int c = lane + 32 * i;
@@ -290,6 +317,7 @@ __device__ void flush_keys(const Append& a, int sequences, int block, int blocks
     }
     if (flushes) found[before] = index;
     if (threadIdx.x == 0) count = all;
+    if (base == 0) wait_for_previous();
     __syncthreads();
     for (int item = block; item < count * heads * groups; item += blocks) {
       const StepSequence& s = a.sequences[found[item / (heads * groups)]];
@@ -305,9 +333,10 @@ __device__ void flush_keys(const Append& a, int sequences, int block, int blocks
 }
 
 // Blocks below `row_blocks`: 8 pairs of sequence and head each; the others: flushes.
-__global__ void append_decode_kernel(const __grid_constant__ Append a, int sequences,
-                                     int row_blocks) {
+__global__ void __launch_bounds__(kDecodeThreads, 4)
+    append_decode_kernel(const __grid_constant__ Append a, int sequences, int row_blocks) {
   extern __shared__ __align__(16) __half rows[];  // [G][d], for a flush
+  let_next_start();
   if (int(blockIdx.x) >= row_blocks) {
     flush_keys(a, sequences, int(blockIdx.x) - row_blocks, int(gridDim.x) - row_blocks, rows);
     return;
@@ -321,6 +350,8 @@ __global__ void append_decode_kernel(const __grid_constant__ Append a, int seque
 
 // f16 and f8: the token goes to its page at once. Grid (heads, sequences), d threads.
 __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
+  let_next_start();
+  wait_for_previous();
   const StepSequence& s = a.sequences[blockIdx.y];
   if (!a.is_decode(s)) return;
   const KvLayout& layout = a.store.layout;
@@ -475,16 +506,16 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(layout.shape.heads),
                   static_cast<unsigned>(a.sequence_count));
   if (!kivi) {
-    append_decode_plain_kernel<<<grid, d, 0, stream>>>(device_arguments(a));
-    return cudaGetLastError();
+    return launch_overlapped(append_decode_plain_kernel, grid, dim3(unsigned(d)), 0, stream,
+                             device_arguments(a));
   }
   const int pairs = layout.shape.heads * a.sequence_count;
   const int row_blocks = (pairs + kDecodeThreads / 32 - 1) / (kDecodeThreads / 32);
   const int groups = layout.format.residual / layout.format.group;
-  append_decode_kernel<<<row_blocks + std::min(kFlushBlocksMax, pairs * groups), kDecodeThreads,
-                         size_t(layout.format.group * d) * sizeof(__half), stream>>>(
-      device_arguments(a), a.sequence_count, row_blocks);
-  return cudaGetLastError();
+  const int blocks = row_blocks + std::min(kFlushBlocksMax, pairs * groups);
+  return launch_overlapped(append_decode_kernel, dim3(unsigned(blocks)), dim3(kDecodeThreads),
+                           size_t(layout.format.group * d) * sizeof(__half), stream,
+                           device_arguments(a), a.sequence_count, row_blocks);
 }
 
 cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,

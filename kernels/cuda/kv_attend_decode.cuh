@@ -23,6 +23,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/decode_work.cuh"
+#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace kivi::cuda {
@@ -847,6 +848,7 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
   std::byte* ring = shared + at.ring + warp * a.stages * a.stage_bytes;
   const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
 
+  let_next_start();
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
   if (threadIdx.x < 32) reinterpret_cast<uint32_t*>(shared + at.ones)[lane] = kOnes;
   if (lane < 2) slots[2 * warp + lane].id = -1;
@@ -866,6 +868,7 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
     Cursor cursor = of_lane(0);
     const Cursor end = of_lane(1);
     DecodeProducer<D, KB, VB, NT> producer(a, line, cursor, end);
+    wait_for_previous();  // so far only the step's plan has been read
     DecodeWarp<D, KB, VB, NT> state(a, lane, shared + at.ones);
     Extent extent;
     int units = 0, begin = 0, behind = 0, heads = 0, row = 0;  // of the cursor's segment
@@ -942,6 +945,7 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
       if (behind == units) cursor = line.next_segment(a, cursor);
     }
   }
+  wait_for_previous();
   __syncthreads();
   DecodeMerge<D, NT>{a, line}.run(
       slots,

@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/kv_attend_decode.h"
+#include "kernels/cuda/matmul_few_rows.h"
 #include "kernels/cuda/prefill_attend.h"
 
 namespace kivi {
@@ -27,7 +28,10 @@ void CudaBackend::do_add(const Tensor& x, const Tensor& delta) {
 
 void CudaBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
                             const Tensor& out) {
-  matmul_.run(x, w, bias, out, stream_.get());
+  if (cuda::has_few_rows(x, w, out))
+    CUDA_VERIFY(cuda::matmul_few_rows(x, w, bias, out, properties_.multiprocessors, stream_.get()));
+  else
+    matmul_.run(x, w, bias, out, stream_.get());
 }
 
 void CudaBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,

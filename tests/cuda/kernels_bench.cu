@@ -258,6 +258,41 @@ double matrix_tflops(CudaBackend& backend) {
   return 2.0 * double(n) * double(n) * double(n) / us / 1e6;
 }
 
+// Products of few rows: W [n, k] bf16 is read once. The matrices rotate over kRotationBytes.
+struct ProductCase {
+  const char* name;
+  int n, k;
+};
+const ProductCase kProducts[] = {
+    {"llama-3-8b qkv", 6144, 4096},      {"llama-3-8b output", 4096, 4096},
+    {"llama-3-8b gate|up", 28672, 4096}, {"llama-3-8b down", 4096, 14336},
+    {"llama-3-8b head", 128256, 4096},   {"llama-2-7b qkv", 12288, 4096},
+    {"llama-2-7b down", 4096, 11008},
+};
+
+void bench_products(CudaBackend& backend, double copy) {
+  std::printf("%-26s %5s %9s %8s %7s\n", "product of few rows", "rows", "us", "GB/s", "% copy");
+  for (const ProductCase& p : kProducts) {
+    const size_t bytes = size_t(p.n) * size_t(p.k) * 2;
+    const int copies = int(kRotationBytes / bytes) + 1;
+    DeviceMemory w = make_device_memory(bytes * size_t(copies));
+    DeviceMemory x = make_device_memory(size_t(16 * p.k) * 2);
+    DeviceMemory out = make_device_memory(size_t(16 * p.n) * 2);
+    fill_rows<<<2048, 256, 0, backend.stream()>>>(reinterpret_cast<uint32_t*>(w.get()),
+                                                  int64_t(bytes / 4) * copies);
+    fill_rows<<<256, 256, 0, backend.stream()>>>(reinterpret_cast<uint32_t*>(x.get()), 8 * p.k);
+    for (const int rows : {1, 4, 8, 16}) {  // 16: cuBLASLt
+      const double us = median_us(backend.stream(), std::max(copies, 8), [&](int i) {
+        backend.matmul(make_tensor(x.get(), DType::bf16, rows, p.k),
+                       make_tensor(w.get() + bytes * size_t(i % copies), DType::bf16, p.n, p.k),
+                       Tensor{}, make_tensor(out.get(), DType::bf16, rows, p.n));
+      });
+      const double rate = double(bytes) / us / 1e3;
+      std::printf("%-26s %5d %9.1f %8.0f %7.1f\n", p.name, rows, us, rate, rate / copy * 100);
+    }
+  }
+}
+
 const ShapeCase kShapes[] = {
     {"llama2-7b", 32, 1, 128, 1, 32768}, {"llama2-7b", 32, 1, 128, 8, 4096},
     {"llama2-7b", 32, 1, 128, 32, 2048}, {"llama2-7b", 32, 1, 128, 64, 1024},
@@ -322,6 +357,7 @@ int run(int argc, char** argv) {
     sweep(backend, workspace, copy, only);
     return 0;
   }
+  if (only == nullptr) bench_products(backend, copy);
   std::vector<Row> rows;
   for (const ShapeCase& shape : kShapes)
     for (const FormatCase& f : kFormats) {

@@ -81,6 +81,92 @@ TEST_CASE("matrix products equal the CPU's for awkward sizes, 16-bit and f32 res
       }
 }
 
+TEST_CASE("products of 1 to 8 rows equal the CPU's for awkward sizes, with and without a bias") {
+  std::mt19937 random(31);
+  for (const DType type : kTypes)
+    for (const DType out_type : {type, DType::f32})
+      for (const int t : {1, 2, 3, 5, 7, 8})
+        for (const auto& [n, k] : {std::pair{1, 8},
+                                   {15, 40},
+                                   {16, 1024},
+                                   {17, 1032},
+                                   {4999, 136},
+                                   {4544, 264},
+                                   {100, 14336}}) {
+          CAPTURE(name_of(type), name_of(out_type), t, n, k);
+          Pair x(t, k, type), w(n, k, type, type), out(t, n, out_type), bias(1, n, type, type);
+          x.randomize(random);
+          w.randomize(random, 0.1f);
+          bias.randomize(random);
+          const auto vector_of = [&](Tensor v) { return make_tensor(v.data, v.dtype, int64_t(n)); };
+          for (const bool biased : {false, true}) {
+            cpu().matmul(x.on_cpu(), w.on_cpu(), biased ? vector_of(bias.on_cpu()) : Tensor{},
+                         out.on_cpu());
+            gpu().matmul(x.on_gpu(), w.on_gpu(), biased ? vector_of(bias.on_gpu()) : Tensor{},
+                         out.on_gpu());
+            REQUIRE(relative_error(out.gpu_result(), out.cpu_result()) <
+                    (out_type == DType::f32 ? 1e-5 : tolerance(type)));
+          }
+        }
+}
+
+TEST_CASE("a row of a product of few rows has the same bits in any company") {
+  std::mt19937 random(32);
+  for (const DType type : kTypes) {
+    const int n = 1000, k = 4096;
+    Pair x(8, k, type), w(n, k, type, type), all(8, n, DType::f32);
+    x.randomize(random);
+    w.randomize(random, 0.1f);
+    gpu().matmul(x.on_gpu(), w.on_gpu(), Tensor{}, all.on_gpu());
+    const std::vector<float> expected = all.gpu_result();
+    for (const int count : {1, 3, 8})
+      for (int row = 0; row + count <= 8; ++row) {
+        CAPTURE(name_of(type), count, row);
+        Pair some(count, n, DType::f32);
+        gpu().matmul(x.on_gpu().slice_rows(row, count), w.on_gpu(), Tensor{}, some.on_gpu());
+        REQUIRE(some.gpu_result() == std::vector<float>(expected.begin() + row * n,
+                                                        expected.begin() + (row + count) * n));
+      }
+  }
+}
+
+// Kernels may start before the ones whose results they read have ended: a chain of unlike lengths,
+// repeated, must give what it gives one by one.
+TEST_CASE("a chain of small kernels and products gives the same bits with a wait after each") {
+  std::mt19937 random(33);
+  const DType type = DType::bf16;
+  const int n = 4096, f = 1024;
+  Pair x(1, n, type), h(1, n, type), up(1, 2 * f, type), gated(1, f, type), delta(1, n, type),
+      w_up(2 * f, n, type, type), w_down(n, f, type, type), weight(1, n, type, type);
+  w_up.randomize(random, 0.02f);
+  w_down.randomize(random, 0.02f);
+  weight.randomize(random);
+  x.randomize(random);
+  delta.randomize(random);
+  const std::vector<float> x_first = x.values(), delta_first = delta.values();
+  const auto run = [&](bool waits) {
+    x.set(x_first);
+    delta.set(delta_first);
+    const auto done = [&] {
+      if (waits) gpu().synchronize();
+    };
+    for (int i = 0; i < 20; ++i) {
+      gpu().add_norm(x.on_gpu(), delta.on_gpu(), make_tensor(weight.on_gpu().data, type, n),
+                     Tensor{}, NormKind::rms, 1e-5f, h.on_gpu());
+      done();
+      gpu().matmul(h.on_gpu(), w_up.on_gpu(), Tensor{}, up.on_gpu());
+      done();
+      gpu().gated_activation(up.on_gpu(), Activation::silu, gated.on_gpu());
+      done();
+      gpu().matmul(gated.on_gpu(), w_down.on_gpu(), Tensor{}, delta.on_gpu());
+      done();
+    }
+    return delta.gpu_result();
+  };
+  const std::vector<float> expected = run(true);
+  for (int i = 0; i < 10; ++i) REQUIRE(run(false) == expected);
+}
+
 TEST_CASE("activations equal the CPU's") {
   std::mt19937 random(4);
   for (const DType type : kTypes)
