@@ -32,6 +32,7 @@ DeviceInfo CudaBackend::info() const {
 }
 
 void CudaBackend::upload(void* device, const void* source, size_t bytes) {
+  decode_plan_ = {};
   uploader_.upload(device, source, bytes, stream_.get());
 }
 
@@ -41,10 +42,12 @@ void CudaBackend::download(void* target, const void* device, size_t bytes) {
 }
 
 void CudaBackend::fill_zero(void* device, size_t bytes) {
+  decode_plan_ = {};
   CUDA_VERIFY(cudaMemsetAsync(device, 0, bytes, stream_.get()));
 }
 
 void CudaBackend::copy(void* to, const void* from, size_t bytes) {
+  decode_plan_ = {};
   CUDA_VERIFY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
 }
 

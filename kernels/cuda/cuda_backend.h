@@ -31,9 +31,10 @@ struct CudaProperties {
   std::string name;
 };
 
-// Memory of decode attention that lives as long as the backend: partial softmax states and the
-// counters that find a segment's last arriver. See kv_attend_decode.h.
+// Memory of decode attention that lives as long as the backend: the plan of a step, partial softmax
+// states and the counters that find a segment's last arriver. See kv_attend_decode.h.
 struct DecodeWorkspace {
+  DeviceMemory line, pieces, prefix;
   DeviceMemory partials;
   DeviceMemory counters;  // i32, zero between launches
   size_t partials_bytes = 0;
@@ -95,6 +96,18 @@ class CudaBackend final : public Backend {
   std::array<Event, kMarks> marks_;  // made when they are first used
 
   std::map<uint64_t, Graph> graphs_;  // null: seen once, not recorded yet
+
+  // What decode attention's plan in the workspace is for; void once the host has sent new data. A
+  // layer appended to since then may not be read before its append has ended: it makes a new plan.
+  struct DecodePlan {
+    const void* sequences = nullptr;  // null: no plan
+    int sequence_count = 0, heads_q = 0, window = 0;
+    KvFormat format;
+    int heads_kv = 0, head_dim = 0;
+    friend bool operator==(const DecodePlan&, const DecodePlan&) = default;
+  };
+  DecodePlan decode_plan_;
+  int appended_last_ = -1;  // the largest layer appended to since the plan was made
 
   DecodeWorkspace decode_workspace_;
   cuda::Matmul matmul_;

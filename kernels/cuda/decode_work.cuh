@@ -2,10 +2,14 @@
 //
 // A *segment* is the attention of one sequence, one KV head and one block of query heads. It is a
 // row of *units*: first pages (64 quantized tokens), then tiles (16 tokens whose values, and mostly
-// keys, are 16-bit rows), last the step's own token. A unit's weight is about its bytes. All
-// segments one after the other form a line, which is cut into equal *pieces*, one a warp; the warps
-// of a block have neighbouring pieces. A unit belongs to the piece in which it begins. So the grid
-// is fixed, whatever the lengths are, and no warp has more than one unit above its share.
+// keys, are 16-bit rows), the last of which ends with the step's own token. A unit's weight is
+// about its bytes. All segments one after the other form a line, which is cut into equal *pieces*,
+// one a warp; the warps of a block have neighbouring pieces. A unit belongs to the piece in which
+// it begins. So the grid is fixed, whatever the lengths are, and no warp has more than one unit
+// above its share.
+//
+// The cut depends on lengths and shapes alone, so it is made once a step (plan_decode, in
+// kv_attend_decode.cu) and read by the launches of all layers.
 #pragma once
 
 #include "kernels/cuda/kv_attend_decode.h"
@@ -26,6 +30,26 @@ __device__ __forceinline__ int quotient_of(int x, int y, float inverse) {
   return quotient;
 }
 
+struct Cursor {
+  int sequence;
+  int segment;  // of the sequence: kv head * head_blocks + head block
+  int unit;
+
+  __device__ bool operator==(const Cursor& o) const {
+    return sequence == o.sequence && segment == o.segment && unit == o.unit;
+  }
+};
+
+// What one warp does: the units from `begin` up to `end`; nothing where they are equal.
+struct alignas(16) Piece {
+  Cursor begin;
+  int begin_start;  // where begin's segment starts on the line
+  Cursor end;
+  int end_start;
+};
+
+struct Line;
+
 // Everything a launch knows; passed by value.
 struct DecodeLaunch {
   const __half* q;
@@ -38,6 +62,9 @@ struct DecodeLaunch {
   int block_bytes, slab_bytes;
   const StepSequence* sequences;
   const int32_t* page_table;
+  Line* line;     // the step's plan
+  Piece* pieces;  // [blocks][warps]
+  int* prefix;    // [sequences + 1]
   float* partials;
   int* counters;
   KvKind kind;
@@ -56,7 +83,7 @@ struct DecodeLaunch {
   int stages, stage_bytes;
   int page_weight, tile_weight;
   int pair_shift;  // log2 of the pairs of query heads that a state in memory has room for
-  float page_weight_inverse, tile_weight_inverse, weight_max_inverse, blocks_inverse;
+  float page_weight_inverse, tile_weight_inverse, weight_max_inverse;
 
   // token % R.
   __device__ __forceinline__ int residual_row(int token) const {
@@ -64,35 +91,23 @@ struct DecodeLaunch {
   }
 };
 
-// Offsets in a block's shared memory: barriers [warps][stages] first, then a row of ones, the ids
-// of partial states and two counters, prefix [sequences + 1], one partial state a warp, the rings.
+// Offsets in a block's shared memory: barriers [warps][stages] first, then a row of ones, the
+// line, the ids of partial states and two counters, one partial state a warp, the rings.
 struct DecodeShared {
-  int ones, line, slots, arrived, prefix, partials, partial_bytes, ring;
+  int ones, line, slots, arrived, partials, partial_bytes, ring;
 };
-__host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, int sequences,
-                                                         int head_dim, int head_tiles,
-                                                         int pair_shift) {
+__host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, int head_dim,
+                                                         int head_tiles, int pair_shift) {
   DecodeShared s{};
   s.ones = (warps * stages * 8 + 15) / 16 * 16;
   s.line = s.ones + 128;
   s.slots = s.line + 64;
   s.arrived = s.slots + 2 * warps * 32;
-  s.prefix = s.arrived + 32;
-  s.partials = (s.prefix + (sequences + 1) * 4 + 127) / 128 * 128;
+  s.partials = (s.arrived + 32 + 127) / 128 * 128;
   s.partial_bytes = head_tiles * ((head_dim * 8 << pair_shift) + 64);
   s.ring = (s.partials + warps * s.partial_bytes + 127) / 128 * 128;
   return s;
 }
-
-struct Cursor {
-  int sequence;
-  int segment;  // of the sequence: kv head * head_blocks + head block
-  int unit;
-
-  __device__ bool operator==(const Cursor& o) const {
-    return sequence == o.sequence && segment == o.segment && unit == o.unit;
-  }
-};
 
 // Token ranges of one sequence; equal for all of its segments.
 struct Extent {
@@ -100,13 +115,13 @@ struct Extent {
   int low;           // first token inside the sliding window
   int keys_end;      // keys [0, keys_end) are quantized
   int values_end;    // values [0, values_end) are read from page units
-  int values_begin;  // first token of the tiles
+  int values_begin;  // first token of the tiles, which end with token `past`
   int page_first, pages;
   int tile_first, tiles;
 
-  __device__ int units() const { return pages + tiles + 1; }
+  __device__ int units() const { return pages + tiles; }
   __device__ int weight(const DecodeLaunch& a) const {
-    return pages * a.page_weight + tiles * a.tile_weight + 1;
+    return pages * a.page_weight + tiles * a.tile_weight;
   }
 };
 
@@ -122,11 +137,22 @@ __device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int past) {
   e.page_first = e.low / kUnitTokens;
   e.pages = max(0, (e.values_end + kUnitTokens - 1) / kUnitTokens - e.page_first);
   e.tile_first = e.values_begin / kTileTokens;
-  e.tiles = e.values_begin < past ? (past + kTileTokens - 1) / kTileTokens - e.tile_first : 0;
+  e.tiles = past / kTileTokens - e.tile_first + 1;
   return e;
 }
 
-// The line of work: `prefix[s]` is where sequence s begins. In shared memory, made by one warp.
+// The segment after c's.
+__device__ __forceinline__ Cursor next_segment(const DecodeLaunch& a, Cursor c) {
+  if (++c.segment == a.kv_heads * a.head_blocks) {
+    c.segment = 0;
+    do ++c.sequence;
+    while (c.sequence < a.sequence_count && a.prefix[c.sequence + 1] == a.prefix[c.sequence]);
+  }
+  c.unit = 0;
+  return c;
+}
+
+// The line of work: `prefix[s]` is where sequence s begins.
 struct Line {
   const int* prefix;  // [sequence_count + 1]
   int total;
@@ -149,17 +175,7 @@ struct Line {
     return quotient_of(piece, pieces_block, 1.f / float(pieces_block));
   }
 
-  __device__ __forceinline__ Cursor next_segment(const DecodeLaunch& a, Cursor c) const {
-    if (++c.segment == a.kv_heads * a.head_blocks) {
-      c.segment = 0;
-      do ++c.sequence;
-      while (c.sequence < a.sequence_count && prefix[c.sequence + 1] == prefix[c.sequence]);
-    }
-    c.unit = 0;
-    return c;
-  }
-
-  // The first unit that begins at or after x. Lanes may ask for different x.
+  // The first unit that begins at or after x.
   __device__ __forceinline__ Cursor locate(const DecodeLaunch& a, int x) const {
     if (x >= total) return {a.sequence_count, 0, 0};
     int low = 0, high = a.sequence_count;  // prefix[low] <= x < prefix[high]
@@ -179,50 +195,15 @@ struct Line {
         in_tiles <= 0 ? quotient_of(rest + a.page_weight - 1, a.page_weight, a.page_weight_inverse)
                       : e.pages + quotient_of(in_tiles + a.tile_weight - 1, a.tile_weight,
                                               a.tile_weight_inverse);
+    if (unit == e.units()) return next_segment(a, {low, segment, unit});  // x is in the last one
     return {low, segment, unit};
+  }
+  __device__ __forceinline__ int segment_start(const DecodeLaunch& a, Cursor c) const {
+    if (c.sequence >= a.sequence_count) return total;
+    return prefix[c.sequence] + c.segment * extent_of(a, a.sequences[c.sequence].past).weight(a);
   }
 };
 
-// Fills prefix[0 .. sequence_count] and `shared` (shared memory); returns the line. All threads.
-__device__ __forceinline__ Line make_line(const DecodeLaunch& a, int* prefix, Line* shared) {
-  if (threadIdx.x < 32) {
-    const int lane = threadIdx.x;
-    int before = 0;
-    if (lane == 0) prefix[0] = 0;
-    for (int base = 0; base < a.sequence_count; base += 32) {
-      const int s = base + lane;
-      int sum = 0;
-      if (s < a.sequence_count) {
-        const StepSequence& sequence = a.sequences[s];
-        if (sequence.row_count == 1 && sequence.mode == KvMode::store)
-          sum = extent_of(a, sequence.past).weight(a) * a.kv_heads * a.head_blocks;
-      }
-#pragma unroll
-      for (int offset = 1; offset < 32; offset *= 2) {
-        const int other = __shfl_up_sync(0xffffffffu, sum, offset);
-        if (lane >= offset) sum += other;
-      }
-      if (s < a.sequence_count) prefix[s + 1] = before + sum;
-      before += __shfl_sync(0xffffffffu, sum, 31);
-    }
-    if (lane == 0) {
-      Line line;
-      line.prefix = prefix;
-      line.total = before;
-      // Every piece holds the beginning of at least one unit (so the estimate rounds down). Few
-      // pieces are spread over all blocks.
-      const int most = max(1, int(float(line.total) * a.weight_max_inverse * 0.9999f));
-      line.pieces_block = max(1, min(int(blockDim.x / 32), int(float(most) * a.blocks_inverse)));
-      line.pieces = min(most, int(gridDim.x) * line.pieces_block);
-      line.quotient = int(unsigned(line.total) / unsigned(line.pieces));
-      line.rest = line.total - line.quotient * line.pieces;
-      line.pieces_inverse = 1.f / float(line.pieces);
-      line.quotient_inverse = float(line.pieces) / float(max(1, line.total));
-      *shared = line;
-    }
-  }
-  __syncthreads();
-  return *shared;
-}
+static_assert(sizeof(Line) <= 64);
 
 }  // namespace kivi::cuda

@@ -25,7 +25,7 @@ constexpr int kHeadDimMax = 256;
 constexpr int kDecodeThreads = 256;
 constexpr int kSlicesMax = 4;  // of 32 channels: head_dim of quantized formats is at most 128
 constexpr int kFlushBlocksMax = 528;  // four for each multiprocessor of an H100
-constexpr int kRowsMax = 128;          // rows of a block's tile: a group of keys, 64 values
+constexpr int kRowsMax = 128;         // rows of a block's tile: a group of keys, 64 values
 
 struct Append {
   const __half* kv;
@@ -76,14 +76,30 @@ __device__ float finite(__half x) {
 __device__ float round_f16(float x) {
   return __half2float(__float2half_rn(fminf(fmaxf(x, -kF16Max), kF16Max)));
 }
-__device__ float scale_of(float low, float high, int bits) {
-  return round_f16(__fdiv_rn(round_f16(high - low), float((1 << bits) - 1)));
-}
-__device__ uint32_t code_of(float x, float low, float scale, int bits) {
-  if (scale == 0) return 0;
-  const float q = round_f16(__fdiv_rn(round_f16(x - low), scale));
-  return uint32_t(fminf(fmaxf(rintf(q), 0.f), float((1 << bits) - 1)));
-}
+// One group's parameters, and codes by them.
+//
+// A code is rint of the fp16 quotient of fp16 numbers. One correction of x * (1 / scale) gives the
+// correctly rounded fp32 quotient: the residual is exact, since scale has 11 bits, and what is left
+// of the error (2^-23 of a unit in the last place) cannot cross a border between two roundings, as
+// such a border times scale would be a number of at least 25 bits, not one of 11. Quotients beyond
+// the largest code may be infinite: they are clamped.
+struct Quantizer {
+  float low, scale, inverse, largest;
+
+  __device__ Quantizer(float least, float most, int bits)
+      : low(least), largest(float((1 << bits) - 1)) {
+    scale = round_f16(__fdiv_rn(round_f16(most - low), largest));
+    inverse = scale == 0 ? 0.f : __frcp_rn(scale);  // a constant group has codes 0
+  }
+  __device__ uint32_t code(float x) const {
+    const float distance = __half2float(__float2half_rn(fminf(x - low, kF16Max)));
+    const float estimate = distance * inverse;
+    const float q = fmaf(fmaf(-estimate, scale, distance), inverse, estimate);
+    const float rounded = fminf(__half2float(__float2half_rn(q)), largest);
+    constexpr float kInteger = 0x1p23f;  // added, the last bits are rint's
+    return __float_as_uint(rounded + kInteger) & 0xffu;
+  }
+};
 __device__ uint32_t e4m3_of(__half x) {
   const float v = __half2float(x);
   return v != v ? 0 : __nv_cvt_float_to_fp8(v, __NV_SATFINITE, __NV_E4M3);
@@ -137,14 +153,13 @@ __device__ void evict_value(const KvLayout& layout, const Eviction& e,
 #pragma unroll
     for (int j = 0; j < kSlicesMax; ++j)
       if (j < slices && j / group_slices == i / group_slices) group = __hmin2(group, least[j]);
-    const float low = __low2float(group), scale = scale_of(low, -__high2float(group), bits);
+    const Quantizer quantizer(__low2float(group), -__high2float(group), bits);
     const uint32_t mask = ((1u << bits) - 1) << e.first.bit;
-    *e.codes(layout, i) =
-        (e.words[i] & ~mask) | (code_of(value[i], low, scale, bits) << e.first.bit);
+    *e.codes(layout, i) = (e.words[i] & ~mask) | (quantizer.code(value[i]) << e.first.bit);
     const int c = lane + 32 * i;
     if (c % layout.format.group != 0) continue;
-    parameters[layout.value_scale(e.token, c)] = bits_of(scale);
-    parameters[layout.value_minimum(e.token, c)] = bits_of(low);
+    parameters[layout.value_scale(e.token, c)] = bits_of(quantizer.scale);
+    parameters[layout.value_minimum(e.token, c)] = bits_of(quantizer.low);
   }
 }
 
@@ -240,15 +255,14 @@ __device__ void quantize_keys(const KvLayout& layout, std::byte* block, int toke
     float low = lows[c], high = highs[c];
     for (int i = 1; i < parts; ++i)
       low = fminf(low, lows[i * d + c]), high = fmaxf(high, highs[i * d + c]);
-    const float scale = scale_of(low, high, bits);
+    const Quantizer quantizer(low, high, bits);
 #pragma unroll 4
     for (int i = 0; i < count; ++i)
-      reinterpret_cast<uint16_t*>(mine)[i * d] =
-          uint16_t(code_of(finite(mine[i * d]), low, scale, bits));
+      reinterpret_cast<uint16_t*>(mine)[i * d] = uint16_t(quantizer.code(finite(mine[i * d])));
     if (part == 0) {
       auto* parameters = reinterpret_cast<uint16_t*>(block + layout.key_parameters_offset());
-      parameters[layout.key_scale(token, c)] = bits_of(scale);
-      parameters[layout.key_minimum(token, c)] = bits_of(low);
+      parameters[layout.key_scale(token, c)] = bits_of(quantizer.scale);
+      parameters[layout.key_minimum(token, c)] = bits_of(quantizer.low);
     }
   }
   __syncthreads();
@@ -425,13 +439,13 @@ __device__ void quantize_values(const KvLayout& layout, std::byte* block, int fi
         low = fminf(low, __shfl_xor_sync(0xffffffffu, low, offset));
         high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, offset));
       }
-      const float scale = scale_of(low, high, bits);
+      const Quantizer quantizer(low, high, bits);
       for (int c = begin + lane; c < begin + group; c += 32)
         reinterpret_cast<uint16_t*>(rows)[i * d + c] =
-            uint16_t(code_of(finite(rows[i * d + c]), low, scale, bits));
+            uint16_t(quantizer.code(finite(rows[i * d + c])));
       if (lane == 0) {
-        parameters[layout.value_scale(first + i, begin)] = bits_of(scale);
-        parameters[layout.value_minimum(first + i, begin)] = bits_of(low);
+        parameters[layout.value_scale(first + i, begin)] = bits_of(quantizer.scale);
+        parameters[layout.value_minimum(first + i, begin)] = bits_of(quantizer.low);
       }
     }
 }
@@ -551,6 +565,7 @@ namespace kivi {
 // Decode rows and chunks are appended by launches of their own; each leaves the other's alone.
 void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
                                int layer) {
+  appended_last_ = std::max(appended_last_, layer);
   const cuda::AppendArguments a{
       .kv = kv.as<__half>(),
       .kv_stride = kv.row_stride,

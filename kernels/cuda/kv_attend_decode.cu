@@ -1,3 +1,4 @@
+// Host side of decode attention, and the kernel that cuts a step into pieces.
 #include <algorithm>
 #include <bit>
 
@@ -9,10 +10,12 @@
 namespace kivi::cuda {
 namespace {
 
-constexpr int kWarpsMax = 8;           // of a block
+constexpr int kWarpsMax = 12;          // of a block
 constexpr int kBlocksMax = 2;          // a multiprocessor
 constexpr int kCountersMax = 1 << 20;  // segments of a launch
 constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
+constexpr int kPlanThreads = 1024;
+constexpr int kSequencesMax = 1 << 16;  // of a launch
 
 // Floats of one partial state: 16 heads (two blocks of 8) of 128 channels, maxima and sums.
 constexpr size_t kPartialFloatsMax = 2 * (8 * 128 + 16);
@@ -62,7 +65,91 @@ DecodeLaunch describe(const DecodeArguments& s, bool wide) {
   return a;
 }
 
-using Launcher = cudaError_t (*)(const DecodeLaunch&, const DecodeGrid&, bool, cudaStream_t);
+// Sum of x over the threads before this one, the sum over all and the largest x. All threads.
+struct Scan {
+  int before, all, most;
+};
+__device__ Scan scan(int x) {
+  __shared__ int sums[32], mosts[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int sum = x;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(0xffffffffu, sum, offset);
+    if (lane >= offset) sum += other;
+  }
+  const int most = __reduce_max_sync(0xffffffffu, x);
+  __syncthreads();  // the last call's reads
+  if (lane == 31) sums[warp] = sum, mosts[warp] = most;
+  __syncthreads();
+  const int warps = blockDim.x / 32;
+  const int of_warp = lane < warps ? sums[lane] : 0;
+  return {sum - x + __reduce_add_sync(0xffffffffu, lane < warp ? of_warp : 0),
+          __reduce_add_sync(0xffffffffu, of_warp),
+          __reduce_max_sync(0xffffffffu, lane < warps ? mosts[lane] : 0)};
+}
+
+// How many of `blocks` blocks to use for `segments` of one length: as many as make every border of
+// blocks a border of segments, or the other way round, if that leaves few idle. Then fewer states
+// have to be merged across blocks.
+__device__ int aligned_blocks(int segments, int blocks) {
+  const int each = (segments + blocks - 1) / blocks;
+  const int used = segments >= blocks ? (segments + each - 1) / each : blocks / segments * segments;
+  return used * 32 >= blocks * 31 ? used : blocks;
+}
+
+// Fills a.prefix, a.line and a.pieces [blocks][warps]. One block.
+__global__ void __launch_bounds__(kPlanThreads, 1)
+    plan_decode_kernel(const __grid_constant__ DecodeLaunch a, int all_blocks, int warps) {
+  __shared__ Line line;
+  int total = 0, decodes = 0, most = 0;
+  if (threadIdx.x == 0) a.prefix[0] = 0;
+  for (int base = 0; base < a.sequence_count; base += kPlanThreads) {
+    const int s = base + int(threadIdx.x);
+    int weight = 0;
+    if (s < a.sequence_count) {
+      const StepSequence& sequence = a.sequences[s];
+      if (sequence.row_count == 1 && sequence.mode == KvMode::store)
+        weight = extent_of(a, sequence.past).weight(a) * a.kv_heads * a.head_blocks;
+    }
+    const Scan sums = scan(weight);
+    if (s < a.sequence_count) a.prefix[s + 1] = total + sums.before + weight;
+    total += sums.all;
+    most = max(most, sums.most);
+    decodes += __syncthreads_count(weight > 0);
+  }
+  if (threadIdx.x == 0) {
+    int blocks = all_blocks;
+    line.prefix = a.prefix;
+    line.total = total;
+    if (decodes > 0 && int64_t(most) * decodes == total)
+      blocks = aligned_blocks(decodes * a.kv_heads * a.head_blocks, blocks);
+    // Every piece holds the beginning of at least one unit (so the estimate rounds down). Few
+    // pieces are spread over all blocks.
+    const int pieces = max(1, int(float(total) * a.weight_max_inverse * 0.9999f));
+    line.pieces_block = max(1, min(warps, pieces / blocks));
+    line.pieces = min(pieces, blocks * line.pieces_block);
+    line.quotient = total / line.pieces;
+    line.rest = total - line.quotient * line.pieces;
+    line.pieces_inverse = 1.f / float(line.pieces);
+    line.quotient_inverse = float(line.pieces) / float(max(1, total));
+    *a.line = line;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < all_blocks * warps; i += kPlanThreads) {
+    const int block = i / warps, warp = i % warps, piece = block * line.pieces_block + warp;
+    Piece p{};
+    if (warp < line.pieces_block && piece < line.pieces) {
+      p.begin = line.locate(a, line.boundary(piece));
+      p.begin_start = line.segment_start(a, p.begin);
+      p.end = line.locate(a, line.boundary(piece + 1));
+      p.end_start = line.segment_start(a, p.end);
+    }
+    a.pieces[i] = p;
+  }
+}
+
+using Launcher = cudaError_t (*)(const DecodeLaunch&, const DecodeGrid&, cudaStream_t);
 
 template <int D>
 Launcher launcher_of(const KvFormat& f) {
@@ -77,9 +164,9 @@ Launcher launcher_of(const KvFormat& f) {
 
 }  // namespace
 
-cudaError_t decode_attend(const DecodeArguments& s, const CudaProperties& device,
-                          const DecodeWorkspace& workspace, cudaStream_t stream,
-                          const DecodeTuning& tuning) {
+cudaError_t decode_attend(const DecodeArguments& s, DecodePlanning planning,
+                          const CudaProperties& device, const DecodeWorkspace& workspace,
+                          cudaStream_t stream, const DecodeTuning& tuning) {
   const int d = s.store.layout.shape.head_dim;
   const Launcher launch = d == 128  ? launcher_of<128>(s.store.layout.format)
                           : d == 64 ? launcher_of<64>(s.store.layout.format)
@@ -87,19 +174,26 @@ cudaError_t decode_attend(const DecodeArguments& s, const CudaProperties& device
   if (launch == nullptr) return cudaErrorInvalidValue;
   const bool wide = s.heads_q / s.store.layout.shape.heads > 8;
   DecodeLaunch a = describe(s, wide);
+  a.line = reinterpret_cast<Line*>(workspace.line.get());
+  a.pieces = reinterpret_cast<Piece*>(workspace.pieces.get());
+  a.prefix = reinterpret_cast<int*>(workspace.prefix.get());
   a.partials = reinterpret_cast<float*>(workspace.partials.get());
   a.counters = reinterpret_cast<int*>(workspace.counters.get());
+  VERIFY(a.sequence_count <= kSequencesMax);
   VERIFY(int64_t(a.sequence_count) * a.kv_heads * a.head_blocks <= workspace.counters_count);
 
   DecodeGrid grid{};
-  const int warps_most = wide ? 4 : kWarpsMax;
+  grid.wide = wide;
+  // Registers allow 168 a thread at 12 warps, 255 at 8. Codes take instructions: more warps.
+  const bool codes = s.store.layout.format.kind == KvKind::kivi;
+  const int warps_most = wide ? (d == 128 ? 4 : 8) : codes ? kWarpsMax : 8;
   const int per_multiprocessor = std::clamp(tuning.blocks_per_multiprocessor, 1, kBlocksMax);
   // A multiprocessor keeps 1 KB of each block's shared memory for itself.
   const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
-  grid.warps = std::min(tuning.warps > 0 ? tuning.warps : warps_most, warps_most);
+  grid.warps =
+      std::min(tuning.warps > 0 ? tuning.warps : warps_most, wide ? warps_most : kWarpsMax);
   auto shared_bytes = [&] {
-    return decode_shared(grid.warps, a.stages, a.sequence_count, d, wide ? 2 : 1, a.pair_shift)
-               .ring +
+    return decode_shared(grid.warps, a.stages, d, wide ? 2 : 1, a.pair_shift).ring +
            grid.warps * a.stages * a.stage_bytes;
   };
   a.stages = tuning.stages > 0 ? tuning.stages : 2;
@@ -107,8 +201,12 @@ cudaError_t decode_attend(const DecodeArguments& s, const CudaProperties& device
   while (shared_bytes() > room && grid.warps > 1) --grid.warps;
   grid.blocks = device.multiprocessors * per_multiprocessor;
   grid.shared_bytes = size_t(shared_bytes());
-  a.blocks_inverse = 1.f / float(grid.blocks);
-  return launch(a, grid, wide, stream);
+  if (planning == DecodePlanning::make) {
+    plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, grid.blocks, grid.warps);
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  }
+  grid.overlaps = planning == DecodePlanning::reuse;
+  return launch(a, grid, stream);
 }
 
 DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream) {
@@ -116,6 +214,9 @@ DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t
   const size_t blocks = size_t(device.multiprocessors) * kBlocksMax;
   w.partials_bytes = 2 * blocks * kPartialFloatsMax * sizeof(float);
   w.partials = make_device_memory(w.partials_bytes);
+  w.line = make_device_memory(sizeof(Line));
+  w.pieces = make_device_memory(blocks * kWarpsMax * sizeof(Piece));
+  w.prefix = make_device_memory((kSequencesMax + 1) * sizeof(int));
   w.counters_count = kCountersMax;
   w.counters = make_device_memory(size_t(kCountersMax) * sizeof(int));
   CUDA_VERIFY(cudaMemsetAsync(w.counters.get(), 0, size_t(kCountersMax) * sizeof(int), stream));

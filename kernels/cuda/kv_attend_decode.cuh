@@ -4,9 +4,11 @@
 //
 // Mapping. Each warp works alone: it owns a piece of the line of work (decode_work.cuh) and a ring
 // of stages in shared memory that asynchronous copies fill, so there is no block-wide barrier after
-// the prologue. Operands are swapped: S^T = K q^T and O^T = V^T P^T, so that keys and values are
-// operand A of mma.m16n8k16, straight from the order in which pages store them, and up to 8 query
-// heads of a KV head are its n = 8 columns (16 with NT = 2). P^T becomes operand B by movmatrix.
+// the prologue. The first of them start while the kernel before still runs (overlap.cuh): nothing
+// of a step writes a layer's store before that layer's attention. Operands are swapped: S^T = K q^T
+// and O^T = V^T P^T, so that keys and values are operand A of mma.m16n8k16, straight from the order
+// in which pages store them, and up to 8 query heads of a KV head are its n = 8 columns (16 with NT
+// = 2). P^T becomes operand B by movmatrix.
 //
 // Codes are used as they lie: a word AND a mask is a pair of fp16 subnormals c * 4^p * 2^-24
 // (tensor cores take subnormals at full rate), one instruction for two codes. Everything else is
@@ -574,7 +576,6 @@ struct DecodeProducer {
   static constexpr int kKeyTileBytes = 16 * D * KB / 8 < 512 ? 512 : 16 * D * KB / 8;
 
   const DecodeLaunch& a;
-  const Line& line;
   Cursor cursor, end;
   Extent extent;
   int behind;  // units of the cursor's segment up to the piece's end
@@ -583,13 +584,14 @@ struct DecodeProducer {
   int slot;
   int page = 0;  // id of the page of the cursor's unit; read one unit ahead of its use
 
-  __device__ __forceinline__ DecodeProducer(const DecodeLaunch& launch, const Line& work,
-                                            Cursor first, Cursor last)
-      : a(launch), line(work), cursor(first), end(last) {
+  __device__ __forceinline__ DecodeProducer(const DecodeLaunch& launch, Cursor first, Cursor last)
+      : a(launch), cursor(first), end(last) {
     enter_segment();
   }
 
   __device__ __forceinline__ bool done() const { return cursor.unit == behind; }
+  // The cursor's unit has the step's own token, which the kernel before writes.
+  __device__ __forceinline__ bool at_own_token() const { return cursor.unit == extent.units() - 1; }
 
   __device__ __forceinline__ void enter_segment() {
     behind = cursor.unit;
@@ -610,9 +612,7 @@ struct DecodeProducer {
     int token = (extent.page_first + cursor.unit) * kUnitTokens;
     if (KB == 16 || cursor.unit >= extent.pages) {
       token = tile_token();
-      // The step's own token and tiles whose keys are in the residual need no page.
-      if (cursor.unit == extent.pages + extent.tiles || (KB < 16 && token >= extent.keys_end))
-        return;
+      if (KB < 16 && token >= extent.keys_end) return;  // a tile of the residual needs no page
     }
     page = __ldg(table + (token >> a.page_shift));
   }
@@ -628,18 +628,19 @@ struct DecodeProducer {
     if (++cursor.unit < behind) {
       look_up();
     } else if (cursor.unit == extent.units()) {
-      cursor = line.next_segment(a, cursor);
+      cursor = next_segment(a, cursor);
       enter_segment();
     }
   }
 
   // Lane i < 4 has piece i of the unit: keys, values, and, where they are apart from these, key and
-  // value parameters.
+  // value parameters. The step's own token comes chunk by chunk, since rows are swizzled.
   __device__ __forceinline__ void issue_pieces(const WarpCopy& copy, uint32_t stage,
                                                const std::byte* block, int head) const {
     const int piece = copy.lane;
     const std::byte* from = block;
-    int to = 0, bytes = 0, all;
+    const void* own = nullptr;
+    int to = 0, bytes = 0, all, own_to = 0;
     if (KB < 16 && cursor.unit < extent.pages) {
       // Half of a 128-token page: its codes and value parameters, and the key parameters of both.
       all = a.unit_bytes;
@@ -653,7 +654,7 @@ struct DecodeProducer {
                 : piece == 2 ? a.block_kp
                              : a.block_vp + half * vp;
       }
-    } else if (cursor.unit < extent.pages + extent.tiles) {
+    } else {
       const int token = tile_token();
       const int low = max(token, extent.values_begin), rows = min(token + 16, extent.past) - low;
       const int row_bytes = rows * 2 * D;
@@ -678,14 +679,16 @@ struct DecodeProducer {
         from = block + (piece == 0 ? in_page * (D * KB / 8) / kKeyTileBytes * kKeyTileBytes
                                    : a.block_kp + (in_page >> a.group_shift) * (4 * D));
       }
-    } else {  // the step's own token
-      all = 4 * D;
-      bytes = piece < 2 ? 2 * D : 0;
-      to = piece * 32 * D;
-      from = reinterpret_cast<const std::byte*>(a.kv + kv_row * a.kv_stride +
-                                                (head + piece * a.kv_heads) * D);
+      if (at_own_token()) {
+        all += 4 * D;
+        const int which = copy.lane / (D / 8), chunk = copy.lane % (D / 8);
+        const int row = extent.past - token;
+        if (which < 2)
+          own = a.kv + kv_row * a.kv_stride + (head + which * a.kv_heads) * D + chunk * 8;
+        own_to = which * 32 * D + row * 2 * D + (chunk ^ row % 8) * 16;
+      }
     }
-    copy.start(all, stage + to, from, bytes);
+    copy.start(all, stage + to, from, bytes, stage + own_to, own);
   }
 };
 
@@ -752,62 +755,64 @@ struct DecodeMerge {
                      : __half_as_ushort(__float2half_rn(x));
   }
 
-  // Merges `count` states and writes the output row, or (`to` given) one state.
+  __device__ __forceinline__ int quads() const { return NT * kTiles * 8 << a.pair_shift; }
+
+  // Merges float4 `i` of `count` states into the output row or (`to` given) one state.
   template <bool IN_BLOCK, class PartialOf>
-  __device__ __forceinline__ void reduce(const PartialSlot& p, int count, PartialOf partial,
+  __device__ __forceinline__ void reduce(int i, const PartialSlot& p, int count, PartialOf partial,
                                          float4* to) const {
-    const int quads = NT * kTiles * 8 << a.pair_shift;
-    for (int i = threadIdx.x; i < quads; i += blockDim.x) {
-      const int g = i % 8, t = (i >> 3) & ((1 << a.pair_shift) - 1);
-      const int n = (i >> (3 + a.pair_shift)) / kTiles, c = (i >> (3 + a.pair_shift)) % kTiles;
-      const int head = n * 8 + 2 * t, state = quads + n * 4 + t;
-      if (head >= p.heads) continue;
-      float2 m, l;
-      const float4 o = merge<IN_BLOCK>(i, state, count, partial, m, l);
-      if (to != nullptr) {
-        to[i] = o;
-        if (c == 0 && g == 0) to[state] = make_float4(m.x, m.y, l.x, l.y);
-        continue;
-      }
-      auto* row = static_cast<uint16_t*>(a.out) + int64_t(p.row) * a.out_stride + p.channel +
-                  head * D + c * 16 + g;
-      store_16(row, o.x / l.x), store_16(row + 8, o.z / l.x);
-      if (head + 1 < p.heads) store_16(row + D, o.y / l.y), store_16(row + D + 8, o.w / l.y);
+    const int g = i % 8, t = (i >> 3) & ((1 << a.pair_shift) - 1);
+    const int n = (i >> (3 + a.pair_shift)) / kTiles, c = (i >> (3 + a.pair_shift)) % kTiles;
+    const int head = n * 8 + 2 * t, state = quads() + n * 4 + t;
+    if (head >= p.heads) return;
+    float2 m, l;
+    const float4 o = merge<IN_BLOCK>(i, state, count, partial, m, l);
+    if (to != nullptr) {
+      to[i] = o;
+      if (c == 0 && g == 0) to[state] = make_float4(m.x, m.y, l.x, l.y);
+      return;
     }
+    auto* row = static_cast<uint16_t*>(a.out) + int64_t(p.row) * a.out_stride + p.channel +
+                head * D + c * 16 + g;
+    store_16(row, o.x / l.x), store_16(row + 8, o.z / l.x);
+    if (head + 1 < p.heads) store_16(row + D, o.y / l.y), store_16(row + D + 8, o.w / l.y);
   }
 
   // slots [2 warps]: what each state belongs to. state(slot): its memory. All threads of the block,
   // after a barrier. `arrived` [2][3] is shared memory.
   template <class StateOf>
   __device__ __forceinline__ void run(const PartialSlot* slots, StateOf state, int* arrived) {
-    const int warps = blockDim.x / 32;
+    constexpr uint32_t kAll = 0xffffffffu;
+    const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
     const int begin = line.boundary(min(line.pieces, int(blockIdx.x) * line.pieces_block));
     const int end = line.boundary(min(line.pieces, int(blockIdx.x + 1) * line.pieces_block));
-    int earlier = -1, here = -1;  // slots left for the workspace: began earlier, begin here
-    for (int slot = 0; slot < 2 * warps;) {
-      const int id = slots[slot].id;
-      if (id < 0) {
-        ++slot;
-        continue;
-      }
-      // The slots of one segment: this one, then the first ones of the next warps.
-      const int first = slot, warp = slot / 2;
-      int count = 1;
-      while (warp + count < warps && slots[2 * (warp + count)].id == id) ++count;
-      const bool begins = slots[first].start >= begin, ends = slots[first].last < end;
+    // Lane i looks at slot i. The slots of one segment are a first one, then the even ones of the
+    // next warps.
+    const int id = lane < 2 * warps ? slots[lane].id : -1;
+    const uint32_t same = __match_any_sync(kAll, id);
+    const bool leads = id >= 0 && (same & ((1u << lane) - 1)) == 0;
+    const bool begins = leads && slots[lane].start >= begin;
+    const bool ends = leads && slots[lane].last < end;
+    const uint32_t leaders = __ballot_sync(kAll, leads);
+    const int rank = __popc(leaders & ((1u << lane) - 1));
+    // Left for the workspace: at most one that began earlier, at most one that begins here.
+    const int earlier = __ffs(int(__ballot_sync(kAll, leads && !begins))) - 1;
+    const int here = __ffs(int(__ballot_sync(kAll, begins && !ends))) - 1;
+    const int all = __popc(leaders) * quads();
+    for (int i = threadIdx.x; i - lane < all; i += blockDim.x) {  // quads() is a multiple of 32
+      const int group = (i - lane) / quads();
+      const int first = __ffs(int(__ballot_sync(kAll, leads && rank == group))) - 1;
+      const int count = __popc(__shfl_sync(kAll, same, first));
       float4* to = nullptr;
-      if (!begins || !ends) {
-        (begins ? here : earlier) = first;
+      if (first == earlier || first == here)
         to = reinterpret_cast<float4*>(a.partials +
-                                       int64_t(2 * blockIdx.x + begins) * kPartialFloats);
-      }
+                                       int64_t(2 * blockIdx.x + (first == here)) * kPartialFloats);
       reduce<true>(
-          slots[first], count,
+          i - group * quads(), slots[first], count,
           [&](int j) {
-            return reinterpret_cast<const float4*>(state(j == 0 ? first : 2 * (warp + j)));
+            return reinterpret_cast<const float4*>(state(j == 0 ? first : 2 * (first / 2 + j)));
           },
           to);
-      slot = count == 1 ? first + 1 : 2 * (warp + count) - 1;
     }
     if (earlier < 0 && here < 0) return;  // the same in all threads
     __threadfence();
@@ -822,53 +827,53 @@ struct DecodeMerge {
       out[0] = n == count, out[1] = first, out[2] = count;
     }
     __syncthreads();
-    for (int i = 0; i < 2; ++i) {
-      const int slot = i == 0 ? earlier : here;
-      if (slot < 0 || !arrived[i * 3]) continue;
+    for (int k = 0; k < 2; ++k) {
+      const int slot = k == 0 ? earlier : here;
+      if (slot < 0 || !arrived[k * 3]) continue;
       __threadfence();
-      const int first = arrived[i * 3 + 1];
-      reduce<false>(
-          slots[slot], arrived[i * 3 + 2],
-          [&](int j) {
-            return reinterpret_cast<const float4*>(
-                a.partials + int64_t(2 * (first + j) + (j == 0)) * kPartialFloats);
-          },
-          nullptr);
+      const int first = arrived[k * 3 + 1];
+      for (int i = threadIdx.x; i < quads(); i += blockDim.x)
+        reduce<false>(
+            i, slots[slot], arrived[k * 3 + 2],
+            [&](int j) {
+              return reinterpret_cast<const float4*>(
+                  a.partials + int64_t(2 * (first + j) + (j == 0)) * kPartialFloats);
+            },
+            nullptr);
     }
   }
 };
 
 template <int D, int KB, int VB, int NT>
-__global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
-    kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
+__global__ void __launch_bounds__(NT == 1   ? 384
+                                  : D == 64 ? 256
+                                            : 128,
+                                  1) kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const DecodeShared at = decode_shared(warps, a.stages, a.sequence_count, D, NT, a.pair_shift);
+  const DecodeShared at = decode_shared(warps, a.stages, D, NT, a.pair_shift);
   auto* slots = reinterpret_cast<PartialSlot*>(shared + at.slots);
   std::byte* ring = shared + at.ring + warp * a.stages * a.stage_bytes;
   const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
 
   let_next_start();
+  const Piece piece = a.pieces[blockIdx.x * warps + warp];
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
   if (threadIdx.x < 32) reinterpret_cast<uint32_t*>(shared + at.ones)[lane] = kOnes;
   if (lane < 2) slots[2 * warp + lane].id = -1;
+  if (threadIdx.x < sizeof(Line) / 4)
+    reinterpret_cast<uint32_t*>(shared + at.line)[threadIdx.x] =
+        reinterpret_cast<const uint32_t*>(a.line)[threadIdx.x];
+  const Line& line = *reinterpret_cast<const Line*>(shared + at.line);
   fence_before_async_copy();
-  const Line line = make_line(a, reinterpret_cast<int*>(shared + at.prefix),
-                              reinterpret_cast<Line*>(shared + at.line));
+  __syncthreads();
 
-  const int piece = blockIdx.x * line.pieces_block + warp;
-  if (warp < line.pieces_block && piece < line.pieces) {
-    // Even lanes find where the piece begins, odd lanes where it ends.
-    const Cursor mine = line.locate(a, line.boundary(piece + lane % 2));
-    const auto of_lane = [&](int from) {
-      return Cursor{__shfl_sync(0xffffffffu, mine.sequence, from),
-                    __shfl_sync(0xffffffffu, mine.segment, from),
-                    __shfl_sync(0xffffffffu, mine.unit, from)};
-    };
-    Cursor cursor = of_lane(0);
-    const Cursor end = of_lane(1);
-    DecodeProducer<D, KB, VB, NT> producer(a, line, cursor, end);
-    wait_for_previous();  // so far only the step's plan has been read
+  if (!(piece.begin == piece.end)) {
+    Cursor cursor = piece.begin;
+    const Cursor end = piece.end;
+    DecodeProducer<D, KB, VB, NT> producer(a, cursor, end);
+    bool waited = producer.at_own_token();
+    if (waited) wait_for_previous();
     DecodeWarp<D, KB, VB, NT> state(a, lane, shared + at.ones);
     Extent extent;
     int units = 0, begin = 0, behind = 0, heads = 0, row = 0;  // of the cursor's segment
@@ -879,7 +884,7 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
     // One place each for starting copies, for a unit and for the ends of a segment: the code of the
     // kernel has to come through the instruction cache as well.
     while (true) {
-      if (!inside && (in_flight > 0 || !producer.done())) {
+      if (waited && !inside && (in_flight > 0 || !producer.done())) {
         inside = fresh = true;
         const StepSequence& sequence = a.sequences[cursor.sequence];
         extent = extent_of(a, sequence.past);
@@ -897,6 +902,8 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
         producer.issue({barriers + in * 8, lane}, shared_address(ring + in * a.stage_bytes));
         in = in + 1 == a.stages ? 0 : in + 1;
         ++in_flight;
+        if (!waited) wait_for_previous();  // one unit is on its way; q comes next
+        waited = true;
         continue;
       }
       if (in_flight == 0) break;
@@ -911,11 +918,9 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
         state.page_unit(data, max(0, extent.low - token), min(64, extent.values_end - token));
       } else {
         const int tile = extent.tile_first + cursor.unit - extent.pages;
-        const bool own = cursor.unit == units - 1;
         const int token = tile * kTileTokens;
-        state.tile_unit(data, own ? 0 : max(0, extent.values_begin - token),
-                        own ? 1 : min(16, extent.past - token), !own && token < extent.keys_end,
-                        tile % 2);
+        state.tile_unit(data, max(0, extent.values_begin - token), min(16, extent.past + 1 - token),
+                        token < extent.keys_end, tile % 2);
       }
       __syncwarp();
       if (++out == a.stages) out = 0, parity ^= 1;
@@ -933,16 +938,18 @@ __global__ void __launch_bounds__(NT == 1 ? 256 : 128, 1)
         state.store_partial(reinterpret_cast<float4*>(to), heads);
         if (lane == 0) {
           const int weight = extent.weight(a);
-          const int start = line.prefix[cursor.sequence] + cursor.segment * weight;
+          // What began earlier is the segment of the piece's begin, what goes on that of its end.
+          const Piece& own = a.pieces[blockIdx.x * warps + warp];
+          const int start = slot == 0 ? own.begin_start : own.end_start;
           slots[2 * warp + slot] = {cursor.sequence * (a.kv_heads * a.head_blocks) + cursor.segment,
                                     start,
-                                    start + weight - 1,
+                                    start + weight - a.tile_weight,
                                     row,
                                     heads,
                                     channel};
         }
       }
-      if (behind == units) cursor = line.next_segment(a, cursor);
+      if (behind == units) cursor = next_segment(a, cursor);
     }
   }
   wait_for_previous();

@@ -34,17 +34,24 @@ struct DecodeArguments {
 
 // How a launch is cut up. The defaults are what measured best (docs/benchmarks/notes-cuda.md).
 struct DecodeTuning {
-  int warps = 0;   // a block, 1..8; 0: default
+  int warps = 0;   // a block, 1..12; 0: default
   int stages = 0;  // of a warp's ring, 2..8; 0: 2, fewer warps where they do not fit
   int blocks_per_multiprocessor = 0;  // 0: default
 };
 
+// The cut of a step into pieces of work depends on its sequences, on the shapes, the format, the
+// window and the tuning, not on the layer: made by the first launch of a step (a kernel of its own,
+// some microseconds) and reused by the others. A launch that reuses it starts while the kernel
+// before it still runs and reads the layer's store at once: what writes that layer's store must lie
+// before the launch that made the plan.
+enum class DecodePlanning { make, reuse };
+
 // out = softmax(q K^T * scale) V for the sequences with row_count 1 and mode `store`; the rows of
 // others are left alone. head_dim 64 or 128; any number of query heads a KV head.
 // cudaErrorInvalidValue for a format or head_dim that has no kernel.
-cudaError_t decode_attend(const DecodeArguments& a, const CudaProperties& device,
-                          const DecodeWorkspace& workspace, cudaStream_t stream,
-                          const DecodeTuning& tuning = {});
+cudaError_t decode_attend(const DecodeArguments& a, DecodePlanning planning,
+                          const CudaProperties& device, const DecodeWorkspace& workspace,
+                          cudaStream_t stream, const DecodeTuning& tuning = {});
 
 DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream);
 

@@ -13,15 +13,17 @@ cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
   if (error != cudaSuccess) return error;
-  return launch_overlapped(kernel, dim3(unsigned(grid.blocks)), dim3(unsigned(grid.warps * 32)),
-                           grid.shared_bytes, stream, a);
+  if (grid.overlaps)
+    return launch_overlapped(kernel, dim3(unsigned(grid.blocks)), dim3(unsigned(grid.warps * 32)),
+                             grid.shared_bytes, stream, a);
+  kernel<<<grid.blocks, grid.warps * 32, grid.shared_bytes, stream>>>(a);
+  return cudaGetLastError();
 }
 
 template <int D, int KB, int VB>
-cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, bool wide,
-                          cudaStream_t stream) {
-  return wide ? launch_decode_kernel<D, KB, VB, 2>(a, grid, stream)
-              : launch_decode_kernel<D, KB, VB, 1>(a, grid, stream);
+cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, cudaStream_t stream) {
+  return grid.wide ? launch_decode_kernel<D, KB, VB, 2>(a, grid, stream)
+                   : launch_decode_kernel<D, KB, VB, 1>(a, grid, stream);
 }
 
 }  // namespace kivi::cuda

@@ -7,16 +7,16 @@ namespace kivi::cuda {
 
 struct DecodeLaunch;
 
-// Blocks, warps a block and dynamic shared memory.
 struct DecodeGrid {
   int blocks;
-  int warps;
+  int warps;  // a block
   size_t shared_bytes;
+  bool wide;      // two blocks of 8 query heads a warp
+  bool overlaps;  // with the kernel before
 };
 
-// `wide`: two blocks of 8 query heads a warp. Explicitly instantiated in kv_attend_decode_*.cu.
+// Explicitly instantiated in kv_attend_decode_*.cu.
 template <int D, int KB, int VB>
-cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, bool wide,
-                          cudaStream_t stream);
+cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, cudaStream_t stream);
 
 }  // namespace kivi::cuda

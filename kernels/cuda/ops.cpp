@@ -6,6 +6,7 @@
 #include "kernels/cuda/kv_attend_decode.h"
 #include "kernels/cuda/matmul_few_rows.h"
 #include "kernels/cuda/prefill_attend.h"
+#include "kernels/cuda/trace_range.h"
 
 namespace kivi {
 
@@ -53,8 +54,11 @@ void CudaBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tens
 }
 
 // The first time a key comes its ops run as they are (cuBLASLt chooses algorithms, kernels are
-// loaded); the second time they are recorded; from then on they are replayed.
+// loaded); the second time they are recorded; from then on they are replayed. A record makes its
+// own plan of decode attention, and leaves none to others.
 void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
+  const TraceRange range("launch recorded step");
+  decode_plan_ = {};
   const auto [place, first] = graphs_.try_emplace(key);
   if (first) return ops();
   Graph& graph = place->second;
@@ -67,16 +71,21 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
     CUDA_VERIFY(cudaGraphInstantiate(&executable, recorded, 0));
     CUDA_VERIFY(cudaGraphDestroy(recorded));
     graph = Graph(executable);
+    decode_plan_ = {};
   }
   CUDA_VERIFY(cudaGraphLaunch(graph.get(), stream_.get()));
 }
 
 void CudaBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows,
                             const Tensor& ids) {
+  const TraceRange range("launch sampling");
   sampler_.launch(logits, rows, ids, stream_.get());
 }
 
-void CudaBackend::collect_samples(std::vector<SampledToken>& out) { sampler_.collect(out); }
+void CudaBackend::collect_samples(std::vector<SampledToken>& out) {
+  const TraceRange range("wait for samples");
+  sampler_.collect(out);
+}
 
 // Sequences with one new token over the store go to the split-KV decode kernel, all others to flash
 // attention; each kernel leaves the other's rows alone.
@@ -111,7 +120,14 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
                                   .layer = layer,
                                   .window = step.sliding_window,
                                   .scale_log2 = scale_log2};
-    CUDA_VERIFY(cuda::decode_attend(a, properties_, decode_workspace_, stream_.get()));
+    const KvLayout& layout = store.layout;
+    const DecodePlan plan{sequences,          count, heads_q, a.window, layout.format,
+                          layout.shape.heads, d};
+    const bool reuse = decode_plan_ == plan && layer > appended_last_;
+    CUDA_VERIFY(
+        cuda::decode_attend(a, reuse ? cuda::DecodePlanning::reuse : cuda::DecodePlanning::make,
+                            properties_, decode_workspace_, stream_.get()));
+    if (!reuse) decode_plan_ = plan, appended_last_ = -1;
   }
   if (rows_max > 0) {
     const cuda::PrefillArguments a{.q = q.as<__half>(),

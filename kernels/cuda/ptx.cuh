@@ -91,7 +91,8 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 // ----------------------------------------------
 //
 // `start` is called by all lanes: each lane's `bytes` (0: none) go from `from` to `to`; `all` is
-// their sum over the warp. The barrier's phase completes when they are there. On Hopper each lane
+// their sum over the warp; where `chunk` is given, 16 bytes from there to `chunk_to` as well. The
+// barrier's phase completes when they are there. On Hopper each lane
 // issues a bulk copy (the barrier expects 1 arrival); before, the lanes share each copy in 16-byte
 // chunks (32 arrivals). Addresses and sizes are multiples of 16; only lanes 0 to 3 have bytes.
 struct WarpCopy {
@@ -101,24 +102,28 @@ struct WarpCopy {
 #if __CUDA_ARCH__ >= 900
   static constexpr int kArrivals = 1;
 
-  __device__ __forceinline__ void start(int all, uint32_t to, const std::byte* from,
-                                        int bytes) const {
+  __device__ __forceinline__ void start(int all, uint32_t to, const void* from, int bytes,
+                                        uint32_t chunk_to = 0, const void* chunk = nullptr) const {
     if (lane == 0)
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(all)
                    : "memory");
     __syncwarp();
-    if (bytes > 0)
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-          "[%3];" ::"r"(to),
-          "l"(from), "r"(bytes), "r"(barrier)
-          : "memory");
+    if (bytes > 0) bulk_copy(to, from, bytes);
+    if (chunk != nullptr) bulk_copy(chunk_to, chunk, 16);
     __syncwarp();
+  }
+  __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, int bytes) const {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+        "[%3];" ::"r"(to),
+        "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
   }
 #else
   static constexpr int kArrivals = 32;
 
-  __device__ __forceinline__ void start(int, uint32_t to, const std::byte* from, int bytes) const {
+  __device__ __forceinline__ void start(int, uint32_t to, const void* from, int bytes,
+                                        uint32_t chunk_to = 0, const void* chunk = nullptr) const {
 #pragma unroll
     for (int piece = 0; piece < 4; ++piece) {
       const uint32_t piece_to = __shfl_sync(0xffffffffu, to, piece);
@@ -130,6 +135,9 @@ struct WarpCopy {
                      "l"(piece_from + i)
                      : "memory");
     }
+    if (chunk != nullptr)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(chunk_to), "l"(chunk)
+                   : "memory");
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
   }
 #endif

@@ -190,7 +190,10 @@ class StoreBench {
     a.scale_log2 = 1.4427f / std::sqrt(float(d));
     return median_us(stream_, std::max(layers_, 8), [&](int i) {
       a.layer = i % layers_;
-      CUDA_VERIFY(cuda::decode_attend(a, backend_.properties(), workspace, stream_, tuning));
+      const auto planning =  // a model has 32 layers
+          i % 32 == 0 ? cuda::DecodePlanning::make : cuda::DecodePlanning::reuse;
+      CUDA_VERIFY(
+          cuda::decode_attend(a, planning, backend_.properties(), workspace, stream_, tuning));
     });
   }
 
@@ -318,7 +321,7 @@ std::string describe(const ShapeCase& s) {
 }
 
 void sweep(CudaBackend& backend, const DecodeWorkspace& workspace, double copy, const char* only) {
-  for (const int i : {3, 4, 6, 7}) {
+  for (const int i : {3, 6, 7, 8}) {
     for (const FormatCase& f : kFormats) {
       if (only != nullptr && std::strcmp(only, f.name) != 0) continue;
       if (only == nullptr && (f.format.residual == 128 || f.format.key_bits != f.format.value_bits))
@@ -326,9 +329,9 @@ void sweep(CudaBackend& backend, const DecodeWorkspace& workspace, double copy, 
       const StoreBench bench(backend, kShapes[i], f.format);
       std::printf("%-24s %-10s ", describe(kShapes[i]).c_str(), f.name);
       for (const int blocks : {1, 2})
-        for (const int warps : {4, 6, 8})
+        for (const int warps : {4, 6, 8, 10, 12})
           for (const int stages : {2, 3, 4}) {
-            if (blocks * warps * stages > 48) continue;
+            if (blocks * warps > 12 || warps * blocks < 8 || blocks * warps * stages > 32) continue;
             const double us = bench.attend_us(workspace, {warps, stages, blocks});
             std::printf(" %dx%dx%d:%.1f", blocks, warps, stages,
                         bench.bytes() / us / 1e3 / copy * 100);

@@ -157,4 +157,82 @@ TEST_CASE("decode attention splits one long sequence over the whole device") {
   }
 }
 
+// Sequences of one length are cut so that blocks end where segments do; others are not.
+TEST_CASE("decode attention of many sequences of one length equals fp64") {
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32};
+  for (const KvFormat& format : {kivi2, f16_format()})
+    for (const auto& [count, length] : {std::pair{8, 500}, {33, 200}, {64, 130}, {128, 70}})
+      check(format, {4, 2, 128}, std::vector<int>(size_t(count), length), 0, DType::f16, 27);
+}
+
+// Layers after a step's first reuse its plan and start while the append before them still runs.
+TEST_CASE("layers share a step's plan, and each step has its own") {
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi4{KvKind::kivi, 4, 4, 64, 64};
+  for (const KvFormat& format : {kivi2, kivi4, f16_format(), f8_format()}) {
+    CAPTURE(int(format.kind), format.key_bits);
+    std::mt19937 random(28);
+    const Shape shape{8, 2, 128};
+    const int layers = 4, sequences = 5;
+    TestStore store({format, {layers, shape.heads_kv, shape.head_dim}}, sequences, 600, random);
+    const float scale = 1.f / std::sqrt(float(shape.head_dim));
+    const auto step = [&](const std::vector<Chunk>& chunks, bool decodes) {
+      const StepView& view = store.plan(chunks);
+      Pair kv(view.rows, store.kv_columns(), DType::f16, DType::f16);
+      std::vector<std::unique_ptr<Pair>> q, out;
+      for (int layer = 0; layer < layers; ++layer) {
+        q.push_back(std::make_unique<Pair>(view.rows, shape.heads_q * shape.head_dim, DType::f16));
+        out.push_back(
+            std::make_unique<Pair>(view.rows, shape.heads_q * shape.head_dim, DType::f16));
+        q.back()->randomize(random, 1.5f);
+      }
+      kv.randomize(random);
+      for (size_t layer = 0; layer < layers; ++layer) {
+        if (decodes) {
+          cpu().kv_attend(q[layer]->on_cpu(), kv.on_cpu(), store.host(), view, int(layer), scale,
+                          out[layer]->on_cpu());
+          gpu().kv_attend(q[layer]->on_gpu(), kv.on_gpu(), store.device(), view, int(layer), scale,
+                          out[layer]->on_gpu());
+        }
+        cpu().kv_append(kv.on_cpu(), store.host(), view, int(layer));
+        gpu().kv_append(kv.on_gpu(), store.device(), view, int(layer));
+      }
+      store.commit(chunks);
+      if (!decodes) return;
+      for (size_t layer = 0; layer < layers; ++layer) {
+        CAPTURE(layer, store.sequence(0).past);
+        REQUIRE(relative_error(out[layer]->gpu_result(), out[layer]->cpu_result()) <= 2e-3);
+      }
+      REQUIRE(store.same_bytes(0));
+    };
+    step({{0, 31}, {1, 300}, {2, 63}, {3, 1}, {4, 130}}, false);
+    for (int i = 0; i < 70; ++i) step({{0}, {1}, {2}, {3}, {4}}, true);
+    for (int i = 0; i < 5; ++i) step({{4}, {1}}, true);
+  }
+}
+
+// The same step, layer and store: what the append has written since is seen.
+TEST_CASE("attention after an append to its layer sees what was appended") {
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32};
+  std::mt19937 random(29);
+  TestStore store({kivi2, {1, 1, 128}}, 1, 200, random);
+  const std::vector<Chunk> prompt = {{0, 131}}, token = {{0}};
+  Pair first(131, store.kv_columns(), DType::f16, DType::f16);
+  first.randomize(random);
+  cpu().kv_append(first.on_cpu(), store.host(), store.plan(prompt), 0);
+  store.commit(prompt);
+  store.send();
+  const StepView& step = store.plan(token);
+  Pair q(1, 4 * 128, DType::f16), kv(1, store.kv_columns(), DType::f16, DType::f16),
+      out(1, 4 * 128, DType::f16);
+  q.randomize(random);
+  kv.randomize(random);
+  for (int i = 0; i < 20; ++i) {  // the token's row is overwritten, an old value evicted again
+    cpu().kv_attend(q.on_cpu(), kv.on_cpu(), store.host(), step, 0, 0.1f, out.on_cpu());
+    cpu().kv_append(kv.on_cpu(), store.host(), step, 0);
+    gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, 0.1f, out.on_gpu());
+    gpu().kv_append(kv.on_gpu(), store.device(), step, 0);
+    REQUIRE(relative_error(out.gpu_result(), out.cpu_result()) <= 2e-3);
+  }
+}
+
 }  // namespace kivi::test
