@@ -111,7 +111,7 @@ __device__ uint16_t bits_of(float x) { return __half_as_ushort(__float2half_rn(x
 
 // A value on its way out of the residual, one warp: where its codes go, and the words that they
 // share with other tokens, which are read long before they are needed. Channel lane + 32 i is the
-// i-th of a lane; two channel tiles are 128 words for each bit.
+// i-th of a lane; two channel tiles are 64 words for each bit.
 struct Eviction {
   std::byte* block;
   int token;  // in the page
@@ -120,7 +120,7 @@ struct Eviction {
 
   __device__ uint32_t* codes(const KvLayout& layout, int i) const {
     return reinterpret_cast<uint32_t*>(block + layout.value_codes_offset()) + first.word +
-           i * 128 * layout.format.value_bits;
+           i * 64 * layout.format.value_bits;
   }
 };
 
