@@ -91,6 +91,11 @@ struct DecodeLaunch {
   }
 };
 
+// What registers allow: 168 a thread at 12 warps, 255 at 8 or 4.
+__host__ __device__ constexpr int decode_warps_max(int head_dim, int head_tiles) {
+  return head_tiles == 1 ? 12 : head_dim == 64 ? 8 : 4;
+}
+
 // Offsets in a block's shared memory: barriers [warps][stages] first, then a row of ones, the
 // line, the ids of partial states and two counters, one partial state a warp, the rings.
 struct DecodeShared {

@@ -184,14 +184,14 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodePlanning planning,
 
   DecodeGrid grid{};
   grid.wide = wide;
-  // Registers allow 168 a thread at 12 warps, 255 at 8. Codes take instructions: more warps.
+  // Codes take instructions, and so more warps.
   const bool codes = s.store.layout.format.kind == KvKind::kivi;
-  const int warps_most = wide ? (d == 128 ? 4 : 8) : codes ? kWarpsMax : 8;
+  const int warps_most = decode_warps_max(d, wide ? 2 : 1);
+  const int warps_default = codes ? warps_most : std::min(8, warps_most);
   const int per_multiprocessor = std::clamp(tuning.blocks_per_multiprocessor, 1, kBlocksMax);
   // A multiprocessor keeps 1 KB of each block's shared memory for itself.
   const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
-  grid.warps =
-      std::min(tuning.warps > 0 ? tuning.warps : warps_most, wide ? warps_most : kWarpsMax);
+  grid.warps = tuning.warps > 0 ? std::min(tuning.warps, warps_most) : warps_default;
   auto shared_bytes = [&] {
     return decode_shared(grid.warps, a.stages, d, wide ? 2 : 1, a.pair_shift).ring +
            grid.warps * a.stages * a.stage_bytes;

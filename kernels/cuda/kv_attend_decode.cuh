@@ -845,10 +845,8 @@ struct DecodeMerge {
 };
 
 template <int D, int KB, int VB, int NT>
-__global__ void __launch_bounds__(NT == 1   ? 384
-                                  : D == 64 ? 256
-                                            : 128,
-                                  1) kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
+__global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
+    kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const DecodeShared at = decode_shared(warps, a.stages, D, NT, a.pair_shift);
