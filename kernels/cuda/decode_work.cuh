@@ -91,6 +91,9 @@ struct DecodeLaunch {
   }
 };
 
+// Blocks of 8 query heads that a warp takes at once, where a KV head has more than 8.
+__host__ __device__ constexpr int wide_head_tiles(int head_dim) { return head_dim == 64 ? 3 : 2; }
+
 // What registers allow: 168 a thread at 12 warps, 255 at 8 or 4.
 __host__ __device__ constexpr int decode_warps_max(int head_dim, int head_tiles) {
   return head_tiles == 1 ? 12 : head_dim == 64 ? 8 : 4;

@@ -17,10 +17,11 @@ constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
 
-// Floats of one partial state: 16 heads (two blocks of 8) of 128 channels, maxima and sums.
+// Floats of one partial state, at most: 16 heads (two blocks of 8) of 128 channels, maxima and
+// sums.
 constexpr size_t kPartialFloatsMax = 2 * (8 * 128 + 16);
 
-DecodeLaunch describe(const DecodeArguments& s, bool wide) {
+DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   const KvLayout& layout = s.store.layout;
   const int d = layout.shape.head_dim, halves = layout.page_tokens() / kUnitTokens;
   DecodeLaunch a{};
@@ -40,7 +41,7 @@ DecodeLaunch describe(const DecodeArguments& s, bool wide) {
   a.residual_inverse = 1.f / float(a.residual_rows);
   a.sequence_count = s.sequence_count, a.kv_heads = layout.shape.heads;
   a.ratio = s.heads_q / a.kv_heads;
-  const int heads_block = wide ? 16 : 8;
+  const int heads_block = 8 * head_tiles;
   a.head_blocks = (a.ratio + heads_block - 1) / heads_block;
   a.pair_shift = a.ratio <= 2 ? 0 : a.ratio <= 4 ? 1 : 2;
   a.window = s.window, a.scale_log2 = s.scale_log2, a.out_bf16 = s.out_type == DType::bf16;
@@ -173,7 +174,8 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodePlanning planning,
                                     : nullptr;
   if (launch == nullptr) return cudaErrorInvalidValue;
   const bool wide = s.heads_q / s.store.layout.shape.heads > 8;
-  DecodeLaunch a = describe(s, wide);
+  const int head_tiles = wide ? wide_head_tiles(d) : 1;
+  DecodeLaunch a = describe(s, head_tiles);
   a.line = reinterpret_cast<Line*>(workspace.line.get());
   a.pieces = reinterpret_cast<Piece*>(workspace.pieces.get());
   a.prefix = reinterpret_cast<int*>(workspace.prefix.get());
@@ -186,14 +188,14 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodePlanning planning,
   grid.wide = wide;
   // Codes take instructions, and so more warps.
   const bool codes = s.store.layout.format.kind == KvKind::kivi;
-  const int warps_most = decode_warps_max(d, wide ? 2 : 1);
+  const int warps_most = decode_warps_max(d, head_tiles);
   const int warps_default = codes ? warps_most : std::min(8, warps_most);
   const int per_multiprocessor = std::clamp(tuning.blocks_per_multiprocessor, 1, kBlocksMax);
   // A multiprocessor keeps 1 KB of each block's shared memory for itself.
   const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
   grid.warps = tuning.warps > 0 ? std::min(tuning.warps, warps_most) : warps_default;
   auto shared_bytes = [&] {
-    return decode_shared(grid.warps, a.stages, d, wide ? 2 : 1, a.pair_shift).ring +
+    return decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift).ring +
            grid.warps * a.stages * a.stage_bytes;
   };
   a.stages = tuning.stages > 0 ? tuning.stages : 2;

@@ -7,8 +7,8 @@
 // the prologue. The first of them start while the kernel before still runs (overlap.cuh): nothing
 // of a step writes a layer's store before that layer's attention. Operands are swapped: S^T = K q^T
 // and O^T = V^T P^T, so that keys and values are operand A of mma.m16n8k16, straight from the order
-// in which pages store them, and up to 8 query heads of a KV head are its n = 8 columns (16 with NT
-// = 2). P^T becomes operand B by movmatrix.
+// in which pages store them, and up to 8 query heads of a KV head are its n = 8 columns (16 or
+// 24 with NT = 2 or 3). P^T becomes operand B by movmatrix.
 //
 // Codes are used as they lie: a word AND a mask is a pair of fp16 subnormals c * 4^p * 2^-24
 // (tensor cores take subnormals at full rate), one instruction for two codes. Everything else is

@@ -22,7 +22,7 @@ cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
 
 template <int D, int KB, int VB>
 cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, cudaStream_t stream) {
-  return grid.wide ? launch_decode_kernel<D, KB, VB, 2>(a, grid, stream)
+  return grid.wide ? launch_decode_kernel<D, KB, VB, wide_head_tiles(D)>(a, grid, stream)
                    : launch_decode_kernel<D, KB, VB, 1>(a, grid, stream);
 }
 

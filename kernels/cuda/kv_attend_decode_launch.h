@@ -11,7 +11,7 @@ struct DecodeGrid {
   int blocks;
   int warps;  // a block
   size_t shared_bytes;
-  bool wide;      // two blocks of 8 query heads a warp
+  bool wide;      // wide_head_tiles blocks of 8 query heads a warp, else one
   bool overlaps;  // with the kernel before
 };
 
