@@ -115,11 +115,12 @@ __device__ void append_rows(const Append& a, const StepSequence& s, int head) {
 }
 
 // Groups of keys of all sequences that complete R tokens, shared by `blocks` blocks.
-__device__ void flush_keys(const Append& a, int sequences, int block, int blocks, __half* rows) {
+template <int GROUP>
+__device__ void flush_keys(const Append& a, int sequences, int block, int blocks, uint16_t* codes) {
   __shared__ int found[kDecodeThreads], count;
   const KvLayout& layout = a.store.layout;
-  const int residual = layout.format.residual, group = layout.format.group;
-  const int heads = layout.shape.heads, groups = residual / group;
+  const int residual = layout.format.residual;
+  const int heads = layout.shape.heads, groups = residual / GROUP;
   for (int base = 0; base < sequences; base += kDecodeThreads) {
     // A list in the order of the sequences: each block must see the same.
     const int index = base + threadIdx.x;
@@ -142,23 +143,26 @@ __device__ void flush_keys(const Append& a, int sequences, int block, int blocks
     for (int item = block; item < count * heads * groups; item += blocks) {
       const StepSequence& s = a.sequences[found[item / (heads * groups)]];
       const int head = item / groups % heads;
-      const int first = s.past + 1 - residual + item % groups * group;
+      const int first = s.past + 1 - residual + item % groups * GROUP;
       std::byte* page = a.page(s, first / layout.page_tokens(), head);
-      load_rows(a, s, head, 0, first, group, rows);
-      __syncthreads();
-      quantize_keys(layout, page, first % layout.page_tokens(), rows);
+      quantize_keys<GROUP>(layout, page, first % layout.page_tokens(), codes,
+                           [&](int i, int c) { return a.source(s, first + i, head, 0, c); });
       __syncthreads();
     }
   }
 }
 
 // Blocks below `row_blocks`: 8 pairs of sequence and head each; the others: flushes.
-__global__ void __launch_bounds__(kDecodeThreads, 4)
+template <int GROUP>
+__global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
+                                                  : GROUP == 64 ? 3
+                                                                : 2)
     append_decode_kernel(const __grid_constant__ Append a, int sequences, int row_blocks) {
-  extern __shared__ __align__(16) __half rows[];  // [G][d], for a flush
+  extern __shared__ __align__(16) __half rows[];  // codes [G][d] of a flush
   let_next_start();
   if (int(blockIdx.x) >= row_blocks) {
-    flush_keys(a, sequences, int(blockIdx.x) - row_blocks, int(gridDim.x) - row_blocks, rows);
+    flush_keys<GROUP>(a, sequences, int(blockIdx.x) - row_blocks, int(gridDim.x) - row_blocks,
+                      reinterpret_cast<uint16_t*>(rows));
     return;
   }
   const int pair = blockIdx.x * (kDecodeThreads / 32) + threadIdx.x / 32;
@@ -227,6 +231,7 @@ __global__ void append_rows_kernel(const __grid_constant__ Append a, Rows target
 }
 
 // Writes what a step quantizes into one page. Grid (pages, heads, sequences), 256 threads.
+template <int GROUP>
 __global__ void append_page_kernel(const __grid_constant__ Append a) {
   extern __shared__ __align__(16) __half rows[];  // [kRowsMax][d]
   const StepSequence& s = a.sequences[blockIdx.z];
@@ -249,11 +254,12 @@ __global__ void append_page_kernel(const __grid_constant__ Append a) {
   for (int t = 0; t < tokens; t += step) {
     const int begin = max(first + t, keys_begin), end = min(first + t + step, keys_end);
     if (begin >= end) continue;  // kivi: groups are whole
-    load_rows(a, s, head, 0, begin, end - begin, rows);
-    __syncthreads();
     if (kivi) {
-      quantize_keys(layout, block, t, rows);
+      quantize_keys<GROUP>(layout, block, t, reinterpret_cast<uint16_t*>(rows),
+                           [&](int i, int c) { return a.source(s, begin + i, head, 0, c); });
     } else {
+      load_rows(a, s, head, 0, begin, end - begin, rows);
+      __syncthreads();
       convert_e4m3((end - begin) * a.d(), rows);
       __syncthreads();
       store_key_words(layout, block, begin - first, end - begin,
@@ -277,6 +283,14 @@ __global__ void append_page_kernel(const __grid_constant__ Append a) {
   }
 }
 
+// Calls f.operator()<G>(); f8 has no groups and takes any.
+template <class F>
+cudaError_t with_group(const KvFormat& format, F&& f) {
+  return format.group == 128  ? f.template operator()<128>()
+         : format.group == 64 ? f.template operator()<64>()
+                              : f.template operator()<32>();
+}
+
 Append device_arguments(const AppendArguments& a) {
   return {a.kv, a.kv_stride, a.store, a.sequences, a.page_table, a.layer};
 }
@@ -298,9 +312,12 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const int row_blocks = (pairs + kDecodeThreads / 32 - 1) / (kDecodeThreads / 32);
   const int groups = layout.format.residual / layout.format.group;
   const int blocks = row_blocks + std::min(kFlushBlocksMax, pairs * groups);
-  return launch_overlapped(append_decode_kernel, dim3(unsigned(blocks)), dim3(kDecodeThreads),
-                           size_t(layout.format.group * d) * sizeof(__half), stream,
-                           device_arguments(a), a.sequence_count, row_blocks);
+  const size_t shared = size_t(layout.format.group * d) * sizeof(uint16_t);
+  return with_group(layout.format, [&]<int GROUP>() {
+    return launch_overlapped(append_decode_kernel<GROUP>, dim3(unsigned(blocks)),
+                             dim3(kDecodeThreads), shared, stream, device_arguments(a),
+                             a.sequence_count, row_blocks);
+  });
 }
 
 cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,
@@ -319,12 +336,14 @@ cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,
   const int tokens = extents.pages_max * layout.page_tokens();
   if (layout.format.kind == KvKind::f16) return copy_rows(Rows::pages, tokens);
   const size_t shared = size_t(kRowsMax * layout.shape.head_dim) * sizeof(__half);
-  error = cudaFuncSetAttribute(append_page_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               int(shared));
-  if (error != cudaSuccess) return error;
-  append_page_kernel<<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(
-      arguments);
-  error = cudaGetLastError();
+  error = with_group(layout.format, [&]<int GROUP>() {
+    const cudaError_t failed = cudaFuncSetAttribute(
+        append_page_kernel<GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    if (failed != cudaSuccess) return failed;
+    append_page_kernel<GROUP>
+        <<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(arguments);
+    return cudaGetLastError();
+  });
   if (error != cudaSuccess || layout.format.kind != KvKind::kivi) return error;
   return copy_rows(Rows::residual, layout.format.residual);
 }

@@ -37,6 +37,8 @@ struct Quantizer {
     scale = round_f16(__fdiv_rn(round_f16(most - low), largest));
     inverse = scale == 0 ? 0.f : __frcp_rn(scale);  // a constant group has codes 0
   }
+  __device__ Quantizer(float minimum, float step, float step_inverse, float code_largest)
+      : low(minimum), scale(step), inverse(step_inverse), largest(code_largest) {}
   __device__ uint32_t code(float x) const {
     const float distance = __half2float(__float2half_rn(fminf(x - low, kF16Max)));
     const float estimate = distance * inverse;
@@ -113,42 +115,93 @@ __device__ inline void store_value_words(const KvLayout& layout, std::byte* bloc
   }
 }
 
-// One group of keys: `rows` [G][d] in shared memory become codes there, then words of the page.
-// `token` is the group's first, in the page. All 256 threads; several share a channel.
+// `finite` of two.
+__device__ inline __half2 finite2(__half2 x) {
+  const uint32_t numbers = *reinterpret_cast<const uint32_t*>(&x) & __heq2_mask(x, x);
+  const __half2 largest = __floats2half2_rn(kF16Max, kF16Max);
+  return __hmax2(__hmin2(*reinterpret_cast<const __half2*>(&numbers), largest), __hneg2(largest));
+}
+
+// One group of keys, by 256 threads: row_of(i, c) is where 8 channels of its i-th token lie. Codes
+// go through shared memory, [G][d], into words of the page. `token` is the group's first, in the
+// page. A thread has 8 channels of every 16th row in registers.
+template <int GROUP, class RowOf>
 __device__ inline void quantize_keys(const KvLayout& layout, std::byte* block, int token,
-                                     __half* rows) {
-  __shared__ float lows[256], highs[256];  // [part][d]
-  const int d = layout.shape.head_dim, bits = layout.format.key_bits;
-  const int parts = 256 / d > 2 ? 4 : 256 / d, count = layout.format.group / parts;
-  const int c = threadIdx.x % d, part = threadIdx.x / d;
-  const bool active = part < parts;
-  __half* mine = rows + part * count * d + c;
-  if (active) {
-    float low = finite(mine[0]), high = low;
-    for (int i = 1; i < count; ++i) {
-      const float v = finite(mine[i * d]);
-      low = fminf(low, v), high = fmaxf(high, v);
+                                     uint16_t* codes, RowOf row_of) {
+  constexpr int kRows = 16, kWarps = 8, kMost = GROUP / kRows, kChannels = 128;
+  __shared__ uint4 extremes[2][kWarps][kChannels / 8];  // least, largest; 8 channels each
+  __shared__ float4 parameters_of[3][kChannels / 4];    // low, scale, inverse
+  const int d = layout.shape.head_dim;
+  const int chunk = threadIdx.x % 16, first = threadIdx.x / 16, warp = threadIdx.x / 32;
+  const bool active = chunk * 8 < d;
+  alignas(16) __half2 x[kMost][4];
+  alignas(16) __half2 low[4], high[4];
+#pragma unroll
+  for (int i = 0; i < kMost; ++i)
+    if (active)
+      *reinterpret_cast<uint4*>(x[i]) =
+          *reinterpret_cast<const uint4*>(row_of(first + i * kRows, chunk * 8));
+#pragma unroll
+  for (int i = 0; i < kMost; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      x[i][j] = finite2(x[i][j]);
+      low[j] = i == 0 ? x[i][j] : __hmin2(low[j], x[i][j]);
+      high[j] = i == 0 ? x[i][j] : __hmax2(high[j], x[i][j]);
     }
-    lows[part * d + c] = low, highs[part * d + c] = high;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    low[j] = __hmin2(low[j], __shfl_xor_sync(0xffffffffu, low[j], 16));
+    high[j] = __hmax2(high[j], __shfl_xor_sync(0xffffffffu, high[j], 16));
+  }
+  if (threadIdx.x % 32 < 16) {
+    extremes[0][warp][chunk] = *reinterpret_cast<const uint4*>(low);
+    extremes[1][warp][chunk] = *reinterpret_cast<const uint4*>(high);
+  }
+  __syncthreads();
+  if (threadIdx.x < d) {
+    const int c = threadIdx.x;
+    const auto* lows = reinterpret_cast<const __half*>(extremes[0]) + c;
+    const auto* highs = reinterpret_cast<const __half*>(extremes[1]) + c;
+    __half least = lows[0], largest = highs[0];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) {
+      least = __hmin(least, lows[w * kChannels]);
+      largest = __hmax(largest, highs[w * kChannels]);
+    }
+    const Quantizer quantizer(__half2float(least), __half2float(largest), layout.format.key_bits);
+    auto* of_page = reinterpret_cast<uint16_t*>(block + layout.key_parameters_offset());
+    of_page[layout.key_scale(token, c)] = bits_of(quantizer.scale);
+    of_page[layout.key_minimum(token, c)] = bits_of(quantizer.low);
+    reinterpret_cast<float*>(parameters_of[0])[c] = quantizer.low;
+    reinterpret_cast<float*>(parameters_of[1])[c] = quantizer.scale;
+    reinterpret_cast<float*>(parameters_of[2])[c] = quantizer.inverse;
   }
   __syncthreads();
   if (active) {
-    float low = lows[c], high = highs[c];
-    for (int i = 1; i < parts; ++i)
-      low = fminf(low, lows[i * d + c]), high = fmaxf(high, highs[i * d + c]);
-    const Quantizer quantizer(low, high, bits);
-#pragma unroll 4
-    for (int i = 0; i < count; ++i)
-      reinterpret_cast<uint16_t*>(mine)[i * d] = uint16_t(quantizer.code(finite(mine[i * d])));
-    if (part == 0) {
-      auto* parameters = reinterpret_cast<uint16_t*>(block + layout.key_parameters_offset());
-      parameters[layout.key_scale(token, c)] = bits_of(quantizer.scale);
-      parameters[layout.key_minimum(token, c)] = bits_of(quantizer.low);
+    alignas(16) float of[3][8];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      *reinterpret_cast<float4*>(of[i]) = parameters_of[i][chunk * 2];
+      *reinterpret_cast<float4*>(of[i] + 4) = parameters_of[i][chunk * 2 + 1];
+    }
+    const float largest = float((1 << layout.format.key_bits) - 1);
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      uint32_t word[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 v = __half22float2(x[i][j]);
+        const Quantizer even{of[0][2 * j], of[1][2 * j], of[2][2 * j], largest};
+        const Quantizer odd{of[0][2 * j + 1], of[1][2 * j + 1], of[2][2 * j + 1], largest};
+        word[j] = even.code(v.x) | odd.code(v.y) << 16;
+      }
+      *reinterpret_cast<uint4*>(codes + (first + i * kRows) * d + chunk * 8) =
+          make_uint4(word[0], word[1], word[2], word[3]);
     }
   }
   __syncthreads();
-  store_key_words(layout, block, token, layout.format.group,
-                  reinterpret_cast<const uint16_t*>(rows));
+  store_key_words(layout, block, token, GROUP, codes);
 }
 
 // --- one value, by a warp ------------------------------------------------------------------------
