@@ -1,8 +1,8 @@
 // out = x W^T (+ bias) for 1 to 8 rows of x.
 //
 // Bytes: W once, 2 n k; everything else is small. So all that matters is that memory is never idle:
-// 64 KB of W are under way for each block, two blocks a multiprocessor. It starts when the kernel
-// before has ended, not while it runs (overlap.cuh): a step of one row was slower so.
+// 64 KB of W are under way for each block, two blocks a multiprocessor, and the first of them start
+// before the kernel that makes x has ended (overlap.cuh).
 //
 // Mapping. A tile is 16 rows of W; its 8 warps share k in runs of 128. W is operand A of
 // mma.m16n8k16 and up to 8 rows of x are its n = 8 columns, so 1 and 8 rows cost the same: a lane
@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/matmul_few_rows.h"
+#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/vector.cuh"
 
 namespace kivi::cuda {
@@ -110,6 +111,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerMultiprocessor)
     if (ahead.tile < tiles) load_weights(a, ahead, g, first, policy, buffer[i]);
     ahead = next(ahead);
   }
+  wait_for_previous();
 
   const T* x = a.x + g * a.x_stride;
   const bool has_row = g < a.t;
@@ -194,8 +196,8 @@ cudaError_t matmul_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias
                        out.dtype == DType::f32};
     const int tiles = (a.n + kTileRows - 1) / kTileRows;
     const int blocks = std::min(tiles, kBlocksPerMultiprocessor * multiprocessors);
-    matmul_few_rows_kernel<T><<<unsigned(blocks), kWarps * 32, 0, stream>>>(a);
-    return cudaGetLastError();
+    return launch_overlapped(matmul_few_rows_kernel<T>, dim3(unsigned(blocks)), dim3(kWarps * 32),
+                             0, stream, a);
   });
 }
 
