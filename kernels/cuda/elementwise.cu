@@ -11,6 +11,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// For kernels with nothing to do before their inputs are there.
+__device__ __forceinline__ void overlap() {
+  let_next_start();
+  wait_for_previous();
+}
+
 __device__ __forceinline__ float apply(Activation activation, float x) {
   switch (activation) {
     case Activation::silu:
@@ -31,7 +37,7 @@ template <class T>
 __global__ void gather_kernel(const T* source, int64_t source_stride, int64_t source_rows,
                               const int32_t* index, T* __restrict__ out, int64_t out_stride,
                               int n) {
-  wait_for_previous();
+  overlap();
   const int c = (blockIdx.y * kThreads + threadIdx.x) * 8;
   if (c >= n) return;
   const int64_t from = index[blockIdx.x];
@@ -47,14 +53,14 @@ __global__ void gather_kernel(const T* source, int64_t source_stride, int64_t so
 }
 
 __global__ void resolve_ids_kernel(int32_t* ids, int n, const int32_t* sampled) {
-  wait_for_previous();
+  overlap();
   const int i = blockIdx.x * kThreads + threadIdx.x;
   if (i < n && ids[i] < 0) ids[i] = sampled[-1 - ids[i]];
 }
 
 template <class T>
 __global__ void add_kernel(T* x, int64_t x_stride, const T* delta, int64_t delta_stride, int n) {
-  wait_for_previous();
+  overlap();
   T* row = x + blockIdx.x * x_stride;
   const T* d = delta + blockIdx.x * delta_stride;
   for (int c = blockIdx.y * kThreads + threadIdx.x; c < n; c += kThreads * gridDim.y)
@@ -71,6 +77,7 @@ __global__ void __launch_bounds__(1024, 1)
                     const T* __restrict__ weight, const T* __restrict__ bias, NormKind kind,
                     float eps, T* __restrict__ out, int64_t out_stride, int n) {
   __shared__ float scratch[32];
+  let_next_start();
   T* row = x + blockIdx.x * x_stride;
   Vector8<T> in[kVectors], w[kVectors];
 #pragma unroll
@@ -136,7 +143,7 @@ __global__ void __launch_bounds__(1024, 1)
 template <class T>
 __global__ void gated_activation_kernel(const T* gate_up, int64_t stride, Activation activation,
                                         T* __restrict__ out, int64_t out_stride, int f) {
-  wait_for_previous();
+  overlap();
   const int c = (blockIdx.y * kThreads + threadIdx.x) * 8;
   if (c >= f) return;
   const T* gate = gate_up + blockIdx.x * stride + c;
@@ -156,7 +163,7 @@ __global__ void gated_activation_kernel(const T* gate_up, int64_t stride, Activa
 
 template <class T>
 __global__ void activate_kernel(T* x, int64_t stride, Activation activation, int n) {
-  wait_for_previous();
+  overlap();
   T* row = x + blockIdx.x * stride;
   for (int c = blockIdx.y * kThreads + threadIdx.x; c < n; c += kThreads * gridDim.y)
     row[c] = from_float<T>(apply(activation, as_float(row[c])));
@@ -183,6 +190,7 @@ __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restr
                             DynamicRope dynamic, int heads_q, int heads_kv, int d,
                             __half* __restrict__ q, __half* __restrict__ kv) {
   extern __shared__ float angles[];  // cos [rotary / 2], sin [rotary / 2]
+  let_next_start();
   const int head = blockIdx.y * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   const int turning = heads_q + heads_kv, half = rotary / 2;
   const bool inside = head < turning + heads_kv;

@@ -159,6 +159,7 @@ __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
                                                                 : 2)
     append_decode_kernel(const __grid_constant__ Append a, int sequences, int row_blocks) {
   extern __shared__ __align__(16) __half rows[];  // codes [G][d] of a flush
+  let_next_start();
   if (int(blockIdx.x) >= row_blocks) {
     flush_keys<GROUP>(a, sequences, int(blockIdx.x) - row_blocks, int(gridDim.x) - row_blocks,
                       reinterpret_cast<uint16_t*>(rows));
@@ -173,6 +174,7 @@ __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
 
 // f16 and f8: the token goes to its page at once. Grid (heads, sequences), d threads.
 __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
+  let_next_start();
   wait_for_previous();
   const StepSequence& s = a.sequences[blockIdx.y];
   if (!a.is_decode(s)) return;

@@ -853,6 +853,8 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
   auto* slots = reinterpret_cast<PartialSlot*>(shared + at.slots);
   std::byte* ring = shared + at.ring + warp * a.stages * a.stage_bytes;
   const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
+
+  let_next_start();
   const Piece piece = a.pieces[blockIdx.x * warps + warp];
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
   if (threadIdx.x < 32) reinterpret_cast<uint32_t*>(shared + at.ones)[lane] = kOnes;

@@ -104,6 +104,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerMultiprocessor)
     return p.batch + 1 < batches ? Place{p.tile, p.batch + 1} : Place{p.tile + int(gridDim.x), 0};
   };
   const uint64_t policy = policy_of_weights();
+  let_next_start();
   Weights buffer[kBatches];
   Place ahead{int(blockIdx.x), 0}, at = ahead;
 #pragma unroll

@@ -11,12 +11,17 @@
 
 namespace kivi::cuda {
 
-// Returns when the kernel before this one in the stream has ended and its writes can be seen. From
-// then on the blocks of the kernel after this one take what room there is (and wait in turn), so
-// that no more than two kernels of a chain are under way.
+// Returns when the kernel before this one in the stream has ended and its writes can be seen.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel's blocks take what room there is as soon as every block of this kernel has
+// called it; it still waits for this kernel's end before it touches what this kernel writes.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
@@ -30,20 +35,16 @@ cudaError_t launch_overlapped(void (*kernel)(P...), dim3 grid, dim3 block, size_
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  // Kernels are on a multiprocessor together only if they divide its memory alike; decode attention
-  // needs all of it as shared memory.
-  attributes[1].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
-  attributes[1].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = major >= 9 ? 2 : 0;
+  config.attrs = &overlap;
+  config.numAttrs = major >= 9 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
 }
 
