@@ -77,6 +77,7 @@ class Translation {
   Status add_token_ids();
   Status read_rope_factors(RopeSpec& rope) const;
   void make_llama();
+  void make_qwen2();
   void make_falcon();
 
   const GgufHeader& header_;
@@ -173,6 +174,8 @@ void Translation::make_llama() {
   names_.rotary_pairs = true;
 }
 
+void Translation::make_qwen2() { config_["architectures"] = {"Qwen2ForCausalLM"}; }
+
 // Its converters put the q heads, then k, then v. Where there are two norms attn_norm is the MLP's.
 void Translation::make_falcon() {
   const bool two_norms = has_tensor("blk.0.attn_norm_2.weight");
@@ -209,14 +212,15 @@ Result<ModelConfig> Translation::run() {
   RETURN_IF_ERROR(check_whole());
   ASSIGN_OR_RETURN(const std::optional<std::string> name, header_.string("general.architecture"));
   architecture_ = name.value_or("");
-  if (architecture_ != "llama" && architecture_ != "falcon")
+  if (architecture_ != "llama" && architecture_ != "qwen2" && architecture_ != "falcon")
     return header_.unsupported(
         "general.architecture",
-        fmt::format("is '{}', supported are llama and falcon", architecture_));
+        fmt::format("is '{}', supported are llama, qwen2 and falcon", architecture_));
   RETURN_IF_ERROR(copy_keys());
   RETURN_IF_ERROR(add_rope());
   RETURN_IF_ERROR(add_token_ids());
   if (architecture_ == "llama") make_llama();
+  if (architecture_ == "qwen2") make_qwen2();
   if (architecture_ == "falcon") make_falcon();
   const auto embedding = header_.tensors().find(names_.embedding + ".weight");
   if (embedding == header_.tensors().end() || embedding->second.shape.size() != 2)

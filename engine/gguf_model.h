@@ -9,9 +9,9 @@
 
 namespace kivi {
 
-// Architectures: llama (with Mistral, which GGUF counts to it), falcon. Others, files that are one
-// part of several, and metadata of the architecture that the engine does not know and that is
-// neither 0 nor false are refused by name. `dtype` is f32, or bf16, where all matrices are, else
+// Architectures: llama (with Mistral, which GGUF counts to it), qwen2, falcon. Others, files that
+// are one part of several, and metadata of the architecture that the engine does not know and that
+// is neither 0 nor false are refused by name. `dtype` is f32, or bf16, where all matrices are, else
 // f16.
 Result<ModelConfig> read_gguf_config(const GgufHeader& header);
 

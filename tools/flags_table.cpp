@@ -273,7 +273,7 @@ Flag without_config(Flag flag) {
 
 std::vector<Flag> general_flags(Settings& s) {
   const std::string group = "General";
-  Flag model{"model", "MODEL",      "a Hugging Face folder (config.json, *.safetensors, tokenizer)",
+  Flag model{"model", "MODEL",      "a Hugging Face folder, a .gguf file, or a folder with one",
              group,   kAllCommands, text(s.engine.model)};
   model.positional = true;
   return {

@@ -2,13 +2,17 @@
 // Transformers computes with a quantized file that the gguf package wrote.
 #include "engine/gguf_model.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <functional>
 
 #include "engine/rope_scaling.h"
 #include "engine/tokenizer.h"
 #include "engine/weights.h"
 #include "kernels/half.h"
+#include "tests/golden/golden_models.h"
 #include "tests/model/gguf_writer.h"
 #include "tests/model/tales.h"
 #include "tests/model/temporary_folder.h"
@@ -34,41 +38,68 @@ bool contains(const std::string& text, const std::string& part) {
 
 // The elements of a tensor as `type` (0: F32, 1: F16, 30: BF16), rows in the order of `rows`.
 std::string converted(const FileTensor& tensor, uint32_t type, const std::vector<size_t>& rows) {
-  REQUIRE(tensor.dtype == DType::bf16);
-  const size_t row_size = tensor.bytes / 2 / rows.size();
+  const size_t element = size_of(*tensor.dtype);
+  const size_t row_size = tensor.bytes / element / rows.size();
   std::string out;
   for (const size_t row : rows)
     for (size_t i = 0; i < row_size; ++i) {
-      bf16 x;
-      std::memcpy(&x, tensor.data + (row * row_size + i) * 2, 2);
-      if (type == 0) out += GgufWriter::raw(to_float(x));
-      if (type == 1) out += GgufWriter::raw(to_f16(to_float(x)).bits);
-      if (type == 30) out += GgufWriter::raw(x.bits);
+      uint32_t bits = 0;
+      std::memcpy(&bits, tensor.data + (row * row_size + i) * element, element);
+      const float x = tensor.dtype == DType::f32   ? std::bit_cast<float>(bits)
+                      : tensor.dtype == DType::f16 ? to_float(f16{uint16_t(bits)})
+                                                   : to_float(bf16{uint16_t(bits)});
+      if (type == 0) out += GgufWriter::raw(x);
+      if (type == 1) out += GgufWriter::raw(to_f16(x).bits);
+      if (type == 30) out += GgufWriter::raw(to_bf16(x).bits);
     }
   return out;
 }
 
-// Row order of q and k in GGUF's llama: of each head (i, i + d / 2) for every i.
-std::vector<size_t> row_order(size_t rows, size_t heads) {
-  std::vector<size_t> order;
-  const size_t d = heads == 0 ? 0 : rows / heads;
-  for (size_t head = 0; head < heads; ++head)
-    for (size_t i = 0; i < d / 2; ++i)
-      for (const size_t half : {0, 1}) order.push_back(head * d + half * d / 2 + i);
-  for (size_t row = 0; heads == 0 && row < rows; ++row) order.push_back(row);
-  return order;
+// How a tensor's rows are reordered.
+enum class Order { kept, q, k, falcon };
+
+bool is_falcon(const json& config) { return config["model_type"] == "falcon"; }
+size_t heads_of(const json& config) { return config["num_attention_heads"]; }
+size_t kv_heads_of(const json& config) {
+  if (!is_falcon(config)) return config.value("num_key_value_heads", heads_of(config));
+  if (config["new_decoder_architecture"]) return config["num_kv_heads"];
+  return config["multi_query"] ? size_t(1) : heads_of(config);
 }
 
-// Names of a layer's tensors in the folder and in GGUF, and whose heads are reordered.
+// q and k of llama: of each head (i, i + d / 2) for every i. Falcon's q|k|v: its groups (of each KV
+// head its q heads, k, v) become all q, all k, all v.
+std::vector<size_t> row_order(size_t rows, Order order, const json& config) {
+  std::vector<size_t> from;
+  const size_t heads = heads_of(config), kv = kv_heads_of(config), per_kv = heads / kv;
+  if (order == Order::falcon) {
+    const size_t d = rows / (heads + 2 * kv);
+    const auto head = [&](size_t group, size_t place) {
+      for (size_t i = 0; i < d; ++i) from.push_back((group * (per_kv + 2) + place) * d + i);
+    };
+    for (size_t i = 0; i < heads; ++i) head(i / per_kv, i % per_kv);
+    for (size_t place : {per_kv, per_kv + 1})
+      for (size_t group = 0; group < kv; ++group) head(group, place);
+  } else if (order != Order::kept && config["model_type"] != "qwen2") {
+    const size_t count = order == Order::q ? heads : kv, d = rows / count;
+    for (size_t head = 0; head < count; ++head)
+      for (size_t i = 0; i < d / 2; ++i)
+        for (const size_t half : {0, 1}) from.push_back(head * d + half * (d / 2) + i);
+  } else {
+    for (size_t row = 0; row < rows; ++row) from.push_back(row);
+  }
+  return from;
+}
+
+// Names of a layer's tensors in the folder and in GGUF.
 struct Renamed {
   const char* folder;
   const char* gguf;
-  const char* heads = nullptr;  // key of config.json
+  Order order = Order::kept;
 };
 constexpr Renamed kLlamaTensors[] = {
     {"input_layernorm", "attn_norm"},
-    {"self_attn.q_proj", "attn_q", "num_attention_heads"},
-    {"self_attn.k_proj", "attn_k", "num_key_value_heads"},
+    {"self_attn.q_proj", "attn_q", Order::q},
+    {"self_attn.k_proj", "attn_k", Order::k},
     {"self_attn.v_proj", "attn_v"},
     {"self_attn.o_proj", "attn_output"},
     {"post_attention_layernorm", "ffn_norm"},
@@ -76,69 +107,72 @@ constexpr Renamed kLlamaTensors[] = {
     {"mlp.up_proj", "ffn_up"},
     {"mlp.down_proj", "ffn_down"},
 };
-// One KV head: q|k|v is in the same order.
 constexpr Renamed kFalconTensors[] = {
-    {"input_layernorm", "attn_norm"},        {"self_attention.query_key_value", "attn_qkv"},
-    {"self_attention.dense", "attn_output"}, {"mlp.dense_h_to_4h", "ffn_up"},
+    {"input_layernorm", "attn_norm"},
+    {"ln_attn", "attn_norm_2"},
+    {"ln_mlp", "attn_norm"},
+    {"self_attention.query_key_value", "attn_qkv", Order::falcon},
+    {"self_attention.dense", "attn_output"},
+    {"mlp.dense_h_to_4h", "ffn_up"},
     {"mlp.dense_4h_to_h", "ffn_down"},
 };
 
-void add_tensor(GgufWriter& writer, const Checkpoint& from, const std::string& folder_name,
-                const std::string& name, uint32_t type, size_t heads) {
-  const auto found = from.tensors().find(folder_name);
-  if (found == from.tensors().end()) return;  // biases
-  const FileTensor& tensor = found->second;
-  const std::vector<uint64_t> shape(tensor.shape.begin(), tensor.shape.end());
-  const uint32_t own = shape.size() == 1 ? 0 : type;
-  writer.tensor(name, own, shape, converted(tensor, own, row_order(shape[0], heads)));
-}
-
-void add_tensors(GgufWriter& writer, const std::string& name, const json& config, uint32_t type) {
-  const auto from = Checkpoint::open(model_folder(name));
+void add_tensors(GgufWriter& writer, const std::string& folder, const json& config, uint32_t type) {
+  const auto from = Checkpoint::open(folder);
   REQUIRE(from.ok());
-  const bool falcon = name == "tales-falcon";
-  const auto both = [&](const std::string& old_name, const std::string& new_name, size_t heads) {
-    for (const char* suffix : {".weight", ".bias"})
-      add_tensor(writer, *from, old_name + suffix, new_name + suffix, type, heads);
+  const bool falcon = is_falcon(config);
+  const auto rename = [&](const std::string& old_name, const std::string& name, Order order) {
+    for (const char* suffix : {".weight", ".bias"}) {
+      const auto found = from->tensors().find(old_name + suffix);
+      if (found == from->tensors().end()) continue;
+      const FileTensor& tensor = found->second;
+      const std::vector<uint64_t> shape(tensor.shape.begin(), tensor.shape.end());
+      const uint32_t own = shape.size() == 1 ? 0 : type;  // vectors stay F32
+      writer.tensor(name + suffix, own, shape,
+                    converted(tensor, own, row_order(shape[0], order, config)));
+    }
   };
-  both(falcon ? "transformer.word_embeddings" : "model.embed_tokens", "token_embd", 0);
-  both(falcon ? "transformer.ln_f" : "model.norm", "output_norm", 0);
+  rename(falcon ? "transformer.word_embeddings" : "model.embed_tokens", "token_embd", Order::kept);
+  rename(falcon ? "transformer.ln_f" : "model.norm", "output_norm", Order::kept);
+  rename("lm_head", "output", Order::kept);
   for (int i = 0; i < config["num_hidden_layers"]; ++i) {
-    const std::string layer = falcon ? "transformer.h." : "model.layers.";
-    const auto rename = [&](const Renamed& t) {
-      both(fmt::format("{}{}.{}", layer, i, t.folder), fmt::format("blk.{}.{}", i, t.gguf),
-           t.heads == nullptr ? 0 : config[t.heads].get<size_t>());
+    const auto in_layer = [&](const Renamed& t) {
+      rename(fmt::format("{}.{}.{}", falcon ? "transformer.h" : "model.layers", i, t.folder),
+             fmt::format("blk.{}.{}", i, t.gguf), t.order);
     };
-    if (falcon) std::for_each(std::begin(kFalconTensors), std::end(kFalconTensors), rename);
-    if (!falcon) std::for_each(std::begin(kLlamaTensors), std::end(kLlamaTensors), rename);
+    if (falcon) std::for_each(std::begin(kFalconTensors), std::end(kFalconTensors), in_layer);
+    if (!falcon) std::for_each(std::begin(kLlamaTensors), std::end(kLlamaTensors), in_layer);
   }
 }
 
-void add_sizes(GgufWriter& writer, const json& config, bool falcon) {
-  const std::string at = falcon ? "falcon." : "llama.";
+void add_sizes(GgufWriter& writer, const json& config) {
+  const bool falcon = is_falcon(config);
+  const std::string name =
+      config["model_type"] == "mistral" ? "llama" : config["model_type"].get<std::string>();
   const auto u32 = [&](const char* key, const char* from) {
-    writer.u32(at + key, config[from].get<uint32_t>());
+    if (config.contains(from) && !config[from].is_null())
+      writer.u32(name + "." + key, config[from].get<uint32_t>());
   };
-  writer.string("general.architecture", falcon ? "falcon" : "llama");
+  writer.string("general.architecture", name);
   u32("block_count", "num_hidden_layers");
   u32("context_length", "max_position_embeddings");
   u32("embedding_length", "hidden_size");
   u32("feed_forward_length", falcon ? "ffn_hidden_size" : "intermediate_size");
-  u32("attention.head_count", "num_attention_heads");
-  if (falcon) {
-    writer.u32(at + "attention.head_count_kv", 1);
-    writer.string(at + "tensor_data_layout", "jploski");
-    writer.f32(at + "attention.layer_norm_epsilon", config["layer_norm_epsilon"].get<float>());
-    return;
-  }
-  u32("attention.head_count_kv", "num_key_value_heads");
-  u32("rope.dimension_count", "head_dim");
-  u32("attention.key_length", "head_dim");
-  u32("attention.value_length", "head_dim");
   u32("vocab_size", "vocab_size");
-  writer.f32(at + "attention.layer_norm_rms_epsilon", config["rms_norm_eps"].get<float>());
-  writer.f32(at + "rope.freq_base", config["rope_parameters"]["rope_theta"].get<float>());
-  if (config.contains("sliding_window")) u32("attention.sliding_window", "sliding_window");
+  writer.u32(name + ".attention.head_count", uint32_t(heads_of(config)));
+  writer.u32(name + ".attention.head_count_kv", uint32_t(kv_heads_of(config)));
+  if (falcon) {
+    writer.string(name + ".tensor_data_layout", "jploski");
+    writer.f32(name + ".attention.layer_norm_epsilon", config["layer_norm_epsilon"].get<float>());
+  } else {
+    writer.f32(name + ".attention.layer_norm_rms_epsilon", config["rms_norm_eps"].get<float>());
+    u32("rope.dimension_count", "head_dim");
+    u32("attention.key_length", "head_dim");
+    u32("attention.value_length", "head_dim");
+  }
+  if (config["model_type"] == "mistral") u32("attention.sliding_window", "sliding_window");
+  const json& rope = config.contains("rope_parameters") ? config["rope_parameters"] : config;
+  writer.f32(name + ".rope.freq_base", rope.value("rope_theta", 10000.f));
 }
 
 // The pieces of a tokenizer.model (a protobuf message; field 1 is a piece: 1 name, 2 score, 3
@@ -194,7 +228,8 @@ void add_bpe(GgufWriter& writer, const json& tokenizer) {
   std::vector<std::string> tokens(vocab.size()), merges;
   std::vector<int32_t> types(vocab.size(), 1);
   for (const auto& [token, id] : vocab.items()) tokens.at(id.get<size_t>()) = token;
-  for (const json& token : tokenizer["added_tokens"]) types.at(token["id"].get<size_t>()) = 3;
+  for (const json& token : tokenizer.value("added_tokens", json::array()))
+    types.at(token["id"].get<size_t>()) = 3;
   for (const json& merge : tokenizer["model"]["merges"])
     merges.push_back(merge[0].get<std::string>() + " " + merge[1].get<std::string>());
   writer.string("tokenizer.ggml.model", "gpt2");
@@ -205,21 +240,22 @@ void add_bpe(GgufWriter& writer, const json& tokenizer) {
   writer.u32("tokenizer.ggml.eos_token_id", 0);
 }
 
-GgufWriter gguf_of(const std::string& name, uint32_t type) {
-  const json config = read_json(model_folder(name) + "/config.json");
+// A model folder as a file; `type`: of the matrices.
+GgufWriter gguf_of(const std::string& folder, uint32_t type) {
+  const json config = read_json(folder + "/config.json");
   GgufWriter writer;
-  add_sizes(writer, config, name == "tales-falcon");
-  if (name == "tales-falcon")
-    add_bpe(writer, read_json(model_folder(name) + "/tokenizer.json"));
+  add_sizes(writer, config);
+  if (std::filesystem::exists(folder + "/tokenizer.model"))
+    add_sentencepiece(writer, folder + "/tokenizer.model");
   else
-    add_sentencepiece(writer, model_folder(name) + "/tokenizer.model");
-  add_tensors(writer, name, config, type);
+    add_bpe(writer, read_json(folder + "/tokenizer.json"));
+  add_tensors(writer, folder, config, type);
   return writer;
 }
 
 // What one more key makes of tales-mistral, the smallest.
 std::string error_with(const std::function<void(GgufWriter&)>& change) {
-  static const GgufWriter plain = gguf_of("tales-mistral", 30);
+  static const GgufWriter plain = gguf_of(model_folder("tales-mistral"), 30);
   GgufWriter writer = plain;
   change(writer);
   const TemporaryFolder folder;
@@ -247,7 +283,7 @@ TEST_CASE("A demo model as a GGUF file gives the text and the ids of its folder"
   const uint32_t type = GENERATE(0u, 1u, 30u);
   CAPTURE(name, type);
   const TemporaryFolder folder;
-  folder.write("model.gguf", gguf_of(name, type).bytes());
+  folder.write("model.gguf", gguf_of(model_folder(name), type).bytes());
   EngineConfig config = test_config(name, "fp16");
   config.model = folder.path();
   const auto loaded = load_or_fail(config);
@@ -275,6 +311,25 @@ TEST_CASE("A demo model as a GGUF file gives the text and the ids of its folder"
     CHECK(ids == (*own)->encode(text, true));
     CHECK(from_gguf.decode(ids, true) == (*own)->decode(ids, true));
   }
+}
+
+TEST_CASE("Golden models of every family give the same numbers as GGUF files") {
+  const std::string name = GENERATE("llama2-mha", "llama-biases", "llama-71-heads", "mistral-nemo",
+                                    "qwen2", "falcon-7b", "falcon-40b");
+  CAPTURE(name);
+  const json golden = read_golden_model(name);
+  const TemporaryFolder folder, gguf;
+  write_golden_model(golden, folder, "bfloat16");
+  gguf.write("x.gguf", gguf_of(folder.path(), 30).bytes());
+  const std::vector<int32_t> prompt = {3, 141, 59, 26, 53, 58, 97, 93};
+  const auto output_of = [&](const std::string& model) {
+    EngineConfig config = test_config("", "fp16");
+    config.model = model;
+    config.max_model_len = 64;
+    const auto loaded = load_or_fail(config);
+    return run_one(*loaded->engine, greedy_request(prompt, 16, 1));
+  };
+  CHECK(output_of(folder.path()) == output_of(gguf.path()));
 }
 
 TEST_CASE("A quantized GGUF file gives what Transformers computes with it") {
@@ -320,7 +375,7 @@ TEST_CASE("Metadata that is missing, wrong or not supported is named") {
                    w.string("general.architecture", "llama");
                    w.tensor("token_embd.weight", 0, {2, 8}, std::string(64, '\0'));
                  }),
-                 "x.gguf: metadata as config.json: num_hidden_layers is missing, must be"));
+                 "x.gguf: metadata as config.json: num_hidden_layers is absent, "));
 
   using W = GgufWriter;
   CHECK(contains(error_with([](W& w) { w.u32("split.count", 2); }), "split.count is 2"));
@@ -362,7 +417,7 @@ TEST_CASE("Tokenizers of a GGUF file that are not supported are refused by name"
 TEST_CASE("rope_freqs divides the frequencies; linear scaling is read from either key") {
   const TemporaryFolder folder;
   const auto model_with = [&](const std::function<void(GgufWriter&)>& change) {
-    GgufWriter writer = gguf_of("tales-mistral", 30);
+    GgufWriter writer = gguf_of(model_folder("tales-mistral"), 30);
     change(writer);
     folder.write("x.gguf", writer.bytes());
     auto model = read_model_config(folder.path() + "/x.gguf");
@@ -396,7 +451,7 @@ TEST_CASE("rope_freqs divides the frequencies; linear scaling is read from eithe
 TEST_CASE("load_format says which of a folder's two models is meant") {
   const TemporaryFolder folder;
   folder.copy(model_folder("tales-falcon"));
-  folder.write("x.gguf", gguf_of("tales-mistral", 30).bytes());
+  folder.write("x.gguf", gguf_of(model_folder("tales-mistral"), 30).bytes());
   EngineConfig config = test_config("", "fp16");
   config.model = folder.path();
   CHECK(load_or_fail(config)->summary.architecture == "FalconForCausalLM");
