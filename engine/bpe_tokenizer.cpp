@@ -264,6 +264,10 @@ Status BpeTokenizer::load_model(const json& model) {
   ignore_merges_ = is_true(model, "ignore_merges");
   RETURN_IF_ERROR(load_vocabulary(at(model, "vocab")));
   if (!part.text("unk_token").empty()) {
+    const auto hole = std::find(byte_ids_.begin(), byte_ids_.end(), -1);
+    if (decoding_.byte_level && hole != byte_ids_.end())
+      return unsupported(fmt::format("model.unk_token with a vocab without the byte 0x{:02X}",
+                                     hole - byte_ids_.begin()));
     unknown_ = vocabulary_.find(part.text("unk_token"));
     if (!unknown_ && !decoding_.byte_level)
       return invalid(
@@ -295,11 +299,9 @@ Status BpeTokenizer::load_vocabulary(const json& vocab) {
   for (int byte = 0; byte < 256; ++byte) {
     if (decoding_.byte_level)
       byte_ids_[size_t(byte)] = model_id(alphabet_.character(static_cast<unsigned char>(byte)));
-    if (decoding_.byte_level && byte_ids_[size_t(byte)] < 0)
-      return unsupported(fmt::format("model.vocab without the byte 0x{:02X}", byte));
     all_bytes = all_bytes && byte_ids_[size_t(byte)] >= 0;
   }
-  const bool covers = decoding_.byte_level || (byte_fallback_ && all_bytes);
+  const bool covers = all_bytes && (decoding_.byte_level || byte_fallback_);
   loses_text_ = loses_text_ || !covers;
   return ok_status();
 }
@@ -505,7 +507,9 @@ void BpeTokenizer::merge_piece(std::string_view piece, Scratch& scratch,
     if (decoding_.byte_level) {
       uint32_t c = static_cast<unsigned char>(piece[i]);
       if (c >= 0x80) c = (c & 0x1F) << 6 | (static_cast<unsigned char>(piece[next - 1]) & 0x3F);
-      if (alphabet_.byte(c) >= 0) symbols.push_back(byte_ids_[size_t(alphabet_.byte(c))]);
+      // A vocabulary may lack bytes (SmolLM2's does): they are left out, as Hugging Face does.
+      const int byte = alphabet_.byte(c), id = byte < 0 ? -1 : byte_ids_[size_t(byte)];
+      if (id >= 0) symbols.push_back(id);
       continue;
     }
     if (const int32_t id = model_id(character); id >= 0) {

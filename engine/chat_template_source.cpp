@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "engine/gguf.h"
 #include "engine/json_file.h"
 #include "engine/limits.h"
 
@@ -56,11 +57,24 @@ Result<Found> read_from_file(const std::string& path, bool must_exist) {
   return bad(text.error().message, text.error().code);
 }
 
+Result<Found> read_from_gguf(const std::string& path) {
+  constexpr const char* kKey = "tokenizer.chat_template";
+  ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(path));
+  auto text = file.header.string(kKey);
+  if (!text.ok()) return bad(text.error().message);
+  if (!*text) return Found();
+  if ((*text)->size() > size_t(kMaxChatTemplateBytes))
+    return bad(fmt::format("{}: {} is {} bytes, must be at most {}", path, kKey, (*text)->size(),
+                           kMaxChatTemplateBytes));
+  return Found({std::move(**text), fmt::format("{} ({})", path, kKey)});
+}
+
 }  // namespace
 
 Result<Found> find_chat_template(const std::string& model, const std::string& wanted) {
   if (wanted == "none") return Found();
   if (!wanted.empty()) return read_from_file(wanted, /*must_exist=*/true);
+  if (is_gguf_path(model)) return read_from_gguf(model);
   ASSIGN_OR_RETURN(Found found, read_from_file(model + "/chat_template.jinja", false));
   for (const char* name : {"/tokenizer_config.json", "/chat_template.json"}) {
     if (found) break;

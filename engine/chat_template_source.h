@@ -20,6 +20,7 @@ struct ChatTemplateSource {
 //   chat_template.jinja
 //   tokenizer_config.json, chat_template: a string, or a list of {name, template} with a "default"
 //   chat_template.json, chat_template: the same
+// and of a GGUF file (a path that ends so) its metadata's tokenizer.chat_template.
 // Errors name the file; their field is chat_template.
 Result<std::optional<ChatTemplateSource>> find_chat_template(const std::string& model,
                                                              const std::string& wanted);

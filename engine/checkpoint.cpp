@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "engine/gguf.h"
+#include "engine/gguf_model.h"
 #include "engine/safetensors.h"
 
 namespace kivi {
@@ -16,6 +18,10 @@ std::string describe(const FileTensor& tensor) {
 Checkpoint::Checkpoint(std::string path, std::vector<MappedFile> files, TensorMap tensors)
     : path_(std::move(path)), files_(std::move(files)), tensors_(std::move(tensors)) {}
 
-Result<Checkpoint> Checkpoint::open(const std::string& path) { return open_safetensors(path); }
+Result<Checkpoint> Checkpoint::open(const std::string& path) {
+  if (!is_gguf_path(path)) return open_safetensors(path);
+  ASSIGN_OR_RETURN(GgufFile file, GgufFile::open(path));
+  return checkpoint_of(std::move(file));
+}
 
 }  // namespace kivi

@@ -39,7 +39,7 @@ using TensorMap = std::map<std::string, FileTensor>;
 // Owns the mappings.
 class Checkpoint {
  public:
-  // The tensors of a model folder (safetensors).
+  // The tensors of a GGUF file (a path that ends so), or of a model folder (safetensors).
   static Result<Checkpoint> open(const std::string& path);
 
   Checkpoint(std::string path, std::vector<MappedFile> files, TensorMap tensors);

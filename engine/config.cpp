@@ -109,7 +109,7 @@ std::string name_of(const KvFormat& format) {
 Status validate(const EngineConfig& c) {
   RETURN_IF_ERROR(one_of("device", c.device, {"auto", "cuda", "cpu"}));
   RETURN_IF_ERROR(one_of("dtype", c.dtype, {"auto", "float32", "float16", "bfloat16"}));
-  RETURN_IF_ERROR(one_of("load_format", c.load_format, {"auto", "safetensors", "dummy"}));
+  RETURN_IF_ERROR(one_of("load_format", c.load_format, {"auto", "safetensors", "gguf", "dummy"}));
   RETURN_IF_ERROR(in_range("threads", c.threads, 0, 4096));
   RETURN_IF_ERROR(in_range("max_model_len", c.max_model_len, 0, 1 << 24));
   RETURN_IF_ERROR(one_of("kv_cache_dtype", c.kv_cache_dtype,

@@ -15,11 +15,11 @@ enum class PrefillMode { exact, stream };
 enum class SchedulingPolicy { fcfs, priority };
 
 struct EngineConfig {
-  std::string model;                 // a Hugging Face folder
+  std::string model;                 // a Hugging Face folder, a .gguf file or a folder with one
   std::string tokenizer;             // "": the model's own
   std::string device = "auto";       // auto | cuda | cpu
   std::string dtype = "auto";        // auto (the checkpoint's) | float32 | float16 | bfloat16
-  std::string load_format = "auto";  // auto | safetensors | dummy
+  std::string load_format = "auto";  // auto | safetensors | gguf | dummy
   int threads = 0;                   // CPU backend; 0: all cores
   int max_model_len = 0;             // tokens; 0: the model's max_position_embeddings
   uint64_t seed = 0;                 // for requests without a seed: mixed with a request counter

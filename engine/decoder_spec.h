@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/kv_page.h"
@@ -30,6 +31,9 @@ struct RopeSpec {
   double beta_fast = 32, beta_slow = 1;              // yarn: turns in the trained context
   bool truncate = true;                              // yarn: the two channels are whole numbers
   double attention_factor = 1;                       // multiplies cos and sin
+  // What each frequency is divided by [rotary_dim / 2], where a file says it so (GGUF's
+  // rope_freqs); empty: nothing.
+  std::vector<float> divisors;
 };
 
 struct DecoderSpec {

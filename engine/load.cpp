@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <map>
 
 #include "engine/byte_tokenizer.h"
 #include "engine/chat_template_source.h"
@@ -12,6 +13,7 @@
 #include "engine/decoder_model.h"
 #include "engine/device.h"
 #include "engine/first_steps.h"
+#include "engine/gguf.h"
 #include "engine/model_config.h"
 #include "engine/model_runner.h"
 #include "engine/models/registry.h"
@@ -44,6 +46,7 @@ class PhaseClock {
 
 // Everything that follows from the configuration before a byte is allocated.
 struct Blueprint {
+  std::string place;  // of the model: a folder or a GGUF file
   ModelConfig model;
   std::unique_ptr<Backend> backend;
   DType dtype = DType::f32;
@@ -52,6 +55,25 @@ struct Blueprint {
   StepInput::Limits input_limits;
   MemoryPlan plan;
 };
+
+// Where the model that the user names is: a Hugging Face folder, or a GGUF file. A folder that is
+// both counts as the former unless `load_format` says otherwise.
+Result<std::string> find_model(const std::string& model, const std::string& load_format) {
+  const auto wrong = [&](const char* expected) {
+    return Error{
+        ErrorCode::invalid,
+        fmt::format("load_format is {}, but model is {}, {}", load_format, model, expected),
+        "load_format"};
+  };
+  const bool only_folder = load_format == "safetensors", only_gguf = load_format == "gguf";
+  if (only_folder && is_gguf_path(model)) return wrong("a GGUF file");
+  std::error_code ignored;
+  if (only_folder || (!only_gguf && std::filesystem::exists(model + "/config.json", ignored)))
+    return model;
+  ASSIGN_OR_RETURN(const std::optional<std::string> file, find_gguf(model));
+  if (!file && only_gguf) return wrong("no GGUF file and no folder with one");
+  return file.value_or(model);
+}
 
 Result<int> model_length(const EngineConfig& config, const DecoderSpec& spec) {
   if (config.max_model_len == 0) return spec.max_positions;
@@ -90,7 +112,8 @@ Status check_logprobs(const EngineConfig& config, const Backend& backend) {
 Result<Blueprint> draw_up(const EngineConfig& config, PhaseClock& clock) {
   RETURN_IF_ERROR(validate(config));
   Blueprint b;
-  ASSIGN_OR_RETURN(b.model, read_model_config(config.model));
+  ASSIGN_OR_RETURN(b.place, find_model(config.model, config.load_format));
+  ASSIGN_OR_RETURN(b.model, read_model_config(b.place));
   const DecoderSpec& spec = b.model.spec;
   clock.end("config");
   ASSIGN_OR_RETURN(b.backend, make_backend(config));
@@ -126,20 +149,16 @@ const char* long_name(DType dtype) {
   return dtype == DType::bf16 ? "bfloat16" : "float32";
 }
 
-std::string tokenizer_folder(const EngineConfig& config) {
-  if (config.tokenizer.empty()) return config.model;
+// The folder or GGUF file that the tokenizer is read from.
+Result<std::string> tokenizer_place(const EngineConfig& config, const std::string& model_place) {
+  if (config.tokenizer.empty()) return model_place;
   std::error_code ignored;
+  if (is_gguf_path(config.tokenizer)) return config.tokenizer;
   if (std::filesystem::is_directory(config.tokenizer, ignored)) return config.tokenizer;
   return std::filesystem::path(config.tokenizer).parent_path().string();
 }
 
-std::string tokenizer_kind_of(const std::string& folder) {
-  if (std::filesystem::exists(folder + "/tokenizer.model")) return "sentencepiece";
-  if (std::filesystem::exists(folder + "/tokenizer.json")) return "tokenizer.json";
-  return "none";
-}
-
-ModelSummary summary_of(const ModelConfig& model, DType dtype, const std::string& folder) {
+ModelSummary summary_of(const ModelConfig& model, DType dtype) {
   const DecoderSpec& spec = model.spec;
   ModelSummary s;
   s.architecture = std::string(model.family->architecture);
@@ -154,10 +173,36 @@ ModelSummary summary_of(const ModelConfig& model, DType dtype, const std::string
   s.parameters = parameter_count(spec);
   s.weight_bytes = weight_bytes(spec, dtype);
   s.dtype = long_name(dtype);
-  s.tokenizer_kind = tokenizer_kind_of(folder);
-  const auto chat_template = find_chat_template(folder, "");
-  s.has_chat_template = chat_template.ok() && chat_template->has_value();
   return s;
+}
+
+bool has_chat_template(const std::string& place) {
+  const auto found = find_chat_template(place, "");
+  return found.ok() && found->has_value();
+}
+
+// How many tensors of each type there are, the most frequent first.
+Status summarize_files(const std::string& place, ModelSummary& s) {
+  const Result<Checkpoint> checkpoint = Checkpoint::open(place);
+  if (!checkpoint.ok() && checkpoint.error().code == ErrorCode::not_found) return ok_status();
+  if (!checkpoint.ok()) return checkpoint.error();
+  std::map<std::string, int> counts;
+  for (const auto& [name, tensor] : checkpoint->tensors()) {
+    ++counts[tensor.dtype_name];
+    s.file_bytes += int64_t(tensor.bytes);
+  }
+  std::vector<std::pair<int, std::string>> sorted;
+  for (const auto& [type, count] : counts) sorted.emplace_back(-count, type);
+  std::sort(sorted.begin(), sorted.end());
+  for (const auto& [count, type] : sorted)
+    s.file_types += fmt::format("{}{} {}", s.file_types.empty() ? "" : ", ", -count, type);
+  return ok_status();
+}
+
+// "models/tales-llama/" -> "tales-llama", "x/SmolLM2.Q4_1.gguf" -> "SmolLM2.Q4_1".
+std::string name_of_model(const std::string& model) {
+  if (is_gguf_path(model)) return std::filesystem::path(model).stem().string();
+  return std::filesystem::path(model + "/").lexically_normal().parent_path().filename().string();
 }
 
 // Changes with the build, the model and the store's format, and with nothing else.
@@ -174,9 +219,8 @@ Result<DecoderWeights> make_weights(const EngineConfig& config, const Blueprint&
                                     const WeightProgress& progress) {
   const DecoderSpec& spec = b.model.spec;
   if (config.load_format == "dummy") return random_weights(*b.backend, spec, b.dtype, progress);
-  ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(config.model));
-  const TensorNames names = b.model.family->names(spec);
-  return load_weights(*b.backend, spec, names, checkpoint, b.dtype, progress);
+  ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(b.place));
+  return load_weights(*b.backend, spec, b.model.names, checkpoint, b.dtype, progress);
 }
 
 Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, const Blueprint& b,
@@ -206,15 +250,17 @@ Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, cons
 }
 
 // A dummy model that comes without a tokenizer gets one of bytes: what is served always has one.
-Result<std::unique_ptr<Tokenizer>> make_tokenizer(const EngineConfig& config, int vocab) {
-  Result<std::unique_ptr<Tokenizer>> tokenizer = load_tokenizer(tokenizer_folder(config));
+Result<std::unique_ptr<Tokenizer>> make_tokenizer(const EngineConfig& config, const Blueprint& b) {
+  const int vocab = b.model.spec.vocab;
+  ASSIGN_OR_RETURN(const std::string place, tokenizer_place(config, b.place));
+  Result<std::unique_ptr<Tokenizer>> tokenizer = load_tokenizer(place);
   if (!tokenizer.ok() && config.load_format == "dummy" &&
       tokenizer.error().code == ErrorCode::not_found)
     return make_byte_tokenizer(vocab);
   if (tokenizer.ok() && (*tokenizer)->vocab_size() > vocab)
     return Error{ErrorCode::invalid,
                  fmt::format("the tokenizer in {} has {} tokens, must have at most the model's {}",
-                             tokenizer_folder(config), (*tokenizer)->vocab_size(), vocab),
+                             place, (*tokenizer)->vocab_size(), vocab),
                  "tokenizer"};
   return tokenizer;
 }
@@ -234,9 +280,18 @@ int64_t device_memory_used(const LoadedModel& model) {
   return info.memory_total - info.memory_free;
 }
 
-Result<ModelSummary> summarize_model(const std::string& folder) {
-  ASSIGN_OR_RETURN(const ModelConfig model, read_model_config(folder));
-  return summary_of(model, model.dtype, folder);
+Result<ModelSummary> summarize_model(const std::string& model) {
+  ASSIGN_OR_RETURN(const std::string place, find_model(model, "auto"));
+  ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(place));
+  ModelSummary s = summary_of(config, config.dtype);
+  const Result<std::unique_ptr<Tokenizer>> tokenizer = load_tokenizer(place);
+  s.tokenizer_kind = tokenizer.ok() ? (*tokenizer)->kind()
+                     : tokenizer.error().code == ErrorCode::not_found
+                         ? "none"
+                         : "cannot be used: " + tokenizer.error().message;
+  s.has_chat_template = has_chat_template(place);
+  RETURN_IF_ERROR(summarize_files(place, s));
+  return s;
 }
 
 Result<MemoryPlan> plan_memory(const EngineConfig& config) {
@@ -250,7 +305,7 @@ Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
   PhaseClock clock;
   ASSIGN_OR_RETURN(Blueprint b, draw_up(config, clock));
   auto loaded = std::make_unique<LoadedModel>();
-  ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b.model.spec.vocab));
+  ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b));
   clock.end("tokenizer");
   const WeightProgress weight_progress = [&](int64_t done, int64_t total) {
     if (progress) progress("weights", done, total);
@@ -264,12 +319,12 @@ Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
       std::make_unique<Engine>(config, engine_model, b.layout, b.plan.capacity, std::move(runner));
   loaded->plan = b.plan;
   loaded->phases = clock.phases();
-  loaded->summary = summary_of(b.model, b.dtype, config.model);
-  if (loaded->tokenizer) loaded->summary.tokenizer_kind = loaded->tokenizer->kind();
+  loaded->summary = summary_of(b.model, b.dtype);
+  loaded->summary.tokenizer_kind = loaded->tokenizer->kind();
+  loaded->summary.has_chat_template = has_chat_template(b.place);
 
   ServedModel& served = loaded->served;
-  const auto path = std::filesystem::path(config.model + "/").lexically_normal();
-  served.name = path.parent_path().filename().string();
+  served.name = name_of_model(config.model);
   served.path = config.model;
   served.fingerprint = fingerprint_of(loaded->summary, loaded->plan);
   served.created = std::chrono::duration_cast<std::chrono::seconds>(

@@ -20,8 +20,12 @@ struct ModelSummary {
   int layers = 0, hidden = 0, heads_q = 0, heads_kv = 0, head_dim = 0, vocab = 0, max_len = 0;
   int sliding_window = 0;
   int64_t parameters = 0, weight_bytes = 0;
-  std::string dtype, tokenizer_kind;
+  std::string dtype;
+  std::string tokenizer_kind;  // "byte-level bpe", ..., "none", or why it cannot be used
   bool has_chat_template = false;
+  // summarize_model only: what the files hold. "210 Q4_1, 61 F32"; "" where there are none.
+  std::string file_types;
+  int64_t file_bytes = 0;
 };
 
 // A part of starting up and how long it took: "config", "device", "plan", "tokenizer", "weights",
@@ -48,8 +52,9 @@ struct LoadedModel {
   ServedModel served;  // `name` is the folder's name until the server sets it
 };
 
-// Reads config.json alone and plans memory: `kivi info`, --dry-run.
-Result<ModelSummary> summarize_model(const std::string& folder);
+// `kivi info`: reads all that there is but the weights' bytes; config.json alone will do.
+Result<ModelSummary> summarize_model(const std::string& model);
+// --dry-run: reads config.json or GGUF metadata alone and plans memory.
 Result<MemoryPlan> plan_memory(const EngineConfig& config);
 
 // Bytes of the device's memory that are taken now, by whomever (on the CPU: of the machine).

@@ -6,7 +6,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "engine/models/registry.h"
+#include "engine/gguf.h"
+#include "engine/gguf_model.h"
 
 namespace kivi {
 
@@ -48,6 +49,16 @@ Status read_generation_config(const std::string& path, ModelConfig& model) {
   return config.status();
 }
 
+Status check_eos(const std::string& file, const ModelConfig& model) {
+  for (const int32_t id : model.eos_token_ids)
+    if (id >= model.spec.vocab)
+      return Error{ErrorCode::invalid,
+                   fmt::format("{}: eos_token_id {} is outside of the vocabulary of {}", file, id,
+                               model.spec.vocab),
+                   "eos_token_id"};
+  return ok_status();
+}
+
 }  // namespace
 
 Activation read_activation(JsonReader& config, const std::string& key,
@@ -86,14 +97,8 @@ void read_sizes(JsonReader& config, DecoderSpec& spec) {
   spec.tied_embeddings = config.boolean_or("tie_word_embeddings", false);
 }
 
-Result<ModelConfig> read_model_config(const std::string& folder) {
-  std::error_code ignored;
-  if (!std::filesystem::is_directory(folder, ignored))
-    return Error{ErrorCode::not_found,
-                 fmt::format("model is {}, must be a folder with config.json", folder), "model"};
-  const std::string path = folder + "/config.json";
-  ASSIGN_OR_RETURN(const nlohmann::json document, read_json_file(path));
-  JsonReader config(path, document);
+Result<ModelConfig> model_config_of(const std::string& file, const nlohmann::json& document) {
+  JsonReader config(file, document);
   const std::vector<std::string> architectures = config.strings("architectures");
   RETURN_IF_ERROR(config.status());
 
@@ -111,13 +116,28 @@ Result<ModelConfig> read_model_config(const std::string& folder) {
   model.dtype = read_dtype(config);
   model.eos_token_ids = config.ids("eos_token_id");
   RETURN_IF_ERROR(config.status());
-  RETURN_IF_ERROR(read_generation_config(folder + "/generation_config.json", model));
-  for (const int32_t id : model.eos_token_ids)
-    if (id >= model.spec.vocab)
-      return Error{ErrorCode::invalid,
-                   fmt::format("{}: eos_token_id {} is outside of the vocabulary of {}", path, id,
-                               model.spec.vocab),
-                   "eos_token_id"};
+  model.names = model.family->names(model.spec);
+  RETURN_IF_ERROR(check_eos(file, model));
+  return model;
+}
+
+Result<ModelConfig> read_model_config(const std::string& path) {
+  if (is_gguf_path(path)) {
+    ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(path));
+    return read_gguf_config(file.header);
+  }
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(path, ignored))
+    return Error{
+        ErrorCode::not_found,
+        fmt::format("model is {}, must be a folder with config.json or a .gguf file", path),
+        "model"};
+  const std::string config_path = path + "/config.json";
+  ASSIGN_OR_RETURN(const nlohmann::json document, read_json_file(config_path));
+  ASSIGN_OR_RETURN(ModelConfig model, model_config_of(config_path, document));
+  const std::string generation_path = path + "/generation_config.json";
+  RETURN_IF_ERROR(read_generation_config(generation_path, model));
+  RETURN_IF_ERROR(check_eos(generation_path, model));
   return model;
 }
 

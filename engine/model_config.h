@@ -10,15 +10,15 @@
 
 #include "engine/decoder_spec.h"
 #include "engine/json_file.h"
+#include "engine/models/registry.h"
 #include "kernels/result.h"
 
 namespace kivi {
 
-struct ModelFamily;  // engine/models/registry.h
-
 struct ModelConfig {
   const ModelFamily* family = nullptr;  // static
   DecoderSpec spec;
+  TensorNames names;  // of its checkpoint
   DType dtype =
       DType::f32;  // of the checkpoint; f32 where config.json does not say (as Transformers)
   std::vector<int32_t> eos_token_ids;  // of both files, unique
@@ -27,9 +27,12 @@ struct ModelConfig {
   std::optional<int> top_k;
 };
 
-// Errors name the file, the key, its value and what was expected; an unknown architecture lists the
-// supported ones.
-Result<ModelConfig> read_model_config(const std::string& folder);
+// Of a model folder, or of a GGUF file (a path that ends so). Errors name the file, the key, its
+// value and what was expected; an unknown architecture lists the supported ones.
+Result<ModelConfig> read_model_config(const std::string& path);
+
+// What a config.json with this content says. `file` stands for it in errors.
+Result<ModelConfig> model_config_of(const std::string& file, const nlohmann::json& document);
 
 // For the families: an activation by its Transformers name ("silu", "gelu", "gelu_new", ...).
 Activation read_activation(JsonReader& config, const std::string& key, const std::string& fallback);

@@ -143,6 +143,7 @@ std::vector<float> inverse_frequencies(const RopeSpec& rope) {
     if (rope.scaling == RopeScaling::linear) f /= rope.factor;
     if (rope.scaling == RopeScaling::llama3) f = llama3_frequency(f, rope);
     if (rope.scaling == RopeScaling::yarn) f = yarn_frequency(f, i / 2, rope);
+    if (!rope.divisors.empty()) f /= double(rope.divisors[size_t(i / 2)]);
     frequencies.push_back(float(f));
   }
   return frequencies;

@@ -9,6 +9,7 @@
 #include <iterator>
 #include <unordered_map>
 
+#include "engine/added_tokens.h"
 #include "engine/tokenizer_config.h"
 #include "engine/utf8.h"
 #include "engine/vocabulary.h"
@@ -111,7 +112,13 @@ class SentencePieceTokenizer final : public Tokenizer {
  public:
   Status load(const std::string& place, std::string model, const TokenizerConfig& config);
 
-  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const override;
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const override {
+    return encode(text, add_special_tokens, SpecialText::stays_text);
+  }
+  std::vector<int32_t> encode_with_special(std::string_view text,
+                                           bool add_special_tokens) const override {
+    return encode(text, add_special_tokens, SpecialText::is_token);
+  }
   const std::string& token_bytes(int32_t id, bool skip_special) const override {
     return vocabulary_.bytes(id, skip_special);
   }
@@ -133,6 +140,9 @@ class SentencePieceTokenizer final : public Tokenizer {
  private:
   void fill_vocabulary();
   void choose_prefix(const TokenizerConfig& config);
+  Status find_specials();
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens,
+                              SpecialText special) const;
   void encode_piecewise(std::string_view text, std::vector<int32_t>& ids) const;
 
   sentencepiece::SentencePieceProcessor processor_;
@@ -140,6 +150,8 @@ class SentencePieceTokenizer final : public Tokenizer {
   Vocabulary vocabulary_;
   int longest_token_bytes_ = 0;
   Prefix prefix_ = Prefix::none;
+  bool legacy_ = true;
+  std::optional<AddedTokens> specials_;  // by their names
   // No token crosses the border between a character and a space after it, so a text may be cut
   // there without changing its tokens.
   bool may_cut_before_spaces_ = false;
@@ -172,6 +184,7 @@ Status SentencePieceTokenizer::load(const std::string& place, std::string model,
   }
   fill_vocabulary();
   RETURN_IF_ERROR(apply_added_tokens(config, vocabulary_));
+  RETURN_IF_ERROR(find_specials());
 
   add_bos_ = config.add_bos_token.value_or(true);
   add_eos_ = config.add_eos_token.value_or(false);
@@ -181,7 +194,7 @@ Status SentencePieceTokenizer::load(const std::string& place, std::string model,
 }
 
 void SentencePieceTokenizer::choose_prefix(const TokenizerConfig& config) {
-  const bool legacy = config.legacy.value_or(true);
+  const bool legacy = legacy_ = config.legacy.value_or(true);
   const bool wanted = legacy ? spec_.add_dummy_prefix : config.add_prefix_space.value_or(true);
   if (!wanted) {
     prefix_ = Prefix::none;
@@ -190,6 +203,16 @@ void SentencePieceTokenizer::choose_prefix(const TokenizerConfig& config) {
   } else {
     prefix_ = Prefix::here;
   }
+}
+
+Status SentencePieceTokenizer::find_specials() {
+  std::vector<AddedTokenRule> rules;
+  for (int32_t id = 0; id < vocabulary_.size(); ++id) {
+    if (!vocabulary_.is_special(id) || vocabulary_.name(id).empty()) continue;
+    rules.push_back({.id = id, .content = vocabulary_.name(id), .special = true});
+  }
+  ASSIGN_OR_RETURN(specials_, AddedTokens::load(rules));
+  return ok_status();
 }
 
 void SentencePieceTokenizer::fill_vocabulary() {
@@ -213,20 +236,31 @@ void SentencePieceTokenizer::fill_vocabulary() {
   }
 }
 
-std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text,
-                                                    bool add_special_tokens) const {
+std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text, bool add_special_tokens,
+                                                    SpecialText special) const {
+  std::string valid;
+  if (!is_valid_utf8(text)) {
+    Utf8Stream stream;
+    stream.append(text, valid);
+    stream.flush(valid);
+    text = valid;
+  }
+  std::vector<AddedTokens::Part> parts;
+  RegexScratch scratch;
+  specials_->split(text, special, scratch, parts);
   std::vector<int32_t> ids;
   if (add_special_tokens && add_bos_ && bos_) ids.push_back(*bos_);
-  if (!text.empty()) {
-    std::string whole;
-    if (prefix_ == Prefix::here) whole = kSpace;
-    if (is_valid_utf8(text)) {
-      whole.append(text);
-    } else {
-      Utf8Stream stream;
-      stream.append(text, whole);
-      stream.flush(whole);
+  std::string whole;
+  for (const AddedTokens::Part& part : parts) {
+    if (part.id) {
+      ids.push_back(*part.id);
+      continue;
     }
+    // What stands between special tokens is a text of its own in Hugging Face's legacy tokenizer;
+    // otherwise only what nothing stands before has the prefix.
+    const bool prefixed = prefix_ == Prefix::here && (legacy_ || part.span.begin == 0);
+    whole = prefixed ? kSpace : "";
+    whole.append(text, part.span.begin, part.span.end - part.span.begin);
     encode_piecewise(whole, ids);
   }
   if (add_special_tokens && add_eos_ && eos_) ids.push_back(*eos_);

@@ -6,6 +6,8 @@
 
 #include "engine/bpe_tokenizer.h"
 #include "engine/detokenizer.h"
+#include "engine/gguf.h"
+#include "engine/gguf_tokenizer.h"
 #include "engine/sentencepiece_tokenizer.h"
 
 namespace kivi {
@@ -18,7 +20,12 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
   return text;
 }
 
-Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& folder) {
+Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& path) {
+  if (is_gguf_path(path)) {
+    ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(path));
+    return make_gguf_tokenizer(file.header);
+  }
+  const std::string& folder = path;
   std::error_code failed;
   if (std::filesystem::exists(folder + "/tokenizer.model", failed)) {
     return load_sentencepiece_tokenizer(folder);

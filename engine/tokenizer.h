@@ -57,7 +57,7 @@ class Tokenizer {
 };
 
 // Loads the tokenizer of a model folder: tokenizer.model (SentencePiece), else tokenizer.json
-// (byte-level BPE), with the JSON files beside it. Errors name the file.
-Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& folder);
+// (byte-level BPE), with the JSON files beside it; or the one in a GGUF file. Errors name the file.
+Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& path);
 
 }  // namespace kivi

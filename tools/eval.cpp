@@ -42,7 +42,7 @@ struct EvalRow {
 };
 
 void add_options(CLI::App& app, EvalOptions& o) {
-  app.add_option("model", o.engine.model, "a Hugging Face folder")->required();
+  app.add_option("model", o.engine.model, "a Hugging Face folder or a GGUF file")->required();
   app.add_option("--text", o.text, "text file; stories are separated by <|story|> lines")
       ->required();
   app.add_option("--windows", o.windows, "windows to score, 0: all")->check(CLI::Range(0, 1 << 20));

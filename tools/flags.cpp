@@ -289,7 +289,8 @@ Result<ParseOutcome> parse_settings(Command command, const std::vector<std::stri
     for (const std::string& key : split(text, '\n')) settings.server.api_keys.push_back(key);
   }
   if (settings.engine.model.empty())
-    return Error{ErrorCode::invalid, "MODEL is missing: name a Hugging Face folder", "model"};
+    return Error{ErrorCode::invalid, "MODEL is missing: name a Hugging Face folder or a GGUF file",
+                 "model"};
   return outcome;
 }
 

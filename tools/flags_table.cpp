@@ -273,7 +273,7 @@ Flag without_config(Flag flag) {
 
 std::vector<Flag> general_flags(Settings& s) {
   const std::string group = "General";
-  Flag model{"model", "MODEL",      "a Hugging Face folder (config.json, *.safetensors, tokenizer)",
+  Flag model{"model", "MODEL",      "a Hugging Face folder, a .gguf file, or a folder with one",
              group,   kAllCommands, text(s.engine.model)};
   model.positional = true;
   return {
@@ -298,8 +298,8 @@ std::vector<Flag> model_flags(Settings& s) {
        kEngineCommands, text(e.tokenizer)},
       {"dtype", "TYPE", "weights: auto (the checkpoint's), float32, float16 or bfloat16", group,
        kEngineCommands | kKernels, choice(e.dtype, {"auto", "float32", "float16", "bfloat16"})},
-      {"load-format", "FORMAT", "auto, safetensors, or dummy (random weights)", group,
-       kEngineCommands, choice(e.load_format, {"auto", "safetensors", "dummy"}, {"gguf"})},
+      {"load-format", "FORMAT", "auto, safetensors, gguf, or dummy (random weights)", group,
+       kEngineCommands, choice(e.load_format, {"auto", "safetensors", "gguf", "dummy"})},
       {"max-model-len", "N", "tokens of prompt + output; 0: the model's own maximum", group,
        kEngineCommands, integer(e.max_model_len, 0, kIntMax)},
       {"seed", "N", "for requests that bring none: mixed with a request counter", group,

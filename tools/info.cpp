@@ -1,4 +1,4 @@
-// kivi info MODEL: what a model folder holds, and what its cache costs in each format.
+// kivi info MODEL: what a model folder or GGUF file holds, and what its cache costs in each format.
 #include <fmt/format.h>
 
 #include "engine/load.h"
@@ -54,6 +54,9 @@ int run_info(const Arguments& args) {
            m.sliding_window > 0 ? fmt::format(", sliding window {}", m.sliding_window) : ""));
   line("parameters", std::to_string(m.parameters));
   line("weights", fmt::format("{} bytes, {}", m.weight_bytes, m.dtype));
+  line("in the files", m.file_types.empty()
+                           ? "no weights"
+                           : fmt::format("{} bytes; tensors: {}", m.file_bytes, m.file_types));
   line("tokenizer", m.tokenizer_kind);
   line("chat template", m.has_chat_template ? "yes" : "no");
   print_formats(m);

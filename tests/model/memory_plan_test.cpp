@@ -123,7 +123,7 @@ TEST_CASE("A summary needs config.json alone") {
   CHECK(summary->architecture == "MistralForCausalLM");
   CHECK(summary->parameters == 1'250'432);
   CHECK(summary->dtype == "bfloat16");
-  CHECK(summary->tokenizer_kind == "sentencepiece");
+  CHECK(summary->tokenizer_kind == "sentencepiece bpe");
   CHECK_FALSE(summary->has_chat_template);
 }
 

@@ -222,7 +222,7 @@ TEST_CASE("what a tokenizer.json asks for and is not built is refused by name") 
   CHECK_THAT(refused(model("byte_fallback", true)), Contains("byte_fallback"));
   CHECK_THAT(refused(model("dropout", 0.1)), Contains("dropout"));
   CHECK_THAT(refused(model("end_of_word_suffix", "</w>")), Contains("</w>"));
-  CHECK_THAT(refused(model("vocab", {{"a", 0}}), ErrorCode::unsupported), Contains("byte"));
+  CHECK_THAT(refused(model("vocab", {{"a", 0}}), ErrorCode::invalid), Contains("model.merges[0]"));
   CHECK_THAT(refused(model("vocab", 7), ErrorCode::invalid), Contains("vocab"));
   CHECK_THAT(refused(model("merges", {"no such merge"}), ErrorCode::invalid),
              Contains("merges[0]"));

@@ -81,6 +81,30 @@ TEST_CASE("ids equal those of Hugging Face's LlamaTokenizer, legacy and not, for
   }
 }
 
+TEST_CASE("special tokens are parsed where the text is ours, and stay text where it is not") {
+  for (const bool legacy : {true, false}) {
+    ModelFolder folder(kLlama + "/tokenizer.model");
+    folder.write("tokenizer_config.json", json{{"legacy", legacy}}.dump());
+    const auto tokenizer = load(folder.path());
+    const auto ids = [&](const std::string& text) { return tokenizer->encode(text, false); };
+    std::vector<int32_t> expected = {1};
+    for (const int32_t id : ids("king")) expected.push_back(id);
+    expected.push_back(2);
+    const auto got = tokenizer->encode_with_special("<s>king</s>", false);
+    if (legacy) {
+      CHECK(got == expected);  // a text of its own, with a space before it
+    } else {
+      CHECK(got != expected);
+      CHECK(tokenizer->decode(got, true) == "king");
+    }
+    CHECK(got.front() == 1);
+    CHECK(got.back() == 2);
+    for (const int32_t id : ids("<s>king</s>")) CHECK(id > 2);
+    CHECK(tokenizer->encode_with_special("king", true) == tokenizer->encode("king", true));
+    CHECK(tokenizer->encode_with_special("", false).empty());
+  }
+}
+
 TEST_CASE("decode(encode(text)) is the text, with and without special tokens, whatever the text") {
   const auto tokenizer = load(kLlama);
   for (const std::string& text : testing::awkward_texts()) {

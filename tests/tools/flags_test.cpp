@@ -169,7 +169,6 @@ TEST_CASE("What is not built is refused by name in every source") {
         "KIVI_TENSOR_PARALLEL_SIZE is not built in this version");
   const TemporaryFile file(R"({"chat_template": "x"})");
   CHECK(error_of(kServe, {"--config", file.path.string()}).find("not built") != std::string::npos);
-  CHECK(error_of(kServe, {"--load-format", "gguf"}).find("not built") != std::string::npos);
 }
 
 TEST_CASE("Booleans are switched on and off") {

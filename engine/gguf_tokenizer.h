@@ -1,0 +1,19 @@
+// The tokenizer that a GGUF file carries in its metadata, put as the file that it was made from:
+// a tokenizer.json for byte-level BPE ("gpt2"), a SentencePiece model for "llama". So the
+// tokenizers know nothing of GGUF, and text becomes the same ids as from the original folder.
+#pragma once
+
+#include <memory>
+
+#include "engine/gguf.h"
+#include "engine/tokenizer.h"
+#include "kernels/result.h"
+
+namespace kivi {
+
+// Other kinds of tokenizers (tokenizer.ggml.model) and unknown split patterns (tokenizer.ggml.pre)
+// are refused by name. BOS and EOS are added where add_bos_token and add_eos_token say so; without
+// them as llama.cpp does it: BOS for SentencePiece and for Llama 3, no EOS.
+Result<std::unique_ptr<Tokenizer>> make_gguf_tokenizer(const GgufHeader& header);
+
+}  // namespace kivi

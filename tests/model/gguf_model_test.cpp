@@ -1,0 +1,499 @@
+// Demo models as GGUF files give the text of the folders that they were made from; and what
+// Transformers computes with a quantized file that the gguf package wrote.
+#include "engine/gguf_model.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "engine/rope_scaling.h"
+#include "engine/tokenizer.h"
+#include "engine/weights.h"
+#include "kernels/half.h"
+#include "tests/golden/golden_models.h"
+#include "tests/model/gguf_writer.h"
+#include "tests/model/tales.h"
+#include "tests/model/temporary_folder.h"
+
+namespace kivi {
+
+namespace {
+
+using nlohmann::json;
+
+json read_json(const std::string& path) {
+  std::ifstream file(path);
+  return json::parse(file);
+}
+
+std::string tiny_path() { return std::string(KIVI_SOURCE_DIR) + "/tests/data/gguf/tiny.gguf"; }
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// --- A demo model as llama.cpp's converter writes it -----------------------------------------
+
+// The elements of a tensor as `type` (0: F32, 1: F16, 30: BF16), rows in the order of `rows`.
+std::string converted(const FileTensor& tensor, uint32_t type, const std::vector<size_t>& rows) {
+  const size_t element = size_of(*tensor.dtype);
+  const size_t row_size = tensor.bytes / element / rows.size();
+  std::string out;
+  for (const size_t row : rows)
+    for (size_t i = 0; i < row_size; ++i) {
+      uint32_t bits = 0;
+      std::memcpy(&bits, tensor.data + (row * row_size + i) * element, element);
+      const float x = tensor.dtype == DType::f32   ? std::bit_cast<float>(bits)
+                      : tensor.dtype == DType::f16 ? to_float(f16{uint16_t(bits)})
+                                                   : to_float(bf16{uint16_t(bits)});
+      if (type == 0) out += GgufWriter::raw(x);
+      if (type == 1) out += GgufWriter::raw(to_f16(x).bits);
+      if (type == 30) out += GgufWriter::raw(to_bf16(x).bits);
+    }
+  return out;
+}
+
+// How a tensor's rows are reordered.
+enum class Order { kept, q, k, falcon };
+
+bool is_falcon(const json& config) { return config["model_type"] == "falcon"; }
+size_t heads_of(const json& config) { return config["num_attention_heads"]; }
+size_t kv_heads_of(const json& config) {
+  if (!is_falcon(config)) return config.value("num_key_value_heads", heads_of(config));
+  if (config["new_decoder_architecture"]) return config["num_kv_heads"];
+  return config["multi_query"] ? size_t(1) : heads_of(config);
+}
+
+// q and k of llama: of each head (i, i + d / 2) for every i. Falcon's q|k|v: its groups (of each KV
+// head its q heads, k, v) become all q, all k, all v.
+std::vector<size_t> row_order(size_t rows, Order order, const json& config) {
+  std::vector<size_t> from;
+  const size_t heads = heads_of(config), kv = kv_heads_of(config), per_kv = heads / kv;
+  if (order == Order::falcon) {
+    const size_t d = rows / (heads + 2 * kv);
+    const auto head = [&](size_t group, size_t place) {
+      for (size_t i = 0; i < d; ++i) from.push_back((group * (per_kv + 2) + place) * d + i);
+    };
+    for (size_t i = 0; i < heads; ++i) head(i / per_kv, i % per_kv);
+    for (size_t place : {per_kv, per_kv + 1})
+      for (size_t group = 0; group < kv; ++group) head(group, place);
+  } else if (order != Order::kept && config["model_type"] != "qwen2") {
+    const size_t count = order == Order::q ? heads : kv, d = rows / count;
+    for (size_t head = 0; head < count; ++head)
+      for (size_t i = 0; i < d / 2; ++i)
+        for (const size_t half : {0, 1}) from.push_back(head * d + half * (d / 2) + i);
+  } else {
+    for (size_t row = 0; row < rows; ++row) from.push_back(row);
+  }
+  return from;
+}
+
+// Names of a layer's tensors in the folder and in GGUF.
+struct Renamed {
+  const char* folder;
+  const char* gguf;
+  Order order = Order::kept;
+};
+constexpr Renamed kLlamaTensors[] = {
+    {"input_layernorm", "attn_norm"},
+    {"self_attn.q_proj", "attn_q", Order::q},
+    {"self_attn.k_proj", "attn_k", Order::k},
+    {"self_attn.v_proj", "attn_v"},
+    {"self_attn.o_proj", "attn_output"},
+    {"post_attention_layernorm", "ffn_norm"},
+    {"mlp.gate_proj", "ffn_gate"},
+    {"mlp.up_proj", "ffn_up"},
+    {"mlp.down_proj", "ffn_down"},
+};
+constexpr Renamed kFalconTensors[] = {
+    {"input_layernorm", "attn_norm"},
+    {"ln_attn", "attn_norm_2"},
+    {"ln_mlp", "attn_norm"},
+    {"self_attention.query_key_value", "attn_qkv", Order::falcon},
+    {"self_attention.dense", "attn_output"},
+    {"mlp.dense_h_to_4h", "ffn_up"},
+    {"mlp.dense_4h_to_h", "ffn_down"},
+};
+
+void add_tensors(GgufWriter& writer, const std::string& folder, const json& config, uint32_t type) {
+  const auto from = Checkpoint::open(folder);
+  REQUIRE(from.ok());
+  const bool falcon = is_falcon(config);
+  const auto rename = [&](const std::string& old_name, const std::string& name, Order order) {
+    for (const char* suffix : {".weight", ".bias"}) {
+      const auto found = from->tensors().find(old_name + suffix);
+      if (found == from->tensors().end()) continue;
+      const FileTensor& tensor = found->second;
+      const std::vector<uint64_t> shape(tensor.shape.begin(), tensor.shape.end());
+      const uint32_t own = shape.size() == 1 ? 0 : type;  // vectors stay F32
+      writer.tensor(name + suffix, own, shape,
+                    converted(tensor, own, row_order(shape[0], order, config)));
+    }
+  };
+  rename(falcon ? "transformer.word_embeddings" : "model.embed_tokens", "token_embd", Order::kept);
+  rename(falcon ? "transformer.ln_f" : "model.norm", "output_norm", Order::kept);
+  rename("lm_head", "output", Order::kept);
+  for (int i = 0; i < config["num_hidden_layers"]; ++i) {
+    const auto in_layer = [&](const Renamed& t) {
+      rename(fmt::format("{}.{}.{}", falcon ? "transformer.h" : "model.layers", i, t.folder),
+             fmt::format("blk.{}.{}", i, t.gguf), t.order);
+    };
+    if (falcon) std::for_each(std::begin(kFalconTensors), std::end(kFalconTensors), in_layer);
+    if (!falcon) std::for_each(std::begin(kLlamaTensors), std::end(kLlamaTensors), in_layer);
+  }
+}
+
+void add_sizes(GgufWriter& writer, const json& config) {
+  const bool falcon = is_falcon(config);
+  const std::string name =
+      config["model_type"] == "mistral" ? "llama" : config["model_type"].get<std::string>();
+  const auto u32 = [&](const char* key, const char* from) {
+    if (config.contains(from) && !config[from].is_null())
+      writer.u32(name + "." + key, config[from].get<uint32_t>());
+  };
+  writer.string("general.architecture", name);
+  u32("block_count", "num_hidden_layers");
+  u32("context_length", "max_position_embeddings");
+  u32("embedding_length", "hidden_size");
+  u32("feed_forward_length", falcon ? "ffn_hidden_size" : "intermediate_size");
+  u32("vocab_size", "vocab_size");
+  writer.u32(name + ".attention.head_count", uint32_t(heads_of(config)));
+  writer.u32(name + ".attention.head_count_kv", uint32_t(kv_heads_of(config)));
+  if (falcon) {
+    writer.string(name + ".tensor_data_layout", "jploski");
+    writer.f32(name + ".attention.layer_norm_epsilon", config["layer_norm_epsilon"].get<float>());
+  } else {
+    writer.f32(name + ".attention.layer_norm_rms_epsilon", config["rms_norm_eps"].get<float>());
+    u32("rope.dimension_count", "head_dim");
+    u32("attention.key_length", "head_dim");
+    u32("attention.value_length", "head_dim");
+  }
+  if (config["model_type"] == "mistral") u32("attention.sliding_window", "sliding_window");
+  const json& rope = config.contains("rope_parameters") ? config["rope_parameters"] : config;
+  writer.f32(name + ".rope.freq_base", rope.value("rope_theta", 10000.f));
+}
+
+// The pieces of a tokenizer.model (a protobuf message; field 1 is a piece: 1 name, 2 score, 3
+// type).
+void add_sentencepiece(GgufWriter& writer, const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string model(std::istreambuf_iterator<char>(file), {});
+  std::vector<std::string> tokens;
+  std::vector<float> scores;
+  std::vector<int32_t> types;
+  size_t at = 0;
+  const auto varint = [&] {
+    uint64_t value = 0;
+    for (int shift = 0;; shift += 7) {
+      const auto byte = static_cast<unsigned char>(model.at(at++));
+      value |= uint64_t(byte & 0x7F) << shift;
+      if (byte < 0x80) return value;
+    }
+  };
+  while (at < model.size() && model[at] == 0x0A) {
+    ++at;
+    const size_t end = varint() + at;
+    tokens.emplace_back();
+    scores.push_back(0);
+    types.push_back(1);
+    while (at < end) {
+      const uint64_t tag = varint();
+      if (tag == 10) {
+        const size_t length = varint();
+        tokens.back() = model.substr(at, length);
+        at += length;
+      } else if (tag == 21) {
+        std::memcpy(&scores.back(), model.data() + at, 4);
+        at += 4;
+      } else {
+        REQUIRE(tag == 24);
+        types.back() = int32_t(varint());
+      }
+    }
+  }
+  writer.string("tokenizer.ggml.model", "llama");
+  writer.string("tokenizer.ggml.pre", "default");
+  writer.strings("tokenizer.ggml.tokens", tokens);
+  writer.f32s("tokenizer.ggml.scores", scores);
+  writer.i32s("tokenizer.ggml.token_type", types);
+  writer.u32("tokenizer.ggml.bos_token_id", 1);
+  writer.u32("tokenizer.ggml.eos_token_id", 2);
+  writer.u32("tokenizer.ggml.unknown_token_id", 0);
+}
+
+void add_bpe(GgufWriter& writer, const json& tokenizer) {
+  const json& vocab = tokenizer["model"]["vocab"];
+  std::vector<std::string> tokens(vocab.size()), merges;
+  std::vector<int32_t> types(vocab.size(), 1);
+  for (const auto& [token, id] : vocab.items()) tokens.at(id.get<size_t>()) = token;
+  for (const json& token : tokenizer.value("added_tokens", json::array()))
+    types.at(token["id"].get<size_t>()) = 3;
+  for (const json& merge : tokenizer["model"]["merges"])
+    merges.push_back(merge[0].get<std::string>() + " " + merge[1].get<std::string>());
+  writer.string("tokenizer.ggml.model", "gpt2");
+  writer.string("tokenizer.ggml.pre", "falcon");
+  writer.strings("tokenizer.ggml.tokens", tokens);
+  writer.i32s("tokenizer.ggml.token_type", types);
+  writer.strings("tokenizer.ggml.merges", merges);
+  writer.u32("tokenizer.ggml.eos_token_id", 0);
+}
+
+// A model folder as a file; `type`: of the matrices.
+GgufWriter gguf_of(const std::string& folder, uint32_t type) {
+  const json config = read_json(folder + "/config.json");
+  GgufWriter writer;
+  add_sizes(writer, config);
+  if (std::filesystem::exists(folder + "/tokenizer.model"))
+    add_sentencepiece(writer, folder + "/tokenizer.model");
+  else
+    add_bpe(writer, read_json(folder + "/tokenizer.json"));
+  add_tensors(writer, folder, config, type);
+  return writer;
+}
+
+// What one more key makes of tales-mistral, the smallest.
+std::string error_with(const std::function<void(GgufWriter&)>& change) {
+  static const GgufWriter plain = gguf_of(model_folder("tales-mistral"), 30);
+  GgufWriter writer = plain;
+  change(writer);
+  const TemporaryFolder folder;
+  folder.write("x.gguf", writer.bytes());
+  const auto model = read_model_config(folder.path() + "/x.gguf");
+  if (!model.ok()) return model.error().message;
+  const auto tokenizer = load_tokenizer(folder.path() + "/x.gguf");
+  return tokenizer.ok() ? "no error" : tokenizer.error().message;
+}
+
+constexpr const char* kTexts[] = {
+    "Once upon a time there was a king.",
+    "  two  spaces\n\nand\tlines \n",
+    "caf\u00e9 \u732b\u306f \u0645\u0631\u062d\u0628\u0627 e\u0301 \U0001F469\u200D\U0001F680",
+    "In 1984 12345 don't, we'll; <s>forged</s> <|endoftext|>",
+    "a\xFF\xC3 b",
+    "",
+    " ",
+};
+
+}  // namespace
+
+TEST_CASE("A demo model as a GGUF file gives the text and the ids of its folder") {
+  const std::string name = GENERATE("tales-llama", "tales-mistral", "tales-falcon");
+  const uint32_t type = GENERATE(0u, 1u, 30u);
+  CAPTURE(name, type);
+  const TemporaryFolder folder;
+  folder.write("model.gguf", gguf_of(model_folder(name), type).bytes());
+  EngineConfig config = test_config(name, "fp16");
+  config.model = folder.path();
+  const auto loaded = load_or_fail(config);
+  const Golden golden = read_golden(name);
+  const Output output = run_one(*loaded->engine, greedy_request(golden.prompt, 64, 1));
+  CHECK(output.ids == golden.greedy);
+  CHECK(loaded->summary.dtype == (type == 0 ? "float32" : type == 1 ? "float16" : "bfloat16"));
+  CHECK(loaded->served.name == std::filesystem::path(folder.path()).filename());
+  if (type == 30) {  // the same bits, so the same numbers
+    const auto original = load_or_fail(test_config(name, "fp16"));
+    CHECK(output == run_one(*original->engine, greedy_request(golden.prompt, 64, 1)));
+    CHECK(loaded->summary.architecture == original->summary.architecture);
+    CHECK(loaded->summary.parameters == original->summary.parameters);
+  }
+  const auto own = load_tokenizer(model_folder(name));
+  REQUIRE(own.ok());
+  const Tokenizer& from_gguf = *loaded->tokenizer;
+  CHECK(from_gguf.vocab_size() == (*own)->vocab_size());
+  CHECK(from_gguf.eos_id() == (*own)->eos_id());
+  CHECK(from_gguf.bos_id() == (*own)->bos_id());
+  CHECK(from_gguf.kind() == (*own)->kind());
+  for (const char* text : kTexts) {
+    CAPTURE(text);
+    const auto ids = from_gguf.encode(text, true);
+    CHECK(ids == (*own)->encode(text, true));
+    CHECK(from_gguf.decode(ids, true) == (*own)->decode(ids, true));
+  }
+}
+
+TEST_CASE("Golden models of every family give the same numbers as GGUF files") {
+  const std::string name = GENERATE("llama2-mha", "llama-biases", "llama-71-heads", "mistral-nemo",
+                                    "qwen2", "falcon-7b", "falcon-40b");
+  CAPTURE(name);
+  const json golden = read_golden_model(name);
+  const TemporaryFolder folder, gguf;
+  write_golden_model(golden, folder, "bfloat16");
+  gguf.write("x.gguf", gguf_of(folder.path(), 30).bytes());
+  const std::vector<int32_t> prompt = {3, 141, 59, 26, 53, 58, 97, 93};
+  const auto output_of = [&](const std::string& model) {
+    EngineConfig config = test_config("", "fp16");
+    config.model = model;
+    config.max_model_len = 64;
+    const auto loaded = load_or_fail(config);
+    return run_one(*loaded->engine, greedy_request(prompt, 16, 1));
+  };
+  CHECK(output_of(folder.path()) == output_of(gguf.path()));
+}
+
+TEST_CASE("A quantized GGUF file gives what Transformers computes with it") {
+  const json golden = read_json(std::string(KIVI_SOURCE_DIR) + "/tests/data/gguf/tiny.json");
+  EngineConfig config = test_config("", "fp16");
+  config.model = tiny_path();
+  config.max_model_len = 128;
+  config.dtype = "float32";
+  const auto loaded = load_or_fail(config);
+  CHECK(loaded->served.name == "tiny");
+  CHECK(loaded->summary.has_chat_template);
+  const auto prompt = golden["prompt"].get<std::vector<int32_t>>();
+  const Output output = run_one(*loaded->engine, greedy_request(prompt, 24, 20));
+  CHECK(output.ids == golden["greedy"].get<std::vector<int32_t>>());
+  // Log probabilities differ from logits by one constant.
+  const auto logits = golden["logits"].get<std::vector<float>>();
+  REQUIRE(output.first_top.size() == 20);
+  const float constant = logits[size_t(output.first_top[0].id)] - output.first_top[0].logprob;
+  for (const TokenLogprob& top : output.first_top)
+    CHECK(std::abs(top.logprob + constant - logits[size_t(top.id)]) < 2e-3f);
+  for (const json& text : golden["texts"]) {
+    CAPTURE(text[0]);
+    CHECK(loaded->tokenizer->encode(text[0].get<std::string>(), true) ==
+          text[1].get<std::vector<int32_t>>());
+  }
+}
+
+TEST_CASE("Metadata that is missing, wrong or not supported is named") {
+  CHECK(error_with([](GgufWriter&) {}) == "no error");
+  const auto with = [](const std::function<void(GgufWriter&)>& change) {
+    GgufWriter writer;
+    change(writer);
+    const TemporaryFolder folder;
+    folder.write("x.gguf", writer.bytes());
+    return read_model_config(folder.path() + "/x.gguf").error().message;
+  };
+  CHECK(contains(with([](auto&) {}), "x.gguf: general.architecture is '', supported are llama"));
+  CHECK(contains(with([](auto& w) { w.string("general.architecture", "gemma"); }),
+                 "general.architecture is 'gemma', supported are llama"));
+  CHECK(contains(with([](auto& w) { w.string("general.architecture", "llama"); }),
+                 "token_embd.weight is missing"));
+  CHECK(contains(with([](auto& w) {
+                   w.string("general.architecture", "llama");
+                   w.tensor("token_embd.weight", 0, {2, 8}, std::string(64, '\0'));
+                 }),
+                 "x.gguf: metadata as config.json: num_hidden_layers is absent, "));
+
+  using W = GgufWriter;
+  CHECK(contains(error_with([](W& w) { w.u32("split.count", 2); }), "split.count is 2"));
+  CHECK(error_with([](W& w) { w.u32("llama.expert_count", 0); }) == "no error");
+  CHECK(contains(error_with([](W& w) { w.u32("llama.expert_count", 8); }),
+                 "llama.expert_count is 8 (u32), which is not supported"));
+  CHECK(contains(error_with([](W& w) { w.string("llama.rope.scaling.type", "longrope"); }),
+                 "longrope"));
+  CHECK(contains(error_with([](W& w) { w.u32("tokenizer.ggml.eot_token_id", 5000); }),
+                 "eos_token_id 5000 is outside of the vocabulary of 4096"));
+  CHECK(contains(error_with([](W& w) { w.u32("tokenizer.ggml.padding_token_id", 5000); }),
+                 "padding_token_id is 5000, must be below the 4096 tokens"));
+  CHECK(contains(
+      error_with([](W& w) { w.tensor("rope_freqs.weight", 0, {7}, std::string(28, '\1')); }),
+      "rope_freqs.weight is [7] F32, must be [32] F32"));
+}
+
+TEST_CASE("Tokenizers of a GGUF file that are not supported are refused by name") {
+  const auto with = [](const std::string& model, const std::string& pre) {
+    GgufWriter writer;
+    writer.string("tokenizer.ggml.model", model);
+    writer.string("tokenizer.ggml.pre", pre);
+    writer.strings("tokenizer.ggml.tokens", {"a", "b"});
+    writer.strings("tokenizer.ggml.merges", {"a b"});
+    const TemporaryFolder folder;
+    folder.write("x.gguf", writer.bytes());
+    const auto tokenizer = load_tokenizer(folder.path() + "/x.gguf");
+    REQUIRE_FALSE(tokenizer.ok());
+    CHECK(tokenizer.error().field == "tokenizer");
+    return tokenizer.error().message;
+  };
+  CHECK(
+      contains(with("bert", "x"), "tokenizer.ggml.model is 'bert', supported are gpt2 and llama"));
+  CHECK(contains(with("gpt2", "tekken"), "tokenizer.ggml.pre is 'tekken', supported are default,"));
+  CHECK(contains(with("gpt2", "gpt-2"), "model.merges[0]"));
+  CHECK(contains(with("llama", "default"), "tokenizer.ggml.scores is missing"));
+}
+
+TEST_CASE("rope_freqs divides the frequencies; linear scaling is read from either key") {
+  const TemporaryFolder folder;
+  const auto model_with = [&](const std::function<void(GgufWriter&)>& change) {
+    GgufWriter writer = gguf_of(model_folder("tales-mistral"), 30);
+    change(writer);
+    folder.write("x.gguf", writer.bytes());
+    auto model = read_model_config(folder.path() + "/x.gguf");
+    if (!model.ok()) FAIL(model.error().message);
+    return std::move(*model);
+  };
+  const auto plain = inverse_frequencies(model_with([](auto&) {}).spec.rope);
+  std::string factors;
+  for (int i = 0; i < 32; ++i) factors += GgufWriter::raw(float(1 + i));
+  const auto divided =
+      model_with([&](auto& writer) { writer.tensor("rope_freqs.weight", 0, {32}, factors); });
+  const auto frequencies = inverse_frequencies(divided.spec.rope);
+  REQUIRE(frequencies.size() == 32);
+  for (size_t i = 0; i < 32; ++i)
+    CHECK(frequencies[i] == Approx(plain[i] / float(1 + i)).epsilon(1e-6));
+  // It is a setting, not a tensor that the weights must account for.
+  EngineConfig config = test_config("", "fp16");
+  config.model = folder.path();
+  CHECK(load_model(config, {}).ok());
+
+  const auto scaled = model_with([](auto& writer) {
+    writer.string("llama.rope.scaling.type", "linear");
+    writer.f32("llama.rope.scaling.factor", 4);
+  });
+  CHECK(scaled.spec.rope.scaling == RopeScaling::linear);
+  CHECK(scaled.spec.rope.factor == 4);
+  const auto older = model_with([](auto& writer) { writer.f32("llama.rope.scale_linear", 2); });
+  CHECK(older.spec.rope.factor == 2);
+}
+
+TEST_CASE("load_format says which of a folder's two models is meant") {
+  const TemporaryFolder folder;
+  folder.copy(model_folder("tales-falcon"));
+  folder.write("x.gguf", gguf_of(model_folder("tales-mistral"), 30).bytes());
+  EngineConfig config = test_config("", "fp16");
+  config.model = folder.path();
+  CHECK(load_or_fail(config)->summary.architecture == "FalconForCausalLM");
+  config.load_format = "gguf";
+  CHECK(load_or_fail(config)->summary.architecture == "MistralForCausalLM");
+  config.load_format = "safetensors";
+  CHECK(load_or_fail(config)->summary.architecture == "FalconForCausalLM");
+  config.model = folder.path() + "/x.gguf";
+  const auto refused = load_model(config, {});
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().field == "load_format");
+  config.load_format = "gguf";
+  config.model = model_folder("tales-llama");
+  CHECK(load_model(config, {}).error().field == "load_format");
+}
+
+TEST_CASE("A model's summary says what its files hold") {
+  const auto tiny = summarize_model(tiny_path());
+  REQUIRE(tiny.ok());
+  CHECK(tiny->architecture == "LlamaForCausalLM");
+  CHECK(tiny->dtype == "float16");
+  CHECK(tiny->tokenizer_kind == "byte-level bpe");
+  CHECK(tiny->has_chat_template);
+  CHECK(tiny->file_types ==
+        "3 F32, 1 Q4_0, 1 Q4_1, 1 Q4_K, 1 Q5_0, 1 Q5_1, 1 Q5_K, 1 Q6_K, 1 Q8_0");
+  CHECK(tiny->parameters > 400'000);
+  CHECK(tiny->file_bytes < tiny->weight_bytes / 2);
+
+  const auto tales = summarize_model(model_folder("tales-llama"));
+  REQUIRE(tales.ok());
+  CHECK(tales->file_types == "74 BF16");
+  CHECK(tales->file_bytes == 2 * 6'852'864);
+  CHECK(tales->tokenizer_kind == "sentencepiece bpe");
+
+  const TemporaryFolder folder;  // a config.json alone
+  folder.write("config.json", read_json(model_folder("tales-llama") + "/config.json").dump());
+  const auto bare = summarize_model(folder.path());
+  REQUIRE(bare.ok());
+  CHECK(bare->file_types.empty());
+  CHECK(bare->tokenizer_kind == "none");
+  folder.write("tokenizer.json", R"({"normalizer": {"type": "Lowercase"}})");
+  CHECK(contains(summarize_model(folder.path())->tokenizer_kind, "cannot be used: "));
+}
+
+}  // namespace kivi
