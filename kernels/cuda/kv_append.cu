@@ -305,8 +305,8 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(layout.shape.heads),
                   static_cast<unsigned>(a.sequence_count));
   if (!kivi) {
-    return launch_overlapped(append_decode_plain_kernel, grid, dim3(unsigned(d)), 0, stream,
-                             device_arguments(a));
+    append_decode_plain_kernel<<<grid, unsigned(d), 0, stream>>>(device_arguments(a));
+    return cudaGetLastError();
   }
   const int pairs = layout.shape.heads * a.sequence_count;
   const int row_blocks = (pairs + kDecodeThreads / 32 - 1) / (kDecodeThreads / 32);
@@ -314,9 +314,9 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const int blocks = row_blocks + std::min(kFlushBlocksMax, pairs * groups);
   const size_t shared = size_t(layout.format.group * d) * sizeof(uint16_t);
   return with_group(layout.format, [&]<int GROUP>() {
-    return launch_overlapped(append_decode_kernel<GROUP>, dim3(unsigned(blocks)),
-                             dim3(kDecodeThreads), shared, stream, device_arguments(a),
-                             a.sequence_count, row_blocks);
+    append_decode_kernel<GROUP><<<unsigned(blocks), kDecodeThreads, shared, stream>>>(
+        device_arguments(a), a.sequence_count, row_blocks);
+    return cudaGetLastError();
   });
 }
 
