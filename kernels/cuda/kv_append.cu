@@ -314,6 +314,8 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const int blocks = row_blocks + std::min(kFlushBlocksMax, pairs * groups);
   const size_t shared = size_t(layout.format.group * d) * sizeof(uint16_t);
   return with_group(layout.format, [&]<int GROUP>() {
+    // In order, not overlapping with attention: with it, the kernel after this one was under way
+    // with both, and a step of one row took 7.7 ms instead of 6.0.
     append_decode_kernel<GROUP><<<unsigned(blocks), kDecodeThreads, shared, stream>>>(
         device_arguments(a), a.sequence_count, row_blocks);
     return cudaGetLastError();

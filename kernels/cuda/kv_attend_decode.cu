@@ -14,6 +14,7 @@ constexpr int kWarpsMax = 12;          // of a block
 constexpr int kBlocksMax = 2;          // a multiprocessor
 constexpr int kCountersMax = 1 << 20;  // segments of a launch
 constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
+constexpr int kPiecesMin = 4;          // of a block, where there are few
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
 
@@ -126,9 +127,9 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     if (decodes > 0 && int64_t(most) * decodes == total)
       blocks = aligned_blocks(decodes * a.kv_heads * a.head_blocks, blocks);
     // Every piece holds the beginning of at least one unit (so the estimate rounds down). Few
-    // pieces are spread over all blocks.
+    // pieces are spread over the blocks, but not one by one: what one block has is merged in it.
     const int pieces = max(1, int(float(total) * a.weight_max_inverse * 0.9999f));
-    line.pieces_block = max(1, min(warps, pieces / blocks));
+    line.pieces_block = min(warps, max(kPiecesMin, pieces / blocks));
     line.pieces = min(pieces, blocks * line.pieces_block);
     line.quotient = total / line.pieces;
     line.rest = total - line.quotient * line.pieces;
