@@ -127,6 +127,9 @@ class BpeTokenizer final : public Tokenizer {
                                            bool add_special_tokens) const override {
     return encode(text, add_special_tokens, SpecialText::is_token);
   }
+  std::vector<int32_t> encode_after_special(std::string_view text) const override {
+    return encode(text, false, SpecialText::stays_text, /*at_start=*/false);
+  }
   const std::string& token_bytes(int32_t id, bool skip_special) const override {
     return vocabulary_.bytes(id, skip_special);
   }
@@ -166,8 +169,8 @@ class BpeTokenizer final : public Tokenizer {
     std::unordered_map<std::string, Span, Vocabulary::Hash, std::equal_to<>> cache;
     std::vector<int32_t> cached_ids;
   };
-  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens,
-                              SpecialText special) const;
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens, SpecialText special,
+                              bool at_start = true) const;
   void encode_text(std::string_view text, bool at_text_start, Scratch& scratch,
                    std::vector<int32_t>& ids) const;
   void encode_piece(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const;
@@ -415,7 +418,7 @@ void BpeTokenizer::find_whole_tokens() {
 }
 
 std::vector<int32_t> BpeTokenizer::encode(std::string_view text, bool add_special_tokens,
-                                          SpecialText special) const {
+                                          SpecialText special, bool at_start) const {
   std::string valid;
   if (!is_valid_utf8(text)) {
     Utf8Stream stream;
@@ -442,7 +445,7 @@ std::vector<int32_t> BpeTokenizer::encode(std::string_view text, bool add_specia
         ids.push_back(*p.id);
       else
         encode_text(inner.substr(p.span.begin, p.span.end - p.span.begin),
-                    part.span.begin == 0 && p.span.begin == 0, scratch, ids);
+                    at_start && part.span.begin == 0 && p.span.begin == 0, scratch, ids);
     }
   }
   if (add_special_tokens) ids.insert(ids.end(), after_.begin(), after_.end());

@@ -16,6 +16,8 @@
 
 namespace kivi {
 
+class ChatPrompt;  // chat_prompt.h
+
 // A loaded model as the front ends see it. Everything outlives them.
 struct ServedModel {
   std::string name;  // --served-model-name
@@ -26,6 +28,7 @@ struct ServedModel {
   KvFormat kv_format;
   const Tokenizer* tokenizer = nullptr;
   Engine* engine = nullptr;
+  const ChatPrompt* chat = nullptr;  // null: the model has no chat template
   // Of generation_config.json, where present: the defaults of a request.
   std::optional<float> default_temperature, default_top_p;
   std::optional<int> default_top_k;

@@ -17,6 +17,7 @@ enum class SchedulingPolicy { fcfs, priority };
 struct EngineConfig {
   std::string model;                 // a Hugging Face folder, a .gguf file or a folder with one
   std::string tokenizer;             // "": the model's own
+  std::string chat_template;         // a file; "": the model's own; "none": no chats
   std::string device = "auto";       // auto | cuda | cpu
   std::string dtype = "auto";        // auto (the checkpoint's) | float32 | float16 | bfloat16
   std::string load_format = "auto";  // auto | safetensors | gguf | dummy

@@ -28,5 +28,6 @@ inline constexpr int64_t kMaxChatTemplateBytes = 1 << 20;  // the largest known 
 inline constexpr size_t kDefaultMaxBodyBytes = 16 << 20;  // a 2,048-prompt batch of lm-eval fits
 inline constexpr size_t kMaxHeaderBytes = 64 << 10;
 inline constexpr int kMaxJsonDepth = 64;
+inline constexpr int kMaxChatObjectFields = 1024;  // of one object in a chat's body
 
 }  // namespace kivi

@@ -265,6 +265,15 @@ Result<std::unique_ptr<Tokenizer>> make_tokenizer(const EngineConfig& config, co
   return tokenizer;
 }
 
+// The template belongs to the tokenizer: they come from one place.
+Result<std::unique_ptr<ChatPrompt>> make_chat_prompt(const EngineConfig& config, const Blueprint& b,
+                                                     const Tokenizer& tokenizer) {
+  ASSIGN_OR_RETURN(const std::string place, tokenizer_place(config, b.place));
+  ASSIGN_OR_RETURN(const auto source, find_chat_template(place, config.chat_template));
+  if (!source) return std::unique_ptr<ChatPrompt>();
+  return ChatPrompt::make(*source, tokenizer);
+}
+
 }  // namespace
 
 std::string describe(const LoadPhase& phase) {
@@ -306,6 +315,7 @@ Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
   ASSIGN_OR_RETURN(Blueprint b, draw_up(config, clock));
   auto loaded = std::make_unique<LoadedModel>();
   ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b));
+  ASSIGN_OR_RETURN(loaded->chat, make_chat_prompt(config, b, *loaded->tokenizer));
   clock.end("tokenizer");
   const WeightProgress weight_progress = [&](int64_t done, int64_t total) {
     if (progress) progress("weights", done, total);
@@ -321,7 +331,7 @@ Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
   loaded->phases = clock.phases();
   loaded->summary = summary_of(b.model, b.dtype);
   loaded->summary.tokenizer_kind = loaded->tokenizer->kind();
-  loaded->summary.has_chat_template = has_chat_template(b.place);
+  loaded->summary.has_chat_template = loaded->chat != nullptr;
 
   ServedModel& served = loaded->served;
   served.name = name_of_model(config.model);
@@ -334,6 +344,7 @@ Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
   served.kv_format = b.layout.format;
   served.tokenizer = loaded->tokenizer.get();
   served.engine = loaded->engine.get();
+  served.chat = loaded->chat.get();
   served.default_temperature = b.model.temperature;
   served.default_top_p = b.model.top_p;
   served.default_top_k = b.model.top_k;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/chat_prompt.h"
 #include "engine/completion.h"
 #include "engine/config.h"
 #include "engine/engine.h"
@@ -45,6 +46,7 @@ using LoadProgress = std::function<void(const std::string& phase, int64_t done, 
 struct LoadedModel {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatPrompt> chat;  // null: no chat template
   std::unique_ptr<Engine> engine;
   MemoryPlan plan;
   std::vector<LoadPhase> phases;

@@ -119,6 +119,9 @@ class SentencePieceTokenizer final : public Tokenizer {
                                            bool add_special_tokens) const override {
     return encode(text, add_special_tokens, SpecialText::is_token);
   }
+  std::vector<int32_t> encode_after_special(std::string_view text) const override {
+    return encode(text, false, SpecialText::stays_text, /*at_start=*/false);
+  }
   const std::string& token_bytes(int32_t id, bool skip_special) const override {
     return vocabulary_.bytes(id, skip_special);
   }
@@ -141,8 +144,8 @@ class SentencePieceTokenizer final : public Tokenizer {
   void fill_vocabulary();
   void choose_prefix(const TokenizerConfig& config);
   Status find_specials();
-  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens,
-                              SpecialText special) const;
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens, SpecialText special,
+                              bool at_start = true) const;
   void encode_piecewise(std::string_view text, std::vector<int32_t>& ids) const;
 
   sentencepiece::SentencePieceProcessor processor_;
@@ -237,7 +240,7 @@ void SentencePieceTokenizer::fill_vocabulary() {
 }
 
 std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text, bool add_special_tokens,
-                                                    SpecialText special) const {
+                                                    SpecialText special, bool at_start) const {
   std::string valid;
   if (!is_valid_utf8(text)) {
     Utf8Stream stream;
@@ -258,7 +261,8 @@ std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text, bool 
     }
     // What stands between special tokens is a text of its own in Hugging Face's legacy tokenizer;
     // otherwise only what nothing stands before has the prefix.
-    const bool prefixed = prefix_ == Prefix::here && (legacy_ || part.span.begin == 0);
+    const bool prefixed =
+        prefix_ == Prefix::here && (legacy_ || (at_start && part.span.begin == 0));
     whole = prefixed ? kSpace : "";
     whole.append(text, part.span.begin, part.span.end - part.span.begin);
     encode_piecewise(whole, ids);

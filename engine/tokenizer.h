@@ -30,6 +30,12 @@ class Tokenizer {
     return encode(text, add_special_tokens);
   }
 
+  // Ids of a part of a text that follows a special token (a chat's prompt): as encode without
+  // special tokens, but where a space is put before the beginning of a text only.
+  virtual std::vector<int32_t> encode_after_special(std::string_view text) const {
+    return encode(text, false);
+  }
+
   // The bytes that `id` stands for inside a text: "▁king" -> " king", "<0x0A>" -> "\n". Special
   // tokens give their spelling where !skip_special, else nothing. Ids outside the vocabulary give
   // nothing. The string lives as long as the tokenizer.

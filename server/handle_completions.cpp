@@ -1,4 +1,4 @@
-// POST /v1/completions.
+// POST /v1/completions, /v1/chat/completions.
 #include <spdlog/spdlog.h>
 
 #include <ctime>
@@ -20,22 +20,42 @@ struct Started {
   std::shared_ptr<Completion> completion;
 };
 
-// Parses, tokenizes and submits. Any thread.
-Result<Started> start_completion(HttpConnection& connection) {
+// Submits a parsed call. Any thread.
+Result<Started> start(HttpConnection& connection, CompletionCall call, const char* id_prefix) {
   HttpContext& context = connection.shared();
   const HttpRequest& request = connection.request();
   const ServedModel& model = *context.model();
-  ASSIGN_OR_RETURN(
-      CompletionCall call,
-      parse_completion(request.body, api_rules(model, context.config().strict_params)));
   context.note_unknown_fields(call.unknown_fields);
-  call.request.id = "cmpl-" + (call.request_id.empty() ? request.request_id : call.request_id);
+  call.request.id = id_prefix + (call.request_id.empty() ? request.request_id : call.request_id);
   call.request.arrival = request.arrival;
   if (const int timeout = context.config().request_timeout; timeout > 0)
     call.request.deadline = request.arrival + std::chrono::seconds(timeout);
   ASSIGN_OR_RETURN(std::shared_ptr<Completion> completion,
                    Completion::start(model, call.request, connection.notifier()));
   return Started{std::move(call), std::move(completion)};
+}
+
+// Parses, tokenizes and submits. Any thread.
+Result<Started> start_completion(HttpConnection& connection) {
+  HttpContext& context = connection.shared();
+  ASSIGN_OR_RETURN(CompletionCall call,
+                   parse_completion(connection.request().body,
+                                    api_rules(*context.model(), context.config().strict_params)));
+  return start(connection, std::move(call), "cmpl-");
+}
+
+Result<Started> start_chat(HttpConnection& connection) {
+  HttpContext& context = connection.shared();
+  const ServedModel& model = *context.model();
+  ASSIGN_OR_RETURN(ChatCall call, parse_chat(connection.request().body,
+                                             api_rules(model, context.config().strict_params)));
+  ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_prompt_ids(model, call.chat));
+  call.completion.request.prompts.emplace_back(std::move(ids));
+  Result<Started> started = start(connection, std::move(call.completion), "chatcmpl-");
+  if (started.ok() || started.error().field != "prompt") return started;
+  Error error = started.error();  // what is wrong with the prompt is wrong with the messages
+  error.field = "messages";
+  return error;
 }
 
 // What both ways of answering share: the chunks as they come, counted.
@@ -87,7 +107,7 @@ class Reader {
 };
 
 asio::awaitable<void> answer_whole(HttpConnection& connection, Completion& completion,
-                                   const CompletionWriter& writer) {
+                                   const ReplyWriter& writer) {
   Reader reader(connection, completion);
   std::vector<TextChunk> chunks;
   while (!reader.poll(chunks)) {
@@ -111,7 +131,7 @@ HttpReply stream_head() {
 }
 
 asio::awaitable<void> answer_stream(HttpConnection& connection, Completion& completion,
-                                    CompletionWriter& writer) {
+                                    ReplyWriter& writer) {
   Reader reader(connection, completion);
   std::vector<TextChunk> chunks;  // used again, as is `events`
   std::string events;
@@ -131,10 +151,10 @@ asio::awaitable<void> answer_stream(HttpConnection& connection, Completion& comp
     if (events.empty() && Clock::now() >= next_ping) events = ": ping\n\n";
     if (ended) {
       if (reader.error())
-        CompletionWriter::append_error_event(events, *reader.error());
+        ReplyWriter::append_error_event(events, *reader.error());
       else
         writer.append_usage_event(events, completion.usage());
-      CompletionWriter::append_done(events);
+      ReplyWriter::append_done(events);
       reader.finish();
     }
     if (!events.empty()) {
@@ -150,11 +170,12 @@ asio::awaitable<void> answer_stream(HttpConnection& connection, Completion& comp
   }
 }
 
-}  // namespace
-
-asio::awaitable<void> handle_completions(HttpConnection& connection) {
+// `begin` parses and submits; `Writer` writes the reply.
+template <class Writer>
+asio::awaitable<void> handle(HttpConnection& connection,
+                             Result<Started> (*begin)(HttpConnection&)) {
   std::optional<Result<Started>> started = co_await run_by_size(
-      connection, [&connection] { return std::optional(start_completion(connection)); });
+      connection, [&connection, begin] { return std::optional(begin(connection)); });
   if (!started->ok()) {
     const Error& error = started->error();
     connection.shared().metrics().admission_rejected(error);
@@ -165,12 +186,22 @@ asio::awaitable<void> handle_completions(HttpConnection& connection) {
   const CompletionCall& call = (*started)->call;
   const std::shared_ptr<Completion> completion = (*started)->completion;
   connection.on_gone([completion] { completion->cancel(); });
-  CompletionWriter writer(*connection.shared().model(), call, std::time(nullptr));
+  Writer writer(*connection.shared().model(), call, std::time(nullptr));
   if (call.request.streaming)
     co_await answer_stream(connection, *completion, writer);
   else
     co_await answer_whole(connection, *completion, writer);
   if (connection.gone() != nullptr) completion->cancel();
+}
+
+}  // namespace
+
+asio::awaitable<void> handle_completions(HttpConnection& connection) {
+  return handle<CompletionWriter>(connection, start_completion);
+}
+
+asio::awaitable<void> handle_chat_completions(HttpConnection& connection) {
+  return handle<ChatWriter>(connection, start_chat);
 }
 
 }  // namespace kivi

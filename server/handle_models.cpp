@@ -1,6 +1,7 @@
 // GET /v1/models, /v1/models/{id}, /tokenizer_info.
 #include <fmt/format.h>
 
+#include "engine/chat_prompt.h"
 #include "server/http_routes.h"
 #include "server/json_writer.h"
 
@@ -61,14 +62,13 @@ HttpReply handle_tokenizer_info(HttpContext& context, const HttpRequest&) {
   append_json_int(out, model.max_model_len);
   append_special(out, tokenizer, "bos_token", tokenizer.bos_id());
   append_special(out, tokenizer, "eos_token", tokenizer.eos_id());
-  out += ",\"chat_template\":null}";
+  out += ",\"chat_template\":";
+  if (model.chat != nullptr)
+    append_json_string(out, model.chat->template_text());
+  else
+    out += "null";
+  out += '}';
   return json_reply(std::move(out));
-}
-
-HttpReply handle_chat_completions(HttpContext&, const HttpRequest&) {
-  return error_reply(
-      Error{ErrorCode::unsupported,
-            "chat completions are not supported by this build, use /v1/completions"});
 }
 
 }  // namespace kivi

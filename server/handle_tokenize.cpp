@@ -17,7 +17,14 @@ HttpReply tokenize(HttpContext& context, const HttpRequest& request) {
   const auto call = parse_tokenize(request.body, api_rules(model, context.config().strict_params));
   if (!call.ok()) return error_reply(call.error());
   context.note_unknown_fields(call->unknown_fields);
-  const std::vector<int32_t> ids = model.tokenizer->encode(call->prompt, call->add_special_tokens);
+  std::vector<int32_t> ids;
+  if (call->chat) {
+    auto chat_ids = chat_prompt_ids(model, *call->chat);
+    if (!chat_ids.ok()) return error_reply(chat_ids.error());
+    ids = std::move(*chat_ids);
+  } else {
+    ids = model.tokenizer->encode(call->prompt, call->add_special_tokens);
+  }
   std::string out = "{\"count\":";
   append_json_int(out, int64_t(ids.size()));
   out += ",\"max_model_len\":";

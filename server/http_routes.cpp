@@ -27,7 +27,7 @@ constexpr Route kRoutes[] = {
     {"/detokenize", "POST", Access::key, true, false, nullptr, handle_detokenize},
     {"/v1/detokenize", "POST", Access::key, true, false, nullptr, handle_detokenize},
     {"/v1/completions", "POST", Access::key, true, true, nullptr, handle_completions},
-    {"/v1/chat/completions", "POST", Access::key, false, false, handle_chat_completions},
+    {"/v1/chat/completions", "POST", Access::key, true, true, nullptr, handle_chat_completions},
 };
 
 HttpReply refuse(int status, const char* code, std::string message) {

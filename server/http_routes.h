@@ -43,16 +43,16 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
                    HttpReply& refusal);
 
 // The handlers, by file.
-HttpReply handle_health(HttpContext&, const HttpRequest&);          // handle_health.cpp
-HttpReply handle_live(HttpContext&, const HttpRequest&);            //
-HttpReply handle_version(HttpContext&, const HttpRequest&);         //
-HttpReply handle_metrics(HttpContext&, const HttpRequest&);         //
-HttpReply handle_models(HttpContext&, const HttpRequest&);          // handle_models.cpp
-HttpReply handle_model(HttpContext&, const HttpRequest&);           //
-HttpReply handle_tokenizer_info(HttpContext&, const HttpRequest&);  //
-boost::asio::awaitable<void> handle_tokenize(HttpConnection&);      // handle_tokenize.cpp
-boost::asio::awaitable<void> handle_detokenize(HttpConnection&);    //
-boost::asio::awaitable<void> handle_completions(HttpConnection&);   // handle_completions.cpp
-HttpReply handle_chat_completions(HttpContext&, const HttpRequest&);
+HttpReply handle_health(HttpContext&, const HttpRequest&);              // handle_health.cpp
+HttpReply handle_live(HttpContext&, const HttpRequest&);                //
+HttpReply handle_version(HttpContext&, const HttpRequest&);             //
+HttpReply handle_metrics(HttpContext&, const HttpRequest&);             //
+HttpReply handle_models(HttpContext&, const HttpRequest&);              // handle_models.cpp
+HttpReply handle_model(HttpContext&, const HttpRequest&);               //
+HttpReply handle_tokenizer_info(HttpContext&, const HttpRequest&);      //
+boost::asio::awaitable<void> handle_tokenize(HttpConnection&);          // handle_tokenize.cpp
+boost::asio::awaitable<void> handle_detokenize(HttpConnection&);        //
+boost::asio::awaitable<void> handle_completions(HttpConnection&);       // handle_completions.cpp
+boost::asio::awaitable<void> handle_chat_completions(HttpConnection&);  //
 
 }  // namespace kivi

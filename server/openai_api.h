@@ -1,5 +1,5 @@
-// The OpenAI JSON of /v1/completions and its neighbours <-> the engine's types. Pure functions: no
-// sockets, no clocks. What the fields mean: api.md, section 1.
+// The OpenAI JSON of /v1/completions, /v1/chat/completions and their neighbours <-> the engine's
+// types. Pure functions: no sockets, no clocks. What the fields mean: api.md, section 1.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/chat_prompt.h"
 #include "engine/completion.h"
 
 namespace kivi {
@@ -39,8 +40,23 @@ struct CompletionCall {
 // build does not have).
 Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& rules);
 
+// A parsed POST /v1/chat/completions. The completion's prompt is what the model's template makes of
+// `chat`.
+struct ChatCall {
+  CompletionCall completion;  // no prompts yet; max_tokens: where none is given, all there is
+  ChatInput chat;
+};
+
+// Errors: as parse_completion.
+Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules);
+
+// Makes the prompt's ids. Error invalid where the model has no chat template; errors that are the
+// prompt's name `messages`.
+Result<std::vector<int32_t>> chat_prompt_ids(const ServedModel& model, const ChatInput& chat);
+
 struct TokenizeCall {
   std::string prompt;
+  std::optional<ChatInput> chat;  // instead of a prompt
   bool add_special_tokens = true;
   bool return_token_strs = false;
   std::vector<std::string> unknown_fields;
@@ -53,14 +69,15 @@ struct DetokenizeCall {
 };
 Result<DetokenizeCall> parse_detokenize(std::string_view body, const ApiRules& rules);
 
-// Writes the replies of one completion. The parts that never change are made once; a chunk of a
-// stream is appended to the caller's buffer without a DOM.
-class CompletionWriter {
+// Writes the replies of one request. The parts that never change are made once; a chunk of a stream
+// is appended to the caller's buffer without a DOM.
+class ReplyWriter {
  public:
-  CompletionWriter(const ServedModel& model, const CompletionCall& call, int64_t created);
+  virtual ~ReplyWriter() = default;
 
-  // One SSE event for `chunk` of `completion`.
-  void append_event(std::string& out, const TextChunk& chunk, const Completion& completion);
+  // The SSE events for `chunk` of `completion`.
+  virtual void append_event(std::string& out, const TextChunk& chunk,
+                            const Completion& completion) = 0;
   // The chunk with `choices: []` that ends a stream, where the request asked for it.
   void append_usage_event(std::string& out, const Usage& usage) const;
   static void append_error_event(std::string& out, const Error& error);
@@ -69,18 +86,62 @@ class CompletionWriter {
   // The reply of a request that does not stream. `chunks`: all of them, in any order.
   std::string whole(std::span<const TextChunk> chunks, const Completion& completion) const;
 
- private:
-  // prompt_ids: null where they are not to be written.
-  void append_choice(std::string& out, const TextChunk& chunk,
-                     const std::vector<int32_t>* prompt_ids) const;
+ protected:
+  // `object`, `chunk_object`: what the whole reply and an event call themselves.
+  ReplyWriter(const ServedModel& model, const CompletionCall& call, int64_t created,
+              const char* object, const char* chunk_object);
 
-  std::string head_;  // {"id":…,"object":…,"created":…,"model":…,"system_fingerprint":…,"choices":[
+  // prompt_ids: null where they are not to be written.
+  virtual void append_choice(std::string& out, const TextChunk& chunk,
+                             const std::vector<int32_t>* prompt_ids) const = 0;
+  void begin_event(std::string& out) const;
+  // `tokens`: completion_tokens of the choice so far.
+  void end_event(std::string& out, const Completion& completion, int tokens) const;
+  // "finish_reason" and "stop_reason", and, where they are asked for, the ids.
+  void append_ending(std::string& out, const TextChunk& chunk,
+                     const std::vector<int32_t>* prompt_ids) const;
+  // True the first time for a choice.
+  bool begins(int choice);
+  const std::vector<int32_t>* prompt_ids(const Completion& completion, int choice) const;
+
   bool logprobs_ = false;
+
+ private:
+  // {"id":…,"object":…,"created":…,"model":…,"system_fingerprint":…,"choices":[
+  std::string head_, chunk_head_;
   bool include_usage_ = false;
   bool continuous_usage_ = false;
   bool return_token_ids_ = false;
   int n_ = 1;
   std::vector<bool> started_;  // by choice: an event has been written
+};
+
+class CompletionWriter final : public ReplyWriter {
+ public:
+  CompletionWriter(const ServedModel& model, const CompletionCall& call, int64_t created);
+  void append_event(std::string& out, const TextChunk& chunk,
+                    const Completion& completion) override;
+
+ private:
+  void append_choice(std::string& out, const TextChunk& chunk,
+                     const std::vector<int32_t>* prompt_ids) const override;
+};
+
+class ChatWriter final : public ReplyWriter {
+ public:
+  ChatWriter(const ServedModel& model, const CompletionCall& call, int64_t created);
+  // The first event of a choice has its role, and no text.
+  void append_event(std::string& out, const TextChunk& chunk,
+                    const Completion& completion) override;
+
+ private:
+  void append_choice(std::string& out, const TextChunk& chunk,
+                     const std::vector<int32_t>* prompt_ids) const override;
+  void append_delta(std::string& out, const TextChunk& chunk) const;
+  void append_logprobs(std::string& out, const TextChunk& chunk) const;
+
+  const Tokenizer& tokenizer_;
+  size_t top_ = 0;  // top_logprobs
 };
 
 }  // namespace kivi

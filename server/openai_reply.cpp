@@ -102,36 +102,63 @@ std::map<int, TextChunk> join_choices(std::span<const TextChunk> chunks) {
 
 }  // namespace
 
-CompletionWriter::CompletionWriter(const ServedModel& model, const CompletionCall& call,
-                                   int64_t created)
+ReplyWriter::ReplyWriter(const ServedModel& model, const CompletionCall& call, int64_t created,
+                         const char* object, const char* chunk_object)
     : logprobs_(call.request.sampling.logprobs >= 0),
       include_usage_(call.include_usage),
       continuous_usage_(call.continuous_usage),
       return_token_ids_(call.return_token_ids),
       n_(call.request.n),
       started_(call.request.prompts.size() * size_t(call.request.n)) {
-  head_ = "{\"id\":";
-  append_json_string(head_, call.request.id);
-  head_ += ",\"object\":\"text_completion\",\"created\":";
-  append_json_int(head_, created);
-  head_ += ",\"model\":";
-  append_json_string(head_, model.name);
-  head_ += ",\"system_fingerprint\":";
-  append_json_string(head_, model.fingerprint);
-  head_ += ",\"choices\":[";
+  const auto head = [&](std::string& out, const char* name) {
+    out = "{\"id\":";
+    append_json_string(out, call.request.id);
+    out += ",\"object\":";
+    append_json_string(out, name);
+    out += ",\"created\":";
+    append_json_int(out, created);
+    out += ",\"model\":";
+    append_json_string(out, model.name);
+    out += ",\"system_fingerprint\":";
+    append_json_string(out, model.fingerprint);
+    out += ",\"choices\":[";
+  };
+  head(head_, object);
+  head(chunk_head_, chunk_object);
 }
 
-void CompletionWriter::append_choice(std::string& out, const TextChunk& chunk,
-                                     const std::vector<int32_t>* prompt_ids) const {
-  out += "{\"index\":";
-  append_json_int(out, chunk.choice);
-  out += ",\"text\":";
-  append_json_string(out, chunk.text);
-  out += ",\"logprobs\":";
-  if (logprobs_)
-    append_logprobs(out, chunk.tokens);
-  else
-    out += "null";
+bool ReplyWriter::begins(int choice) {
+  const bool first = !started_[size_t(choice)];
+  started_[size_t(choice)] = true;
+  return first;
+}
+
+const std::vector<int32_t>* ReplyWriter::prompt_ids(const Completion& completion,
+                                                    int choice) const {
+  return return_token_ids_ ? &completion.prompt_ids(choice / n_) : nullptr;
+}
+
+void ReplyWriter::begin_event(std::string& out) const {
+  out += "data: ";
+  out += chunk_head_;
+}
+
+void ReplyWriter::end_event(std::string& out, const Completion& completion, int tokens) const {
+  out += ']';
+  if (include_usage_) {
+    out += ",\"usage\":";
+    if (continuous_usage_) {
+      const Usage usage = completion.usage();
+      append_usage(out, usage.prompt_tokens, tokens, usage.cached_tokens);
+    } else {
+      out += "null";
+    }
+  }
+  out += "}\n\n";
+}
+
+void ReplyWriter::append_ending(std::string& out, const TextChunk& chunk,
+                                const std::vector<int32_t>* prompt_ids) const {
   out += ",\"finish_reason\":";
   if (chunk.finish)
     append_json_string(out, name_of(*chunk.finish));
@@ -147,61 +174,64 @@ void CompletionWriter::append_choice(std::string& out, const TextChunk& chunk,
     out += ",\"token_ids\":";
     append_output_ids(out, chunk);
   }
-  out += '}';
 }
 
-void CompletionWriter::append_event(std::string& out, const TextChunk& chunk,
-                                    const Completion& completion) {
-  const bool first = !started_[size_t(chunk.choice)];
-  started_[size_t(chunk.choice)] = true;
-  out += "data: ";
-  out += head_;
-  append_choice(out, chunk,
-                return_token_ids_ && first ? &completion.prompt_ids(chunk.choice / n_) : nullptr);
-  out += ']';
-  if (include_usage_) {
-    out += ",\"usage\":";
-    if (continuous_usage_) {
-      const Usage usage = completion.usage();
-      append_usage(out, usage.prompt_tokens, completion.completion_tokens(chunk.choice),
-                   usage.cached_tokens);
-    } else {
-      out += "null";
-    }
-  }
-  out += "}\n\n";
-}
-
-void CompletionWriter::append_usage_event(std::string& out, const Usage& usage) const {
+void ReplyWriter::append_usage_event(std::string& out, const Usage& usage) const {
   if (!include_usage_) return;
-  out += "data: ";
-  out += head_;
+  begin_event(out);
   out += "],\"usage\":";
   append_usage(out, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
   out += "}\n\n";
 }
 
-void CompletionWriter::append_error_event(std::string& out, const Error& error) {
+void ReplyWriter::append_error_event(std::string& out, const Error& error) {
   out += "data: ";
   out += error_json(to_api_error(error));
   out += "\n\n";
 }
 
-void CompletionWriter::append_done(std::string& out) { out += "data: [DONE]\n\n"; }
+void ReplyWriter::append_done(std::string& out) { out += "data: [DONE]\n\n"; }
 
-std::string CompletionWriter::whole(std::span<const TextChunk> chunks,
-                                    const Completion& completion) const {
+std::string ReplyWriter::whole(std::span<const TextChunk> chunks,
+                               const Completion& completion) const {
   std::string out = head_;
   bool first = true;
   for (const auto& [index, choice] : join_choices(chunks)) {
     if (!std::exchange(first, false)) out += ',';
-    append_choice(out, choice, return_token_ids_ ? &completion.prompt_ids(index / n_) : nullptr);
+    append_choice(out, choice, prompt_ids(completion, index));
   }
   out += "],\"usage\":";
   const Usage usage = completion.usage();
   append_usage(out, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
   out += '}';
   return out;
+}
+
+CompletionWriter::CompletionWriter(const ServedModel& model, const CompletionCall& call,
+                                   int64_t created)
+    : ReplyWriter(model, call, created, "text_completion", "text_completion") {}
+
+void CompletionWriter::append_choice(std::string& out, const TextChunk& chunk,
+                                     const std::vector<int32_t>* prompt_ids) const {
+  out += "{\"index\":";
+  append_json_int(out, chunk.choice);
+  out += ",\"text\":";
+  append_json_string(out, chunk.text);
+  out += ",\"logprobs\":";
+  if (logprobs_)
+    append_logprobs(out, chunk.tokens);
+  else
+    out += "null";
+  append_ending(out, chunk, prompt_ids);
+  out += '}';
+}
+
+void CompletionWriter::append_event(std::string& out, const TextChunk& chunk,
+                                    const Completion& completion) {
+  const bool first = begins(chunk.choice);
+  begin_event(out);
+  append_choice(out, chunk, first ? prompt_ids(completion, chunk.choice) : nullptr);
+  end_event(out, completion, completion.completion_tokens(chunk.choice));
 }
 
 }  // namespace kivi

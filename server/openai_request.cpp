@@ -4,37 +4,13 @@
 #include <charconv>
 
 #include "server/http_message.h"
-#include "server/json_reader.h"
-#include "server/openai_api.h"
+#include "server/openai_fields.h"
 
 namespace kivi {
 namespace {
 
 using nlohmann::json;
 using Prompt = std::variant<std::string, std::vector<int32_t>>;
-
-// Parameters of api.md that this build does not have: understood, and refused.
-void refuse_unbuilt(JsonFields& fields) {
-  for (const char* name : {"structured_outputs", "guided_json", "guided_regex", "guided_choice",
-                           "guided_grammar", "tools", "tool_choice", "cache_salt", "suffix"})
-    if (fields.raw(name) != nullptr)
-      fields.fail(
-          {ErrorCode::unsupported, fmt::format("{} is not supported by this build", name), name});
-  const json* format = fields.raw("response_format");
-  if (format == nullptr) return;
-  const auto type = format->is_object() ? format->find("type") : format->end();
-  if (!format->is_object() || type == format->end() || !type->is_string())
-    return fields.fail("response_format", "must be an object with a type");
-  if (*type == "text") return;
-  if (*type == "json_object" || *type == "json_schema" || *type == "structural_tag")
-    return fields.fail(
-        {ErrorCode::unsupported,
-         fmt::format("response_format.type is {}, this build has text only", describe(*type)),
-         "response_format"});
-  fields.fail(
-      "response_format",
-      fmt::format(".type is {}, must be text, json_object or json_schema", describe(*type)));
-}
 
 Result<std::vector<int32_t>> ids_of(const json& list, const std::string& name, int vocab_size) {
   if (list.empty())
@@ -130,6 +106,7 @@ std::vector<LogitBias> parse_logit_bias(JsonFields& fields, int vocab_size) {
   return out;
 }
 
+// But for max_tokens and logprobs.
 SamplingParams parse_sampling(JsonFields& fields, const ApiRules& rules) {
   SamplingParams p;
   p.temperature = fields.number("temperature", rules.default_temperature.value_or(p.temperature));
@@ -138,7 +115,6 @@ SamplingParams parse_sampling(JsonFields& fields, const ApiRules& rules) {
   if (p.top_k == -1) p.top_k = 0;
   p.min_p = fields.number("min_p", p.min_p);
   if (const auto seed = fields.int64("seed")) p.seed = uint64_t(*seed);
-  p.max_tokens = fields.integer("max_tokens", kDefaultMaxTokens, 0);
   p.min_tokens = fields.integer("min_tokens", 0, 0);
   p.ignore_eos = fields.boolean("ignore_eos", false);
   p.stop_token_ids = fields.integers("stop_token_ids", size_t(kMaxStopTokenIds));
@@ -146,7 +122,6 @@ SamplingParams parse_sampling(JsonFields& fields, const ApiRules& rules) {
   p.frequency_penalty = fields.number("frequency_penalty", 0);
   p.repetition_penalty = fields.number("repetition_penalty", 1);
   p.logit_bias = parse_logit_bias(fields, rules.vocab_size);
-  p.logprobs = fields.integer("logprobs", -1, 0, rules.max_logprobs);
   return p;
 }
 
@@ -181,27 +156,6 @@ Status parse_stream_options(JsonFields& fields, bool streaming, CompletionCall& 
   return ok_status();
 }
 
-Status check_model(JsonFields& fields, const ApiRules& rules) {
-  const auto model = fields.text("model");
-  if (fields.ok() && model && *model != rules.model_name)
-    return Error{ErrorCode::not_found,
-                 fmt::format("the model {} does not exist, this server has {}",
-                             describe(json(*model)), describe(json(rules.model_name))),
-                 "model"};
-  return ok_status();
-}
-
-// Notes the fields that nobody asked for, or refuses them.
-Status take_unknown(const JsonFields& fields, const ApiRules& rules,
-                    std::vector<std::string>& unknown) {
-  for (std::string& name : fields.unknown()) unknown.push_back(std::move(name));
-  if (rules.strict_params && !unknown.empty())
-    return Error{ErrorCode::invalid,
-                 fmt::format("{} is not a known parameter", describe(json(unknown[0]))),
-                 unknown[0]};
-  return ok_status();
-}
-
 Status check_combinations(const CompletionCall& call) {
   const CompletionRequest& r = call.request;
   if (r.best_of < r.n)
@@ -215,6 +169,76 @@ Status check_combinations(const CompletionCall& call) {
 }
 
 }  // namespace
+
+void refuse_fields(JsonFields& fields, std::initializer_list<const char*> names) {
+  for (const char* name : names)
+    if (fields.raw(name) != nullptr)
+      fields.fail(
+          {ErrorCode::unsupported, fmt::format("{} is not supported by this build", name), name});
+}
+
+void refuse_unbuilt(JsonFields& fields) {
+  refuse_fields(fields, {"structured_outputs", "guided_json", "guided_regex", "guided_choice",
+                         "guided_grammar", "cache_salt"});
+  const json* format = fields.raw("response_format");
+  if (format == nullptr) return;
+  const auto type = format->is_object() ? format->find("type") : format->end();
+  if (!format->is_object() || type == format->end() || !type->is_string())
+    return fields.fail("response_format", "must be an object with a type");
+  if (*type == "text") return;
+  if (*type == "json_object" || *type == "json_schema" || *type == "structural_tag")
+    return fields.fail(
+        {ErrorCode::unsupported,
+         fmt::format("response_format.type is {}, this build has text only", describe(*type)),
+         "response_format"});
+  fields.fail(
+      "response_format",
+      fmt::format(".type is {}, must be text, json_object or json_schema", describe(*type)));
+}
+
+Status check_model(JsonFields& fields, const ApiRules& rules) {
+  const auto model = fields.text("model");
+  if (fields.ok() && model && *model != rules.model_name)
+    return Error{ErrorCode::not_found,
+                 fmt::format("the model {} does not exist, this server has {}",
+                             describe(json(*model)), describe(json(rules.model_name))),
+                 "model"};
+  return ok_status();
+}
+
+Status parse_shared_fields(JsonFields& fields, const ApiRules& rules, CompletionCall& call) {
+  CompletionRequest& r = call.request;
+  const int max_tokens = r.sampling.max_tokens, logprobs = r.sampling.logprobs;
+  r.sampling = parse_sampling(fields, rules);
+  r.sampling.max_tokens = max_tokens;
+  r.sampling.logprobs = logprobs;
+  r.n = fields.integer("n", 1, 1, kMaxChoices);
+  r.stop = parse_stop(fields);
+  r.include_stop_str_in_output = fields.boolean("include_stop_str_in_output", false);
+  r.skip_special_tokens = fields.boolean("skip_special_tokens", true);
+  r.truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", -1, -1);
+  if (r.truncate_prompt_tokens == 0)
+    fields.fail("truncate_prompt_tokens", "is 0, must be at least 1 (or -1: off)");
+  r.priority = fields.integer("priority", 0);
+  r.streaming = fields.boolean("stream", false);
+  call.return_token_ids = fields.boolean("return_token_ids", false);
+  call.user = fields.text("user").value_or("");
+  call.request_id = fields.text("request_id").value_or("");
+  if (!call.request_id.empty() && !usable_request_id(call.request_id))
+    fields.fail("request_id", "must be 1 to 128 printable ASCII characters");
+  RETURN_IF_ERROR(fields.status());
+  return parse_stream_options(fields, r.streaming, call);
+}
+
+Status take_unknown(const JsonFields& fields, const ApiRules& rules,
+                    std::vector<std::string>& unknown) {
+  for (std::string& name : fields.unknown()) unknown.push_back(std::move(name));
+  if (rules.strict_params && !unknown.empty())
+    return Error{ErrorCode::invalid,
+                 fmt::format("{} is not a known parameter", describe(json(unknown[0]))),
+                 unknown[0]};
+  return ok_status();
+}
 
 ApiRules api_rules(const ServedModel& model, bool strict_params) {
   ApiRules rules;
@@ -235,28 +259,16 @@ Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& r
   CompletionRequest& r = call.request;
   RETURN_IF_ERROR(check_model(fields, rules));
   refuse_unbuilt(fields);
+  refuse_fields(fields, {"tools", "tool_choice", "suffix"});
   RETURN_IF_ERROR(fields.status());
   ASSIGN_OR_RETURN(r.prompts, parse_prompts(fields.raw("prompt"), rules.vocab_size));
-  r.sampling = parse_sampling(fields, rules);
-  r.n = fields.integer("n", 1, 1, kMaxChoices);
-  r.best_of = fields.integer("best_of", r.n, 1, kMaxChoices);
-  r.stop = parse_stop(fields);
-  r.include_stop_str_in_output = fields.boolean("include_stop_str_in_output", false);
+  r.sampling.max_tokens = fields.integer("max_tokens", kDefaultMaxTokens, 0);
+  r.sampling.logprobs = fields.integer("logprobs", -1, 0, rules.max_logprobs);
   r.echo = fields.boolean("echo", false);
-  r.skip_special_tokens = fields.boolean("skip_special_tokens", true);
   r.add_special_tokens = fields.boolean("add_special_tokens", true);
-  r.truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", -1, -1);
-  if (r.truncate_prompt_tokens == 0)
-    fields.fail("truncate_prompt_tokens", "is 0, must be at least 1 (or -1: off)");
-  r.priority = fields.integer("priority", 0);
-  r.streaming = fields.boolean("stream", false);
-  call.return_token_ids = fields.boolean("return_token_ids", false);
-  call.user = fields.text("user").value_or("");
-  call.request_id = fields.text("request_id").value_or("");
-  if (!call.request_id.empty() && !usable_request_id(call.request_id))
-    fields.fail("request_id", "must be 1 to 128 printable ASCII characters");
+  RETURN_IF_ERROR(parse_shared_fields(fields, rules, call));
+  r.best_of = fields.integer("best_of", r.n, 1, kMaxChoices);
   RETURN_IF_ERROR(fields.status());
-  RETURN_IF_ERROR(parse_stream_options(fields, r.streaming, call));
   if (r.echo) r.sampling.prompt_logprobs = r.sampling.logprobs;
   RETURN_IF_ERROR(validate(r.sampling, rules.vocab_size, rules.max_logprobs));
   RETURN_IF_ERROR(check_combinations(call));
@@ -269,8 +281,16 @@ Result<TokenizeCall> parse_tokenize(std::string_view body, const ApiRules& rules
   JsonFields fields(parsed);
   TokenizeCall call;
   RETURN_IF_ERROR(check_model(fields, rules));
-  if (fields.raw("messages") != nullptr)
-    return Error{ErrorCode::unsupported, "messages is not supported by this build", "messages"};
+  if (fields.raw("messages") != nullptr) {
+    if (fields.raw("prompt") != nullptr)
+      return Error{ErrorCode::invalid, "prompt and messages are both given, must be one of them",
+                   "prompt"};
+    ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, parsed, fields));
+    call.return_token_strs = fields.boolean("return_token_strs", false);
+    RETURN_IF_ERROR(fields.status());
+    RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
+    return call;
+  }
   const auto prompt = fields.text("prompt");
   call.add_special_tokens = fields.boolean("add_special_tokens", true);
   call.return_token_strs = fields.boolean("return_token_strs", false);

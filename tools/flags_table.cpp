@@ -296,6 +296,9 @@ std::vector<Flag> model_flags(Settings& s) {
   return {
       {"tokenizer", "DIR", "folder of the tokenizer; empty: the model's own", group,
        kEngineCommands, text(e.tokenizer)},
+      {"chat-template", "FILE",
+       "Jinja template of chats; empty: the model's own; none: the model takes no chats", group,
+       kServe | kGenerate, text(e.chat_template)},
       {"dtype", "TYPE", "weights: auto (the checkpoint's), float32, float16 or bfloat16", group,
        kEngineCommands | kKernels, choice(e.dtype, {"auto", "float32", "float16", "bfloat16"})},
       {"load-format", "FORMAT", "auto, safetensors, gguf, or dummy (random weights)", group,
@@ -312,7 +315,6 @@ std::vector<Flag> model_flags(Settings& s) {
        boolean(e.enforce_eager)},
       {"deterministic", "", "CUDA: batch-invariant matrix products", group, kServe},
       {"tensor-parallel-size", "N", "GPUs of this host to split the model over", group, kServe},
-      {"chat-template", "FILE", "chat template, instead of the model's", group, kServe},
   };
 }
 
@@ -438,6 +440,10 @@ std::vector<Flag> generate_flags(Settings& s) {
        text(g.prompt), "p"},
       {"prompt-ids", "IDS", "token ids instead of a text: 1,42,7", group, kGenerate,
        integers(g.prompt_ids, 0)},
+      {"chat", "", "the prompt is a user's message: goes through the model's chat template", group,
+       kGenerate, boolean(g.chat)},
+      {"system", "TEXT", "with --chat: the system message before it", group, kGenerate,
+       text(g.system)},
       {"ids", "", "print token ids instead of text", group, kGenerate, boolean(g.ids)},
       {"max-tokens", "N", "longest output", group, kGenerate, integer(g.max_tokens, 0, kIntMax)},
       {"min-tokens", "N", "no end of text before this many", group, kGenerate,

@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <iostream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 
+#include "engine/chat_prompt.h"
 #include "engine/completion.h"
 #include "tools/commands.h"
 
@@ -17,17 +19,36 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
 }
 
-CompletionRequest request_of(const GenerateOptions& options, const ServedModel& model) {
+// A chat of one message, and maybe a system message before it.
+Result<std::vector<int32_t>> chat_ids(const std::string& text, const std::string& system,
+                                      const ServedModel& model) {
+  if (model.chat == nullptr)
+    return Error{ErrorCode::invalid,
+                 "the model has no chat template, give one with --chat-template FILE", "chat"};
+  auto messages = nlohmann::ordered_json::array();
+  if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
+  messages.push_back({{"role", "user"}, {"content", text}});
+  ChatInput input;
+  input.variables = std::make_shared<const nlohmann::ordered_json>(
+      nlohmann::ordered_json{{"messages", messages}});
+  return model.chat->ids(input);
+}
+
+Result<CompletionRequest> request_of(const GenerateOptions& options, const ServedModel& model) {
   CompletionRequest request;
   request.id = "generate";
   request.streaming = true;
+  const std::string text = options.prompt != "-"
+                               ? options.prompt
+                               : std::string(std::istreambuf_iterator<char>(std::cin), {});
   if (!options.prompt_ids.empty()) {
     request.prompts.emplace_back(
         std::vector<int32_t>(options.prompt_ids.begin(), options.prompt_ids.end()));
-  } else if (options.prompt == "-") {
-    request.prompts.emplace_back(std::string(std::istreambuf_iterator<char>(std::cin), {}));
+  } else if (options.chat) {
+    ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_ids(text, options.system, model));
+    request.prompts.emplace_back(std::move(ids));
   } else {
-    request.prompts.emplace_back(options.prompt);
+    request.prompts.emplace_back(text);
   }
   request.stop = options.stop;
   SamplingParams& p = request.sampling;
@@ -86,12 +107,16 @@ int run_generate(const Arguments& args) {
   const GenerateOptions& options = settings.generate;
   if (options.prompt.empty() && options.prompt_ids.empty())
     return report({ErrorCode::invalid, "no prompt: give -p TEXT or --prompt-ids IDS", "prompt"});
+  if (!options.system.empty() && !options.chat)
+    return report({ErrorCode::invalid, "--system is given, needs --chat", "system"});
   const auto loaded = load_with_progress(settings.engine);
   if (!loaded.ok()) return report(loaded.error());
   LoadedModel& model = **loaded;
 
   const Clock::time_point begin = Clock::now();
-  const auto completion = Completion::start(model.served, request_of(options, model.served), [] {});
+  const auto request = request_of(options, model.served);
+  if (!request.ok()) return report(request.error());
+  const auto completion = Completion::start(model.served, *request, [] {});
   if (!completion.ok()) return report(completion.error());
   Clock::time_point first_token{};
   const Status status = run(*model.engine, **completion, options.ids, first_token);

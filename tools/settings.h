@@ -25,6 +25,8 @@ struct GenerateOptions {
   std::string prompt;           // "-": standard input
   std::vector<int> prompt_ids;  // instead of a text; no BOS is added
   bool ids = false;             // print ids instead of text
+  bool chat = false;            // the prompt is a user's message, for the chat template
+  std::string system;           // the chat's system message; "": none
   int max_tokens = 128;
   int min_tokens = 0;
   bool ignore_eos = false;

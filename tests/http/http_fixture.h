@@ -8,6 +8,7 @@
 #include <string>
 #include <thread>
 
+#include "engine/chat_prompt.h"
 #include "server/http_server.h"
 #include "server/metrics.h"
 #include "tests/engine/fake_runner.h"
@@ -18,7 +19,8 @@ namespace kivi::testing {
 struct ServerOptions {
   ServerConfig http;
   FakeEngineOptions engine;
-  bool loaded = true;  // false: set_model() is the test's
+  bool loaded = true;         // false: set_model() is the test's
+  std::string chat_template;  // Jinja; "": the model has none
 };
 
 // The vocabulary of the tokenizer, and steps of a quarter of a millisecond.
@@ -58,6 +60,12 @@ class TestServer {
     model_.kv_format = options_.engine.format;
     model_.tokenizer = &tales_tokenizer();
     model_.engine = engine_.get();
+    if (!options_.chat_template.empty()) {
+      auto chat = ChatPrompt::make({options_.chat_template, "test"}, tales_tokenizer());
+      VERIFY(chat.ok());
+      chat_ = std::move(*chat);
+      model_.chat = chat_.get();
+    }
     const Status started = http_->start();
     VERIFY(started.ok());
     if (options_.loaded) set_model();
@@ -129,6 +137,7 @@ class TestServer {
   Metrics metrics_;
   std::unique_ptr<HttpServer> http_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<ChatPrompt> chat_;
   ServedModel model_;
 };
 

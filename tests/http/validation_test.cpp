@@ -235,7 +235,8 @@ TEST_CASE("tokenize and detokenize name what is wrong") {
     CHECK(reply.status == 400);
     CHECK(reply.json()["error"]["param"] == param);
   }
-  CHECK(server.post("/tokenize", R"({"messages":[]})").status == 501);
+  CHECK(server.post("/tokenize", R"({"messages":[]})").status == 400);
+  CHECK(server.post("/tokenize", R"({"messages":[],"prompt":"x"})").status == 400);
 }
 
 TEST_CASE("strict_params makes unknown fields errors") {

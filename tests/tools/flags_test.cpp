@@ -167,7 +167,7 @@ TEST_CASE("What is not built is refused by name in every source") {
   CHECK(error_of(kServe, {"--ssl-keyfile", "k"}) == "--ssl-keyfile is not built in this version");
   CHECK(error_of(kServe, {}, {{"KIVI_TENSOR_PARALLEL_SIZE", "2"}}) ==
         "KIVI_TENSOR_PARALLEL_SIZE is not built in this version");
-  const TemporaryFile file(R"({"chat_template": "x"})");
+  const TemporaryFile file(R"({"ssl_certfile": "x"})");
   CHECK(error_of(kServe, {"--config", file.path.string()}).find("not built") != std::string::npos);
 }
 

@@ -5,9 +5,8 @@ Transformers sets up Jinja for chat templates (5.17: chat_template_utils.py).
     tests/data/chat/make_cases.py                      writes chats.json and snippets.json
     tests/data/chat/make_cases.py --seed 7 --chats 500 --out FILE    another set of chats
 
-chats.json: random chats through each of templates/*.jinja. snippets.json: the variables, then
-snippets.txt, a small
-template a line (or between lines of ----), each with the same variables.
+chats.json: random chats through each of templates/*.jinja. snippets.json: the variables, then the
+templates of snippets.txt, a line each (or between lines of ----), each with these variables.
 """
 
 import argparse

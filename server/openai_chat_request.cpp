@@ -1,0 +1,228 @@
+// The JSON of chats -> the engine's types (openai_api.h).
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "server/openai_fields.h"
+
+namespace kivi {
+namespace {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+Error wrong(std::string message, std::string field, ErrorCode code = ErrorCode::invalid) {
+  return Error{code, std::move(message), std::move(field)};
+}
+
+// Objects that keep their order look members up one by one.
+Status check_object_sizes(const json& value) {
+  if (value.is_object() && value.size() > size_t(kMaxChatObjectFields))
+    return wrong(fmt::format("an object has {} fields, must have at most {}", value.size(),
+                             kMaxChatObjectFields),
+                 "");
+  if (!value.is_structured()) return ok_status();
+  for (const json& item : value) RETURN_IF_ERROR(check_object_sizes(item));
+  return ok_status();
+}
+
+// A list of parts becomes their text, a line each; other parts are not built.
+Status flatten_content(ordered_json& content, const std::string& name) {
+  std::string text;
+  for (size_t i = 0; i < content.size(); ++i) {
+    const ordered_json& part = content[i];
+    const std::string where = fmt::format("{}[{}]", name, i);
+    if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
+      return wrong(where + " must be an object with a type", "messages");
+    const auto type = part["type"].get<std::string>();
+    if (type != "text")
+      return wrong(
+          fmt::format("{}.type is {}, this build has text only", where, describe(json(type))),
+          "messages", ErrorCode::unsupported);
+    if (!part.contains("text") || !part["text"].is_string())
+      return wrong(where + ".text is missing, must be a string", "messages");
+    if (i > 0) text += '\n';
+    text += part["text"].get<std::string>();
+  }
+  content = text;
+  return ok_status();
+}
+
+// Templates see arguments as what they are; OpenAI's clients send them as JSON in a string.
+Status read_tool_calls(ordered_json& calls, const std::string& name) {
+  if (!calls.is_array()) return wrong(name + " must be a list", "messages");
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const std::string where = fmt::format("{}[{}].function", name, i);
+    if (!calls[i].is_object() || !calls[i].contains("function") ||
+        !calls[i]["function"].is_object())
+      return wrong(where + " is missing, must be an object", "messages");
+    ordered_json& function = calls[i]["function"];
+    if (!function.contains("name") || !function["name"].is_string())
+      return wrong(where + ".name is missing, must be a string", "messages");
+    if (!function.contains("arguments") || !function["arguments"].is_string()) continue;
+    const auto text = function["arguments"].get<std::string>();
+    const auto parsed = parse_request_json(text);
+    if (!parsed.ok())
+      return wrong(fmt::format("{}.arguments is a string, must hold a JSON object: {}", where,
+                               parsed.error().message),
+                   "messages");
+    RETURN_IF_ERROR(check_object_sizes(*parsed));
+    function["arguments"] = ordered_json::parse(text);
+  }
+  return ok_status();
+}
+
+Status read_message(ordered_json& message, const std::string& name) {
+  static constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool"};
+  if (!message.is_object()) return wrong(name + " must be an object", "messages");
+  if (!message.contains("role") || !message["role"].is_string() ||
+      std::ranges::find(kRoles, message["role"].get<std::string>()) == std::end(kRoles))
+    return wrong(
+        fmt::format("{}.role is {}, must be system, developer, user, assistant or tool", name,
+                    message.contains("role") ? describe(json(message["role"])) : "missing"),
+        "messages");
+  const bool has_calls = message.contains("tool_calls") && !message["tool_calls"].is_null();
+  if (has_calls) RETURN_IF_ERROR(read_tool_calls(message["tool_calls"], name + ".tool_calls"));
+  const bool has_content = message.contains("content") && !message["content"].is_null();
+  if (!has_content) {
+    if (has_calls) return ok_status();
+    return wrong(name + ".content is missing, must be text", "messages");
+  }
+  ordered_json& content = message["content"];
+  if (content.is_array()) return flatten_content(content, name + ".content");
+  if (content.is_string()) return ok_status();
+  return wrong(fmt::format("{}.content is {}, must be a string or a list of text parts", name,
+                           describe(json(content))),
+               "messages");
+}
+
+Status read_messages(ordered_json& messages) {
+  if (!messages.is_array() || messages.empty())
+    return wrong("messages must be a list of at least one message", "messages");
+  for (size_t i = 0; i < messages.size(); ++i)
+    RETURN_IF_ERROR(read_message(messages[i], fmt::format("messages[{}]", i)));
+  return ok_status();
+}
+
+Status check_objects(const json* list, const char* name) {
+  if (list == nullptr) return ok_status();
+  const bool objects = list->is_array() && std::ranges::all_of(*list, [](const json& item) {
+                         return item.is_object();
+                       });
+  return objects ? ok_status()
+                 : Status(wrong(fmt::format("{} must be a list of objects", name), name));
+}
+
+// Tools go to the template; the model's answer stays text. So a call cannot be demanded.
+Status check_tools(JsonFields& fields, bool& wanted) {
+  const json* tools = fields.raw("tools");
+  const json* choice = fields.raw("tool_choice");
+  RETURN_IF_ERROR(check_objects(tools, "tools"));
+  for (const json& tool : tools == nullptr ? json::array() : *tools)
+    if (!tool.contains("function") || !tool["function"].is_object())
+      return wrong("tools must hold objects with a function", "tools");
+  wanted = choice == nullptr || *choice != "none";
+  if (choice == nullptr || *choice == "none" || *choice == "auto") return ok_status();
+  if (*choice == "required" || choice->is_object())
+    return wrong("tool_choice is not supported by this build but for auto and none", "tool_choice",
+                 ErrorCode::unsupported);
+  return wrong(fmt::format("tool_choice is {}, must be auto, none, required or an object",
+                           describe(*choice)),
+               "tool_choice");
+}
+
+// chat_template_kwargs: more variables of the template.
+Status add_variables(const ordered_json& more, ordered_json& variables) {
+  static constexpr std::string_view kOwn[] = {"messages", "tools", "documents",
+                                              "add_generation_prompt"};
+  if (!more.is_object())
+    return wrong("chat_template_kwargs must be an object", "chat_template_kwargs");
+  for (const auto& [name, value] : more.items()) {
+    if (std::ranges::find(kOwn, name) != std::end(kOwn))
+      return wrong(
+          fmt::format("chat_template_kwargs has {}, which is a parameter of its own", name),
+          "chat_template_kwargs." + name);
+    variables[name] = value;
+  }
+  return ok_status();
+}
+
+void parse_lengths(JsonFields& fields, SamplingParams& sampling) {
+  constexpr int kAll = std::numeric_limits<int>::max();  // cut to what the context holds
+  const int old_name = fields.integer("max_tokens", kAll, 1);
+  const int new_name = fields.integer("max_completion_tokens", kAll, 1);
+  if (old_name != kAll && new_name != kAll && old_name != new_name)
+    fields.fail("max_tokens", fmt::format("is {}, must equal max_completion_tokens ({}) where both "
+                                          "are given",
+                                          old_name, new_name));
+  sampling.max_tokens = std::min(old_name, new_name);
+}
+
+void parse_logprobs(JsonFields& fields, const ApiRules& rules, SamplingParams& sampling) {
+  const bool wanted = fields.boolean("logprobs", false);
+  const int top = fields.integer("top_logprobs", 0, 0, rules.max_logprobs);
+  if (top > 0 && !wanted)
+    fields.fail("top_logprobs", fmt::format("is {}, needs logprobs: true", top));
+  sampling.logprobs = wanted ? top : -1;
+}
+
+}  // namespace
+
+Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, JsonFields& fields) {
+  ChatInput chat;
+  if (fields.raw("messages") == nullptr)
+    return wrong("messages is missing, must be a list of messages", "messages");
+  chat.add_generation_prompt = fields.boolean("add_generation_prompt", true);
+  chat.continue_final_message = fields.boolean("continue_final_message", false);
+  chat.add_special_tokens = fields.boolean("add_special_tokens", false);
+  if (chat.continue_final_message && chat.add_generation_prompt)
+    fields.fail("continue_final_message", "is true, needs add_generation_prompt: false");
+  bool tools_wanted = true;
+  RETURN_IF_ERROR(check_tools(fields, tools_wanted));
+  RETURN_IF_ERROR(check_objects(fields.raw("documents"), "documents"));
+  const bool more = fields.raw("chat_template_kwargs") != nullptr;
+  RETURN_IF_ERROR(fields.status());
+
+  RETURN_IF_ERROR(check_object_sizes(parsed));
+  ordered_json ordered = ordered_json::parse(body);
+  auto variables = std::make_shared<ordered_json>(ordered_json::object());
+  (*variables)["messages"] = std::move(ordered["messages"]);
+  RETURN_IF_ERROR(read_messages((*variables)["messages"]));
+  if (tools_wanted && fields.raw("tools") != nullptr && !ordered["tools"].empty())
+    (*variables)["tools"] = std::move(ordered["tools"]);
+  if (fields.raw("documents") != nullptr)
+    (*variables)["documents"] = std::move(ordered["documents"]);
+  if (more) RETURN_IF_ERROR(add_variables(ordered["chat_template_kwargs"], *variables));
+  chat.variables = std::move(variables);
+  return chat;
+}
+
+Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules) {
+  ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
+  JsonFields fields(parsed);
+  ChatCall call;
+  SamplingParams& sampling = call.completion.request.sampling;
+  RETURN_IF_ERROR(check_model(fields, rules));
+  refuse_unbuilt(fields);
+  refuse_fields(fields, {"functions", "function_call", "audio", "prediction", "web_search_options",
+                         "chat_template", "echo", "best_of", "prompt", "suffix"});
+  RETURN_IF_ERROR(fields.status());
+  ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, parsed, fields));
+  parse_lengths(fields, sampling);
+  parse_logprobs(fields, rules, sampling);
+  RETURN_IF_ERROR(parse_shared_fields(fields, rules, call.completion));
+  RETURN_IF_ERROR(validate(sampling, rules.vocab_size, rules.max_logprobs));
+  RETURN_IF_ERROR(take_unknown(fields, rules, call.completion.unknown_fields));
+  return call;
+}
+
+Result<std::vector<int32_t>> chat_prompt_ids(const ServedModel& model, const ChatInput& chat) {
+  if (model.chat == nullptr)
+    return wrong(
+        "the model has no chat template: start the server with --chat-template FILE, or "
+        "use /v1/completions",
+        "messages");
+  return model.chat->ids(chat);
+}
+
+}  // namespace kivi
