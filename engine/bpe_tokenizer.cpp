@@ -373,7 +373,7 @@ Status BpeTokenizer::load_added_tokens(const json& added) {
 Status BpeTokenizer::load_post_processor(const json& description) {
   if (description.is_null()) return ok_status();
   const TokenizerPart processor("post_processor", description);
-  const std::string type = processor.type();
+  const std::string& type = processor.type();
   if (type == "ByteLevel")  // offsets alone
     return processor.allow({"add_prefix_space", "trim_offsets", "use_regex"});
   if (type == "Sequence" && at(description, "processors").is_array()) {

@@ -324,7 +324,7 @@ Value int_(Evaluator& e, const Value& input, const Arguments& arguments) {
   const auto all = arguments.bind("int", {"default", "base"});
   if (!all[1].is_undefined() && integer_of(all[1], 10, "base") != 10)
     fail_unsupported("int with a base other than 10", 0);
-  const Value otherwise = all[0].is_undefined() ? Value::integer(0) : all[0];
+  Value otherwise = all[0].is_undefined() ? Value::integer(0) : all[0];
   if (input.is_integral()) return Value::integer(input.as_integer());
   if (const auto* number = input.number()) return whole_of(*number, otherwise);
   if (const auto* undefined = std::get_if<Undefined>(&input.state))
