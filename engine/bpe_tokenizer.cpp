@@ -7,14 +7,13 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
-#include "engine/added_tokens.h"
 #include "engine/bpe_merges.h"
 #include "engine/pre_tokenizer.h"
 #include "engine/text_normalizer.h"
 #include "engine/tokenizer_config.h"
 #include "engine/tokenizer_json.h"
 #include "engine/utf8.h"
-#include "engine/vocabulary.h"
+#include "engine/vocabulary_tokenizer.h"
 
 namespace kivi {
 namespace {
@@ -116,32 +115,12 @@ Status read_decoder(const json& description, Decoding& decoding, bool fused) {
   return part.unsupported(part.type() == "Strip" ? "other than of one space at the start" : "here");
 }
 
-class BpeTokenizer final : public Tokenizer {
+class BpeTokenizer final : public VocabularyTokenizer {
  public:
   Status load(const json& file, const TokenizerConfig& config);
 
-  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const override {
-    return encode(text, add_special_tokens, SpecialText::stays_text);
-  }
-  std::vector<int32_t> encode_with_special(std::string_view text,
-                                           bool add_special_tokens) const override {
-    return encode(text, add_special_tokens, SpecialText::is_token);
-  }
-  std::vector<int32_t> encode_after_special(std::string_view text) const override {
-    return encode(text, false, SpecialText::stays_text, /*at_start=*/false);
-  }
-  const std::string& token_bytes(int32_t id, bool skip_special) const override {
-    return vocabulary_.bytes(id, skip_special);
-  }
-  std::string token_name(int32_t id) const override { return vocabulary_.name(id); }
-  std::optional<int32_t> token_id(std::string_view name) const override {
-    return vocabulary_.find(name);
-  }
   bool strips_leading_space() const override { return decoding_.strips_space; }
-  int vocab_size() const override { return vocabulary_.size(); }
   int longest_token_bytes() const override { return loses_text_ ? 0 : longest_token_bytes_; }
-  std::optional<int32_t> bos_id() const override { return bos_; }
-  std::optional<int32_t> eos_id() const override { return eos_; }
   std::string kind() const override {
     if (decoding_.byte_level) return "byte-level bpe";
     return byte_fallback_ ? "bpe with byte fallback" : "bpe";
@@ -169,8 +148,8 @@ class BpeTokenizer final : public Tokenizer {
     std::unordered_map<std::string, Span, Vocabulary::Hash, std::equal_to<>> cache;
     std::vector<int32_t> cached_ids;
   };
-  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens, SpecialText special,
-                              bool at_start = true) const;
+  std::vector<int32_t> ids_of(std::string_view text, bool add_special_tokens, SpecialText special,
+                              bool at_start) const override;
   void encode_text(std::string_view text, bool at_text_start, Scratch& scratch,
                    std::vector<int32_t>& ids) const;
   void encode_piece(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const;
@@ -184,7 +163,6 @@ class BpeTokenizer final : public Tokenizer {
   static size_t word_end(std::string_view text, size_t begin);
 
   ByteAlphabet alphabet_;
-  Vocabulary vocabulary_;
   Decoding decoding_;
   std::array<int32_t, 256> byte_ids_;  // "<0x0A>"; -1: none
   BpeMerges merges_;
@@ -202,7 +180,6 @@ class BpeTokenizer final : public Tokenizer {
   // Looked for in the text as it came, and in the normalized text.
   std::optional<AddedTokens> added_, added_normalized_;
   std::vector<int32_t> before_, after_;  // special tokens round a text
-  std::optional<int32_t> bos_, eos_;
   int longest_token_bytes_ = 0;
   bool loses_text_ = false;  // some text gives no tokens, or fewer than its bytes call for
 };
@@ -417,15 +394,10 @@ void BpeTokenizer::find_whole_tokens() {
   whole_ = std::move(whole);
 }
 
-std::vector<int32_t> BpeTokenizer::encode(std::string_view text, bool add_special_tokens,
+std::vector<int32_t> BpeTokenizer::ids_of(std::string_view text, bool add_special_tokens,
                                           SpecialText special, bool at_start) const {
-  std::string valid;
-  if (!is_valid_utf8(text)) {
-    Utf8Stream stream;
-    stream.append(text, valid);
-    stream.flush(valid);
-    text = valid;
-  }
+  std::string replaced;
+  text = as_valid_utf8(text, replaced);
   Scratch scratch;
   std::vector<int32_t> ids;
   if (add_special_tokens) ids = before_;

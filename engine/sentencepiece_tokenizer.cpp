@@ -9,10 +9,9 @@
 #include <iterator>
 #include <unordered_map>
 
-#include "engine/added_tokens.h"
 #include "engine/tokenizer_config.h"
 #include "engine/utf8.h"
-#include "engine/vocabulary.h"
+#include "engine/vocabulary_tokenizer.h"
 
 namespace kivi {
 namespace {
@@ -108,34 +107,14 @@ std::string replace_all(std::string text, std::string_view from, std::string_vie
 // Who puts a space before a text.
 enum class Prefix { none, library, here };
 
-class SentencePieceTokenizer final : public Tokenizer {
+class SentencePieceTokenizer final : public VocabularyTokenizer {
  public:
   Status load(const std::string& place, std::string model, const TokenizerConfig& config);
 
-  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const override {
-    return encode(text, add_special_tokens, SpecialText::stays_text);
-  }
-  std::vector<int32_t> encode_with_special(std::string_view text,
-                                           bool add_special_tokens) const override {
-    return encode(text, add_special_tokens, SpecialText::is_token);
-  }
-  std::vector<int32_t> encode_after_special(std::string_view text) const override {
-    return encode(text, false, SpecialText::stays_text, /*at_start=*/false);
-  }
-  const std::string& token_bytes(int32_t id, bool skip_special) const override {
-    return vocabulary_.bytes(id, skip_special);
-  }
-  std::string token_name(int32_t id) const override { return vocabulary_.name(id); }
-  std::optional<int32_t> token_id(std::string_view name) const override {
-    return vocabulary_.find(name);
-  }
   bool strips_leading_space() const override { return prefix_ != Prefix::none; }
-  int vocab_size() const override { return vocabulary_.size(); }
   int longest_token_bytes() const override {
     return spec_.has_charsmap || spec_.remove_extra_whitespaces ? 0 : longest_token_bytes_;
   }
-  std::optional<int32_t> bos_id() const override { return bos_; }
-  std::optional<int32_t> eos_id() const override { return eos_; }
   std::string kind() const override {
     return spec_.model_type == 2 ? "sentencepiece bpe" : "sentencepiece unigram";
   }
@@ -144,13 +123,12 @@ class SentencePieceTokenizer final : public Tokenizer {
   void fill_vocabulary();
   void choose_prefix(const TokenizerConfig& config);
   Status find_specials();
-  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens, SpecialText special,
-                              bool at_start = true) const;
+  std::vector<int32_t> ids_of(std::string_view text, bool add_special_tokens, SpecialText special,
+                              bool at_start) const override;
   void encode_piecewise(std::string_view text, std::vector<int32_t>& ids) const;
 
   sentencepiece::SentencePieceProcessor processor_;
   ModelSpec spec_;
-  Vocabulary vocabulary_;
   int longest_token_bytes_ = 0;
   Prefix prefix_ = Prefix::none;
   bool legacy_ = true;
@@ -159,7 +137,6 @@ class SentencePieceTokenizer final : public Tokenizer {
   // there without changing its tokens.
   bool may_cut_before_spaces_ = false;
   bool add_bos_ = true, add_eos_ = false;
-  std::optional<int32_t> bos_, eos_;
 };
 
 Error bad_model(const std::string& path, const std::string& what) {
@@ -239,15 +216,10 @@ void SentencePieceTokenizer::fill_vocabulary() {
   }
 }
 
-std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text, bool add_special_tokens,
+std::vector<int32_t> SentencePieceTokenizer::ids_of(std::string_view text, bool add_special_tokens,
                                                     SpecialText special, bool at_start) const {
-  std::string valid;
-  if (!is_valid_utf8(text)) {
-    Utf8Stream stream;
-    stream.append(text, valid);
-    stream.flush(valid);
-    text = valid;
-  }
+  std::string replaced;
+  text = as_valid_utf8(text, replaced);
   std::vector<AddedTokens::Part> parts;
   RegexScratch scratch;
   specials_->split(text, special, scratch, parts);

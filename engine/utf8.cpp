@@ -102,4 +102,12 @@ void Utf8Stream::flush(std::string& out) {
   held_ = 0;
 }
 
+std::string_view as_valid_utf8(std::string_view text, std::string& replaced) {
+  if (is_valid_utf8(text)) return text;
+  Utf8Stream stream;
+  stream.append(text, replaced);
+  stream.flush(replaced);
+  return replaced;
+}
+
 }  // namespace kivi

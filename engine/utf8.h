@@ -12,6 +12,9 @@ inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+
 
 bool is_valid_utf8(std::string_view text);
 
+// `text` where it is valid; else `replaced`, which gets it with U+FFFD as Utf8Stream puts them.
+std::string_view as_valid_utf8(std::string_view text, std::string& replaced);
+
 // Characters (code points) of valid UTF-8.
 int64_t utf8_length(std::string_view text);
 
