@@ -91,7 +91,6 @@ __device__ void append_rows(const Append& a, const StepSequence& s, int head) {
   }
   __half* keys = a.residual(s, head, 0) + row * d;
   __half* values = a.residual(s, head, 1) + row * d;
-  wait_for_previous();
   if (evicts) read_words(layout, eviction);
   const __half* new_key = a.source(s, token, head, 0, lane);
   const __half* new_value = a.source(s, token, head, 1, lane);
@@ -117,7 +116,7 @@ __device__ void append_rows(const Append& a, const StepSequence& s, int head) {
 // Groups of keys of all sequences that complete R tokens, shared by `blocks` blocks.
 template <int GROUP>
 __device__ void flush_keys(const Append& a, int sequences, int block, int blocks, uint16_t* codes) {
-  __shared__ int found[kDecodeThreads], count;
+  __shared__ int found[kDecodeThreads];
   const KvLayout& layout = a.store.layout;
   const int residual = layout.format.residual;
   const int heads = layout.shape.heads, groups = residual / GROUP;
@@ -131,14 +130,12 @@ __device__ void flush_keys(const Append& a, int sequences, int block, int blocks
     __syncthreads();
     if (threadIdx.x % 32 == 0) votes[threadIdx.x / 32] = vote;
     __syncthreads();
-    int before = __popc(vote & ((1u << (threadIdx.x % 32)) - 1)), all = 0;
+    int before = __popc(vote & ((1u << (threadIdx.x % 32)) - 1)), count = 0;
     for (int w = 0; w < kDecodeThreads / 32; ++w) {
       if (w < int(threadIdx.x / 32)) before += __popc(votes[w]);
-      all += __popc(votes[w]);
+      count += __popc(votes[w]);
     }
     if (flushes) found[before] = index;
-    if (threadIdx.x == 0) count = all;
-    if (base == 0) wait_for_previous();
     __syncthreads();
     for (int item = block; item < count * heads * groups; item += blocks) {
       const StepSequence& s = a.sequences[found[item / (heads * groups)]];
@@ -175,7 +172,6 @@ __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
 // f16 and f8: the token goes to its page at once. Grid (heads, sequences), d threads.
 __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
   let_next_start();
-  wait_for_previous();
   const StepSequence& s = a.sequences[blockIdx.y];
   if (!a.is_decode(s)) return;
   const KvLayout& layout = a.store.layout;
