@@ -1,10 +1,11 @@
-// kernels_bench: decode attention and kv_append of every format over the shapes of kivi.md, T1,
-// beside the copy bandwidth and the matrix rate measured in the same run.
+// kernels_bench: decode attention over what `kivi bench kernels` cannot reach: its warps, stages
+// and blocks (DecodeTuning).
 //
-//   kernels_bench [--json FILE] [--sweep] [--only FORMAT] [--shape PART-OF-NAME]
+//   kernels_bench [--only FORMAT]
 //
-// Inputs are random and rotate over copies larger than the L2 cache. A time is the median over
-// replays of a CUDA graph of many launches, divided by their number. Bytes are those that the
+// Prints, for each shape and format, BLOCKSxWARPSxSTAGES:PERCENT of the copy rate measured in the
+// same run. Inputs are random and rotate over copies larger than the L2 cache. A time is the median
+// over replays of a CUDA graph of many launches, divided by their number. Bytes are those that the
 // kernel must read of the store: whole 64-token units, 16-bit rows, the step's own rows.
 #include <algorithm>
 #include <cstdio>
@@ -16,7 +17,6 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/kv_append.h"
 #include "kernels/cuda/kv_attend_decode.h"
 
 namespace kivi {
@@ -64,11 +64,6 @@ struct FormatCase {
   const char* name;
   KvFormat format;
 };
-struct Row {
-  std::string shape, format;
-  double microseconds, bytes, append_microseconds, flush_microseconds;
-};
-
 double median_us(cudaStream_t stream, int launches, const std::function<void(int)>& launch) {
   cudaGraph_t graph;
   cudaGraphExec_t exec;
@@ -145,7 +140,7 @@ class StoreBench {
     std::vector<int32_t> table(static_cast<size_t>(pages));
     std::iota(table.begin(), table.end(), 0);
     std::shuffle(table.begin(), table.end(), std::mt19937(5));
-    std::vector<StepSequence> sequences, staggered;
+    std::vector<StepSequence> sequences;
     for (int i = 0; i < shape.sequences; ++i)
       sequences.push_back({.row_begin = i,
                            .row_count = 1,
@@ -153,11 +148,6 @@ class StoreBench {
                            .slot = i,
                            .pages_begin = i * pages_each,
                            .pages_count = pages_each});
-    staggered = sequences;  // flushes fall on different steps
-    for (int i = 0; i < shape.sequences; ++i)
-      staggered[size_t(i)].past -= std::min(staggered[size_t(i)].past, (i * 37 + 1) % 128);
-    staggered_ = make_device_memory(sequences.size() * sizeof(StepSequence));
-    backend.upload(staggered_.get(), staggered.data(), staggered.size() * sizeof(StepSequence));
     table_ = make_device_memory(table.size() * 4);
     sequences_ = make_device_memory(sequences.size() * sizeof(StepSequence));
     backend.upload(table_.get(), table.data(), table.size() * 4);
@@ -197,29 +187,13 @@ class StoreBench {
     });
   }
 
-  // All sequences complete R tokens in this step, or each at a step of its own.
-  double append_us(bool all_flush) const {
-    cuda::AppendArguments a;
-    a.kv = reinterpret_cast<const __half*>(kv_.get());
-    a.kv_stride = 2 * shape_.kv_heads * shape_.head_dim;
-    a.store = view_;
-    a.sequences =
-        reinterpret_cast<const StepSequence*>(all_flush ? sequences_.get() : staggered_.get());
-    a.page_table = reinterpret_cast<const int32_t*>(table_.get());
-    a.sequence_count = shape_.sequences;
-    return median_us(stream_, std::max(layers_, 8), [&](int i) {
-      a.layer = i % layers_;
-      CUDA_VERIFY(cuda::append_decodes(a, stream_));
-    });
-  }
-
  private:
   CudaBackend& backend_;
   ShapeCase shape_;
   cudaStream_t stream_;
   int layers_ = 1;
   KvView view_;
-  DeviceMemory pages_, residual_, table_, sequences_, staggered_, q_, out_, kv_;
+  DeviceMemory pages_, residual_, table_, sequences_, q_, out_, kv_;
 };
 
 // Device-to-device copy, 2 GiB: bytes read and written a second. Also brings the clocks up.
@@ -246,63 +220,11 @@ double copy_gb_s(cudaStream_t stream) {
   return 2.0 * double(bytes) / times[times.size() / 2] / 1e6;
 }
 
-double matrix_tflops(CudaBackend& backend) {
-  const int64_t n = 8192;
-  const size_t bytes = size_t(n * n * 2);
-  DeviceMemory x = make_device_memory(bytes), w = make_device_memory(bytes),
-               out = make_device_memory(bytes);
-  for (DeviceMemory* m : {&x, &w})
-    fill_rows<<<2048, 256, 0, backend.stream()>>>(reinterpret_cast<uint32_t*>(m->get()),
-                                                  int64_t(bytes / 4));
-  const double us = median_us(backend.stream(), 5, [&](int) {
-    backend.matmul(make_tensor(x.get(), DType::f16, n, n), make_tensor(w.get(), DType::f16, n, n),
-                   Tensor{}, make_tensor(out.get(), DType::f16, n, n));
-  });
-  return 2.0 * double(n) * double(n) * double(n) / us / 1e6;
-}
-
-// Products of few rows: W [n, k] bf16 is read once. The matrices rotate over kRotationBytes.
-struct ProductCase {
-  const char* name;
-  int n, k;
-};
-const ProductCase kProducts[] = {
-    {"llama-3-8b qkv", 6144, 4096},      {"llama-3-8b output", 4096, 4096},
-    {"llama-3-8b gate|up", 28672, 4096}, {"llama-3-8b down", 4096, 14336},
-    {"llama-3-8b head", 128256, 4096},   {"llama-2-7b qkv", 12288, 4096},
-    {"llama-2-7b down", 4096, 11008},
-};
-
-void bench_products(CudaBackend& backend, double copy) {
-  std::printf("%-26s %5s %9s %8s %7s\n", "product of few rows", "rows", "us", "GB/s", "% copy");
-  for (const ProductCase& p : kProducts) {
-    const size_t bytes = size_t(p.n) * size_t(p.k) * 2;
-    const int copies = int(kRotationBytes / bytes) + 1;
-    DeviceMemory w = make_device_memory(bytes * size_t(copies));
-    DeviceMemory x = make_device_memory(size_t(16 * p.k) * 2);
-    DeviceMemory out = make_device_memory(size_t(16 * p.n) * 2);
-    fill_rows<<<2048, 256, 0, backend.stream()>>>(reinterpret_cast<uint32_t*>(w.get()),
-                                                  int64_t(bytes / 4) * copies);
-    fill_rows<<<256, 256, 0, backend.stream()>>>(reinterpret_cast<uint32_t*>(x.get()), 8 * p.k);
-    for (const int rows : {1, 4, 8, 16}) {  // 16: cuBLASLt
-      const double us = median_us(backend.stream(), std::max(copies, 8), [&](int i) {
-        backend.matmul(make_tensor(x.get(), DType::bf16, rows, p.k),
-                       make_tensor(w.get() + bytes * size_t(i % copies), DType::bf16, p.n, p.k),
-                       Tensor{}, make_tensor(out.get(), DType::bf16, rows, p.n));
-      });
-      const double rate = double(bytes) / us / 1e3;
-      std::printf("%-26s %5d %9.1f %8.0f %7.1f\n", p.name, rows, us, rate, rate / copy * 100);
-    }
-  }
-}
-
 const ShapeCase kShapes[] = {
-    {"llama2-7b", 32, 1, 128, 1, 32768}, {"llama2-7b", 32, 1, 128, 8, 4096},
-    {"llama2-7b", 32, 1, 128, 32, 2048}, {"llama2-7b", 32, 1, 128, 64, 1024},
-    {"llama2-7b", 32, 1, 128, 8, 32768}, {"mistral-7b", 8, 4, 128, 1, 32768},
-    {"mistral-7b", 8, 4, 128, 8, 4096},  {"mistral-7b", 8, 4, 128, 32, 2048},
-    {"mistral-7b", 8, 4, 128, 64, 1024}, {"mistral-7b", 8, 4, 128, 8, 32768},
-    {"falcon-7b", 1, 71, 64, 64, 2048},  {"mistral-7b", 8, 4, 128, 8, 128},
+    {"llama2-7b", 32, 1, 128, 64, 1024},
+    {"mistral-7b", 8, 4, 128, 8, 4096},
+    {"mistral-7b", 8, 4, 128, 32, 2048},
+    {"mistral-7b", 8, 4, 128, 64, 1024},
 };
 const FormatCase kFormats[] = {
     {"fp16", {}},
@@ -320,78 +242,34 @@ std::string describe(const ShapeCase& s) {
   return text;
 }
 
-void sweep(CudaBackend& backend, const DecodeWorkspace& workspace, double copy, const char* only) {
-  for (const int i : {3, 6, 7, 8}) {
+void sweep(const StoreBench& bench, const DecodeWorkspace& workspace, double copy) {
+  for (const int blocks : {1, 2})
+    for (const int warps : {4, 6, 8, 10, 12})
+      for (const int stages : {2, 3, 4}) {
+        if (blocks * warps > 12 || warps * blocks < 8 || blocks * warps * stages > 32) continue;
+        const double us = bench.attend_us(workspace, {warps, stages, blocks});
+        std::printf(" %dx%dx%d:%.1f", blocks, warps, stages, bench.bytes() / us / 1e3 / copy * 100);
+      }
+}
+
+int run(int argc, char** argv) {
+  const char* only = nullptr;
+  for (int i = 1; i + 1 < argc; ++i)
+    if (std::strcmp(argv[i], "--only") == 0) only = argv[i + 1];
+  CudaBackend backend(0);
+  const DecodeWorkspace workspace =
+      cuda::make_decode_workspace(backend.properties(), backend.stream());
+  const double copy = copy_gb_s(backend.stream());
+  std::printf("%s: copy %.0f GB/s (read + written)\n", backend.properties().name.c_str(), copy);
+  for (const ShapeCase& shape : kShapes)
     for (const FormatCase& f : kFormats) {
       if (only != nullptr && std::strcmp(only, f.name) != 0) continue;
       if (only == nullptr && (f.format.residual == 128 || f.format.key_bits != f.format.value_bits))
         continue;
-      const StoreBench bench(backend, kShapes[i], f.format);
-      std::printf("%-24s %-10s ", describe(kShapes[i]).c_str(), f.name);
-      for (const int blocks : {1, 2})
-        for (const int warps : {4, 6, 8, 10, 12})
-          for (const int stages : {2, 3, 4}) {
-            if (blocks * warps > 12 || warps * blocks < 8 || blocks * warps * stages > 32) continue;
-            const double us = bench.attend_us(workspace, {warps, stages, blocks});
-            std::printf(" %dx%dx%d:%.1f", blocks, warps, stages,
-                        bench.bytes() / us / 1e3 / copy * 100);
-          }
+      std::printf("%-24s %-10s ", describe(shape).c_str(), f.name);
+      sweep(StoreBench(backend, shape, f.format), workspace, copy);
       std::printf("\n");
     }
-  }
-}
-
-int run(int argc, char** argv) {
-  const char *json = nullptr, *only = nullptr, *part = "";
-  bool sweeps = false;
-  for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) json = argv[++i];
-    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) only = argv[++i];
-    if (std::strcmp(argv[i], "--shape") == 0 && i + 1 < argc) part = argv[++i];
-    if (std::strcmp(argv[i], "--sweep") == 0) sweeps = true;
-  }
-  CudaBackend backend(0);
-  const DecodeWorkspace workspace =
-      cuda::make_decode_workspace(backend.properties(), backend.stream());
-  const double copy = copy_gb_s(backend.stream()), matrix = matrix_tflops(backend);
-  std::printf("%s: copy %.0f GB/s (read + written), fp16 matrix product 8192^3 %.0f TFLOP/s\n",
-              backend.properties().name.c_str(), copy, matrix);
-  if (sweeps) {
-    sweep(backend, workspace, copy, only);
-    return 0;
-  }
-  if (only == nullptr) bench_products(backend, copy);
-  std::vector<Row> rows;
-  for (const ShapeCase& shape : kShapes)
-    for (const FormatCase& f : kFormats) {
-      if (describe(shape).find(part) == std::string::npos) continue;
-      if (only != nullptr && std::strcmp(only, f.name) != 0) continue;
-      const StoreBench bench(backend, shape, f.format);
-      rows.push_back({describe(shape), f.name, bench.attend_us(workspace, {}), bench.bytes(),
-                      bench.append_us(false), bench.append_us(true)});
-    }
-  std::printf("%-26s %-11s %9s %9s %8s %7s %9s %9s\n", "decode attention", "format", "us", "MB",
-              "GB/s", "% copy", "append us", "flush us");
-  for (const Row& r : rows)
-    std::printf("%-26s %-11s %9.1f %9.1f %8.0f %7.1f %9.1f %9.1f\n", r.shape.c_str(),
-                r.format.c_str(), r.microseconds, r.bytes / 1e6, r.bytes / r.microseconds / 1e3,
-                r.bytes / r.microseconds / 1e3 / copy * 100, r.append_microseconds,
-                r.flush_microseconds);
-  if (json == nullptr) return 0;
-  std::FILE* file = std::fopen(json, "w");
-  if (file == nullptr) return std::perror(json), 1;
-  std::fprintf(file,
-               "{\"device\": \"%s\", \"copy_gb_s\": %.1f, \"matrix_tflops\": %.1f, \"rows\": [",
-               backend.properties().name.c_str(), copy, matrix);
-  for (size_t i = 0; i < rows.size(); ++i)
-    std::fprintf(file,
-                 "%s\n{\"shape\": \"%s\", \"format\": \"%s\", \"us\": %.2f, \"bytes\": %.0f, "
-                 "\"gb_s\": %.1f, \"append_us\": %.2f, \"append_all_flush_us\": %.2f}",
-                 i == 0 ? "" : ",", rows[i].shape.c_str(), rows[i].format.c_str(),
-                 rows[i].microseconds, rows[i].bytes, rows[i].bytes / rows[i].microseconds / 1e3,
-                 rows[i].append_microseconds, rows[i].flush_microseconds);
-  std::fprintf(file, "\n]}\n");
-  std::fclose(file);
   return 0;
 }
 
