@@ -93,6 +93,20 @@ TEST_CASE("Leftovers of older checkpoints are ignored") {
         }) == "no error");
 }
 
+// A safetensors header of f32 weights, one behind the other.
+struct Header {
+  nlohmann::json json;
+  size_t bytes = 0;
+
+  void add(const std::string& name, const std::vector<int64_t>& shape) {
+    size_t size = sizeof(float);
+    for (const int64_t n : shape) size *= size_t(n);
+    json[name + ".weight"] = {
+        {"dtype", "F32"}, {"shape", shape}, {"data_offsets", {bytes, bytes + size}}};
+    bytes += size;
+  }
+};
+
 TEST_CASE("Grouped q|k|v rows are put in the kernels' order") {
   // Two KV heads, four query heads of 16: groups are [q0 q1 k0 v0] [q2 q3 k1 v1].
   DecoderSpec spec;
@@ -119,25 +133,18 @@ TEST_CASE("Grouped q|k|v rows are put in the kernels' order") {
                              .output = "o",
                              .up = {"u"},
                              .down = "d"};
-  json header;
-  size_t bytes = 0;
-  const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
-    size_t size = 4;
-    for (const int64_t n : shape) size *= size_t(n);
-    header[name] = {{"dtype", "F32"}, {"shape", shape}, {"data_offsets", {bytes, bytes + size}}};
-    bytes += size;
-  };
-  add("l.0.qkv.weight", {128, 16});
-  add("e.weight", {2, 16});
-  add("n.weight", {16});
-  add("l.0.n.weight", {16});
-  add("l.0.o.weight", {16, 64});
-  add("l.0.u.weight", {16, 16});
-  add("l.0.d.weight", {16, 16});
-  std::string file = safetensors_bytes(header.dump(), bytes);
+  Header header;
+  header.add("l.0.qkv", {128, 16});
+  header.add("e", {2, 16});
+  header.add("n", {16});
+  header.add("l.0.n", {16});
+  header.add("l.0.o", {16, 64});
+  header.add("l.0.u", {16, 16});
+  header.add("l.0.d", {16, 16});
+  std::string file = safetensors_bytes(header.json.dump(), header.bytes);
   std::vector<float> qkv(128 * 16);
   for (size_t i = 0; i < qkv.size(); ++i) qkv[i] = float(i / 16);  // row number
-  std::memcpy(file.data() + file.size() - bytes, qkv.data(), qkv.size() * sizeof(float));
+  std::memcpy(file.data() + file.size() - header.bytes, qkv.data(), qkv.size() * sizeof(float));
 
   const TemporaryFolder folder;
   folder.write("model.safetensors", file);
@@ -201,33 +208,25 @@ TEST_CASE("Every tensor arrives byte for byte, whatever its size") {
                              .output = "o",
                              .up = {"g", "u"},
                              .down = "d"};
-  json header;
-  size_t bytes = 0;
-  const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
-    size_t size = 4;
-    for (const int64_t n : shape) size *= size_t(n);
-    header[name + ".weight"] = {
-        {"dtype", "F32"}, {"shape", shape}, {"data_offsets", {bytes, bytes + size}}};
-    bytes += size;
-  };
+  Header header;
   const int64_t n = spec.hidden;
   for (int i = 0; i < spec.layers; ++i) {
     const std::string at = "l." + std::to_string(i) + ".";
-    add(at + "an", {n});
-    add(at + "mn", {n});
-    add(at + "q", {48, n});
-    add(at + "k", {16, n});
-    add(at + "v", {16, n});
-    add(at + "o", {n, 48});
-    add(at + "g", {5, n});
-    add(at + "u", {5, n});
-    add(at + "d", {n, 5});
+    header.add(at + "an", {n});
+    header.add(at + "mn", {n});
+    header.add(at + "q", {48, n});
+    header.add(at + "k", {16, n});
+    header.add(at + "v", {16, n});
+    header.add(at + "o", {n, 48});
+    header.add(at + "g", {5, n});
+    header.add(at + "u", {5, n});
+    header.add(at + "d", {n, 5});
   }
-  add("n", {n});
-  add("e", {spec.vocab, n});
+  header.add("n", {n});
+  header.add("e", {spec.vocab, n});
   REQUIRE(size_t(spec.vocab) * size_t(n) * 4 > (size_t(64) << 20));
-  std::string file = safetensors_bytes(header.dump(), bytes);
-  const size_t begin = file.size() - bytes;
+  std::string file = safetensors_bytes(header.json.dump(), header.bytes);
+  const size_t begin = file.size() - header.bytes;
   uint64_t state = 99;
   for (size_t i = begin; i < file.size(); i += sizeof(float)) {
     state = state * 6364136223846793005u + 1442695040888963407u;
@@ -246,7 +245,7 @@ TEST_CASE("Every tensor arrives byte for byte, whatever its size") {
   const auto same = [&](const Tensor& tensor, const std::vector<std::string>& parts) {
     std::string expected;
     for (const std::string& part : parts) {
-      const json& offsets = header[part + ".weight"]["data_offsets"];
+      const json& offsets = header.json[part + ".weight"]["data_offsets"];
       expected += file.substr(begin + offsets[0].get<size_t>(),
                               offsets[1].get<size_t>() - offsets[0].get<size_t>());
     }
@@ -267,7 +266,7 @@ TEST_CASE("Every tensor arrives byte for byte, whatever its size") {
   }
   CHECK(same(weights->final_norm, {"n"}));
   CHECK(same(weights->embedding, {"e"}));
-  CHECK(compared == bytes);
+  CHECK(compared == header.bytes);
 
   // Converted, by several threads and in several chunks: every number is rounded, in its place.
   const auto halves = load_weights(*backend, spec, names, *checkpoint, DType::f16, {});
