@@ -24,12 +24,19 @@ std::atomic<int64_t> in_use{0}, most{0};
 
 }  // namespace
 
-// These stand in for the library's in the whole program.
-void* operator new(size_t bytes) {
+// These stand in for the library's in the whole program. The nothrow form too: std::stable_sort's
+// buffer comes from it and goes back through the plain delete, which AddressSanitizer, with a
+// nothrow form of its own, takes for a mismatch.
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
   void* memory = std::malloc(bytes);
-  if (memory == nullptr) throw std::bad_alloc();
+  if (memory == nullptr) return nullptr;
   const int64_t now = in_use += int64_t(malloc_usable_size(memory));
   if (now > most) most = now;
+  return memory;
+}
+void* operator new(size_t bytes) {
+  void* memory = operator new(bytes, std::nothrow);
+  if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
 void operator delete(void* memory) noexcept {
