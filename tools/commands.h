@@ -18,6 +18,7 @@ int run_serve(const Arguments& args);
 int run_generate(const Arguments& args);
 int run_info(const Arguments& args);
 int run_throughput(const Arguments& args);
+int run_bench_serve(const Arguments& args);
 int run_kernels(const Arguments& args);
 int run_eval(const Arguments& args);
 

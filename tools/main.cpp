@@ -39,13 +39,14 @@ constexpr Entry kCommands[] = {
     {"serve", "serve a model over HTTP (OpenAI's API) and gRPC", run_serve},
     {"generate", "continue a text, without a server", run_generate},
     {"info", "say what a model folder holds and what its cache costs", run_info},
+    {"bench serve", "load a running server, ours or another: latencies, throughput, report",
+     run_bench_serve},
     {"bench throughput", "measure the engine: tokens/s, latencies, batch sizes", run_throughput},
     {"bench kernels", "time each op of a step beside the device's copy and matrix rates",
      run_kernels},
     {"eval", "perplexity on a text, by format of the cache", run_eval},
     {"version", "print the version", run_version},
     {"flags", nullptr, run_flags},
-    {"bench serve", nullptr, nullptr},
     {"kv-stats", nullptr, nullptr},
 };
 

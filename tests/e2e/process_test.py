@@ -109,7 +109,7 @@ class CommandLine(unittest.TestCase):
             (("srve", MODEL), "did you mean serve?"),
             (("bench", "kernels"), "MODEL is missing"),
             (("bench", "kernels", MODEL, "--ops", "matmull"), 'ops holds "matmull"'),
-            (("bench", "serve"), "not built yet"),
+            (("bench", "serve", "--goodput", "ttft"), '--goodput is "ttft", expected'),
             (("kv-stats",), "not built yet"),
             ((), "Usage: kivi COMMAND"),
         ]

@@ -1,0 +1,57 @@
+// LoadClient: sends one request and records what comes back. One a thread of the generator; all
+// calls come on that thread.
+#pragma once
+
+#include <atomic>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "tools/load/record.h"
+#include "tools/load/workload.h"
+
+namespace kivi::load {
+
+// A coroutine on one io_context; the executor's type is spelled out because a token's cost counts.
+template <class T = void>
+using Task = boost::asio::awaitable<T, boost::asio::io_context::executor_type>;
+
+// What every request asks for besides its prompt and lengths.
+struct RequestOptions {
+  std::string model;
+  std::string api_key;  // "": none
+  bool chat = false;
+  bool ignore_eos = false;
+  std::optional<double> temperature;
+  std::string extra_body;  // a JSON object, whose fields go into each HTTP request
+  double timeout_s = 600;  // of one request, connecting included
+};
+
+// The clock of a run, and counts that a progress bar may read at any time.
+struct RunState {
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point begin = Clock::now();
+  std::atomic<int64_t> started{0}, ended{0}, failed{0}, tokens{0};
+
+  double now() const { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+};
+
+class LoadClient {
+ public:
+  virtual ~LoadClient() = default;
+
+  // The bytes of a request, made before it is due so that making them delays nothing.
+  virtual std::string prepare(const LoadRequest& request) const = 0;
+
+  // Fills `record` but for due, started and late. Never throws for what the server does.
+  virtual Task<> send(const LoadRequest& request, std::string prepared, RequestRecord& record,
+                      RunState& run) = 0;
+};
+
+using ClientFactory = std::function<std::unique_ptr<LoadClient>(boost::asio::io_context&)>;
+
+}  // namespace kivi::load

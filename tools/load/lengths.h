@@ -1,0 +1,46 @@
+// How long prompts and outputs are: fixed, uniform, or log-normal. Tokens.
+#pragma once
+
+#include <string>
+
+#include "kernels/result.h"
+#include "tools/load/random.h"
+
+namespace kivi::load {
+
+// Mean lengths of ShareGPT's conversations, tokens (Kwon et al., SOSP 2023, section 6.1).
+inline constexpr double kShareGptPromptMean = 161;
+inline constexpr double kShareGptOutputMean = 338;
+// Of the logarithm. The paper gives means only; this spread is our choice: the longest hundredth is
+// six times the mean or more.
+inline constexpr double kLogNormalSigma = 1.0;
+
+struct Lengths {
+  enum class Kind { uniform, log_normal };
+  Kind kind = Kind::uniform;
+  int min = 128, max = 128;  // log_normal: lengths outside are drawn again
+  double mean = 0;           // log_normal: of what is drawn, min and max included
+  double sigma = kLogNormalSigma;
+};
+
+// "128", "64:512", "lognormal:161", "lognormal:161:0.8", or "sharegpt": log-normal with
+// `sharegpt_mean`. Log-normal lengths end at `limit`. Error: without the flag's name, what was
+// expected.
+Result<Lengths> parse_lengths(const std::string& text, double sharegpt_mean, int limit);
+// As parse_lengths reads it.
+std::string describe(const Lengths& lengths);
+
+// Draws lengths; the constructor finds mu such that the mean holds for the distribution cut to
+// [min, max].
+class LengthDrawer {
+ public:
+  explicit LengthDrawer(const Lengths& lengths);
+  int draw(Random& random) const;
+  double mu() const { return mu_; }
+
+ private:
+  Lengths lengths_;
+  double mu_ = 0;
+};
+
+}  // namespace kivi::load

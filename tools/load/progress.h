@@ -1,0 +1,30 @@
+// A progress bar on standard error, where that is a terminal.
+#pragma once
+
+#include <string>
+
+#include "tools/load/client.h"
+
+namespace kivi::load {
+
+class ProgressBar {
+ public:
+  // `total`: requests of the run. Draws nothing where !enabled or standard error is no terminal.
+  ProgressBar(std::string label, size_t total, bool enabled);
+  ~ProgressBar();  // takes the bar away
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
+
+  void show(const RunState& state);
+
+  // The bar's line for a run that is `seconds` old.
+  static std::string line(const std::string& label, size_t total, int64_t started, int64_t ended,
+                          int64_t failed, int64_t tokens, double seconds);
+
+ private:
+  const std::string label_;
+  const size_t total_;
+  const bool enabled_;
+};
+
+}  // namespace kivi::load

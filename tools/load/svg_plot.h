@@ -1,0 +1,37 @@
+// A plot as inline SVG: lines or dots over two axes. Colours come from the page's style sheet
+// (classes s0 to s7, axis, grid), so that they follow its light or dark scheme.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace kivi::load {
+
+struct Series {
+  std::string name;
+  std::vector<std::pair<double, double>> points;
+  bool dots = false;                // a dot a point, with its values as a tooltip
+  std::vector<std::string> labels;  // of the dots; may be empty
+};
+
+struct Plot {
+  std::string title, x_label, y_label;
+  std::vector<Series> series;
+  bool log_x = false;  // points with x <= 0 are left out
+  double y_max = 0;    // 0: by the points
+};
+
+inline constexpr int kSeriesColours = 8;
+
+std::string svg_plot(const Plot& plot);
+
+// &, <, > and quotes.
+std::string escape_html(const std::string& text);
+
+// Round values that cover [low, high]: about `count` of them, a step of 1, 2 or 5 times a power of
+// ten. log: powers of ten, with 2 and 5 times them where there are few.
+std::vector<double> ticks(double low, double high, int count);
+std::vector<double> log_ticks(double low, double high);
+
+}  // namespace kivi::load
