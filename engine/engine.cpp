@@ -404,6 +404,10 @@ void Engine::on_trace(std::function<void(const StepTrace&)> observer) {
   impl_->runner->time_steps(impl_->tracer != nullptr);
 }
 
+void Engine::on_logits(LogitsObserver observer) {
+  impl_->runner->observe_logits(std::move(observer));
+}
+
 const EngineModel& Engine::model() const { return impl_->model; }
 const EngineConfig& Engine::config() const { return impl_->config; }
 

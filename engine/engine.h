@@ -99,6 +99,9 @@ class Engine {
   // The same with what the device did; from now on the device's times are taken, which costs two
   // events a step. An empty observer ends it. Engine thread, or before start().
   void on_trace(std::function<void(const StepTrace&)> observer);
+  // Shows every row of logits, before penalties and bias, to `observer`; each step then waits for
+  // its logits to come to the host. An empty observer ends it. Engine thread, or before start().
+  void on_logits(LogitsObserver observer);
   const EngineModel& model() const;
   const EngineConfig& config() const;
 

@@ -149,7 +149,22 @@ void ModelRunner::sample_block(const BatchPlan& plan, StepUnderWay& step, int64_
   }
   step.block_begin = begin;
   step.block_count = count;
+  if (logits_observer_) show_logits(plan, step, begin, logits);
   backend_.sample(logits, rows_, make_tensor(sampled_ids_.data(), DType::i32, count));
+}
+
+void ModelRunner::show_logits(const BatchPlan& plan, const StepUnderWay& step, int64_t begin,
+                              const Tensor& logits) {
+  VERIFY(logits.contiguous());
+  const size_t vocab = size_t(logits.row_size());
+  logits_.resize(size_t(logits.rows()) * vocab);
+  backend_.download(logits_.data(), logits.data, logits_.size() * sizeof(float));
+  for (int64_t i = 0; i < logits.rows(); ++i) {
+    const StepInput::WantedRow& wanted = step.wanted[size_t(begin + i)];
+    const Sequence& sequence = *plan.sequences[size_t(wanted.planned)].sequence;
+    logits_observer_(sequence.request.id, wanted.position,
+                     std::span(logits_).subspan(size_t(i) * vocab, vocab));
+  }
 }
 
 void ModelRunner::collect_block(StepUnderWay& step) {

@@ -6,6 +6,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "engine/decoder_model.h"
@@ -30,6 +31,7 @@ class ModelRunner : public StepRunner {
   Result<std::vector<StepResult>> collect() override;
   void time_steps(bool on) override { timed_ = on; }
   std::optional<StepTimes> step_times() const override { return times_; }
+  void observe_logits(LogitsObserver observer) override { logits_observer_ = std::move(observer); }
 
   // Device bytes of `sampled_ids`.
   static int64_t sampled_ids_bytes(int logits_rows) { return int64_t(logits_rows) * 4; }
@@ -51,6 +53,10 @@ class ModelRunner : public StepRunner {
   Tensor decode(const BatchPlan& plan, const StepUnderWay& step);
   // Enqueues the sampling of wanted rows [begin, begin + m). logits [m, vocab] f32.
   void sample_block(const BatchPlan& plan, StepUnderWay& step, int64_t begin, const Tensor& logits);
+  // Waits for the device and shows the wanted rows [begin, begin + m) to the observer. logits [m,
+  // vocab] f32.
+  void show_logits(const BatchPlan& plan, const StepUnderWay& step, int64_t begin,
+                   const Tensor& logits);
   // Marks of the backend's for step `number`: two each, and steps use them by turns.
   static int begin_mark(int64_t number) { return int(number * 2 % Backend::kMarks); }
   static int end_mark(int64_t number) { return begin_mark(number) + 1; }
@@ -71,6 +77,9 @@ class ModelRunner : public StepRunner {
   bool last_timed_ = false;
   int64_t steps_timed_ = 0;
   std::optional<StepTimes> times_;
+
+  LogitsObserver logits_observer_;
+  std::vector<float> logits_;  // [m, vocab], host; scratch
 
   std::deque<StepUnderWay> under_way_;  // at most two
   std::vector<SampleRow> rows_;         // scratch

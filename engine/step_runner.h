@@ -3,7 +3,11 @@
 // that the scheduler, the engine and the servers can be tried without a model.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <optional>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "engine/batch_plan.h"
@@ -25,6 +29,12 @@ struct StepTimes {
   double busy = 0;  // seconds from begin to end
 };
 
+// Gets every row of logits that is about to be sampled or scored: the request's id, the row's
+// position in the sequence (the logits say what comes after it) and logits [vocab], on the host and
+// only during the call.
+using LogitsObserver =
+    std::function<void(const std::string& request_id, int position, std::span<const float> logits)>;
+
 class StepRunner {
  public:
   virtual ~StepRunner() = default;
@@ -43,6 +53,10 @@ class StepRunner {
   virtual void time_steps(bool) {}
   // Of the step that was collected last; none for the first that is timed.
   virtual std::optional<StepTimes> step_times() const { return std::nullopt; }
+
+  // Of the steps that are launched from now on; an empty one ends it. (Where the runner has
+  // logits.)
+  virtual void observe_logits(LogitsObserver) {}
 };
 
 }  // namespace kivi

@@ -37,9 +37,7 @@ std::vector<std::string> stories_of(const std::string& text) {
   return stories;
 }
 
-std::vector<std::vector<int32_t>> windows_of(const std::vector<std::string>& stories,
-                                             const Tokenizer& tokenizer, int window,
-                                             int windows_max) {
+std::vector<int32_t> ids_of(const std::vector<std::string>& stories, const Tokenizer& tokenizer) {
   std::vector<int32_t> ids;
   for (const std::string& story : stories) {
     if (tokenizer.bos_id()) ids.push_back(*tokenizer.bos_id());
@@ -47,6 +45,13 @@ std::vector<std::vector<int32_t>> windows_of(const std::vector<std::string>& sto
                       std::back_inserter(ids));
     if (tokenizer.eos_id()) ids.push_back(*tokenizer.eos_id());
   }
+  return ids;
+}
+
+std::vector<std::vector<int32_t>> windows_of(const std::vector<std::string>& stories,
+                                             const Tokenizer& tokenizer, int window,
+                                             int windows_max) {
+  const std::vector<int32_t> ids = ids_of(stories, tokenizer);
   size_t count = ids.size() / size_t(window);
   if (windows_max > 0) count = std::min(count, size_t(windows_max));
   std::vector<std::vector<int32_t>> windows;
@@ -59,29 +64,13 @@ std::vector<std::vector<int32_t>> windows_of(const std::vector<std::string>& sto
 
 Result<Perplexity> measure_perplexity(Engine& engine,
                                       const std::vector<std::vector<int32_t>>& windows,
-                                      const std::function<void(int64_t rows_done)>& progress) {
-  std::vector<std::shared_ptr<TokenStream>> streams;
-  for (const std::vector<int32_t>& window : windows) {
-    Request request;
-    request.prompt = window;
-    request.sampling.max_tokens = 0;
-    request.sampling.prompt_logprobs = 0;
-    ASSIGN_OR_RETURN(auto stream, engine.submit(std::move(request), [] {}));
-    streams.push_back(std::move(stream));
-  }
-  while (engine.step())
-    if (progress) progress(int64_t(engine.stats().step_tokens));
-
+                                      const ScoreProgress& progress) {
+  ASSIGN_OR_RETURN(const auto logprobs, score_prompts(engine, windows, progress));
   Perplexity result;
-  for (const auto& stream : streams) {
-    std::vector<TokenEvent> events;
-    VERIFY(stream->drain(events));
-    for (const TokenEvent& event : events) {
-      if (event.error) return *event.error;
-      for (const SampledToken& token : event.prompt_logprobs) {
-        result.token_nll.push_back(-token.logprob);
-        result.nll -= double(token.logprob);
-      }
+  for (const std::vector<float>& window : logprobs) {
+    for (const float logprob : window) {
+      result.token_nll.push_back(-logprob);
+      result.nll -= double(logprob);
     }
   }
   result.tokens = int64_t(result.token_nll.size());
@@ -96,6 +85,39 @@ double mean_change(const Perplexity& a, const Perplexity& b) {
   for (size_t i = 0; i < a.token_nll.size(); ++i)
     sum += std::abs(double(a.token_nll[i]) - double(b.token_nll[i]));
   return sum / double(std::max<size_t>(a.token_nll.size(), 1));
+}
+
+std::vector<StridedWindow> strided_windows(int64_t ids, int window, int stride, int windows_max) {
+  VERIFY(stride > 0 && stride <= window);
+  std::vector<StridedWindow> windows;
+  for (int64_t begin = 0, end = 0; end < ids; begin += stride) {
+    if (windows_max > 0 && int(windows.size()) == windows_max) break;
+    const int64_t end_before = end;
+    end = std::min(begin + window, ids);
+    windows.push_back({begin, end, end - end_before});
+  }
+  return windows;
+}
+
+Perplexity strided_perplexity(const std::vector<StridedWindow>& windows,
+                              const std::vector<std::vector<float>>& logprobs) {
+  VERIFY(windows.size() == logprobs.size());
+  Perplexity result;
+  for (size_t i = 0; i < windows.size(); ++i) {
+    const std::vector<float>& all = logprobs[i];
+    const int64_t predicted = std::min<int64_t>(windows[i].targets, int64_t(all.size()));
+    const int64_t weight = windows[i].targets - 1;
+    double sum = 0;
+    for (auto logprob = all.end() - predicted; logprob != all.end(); ++logprob) {
+      result.token_nll.push_back(-*logprob);
+      sum -= double(*logprob);
+    }
+    if (weight > 0) result.nll += sum / double(predicted) * double(weight);
+    result.tokens += weight;
+  }
+  if (result.tokens > 0) result.nll /= double(result.tokens);
+  result.perplexity = std::exp(result.nll);
+  return result;
 }
 
 }  // namespace kivi

@@ -5,6 +5,7 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <sstream>
 
 #include "engine/load.h"
@@ -110,6 +111,73 @@ TEST_CASE("Fewer bits change more, and the perplexity stays near that of fp16") 
   CHECK(kivi2_change < 0.2);
   CHECK(std::abs(kivi4.nll - fp16.nll) < 0.01);
   CHECK(std::abs(kivi2.nll - fp16.nll) < 0.05);
+}
+
+// Transformers' loop ("Perplexity of fixed-length models"), line by line: labels of all but the
+// last trg_len ids are -100, the model shifts labels by one and takes the mean of what is left, and
+// the mean is weighted by the valid labels less one. logprob(b, e, i): log p(id i | ids b .. i -
+// 1).
+double transformers_perplexity(int64_t seq_len, int64_t max_length, int64_t stride,
+                               const std::function<float(int64_t, int64_t)>& logprob) {
+  double nll_sum = 0;
+  int64_t n_tokens = 0, prev_end_loc = 0;
+  for (int64_t begin_loc = 0; begin_loc < seq_len; begin_loc += stride) {
+    const int64_t end_loc = std::min(begin_loc + max_length, seq_len);
+    const int64_t trg_len = end_loc - prev_end_loc;
+    std::vector<int64_t> labels;  // -100: ignored
+    for (int64_t i = begin_loc; i < end_loc; ++i)
+      labels.push_back(i < end_loc - trg_len ? -100 : i);
+    double loss = 0;
+    int64_t valid_after_shift = 0, num_valid_tokens = 0;
+    for (size_t i = 0; i < labels.size(); ++i) {
+      if (labels[i] == -100) continue;
+      ++num_valid_tokens;
+      if (i == 0) continue;  // nothing predicts the window's first id
+      loss -= double(logprob(begin_loc, labels[i]));
+      ++valid_after_shift;
+    }
+    loss /= double(valid_after_shift);
+    const int64_t num_loss_tokens = num_valid_tokens - 1;
+    if (num_loss_tokens > 0) nll_sum += loss * double(num_loss_tokens);
+    n_tokens += num_loss_tokens;
+    prev_end_loc = end_loc;
+    if (end_loc == seq_len) break;
+  }
+  return std::exp(nll_sum / double(n_tokens));
+}
+
+TEST_CASE("Strided perplexity is Transformers' arithmetic for every length and stride") {
+  // Any numbers will do that depend on the window and on the id.
+  const auto logprob = [](int64_t begin, int64_t id) {
+    return -0.1f - float((begin * 7919 + id * 104729) % 1000) / 250;
+  };
+  for (const int window : {2, 3, 16}) {
+    for (int stride = 1; stride <= window; ++stride) {
+      for (const int64_t ids : {2, 3, 15, 16, 17, 31, 32, 33, 50}) {
+        if (window == 2 && stride == 1 && ids == 2) continue;  // one window: the next case has it
+        const auto windows = strided_windows(ids, window, stride, 0);
+        std::vector<std::vector<float>> logprobs;
+        for (const StridedWindow& w : windows) {
+          std::vector<float>& row = logprobs.emplace_back();
+          for (int64_t i = w.begin + 1; i < w.end; ++i) row.push_back(logprob(w.begin, i));
+        }
+        // One id alone in the last window: its mean is 0 / 0 there, and has no weight here.
+        const Perplexity ours = strided_perplexity(windows, logprobs);
+        const double theirs = transformers_perplexity(ids, window, stride, logprob);
+        CAPTURE(window, stride, ids);
+        CHECK(ours.perplexity == Approx(theirs).epsilon(1e-6));
+        CHECK(windows.back().end == ids);
+      }
+    }
+  }
+}
+
+TEST_CASE("Strided windows predict each id once") {
+  CHECK(strided_windows(10, 4, 2, 0) ==
+        std::vector<StridedWindow>{{0, 4, 4}, {2, 6, 2}, {4, 8, 2}, {6, 10, 2}});
+  CHECK(strided_windows(9, 4, 4, 0) == std::vector<StridedWindow>{{0, 4, 4}, {4, 8, 4}, {8, 9, 1}});
+  CHECK(strided_windows(10, 4, 2, 2).size() == 2);
+  CHECK(strided_windows(3, 4, 2, 0) == std::vector<StridedWindow>{{0, 3, 3}});
 }
 
 }  // namespace kivi

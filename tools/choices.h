@@ -1,0 +1,41 @@
+// Multiple-choice tasks by log likelihood: which of several continuations of a context does the
+// model find likeliest? Read from JSON lines.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/tokenizer.h"
+#include "tools/score.h"
+
+namespace kivi {
+
+struct ChoiceTask {
+  std::string context;
+  std::vector<std::string> choices;  // at least 2, none empty
+  int answer = 0;                    // index of the right one
+};
+
+// One JSON object a line, empty lines are skipped:
+//   {"context": "...", "choices": ["...", "..."], "answer": 0}
+// "question" may stand for "context"; "answer" is an index from 0 or the right choice's text.
+// Errors (invalid; not_found) name the file, the line, the field, its value and what was expected.
+Result<std::vector<ChoiceTask>> read_choices(const std::string& path);
+
+struct ChoiceScores {
+  int tasks = 0;
+  double accuracy = 0;             // share whose right choice has the largest log probability
+  double accuracy_normalized = 0;  // the same, log probability divided by the choice's bytes
+};
+
+// Index of the largest score; of equal ones the first.
+int best_choice(const std::vector<double>& scores);
+
+// A space joins context and choice where neither has white space at the seam.
+Result<ChoiceScores> measure_choices(Engine& engine, const Tokenizer& tokenizer,
+                                     const std::vector<ChoiceTask>& tasks,
+                                     const ScoreProgress& progress = {});
+
+}  // namespace kivi

@@ -1,0 +1,85 @@
+#include "tools/divergence.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace kivi {
+
+namespace {
+constexpr double kNotSeen = -HUGE_VAL;
+}  // namespace
+
+double kl_divergence(std::span<const float> p_logits, std::span<const float> q_logits) {
+  VERIFY(p_logits.size() == q_logits.size() && !p_logits.empty());
+  const double p_largest = double(std::ranges::max(p_logits));
+  const double q_largest = double(std::ranges::max(q_logits));
+  double p_sum = 0, q_sum = 0, apart = 0;  // sum of p_i (x_i - y_i), not yet divided by p_sum
+  for (size_t i = 0; i < p_logits.size(); ++i) {
+    const double x = double(p_logits[i]) - p_largest, y = double(q_logits[i]) - q_largest;
+    const double p = std::exp(x);
+    p_sum += p;
+    q_sum += std::exp(y);
+    if (p > 0) apart += p * (x - y);
+  }
+  return apart / p_sum - std::log(p_sum) + std::log(q_sum);
+}
+
+ReferenceLogits::ReferenceLogits(const std::vector<std::vector<int32_t>>& prompts, int vocab)
+    : first_row_{0}, vocab_(size_t(vocab)) {
+  for (const std::vector<int32_t>& prompt : prompts)
+    first_row_.push_back(first_row_.back() + int64_t(prompt.size()) - 1);
+  logits_.resize(size_t(rows()) * vocab_);
+}
+
+int64_t ReferenceLogits::bytes(const std::vector<std::vector<int32_t>>& prompts, int vocab) {
+  int64_t rows = 0;
+  for (const std::vector<int32_t>& prompt : prompts) rows += int64_t(prompt.size()) - 1;
+  return rows * vocab * int64_t(sizeof(float));
+}
+
+LogitsObserver ReferenceLogits::recorder() {
+  return [this](const std::string& id, int position, std::span<const float> logits) {
+    const int64_t row = row_of(std::stoi(id), position);
+    VERIFY(row < 0 || logits.size() == vocab_);
+    if (row >= 0) std::ranges::copy(logits, logits_.begin() + row * int64_t(vocab_));
+  };
+}
+
+int64_t ReferenceLogits::row_of(int prompt, int position) const {
+  const int64_t row = first_row_[size_t(prompt)] + position;
+  return row < first_row_[size_t(prompt) + 1] ? row : -1;
+}
+
+std::span<const float> ReferenceLogits::logits(int64_t row) const {
+  return std::span(logits_).subspan(size_t(row) * vocab_, vocab_);
+}
+
+DivergenceMeter::DivergenceMeter(const ReferenceLogits& reference)
+    : reference_(reference),
+      kl_(size_t(reference.rows()), kNotSeen),
+      same_(size_t(reference.rows())) {}
+
+LogitsObserver DivergenceMeter::observer() {
+  return [this](const std::string& id, int position, std::span<const float> logits) {
+    const int64_t row = reference_.row_of(std::stoi(id), position);
+    if (row < 0) return;
+    const std::span<const float> expected = reference_.logits(row);
+    const double kl = kl_divergence(expected, logits);
+    kl_[size_t(row)] = std::isnan(kl) ? HUGE_VAL : kl;  // a row that is no distribution
+    same_[size_t(row)] = std::ranges::max_element(expected) - expected.begin() ==
+                         std::ranges::max_element(logits) - logits.begin();
+  };
+}
+
+Divergence DivergenceMeter::result() const {
+  VERIFY(!kl_.empty() && std::ranges::count(kl_, kNotSeen) == 0);
+  std::vector<double> sorted = kl_;
+  std::ranges::sort(sorted);
+  const double rows = double(sorted.size());
+  return {.kl_mean = std::accumulate(sorted.begin(), sorted.end(), 0.0) / rows,
+          .kl_p99 = sorted[size_t(std::ceil(0.99 * rows)) - 1],
+          .top1_agreement = std::accumulate(same_.begin(), same_.end(), 0.0) / rows};
+}
+
+}  // namespace kivi

@@ -1,0 +1,62 @@
+// How far a cache format's next-token distributions are from those of the fp16 cache, over the
+// whole vocabulary: Kullback-Leibler divergence and agreement of the most likely token.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace kivi {
+
+// KL(p || q) = sum_i p_i log(p_i / q_i) in nats, where p and q are the softmaxes of two rows of
+// logits of the same length. Tokens of p's logit -infinity add nothing. Sums in double.
+double kl_divergence(std::span<const float> p_logits, std::span<const float> q_logits);
+
+// The logits of prompts that score_prompts ran: vocab floats a predicted token.
+class ReferenceLogits {
+ public:
+  ReferenceLogits(const std::vector<std::vector<int32_t>>& prompts, int vocab);
+
+  static int64_t bytes(const std::vector<std::vector<int32_t>>& prompts, int vocab);
+
+  // For Engine::on_logits while score_prompts runs the same prompts; must not outlive this.
+  LogitsObserver recorder();
+
+  int64_t rows() const { return first_row_.back(); }
+  // The row that predicts token `position + 1` of prompt `prompt`; -1 if nothing is predicted
+  // there.
+  int64_t row_of(int prompt, int position) const;
+  std::span<const float> logits(int64_t row) const;  // [vocab]
+
+ private:
+  std::vector<int64_t> first_row_;  // of each prompt, and their number
+  size_t vocab_;
+  std::vector<float> logits_;  // [rows, vocab]
+};
+
+struct Divergence {
+  double kl_mean = 0;         // nats
+  double kl_p99 = 0;          // of the rows, nearest rank
+  double top1_agreement = 0;  // share of rows whose most likely token is the reference's
+};
+
+// Compares the rows of another engine with a reference. The reference must outlive it.
+class DivergenceMeter {
+ public:
+  explicit DivergenceMeter(const ReferenceLogits& reference);
+
+  // As ReferenceLogits::recorder.
+  LogitsObserver observer();
+  // All rows must have been seen.
+  Divergence result() const;
+
+ private:
+  const ReferenceLogits& reference_;
+  std::vector<double> kl_;     // of each row
+  std::vector<uint8_t> same_;  // is the most likely token the same?
+};
+
+}  // namespace kivi

@@ -1,0 +1,18 @@
+// What `kivi eval` prints of its figures.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tools/eval_run.h"
+
+namespace kivi {
+
+// A line a cell, a column a figure that at least one cell has. "x first" is the ratio of
+// perplexities to the first cell's. Refused cells follow with their reasons.
+std::string eval_table(const std::vector<EvalFigures>& cells);
+
+// {"kind": "eval", "model", "text", "window", "prefill", "results": cells}.
+nlohmann::ordered_json eval_json(const EvalOptions& options, const std::vector<EvalFigures>& cells);
+
+}  // namespace kivi

@@ -1,0 +1,254 @@
+#include "tools/eval_run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <sstream>
+
+#include "tools/choices.h"
+#include "tools/divergence.h"
+#include "tools/eval_results.h"
+#include "tools/perplexity.h"
+
+namespace kivi {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+using News = std::function<void(const std::string&)>;
+
+bool has_groups(const std::string& format) {
+  return format != "fp16" && format != "bf16" && format != "fp8";
+}
+
+int chunk_of(const EvalOptions& o, const std::string& format) {
+  return o.chunk != 0 ? o.chunk : format == "fp16" ? 256 : 1;
+}
+
+Result<std::string> read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (!file || !(text << file.rdbuf()))
+    return Error{ErrorCode::not_found, fmt::format("--text {}: cannot be read", path), "text"};
+  return text.str();
+}
+
+EngineConfig config_of(const EvalOptions& o, const EvalCell& cell) {
+  EngineConfig config = o.engine;
+  config.kv_cache_dtype = cell.format;
+  if (cell.group != 0) config.kivi_group_size = cell.group;
+  if (cell.residual != 0) config.kivi_residual_length = cell.residual;
+  config.kivi_prefill = o.prefill;
+  config.prefill_chunk_tokens = chunk_of(o, cell.format);
+  config.max_num_batched_tokens = std::max(512, config.max_num_seqs + config.prefill_chunk_tokens);
+  config.max_num_queued_reqs = 1 << 20;
+  config.max_num_queued_tokens = int64_t(1) << 40;
+  return config;
+}
+
+bool refusal(const Error& error) {
+  return error.field == "kv_cache_dtype" || error.field == "kivi_group_size" ||
+         error.field == "kivi_residual_length";
+}
+
+Json json_of(const Perplexity& p, size_t windows) {
+  return {{"windows", windows}, {"tokens", p.tokens}, {"nll", p.nll}, {"perplexity", p.perplexity}};
+}
+
+Json json_of(const PasskeyScore& s) {
+  return {{"length", s.length}, {"depth", s.depth},         {"trials", s.trials},
+          {"found", s.found},   {"likeliest", s.likeliest}, {"rank_mean", s.rank_mean}};
+}
+
+// One run: the inputs, read once, and the reference, made when a cell first wants it.
+class Evaluation {
+ public:
+  Evaluation(const EvalOptions& options, std::string text, std::vector<ChoiceTask> tasks,
+             const News& news)
+      : o_(options),
+        stories_(stories_of(text)),
+        text_(std::move(text)),
+        tasks_(std::move(tasks)),
+        news_(news) {}
+
+  Result<Json> measure(const EvalCell& cell) {
+    const auto begin = std::chrono::steady_clock::now();
+    ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model, load_model(config_of(o_, cell), {}));
+    Json figures = {{"format", model->plan.format},
+                    {"bytes_per_token", model->plan.bytes_per_token},
+                    {"chunk", model->engine->config().prefill_chunk_tokens}};
+    const ScoreProgress progress = [&](int64_t rows) {
+      news_(fmt::format("{}: {} tokens", model->plan.format, rows));
+    };
+    RETURN_IF_ERROR(measure_windows(*model, figures, progress));
+    if (o_.stride > 0) RETURN_IF_ERROR(measure_strided(*model, figures, progress));
+    if (!o_.passkey.lengths.empty()) {
+      ASSIGN_OR_RETURN(const auto scores,
+                       measure_passkey(*model->engine, *model->tokenizer, sentences_of(text_),
+                                       o_.passkey, progress));
+      for (const PasskeyScore& score : scores) figures["passkey"].push_back(json_of(score));
+    }
+    if (!tasks_.empty()) {
+      ASSIGN_OR_RETURN(const ChoiceScores s,
+                       measure_choices(*model->engine, *model->tokenizer, tasks_, progress));
+      figures["choices"] = {{"tasks", s.tasks},
+                            {"accuracy", s.accuracy},
+                            {"accuracy_normalized", s.accuracy_normalized}};
+    }
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    figures["seconds"] = seconds.count();
+    news_("");
+    return figures;
+  }
+
+ private:
+  struct Reference {
+    ReferenceLogits logits;
+    Perplexity perplexity;
+  };
+
+  Result<std::vector<std::vector<int32_t>>> windows(const LoadedModel& model) const {
+    auto windows = windows_of(stories_, *model.tokenizer, o_.window, o_.windows);
+    if (windows.empty())
+      return Error{ErrorCode::invalid,
+                   fmt::format("--text {}: holds no window of {} tokens", o_.text, o_.window),
+                   "text"};
+    return windows;
+  }
+
+  Status measure_windows(const LoadedModel& model, Json& figures, const ScoreProgress& progress) {
+    ASSIGN_OR_RETURN(const auto prompts, windows(model));
+    std::optional<DivergenceMeter> meter;
+    if (o_.divergence) {
+      RETURN_IF_ERROR(make_reference());
+      meter.emplace(reference_->logits);
+      model.engine->on_logits(meter->observer());
+    }
+    ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(*model.engine, prompts, progress));
+    model.engine->on_logits({});
+    figures["perplexity"] = json_of(p, prompts.size());
+    if (!meter) return ok_status();
+    const Divergence d = meter->result();
+    figures["divergence"] = {{"kl_mean", d.kl_mean},
+                             {"kl_p99", d.kl_p99},
+                             {"top1_agreement", d.top1_agreement},
+                             {"nll_change", mean_change(p, reference_->perplexity)}};
+    return ok_status();
+  }
+
+  Status measure_strided(const LoadedModel& model, Json& figures, const ScoreProgress& progress) {
+    const std::vector<int32_t> ids = ids_of(stories_, *model.tokenizer);
+    const auto windows = strided_windows(int64_t(ids.size()), o_.window, o_.stride, o_.windows);
+    std::vector<std::vector<int32_t>> prompts;
+    for (const StridedWindow& w : windows)
+      prompts.emplace_back(ids.begin() + w.begin, ids.begin() + w.end);
+    ASSIGN_OR_RETURN(const auto logprobs, score_prompts(*model.engine, prompts, progress));
+    figures["strided"] = json_of(strided_perplexity(windows, logprobs), windows.size());
+    return ok_status();
+  }
+
+  // Runs the fp16 cache over the windows and keeps its logits.
+  Status make_reference() {
+    if (reference_) return ok_status();
+    ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
+                     load_model(config_of(o_, {.format = "fp16"}), {}));
+    ASSIGN_OR_RETURN(const auto prompts, windows(*model));
+    const int vocab = model->engine->model().vocab_size;
+    const int64_t bytes = ReferenceLogits::bytes(prompts, vocab);
+    if (bytes > o_.reference_bytes)
+      return Error{ErrorCode::invalid,
+                   fmt::format("--divergence keeps {} bytes of logits ({} windows of {} tokens, {} "
+                               "logits each), at most --reference-bytes {}; take fewer --windows",
+                               bytes, prompts.size(), o_.window, vocab, o_.reference_bytes),
+                   "reference-bytes"};
+    reference_.reset(new Reference{ReferenceLogits(prompts, vocab), {}});
+    model->engine->on_logits(reference_->logits.recorder());
+    ASSIGN_OR_RETURN(reference_->perplexity,
+                     measure_perplexity(*model->engine, prompts, [&](int64_t rows) {
+                       news_(fmt::format("reference, fp16: {} tokens", rows));
+                     }));
+    return ok_status();
+  }
+
+  const EvalOptions& o_;
+  const std::vector<std::string> stories_;
+  const std::string text_;
+  const std::vector<ChoiceTask> tasks_;
+  const News& news_;
+  std::unique_ptr<Reference> reference_;
+};
+
+}  // namespace
+
+std::vector<EvalCell> grid_of(const EvalOptions& o) {
+  std::vector<EvalCell> cells;
+  for (const std::string& format : o.formats)
+    for (const int group : o.groups)
+      for (const int residual : o.residuals) {
+        const EvalCell cell =
+            has_groups(format) ? EvalCell{format, group, residual} : EvalCell{.format = format};
+        if (std::ranges::find(cells, cell) == cells.end()) cells.push_back(cell);
+      }
+  return cells;
+}
+
+Json settings_of(const EvalOptions& o, const EvalCell& cell, const std::string& choices_hash) {
+  Json settings = {{"format", cell.format},
+                   {"group", cell.group},
+                   {"residual", cell.residual},
+                   {"prefill", o.prefill == PrefillMode::exact ? "exact" : "stream"},
+                   {"chunk", chunk_of(o, cell.format)},
+                   {"device", o.engine.device},
+                   {"dtype", o.engine.dtype},
+                   {"window", o.window},
+                   {"windows", o.windows},
+                   {"stride", o.stride},
+                   {"divergence", o.divergence},
+                   {"choices", choices_hash}};
+  if (!o.passkey.lengths.empty())
+    settings["passkey"] = {{"lengths", o.passkey.lengths},
+                           {"depths", o.passkey.depths},
+                           {"trials", o.passkey.trials},
+                           {"distractors", o.passkey.distractors}};
+  return settings;
+}
+
+Result<std::vector<EvalFigures>> run_evaluation(const EvalOptions& options, const News& news) {
+  ASSIGN_OR_RETURN(std::string text, read_file(options.text));
+  std::string choices_hash;
+  std::vector<ChoiceTask> tasks;
+  if (!options.choices.empty()) {
+    ASSIGN_OR_RETURN(tasks, read_choices(options.choices));
+    ASSIGN_OR_RETURN(const std::string bytes, read_file(options.choices));
+    choices_hash = content_hash(bytes);
+  }
+  ASSIGN_OR_RETURN(const std::string model, model_hash(options.engine.model));
+  ASSIGN_OR_RETURN(EvalResults results,
+                   EvalResults::open(options.results, model, content_hash(text)));
+  Evaluation evaluation(options, std::move(text), std::move(tasks), news);
+  const std::vector<EvalCell> cells = grid_of(options);
+  std::vector<EvalFigures> all;
+  for (const EvalCell& cell : cells) {
+    const Json settings = settings_of(options, cell, choices_hash);
+    if (const Json* known = results.find(settings)) {
+      all.push_back(*known);
+      continue;
+    }
+    Result<Json> figures = evaluation.measure(cell);
+    if (!figures.ok()) {
+      if (cells.size() == 1 || !refusal(figures.error())) return figures.error();
+      all.push_back({{"format", fmt::format("{} G{} R{}", cell.format, cell.group, cell.residual)},
+                     {"refused", figures.error().message}});
+      continue;
+    }
+    RETURN_IF_ERROR(results.add(settings, *figures));
+    all.push_back(std::move(figures).value());
+  }
+  return all;
+}
+
+}  // namespace kivi

@@ -1,0 +1,56 @@
+// Pass key retrieval (Mohtashami and Jaggi 2023): a number stands at some depth of a long text, and
+// the model is asked for it at the end. Does it find what lies far back, in the quantized pages?
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/tokenizer.h"
+#include "tools/score.h"
+
+namespace kivi {
+
+struct PasskeyOptions {
+  std::vector<int> lengths;                      // tokens of a prompt, at most
+  std::vector<double> depths = {0.1, 0.5, 0.9};  // of the filler that stands before the key
+  int trials = 1;                                // keys for each length and depth
+  int distractors = 7;                           // wrong keys that the right one competes with
+};
+
+struct PasskeyPrompt {
+  std::string text;                      // filler, the key's sentence, filler, the question
+  std::string key;                       // five digits
+  std::vector<std::string> distractors;  // other numbers of five digits
+  int tokens = 0;                        // of the prompt with BOS
+};
+
+// Sentences of a text: up to and with ".", "!" or "?" before white space; white space inside is one
+// space.
+std::vector<std::string> sentences_of(const std::string& text);
+
+// The key's sentence stands after the first sentences that make `depth` of the filler's tokens; as
+// many sentences of `filler` are taken, from the `trial`-th on and round again, as fit `length`
+// tokens. The same arguments give the same prompt. Error invalid where not even the key and the
+// question fit, or `filler` has no sentence.
+Result<PasskeyPrompt> passkey_prompt(const std::vector<std::string>& filler,
+                                     const Tokenizer& tokenizer, int length, double depth,
+                                     const PasskeyOptions& options, int trial);
+
+// The figures of one length and depth.
+struct PasskeyScore {
+  int length = 0;
+  double depth = 0;
+  int trials = 0;
+  int found = 0;         // the greedy answer holds the key
+  int likeliest = 0;     // the key's log probability is larger than every distractor's
+  double rank_mean = 0;  // of the key among the distractors, from 1; 1 + distractors / 2 by chance
+};
+
+Result<std::vector<PasskeyScore>> measure_passkey(Engine& engine, const Tokenizer& tokenizer,
+                                                  const std::vector<std::string>& filler,
+                                                  const PasskeyOptions& options,
+                                                  const ScoreProgress& progress = {});
+
+}  // namespace kivi
