@@ -77,6 +77,24 @@ class Plots(unittest.TestCase):
         self.assertAlmostEqual(float(bars[0].get("height")) / float(bars[1].get("height")), 2,
                                delta=0.02)
 
+    def test_divergence_has_a_line_a_format_and_group(self):
+        def cell(name, kl):
+            return {"format": name, "divergence": {"kl_mean": kl}}
+
+        part = {"kind": "eval", "model": "models/tiny", "results": [
+            cell("fp16", 0), cell("kivi2 G32 R32", 0.04), cell("kivi2 G32 R64", 0.02),
+            cell("kivi2 G64 R64", 0.03), {"format": "kivi2 G64 R32", "refused": "no"}]}
+        drawn = self.draw({"table5": [part], "other": {"kind": "eval", "model": "x", "results": []}})
+        self.assertEqual(set(drawn), {"residual-tiny"})
+        svg = drawn["residual-tiny"]
+        self.assertEqual(len(svg.findall(SVG + "polyline")), 1)  # G 64 has one point, no line
+        (x1, y1), (x2, y2) = [(float(c.get("cx")), float(c.get("cy")))
+                              for c in svg.findall(SVG + "circle")]
+        axis = 420 - 56  # the frame's bottom
+        self.assertAlmostEqual((axis - y1) / (axis - y2), 2, delta=0.01)
+        self.assertAlmostEqual((x2 - 76) / (x1 - 76), 2, delta=0.01)
+        self.assertIn("40", [t.text for t in svg.findall(SVG + "text")])
+
 
 if __name__ == "__main__":
     unittest.main()
