@@ -59,7 +59,7 @@ void add_metrics(CLI::App& app, EvalOptions& o) {
   app.add_option("--passkey-trials", o.passkey.trials, "keys for each length and depth")
       ->check(CLI::Range(1, 1000));
   app.add_option("--passkey-distractors", o.passkey.distractors,
-                 "wrong keys whose log probabilities are compared")
+                 "wrong keys whose log probabilities are compared; 0: none are")
       ->check(CLI::Range(0, 100));
   app.add_option("--choices", o.choices,
                  "also multiple-choice tasks: a file of JSON lines with context, choices, answer");

@@ -29,7 +29,8 @@ Column figure(std::string title, std::string section, std::string name, std::str
 // The sum of a count over lengths and depths, of the sum of trials.
 Column passkeys(std::string title, std::string name) {
   return {std::move(title), [=](const Json& cell) -> std::optional<std::string> {
-            if (!cell.contains("passkey")) return std::nullopt;
+            if (!cell.contains("passkey") || !cell["passkey"][0].contains(name))
+              return std::nullopt;
             int count = 0, trials = 0;
             for (const Json& score : cell["passkey"]) {
               count += score[name].get<int>();

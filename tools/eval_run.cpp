@@ -59,9 +59,10 @@ Json json_of(const Perplexity& p, size_t windows) {
   return {{"windows", windows}, {"tokens", p.tokens}, {"nll", p.nll}, {"perplexity", p.perplexity}};
 }
 
-Json json_of(const PasskeyScore& s) {
-  return {{"length", s.length}, {"depth", s.depth},         {"trials", s.trials},
-          {"found", s.found},   {"likeliest", s.likeliest}, {"rank_mean", s.rank_mean}};
+Json json_of(const PasskeyScore& s, bool ranked) {
+  Json json = {{"length", s.length}, {"depth", s.depth}, {"trials", s.trials}, {"found", s.found}};
+  if (ranked) json.update({{"likeliest", s.likeliest}, {"rank_mean", s.rank_mean}});
+  return json;
 }
 
 // One run: the inputs, read once, and the reference, made when a cell first wants it.
@@ -90,7 +91,8 @@ class Evaluation {
       ASSIGN_OR_RETURN(const auto scores,
                        measure_passkey(*model->engine, *model->tokenizer, sentences_of(text_),
                                        o_.passkey, progress));
-      for (const PasskeyScore& score : scores) figures["passkey"].push_back(json_of(score));
+      for (const PasskeyScore& score : scores)
+        figures["passkey"].push_back(json_of(score, o_.passkey.distractors > 0));
     }
     if (!tasks_.empty()) {
       ASSIGN_OR_RETURN(const ChoiceScores s,

@@ -154,14 +154,19 @@ Result<std::vector<PasskeyScore>> measure_passkey(Engine& engine, const Tokenize
     }
   }
   ASSIGN_OR_RETURN(const auto texts, answers(engine, tokenizer, prompts));
-  ASSIGN_OR_RETURN(const auto sums, score_continuations(engine, keys, progress));
+  const bool ranked = options.distractors > 0;  // else there is nothing to score
+  std::vector<double> sums;
+  if (ranked) {
+    ASSIGN_OR_RETURN(sums, score_continuations(engine, keys, progress));
+  }
   const size_t candidates = size_t(options.distractors) + 1;
   for (size_t i = 0; i < prompts.size(); ++i) {
     PasskeyScore& score = scores[i / size_t(options.trials)];
+    score.found += texts[i].find(prompts[i].key) != std::string::npos ? 1 : 0;
+    if (!ranked) continue;
     const auto own = sums.begin() + std::ptrdiff_t(i * candidates);
     const auto rank = 1 + std::count_if(own + 1, own + std::ptrdiff_t(candidates),
                                         [&](double other) { return other >= *own; });
-    score.found += texts[i].find(prompts[i].key) != std::string::npos ? 1 : 0;
     score.likeliest += rank == 1 ? 1 : 0;
     score.rank_mean += double(rank) / options.trials;
   }

@@ -43,7 +43,8 @@ struct PasskeyScore {
   int length = 0;
   double depth = 0;
   int trials = 0;
-  int found = 0;         // the greedy answer holds the key
+  int found = 0;  // the greedy answer holds the key
+  // Of trials with distractors:
   int likeliest = 0;     // the key's log probability is larger than every distractor's
   double rank_mean = 0;  // of the key among the distractors, from 1; 1 + distractors / 2 by chance
 };

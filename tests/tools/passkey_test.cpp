@@ -127,4 +127,18 @@ TEST_CASE("A key's rank is among its distractors, and counts are of all trials")
   }
 }
 
+TEST_CASE("Without distractors keys are only asked for, not ranked") {
+  const auto model = load();
+  PasskeyOptions options;
+  options.lengths = {64};
+  options.depths = {0.5};
+  options.distractors = 0;
+  const uint64_t before = model->engine->stats().prompt_tokens;
+  const auto scores = measure_passkey(*model->engine, *model->tokenizer, filler(), options);
+  REQUIRE(scores.ok());
+  CHECK((*scores)[0].rank_mean == 0);
+  CHECK((*scores)[0].likeliest == 0);
+  CHECK(model->engine->stats().prompt_tokens - before <= 64);  // one prompt
+}
+
 }  // namespace kivi
