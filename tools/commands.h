@@ -16,6 +16,7 @@ using Arguments = std::vector<std::string>;
 
 int run_serve(const Arguments& args);
 int run_generate(const Arguments& args);
+int run_health(const Arguments& args);
 int run_info(const Arguments& args);
 int run_throughput(const Arguments& args);
 int run_bench_serve(const Arguments& args);

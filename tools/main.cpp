@@ -38,6 +38,7 @@ struct Entry {
 constexpr Entry kCommands[] = {
     {"serve", "serve a model over HTTP (OpenAI's API) and gRPC", run_serve},
     {"generate", "continue a text, without a server", run_generate},
+    {"health", "ask the server of this machine whether it is ready", run_health},
     {"info", "say what a model folder holds and what its cache costs", run_info},
     {"bench serve", "load a running server, ours or another: latencies, throughput, report",
      run_bench_serve},

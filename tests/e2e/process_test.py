@@ -44,6 +44,19 @@ class Shutdown(unittest.TestCase):
         for phase in ("config", "device", "plan", "tokenizer", "weights", "memory"):
             self.assertRegex(self.server.log_text(), rf"start-up: {phase} \d+\.\d\d s")
 
+    def test_health_says_ready_by_its_exit_code_until_the_server_drains(self):
+        port = str(self.server.port)
+        self.assertEqual(kivi("health", "--port", port)[:2], (0, "ready\n"))
+        # As in the image: the variables of the server say where, and a wildcard means this machine.
+        self.assertEqual(kivi("health", KIVI_HOST="0.0.0.0", KIVI_PORT=port)[:2], (0, "ready\n"))
+        self.long_stream(self.server, tokens=1500)
+        self.server.terminate()
+        deadline = time.monotonic() + 5
+        while kivi("health", "--port", port)[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.assertIsNone(self.server.process.poll(), "it must still be draining")
+        self.assertEqual(kivi("health", "--port", port)[0], 1)
+
     def test_sigterm_of_an_idle_server_ends_soon_with_0(self):
         self.server.terminate()
         self.assertEqual(self.server.process.wait(timeout=5), 0)

@@ -1,0 +1,109 @@
+// kivi health: asks the server on this machine whether it can serve (GET /health/ready). For a
+// container's health check: the image has no other HTTP client.
+#include <fmt/format.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include <memory>
+
+#include "tools/commands.h"
+
+namespace kivi {
+namespace {
+
+constexpr timeval kTimeout{2, 0};  // each of: connect, send, receive
+
+class Socket {
+ public:
+  explicit Socket(const addrinfo& address)
+      : fd_(socket(address.ai_family, address.ai_socktype | SOCK_CLOEXEC, address.ai_protocol)) {
+    setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &kTimeout, sizeof(kTimeout));
+    setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &kTimeout, sizeof(kTimeout));
+    connected_ = fd_ >= 0 && connect(fd_, address.ai_addr, address.ai_addrlen) == 0;
+  }
+  ~Socket() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Socket(const Socket&) = delete;
+  Socket& operator=(const Socket&) = delete;
+
+  bool connected() const { return connected_; }
+  bool write(std::string_view bytes) {
+    while (!bytes.empty()) {
+      const ssize_t sent = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      if (sent <= 0) return false;
+      bytes.remove_prefix(size_t(sent));
+    }
+    return true;
+  }
+  // At least `bytes_wanted`, or what there is until the peer closes or the time is out.
+  std::string read(size_t bytes_wanted) {
+    std::string text;
+    char buffer[256];
+    while (text.size() < bytes_wanted) {
+      const ssize_t received = recv(fd_, buffer, sizeof(buffer), 0);
+      if (received <= 0) break;
+      text.append(buffer, size_t(received));
+    }
+    return text;
+  }
+
+ private:
+  int fd_;
+  bool connected_ = false;
+};
+
+// "HTTP/1.1 200" of the reply to GET `path`; error: nobody answers at host:port.
+Result<std::string> status_line(const std::string& host, int port, const std::string& path) {
+  constexpr size_t kStatusBytes = sizeof("HTTP/1.1 200") - 1;
+  const std::string where = fmt::format("{}:{}", host, port);
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (const int code = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
+      code != 0)
+    return Error{ErrorCode::not_found, fmt::format("{}: {}", where, gai_strerror(code)), "host"};
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, freeaddrinfo);
+  for (const addrinfo* address = found; address != nullptr; address = address->ai_next) {
+    Socket socket(*address);
+    if (!socket.connected()) continue;
+    socket.write(
+        fmt::format("GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", path, where));
+    const std::string reply = socket.read(kStatusBytes);
+    if (reply.size() >= kStatusBytes) return reply.substr(0, kStatusBytes);
+  }
+  return Error{ErrorCode::unavailable, fmt::format("no answer from {} within 2 s", where), "port"};
+}
+
+}  // namespace
+
+int run_health(const Arguments& args) {
+  // Flags, variables and file of `kivi serve` say where it listens. A check needs no model.
+  Environment environment = process_environment();
+  environment.insert(environment.begin(), {"KIVI_MODEL", "-"});
+  Settings settings;
+  const Result<ParseOutcome> outcome = parse_settings(kServe, args, environment, settings);
+  if (!outcome.ok()) return report(outcome.error());
+  if (!outcome->help.empty()) {
+    fmt::print("kivi health: exit code 0 where the server of these settings is ready, else 1\n\n{}",
+               outcome->help);
+    return 0;
+  }
+  const ServerConfig& config = settings.server;
+  if (config.port <= 0)
+    return report(Error{
+        ErrorCode::invalid,
+        fmt::format("--port is {}, expected the port of an HTTP server", config.port), "port"});
+  std::string host = config.host;
+  if (host.empty() || host == "0.0.0.0") host = "127.0.0.1";
+  if (host == "::") host = "::1";
+  const Result<std::string> status = status_line(host, config.port, "/health/ready");
+  if (!status.ok()) return report(status.error());
+  const bool ready = status->ends_with(" 200");
+  fmt::print("{}\n", ready ? "ready" : *status);
+  return ready ? 0 : kExitFailed;
+}
+
+}  // namespace kivi
