@@ -160,6 +160,34 @@ TEST_CASE("A combination that the model cannot have is reported beside the other
   CHECK(run_evaluation(o, [](const std::string&) {}).error().field == "kivi_group_size");
 }
 
+TEST_CASE("Every figure that is asked for is there, in the JSON and in the table") {
+  const Folder folder;
+  EvalOptions o = options_in(folder);
+  o.formats = {"fp16"};
+  o.divergence = false;
+  o.stride = o.window;  // then the two perplexities are one
+  o.passkey = {.lengths = {64}, .depths = {0.5}, .trials = 1, .distractors = 1};
+  o.choices = folder.file("choices.jsonl");
+  std::ofstream(o.choices) << "{\"context\": \"The King said to the\", \"choices\": [\"of and\", "
+                              "\"Princess\"], \"answer\": 1}\n";
+  int measured = 0;
+  const EvalFigures cell = run(o, measured).at(0);
+  CHECK(cell["strided"]["tokens"] == cell["perplexity"]["tokens"]);
+  CHECK(cell["strided"]["nll"].get<double>() ==
+        Approx(cell["perplexity"]["nll"].get<double>()).epsilon(1e-6));
+  CHECK(cell["passkey"][0]["length"] == 64);
+  CHECK(cell["passkey"][0].contains("rank_mean"));
+  CHECK(cell["choices"]["accuracy"] == 1.0);
+  const std::string table = eval_table({cell});
+  for (const char* title : {"strided", "key found", "likeliest", "acc norm"})
+    CHECK(table.find(title) != std::string::npos);
+  // Other tasks in a file of the same name are other figures.
+  std::ofstream(o.choices) << "{\"context\": \"The King said to the\", \"choices\": [\"of and\", "
+                              "\"Princess\"], \"answer\": 0}\n";
+  CHECK(run(o, measured).at(0)["choices"]["accuracy"] == 0.0);
+  CHECK(measured == 1);
+}
+
 TEST_CASE("Logits that do not fit the bytes for the reference are refused with both numbers") {
   const Folder folder;
   EvalOptions o = options_in(folder);
