@@ -4,7 +4,10 @@
 // request as soon as the last has ended, and counts events. Both share the machine's cores.
 //
 //   frontend_bench [--connections 256] [--tokens 256] [--seconds 5] [--io-threads 2] [--step-us 0]
+//                  [--port 0]
 //
+// --port: not 0: no client of its own; serves on this port for --seconds, for another client
+// (`kivi bench serve`), and prints what the engine made and the CPU time that it took.
 // --step-us: how long the model's step takes; 0: no time at all, the engine then runs ahead and
 // events may carry several tokens. With events_per_token near 1, every token had an event of its
 // own.
@@ -34,6 +37,7 @@ struct BenchOptions {
   int seconds = 5;
   int io_threads = 2;
   int step_us = 0;
+  int port = 0;
 };
 
 double seconds_since(Clock::time_point start) {
@@ -193,7 +197,7 @@ void start_server(const BenchOptions& options, Served& served) {
   served.model.max_model_len = 2048;
   served.model.tokenizer = served.tokenizer.get();
   served.model.engine = served.engine.get();
-  served.config.port = 0;
+  served.config.port = options.port;
   served.config.io_threads = options.io_threads;
   served.http = std::make_unique<HttpServer>(served.config, served.metrics);
   const Status started = served.http->start();
@@ -201,7 +205,22 @@ void start_server(const BenchOptions& options, Served& served) {
   served.http->set_model(served.model);
 }
 
+int serve_only(const BenchOptions& options) {
+  Served served;
+  start_server(options, served);
+  const double cpu_before = cpu_seconds();
+  std::this_thread::sleep_for(std::chrono::seconds(options.seconds));
+  const double server_cpu = cpu_seconds() - cpu_before;
+  const auto tokens = served.engine->stats().generation_tokens;
+  served.http->stop();
+  served.engine.reset();
+  fmt::print("tokens {}, server's CPU {:.2f} s, {:.2f} us a token\n", tokens, server_cpu,
+             server_cpu * 1e6 / std::max(1.0, double(tokens)));
+  return 0;
+}
+
 int run(const BenchOptions& options) {
+  if (options.port != 0) return serve_only(options);
   int port_pipe[2], figures_pipe[2];
   if (pipe(port_pipe) != 0 || pipe(figures_pipe) != 0) return 1;
   const pid_t client = fork();  // before there are threads
@@ -246,11 +265,10 @@ int run(const BenchOptions& options) {
 
 int main(int argc, char** argv) {
   kivi::BenchOptions options;
-  const std::pair<const char*, int*> flags[] = {{"--connections", &options.connections},
-                                                {"--tokens", &options.tokens},
-                                                {"--seconds", &options.seconds},
-                                                {"--io-threads", &options.io_threads},
-                                                {"--step-us", &options.step_us}};
+  const std::pair<const char*, int*> flags[] = {
+      {"--connections", &options.connections}, {"--tokens", &options.tokens},
+      {"--seconds", &options.seconds},         {"--io-threads", &options.io_threads},
+      {"--step-us", &options.step_us},         {"--port", &options.port}};
   for (int i = 1; i < argc; i += 2) {
     bool known = false;
     for (const auto& [name, value] : flags)
