@@ -62,20 +62,16 @@ Plot cdf_plot(const char* title, std::span<const RunReport> runs, Latency Figure
   return plot;
 }
 
-// p50 and p99 of a latency over the runs' throughput, in the order of the throughput.
+// p50 and p99 of a latency over the runs' throughput, joined in the order of the sweep: past its
+// limit a server's latency rises and its throughput does not.
 Plot throughput_plot(const char* title, const char* y_label, std::span<const RunReport> runs,
                      Latency Figures::*which) {
   Plot plot{.title = title, .x_label = "output tokens/s", .y_label = y_label};
-  std::vector<const RunReport*> order;
-  for (const RunReport& run : runs) order.push_back(&run);
-  std::stable_sort(order.begin(), order.end(), [](const RunReport* a, const RunReport* b) {
-    return a->figures.output_tokens_per_s < b->figures.output_tokens_per_s;
-  });
   for (const auto& [name, value] : {std::pair{"p50", &Latency::p50}, {"p99", &Latency::p99}}) {
     Series series{.name = name, .dots = true};
-    for (const RunReport* run : order) {
-      series.points.emplace_back(run->figures.output_tokens_per_s, (run->figures.*which).*value);
-      series.labels.push_back(run->label);
+    for (const RunReport& run : runs) {
+      series.points.emplace_back(run.figures.output_tokens_per_s, (run.figures.*which).*value);
+      series.labels.push_back(run.label);
     }
     plot.series.push_back(std::move(series));
   }
