@@ -16,8 +16,9 @@ std::vector<double> arrival_times(ArrivalKind kind, double rate, int burst_size,
   std::vector<double> times(size_t(count), 0.0);
   if (std::isinf(rate)) return times;
   for (size_t i = 1; i < times.size(); ++i) {
+    const size_t of_burst = i % size_t(burst_size);
     if (kind == ArrivalKind::burst)
-      times[i] = double(i / size_t(burst_size)) * burst_size / rate;
+      times[i] = double(i - of_burst) / rate;
     else if (kind == ArrivalKind::constant)
       times[i] = double(i) / rate;
     else
