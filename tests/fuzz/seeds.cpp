@@ -1,9 +1,11 @@
 #include "tests/fuzz/seeds.h"
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
 #include "tests/golden/golden_models.h"
+#include "tests/model/small_gguf.h"
 
 namespace kivi::fuzz {
 
@@ -81,6 +83,14 @@ std::string byte_level_tokenizer() {
   return file.dump();
 }
 
+std::vector<std::string> chat_templates() {
+  std::vector<std::string> texts;
+  for (const auto& file : std::filesystem::directory_iterator(std::string(KIVI_SOURCE_DIR) +
+                                                              "/tests/data/chat/templates"))
+    texts.push_back(source_file("tests/data/chat/templates/" + file.path().filename().string()));
+  return texts;
+}
+
 std::string yarn_config() {
   json config = read_golden_model("qwen2-yarn-window")["config"];
   config["eos_token_id"] = {1, 2};
@@ -103,6 +113,8 @@ std::vector<std::string> seeds_of(std::string_view target) {
             source_file("models/tales-falcon/config.json"),
             read_golden_model("llama3.1-gqa2")["config"].dump(), yarn_config()};
   if (target == "tokenizer_json") return {spaces_tokenizer(), byte_level_tokenizer()};
+  if (target == "gguf") return {small_gguf_bpe().bytes(), small_gguf_sentencepiece().bytes()};
+  if (target == "chat_template") return chat_templates();
   return {source_file("tests/data/text/small_unigram.model"),
           source_file("tests/data/text/small_spaces.model")};
 }

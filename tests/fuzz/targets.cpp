@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/bpe_tokenizer.h"
+#include "engine/chat_template.h"
 #include "engine/json_file.h"
 #include "engine/model_config.h"
 #include "engine/models/registry.h"
@@ -10,6 +11,7 @@
 #include "engine/safetensors.h"
 #include "engine/sentencepiece_tokenizer.h"
 #include "engine/weights.h"
+#include "tests/model/small_gguf.h"
 #include "tests/model/temporary_folder.h"
 
 namespace kivi::fuzz {
@@ -95,6 +97,26 @@ bool read_tokenizer_model(std::string_view bytes) {
   const auto tokenizer = make_sentencepiece_tokenizer("file", std::string(bytes), {});
   if (tokenizer.ok()) use(**tokenizer);
   return tokenizer.ok();
+}
+
+bool read_gguf(std::string_view bytes) {
+  static const auto backend = make_cpu_backend(1);
+  return read_gguf_file(std::string(bytes), *backend) == 2;
+}
+
+bool read_chat_template(std::string_view bytes) {
+  static const auto chat = nlohmann::ordered_json::parse(R"({
+    "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi \u00e9"},
+                 {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function":
+                  {"name": "f", "arguments": {"x": [1, 2.5, null, true]}}}]},
+                 {"role": "user", "content": [{"type": "text", "text": "And?"}]}],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": true})");
+  const auto parsed = ChatTemplate::parse({std::string(bytes), "file"});
+  if (!parsed.ok()) return false;
+  const auto text = parsed->render(chat, 0);
+  if (text.ok()) look_at(unsigned(text->size()));
+  return text.ok();
 }
 
 }  // namespace kivi::fuzz

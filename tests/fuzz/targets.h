@@ -17,10 +17,13 @@ bool read_index(std::string_view bytes);
 bool read_config(std::string_view bytes);
 bool read_tokenizer_json(std::string_view bytes);
 bool read_tokenizer_model(std::string_view bytes);
+bool read_gguf(std::string_view bytes);
+bool read_chat_template(std::string_view bytes);  // and renders a chat with it
 
 struct Target {
   std::string_view name;
   bool (*read)(std::string_view bytes);
+  bool mutated_elsewhere = false;  // by a test that has bounds of its own
 };
 inline constexpr std::array kTargets = {
     Target{"safetensors", read_safetensors},
@@ -28,6 +31,8 @@ inline constexpr std::array kTargets = {
     Target{"config", read_config},
     Target{"tokenizer_json", read_tokenizer_json},
     Target{"tokenizer_model", read_tokenizer_model},
+    Target{"gguf", read_gguf, true},                    // tests/model/gguf_mutation_test.cpp
+    Target{"chat_template", read_chat_template, true},  // tests/chat/chat_template_limits_test.cpp
 };
 
 }  // namespace kivi::fuzz
