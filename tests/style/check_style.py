@@ -1,12 +1,14 @@
 #!/usr/bin/python3
 """The walls of the house: fails on an #include that a layer must not have, on a header that does not
-compile alone, and on paths that lead out of the repository. Long files are warned of.
+compile alone, on paths that lead out of the repository and on links between its pages that lead nowhere.
+Long files are warned of.
 
     tests/style/check_style.py [--compiler g++]        all checks (python3 only, no other packages)
 """
 
 import argparse
 import pathlib
+import posixpath
 import re
 import subprocess
 import sys
@@ -127,7 +129,7 @@ def check_paths():
     if tracked.returncode != 0:
         return []
     # In Markdown and scripts, where no #include or sibling module needs one.
-    outside = re.compile(r"(?<![\w./])\.\./(?!\.)[\w]+|(?<![\w.$}/])/(?:home|root|work)/")
+    outside = re.compile(r"(?<![\w./])\.\./(?!\.)\w[\w.-]*|(?<![\w.$}/])/(?:home|root|work)/")
     failures = []
     for name in tracked.stdout.splitlines():
         path = ROOT / name
@@ -138,11 +140,52 @@ def check_paths():
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             for match in outside.finditer(line):
-                target = (path.parent / match.group(0)).resolve()
+                target = (path.parent / match.group(0).rstrip(".")).resolve()
                 if not match.group(0).startswith("..") or not target.exists() or (
                         ROOT not in target.parents):
                     failures.append(f"{name}:{number}: path out of the repository: {match.group(0)}")
     return failures
+
+
+def anchor(heading):
+    """The id that a heading of Markdown gets: GitHub's rule."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+def broken_links(name, text, headings_of):
+    """The relative links of the Markdown `text` that lead nowhere. `headings_of(path)`: the anchors of
+    a file of the repository, by its path from the root; None where there is no such file."""
+    prose = re.sub(r"^```.*?^```|^(?: {4}|\t).*?$|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    failures = []
+    for target in re.findall(r"\]\(([^()\s]+)\)", prose):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, fragment = target.partition("#")
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), file)) if file else name
+        headings = headings_of(path)
+        if headings is None:
+            failures.append(f"{name}: link to {target}: there is no {path}")
+        elif fragment and fragment not in headings:
+            failures.append(f"{name}: link to {target}: {path} has no such heading")
+    return failures
+
+
+def check_links():
+    tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "*.md"],
+                             capture_output=True, text=True)
+
+    def headings_of(path):
+        file = ROOT / path
+        if not file.exists():
+            return None
+        if file.suffix != ".md":
+            return []
+        return [anchor(line.lstrip("#"))
+                for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+
+    return [failure for name in tracked.stdout.splitlines() for failure in broken_links(
+        name, (ROOT / name).read_text(encoding="utf-8"), headings_of)]
 
 
 def check_lengths(files):
@@ -164,6 +207,10 @@ def self_test():
     assert not breach("server/a.cpp", "kernels/result.h")
     assert not breach("engine/a.cpp", "kernels/backend.h")
     assert not breach("kernels/cuda/a.cu", "cuda_runtime.h")
+    pages = {"docs/a.md": ["one-two"], "b.md": []}.get
+    assert not broken_links("docs/a.md", "[x](../b.md) [y](a.md#one-two) [z](https://h/i)", pages)
+    assert broken_links("docs/a.md", "[x](b.md)", pages)
+    assert broken_links("b.md", "[x](docs/a.md#three)", pages)
 
 
 def main():
@@ -172,7 +219,7 @@ def main():
     arguments = parser.parse_args()
     self_test()
     files = list(own_files())
-    failures = check_layers(files) + check_paths()
+    failures = check_layers(files) + check_paths() + check_links()
     failures += check_headers_compile(files, arguments.compiler)
     check_lengths(files)
     for failure in failures:
