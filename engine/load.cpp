@@ -311,8 +311,15 @@ Result<MemoryPlan> plan_memory(const EngineConfig& config) {
 
 Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress) {
+  return load_model(config, progress, {});
+}
+
+Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
+                                                const LoadProgress& progress,
+                                                const BackendWrap& wrap) {
   PhaseClock clock;
   ASSIGN_OR_RETURN(Blueprint b, draw_up(config, clock));
+  if (wrap) b.backend = wrap(std::move(b.backend));
   auto loaded = std::make_unique<LoadedModel>();
   ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b));
   ASSIGN_OR_RETURN(loaded->chat, make_chat_prompt(config, b, *loaded->tokenizer));

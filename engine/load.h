@@ -65,4 +65,10 @@ int64_t device_memory_used(const LoadedModel& model);
 Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress);
 
+// For studies: the model computes with what `wrap` makes of the device's backend.
+using BackendWrap = std::function<std::unique_ptr<Backend>(std::unique_ptr<Backend>)>;
+Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
+                                                const LoadProgress& progress,
+                                                const BackendWrap& wrap);
+
 }  // namespace kivi

@@ -46,9 +46,10 @@ constexpr Entry kCommands[] = {
     {"bench kernels", "time each op of a step beside the device's copy and matrix rates",
      run_kernels},
     {"eval", "perplexity on a text, by format of the cache", run_eval},
+    {"kv-stats", "how keys and values are distributed, and what quantizing them costs",
+     run_kv_stats},
     {"version", "print the version", run_version},
     {"flags", nullptr, run_flags},
-    {"kv-stats", nullptr, nullptr},
 };
 
 std::string usage() {

@@ -21,8 +21,8 @@ SOURCES = (".h", ".cpp", ".cu", ".cuh")
 # Who may include what (README.md, The layout).
 ENGINE_PUBLIC = {
     f"engine/{name}.h"
-    for name in ("chat_prompt", "engine", "completion", "config", "kernel_benchmark", "request",
-                 "limits", "load", "metrics", "tokenizer", "token_stream")
+    for name in ("chat_prompt", "engine", "completion", "config", "kernel_benchmark", "kv_statistics",
+                 "kv_study", "request", "limits", "load", "metrics", "tokenizer", "token_stream")
 }
 KERNELS_RESULT = {"kernels/result.h", "kernels/verify.h", "kernels/sampling.h"}
 KERNEL_CONTRACTS = {

@@ -1,0 +1,27 @@
+// Quantizes and dequantizes keys or values of one sequence along either axis: the simulation of
+// stores that are not built, beside those that are.
+#pragma once
+
+#include <vector>
+
+#include "engine/kv_statistics.h"
+#include "kernels/half.h"
+
+namespace kivi {
+
+// Keys or values of one layer and sequence: [tokens, heads, head_dim], contiguous.
+struct KvRows {
+  int tokens = 0, heads = 0, head_dim = 0;
+  std::vector<f16> data;
+  int columns() const { return heads * head_dim; }
+};
+
+// Groups begin at the first token and at each head's first channel. Tokens that do not fill a last
+// group along the channel axis stay as they are, as in the product's residual. Along the token axis
+// G must divide head_dim.
+KvRows simulated(const KvRows& rows, const KvQuantizer& quantizer);
+
+// ||a - b|| / ||b|| of one head; 0 where both are zero.
+double relative_error(const KvRows& a, const KvRows& b, int head);
+
+}  // namespace kivi

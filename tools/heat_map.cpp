@@ -1,0 +1,131 @@
+// PNG as its specification (RFC 2083) has it: 8-bit palette, and a zlib stream (RFC 1950) of stored
+// blocks, since maps are a few kilobytes.
+#include "tools/heat_map.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "kernels/verify.h"
+
+namespace kivi {
+
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+
+void append_u32(Bytes& out, uint32_t x) {
+  for (const int shift : {24, 16, 8, 0}) out.push_back(uint8_t(x >> shift));
+}
+
+uint32_t crc32(std::span<const uint8_t> data) {
+  uint32_t crc = 0xffffffff;
+  for (const uint8_t byte : data) {
+    crc ^= byte;
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xedb88320u : 0u);
+  }
+  return ~crc;
+}
+
+uint32_t adler32(std::span<const uint8_t> data) {
+  uint32_t a = 1, b = 0;
+  for (const uint8_t byte : data) {
+    a = (a + byte) % 65521;
+    b = (b + a) % 65521;
+  }
+  return (b << 16) | a;
+}
+
+void append_chunk(Bytes& out, const char (&type)[5], const Bytes& data) {
+  append_u32(out, uint32_t(data.size()));
+  Bytes body(type, type + 4);
+  body.insert(body.end(), data.begin(), data.end());
+  out.insert(out.end(), body.begin(), body.end());
+  append_u32(out, crc32(body));
+}
+
+// A zlib stream that holds `data` as it is.
+Bytes stored(const Bytes& data) {
+  constexpr size_t kBlock = 65535;
+  Bytes out = {0x78, 0x01};
+  for (size_t begin = 0; begin < data.size() || begin == 0; begin += kBlock) {
+    const size_t count = std::min(kBlock, data.size() - begin);
+    out.push_back(begin + count == data.size() ? 1 : 0);
+    for (const size_t n : {count, ~count}) {
+      out.push_back(uint8_t(n));
+      out.push_back(uint8_t(n >> 8));
+    }
+    out.insert(out.end(), data.begin() + std::ptrdiff_t(begin),
+               data.begin() + std::ptrdiff_t(begin + count));
+  }
+  append_u32(out, adler32(data));
+  return out;
+}
+
+// 256 colours from night blue through teal to yellow; brightness grows all the way.
+Bytes palette() {
+  constexpr std::array<std::array<double, 3>, 5> kStops = {
+      {{18, 16, 52}, {44, 70, 140}, {38, 140, 150}, {110, 200, 110}, {250, 232, 100}}};
+  Bytes out;
+  for (int i = 0; i < 256; ++i) {
+    const double x = i / 255.0 * double(kStops.size() - 1);
+    const size_t stop = std::min(size_t(x), kStops.size() - 2);
+    for (size_t c = 0; c < 3; ++c)
+      out.push_back(uint8_t(std::lround(
+          kStops[stop][c] + (x - double(stop)) * (kStops[stop + 1][c] - kStops[stop][c]))));
+  }
+  return out;
+}
+
+}  // namespace
+
+HeatMap downsampled(const HeatMap& map, int rows_max, int columns_max) {
+  HeatMap out{std::min(map.rows, rows_max), std::min(map.columns, columns_max), {}};
+  out.values.resize(size_t(out.rows) * size_t(out.columns));
+  for (int r = 0; r < map.rows; ++r)
+    for (int c = 0; c < map.columns; ++c) {
+      const int64_t row = int64_t(r) * out.rows / map.rows;
+      const int64_t column = int64_t(c) * out.columns / map.columns;
+      float& cell = out.values[size_t(row * out.columns + column)];
+      cell = std::max(cell, map.values[size_t(r) * size_t(map.columns) + size_t(c)]);
+    }
+  return out;
+}
+
+std::vector<uint8_t> png_of(const HeatMap& map) {
+  VERIFY(map.rows > 0 && map.columns > 0);
+  VERIFY(map.values.size() == size_t(map.rows) * size_t(map.columns));
+  Bytes out = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
+  Bytes header;
+  append_u32(header, uint32_t(map.columns));
+  append_u32(header, uint32_t(map.rows));
+  header.insert(header.end(), {8, 3, 0, 0, 0});  // bits, palette, deflate, filters, no interlace
+  append_chunk(out, "IHDR", header);
+  append_chunk(out, "PLTE", palette());
+  const float largest = std::max(*std::ranges::max_element(map.values), 1e-30f);
+  Bytes pixels;
+  for (int r = 0; r < map.rows; ++r) {
+    pixels.push_back(0);  // no filter
+    for (int c = 0; c < map.columns; ++c) {
+      const float x = map.values[size_t(r) * size_t(map.columns) + size_t(c)] / largest;
+      pixels.push_back(uint8_t(std::lround(255 * std::sqrt(std::clamp(x, 0.0f, 1.0f)))));
+    }
+  }
+  append_chunk(out, "IDAT", stored(pixels));
+  append_chunk(out, "IEND", {});
+  return out;
+}
+
+std::string data_uri(std::span<const uint8_t> png) {
+  constexpr char kDigits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string out = "data:image/png;base64,";
+  for (size_t i = 0; i < png.size(); i += 3) {
+    const size_t count = std::min<size_t>(3, png.size() - i);
+    uint32_t bits = 0;
+    for (size_t j = 0; j < 3; ++j) bits = (bits << 8) | (j < count ? png[i + j] : 0u);
+    for (size_t j = 0; j < 4; ++j) out += j <= count ? kDigits[(bits >> (18 - 6 * j)) & 63] : '=';
+  }
+  return out;
+}
+
+}  // namespace kivi

@@ -1,0 +1,50 @@
+// Which format of the key-value store suits a model, from what a study measured. Pure functions.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/kv_statistics.h"
+
+namespace kivi {
+
+// What the recommendation goes by.
+struct KvThresholds {
+  // Largest rise of the mean negative log likelihood over fp16, nats a token, that is taken: 0.01
+  // is 1 % of the perplexity.
+  double nll_rise_max = 0.01;
+};
+
+// A format of the product and what it costs this model.
+struct KvCandidate {
+  std::string format;         // of --kv-cache-dtype
+  int residual = 0;           // R; 0: the format has none
+  double bits_per_value = 0;  // of pages, with scales and minima
+  double nll_rise = 0;        // nats a token
+};
+
+struct KvRecommendation {
+  std::string format;  // "fp16" where nothing else is good enough
+  int group = 0;       // G and R; 0 for fp16 and fp8
+  int residual = 0;
+  std::string reason;      // a sentence with the figures and the thresholds
+  std::string automatic;   // what --kv-cache-dtype auto takes
+  std::string difference;  // why the two differ; "": they agree
+};
+
+// The formats that are weighed, at group size G: name and simulation, fp16 not among them.
+struct KvNamedSimulation {
+  std::string format;
+  KvSimulation simulation;
+};
+std::vector<KvNamedSimulation> simulated_formats(int group);
+
+// Mean of keys' and values' bits with one scale and minimum (32 bits) a group.
+double bits_per_value(const KvSimulation& simulation);
+
+// The candidate with the fewest bits whose rise is at most nll_rise_max; of those the one with the
+// shortest residual, then the one that rises less.
+KvRecommendation recommend(std::vector<KvCandidate> candidates, const KvThresholds& thresholds,
+                           int group, const std::string& automatic);
+
+}  // namespace kivi

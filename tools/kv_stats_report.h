@@ -1,0 +1,28 @@
+// What `kivi kv-stats` prints, and its JSON. Pure functions.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "tools/kv_stats_run.h"
+
+namespace kivi {
+
+// Means over the studied layers. All VERIFY that what is asked for was studied.
+double mean_key_error(const KvStatistics& s, const KvQuantizer& q);
+double mean_value_error(const KvStatistics& s, const KvQuantizer& q);
+double mean_score_error(const KvStatistics& s, const KvQuantizer& q);
+double mean_output_error(const KvStatistics& s, const KvSimulation& simulation);
+AttentionSparsity mean_sparsity(const KvStatistics& s);
+
+// What the model makes of a simulation; null where that was not measured.
+const SimulatedQuality* find_quality(const KvStatsReport& report, const KvSimulation& simulation,
+                                     int residual);
+
+// The recommendation in one line: "kivi2, G 32, R 128".
+std::string text_of(const KvRecommendation& r);
+
+std::string kv_stats_text(const KvStatsReport& report);
+nlohmann::ordered_json kv_stats_json(const KvStatsReport& report);
+
+}  // namespace kivi

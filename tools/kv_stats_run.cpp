@@ -1,0 +1,191 @@
+#include "tools/kv_stats_run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "tools/perplexity.h"
+
+namespace kivi {
+
+namespace {
+
+using Windows = std::vector<std::vector<int32_t>>;
+using News = std::function<void(const std::string&)>;
+
+Result<std::string> read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (!file || !(text << file.rdbuf()))
+    return Error{ErrorCode::not_found,
+                 fmt::format("text is \"{}\", which cannot be read, or is empty", path), "text"};
+  return text.str();
+}
+
+Status check(const KvStatsOptions& o) {
+  if (o.window < kWindowMultiple || o.window % kWindowMultiple != 0)
+    return Error{ErrorCode::invalid,
+                 fmt::format("window is {}, must be a multiple of {}", o.window, kWindowMultiple),
+                 "window"};
+  if (o.tokens < kWindowMultiple)
+    return Error{ErrorCode::invalid,
+                 fmt::format("tokens is {}, must be at least {}", o.tokens, kWindowMultiple),
+                 "tokens"};
+  if (!(o.outlier_factor > 1))
+    return Error{ErrorCode::invalid,
+                 fmt::format("outlier_factor is {}, must be more than 1", o.outlier_factor),
+                 "outlier_factor"};
+  return ok_status();
+}
+
+Result<Windows> windows_from(const KvStatsOptions& o, int window, const std::string& text,
+                             const Tokenizer& tokenizer) {
+  Windows windows = windows_of(stories_of(text), tokenizer, window, o.tokens / window);
+  if (!windows.empty()) return windows;
+  const size_t held = windows_of(stories_of(text), tokenizer, 1, 0).size();
+  return Error{
+      ErrorCode::invalid,
+      fmt::format("text {} has {} tokens (in parts of more than 200 characters), must have "
+                  "at least a window of {}",
+                  o.text, held, window),
+      "text"};
+}
+
+// The axes of the paper's table 1, then the product's formats.
+std::vector<KvNamedSimulation> simulations_of(int group) {
+  std::vector<KvNamedSimulation> all;
+  for (const int bits : {2, 4})
+    for (const KvAxis key : {KvAxis::token, KvAxis::channel})
+      for (const KvAxis value : {KvAxis::token, KvAxis::channel})
+        all.push_back({"", {{bits, key, group}, {bits, value, group}}});
+  for (const KvNamedSimulation& format : simulated_formats(group)) {
+    const auto same = [&](const KvNamedSimulation& s) { return s.simulation == format.simulation; };
+    const auto found = std::ranges::find_if(all, same);
+    if (found == all.end())
+      all.push_back(format);
+    else
+      found->format = format.format;
+  }
+  return all;
+}
+
+// Residuals that are weighed: the paper's two, where G divides them, else G.
+std::vector<int> residuals_of(int group) {
+  if (group == 128) return {128};
+  return {std::max(32, group), 128};
+}
+
+Status measure(KvStudy& study, const KvNamedSimulation& s, int residual, const Windows& windows,
+               const Perplexity& exact, KvStatsReport& report) {
+  RETURN_IF_ERROR(study.simulate(s.simulation));
+  ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(*study.model().engine, windows, {}));
+  report.qualities.push_back({s.simulation, s.format, residual, p.nll, p.perplexity,
+                              p.nll - exact.nll, mean_change(p, exact)});
+  return ok_status();
+}
+
+// The product's formats with a residual: steps of R tokens, so a model of its own for each R.
+Status measure_residuals(const KvStatsOptions& o, int window, const Windows& windows,
+                         const Perplexity& exact, const News& news, KvStatsReport& report) {
+  for (const int residual : residuals_of(o.group)) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<KvStudy> study,
+                     KvStudy::load(o.engine, window, residual));
+    for (const KvNamedSimulation& s : simulated_formats(o.group)) {
+      if (s.simulation.key.bits > 4) continue;
+      news(fmt::format("perplexity of {}, R {}", s.format, residual));
+      RETURN_IF_ERROR(measure(*study, s, residual, windows, exact, report));
+    }
+  }
+  return ok_status();
+}
+
+void add_recommendation(const KvStatsOptions& o, const ModelSummary& summary,
+                        KvStatsReport& report) {
+  EngineConfig config = o.engine;
+  config.kv_cache_dtype = "auto";
+  const KvShape shape{summary.layers, summary.heads_kv, summary.head_dim};
+  const Result<KvFormat> automatic = kv_format_of(config, shape, summary.heads_q);
+  std::vector<KvCandidate> candidates;
+  for (const SimulatedQuality& q : report.qualities)
+    if (q.residual > 0 || q.format == "fp8")
+      candidates.push_back({q.format, q.residual, bits_per_value(q.simulation), q.nll_rise});
+  report.thresholds = o.thresholds;
+  report.recommendation =
+      recommend(candidates, o.thresholds, o.group, automatic.ok() ? name_of(*automatic) : "fp16");
+}
+
+}  // namespace
+
+Result<KvStatsReport> study(const KvStatsOptions& o, const News& news) {
+  RETURN_IF_ERROR(check(o));
+  ASSIGN_OR_RETURN(const std::string text, read_file(o.text));
+  const int window = std::min(o.window, o.tokens / kWindowMultiple * kWindowMultiple);
+  news("loading");
+  ASSIGN_OR_RETURN(std::unique_ptr<KvStudy> study, KvStudy::load(o.engine, window, 0));
+  LoadedModel& model = study->model();
+  ASSIGN_OR_RETURN(const Windows windows, windows_from(o, window, text, *model.tokenizer));
+
+  KvStudyOptions options;
+  options.layers = o.layers;
+  options.group = o.group;
+  options.outlier_factor = o.outlier_factor;
+  RETURN_IF_ERROR(study->collect(options));
+  news(fmt::format("statistics of {} windows of {} tokens", windows.size(), window));
+  ASSIGN_OR_RETURN(const Perplexity exact, measure_perplexity(*model.engine, windows, {}));
+
+  KvStatsReport report;
+  report.model = model.served.name;
+  report.text = std::filesystem::path(o.text).filename().string();
+  report.layers_in_model = model.summary.layers;
+  report.statistics = study->statistics();
+  report.predicted = exact.tokens;
+  report.nll = exact.nll;
+  report.perplexity = exact.perplexity;
+  if (o.perplexity) {
+    for (const KvNamedSimulation& s : simulations_of(o.group)) {
+      news("perplexity with " + name_of(s.simulation));
+      RETURN_IF_ERROR(measure(*study, s, 0, windows, exact, report));
+    }
+    const ModelSummary summary = model.summary;
+    study.reset();  // one model in memory at a time
+    RETURN_IF_ERROR(measure_residuals(o, window, windows, exact, news, report));
+    add_recommendation(o, summary, report);
+  }
+  news("");
+  return report;
+}
+
+Result<std::vector<int>> parse_layers(const std::string& text) {
+  std::vector<int> layers;
+  if (text == "all") return layers;
+  const auto wrong = [&] {
+    return Error{
+        ErrorCode::invalid,
+        fmt::format("layers is \"{}\", must be all, or numbers and ranges (0,4,7-9)", text),
+        "layers"};
+  };
+  std::istringstream parts(text + ",");
+  for (std::string part; std::getline(parts, part, ',');) {
+    int first = 0, last = 0;
+    const char* const end = part.data() + part.size();
+    auto [at, error] = std::from_chars(part.data(), end, first);
+    if (error != std::errc() || first < 0) return wrong();
+    last = first;
+    if (at != end && *at == '-') {
+      const auto second = std::from_chars(at + 1, end, last);
+      if (second.ec != std::errc()) return wrong();
+      at = second.ptr;
+    }
+    if (at != end || last < first || last - first > 4096) return wrong();
+    for (int layer = first; layer <= last; ++layer) layers.push_back(layer);
+  }
+  std::ranges::sort(layers);
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  return layers;
+}
+
+}  // namespace kivi
