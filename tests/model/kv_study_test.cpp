@@ -27,7 +27,8 @@ std::vector<int32_t> some_text(const std::string& model, int tokens) {
   const Golden golden = read_golden(model);
   std::vector<int32_t> ids = golden.prompt;
   ids.insert(ids.end(), golden.greedy.begin(), golden.greedy.end());
-  for (int i = 0; int(ids.size()) < tokens; ++i) ids.push_back(ids[size_t(i * 3)]);
+  const size_t known = ids.size();
+  while (int(ids.size()) < tokens) ids.push_back(ids[ids.size() * 3 % known]);
   ids.resize(size_t(tokens));
   return ids;
 }
