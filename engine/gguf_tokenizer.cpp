@@ -148,6 +148,7 @@ json digits(bool individual) { return {{"type", "Digits"}, {"individual_digits",
 struct PreName {
   std::string_view name;
   json (*steps)();
+  bool nfc = false;  // the models' own tokenizer.json normalizes to NFC first
 };
 
 json gpt2_steps() { return json::array({byte_level(true)}); }
@@ -160,11 +161,11 @@ json falcon_steps() {
 }
 
 constexpr std::array kPreNames = {
-    PreName{"default", falcon_steps},  PreName{"falcon", falcon_steps},
-    PreName{"gpt-2", gpt2_steps},      PreName{"smollm", digit_steps},
-    PreName{"starcoder", digit_steps}, PreName{"llama-bpe", llama3_steps},
-    PreName{"llama3", llama3_steps},   PreName{"llama-v3", llama3_steps},
-    PreName{"qwen2", qwen2_steps},
+    PreName{"default", falcon_steps},    PreName{"falcon", falcon_steps},
+    PreName{"gpt-2", gpt2_steps},        PreName{"smollm", digit_steps},
+    PreName{"starcoder", digit_steps},   PreName{"llama-bpe", llama3_steps},
+    PreName{"llama3", llama3_steps},     PreName{"llama-v3", llama3_steps},
+    PreName{"qwen2", qwen2_steps, true},
 };
 
 std::string pre_names() {
@@ -202,15 +203,17 @@ Result<json> tokenizer_json_of(const GgufHeader& header, const GgufVocabulary& v
       added.push_back({{"id", id}, {"content", name}, {"special", v.types[id] != kUserDefined}});
     }
   }
-  return json{{"model",
-               {{"type", "BPE"},
-                {"vocab", std::move(vocab)},
-                {"merges", v.merges},
-                {"ignore_merges", pre.steps == llama3_steps}}},
-              {"added_tokens", std::move(added)},
-              {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", pre.steps()}}},
-              {"post_processor", template_of(v, config)},
-              {"decoder", {{"type", "ByteLevel"}}}};
+  json document{{"model",
+                 {{"type", "BPE"},
+                  {"vocab", std::move(vocab)},
+                  {"merges", v.merges},
+                  {"ignore_merges", pre.steps == llama3_steps}}},
+                {"added_tokens", std::move(added)},
+                {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", pre.steps()}}},
+                {"post_processor", template_of(v, config)},
+                {"decoder", {{"type", "ByteLevel"}}}};
+  if (pre.nfc) document["normalizer"] = {{"type", "NFC"}};
+  return document;
 }
 
 Result<std::unique_ptr<Tokenizer>> make_bpe(const GgufHeader& header, const GgufVocabulary& v) {

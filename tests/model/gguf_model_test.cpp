@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 
+#include "engine/pre_tokenizer.h"
 #include "engine/rope_scaling.h"
 #include "engine/tokenizer.h"
 #include "engine/weights.h"
@@ -412,6 +413,39 @@ TEST_CASE("Tokenizers of a GGUF file that are not supported are refused by name"
   CHECK(contains(with("gpt2", "tekken"), "tokenizer.ggml.pre is 'tekken', supported are default,"));
   CHECK(contains(with("gpt2", "gpt-2"), "model.merges[0]"));
   CHECK(contains(with("llama", "default"), "tokenizer.ggml.scores is missing"));
+}
+
+TEST_CASE("A pre-tokenizer's name says how digits are split and whether a text is normalized") {
+  std::vector<std::string> tokens;
+  const ByteAlphabet alphabet;
+  for (int byte = 0; byte < 256; ++byte)
+    tokens.emplace_back(alphabet.character(static_cast<unsigned char>(byte)));
+  tokens.insert(tokens.end(), {"12", "34", "1234"});
+  struct Case {
+    const char* pre;
+    size_t digits;  // tokens of "1234"
+    bool nfc;       // e and a combining acute become one letter
+  };
+  const Case kCases[] = {{"gpt-2", 1, false},     {"smollm", 4, false},  {"starcoder", 4, false},
+                         {"llama-bpe", 3, false}, {"llama3", 3, false},  {"llama-v3", 3, false},
+                         {"qwen2", 4, true},      {"default", 3, false}, {"falcon", 3, false}};
+  for (const Case& expected : kCases) {
+    GgufWriter writer;
+    writer.string("tokenizer.ggml.model", "gpt2");
+    writer.string("tokenizer.ggml.pre", expected.pre);
+    writer.strings("tokenizer.ggml.tokens", tokens);
+    writer.strings("tokenizer.ggml.merges", {"1 2", "3 4", "12 34"});
+    writer.boolean("tokenizer.ggml.add_bos_token", false);
+    const TemporaryFolder folder;
+    folder.write("x.gguf", writer.bytes());
+    const auto tokenizer = load_tokenizer(folder.path() + "/x.gguf");
+    CAPTURE(expected.pre);
+    if (!tokenizer.ok()) FAIL(tokenizer.error().message);
+    CHECK((*tokenizer)->encode("1234", false).size() == expected.digits);
+    const auto composed = (*tokenizer)->encode("caf\u00e9", false);
+    CHECK(((*tokenizer)->encode("cafe\u0301", false) == composed) == expected.nfc);
+    CHECK((*tokenizer)->decode(composed, false) == "caf\u00e9");
+  }
 }
 
 TEST_CASE("rope_freqs divides the frequencies; linear scaling is read from either key") {
