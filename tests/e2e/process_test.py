@@ -123,7 +123,7 @@ class CommandLine(unittest.TestCase):
             (("bench", "kernels"), "MODEL is missing"),
             (("bench", "kernels", MODEL, "--ops", "matmull"), 'ops holds "matmull"'),
             (("bench", "serve", "--goodput", "ttft"), '--goodput is "ttft", expected'),
-            (("kv-stats",), "not built yet"),
+            (("kv-stats",), "model is required"),
             ((), "Usage: kivi COMMAND"),
         ]
         for arguments, expected in cases:
