@@ -27,8 +27,8 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
 BatchPlan Scheduler::plan() {
   BatchPlan plan;
   if (plan_running(plan)) admit_waiting(plan);
-  std::ranges::stable_partition(plan.sequences,
-                                [](const PlannedSequence& p) { return !p.sequence->prefilling(); });
+  std::stable_partition(plan.sequences.begin(), plan.sequences.end(),
+                        [](const PlannedSequence& p) { return !p.sequence->prefilling(); });
   VERIFY(!plan.empty() || waiting_.empty() || !running_.empty());
   return plan;
 }

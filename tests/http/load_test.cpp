@@ -113,12 +113,17 @@ TEST_CASE("a full queue is 503 with Retry-After, by requests and by tokens") {
   options.engine.runner.step_delay = std::chrono::milliseconds(20);
   TestServer server(options);
   std::vector<Client> running;
-  const auto start = [&](int waiting) {
+  // Sends a long request and waits until `in_all` are known, one of them running: as long as that
+  // one still waits, the queue is full one request too early.
+  const auto start = [&](int in_all) {
     running.push_back(server.client());
     running.back().send(Client::post_text("/v1/completions", stream_body(1, 2000).dump()));
     const auto end = Clock::now() + std::chrono::seconds(10);
-    while (server.engine().stats().running + server.engine().stats().waiting < waiting &&
-           Clock::now() < end)
+    const auto known = [&] {
+      const EngineStats stats = server.engine().stats();
+      return stats.running == 1 && stats.running + stats.waiting >= in_all;
+    };
+    while (!known() && Clock::now() < end)
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
   };
   start(1);
