@@ -154,7 +154,11 @@ std::string flags_markdown() {
       "A flag wins over a variable, a variable\nover the file, the file over the default. "
       "Booleans are switched off by `--no-x` or `--x=false`.\nLists repeat the flag; in a "
       "variable the elements are separated by commas.\n"
-      "Unknown flags and keys are errors; unknown `KIVI_` variables are warned of.\n";
+      "BYTES is a number, or one with a suffix: KiB, MiB, GiB, KB, MB, GB (`8GiB`).\n"
+      "Unknown flags and keys are errors; unknown `KIVI_` variables are warned of.\n\n"
+      "This is so of the commands that the tables name, and of `kivi health`, which reads those of "
+      "serve.\n`kivi eval`, `kivi kv-stats` and `kivi bench serve` have flags alone, no variables "
+      "and no files;\ntheir `--help` lists them.\n";
   for (const std::string& group : groups_of(flags)) {
     text += fmt::format("\n## {}\n\n| flag | default | commands | meaning |\n|---|---|---|---|\n",
                         group);
