@@ -45,6 +45,15 @@ class PaperTable(unittest.TestCase):
         self.assertIn("| fp16 | 2 of 3 |", text)
         self.assertNotIn("does not hold", text)
 
+    def test_an_infinite_figure_is_null_in_the_json(self):
+        text = self.make("table3", evaluation([cell("fp16", 0), cell("kivi4 G32 R32", 0.001),
+                                               {**cell("kivi2 G32 R32", 0, None),
+                                                "divergence": dict.fromkeys(
+                                                    ("kl_mean", "kl_p99", "top1_agreement",
+                                                     "nll_change"))}]))
+        self.assertIn("| kivi2 G32 R32 | 768 | inf | inf | inf | inf |", text)
+        self.assertIn("R 32: 4 bits diverge less than 2: 1.00e-03 < inf, holds", text)
+
     def test_table5_says_where_an_ordering_fails_and_what_is_refused(self):
         refused = {"format": "kivi2 G64 R32", "refused": "R is 32"}
         text = self.make("table5", evaluation([

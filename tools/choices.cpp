@@ -84,6 +84,7 @@ Result<std::vector<ChoiceTask>> read_choices(const std::string& path) {
                    fmt::format("{}, line {}: {}", path, number, task.error().message),
                    task.error().field};
     tasks.push_back(std::move(task).value());
+    tasks.back().line = number;
   }
   if (tasks.empty())
     return Error{ErrorCode::invalid, fmt::format("{}: holds no task", path), "choices"};
@@ -94,18 +95,33 @@ int best_choice(const std::vector<double>& scores) {
   return int(std::ranges::max_element(scores) - scores.begin());
 }
 
-Result<ChoiceScores> measure_choices(Engine& engine, const Tokenizer& tokenizer,
-                                     const std::vector<ChoiceTask>& tasks,
-                                     const ScoreProgress& progress) {
+Result<std::vector<Continuation>> choice_continuations(const Tokenizer& tokenizer,
+                                                       const std::vector<ChoiceTask>& tasks,
+                                                       const std::string& file, int tokens_max) {
   std::vector<Continuation> continuations;
   for (const ChoiceTask& task : tasks) {
+    const auto refused = [&](ErrorCode code, const std::string& message) {
+      return Error{code, fmt::format("{}, line {}: {}", file, task.line, message), "choices"};
+    };
     for (const std::string& choice : task.choices) {
       const bool joined = space(task.context.back()) || space(choice.front());
-      ASSIGN_OR_RETURN(Continuation c,
-                       continuation_of(tokenizer, task.context, joined ? choice : " " + choice));
-      continuations.push_back(std::move(c));
+      Result<Continuation> c =
+          continuation_of(tokenizer, task.context, joined ? choice : " " + choice);
+      if (!c.ok()) return refused(c.error().code, c.error().message);
+      if (int64_t(c->prompt.size()) > tokens_max)
+        return refused(ErrorCode::context_length,
+                       fmt::format("a context and a choice have {} tokens, must have at most {} "
+                                   "(max_model_len)",
+                                   c->prompt.size(), tokens_max));
+      continuations.push_back(std::move(c).value());
     }
   }
+  return continuations;
+}
+
+Result<ChoiceScores> measure_choices(Engine& engine, const std::vector<ChoiceTask>& tasks,
+                                     const std::vector<Continuation>& continuations,
+                                     const ScoreProgress& progress) {
   ASSIGN_OR_RETURN(const auto sums, score_continuations(engine, continuations, progress));
   ChoiceScores result;
   auto sum = sums.begin();

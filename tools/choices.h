@@ -16,6 +16,7 @@ struct ChoiceTask {
   std::string context;
   std::vector<std::string> choices;  // at least 2, none empty
   int answer = 0;                    // index of the right one
+  int line = 0;                      // of the file, from 1
 };
 
 // One JSON object a line, empty lines are skipped:
@@ -33,9 +34,16 @@ struct ChoiceScores {
 // Index of the largest score; of equal ones the first.
 int best_choice(const std::vector<double>& scores);
 
-// A space joins context and choice where neither has white space at the seam.
-Result<ChoiceScores> measure_choices(Engine& engine, const Tokenizer& tokenizer,
-                                     const std::vector<ChoiceTask>& tasks,
+// A prompt for every choice of every task, in order. A space joins context and choice where neither
+// has white space at the seam. Errors name `file`, which the tasks are of, and the task's line: an
+// invalid continuation (continuation_of), and one of more than `tokens_max` tokens.
+Result<std::vector<Continuation>> choice_continuations(const Tokenizer& tokenizer,
+                                                       const std::vector<ChoiceTask>& tasks,
+                                                       const std::string& file, int tokens_max);
+
+// `continuations` are the tasks'.
+Result<ChoiceScores> measure_choices(Engine& engine, const std::vector<ChoiceTask>& tasks,
+                                     const std::vector<Continuation>& continuations,
                                      const ScoreProgress& progress = {});
 
 }  // namespace kivi

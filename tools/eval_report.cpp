@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <optional>
 
@@ -11,6 +12,9 @@ namespace kivi {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+// JSON has no infinity: a figure that is infinite is null in the results file.
+double number(const Json& v) { return v.is_number() ? v.get<double>() : HUGE_VAL; }
 
 struct Column {
   std::string title;
@@ -22,7 +26,7 @@ struct Column {
 Column figure(std::string title, std::string section, std::string name, std::string format) {
   return {std::move(title), [=](const Json& cell) -> std::optional<std::string> {
             if (!cell.contains(section)) return std::nullopt;
-            return fmt::format(fmt::runtime(format), cell[section][name].get<double>());
+            return fmt::format(fmt::runtime(format), number(cell[section][name]));
           }};
 }
 
@@ -44,15 +48,15 @@ std::vector<Column> columns_of(double first_perplexity) {
   return {{"format", [](const Json& c) { return std::optional(c["format"].get<std::string>()); }},
           {"bytes/token",
            [](const Json& c) {
-             return std::optional(fmt::format("{:.0f}", c["bytes_per_token"].get<double>()));
+             return std::optional(fmt::format("{:.0f}", number(c["bytes_per_token"])));
            }},
           figure("tokens", "perplexity", "tokens", "{:.0f}"),
           figure("nll", "perplexity", "nll", "{:.5f}"),
           figure("perplexity", "perplexity", "perplexity", "{:.4f}"),
           {"x first",
            [=](const Json& c) {
-             return std::optional(fmt::format(
-                 "{:.4f}", c["perplexity"]["perplexity"].get<double>() / first_perplexity));
+             return std::optional(
+                 fmt::format("{:.4f}", number(c["perplexity"]["perplexity"]) / first_perplexity));
            }},
           figure("strided", "strided", "perplexity", "{:.4f}"),
           figure("KL mean", "divergence", "kl_mean", "{:.3g}"),
@@ -64,7 +68,7 @@ std::vector<Column> columns_of(double first_perplexity) {
           figure("acc", "choices", "accuracy", "{:.3f}"),
           figure("acc norm", "choices", "accuracy_normalized", "{:.3f}"),
           {"seconds", [](const Json& c) {
-             return std::optional(fmt::format("{:.1f}", c["seconds"].get<double>()));
+             return std::optional(fmt::format("{:.1f}", number(c["seconds"])));
            }}};
 }
 
@@ -76,9 +80,9 @@ std::string eval_table(const std::vector<EvalFigures>& cells) {
                        [](const Json& c) { return !c.contains("refused"); });
   std::vector<std::string> lines(measured.size() + 1);
   if (measured.empty()) lines.clear();
-  for (const Column& column :
-       measured.empty() ? std::vector<Column>{}
-                        : columns_of(measured[0]["perplexity"]["perplexity"].get<double>())) {
+  for (const Column& column : measured.empty()
+                                  ? std::vector<Column>{}
+                                  : columns_of(number(measured[0]["perplexity"]["perplexity"]))) {
     std::vector<std::string> texts = {column.title};
     bool any = false;
     for (const Json& cell : measured) {

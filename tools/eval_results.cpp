@@ -14,7 +14,11 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr int64_t kHashedBytes = 1 << 20;  // at either end of a file
+// Of each file so many blocks are hashed, evenly spread: all of a file of at most 2 MiB.
+constexpr int64_t kHashedBlocks = 64;
+constexpr int64_t kBlockBytes = 1 << 15;
+
+constexpr std::string_view kLineBegins = "{\"model\":";  // every line, as `add` writes it
 
 struct Fnv1a {
   uint64_t state = 0xcbf29ce484222325u;
@@ -34,9 +38,9 @@ Status add_file(Fnv1a& hash, const fs::path& path) {
   const int64_t size = file ? int64_t(file.tellg()) : -1;
   if (size < 0) return unreadable(path.string());
   hash.add(fmt::format("{} {}\n", path.filename().string(), size));
-  std::string bytes(size_t(std::min(size, kHashedBytes)), '\0');
-  for (const int64_t at : {int64_t(0), size - int64_t(bytes.size())}) {
-    file.seekg(at);
+  std::string bytes(size_t(std::min(size, kBlockBytes)), '\0');
+  for (int64_t i = 0; i < kHashedBlocks; ++i) {
+    file.seekg((size - int64_t(bytes.size())) * i / (kHashedBlocks - 1));
     if (!file.read(bytes.data(), std::streamsize(bytes.size()))) return unreadable(path.string());
     hash.add(bytes);
   }
@@ -92,23 +96,29 @@ Result<EvalResults> EvalResults::open(const std::string& path, const std::string
   read << file.rdbuf();
   const std::string all = read.str();
   const size_t whole = all.rfind('\n') + 1;  // npos + 1 = 0: not one line is whole
-  if (whole < all.size()) {
-    std::error_code error;
-    fs::resize_file(path, whole, error);
-    if (error)
-      return Error{ErrorCode::invalid, fmt::format("--results {}: {}", path, error.message()),
-                   "results"};
-  }
   std::istringstream lines(all.substr(0, whole));
   std::string line;
-  for (int number = 1; std::getline(lines, line); ++number) {
+  int number = 1;
+  const auto refused = [&](const std::string& wrong) {
+    return Error{ErrorCode::invalid, fmt::format("--results {}, line {}: {}", path, number, wrong),
+                 "results"};
+  };
+  for (; std::getline(lines, line); ++number) {
     Json parsed = Json::parse(line, nullptr, /*allow_exceptions=*/false);
     const std::string wrong = complaint(parsed, model_hash, text_hash);
-    if (!wrong.empty())
-      return Error{ErrorCode::invalid,
-                   fmt::format("--results {}, line {}: {}", path, number, wrong), "results"};
+    if (!wrong.empty()) return refused(wrong);
     results.lines_.push_back(std::move(parsed));
   }
+  if (whole == all.size()) return results;
+  // Cut last: only what every line says is a results file may lose its unfinished end.
+  const std::string_view rest = std::string_view(all).substr(whole);
+  if (!kLineBegins.starts_with(rest.substr(0, kLineBegins.size())))
+    return refused("is no result of kivi eval");
+  std::error_code error;
+  fs::resize_file(path, whole, error);
+  if (error)
+    return Error{ErrorCode::invalid, fmt::format("--results {}: {}", path, error.message()),
+                 "results"};
   return results;
 }
 

@@ -14,14 +14,15 @@ namespace kivi {
 
 // What a text or a model holds, as 16 hexadecimal digits (FNV-1a, Fowler, Noll and Vo).
 std::string content_hash(std::string_view bytes);
-// Of a file, or of a folder's files: names, sizes, and the first and last MiB of each. Enough to
-// tell models apart, not to prove them equal.
+// Of a file, or of a folder's files: names, sizes, and 64 blocks of 32 KiB spread over each. Enough
+// to tell models apart, not to prove them equal.
 Result<std::string> model_hash(const std::string& path);
 
 class EvalResults {
  public:
-  // Reads `path` where it exists; "": nothing is kept. A last line that was cut off is dropped.
-  // Errors name the file and the line: what is no result, and results of another model or text.
+  // Reads `path` where it exists; "": nothing is kept. A last line that was cut off is dropped
+  // from it. Errors name the file and the line, and leave it as it is: what is no result, and
+  // results of another model or text.
   static Result<EvalResults> open(const std::string& path, const std::string& model_hash,
                                   const std::string& text_hash);
 

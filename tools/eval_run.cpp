@@ -77,8 +77,11 @@ class Evaluation {
         news_(news) {}
 
   Result<Json> measure(const EvalCell& cell) {
+    // First: two models at once may not fit, and the reference is no part of the cell's seconds.
+    if (o_.divergence) RETURN_IF_ERROR(make_reference());
     const auto begin = std::chrono::steady_clock::now();
     ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model, load_model(config_of(o_, cell), {}));
+    RETURN_IF_ERROR(prepare(*model));
     Json figures = {{"format", model->plan.format},
                     {"bytes_per_token", model->plan.bytes_per_token},
                     {"chunk", model->engine->config().prefill_chunk_tokens}};
@@ -88,15 +91,14 @@ class Evaluation {
     RETURN_IF_ERROR(measure_windows(*model, figures, progress));
     if (o_.stride > 0) RETURN_IF_ERROR(measure_strided(*model, figures, progress));
     if (!o_.passkey.lengths.empty()) {
-      ASSIGN_OR_RETURN(const auto scores,
-                       measure_passkey(*model->engine, *model->tokenizer, sentences_of(text_),
-                                       o_.passkey, progress));
+      ASSIGN_OR_RETURN(const auto scores, measure_passkey(*model->engine, *model->tokenizer,
+                                                          passkeys_, o_.passkey, progress));
       for (const PasskeyScore& score : scores)
         figures["passkey"].push_back(json_of(score, o_.passkey.distractors > 0));
     }
     if (!tasks_.empty()) {
       ASSIGN_OR_RETURN(const ChoiceScores s,
-                       measure_choices(*model->engine, *model->tokenizer, tasks_, progress));
+                       measure_choices(*model->engine, tasks_, continuations_, progress));
       figures["choices"] = {{"tasks", s.tasks},
                             {"accuracy", s.accuracy},
                             {"accuracy_normalized", s.accuracy_normalized}};
@@ -126,7 +128,6 @@ class Evaluation {
     ASSIGN_OR_RETURN(const auto prompts, windows(model));
     std::optional<DivergenceMeter> meter;
     if (o_.divergence) {
-      RETURN_IF_ERROR(make_reference());
       meter.emplace(reference_->logits);
       model.engine->on_logits(meter->observer());
     }
@@ -153,11 +154,27 @@ class Evaluation {
     return ok_status();
   }
 
+  // The prompts of choices and pass keys, which are the same for all cells: made and checked before
+  // anything is measured.
+  Status prepare(const LoadedModel& model) {
+    if (prepared_) return ok_status();
+    const int tokens_max = model.engine->model().max_model_len;
+    if (!o_.passkey.lengths.empty()) {
+      ASSIGN_OR_RETURN(passkeys_,
+                       passkey_set(sentences_of(text_), *model.tokenizer, o_.passkey, tokens_max));
+    }
+    ASSIGN_OR_RETURN(continuations_,
+                     choice_continuations(*model.tokenizer, tasks_, o_.choices, tokens_max));
+    prepared_ = true;
+    return ok_status();
+  }
+
   // Runs the fp16 cache over the windows and keeps its logits.
   Status make_reference() {
     if (reference_) return ok_status();
     ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
                      load_model(config_of(o_, {.format = "fp16"}), {}));
+    RETURN_IF_ERROR(prepare(*model));
     ASSIGN_OR_RETURN(const auto prompts, windows(*model));
     const int vocab = model->engine->model().vocab_size;
     const int64_t bytes = ReferenceLogits::bytes(prompts, vocab);
@@ -167,12 +184,14 @@ class Evaluation {
                                "logits each), at most --reference-bytes {}; take fewer --windows",
                                bytes, prompts.size(), o_.window, vocab, o_.reference_bytes),
                    "reference-bytes"};
-    reference_.reset(new Reference{ReferenceLogits(prompts, vocab), {}});
-    model->engine->on_logits(reference_->logits.recorder());
-    ASSIGN_OR_RETURN(reference_->perplexity,
-                     measure_perplexity(*model->engine, prompts, [&](int64_t rows) {
-                       news_(fmt::format("reference, fp16: {} tokens", rows));
-                     }));
+    std::unique_ptr<Reference> reference(new Reference{ReferenceLogits(prompts, vocab), {}});
+    model->engine->on_logits(reference->logits.recorder());
+    Result<Perplexity> perplexity = measure_perplexity(*model->engine, prompts, [&](int64_t rows) {
+      news_(fmt::format("reference, fp16: {} tokens", rows));
+    });
+    model->engine->on_logits({});
+    ASSIGN_OR_RETURN(reference->perplexity, std::move(perplexity));
+    reference_ = std::move(reference);  // only a whole one
     return ok_status();
   }
 
@@ -182,6 +201,9 @@ class Evaluation {
   const std::vector<ChoiceTask> tasks_;
   const News& news_;
   std::unique_ptr<Reference> reference_;
+  bool prepared_ = false;
+  PasskeySet passkeys_;
+  std::vector<Continuation> continuations_;  // of tasks_
 };
 
 }  // namespace
@@ -199,7 +221,8 @@ std::vector<EvalCell> grid_of(const EvalOptions& o) {
 }
 
 Json settings_of(const EvalOptions& o, const EvalCell& cell, const std::string& choices_hash) {
-  Json settings = {{"format", cell.format},
+  Json settings = {{"version", KIVI_VERSION},
+                   {"format", cell.format},
                    {"group", cell.group},
                    {"residual", cell.residual},
                    {"prefill", o.prefill == PrefillMode::exact ? "exact" : "stream"},

@@ -40,7 +40,7 @@ struct EvalCell {
 // formats x groups x residuals, each once, formats outermost.
 std::vector<EvalCell> grid_of(const EvalOptions& options);
 
-// The settings that a cell's figures depend on, besides model and text.
+// What a cell's figures depend on besides model and text: settings, and the program's version.
 nlohmann::ordered_json settings_of(const EvalOptions& options, const EvalCell& cell,
                                    const std::string& choices_hash);
 

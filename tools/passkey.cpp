@@ -130,16 +130,12 @@ Result<std::vector<std::string>> answers(Engine& engine, const Tokenizer& tokeni
 
 }  // namespace
 
-Result<std::vector<PasskeyScore>> measure_passkey(Engine& engine, const Tokenizer& tokenizer,
-                                                  const std::vector<std::string>& filler,
-                                                  const PasskeyOptions& options,
-                                                  const ScoreProgress& progress) {
-  std::vector<PasskeyScore> scores;
-  std::vector<PasskeyPrompt> prompts;  // `trials` for each score
-  std::vector<Continuation> keys;      // 1 + distractors for each prompt
+Result<PasskeySet> passkey_set(const std::vector<std::string>& filler, const Tokenizer& tokenizer,
+                               const PasskeyOptions& options, int tokens_max) {
+  PasskeySet set;
   for (const int length : options.lengths) {
     for (const double depth : options.depths) {
-      scores.push_back({.length = length, .depth = depth, .trials = options.trials});
+      set.scores.push_back({.length = length, .depth = depth, .trials = options.trials});
       for (int trial = 0; trial < options.trials; ++trial) {
         ASSIGN_OR_RETURN(PasskeyPrompt prompt,
                          passkey_prompt(filler, tokenizer, length, depth, options, trial));
@@ -147,17 +143,33 @@ Result<std::vector<PasskeyScore>> measure_passkey(Engine& engine, const Tokenize
         std::ranges::copy(prompt.distractors, std::back_inserter(candidates));
         for (const std::string& key : candidates) {
           ASSIGN_OR_RETURN(Continuation c, continuation_of(tokenizer, prompt.text, " " + key));
-          keys.push_back(std::move(c));
+          const int tokens = options.distractors > 0 ? int(c.prompt.size()) : prompt.tokens + 1;
+          if (tokens > tokens_max)
+            return Error{ErrorCode::context_length,
+                         fmt::format("--passkey {}: a prompt and its answer have {} tokens, must "
+                                     "have at most {} (max_model_len)",
+                                     length, tokens, tokens_max),
+                         "passkey"};
+          set.keys.push_back(std::move(c));
         }
-        prompts.push_back(std::move(prompt));
+        set.prompts.push_back(std::move(prompt));
       }
     }
   }
+  return set;
+}
+
+Result<std::vector<PasskeyScore>> measure_passkey(Engine& engine, const Tokenizer& tokenizer,
+                                                  const PasskeySet& set,
+                                                  const PasskeyOptions& options,
+                                                  const ScoreProgress& progress) {
+  const std::vector<PasskeyPrompt>& prompts = set.prompts;
+  std::vector<PasskeyScore> scores = set.scores;
   ASSIGN_OR_RETURN(const auto texts, answers(engine, tokenizer, prompts));
   const bool ranked = options.distractors > 0;  // else there is nothing to score
   std::vector<double> sums;
   if (ranked) {
-    ASSIGN_OR_RETURN(sums, score_continuations(engine, keys, progress));
+    ASSIGN_OR_RETURN(sums, score_continuations(engine, set.keys, progress));
   }
   const size_t candidates = size_t(options.distractors) + 1;
   for (size_t i = 0; i < prompts.size(); ++i) {

@@ -49,8 +49,20 @@ struct PasskeyScore {
   double rank_mean = 0;  // of the key among the distractors, from 1; 1 + distractors / 2 by chance
 };
 
+// All prompts of a measurement.
+struct PasskeySet {
+  std::vector<PasskeyScore> scores;    // a length and depth each; nothing is found yet
+  std::vector<PasskeyPrompt> prompts;  // `trials` for each score
+  std::vector<Continuation> keys;      // 1 + distractors for each prompt, the key first
+};
+// Errors are passkey_prompt's, and context_length where a prompt with its key (without
+// distractors: with one token of the answer) has more than `tokens_max` tokens.
+Result<PasskeySet> passkey_set(const std::vector<std::string>& filler, const Tokenizer& tokenizer,
+                               const PasskeyOptions& options, int tokens_max);
+
+// `set` is of the same tokenizer and options.
 Result<std::vector<PasskeyScore>> measure_passkey(Engine& engine, const Tokenizer& tokenizer,
-                                                  const std::vector<std::string>& filler,
+                                                  const PasskeySet& set,
                                                   const PasskeyOptions& options,
                                                   const ScoreProgress& progress = {});
 

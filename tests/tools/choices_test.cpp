@@ -2,21 +2,19 @@
 #include "tools/choices.h"
 
 #include <catch2/catch.hpp>
-#include <cstdio>
-#include <filesystem>
 #include <fstream>
 
 #include "engine/load.h"
+#include "tests/model/temporary_folder.h"
 
 namespace kivi {
 
 namespace {
 
 std::string file_of(const std::string& lines) {
-  const std::string path =
-      (std::filesystem::temp_directory_path() / "kivi_choices_test.jsonl").string();
-  std::ofstream(path) << lines;
-  return path;
+  static const TemporaryFolder folder;
+  folder.write("choices.jsonl", lines);
+  return folder.path() + "/choices.jsonl";
 }
 
 std::string error_of(const std::string& lines) {
@@ -36,6 +34,8 @@ TEST_CASE("A line is a context or question, choices, and the answer's index or t
   CHECK((*tasks)[0].context == "a");
   CHECK((*tasks)[0].choices == std::vector<std::string>{"b", "c"});
   CHECK((*tasks)[0].answer == 1);
+  CHECK((*tasks)[0].line == 1);
+  CHECK((*tasks)[1].line == 3);
   CHECK((*tasks)[1].context == "d");
   CHECK((*tasks)[1].choices.size() == 3);
   CHECK((*tasks)[1].answer == 0);
@@ -103,17 +103,22 @@ TEST_CASE("A model finds the continuation that a tale has likelier than one of n
       {"Once upon a time there was a", {"little girl", "quantized girl"}, 0},
       {"The King said to the", {"of and", "Princess"}, 1},
       {"She opened the door and went into the", {"house", "because"}, 0}};
-  const auto right = measure_choices(engine, tokenizer, tasks);
+  const auto measure = [&](const std::vector<ChoiceTask>& of) {
+    const auto continuations = choice_continuations(tokenizer, of, "file", 2048);
+    REQUIRE(continuations.ok());
+    return measure_choices(engine, of, *continuations);
+  };
+  const auto right = measure(tasks);
   REQUIRE(right.ok());
   CHECK(right->tasks == 3);
   CHECK(right->accuracy == 1);
   tasks[1].answer = 0;  // what the file says is right decides, not the model
-  CHECK(measure_choices(engine, tokenizer, tasks)->accuracy == Approx(2.0 / 3));
+  CHECK(measure(tasks)->accuracy == Approx(2.0 / 3));
 
   // A long choice has the smaller sum, and may have the larger mean.
   const std::vector<ChoiceTask> lengths = {
       {"Once upon a time", {" there was a little girl who had a little brother", " in"}, 0}};
-  const auto by_length = measure_choices(engine, tokenizer, lengths);
+  const auto by_length = measure(lengths);
   REQUIRE(by_length.ok());
   CHECK(by_length->accuracy_normalized == 1);
   CHECK(by_length->accuracy == 0);

@@ -1,9 +1,12 @@
 // The grid of `kivi eval`, its results file, and what it refuses.
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
+#include "tests/model/temporary_folder.h"
 #include "tools/eval_report.h"
 #include "tools/eval_results.h"
 #include "tools/eval_run.h"
@@ -14,15 +17,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A folder that is empty at the beginning and gone at the end.
-struct Folder {
-  fs::path path = fs::temp_directory_path() / "kivi_eval_test";
-  Folder() {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string file(const std::string& name) const { return (path / name).string(); }
+struct Folder : TemporaryFolder {
+  std::string file(const std::string& name) const { return path() + "/" + name; }
 };
 
 std::string read(const std::string& path) {
@@ -130,8 +126,8 @@ TEST_CASE("Results of another text or model are refused by line, as is what is n
 
 TEST_CASE("A copy of a model has its hash, and another byte another") {
   const Folder folder;
-  fs::create_directories(folder.path / "a");
-  fs::create_directories(folder.path / "b");
+  fs::create_directories(folder.file("a"));
+  fs::create_directories(folder.file("b"));
   for (const char* name : {"a/model", "b/model"}) std::ofstream(folder.file(name)) << "weights";
   const auto a = model_hash(folder.file("a"));
   REQUIRE(a.ok());
@@ -139,6 +135,66 @@ TEST_CASE("A copy of a model has its hash, and another byte another") {
   std::ofstream(folder.file("b/model")) << "weighty";
   CHECK(*a != *model_hash(folder.file("b")));
   CHECK_FALSE(model_hash(folder.file("none")).ok());
+
+  // A tensor in the middle of a large file.
+  std::string large(size_t(8) << 20, 'w');
+  folder.write("large", large);
+  const auto before = model_hash(folder.file("large"));
+  std::fill_n(large.begin() + (4 << 20), 1 << 18, 'v');
+  folder.write("large", large);
+  CHECK(*before != *model_hash(folder.file("large")));
+}
+
+TEST_CASE("A file that is no results file is refused and left as it is") {
+  const Folder folder;
+  EvalOptions o = options_in(folder);
+  struct Case {
+    std::string bytes, line;
+  };
+  const std::vector<Case> cases = {{"a novel without a line's end", "line 1"},
+                                   {"a line\nand a half", "line 1"},
+                                   {"\n{\"model\":", "line 1"},
+                                   {"{\"text\": \"x\"}", "line 1"}};
+  for (const Case& c : cases) {
+    folder.write("results.jsonl", c.bytes);
+    const auto cells = run_evaluation(o, [](const std::string&) {});
+    REQUIRE_FALSE(cells.ok());
+    CHECK(cells.error().message.find(c.line + ": is no result of kivi eval") != std::string::npos);
+    CHECK(read(o.results) == c.bytes);
+  }
+  // After whole results too; what begins like one is cut off.
+  const auto opened = [&] { return EvalResults::open(o.results, "m", "t"); };
+  const std::string whole = R"({"model":"m","text":"t","settings":{},"values":{}})"
+                            "\n";
+  folder.write("results.jsonl", whole + "notes");
+  CHECK(opened().error().message.find("line 2: is no result") != std::string::npos);
+  CHECK(read(o.results) == whole + "notes");
+  for (const char* rest : {"{", "{\"model\":", "{\"model\":\"m\",\"te"}) {
+    folder.write("results.jsonl", whole + rest);
+    CHECK(opened().ok());
+    CHECK(read(o.results) == whole);
+  }
+}
+
+TEST_CASE("An infinite figure is shown after it was read back from the results file") {
+  const Folder folder;
+  const std::string file = folder.file("results.jsonl");
+  const nlohmann::ordered_json settings = {{"format", "kivi2"}};
+  const EvalFigures figures = {
+      {"format", "kivi2 G32 R32"},
+      {"bytes_per_token", 768.0},
+      {"perplexity", {{"windows", 1}, {"tokens", 95}, {"nll", HUGE_VAL}, {"perplexity", HUGE_VAL}}},
+      {"seconds", 1.0}};
+  auto results = EvalResults::open(file, "m", "t");
+  REQUIRE(results.ok());
+  REQUIRE(results->add(settings, figures).ok());
+  const auto again = EvalResults::open(file, "m", "t");
+  REQUIRE(again.ok());
+  const EvalFigures* known = again->find(settings);
+  REQUIRE(known != nullptr);
+  CHECK((*known)["perplexity"]["nll"].is_null());
+  CHECK(eval_table({*known}) == eval_table({figures}));
+  CHECK(eval_table({*known}).find(" inf ") != std::string::npos);
 }
 
 TEST_CASE("A combination that the model cannot have is reported beside the others") {
@@ -186,6 +242,29 @@ TEST_CASE("Every figure that is asked for is there, in the JSON and in the table
                               "\"Princess\"], \"answer\": 0}\n";
   CHECK(run(o, measured).at(0)["choices"]["accuracy"] == 0.0);
   CHECK(measured == 1);
+}
+
+TEST_CASE("A choice too long for the model is named by file and line, before anything is scored") {
+  const Folder folder;
+  EvalOptions o = options_in(folder);
+  o.choices = folder.file("choices.jsonl");
+  std::string words;
+  for (int i = 0; i < 2048; ++i) words += " the";  // the model's context is 2048 tokens
+  std::ofstream(o.choices) << "{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"answer\": 0}\n\n"
+                              "{\"context\": \"a\", \"choices\": [\"b\", \"c"
+                           << words << "\"], \"answer\": 0}\n";
+  for (const bool divergence : {false, true}) {
+    o.divergence = divergence;
+    int news = 0;
+    const auto cells = run_evaluation(o, [&](const std::string&) { ++news; });
+    REQUIRE_FALSE(cells.ok());
+    CHECK(cells.error().field == "choices");
+    CHECK(cells.error().message.find(o.choices + ", line 3: a context and a choice have ") == 0);
+    CHECK(news == 0);
+  }
+  o.choices.clear();
+  o.passkey.lengths = {4096};
+  CHECK(run_evaluation(o, [](const std::string&) {}).error().field == "passkey");
 }
 
 TEST_CASE("Logits that do not fit the bytes for the reference are refused with both numbers") {

@@ -94,7 +94,9 @@ TEST_CASE("A key's rank is among its distractors, and counts are of all trials")
   options.depths = {0.5};
   options.trials = 2;
   options.distractors = 3;
-  const auto scores = measure_passkey(*model->engine, *model->tokenizer, filler(), options);
+  const auto set = passkey_set(filler(), *model->tokenizer, options, 2048);
+  REQUIRE(set.ok());
+  const auto scores = measure_passkey(*model->engine, *model->tokenizer, *set, options);
   REQUIRE(scores.ok());
   REQUIRE(scores->size() == 2);
   for (size_t i = 0; i < 2; ++i) {
@@ -134,7 +136,9 @@ TEST_CASE("Without distractors keys are only asked for, not ranked") {
   options.depths = {0.5};
   options.distractors = 0;
   const uint64_t before = model->engine->stats().prompt_tokens;
-  const auto scores = measure_passkey(*model->engine, *model->tokenizer, filler(), options);
+  const auto set = passkey_set(filler(), *model->tokenizer, options, 2048);
+  REQUIRE(set.ok());
+  const auto scores = measure_passkey(*model->engine, *model->tokenizer, *set, options);
   REQUIRE(scores.ok());
   CHECK((*scores)[0].rank_mean == 0);
   CHECK((*scores)[0].likeliest == 0);
