@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cmath>
 #include <ctime>
 #include <fstream>
@@ -126,6 +127,13 @@ class Bench {
     return ok_status();
   }
 
+  // Requests of a run: a trace has no more than its lines, and all of them if nothing else is said.
+  int count() const {
+    if (o_.arrivals != ArrivalKind::trace) return o_.work.count;
+    const int lines = int(trace_.size());
+    return o_.count_set ? std::min(o_.work.count, lines) : lines;
+  }
+
   // A few requests one after the other, at most as long as the run's. Error: none succeeded.
   Status warm_up() {
     if (o_.warmups == 0) return ok_status();
@@ -143,8 +151,7 @@ class Bench {
     RunReport report{.label = label_of(o_, rate, concurrency), .concurrency = concurrency};
     const bool is_trace = o_.arrivals == ArrivalKind::trace;
     report.request_rate = is_trace ? 0 : rate;
-    int count = o_.work.count;
-    if (is_trace && (!o_.count_set || count > int(trace_.size()))) count = int(trace_.size());
+    const int count = this->count();
     const std::vector<LoadRequest> requests = work(index, count);
     RunPlan plan{.requests = requests, .concurrency = concurrency, .threads = o_.threads};
     if (is_trace)
@@ -216,6 +223,7 @@ Status run_bench(ServeOptions& o) {
   RETURN_IF_ERROR(o.api == Api::grpc ? ask_grpc(o) : ask_http(o));
   Bench bench(o);
   RETURN_IF_ERROR(bench.prepare());
+  o.work.count = bench.count();
   RETURN_IF_ERROR(bench.warm_up());
   fmt::print("{} at {}, {} requests a run, input {}, output {} tokens{}\n\n", o.request.model,
              o.api == Api::grpc ? o.target : o.base_url, o.work.count,

@@ -58,7 +58,9 @@ class Socket {
 // "HTTP/1.1 200" of the reply to GET `path`; error: nobody answers at host:port.
 Result<std::string> status_line(const std::string& host, int port, const std::string& path) {
   constexpr size_t kStatusBytes = sizeof("HTTP/1.1 200") - 1;
-  const std::string where = fmt::format("{}:{}", host, port);
+  const bool six = host.find(':') != std::string::npos;  // an IPv6 address
+  const std::string where =
+      six ? fmt::format("[{}]:{}", host, port) : fmt::format("{}:{}", host, port);
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;

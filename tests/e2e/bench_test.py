@@ -86,6 +86,8 @@ class BenchServe(WithServer):
             figures, _ = self.bench("--trace", trace.name, "--output-len", "2", "--input-len",
                                     "4", "--ignore-eos", "--save-detailed")
         self.assertEqual(figures["completed"], 4)
+        self.assertEqual(figures["num_prompts"], 4)
+        self.assertGreaterEqual(figures["duration"], 0.5)
         for got, due in zip(figures["start_times"], (0, 0, 0.2, 0.5)):
             self.assertAlmostEqual(got, due)
 

@@ -140,6 +140,18 @@ TEST_CASE("Goodput wants every limit to hold") {
     CHECK_FALSE(parse_slo(text).ok());
 }
 
+TEST_CASE("A stream that came in one piece keeps no limit on the time between tokens") {
+  const auto good = [](int tokens) {
+    RequestRecord r;
+    note_token(r, 0.1);
+    note_event(r, {.has_usage = true, .prompt_tokens = 2, .completion_tokens = tokens}, 0.1);
+    note_completed(r, 0.1);
+    return *figures_of(run_of({r}), Slo{.tpot = 50}).goodput > 0;
+  };
+  CHECK_FALSE(good(100));
+  CHECK(good(1));  // there is no such time
+}
+
 TEST_CASE("The timeline's sums are the run's") {
   std::vector<RequestRecord> records;
   for (int i = 0; i < 50; ++i) records.push_back(answered(0.3 * i, 0.2, 0.05, 20 + i % 7));
@@ -186,6 +198,20 @@ TEST_CASE("A generator that is late or busy says so, and an idle one does not") 
   CHECK(bottleneck(0.95, 0, 0).find("95 %") != std::string::npos);
   CHECK(bottleneck(0.3, 0.030, 0).find("started requests late") != std::string::npos);
   CHECK(bottleneck(0.3, 0, 0.030F).find("event loop") != std::string::npos);
+}
+
+TEST_CASE("Where threads cannot be seen, the process's CPU is what tells a busy generator") {
+  const auto figures = [](double cpu_seconds) {
+    RunResult run = run_of({answered(0, 1, 0.5, 3)});  // two seconds
+    run.generator.cpu_seconds = cpu_seconds;
+    run.generator.cores = 2;
+    return figures_of(run, {});
+  };
+  CHECK(figures(3.0).bottleneck.empty());
+  CHECK(figures(3.8).bottleneck.find("1.9 of 2 cores") != std::string::npos);
+  const std::vector<RunReport> runs = {{.label = "c", .figures = figures(1)}};
+  CHECK(report_text(runs).find("busiest thread not measured") != std::string::npos);
+  CHECK(report_json({}, runs, false)["generator"]["busiest_thread_share"].is_null());
 }
 
 RunReport report_of(const char* label, double rate, int concurrency) {

@@ -123,6 +123,8 @@ TEST_CASE("Addresses are taken apart, or refused") {
   REQUIRE(six.ok());
   CHECK(six->host == "::1");
   CHECK(six->port == "81");
+  CHECK(http_message(*six, "/v1/models", "", "").find("\r\nHost: [::1]:81\r\n") !=
+        std::string::npos);
   for (const char* url : {"", "example.org", "https://example.org", "http://", "http://:80",
                           "http://a:", "http://a:x", "http://a:0", "http://a:70000"}) {
     CAPTURE(url);

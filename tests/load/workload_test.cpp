@@ -106,7 +106,7 @@ TEST_CASE("A trace is read as it is, moved to begin at 0; mistakes name their li
   const auto times = parse_trace("# two a second\n10\n10.5\r\n\n12\n", "t");
   REQUIRE(times.ok());
   CHECK(*times == std::vector<double>{0, 0.5, 2});
-  for (const char* text : {"1\nx\n", "2\n1\n", "1\nnan\n"}) {
+  for (const char* text : {"1\nx\n", "2\n1\n", "1\nnan\n", "1\n1e300\n", "-1e308\n1e308\n"}) {
     const auto bad = parse_trace(text, "t");
     REQUIRE_FALSE(bad.ok());
     CHECK(bad.error().message.find("t:2: ") == 0);
@@ -210,6 +210,28 @@ TEST_CASE("A ShareGPT file gives its first two turns; too short and odd entries 
     REQUIRE_FALSE(bad.ok());
     CHECK(bad.error().message.find("f.json") == 0);
   }
+}
+
+TEST_CASE("Conversations are the same in every run, and none comes twice before all came once") {
+  std::vector<Conversation> all;
+  for (int i = 0; i < 40; ++i)
+    all.push_back({.prompt = std::to_string(i), .prompt_tokens = 5, .output_tokens = i + 1});
+  const auto prompts = [&](uint64_t seed, int count, int run) {
+    WorkloadOptions options = options_of(count, {}, {});
+    options.seed = seed;
+    std::vector<std::string> texts;
+    for (const LoadRequest& request : make_workload(options, all, run))
+      texts.push_back(request.text);
+    return texts;
+  };
+  const std::vector<std::string> first = prompts(1, 60, 0);
+  CHECK(prompts(1, 60, 1) == first);
+  CHECK(prompts(2, 60, 0) != first);
+  CHECK(std::set<std::string>(first.begin(), first.begin() + 40).size() == 40);
+  for (size_t i = 40; i < first.size(); ++i) CHECK(first[i] == first[i - 40]);
+  // What warms a server up is not what the first run asks.
+  const std::vector<std::string> warm = prompts(1, 2, kWarmUpRun);
+  CHECK(warm == std::vector<std::string>{first[39], first[38]});
 }
 
 }  // namespace

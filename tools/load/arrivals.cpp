@@ -39,6 +39,10 @@ Result<std::vector<double>> parse_trace(const std::string& text, const std::stri
       return Error{ErrorCode::invalid,
                    fmt::format("{}:{}: \"{}\", expected seconds, not less than the line before",
                                file, line, part.substr(0, 80))};
+    if (!times.empty() && *seconds - times.front() > kDueSecondsMax)
+      return Error{ErrorCode::invalid,
+                   fmt::format("{}:{}: \"{}\", expected at most {:g} seconds after the first", file,
+                               line, part.substr(0, 80), kDueSecondsMax)};
     times.push_back(*seconds);
   }
   if (times.empty())

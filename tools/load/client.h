@@ -47,6 +47,9 @@ class LoadClient {
   // The bytes of a request, made before it is due so that making them delays nothing.
   virtual std::string prepare(const LoadRequest& request) const = 0;
 
+  // The work is also done on threads that are not the caller's.
+  virtual bool has_own_threads() const { return false; }
+
   // Fills `record` but for due, started and late. Never throws for what the server does.
   virtual Task<> send(const LoadRequest& request, std::string prepared, RequestRecord& record,
                       RunState& run) = 0;

@@ -16,10 +16,16 @@ double tpot_ms(const RequestRecord& r) {
   return r.output_tokens > 1 ? 1e3 * (r.last_token - r.first_token) / (r.output_tokens - 1) : 0;
 }
 
+// A stream that came in one piece says nothing of the time between its tokens, so it keeps no limit
+// on that.
+bool keeps_tpot(const RequestRecord& r, double limit_ms) {
+  return r.output_tokens < 2 || (r.token_events > 1 && tpot_ms(r) <= limit_ms);
+}
+
 bool is_good(const RequestRecord& r, const Slo& slo) {
   return r.outcome == Outcome::completed &&
          (!slo.ttft || 1e3 * (r.first_token - r.due) <= *slo.ttft) &&
-         (!slo.tpot || tpot_ms(r) <= *slo.tpot) &&
+         (!slo.tpot || keeps_tpot(r, *slo.tpot)) &&
          (!slo.e2el || 1e3 * (r.ended - r.due) <= *slo.e2el);
 }
 
@@ -107,10 +113,12 @@ Timeline timeline_of(const RunResult& run) {
 
 std::string bottleneck_of(const Figures& f) {
   const double limit = std::max(kLateMs, kLateOfTtft * f.ttft.p50);
-  if (f.busiest_thread_share > kBusyThread)
+  if (f.busiest_thread_share && *f.busiest_thread_share > kBusyThread)
     return fmt::format(
         "one of its threads used {:.0f} % of a core; give it more --threads or cores",
-        100 * f.busiest_thread_share);
+        100 * *f.busiest_thread_share);
+  if (!f.busiest_thread_share && f.cpu_share > kBusyThread * f.cores)
+    return fmt::format("it used {:.1f} of {} cores; give it more cores", f.cpu_share, f.cores);
   if (f.late.p99 > limit)
     return fmt::format("it started requests late, p99 {:.1f} ms; its threads or its cores are busy",
                        f.late.p99);
@@ -167,6 +175,11 @@ Result<Slo> parse_slo(const std::string& text) {
   return slo;
 }
 
+std::string busiest_thread_text(const Figures& f) {
+  return f.busiest_thread_share ? fmt::format("{:.0f} %", 100 * *f.busiest_thread_share)
+                                : "not measured";
+}
+
 Figures figures_of(const RunResult& run, const Slo& slo) {
   Figures f;
   f.requests = int(run.records.size());
@@ -182,6 +195,7 @@ Figures figures_of(const RunResult& run, const Slo& slo) {
     f.output_tokens_per_s_max = std::max(f.output_tokens_per_s_max, f.timeline.output_tokens[i]);
   f.cpu_seconds = run.generator.cpu_seconds;
   f.cpu_share = run.seconds > 0 ? f.cpu_seconds / run.seconds : 0;
+  f.cores = run.generator.cores;
   f.busiest_thread_share = run.generator.busiest_thread_share;
   std::vector<double> delays;
   for (const float delay : run.generator.loop_delays) delays.push_back(1e3 * double(delay));

@@ -63,18 +63,22 @@ struct Figures {
   Timeline timeline;
 
   // The generator's own.
-  double cpu_seconds = 0, cpu_share = 0;  // share: of one core
-  double busiest_thread_share = 0;
-  Latency late;            // of starting requests
-  Latency loop_delay;      // of its event loops
+  double cpu_seconds = 0, cpu_share = 0;       // share: of one core
+  int cores = 0;                               // of this machine
+  std::optional<double> busiest_thread_share;  // nothing: see GeneratorLoad
+  Latency late;                                // of starting requests
+  Latency loop_delay;                          // of its event loops
   std::string bottleneck;  // why its figures are not the server's; "": nothing speaks for that
 };
 
 Figures figures_of(const RunResult& run, const Slo& slo);
+// "37 %", or "not measured".
+std::string busiest_thread_text(const Figures& figures);
 
 // Above these the generator, not the server, may be what is measured.
-inline constexpr double kBusyThread = 0.9;   // share of a core of one of its threads
-inline constexpr double kLateMs = 10;        // p99 of starting late, and of the loop's delay
+inline constexpr double kBusyThread =
+    0.9;                               // share of a core of one of its threads, or of all cores
+inline constexpr double kLateMs = 10;  // p99 of starting late, and of the loop's delay
 inline constexpr double kLateOfTtft = 0.05;  // ... where that is this share of the median TTFT too
 
 }  // namespace kivi::load

@@ -139,6 +139,8 @@ class GrpcClient : public LoadClient {
     return message.SerializeAsString();
   }
 
+  bool has_own_threads() const override { return true; }  // gRPC's callbacks
+
   Task<> send(const LoadRequest& request, std::string prepared, RequestRecord& record,
               RunState& run) override {
     v1::GenerateRequest message;

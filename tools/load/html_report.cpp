@@ -131,9 +131,9 @@ std::string generator_notes(std::span<const RunReport> runs) {
   for (const RunReport& run : runs) {
     const Figures& f = run.figures;
     out += fmt::format(
-        "<p>{}: {:.2f} s of CPU, {:.0f} % of a core, its busiest thread {:.0f} %; starts late by "
+        "<p>{}: {:.2f} s of CPU, {:.0f} % of a core, its busiest thread {}; starts late by "
         "p50 {:.2f} ms, p99 {:.2f} ms; event loop late by p99 {:.2f} ms.</p>\n",
-        escape_html(run.label), f.cpu_seconds, 100 * f.cpu_share, 100 * f.busiest_thread_share,
+        escape_html(run.label), f.cpu_seconds, 100 * f.cpu_share, busiest_thread_text(f),
         f.late.p50, f.late.p99, f.loop_delay.p99);
     if (!f.bottleneck.empty())
       out += fmt::format("<p class=warn>{}: the generator may be the bottleneck: {}.</p>\n",

@@ -57,6 +57,7 @@ struct HttpClient::Exchange {
   // Shared with the deadline's handler, which may run after the request has ended.
   struct Deadline {
     Connection* connection = nullptr;
+    Resolver* resolver = nullptr;
     bool passed = false;
   };
   std::shared_ptr<Deadline> deadline = std::make_shared<Deadline>();
@@ -83,9 +84,11 @@ std::string HttpClient::prepare(const LoadRequest& request) const {
 Task<> HttpClient::connect(Connection& connection, Exchange& exchange) {
   if (addresses_.empty()) {
     Resolver resolver(io_);
+    exchange.deadline->resolver = &resolver;
     const auto [error, found] =
         co_await resolver.async_resolve(endpoint_.host, endpoint_.port, kTuple);
-    if (error) {
+    exchange.deadline->resolver = nullptr;
+    if (error || exchange.deadline->passed) {
       exchange.fail("connect", fmt::format("{}: {}", endpoint_.host, error.message()));
       co_return;
     }
@@ -159,6 +162,7 @@ Task<> HttpClient::perform(std::string message, Exchange& exchange) {
   timer.async_wait([deadline = exchange.deadline](const boost::system::error_code& error) {
     if (error) return;
     deadline->passed = true;
+    if (deadline->resolver != nullptr) deadline->resolver->cancel();
     if (deadline->connection != nullptr) deadline->connection->close();
   });
   for (bool again = true; again;) {

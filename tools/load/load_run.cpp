@@ -12,6 +12,7 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -59,15 +60,30 @@ class Worker {
   }
 
   double cpu() const { return cpu_seconds_; }
+  bool sees_all_threads() const { return !client_->has_own_threads(); }
   const std::vector<float>& loop_delays() const { return loop_delays_; }
 
  private:
   Task<> dispatch() {
+    std::optional<size_t> taken;
+    try {
+      co_await take_requests(taken);
+    } catch (const std::exception& e) {  // out of memory, or a library's surprise
+      fail_rest(taken, e.what());
+    }
+    dispatched_ = true;
+    stop_if_done();
+  }
+
+  // `taken`: the request that is being made, while it is not in flight.
+  Task<> take_requests(std::optional<size_t>& taken) {
     const RunPlan& plan = shared_.plan;
     while (shared_.next.load() < plan.requests.size()) {
       while (limited_ && free_since_.empty()) co_await place_freed_.async_wait(kTuple);
       const size_t index = shared_.next.fetch_add(1);
       if (index >= plan.requests.size()) break;
+      taken = index;
+      ++in_flight_;
       double free_since = 0;
       if (limited_) {
         free_since = free_since_.front();
@@ -79,11 +95,22 @@ class Worker {
       co_await wait_until(record.due);
       record.started = shared_.state.now();
       record.late = record.started - std::max(record.due, free_since);
-      ++in_flight_;
       asio::co_spawn(io_.get_executor(), serve(index, std::move(prepared)), asio::detached);
+      taken.reset();
     }
-    dispatched_ = true;
-    stop_if_done();
+  }
+
+  // This thread can make no more requests: the one it had and those that nobody has taken fail.
+  void fail_rest(std::optional<size_t> taken, const std::string& why) {
+    if (taken) --in_flight_;
+    const size_t count = shared_.plan.requests.size();
+    for (size_t i = taken ? *taken : shared_.next.fetch_add(1); i < count;
+         i = shared_.next.fetch_add(1)) {
+      note_failed(shared_.result.records[i], "client", why, shared_.state.now());
+      shared_.state.started.fetch_add(1);
+      shared_.state.ended.fetch_add(1);
+      shared_.state.failed.fetch_add(1);
+    }
   }
 
   Task<> wait_until(double seconds) {
@@ -193,10 +220,11 @@ RunResult run_load(const RunPlan& plan, const ClientFactory& make_client,
   GeneratorLoad& generator = result.generator;
   generator.cpu_seconds = cpu_seconds(RUSAGE_SELF) - cpu_before;
   generator.threads = int(workers.size());
+  generator.cores = std::max(1, int(std::thread::hardware_concurrency()));
   for (const auto& worker : workers) {
-    if (result.seconds > 0)
+    if (worker->sees_all_threads() && result.seconds > 0)
       generator.busiest_thread_share =
-          std::max(generator.busiest_thread_share, worker->cpu() / result.seconds);
+          std::max(generator.busiest_thread_share.value_or(0), worker->cpu() / result.seconds);
     generator.loop_delays.insert(generator.loop_delays.end(), worker->loop_delays().begin(),
                                  worker->loop_delays().end());
   }

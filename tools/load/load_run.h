@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -20,9 +21,12 @@ struct RunPlan {
 
 // What the generator says of itself.
 struct GeneratorLoad {
-  double cpu_seconds = 0;           // of the whole process
-  double busiest_thread_share = 0;  // CPU of the busiest of our threads / duration, [0, 1]
+  double cpu_seconds = 0;  // of the whole process
+  // CPU of the busiest of our threads / duration, [0, 1]. Nothing where the client reads on threads
+  // of a library, which this cannot see.
+  std::optional<double> busiest_thread_share;
   int threads = 0;
+  int cores = 0;                   // of this machine
   std::vector<float> loop_delays;  // s: how late a 10 ms timer of ours fired, all run long
 };
 

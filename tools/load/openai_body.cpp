@@ -50,9 +50,11 @@ std::string completion_body(const LoadRequest& request, const RequestOptions& op
 
 std::string http_message(const Endpoint& endpoint, const std::string& path,
                          const std::string& api_key, const std::string& body) {
+  const bool six = endpoint.host.find(':') != std::string::npos;  // an IPv6 address
+  const std::string host = six ? fmt::format("[{}]", endpoint.host) : endpoint.host;
   std::string message =
       fmt::format("{} {}{} HTTP/1.1\r\nHost: {}:{}\r\nUser-Agent: kivi-bench\r\nAccept: */*\r\n",
-                  body.empty() ? "GET" : "POST", endpoint.path, path, endpoint.host, endpoint.port);
+                  body.empty() ? "GET" : "POST", endpoint.path, path, host, endpoint.port);
   if (!api_key.empty()) message += fmt::format("Authorization: Bearer {}\r\n", api_key);
   if (!body.empty())
     message += fmt::format("Content-Type: application/json\r\nContent-Length: {}\r\n", body.size());

@@ -131,6 +131,10 @@ Status read_loads(const Words& w, const CLI::App& app, ServeOptions& o) {
     const auto rate = part == "inf" ? std::optional(kInfinity) : parse_number<double>(part);
     if (!rate || *rate <= 0)
       return bad("request-rate", w.rates, "numbers above 0, or inf, separated by commas");
+    if (double(o.work.count) / *rate > kDueSecondsMax)
+      return bad("request-rate", w.rates,
+                 fmt::format("rates at which {} requests are due within {:g} seconds", o.work.count,
+                             kDueSecondsMax));
     o.rates.push_back(*rate);
   }
   for (const std::string& part : split(concurrency_set ? w.concurrency : "0", ',')) {
@@ -163,7 +167,13 @@ Status read_server(const Words& w, ServeOptions& o) {
   return ok_status();
 }
 
-Status read_work(const Words& w, ServeOptions& o) {
+Status read_work(const Words& w, const CLI::App& app, ServeOptions& o) {
+  for (const char* flag : {"input-len", "output-len", "prefix-len", "prefix-count"}) {
+    const CLI::Option* option = app.get_option(fmt::format("--{}", flag));
+    if (!o.sharegpt.empty() && option->count() > 0)
+      return bad(flag, option->results().front(),
+                 "no --sharegpt beside it, whose conversations say what is asked");
+  }
   ASSIGN_OR_RETURN(o.work.prompt,
                    named(parse_lengths(w.input_len, kShareGptPromptMean, o.length_max), "input-len",
                          w.input_len));
@@ -207,7 +217,7 @@ Result<std::optional<ServeOptions>> parse_serve_options(const std::vector<std::s
                                                                {"burst", ArrivalKind::burst}};
   o.arrivals = kArrivals.at(w.arrivals);
   RETURN_IF_ERROR(read_server(w, o));
-  RETURN_IF_ERROR(read_work(w, o));
+  RETURN_IF_ERROR(read_work(w, app, o));
   RETURN_IF_ERROR(read_loads(w, app, o));
   return std::optional(std::move(o));
 }

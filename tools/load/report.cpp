@@ -24,7 +24,8 @@ ordered_json generator_json(const Figures& f) {
   return {
       {"cpu_seconds", f.cpu_seconds},
       {"cpu_share_of_a_core", f.cpu_share},
-      {"busiest_thread_share", f.busiest_thread_share},
+      {"busiest_thread_share",
+       f.busiest_thread_share ? ordered_json(*f.busiest_thread_share) : ordered_json(nullptr)},
       {"late_p50_ms", f.late.p50},
       {"late_p99_ms", f.late.p99},
       {"late_max_ms", f.late.sorted.empty() ? 0 : f.late.sorted.back()},
@@ -71,11 +72,11 @@ std::string notes_of(const RunReport& run) {
         "{}: the server sent no usage; output tokens are events, input tokens what was asked for\n",
         run.label);
   text += fmt::format(
-      "{}: generator: {:.2f} s of CPU ({:.0f} % of a core, busiest thread {:.0f} %), starts late "
+      "{}: generator: {:.2f} s of CPU ({:.0f} % of a core, busiest thread {}), starts late "
       "by "
       "p50 {:.2f} ms, p99 {:.2f} ms, loop late by p99 {:.2f} ms\n",
-      run.label, f.cpu_seconds, 100 * f.cpu_share, 100 * f.busiest_thread_share, f.late.p50,
-      f.late.p99, f.loop_delay.p99);
+      run.label, f.cpu_seconds, 100 * f.cpu_share, busiest_thread_text(f), f.late.p50, f.late.p99,
+      f.loop_delay.p99);
   if (!f.bottleneck.empty())
     text += fmt::format("{}: THE GENERATOR MAY BE THE BOTTLENECK: {}\n", run.label, f.bottleneck);
   return text;
@@ -86,6 +87,7 @@ std::string notes_of(const RunReport& run) {
 ordered_json run_json(const ordered_json& settings, const RunReport& run, bool detailed) {
   const Figures& f = run.figures;
   ordered_json out = settings;
+  out["num_prompts"] = f.requests;
   out["request_rate"] =
       std::isinf(run.request_rate) ? ordered_json("inf") : ordered_json(run.request_rate);
   out["max_concurrency"] =

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
+#include <utility>
 
 #include "tools/load/streams.h"
 
@@ -48,6 +50,16 @@ uint64_t stream_of(int run, int index) {
   return kPromptStream + (uint64_t(run) << 40) + uint64_t(index);
 }
 
+// The numbers below `count` in the seed's order.
+std::vector<size_t> permutation(uint64_t seed, size_t count) {
+  Random random(seed, kShareGptStream);
+  std::vector<size_t> order(count);
+  std::iota(order.begin(), order.end(), size_t(0));
+  for (size_t i = count; i > 1; --i)
+    std::swap(order[i - 1], order[size_t(random.integer(0, int64_t(i) - 1))]);
+  return order;
+}
+
 // 0: not cut. A request that is no longer than `cancel_after` ends before it can be cut.
 int draw_cancel(const WorkloadOptions& options, Random& random) {
   return random.uniform() < options.cancel_share ? options.cancel_after : 0;
@@ -84,12 +96,13 @@ std::vector<LoadRequest> make_workload(const WorkloadOptions& options, int run) 
 
 std::vector<LoadRequest> make_workload(const WorkloadOptions& options,
                                        const std::vector<Conversation>& conversations, int run) {
-  Random choice(options.seed, kShareGptStream + (uint64_t(run) << 40));
+  std::vector<size_t> order = permutation(options.seed, conversations.size());
+  if (run == kWarmUpRun) std::reverse(order.begin(), order.end());
   Random cancels(options.seed, kCancelStream);
   std::vector<LoadRequest> requests(size_t(options.count));
-  for (LoadRequest& request : requests) {
-    const Conversation& c =
-        conversations[size_t(choice.integer(0, int64_t(conversations.size()) - 1))];
+  for (size_t i = 0; i < requests.size(); ++i) {
+    LoadRequest& request = requests[i];
+    const Conversation& c = conversations[order[i % order.size()]];
     request.text = c.prompt;
     request.ids = c.prompt_ids;
     request.prompt_tokens = c.prompt_tokens;

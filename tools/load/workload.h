@@ -38,8 +38,9 @@ struct LoadRequest {
 // what a server keeps of one run's prompts helps none of the next one's; shared prefixes stay.
 std::vector<LoadRequest> make_workload(const WorkloadOptions& options, int run);
 
-// The same number of requests with prompts and lengths of `conversations` (not empty), drawn with
-// the seed and `run`. Ids where the conversations have them, else texts.
+// options.count requests with prompts and lengths of `conversations` (not empty), in an order of
+// the seed's that is the same in every run; none is asked twice before all were asked. The warm-up
+// takes them from the order's end. Ids where the conversations have them, else texts.
 std::vector<LoadRequest> make_workload(const WorkloadOptions& options,
                                        const std::vector<Conversation>& conversations, int run);
 
