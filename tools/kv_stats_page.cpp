@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "tools/heat_map.h"
+#include "tools/html_text.h"
 #include "tools/kv_stats_report.h"
 #include "tools/line_plot.h"
 
@@ -39,11 +40,11 @@ svg{max-width:100%;height:auto;color:var(--fg)}svg text{font-size:11px;fill:curr
 std::string table(const std::vector<std::string>& heads,
                   const std::vector<std::vector<std::string>>& rows) {
   std::string out = "<div class=\"scroll\"><table><thead><tr>";
-  for (const std::string& head : heads) out += "<th>" + escaped_html(head) + "</th>";
+  for (const std::string& head : heads) out += "<th>" + escape_html(head) + "</th>";
   out += "</tr></thead><tbody>\n";
   for (const std::vector<std::string>& row : rows) {
     out += "<tr>";
-    for (const std::string& cell : row) out += "<td>" + escaped_html(cell) + "</td>";
+    for (const std::string& cell : row) out += "<td>" + escape_html(cell) + "</td>";
     out += "</tr>\n";
   }
   return out + "</tbody></table></div>\n";
@@ -56,7 +57,7 @@ std::string figure(const HeatMap& map, const std::string& caption) {
   return fmt::format(
       "<figure><img alt=\"{0}\" src=\"{1}\"/><figcaption>{0}. Brightest: {2:.3g}.</figcaption>"
       "</figure>\n",
-      escaped_html(caption), data_uri(png_of(map)), largest);
+      escape_html(caption), data_uri(png_of(map)), largest);
 }
 
 // Layer x channel: which channels are large, through the whole model.
@@ -237,10 +238,10 @@ std::string recommendation(const KvStatsReport& report) {
   if (report.qualities.empty()) return "";
   const KvRecommendation& r = report.recommendation;
   std::string out = fmt::format("<div class=\"note\"><strong>Recommended: {}</strong><br/>{}",
-                                escaped_html(text_of(r)), escaped_html(r.reason));
+                                escape_html(text_of(r)), escape_html(r.reason));
   if (!r.difference.empty())
     out += fmt::format("<br/><span class=\"dim\">auto is {}: {}</span>", r.automatic,
-                       escaped_html(r.difference));
+                       escape_html(r.difference));
   return out + "</div>\n";
 }
 
@@ -248,14 +249,14 @@ std::string recommendation(const KvStatsReport& report) {
 
 std::string kv_stats_page(const KvStatsReport& report) {
   const KvStatistics& s = report.statistics;
-  const std::string model = escaped_html(report.model);
+  const std::string model = escape_html(report.model);
   return fmt::format(
              "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/><meta "
              "name=\"viewport\" content=\"width=device-width,initial-scale=1\"/><title>kv-stats: "
              "{0}</title>\n{1}</head><body>\n<h1>Keys and values of {0}</h1>\n<p>{2} layers, {3} "
              "query and {4} KV heads of {5} channels; {6} windows of {7} tokens of {8}.</p>\n",
              model, kStyle, report.layers_in_model, s.heads_q, s.heads_kv, s.head_dim, s.windows,
-             s.window, escaped_html(report.text)) +
+             s.window, escape_html(report.text)) +
          recommendation(report) + simulations(report) + residuals(report) + errors(report) +
          magnitudes(s) + outliers(s) + sparsity(s) + "</body></html>\n";
 }

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tools/html_text.h"
+
 namespace kivi {
 
 namespace {
@@ -21,27 +23,6 @@ double tick_step(double largest) {
 
 }  // namespace
 
-std::string escaped_html(const std::string& text) {
-  std::string out;
-  for (const char c : text) switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += c;
-    }
-  return out;
-}
-
 std::string svg_of(const LinePlot& plot) {
   double largest = 1e-9;
   for (const PlotSeries& s : plot.series)
@@ -54,7 +35,7 @@ std::string svg_of(const LinePlot& plot) {
   std::string out = fmt::format(
       "<svg viewBox=\"0 0 {0:g} {1:g}\" width=\"{0:g}\" role=\"img\"><title>{2}</title>\n"
       "<text x=\"{3:g}\" y=\"18\" class=\"t\">{2}</text>\n",
-      kWidth, kHeight, escaped_html(plot.title), kLeft);
+      kWidth, kHeight, escape_html(plot.title), kLeft);
   const double step = tick_step(largest);
   for (double y = 0; y <= largest * 1.05; y += step)
     out += fmt::format(
@@ -69,8 +50,8 @@ std::string svg_of(const LinePlot& plot) {
       "<text x=\"{:g}\" y=\"{:g}\" text-anchor=\"middle\">{}</text>"
       "<text x=\"4\" y=\"{:g}\" transform=\"rotate(-90 12 {:g})\" "
       "text-anchor=\"middle\">{}</text>\n",
-      kLeft + width / 2, kHeight - 6, escaped_html(plot.x_name), kTop + height / 2,
-      kTop + height / 2, escaped_html(plot.y_name));
+      kLeft + width / 2, kHeight - 6, escape_html(plot.x_name), kTop + height / 2,
+      kTop + height / 2, escape_html(plot.y_name));
   for (size_t s = 0; s < plot.series.size(); ++s) {
     out += fmt::format("<g style=\"color:var(--s{})\"><polyline class=\"l\" points=\"", s);
     const std::vector<double>& values = plot.series[s].values;
@@ -84,7 +65,7 @@ std::string svg_of(const LinePlot& plot) {
     out += fmt::format(
         "<line x1=\"{0:g}\" x2=\"{1:g}\" y1=\"{2:g}\" y2=\"{2:g}\" class=\"l\"/></g>"
         "<text x=\"{3:g}\" y=\"{4:g}\">{5}</text>\n",
-        x, x + 16, y, x + 22, y + 4, escaped_html(plot.series[s].name));
+        x, x + 16, y, x + 22, y + 4, escape_html(plot.series[s].name));
   }
   return out + "</svg>\n";
 }

@@ -21,7 +21,4 @@ struct LinePlot {
 // An <svg> with its legend. Series i has the CSS colour var(--s<i>), text and axes currentColor.
 std::string svg_of(const LinePlot& plot);
 
-// &, <, > and quotes as entities.
-std::string escaped_html(const std::string& text);
-
 }  // namespace kivi

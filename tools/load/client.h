@@ -3,8 +3,11 @@
 #pragma once
 
 #include <atomic>
+#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/basic_waitable_timer.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -16,9 +19,14 @@
 
 namespace kivi::load {
 
-// A coroutine on one io_context; the executor's type is spelled out because a token's cost counts.
+// Coroutines, their timers and what they wait with, on one io_context; the executor's type is
+// spelled out because a token's cost counts.
+using Executor = boost::asio::io_context::executor_type;
 template <class T = void>
-using Task = boost::asio::awaitable<T, boost::asio::io_context::executor_type>;
+using Task = boost::asio::awaitable<T, Executor>;
+using Timer = boost::asio::basic_waitable_timer<
+    std::chrono::steady_clock, boost::asio::wait_traits<std::chrono::steady_clock>, Executor>;
+inline constexpr boost::asio::as_tuple_t<boost::asio::use_awaitable_t<Executor>> kTuple{};
 
 // What every request asks for besides its prompt and lengths.
 struct RequestOptions {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "tools/html_text.h"
 #include "tools/load/svg_plot.h"
 
 namespace kivi::load {

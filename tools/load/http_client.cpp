@@ -21,12 +21,8 @@ using asio::ip::tcp;
 
 namespace {
 
-using Executor = asio::io_context::executor_type;
 using Socket = asio::basic_stream_socket<tcp, Executor>;
 using Resolver = asio::ip::basic_resolver<tcp, Executor>;
-using Timer = asio::basic_waitable_timer<std::chrono::steady_clock,
-                                         asio::wait_traits<std::chrono::steady_clock>, Executor>;
-constexpr asio::as_tuple_t<asio::use_awaitable_t<Executor>> kTuple{};
 
 constexpr size_t kReadBytes = 64 << 10;
 constexpr size_t kBodyBytesMax = 8 << 20;  // of a reply that is no stream

@@ -21,10 +21,6 @@ namespace asio = boost::asio;
 
 namespace {
 
-using Executor = asio::io_context::executor_type;
-using Timer = asio::basic_waitable_timer<std::chrono::steady_clock,
-                                         asio::wait_traits<std::chrono::steady_clock>, Executor>;
-constexpr asio::as_tuple_t<asio::use_awaitable_t<Executor>> kTuple{};
 constexpr auto kProbeInterval = std::chrono::milliseconds(10);
 constexpr auto kProgressInterval = std::chrono::milliseconds(100);
 

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "tools/html_text.h"
+
 namespace kivi::load {
 namespace {
 
@@ -106,25 +108,6 @@ std::string legend(const Plot& plot) {
 }
 
 }  // namespace
-
-std::string escape_html(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '&')
-      out += "&amp;";
-    else if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '"')
-      out += "&quot;";
-    else if (c == '\'')
-      out += "&#39;";
-    else
-      out += c;
-  }
-  return out;
-}
 
 std::vector<double> ticks(double low, double high, int count) {
   std::vector<double> out;

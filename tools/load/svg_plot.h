@@ -26,9 +26,6 @@ inline constexpr int kSeriesColours = 8;
 
 std::string svg_plot(const Plot& plot);
 
-// &, <, > and quotes.
-std::string escape_html(const std::string& text);
-
 // Round values that cover [low, high]: about `count` of them, a step of 1, 2 or 5 times a power of
 // ten. log: powers of ten, with 2 and 5 times them where there are few.
 std::vector<double> ticks(double low, double high, int count);
