@@ -285,10 +285,11 @@ void RequestMetrics::polled(const Completion& completion, std::span<const TextCh
     const int tokens = completion.completion_tokens(chunk.choice);
     const int fresh = tokens - choice.tokens;
     if (fresh <= 0) continue;
-    // Tokens that came together share the time since the last ones evenly.
-    if (choice.tokens > 0)
-      for (int i = 0; i < fresh; ++i)
-        m.inter_token.Observe(seconds_between(choice.last, now) / fresh);
+    // Tokens that came together share the time since the last ones evenly; those that came with the
+    // first one waited for nothing. So a choice of n tokens has n - 1 intervals, however they came.
+    const bool first = choice.tokens == 0;
+    const double interval = first ? 0 : seconds_between(choice.last, now) / fresh;
+    for (int i = first ? 1 : 0; i < fresh; ++i) m.inter_token.Observe(interval);
     choice = {tokens, now};
   }
 }
