@@ -114,7 +114,9 @@ Result<BenchmarkStore> BenchmarkStore::create(Backend& backend, const Shape& sha
   const int64_t pages = int64_t(store.pages_each_) * shape.sequences;
   const int64_t layer_bytes =
       layout.page_bytes() * pages + layout.residual_slot_bytes() * shape.sequences;
-  layout.shape.layers = int(std::clamp<int64_t>(rotation_bytes / layer_bytes + 1, 1, kCopiesMax));
+  layout.shape.layers =
+      shape.layers > 0 ? shape.layers
+                       : int(std::clamp<int64_t>(rotation_bytes / layer_bytes + 1, 1, kCopiesMax));
   const int64_t page_bytes = aligned(layout.page_bytes() * pages);
   ASSIGN_OR_RETURN(
       store.memory_,

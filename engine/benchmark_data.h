@@ -64,8 +64,9 @@ class BenchmarkStore {
     int sequences = 0;
     int cached = 0;  // tokens of each
     int room = 0;    // tokens that its pages hold
+    int layers = 0;  // 0: as many as `rotation_bytes` asks for
   };
-  // As many layers as `rotation_bytes` asks for. kv: random rows [rows, 2 hk d] f16, more than
+  // kv: random rows [rows, 2 hk d] f16, more than
   // sequences.
   static Result<BenchmarkStore> create(Backend& backend, const Shape& shape, const Tensor& kv,
                                        int64_t rotation_bytes);

@@ -1,5 +1,6 @@
 #include "engine/decoder_model.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace kivi {
@@ -72,8 +73,8 @@ Result<std::unique_ptr<DecoderModel>> DecoderModel::create(Backend& backend,
 void DecoderModel::forward(const StepView& step, const KvView& store) {
   const int64_t t = step.rows;
   step_ = all_;
-  for (Tensor* tensor : {&step_.x, &step_.h, &step_.h_mlp, &step_.qkv, &step_.q, &step_.kv,
-                         &step_.attention, &step_.up, &step_.gated, &step_.delta})
+  for (Tensor* tensor : {&step_.x, &step_.h, &step_.h_mlp, &step_.qkv, &step_.q, &step_.attention,
+                         &step_.up, &step_.gated, &step_.delta})
     if (!tensor->empty()) *tensor = tensor->slice_rows(0, t);
 
   const auto& layers = weights_.layers;
@@ -107,11 +108,20 @@ void DecoderModel::attention(const LayerWeights& w, int layer, const StepView& s
   backend_.matmul(step_.h, w.qkv, w.qkv_bias, step_.qkv);  // qkv [t, (hq + 2 hk) d]
   Rope rope = rope_;
   rope.lengths = step.rope_lengths;
+  // As many layers as there is room for are stored at once: a step of few rows, whose append is
+  // latency and not bytes, then has one of it.
+  const int64_t t = step.rows;
+  const int layers_at_once = int(std::clamp<int64_t>(all_.kv.rows() / std::max<int64_t>(t, 1), 1,
+                                                     int64_t(weights_.layers.size())));
+  const int pending = layer % layers_at_once;  // layers before this one that are not stored yet
+  const Tensor kv = all_.kv.slice_rows(pending * t, t);
   backend_.rope(step_.qkv, step.positions, rope, spec_.kv_shape(), step_.q,
-                step_.kv);  // q [t, hq d], kv [t, 2 hk d]
-  backend_.kv_attend(step_.q, step_.kv, store, step, layer, scale,
-                     step_.attention);                                     // attention [t, hq d]
-  backend_.kv_append(step_.kv, store, step, layer);                        // the store
+                kv);  // q [t, hq d], kv [t, 2 hk d]
+  backend_.kv_attend(step_.q, kv, store, step, layer, scale,
+                     step_.attention);  // attention [t, hq d]
+  if (pending + 1 == layers_at_once || layer + 1 == int(weights_.layers.size()))
+    backend_.kv_append(all_.kv.slice_rows(0, (pending + 1) * t), store, step, layer - pending,
+                       pending + 1);                                       // the store
   backend_.matmul(step_.attention, w.output, w.output_bias, step_.delta);  // delta [t, n]
 }
 

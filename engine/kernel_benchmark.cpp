@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <numeric>
 #include <random>
+#include <set>
 
 #include "engine/benchmark_data.h"
 #include "engine/device.h"
@@ -23,6 +24,7 @@ namespace {
 constexpr int kSampledRowsMax = 512;  // of logits: rows beyond are prompt tokens
 constexpr int kPromptRowsMin = 32;    // fewer are no prompt
 constexpr int kFillRows = 2048;       // of a step that fills a store
+constexpr int kStepStores = 2;        // models whose steps are stored in turn
 constexpr int kIdSets = 64;           // different ids for embed and gather
 
 // What differs between a device with its own memory and a CPU.
@@ -40,6 +42,12 @@ const Scale kDeviceScale = {{1, 64, 4096},
                             8192};
 const Scale kCpuScale = {
     {1, 8, 64}, {{1, 1024}, {8, 512}}, int64_t(96) << 20, int64_t(128) << 20, 1024};
+
+// As in service: each sequence completes its R keys at a step of its own.
+std::vector<int> staggered_pasts(std::vector<int> pasts) {
+  for (size_t i = 0; i < pasts.size(); ++i) pasts[i] -= std::min(pasts[i], int(i * 37 + 1) % 128);
+  return pasts;
+}
 
 const std::vector<std::string> kFormats = {"fp16", "fp8", "kivi4", "kivi-k4v2", "kivi2"};
 
@@ -95,6 +103,7 @@ class Benchmark {
   Result<KvFormat> format_of(const std::string& name) const;
   Status measure_format(const KvFormat& format);
   Status measure_decode(const std::string& name, const KvFormat& format, const CacheCase& cache);
+  Status measure_append_step(const std::string& name, const KvFormat& format, int sequences);
   Status measure_prompt(const std::string& name, const KvFormat& format, int past, int rows);
   void attend(const std::string& name, const BenchmarkStore& store, const BenchmarkStep& step,
               const char* op, const std::string& shape);
@@ -203,9 +212,10 @@ Status Benchmark::make_data() {
     RETURN_IF_ERROR(make(logits_, rows, vocab, DType::f32, 2, rotation));
     ASSIGN_OR_RETURN(sampled_ids_, backend_.allocate(size_t(rows) * sizeof(int32_t), "ids"));
   }
-  if (any({"kv_attend", "kv_append", "kv_attend_prompt", "kv_append_prompt"})) {
+  if (any({"kv_attend", "kv_append", "kv_append_step", "kv_attend_prompt", "kv_append_prompt"})) {
     int64_t rows = std::max<int64_t>(t, kFillRows);
-    for (const CacheCase& cache : scale_.caches) rows = std::max<int64_t>(rows, cache.sequences);
+    for (const CacheCase& cache : scale_.caches)
+      rows = std::max<int64_t>(rows, int64_t(cache.sequences) * spec_.layers);
     RETURN_IF_ERROR(make(queries_, rows, spec_.query_size(), backend_.query_type(), 1, 0));
     RETURN_IF_ERROR(make(kv_, rows, spec_.kv_size(), DType::f16, 1, 0));
     RETURN_IF_ERROR(make(attention_, rows, spec_.query_size(), a_, 1, 0));
@@ -373,6 +383,11 @@ Status Benchmark::measure_format(const KvFormat& format) {
   if (wanted("kv_attend") || wanted("kv_append"))
     for (const CacheCase& cache : scale_.caches)
       RETURN_IF_ERROR(measure_decode(text, format, cache));
+  if (wanted("kv_append_step")) {
+    std::set<int> batches;
+    for (const CacheCase& cache : scale_.caches) batches.insert(cache.sequences);
+    for (const int batch : batches) RETURN_IF_ERROR(measure_append_step(text, format, batch));
+  }
   if (wanted("kv_attend_prompt") || wanted("kv_append_prompt"))
     for (const int t : scale_.rows) {
       if (t < kPromptRowsMin) continue;
@@ -393,17 +408,45 @@ Status Benchmark::measure_decode(const std::string& name, const KvFormat& format
     skip("kv_attend", shape, name, store.error().message);
     return ok_status();
   }
-  std::vector<int> pasts(size_t(cache.sequences), cache.tokens - 1);
+  const std::vector<int> pasts(size_t(cache.sequences), cache.tokens - 1);
   ASSIGN_OR_RETURN(const BenchmarkStep step, store->step(pasts, 1));
   if (wanted("kv_attend")) attend(name, *store, step, "kv_attend", shape);
   if (!wanted("kv_append")) return ok_status();
-  // As in service: each sequence completes its R keys at a step of its own.
-  for (size_t i = 0; i < pasts.size(); ++i) pasts[i] -= std::min(pasts[i], int(i * 37 + 1) % 128);
-  ASSIGN_OR_RETURN(const BenchmarkStep staggered, store->step(pasts, 1));
+  ASSIGN_OR_RETURN(const BenchmarkStep staggered, store->step(staggered_pasts(pasts), 1));
   append(name, *store, staggered, "kv_append", shape + " staggered");
   // The worst case.
   if (format.kind == KvKind::kivi && cache.tokens % format.residual == 0)
     append(name, *store, step, "kv_append", shape + " all flush");
+  return ok_status();
+}
+
+// What a decode step of the whole model stores, in one call: the history's length does not matter.
+Status Benchmark::measure_append_step(const std::string& name, const KvFormat& format,
+                                      int sequences) {
+  const std::string shape = fmt::format("{} sequences, {} layers", sequences, spec_.layers);
+  const int cached = 2 * std::max(128, format.residual) - 1;
+  const BenchmarkStore::Shape wanted_store = {format,
+                                              spec_.heads_kv,
+                                              spec_.head_dim,
+                                              sequences,
+                                              cached,
+                                              cached + 1,
+                                              spec_.layers * kStepStores};
+  const auto store = BenchmarkStore::create(
+      backend_, wanted_store, kv_.matrix(0, std::max(kFillRows, sequences), spec_.kv_size()), 0);
+  if (!store.ok()) {
+    skip("kv_append_step", shape, name, store.error().message);
+    return ok_status();
+  }
+  ASSIGN_OR_RETURN(const BenchmarkStep step,
+                   store->step(staggered_pasts(std::vector<int>(size_t(sequences), cached)), 1));
+  OpCost cost;
+  for (const StepSequence& s : step.view().sequences)
+    cost.bytes += spec_.layers * append_cost(store->layout(), s.past, 1).bytes;
+  const Tensor kv = kv_.matrix(0, int64_t(spec_.layers) * sequences, spec_.kv_size());
+  record("kv_append_step", shape, name, cost, timer_.seconds(kStepStores, [&](int i) {
+    backend_.kv_append(kv, store->view(), step.view(), i * spec_.layers, spec_.layers);
+  }));
   return ok_status();
 }
 
@@ -486,6 +529,7 @@ const std::vector<std::string>& kernel_op_names() {
                                                  "kv_attend",
                                                  "kv_attend_prompt",
                                                  "kv_append",
+                                                 "kv_append_step",
                                                  "kv_append_prompt",
                                                  "activation",
                                                  "gather_rows",

@@ -5,10 +5,6 @@
 namespace kivi {
 namespace {
 
-int pages_of(int64_t tokens, int page_tokens) {
-  return int((tokens + page_tokens - 1) / page_tokens);
-}
-
 // Pages that are still to be taken so that `held` reach `needed`.
 int missing(int needed, const std::vector<int32_t>& held) {
   const int have = int(held.size());
@@ -24,10 +20,10 @@ KvCache::KvCache(const KvLayout& layout, const KvCapacity& capacity)
       slots_(capacity.slots),
       staging_(capacity.staging_pages) {}
 
-int KvCache::pages_needed(int tokens) const { return pages_of(tokens, layout_.page_tokens()); }
+int KvCache::pages_needed(int tokens) const { return layout_.pages_for(tokens); }
 
 int KvCache::staging_pages_needed(int tokens) const {
-  return pages_of(tokens, KvLayout::kStagingTokens);
+  return KvLayout::staging_pages_for(tokens);
 }
 
 bool KvCache::reserve(SequenceKv& kv, int tokens_more, KvMode mode) {

@@ -25,9 +25,9 @@ class KvCache {
 
   // Reserves what `tokens_more` tokens need in `mode`, and a slot where the sequence has none.
   // All or nothing: on false, kv is unchanged.
-  //   store: pages up to kv.tokens + tokens_more
+  //   store: pages for what is quantized of kv.tokens + tokens_more
   //   stage: staging pages up to kv.tokens + tokens_more
-  //   commit: pages for everything; the staging pages stay held until commit()
+  //   commit: pages as in store, for all tokens; the staging pages stay held until commit()
   bool reserve(SequenceKv& kv, int tokens_more, KvMode mode);
 
   // The step has stored the tokens: kv.tokens grows; mode commit gives the staging pages back.

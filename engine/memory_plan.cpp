@@ -65,7 +65,7 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
   const int page_tokens = layout.page_tokens();
   plan.tokens_capacity = int64_t(plan.capacity.pages) * page_tokens;
   plan.sequences_max = std::min<int64_t>(
-      plan.capacity.slots, plan.capacity.pages / ceil_div(max_model_len, page_tokens));
+      plan.capacity.slots, plan.capacity.pages / std::max(1, layout.pages_for(max_model_len)));
   plan.bytes_per_token = double(page) / page_tokens;
   plan.bytes_per_token_f16 = 4.0 * layout.shape.layers * layout.shape.heads * layout.shape.head_dim;
   return plan;

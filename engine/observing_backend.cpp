@@ -49,9 +49,12 @@ void ObservingBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvV
 }
 
 void ObservingBackend::do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
-                                    int layer) {
-  if (observer_.before_append) observer_.before_append(*inner_, kv, store, layer);
-  inner_->kv_append(kv, store, step, layer);
+                                    int layer, int layers) {
+  if (observer_.before_append)
+    for (int i = 0; i < layers; ++i)
+      observer_.before_append(*inner_, kv.slice_rows(int64_t(i) * step.rows, step.rows), store,
+                              layer + i);
+  inner_->kv_append(kv, store, step, layer, layers);
 }
 
 void ObservingBackend::do_gated_activation(const Tensor& gate_up, Activation activation,

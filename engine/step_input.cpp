@@ -16,8 +16,6 @@ size_t aligned(size_t words) {
   return (words + kAlignmentWords - 1) / kAlignmentWords * kAlignmentWords;
 }
 
-int pages_for(int tokens, int page_tokens) { return (tokens + page_tokens - 1) / page_tokens; }
-
 }  // namespace
 
 int64_t StepInput::device_bytes(const Limits& limits) {
@@ -89,15 +87,15 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
   s.mode = planned.mode;
 
   s.pages_begin = int32_t(page_table_.size());
-  if (planned.mode != KvMode::stage) s.pages_count = pages_for(end, layout.page_tokens());
+  if (planned.mode != KvMode::stage) s.pages_count = layout.pages_for(end);
   VERIFY(s.pages_count <= int(sequence.kv.pages.size()));
   const auto pages = sequence.kv.pages.begin();
   page_table_.insert(page_table_.end(), pages, pages + s.pages_count);
 
   s.staging_begin = int32_t(page_table_.size());
-  if (planned.mode == KvMode::stage) s.staging_count = pages_for(end, KvLayout::kStagingTokens);
+  if (planned.mode == KvMode::stage) s.staging_count = KvLayout::staging_pages_for(end);
   if (planned.mode == KvMode::commit)
-    s.staging_count = pages_for(planned.past, KvLayout::kStagingTokens);
+    s.staging_count = KvLayout::staging_pages_for(planned.past);
   VERIFY(s.staging_count <= int(sequence.kv.staging_pages.size()));
   const auto staging = sequence.kv.staging_pages.begin();
   page_table_.insert(page_table_.end(), staging, staging + s.staging_count);

@@ -34,7 +34,6 @@ void verify_step(const Tensor& kv, const KvView& store, const StepView& step, in
   VERIFY(kv.dtype == DType::f16 &&
          is_matrix(kv, step.rows, 2 * int64_t(shape.heads) * shape.head_dim));
   VERIFY(layer >= 0 && layer < shape.layers && step.sliding_window >= 0);
-  const int page_tokens = store.layout.page_tokens();
   const auto entries = int64_t(step.page_table.size());
   int row = 0;
   for (const StepSequence& s : step.sequences) {
@@ -45,7 +44,7 @@ void verify_step(const Tensor& kv, const KvView& store, const StepView& step, in
     VERIFY(s.staging_begin >= 0 && s.staging_count >= 0 &&
            s.staging_begin + s.staging_count <= entries);
     const int64_t total = int64_t(s.past) + s.row_count;
-    if (s.mode != KvMode::stage) VERIFY(int64_t(s.pages_count) * page_tokens >= total);
+    if (s.mode != KvMode::stage) VERIFY(s.pages_count >= store.layout.pages_for(int(total)));
     if (s.mode != KvMode::store)
       VERIFY(int64_t(s.staging_count) * KvLayout::kStagingTokens >=
              (s.mode == KvMode::stage ? total : s.past));
@@ -139,9 +138,12 @@ void Backend::kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
   if (step.rows > 0) do_kv_attend(q, kv, store, step, layer, scale, out);
 }
 
-void Backend::kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer) {
-  verify_step(kv, store, step, layer);
-  if (step.rows > 0) do_kv_append(kv, store, step, layer);
+void Backend::kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
+                        int layers) {
+  VERIFY(layers >= 1 && layer + layers <= store.layout.shape.layers);
+  VERIFY(kv.rows() == int64_t(layers) * step.rows);
+  verify_step(kv.slice_rows(0, step.rows), store, step, layer);
+  if (step.rows > 0) do_kv_append(kv, store, step, layer, layers);
 }
 
 void Backend::gated_activation(const Tensor& gate_up, Activation activation, const Tensor& out) {

@@ -130,10 +130,11 @@ class Backend {
   void kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
                  int layer, float scale, const Tensor& out);
 
-  // Stores the step's own tokens after attention has read the history: residual write, eviction of
-  // values and flush of keys where R is reached; staging; or the quantization of a whole prompt.
-  // kv [t, 2 hk d] f16.
-  void kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer);
+  // Stores the step's own tokens in `layers` layers from `layer` on, after attention has read their
+  // history: residual write, eviction of values and flush of keys where R is reached; staging; or
+  // the quantization of a whole prompt. kv [layers t, 2 hk d] f16, layer by layer.
+  void kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
+                 int layers = 1);
 
   // out = act(gate) * up.  gate_up [t, 2 f] a (gate, then up), out [t, f] a.
   void gated_activation(const Tensor& gate_up, Activation activation, const Tensor& out);
@@ -173,8 +174,8 @@ class Backend {
                        const KvShape& shape, const Tensor& q, const Tensor& kv) = 0;
   virtual void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
                             const StepView& step, int layer, float scale, const Tensor& out) = 0;
-  virtual void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
-                            int layer) = 0;
+  virtual void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
+                            int layers) = 0;
   virtual void do_gated_activation(const Tensor& gate_up, Activation activation,
                                    const Tensor& out) = 0;
   virtual void do_activate(const Tensor& x, Activation activation) = 0;

@@ -138,6 +138,16 @@ struct KvLayout {
   KvShape shape;
 
   KIVI_HOST_DEVICE constexpr int page_tokens() const { return format.group > 64 ? 128 : 64; }
+  // Pages that `tokens` cached tokens of one sequence take, and the most tokens that `pages` pages
+  // allow: what is still in the residual needs none. (Values are never quantized beyond keys.)
+  KIVI_HOST_DEVICE constexpr int pages_for(int tokens) const {
+    return (key_tokens_quantized(format, tokens) + page_tokens() - 1) / page_tokens();
+  }
+  KIVI_HOST_DEVICE constexpr int64_t tokens_within(int64_t pages) const {
+    const int64_t quantized = pages * page_tokens();
+    if (format.kind != KvKind::kivi) return quantized;
+    return quantized / format.residual * format.residual + format.residual - 1;
+  }
   KIVI_HOST_DEVICE constexpr int key_groups() const {  // token groups a page
     return format.kind == KvKind::kivi ? page_tokens() / format.group : 0;
   }
@@ -197,6 +207,9 @@ struct KvLayout {
 
   // Staging block: 64 tokens, K rows, then V rows, f16, swizzled.
   static constexpr int kStagingTokens = 64;
+  KIVI_HOST_DEVICE static constexpr int staging_pages_for(int tokens) {
+    return (tokens + kStagingTokens - 1) / kStagingTokens;
+  }
   KIVI_HOST_DEVICE constexpr int staging_values_offset() const {
     return kStagingTokens * shape.head_dim * 2;
   }

@@ -66,8 +66,8 @@ class CpuBackend final : public Backend {
                const Tensor& q, const Tensor& kv) override;
   void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
                     int layer, float scale, const Tensor& out) override;
-  void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
-                    int layer) override;
+  void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
+                    int layers) override;
   void do_gated_activation(const Tensor& gate_up, Activation activation,
                            const Tensor& out) override;
   void do_activate(const Tensor& x, Activation activation) override;

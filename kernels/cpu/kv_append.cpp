@@ -250,12 +250,14 @@ namespace kivi {
 HWY_EXPORT(AppendHead);
 
 void CpuBackend::do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
-                              int layer) {
+                              int layer, int layers) {
   const int heads = store.layout.shape.heads;
-  pool_.parallel_for(int64_t(step.sequences.size()) * heads, kv.size() * 4, [&](int64_t task, int) {
-    const StepSequence& s = step.sequences[size_t(task / heads)];
+  const int64_t of_layer = int64_t(step.sequences.size()) * heads;
+  pool_.parallel_for(layers * of_layer, kv.size() * 4, [&](int64_t task, int) {
+    const int64_t i = task / of_layer, rest = task % of_layer;
+    const Tensor own = kv.slice_rows(i * step.rows, step.rows);
     HWY_DYNAMIC_DISPATCH(AppendHead)
-    ({kv, store, step, s, layer, int(task % heads)});
+    ({own, store, step, step.sequences[size_t(rest / heads)], layer + int(i), int(rest % heads)});
   });
 }
 

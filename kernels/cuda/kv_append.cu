@@ -30,73 +30,82 @@ constexpr int kRowsMax = 128;         // rows of a block's tile: a group of keys
 
 struct Append {
   const __half* kv;
-  int64_t kv_stride;
+  int64_t kv_stride, kv_layer_stride;
   KvView store;
   const StepSequence* sequences;
   const int32_t* page_table;
-  int layer;
+  int first_layer;
 
   __device__ int d() const { return store.layout.shape.head_dim; }
   __device__ bool is_decode(const StepSequence& s) const {
     return s.row_count == 1 && s.mode == KvMode::store;
   }
-  __device__ std::byte* page(const StepSequence& s, int index, int head) const {
-    return store.page_block(layer, page_table[s.pages_begin + index], head);
+};
+
+// One head of one sequence in one layer.
+struct Head {
+  const Append& a;
+  const StepSequence& s;
+  int index;  // of the layers that the launch stores
+  int head;
+
+  __device__ int layer() const { return a.first_layer + index; }
+  __device__ std::byte* page(int i) const {
+    return a.store.page_block(layer(), a.page_table[s.pages_begin + i], head);
   }
-  __device__ __half* residual(const StepSequence& s, int head, int which) const {
-    return reinterpret_cast<__half*>(store.residual_slab(layer, s.slot, head) +
-                                     which * store.layout.residual_values_offset());
+  __device__ __half* residual(int which) const {
+    return reinterpret_cast<__half*>(a.store.residual_slab(layer(), s.slot, head) +
+                                     which * a.store.layout.residual_values_offset());
   }
-  __device__ __half* staging(const StepSequence& s, int token, int head, int which) const {
-    const int index = s.staging_begin + token / KvLayout::kStagingTokens;
-    return reinterpret_cast<__half*>(store.staging_block(layer, page_table[index], head) +
-                                     which * store.layout.staging_values_offset());
+  __device__ __half* staging(int token, int which) const {
+    const int i = s.staging_begin + token / KvLayout::kStagingTokens;
+    return reinterpret_cast<__half*>(a.store.staging_block(layer(), a.page_table[i], head) +
+                                     which * a.store.layout.staging_values_offset());
   }
   // Channel c (a multiple of 8 for 16-byte reads) of a token's key (0) or value (1), wherever it is
   // before this step's writes.
-  __device__ const __half* source(const StepSequence& s, int token, int head, int which,
-                                  int c) const {
+  __device__ const __half* source(int token, int which, int c) const {
+    const KvLayout& layout = a.store.layout;
     if (token >= s.past)
-      return kv + (s.row_begin + token - s.past) * kv_stride +
-             (which * store.layout.shape.heads + head) * d() + c;
+      return a.kv + index * a.kv_layer_stride + (s.row_begin + token - s.past) * a.kv_stride +
+             (which * layout.shape.heads + head) * a.d() + c;
     const bool staged = s.mode != KvMode::store;
-    const int row = token % (staged ? KvLayout::kStagingTokens : store.layout.format.residual);
-    const __half* rows = staged ? staging(s, token, head, which) : residual(s, head, which);
-    return rows + row * d() + swizzled_channel(row, c, d());
+    const int row = token % (staged ? KvLayout::kStagingTokens : layout.format.residual);
+    const __half* rows = staged ? staging(token, which) : residual(which);
+    return rows + row * a.d() + swizzled_channel(row, c, a.d());
   }
 };
 
 // --- decode -----------------------------------------------------------------------------------
 
 // Rows of `count` tokens from `first` on into shared memory, [count][d]. Keys: which 0.
-__device__ void load_rows(const Append& a, const StepSequence& s, int head, int which, int first,
-                          int count, __half* rows) {
-  const int chunks = a.d() / 8;
+__device__ void load_rows(const Head& h, int which, int first, int count, __half* rows) {
+  const int d = h.a.d(), chunks = d / 8;
   for (int i = threadIdx.x; i < count * chunks; i += blockDim.x) {
     const int row = i / chunks, c = i % chunks * 8;
-    *reinterpret_cast<uint4*>(rows + row * a.d() + c) =
-        *reinterpret_cast<const uint4*>(a.source(s, first + row, head, which, c));
+    *reinterpret_cast<uint4*>(rows + row * d + c) =
+        *reinterpret_cast<const uint4*>(h.source(first + row, which, c));
   }
 }
 
 // The new rows of one sequence and head, and the eviction that makes room for them. One warp. All
 // reads come first: each store would otherwise hold up the reads behind it.
-__device__ void append_rows(const Append& a, const StepSequence& s, int head) {
-  const KvLayout& layout = a.store.layout;
-  const int token = s.past, residual = layout.format.residual, d = a.d();
+__device__ void append_rows(const Head& h) {
+  const KvLayout& layout = h.a.store.layout;
+  const int token = h.s.past, residual = layout.format.residual, d = h.a.d();
   const int row = token % residual, lane = threadIdx.x % 32;
   const bool evicts = token >= residual;
   Eviction eviction;
   if (evicts) {
     eviction.token = (token - residual) % layout.page_tokens();
-    eviction.block = a.page(s, (token - residual) / layout.page_tokens(), head);
+    eviction.block = h.page((token - residual) / layout.page_tokens());
     eviction.first = layout.value_code(eviction.token, lane);
   }
-  __half* keys = a.residual(s, head, 0) + row * d;
-  __half* values = a.residual(s, head, 1) + row * d;
+  __half* keys = h.residual(0) + row * d;
+  __half* values = h.residual(1) + row * d;
   if (evicts) read_words(layout, eviction);
-  const __half* new_key = a.source(s, token, head, 0, lane);
-  const __half* new_value = a.source(s, token, head, 1, lane);
+  const __half* new_key = h.source(token, 0, lane);
+  const __half* new_value = h.source(token, 1, lane);
   __half key[kSlicesMax], value[kSlicesMax], oldest[kSlicesMax];
 #pragma unroll
   for (int i = 0; i < kSlicesMax; ++i) {
@@ -118,7 +127,8 @@ __device__ void append_rows(const Append& a, const StepSequence& s, int head) {
 
 // Groups of keys of all sequences that complete R tokens, shared by `blocks` blocks.
 template <int GROUP>
-__device__ void flush_keys(const Append& a, int sequences, int block, int blocks, uint16_t* codes) {
+__device__ void flush_keys(const Append& a, int sequences, int layers, int block, int blocks,
+                           uint16_t* codes) {
   __shared__ int found[kDecodeThreads];
   const KvLayout& layout = a.store.layout;
   const int residual = layout.format.residual;
@@ -140,51 +150,54 @@ __device__ void flush_keys(const Append& a, int sequences, int block, int blocks
     }
     if (flushes) found[before] = index;
     __syncthreads();
-    for (int item = block; item < count * heads * groups; item += blocks) {
-      const StepSequence& s = a.sequences[found[item / (heads * groups)]];
-      const int head = item / groups % heads;
-      const int first = s.past + 1 - residual + item % groups * GROUP;
-      std::byte* page = a.page(s, first / layout.page_tokens(), head);
-      quantize_keys<GROUP>(layout, page, first % layout.page_tokens(), codes,
-                           [&](int i, int c) { return a.source(s, first + i, head, 0, c); });
+    const int of_sequence = layers * heads * groups;
+    for (int item = block; item < count * of_sequence; item += blocks) {
+      const StepSequence& s = a.sequences[found[item / of_sequence]];
+      const int part = item % of_sequence;
+      const Head h{a, s, part / groups / heads, part / groups % heads};
+      const int first = s.past + 1 - residual + part % groups * GROUP;
+      quantize_keys<GROUP>(layout, h.page(first / layout.page_tokens()),
+                           first % layout.page_tokens(), codes,
+                           [&](int i, int c) { return h.source(first + i, 0, c); });
       __syncthreads();
     }
   }
 }
 
-// The last `row_blocks` blocks: rows, 8 pairs of sequence and head each. The first `flush_blocks`:
-// flushes. Where these overlap, a block's rows come first.
+// The last `row_blocks` blocks: rows, 8 heads each (of all layers and sequences). The first
+// `flush_blocks`: flushes. Where these overlap, a block's rows come first.
 template <int GROUP>
 __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
                                                   : GROUP == 64 ? 3
                                                                 : 2)
-    append_decode_kernel(const __grid_constant__ Append a, int sequences, int row_blocks,
-                         int flush_blocks) {
+    append_decode_kernel(const __grid_constant__ Append a, int sequences, int layers,
+                         int row_blocks, int flush_blocks) {
   extern __shared__ __align__(16) __half rows[];  // codes [G][d] of a flush
   let_next_start();
   const int block = int(blockIdx.x), blocks = int(gridDim.x);
   if (block >= blocks - row_blocks) {
-    const int pair = (blocks - 1 - block) * (kDecodeThreads / 32) + int(threadIdx.x / 32);
-    const int heads = a.store.layout.shape.heads;
-    if (pair < sequences * heads) {
-      const StepSequence& s = a.sequences[pair / heads];
-      if (a.is_decode(s)) append_rows(a, s, pair % heads);
+    const int index = (blocks - 1 - block) * (kDecodeThreads / 32) + int(threadIdx.x / 32);
+    const int heads = a.store.layout.shape.heads, of_layer = sequences * heads;
+    if (index < layers * of_layer) {
+      const StepSequence& s = a.sequences[index % of_layer / heads];
+      if (a.is_decode(s)) append_rows({a, s, index / of_layer, index % heads});
     }
   }
   if (block < flush_blocks)
-    flush_keys<GROUP>(a, sequences, block, flush_blocks, reinterpret_cast<uint16_t*>(rows));
+    flush_keys<GROUP>(a, sequences, layers, block, flush_blocks, reinterpret_cast<uint16_t*>(rows));
 }
 
-// f16 and f8: the token goes to its page at once. Grid (heads, sequences), d threads.
+// f16 and f8: the token goes to its page at once. Grid (heads, sequences, layers), d threads.
 __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
   let_next_start();
   const StepSequence& s = a.sequences[blockIdx.y];
   if (!a.is_decode(s)) return;
   const KvLayout& layout = a.store.layout;
-  const int head = blockIdx.x, token = s.past, c = threadIdx.x;
+  const Head h{a, s, int(blockIdx.z), int(blockIdx.x)};
+  const int token = s.past, c = threadIdx.x;
   const int t = token % layout.page_tokens();
-  const __half key = *a.source(s, token, head, 0, c), value = *a.source(s, token, head, 1, c);
-  std::byte* block = a.page(s, token / layout.page_tokens(), head);
+  const __half key = *h.source(token, 0, c), value = *h.source(token, 1, c);
+  std::byte* block = h.page(token / layout.page_tokens());
   std::byte* keys = block + layout.key_codes_offset();
   std::byte* values = block + layout.value_codes_offset();
   if (layout.format.kind == KvKind::f16) {
@@ -203,12 +216,13 @@ __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
 enum class Rows { pages, staging, residual };
 
 // Copies the rows of new tokens. Grid (tokens / 8, heads, sequences), 8 warps: a token each.
-__global__ void append_rows_kernel(const __grid_constant__ Append a, Rows target) {
+__global__ void append_rows_kernel(const __grid_constant__ Append a, int layer, Rows target) {
   const StepSequence& s = a.sequences[blockIdx.z];
   const bool staged = s.mode == KvMode::stage;
   if (a.is_decode(s) || staged != (target == Rows::staging)) return;
   const KvLayout& layout = a.store.layout;
-  const int head = blockIdx.y, end = s.past + s.row_count;
+  const Head h{a, s, layer, int(blockIdx.y)};
+  const int end = s.past + s.row_count;
   int first = s.mode == KvMode::commit ? 0 : s.past;
   if (target == Rows::residual) first = max(first, end - layout.format.residual);
   const int token = first + blockIdx.x * 8 + threadIdx.x / 32;
@@ -219,28 +233,29 @@ __global__ void append_rows_kernel(const __grid_constant__ Append a, Rows target
     int row = token % KvLayout::kStagingTokens;
     __half* rows;
     if (target == Rows::staging) {
-      rows = a.staging(s, token, head, which);
+      rows = h.staging(token, which);
     } else if (target == Rows::residual) {
       row = token % layout.format.residual;
-      rows = a.residual(s, head, which);
+      rows = h.residual(which);
     } else {
-      rows = reinterpret_cast<__half*>(a.page(s, token / layout.page_tokens(), head) +
+      rows = reinterpret_cast<__half*>(h.page(token / layout.page_tokens()) +
                                        which * layout.value_codes_offset());
     }
     *reinterpret_cast<uint4*>(rows + row * a.d() + swizzled_channel(row, c, a.d())) =
-        *reinterpret_cast<const uint4*>(a.source(s, token, head, which, c));
+        *reinterpret_cast<const uint4*>(h.source(token, which, c));
   }
 }
 
 // Writes what a step quantizes into one page. Grid (pages, heads, sequences), 256 threads.
 template <int GROUP>
-__global__ void append_page_kernel(const __grid_constant__ Append a) {
+__global__ void append_page_kernel(const __grid_constant__ Append a, int layer) {
   extern __shared__ __align__(16) __half rows[];  // [kRowsMax][d]
   const StepSequence& s = a.sequences[blockIdx.z];
   if (a.is_decode(s) || s.mode == KvMode::stage) return;
   const KvLayout& layout = a.store.layout;
   const KvFormat& format = layout.format;
-  const int head = blockIdx.y, before = s.mode == KvMode::commit ? 0 : s.past;
+  const Head h{a, s, layer, int(blockIdx.y)};
+  const int before = s.mode == KvMode::commit ? 0 : s.past;
   const int after = s.past + s.row_count, tokens = layout.page_tokens();
   // Tokens whose keys (values) leave 16 bits in this step.
   const int keys_begin = key_tokens_quantized(format, before);
@@ -249,7 +264,7 @@ __global__ void append_page_kernel(const __grid_constant__ Append a) {
   const int values_end = value_tokens_quantized(format, after);
   const int page = min(keys_begin, values_begin) / tokens + blockIdx.x, first = page * tokens;
   if (first >= max(keys_end, values_end)) return;
-  std::byte* block = a.page(s, page, head);
+  std::byte* block = h.page(page);
 
   const bool kivi = format.kind == KvKind::kivi;
   const int step = kivi ? format.group : 64;
@@ -258,9 +273,9 @@ __global__ void append_page_kernel(const __grid_constant__ Append a) {
     if (begin >= end) continue;  // kivi: groups are whole
     if (kivi) {
       quantize_keys<GROUP>(layout, block, t, reinterpret_cast<uint16_t*>(rows),
-                           [&](int i, int c) { return a.source(s, begin + i, head, 0, c); });
+                           [&](int i, int c) { return h.source(begin + i, 0, c); });
     } else {
-      load_rows(a, s, head, 0, begin, end - begin, rows);
+      load_rows(h, 0, begin, end - begin, rows);
       __syncthreads();
       convert_e4m3((end - begin) * a.d(), rows);
       __syncthreads();
@@ -274,9 +289,9 @@ __global__ void append_page_kernel(const __grid_constant__ Append a) {
     if (begin >= end) continue;
     if (kivi) {
       quantize_values(layout, block, begin - first, end - begin, reinterpret_cast<uint16_t*>(rows),
-                      [&](int i, int c) { return a.source(s, begin + i, head, 1, c); });
+                      [&](int i, int c) { return h.source(begin + i, 1, c); });
     } else {
-      load_rows(a, s, head, 1, begin, end - begin, rows);
+      load_rows(h, 1, begin, end - begin, rows);
       __syncthreads();
       convert_e4m3((end - begin) * a.d(), rows);
     }
@@ -296,7 +311,7 @@ cudaError_t with_group(const KvFormat& format, F&& f) {
 }
 
 Append device_arguments(const AppendArguments& a) {
-  return {a.kv, a.kv_stride, a.store, a.sequences, a.page_table, a.layer};
+  return {a.kv, a.kv_stride, a.kv_layer_stride, a.store, a.sequences, a.page_table, a.layer};
 }
 
 }  // namespace
@@ -306,16 +321,15 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const int d = layout.shape.head_dim;
   const bool kivi = layout.format.kind == KvKind::kivi;
   if (d > (kivi ? 32 * kSlicesMax : kHeadDimMax)) return cudaErrorInvalidValue;
-  const dim3 grid(static_cast<unsigned>(layout.shape.heads),
-                  static_cast<unsigned>(a.sequence_count));
   if (!kivi) {
+    const dim3 grid(unsigned(layout.shape.heads), unsigned(a.sequence_count), unsigned(a.layers));
     append_decode_plain_kernel<<<grid, unsigned(d), 0, stream>>>(device_arguments(a));
     return cudaGetLastError();
   }
-  const int pairs = layout.shape.heads * a.sequence_count;
-  const int row_blocks = (pairs + kDecodeThreads / 32 - 1) / (kDecodeThreads / 32);
+  const int heads = a.layers * a.sequence_count * layout.shape.heads;
+  const int row_blocks = (heads + kDecodeThreads / 32 - 1) / (kDecodeThreads / 32);
   const int groups = layout.format.residual / layout.format.group;
-  const int most = pairs * groups;  // groups of keys to flush
+  const int most = heads * groups;  // groups of keys to flush
   const int others = std::min(std::max(kFlushBlocks - row_blocks, kFlushBlocksMin), most);
   const int blocks = row_blocks + others;
   const int flush_blocks = others == most ? others : std::min(blocks, kFlushBlocks);
@@ -324,37 +338,54 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
     // In order, not overlapping with attention: with it, the kernel after this one was under way
     // with both, and a step of one row took 7.7 ms instead of 6.0.
     append_decode_kernel<GROUP><<<unsigned(blocks), kDecodeThreads, shared, stream>>>(
-        device_arguments(a), a.sequence_count, row_blocks, flush_blocks);
+        device_arguments(a), a.sequence_count, a.layers, row_blocks, flush_blocks);
     return cudaGetLastError();
   });
 }
 
-cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,
-                          cudaStream_t stream) {
+namespace {
+
+// One layer, the `index`-th.
+cudaError_t append_chunks_of_layer(const AppendArguments& a, int index, const ChunkExtents& extents,
+                                   cudaStream_t stream) {
   const KvLayout& layout = a.store.layout;
   const unsigned heads = unsigned(layout.shape.heads), sequences = unsigned(a.sequence_count);
   const Append arguments = device_arguments(a);
   const auto copy_rows = [&](Rows target, int tokens) {
     append_rows_kernel<<<dim3(unsigned(tokens + 7) / 8, heads, sequences), 256, 0, stream>>>(
-        arguments, target);
+        arguments, index, target);
     return cudaGetLastError();
   };
   cudaError_t error = cudaSuccess;
   if (extents.stages) error = copy_rows(Rows::staging, extents.rows_max);
   if (error != cudaSuccess || !extents.quantizes) return error;
-  const int tokens = extents.pages_max * layout.page_tokens();
-  if (layout.format.kind == KvKind::f16) return copy_rows(Rows::pages, tokens);
+  if (layout.format.kind == KvKind::f16)
+    return copy_rows(Rows::pages, extents.pages_max * layout.page_tokens());
   const size_t shared = size_t(kRowsMax * layout.shape.head_dim) * sizeof(__half);
-  error = with_group(layout.format, [&]<int GROUP>() {
-    const cudaError_t failed = cudaFuncSetAttribute(
-        append_page_kernel<GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-    if (failed != cudaSuccess) return failed;
-    append_page_kernel<GROUP>
-        <<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(arguments);
-    return cudaGetLastError();
-  });
+  // Where everything stays in the residual, no page is touched.
+  if (extents.pages_max > 0)
+    error = with_group(layout.format, [&]<int GROUP>() {
+      const cudaError_t failed = cudaFuncSetAttribute(
+          append_page_kernel<GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+      if (failed != cudaSuccess) return failed;
+      append_page_kernel<GROUP>
+          <<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(arguments,
+                                                                                         index);
+      return cudaGetLastError();
+    });
   if (error != cudaSuccess || layout.format.kind != KvKind::kivi) return error;
   return copy_rows(Rows::residual, layout.format.residual);
+}
+
+}  // namespace
+
+cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,
+                          cudaStream_t stream) {
+  for (int index = 0; index < a.layers; ++index)
+    if (const cudaError_t error = append_chunks_of_layer(a, index, extents, stream);
+        error != cudaSuccess)
+      return error;
+  return cudaSuccess;
 }
 
 }  // namespace kivi::cuda
@@ -363,16 +394,18 @@ namespace kivi {
 
 // Decode rows and chunks are appended by launches of their own; each leaves the other's alone.
 void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
-                               int layer) {
-  appended_last_ = std::max(appended_last_, layer);
+                               int layer, int layers) {
+  appended_last_ = std::max(appended_last_, layer + layers - 1);
   const cuda::AppendArguments a{
       .kv = kv.as<__half>(),
       .kv_stride = kv.row_stride,
+      .kv_layer_stride = int64_t(step.rows) * kv.row_stride,
       .store = store,
       .sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data),
       .page_table = step.device_page_table.as<int32_t>(),
       .sequence_count = int(step.sequences.size()),
-      .layer = layer};
+      .layer = layer,
+      .layers = layers};
   bool decodes = false;
   cuda::ChunkExtents chunks;
   const KvLayout& layout = store.layout;
@@ -391,8 +424,7 @@ void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const Step
     const int before = s.mode == KvMode::commit ? 0 : s.past;
     const int first = std::min(key_tokens_quantized(layout.format, before),
                                value_tokens_quantized(layout.format, before));
-    const int pages = (s.past + s.row_count + layout.page_tokens() - 1) / layout.page_tokens() -
-                      first / layout.page_tokens();
+    const int pages = layout.pages_for(s.past + s.row_count) - first / layout.page_tokens();
     chunks.pages_max = std::max(chunks.pages_max, pages);
   }
   if (decodes) CUDA_VERIFY(cuda::append_decodes(a, stream_.get()));

@@ -9,13 +9,14 @@
 namespace kivi::cuda {
 
 struct AppendArguments {
-  const __half* kv = nullptr;  // [t, 2 hk d] f16, rows `kv_stride` elements apart
-  int64_t kv_stride = 0;
+  // [layers t, 2 hk d] f16; rows and layers are so many elements apart.
+  const __half* kv = nullptr;
+  int64_t kv_stride = 0, kv_layer_stride = 0;
   KvView store;
   const StepSequence* sequences = nullptr;  // device
   const int32_t* page_table = nullptr;      // device
   int sequence_count = 0;
-  int layer = 0;
+  int layer = 0, layers = 1;  // the first, and how many
 };
 
 // Sequences with row_count 1 and mode `store`; others are left alone. One launch whose grid depends

@@ -23,15 +23,17 @@ void fill(Pair& kv, std::mt19937& random, bool strange) {
   kv.set(x);
 }
 
+// The CPU stores layer by layer, the GPU all at once.
 void append(TestStore& store, const std::vector<Chunk>& chunks, std::mt19937& random,
             bool strange) {
   const StepView& step = store.plan(chunks);
-  Pair kv(step.rows, store.kv_columns(), DType::f16, DType::f16);
+  const int layers = store.layout().shape.layers;
+  Pair kv(int64_t(layers) * step.rows, store.kv_columns(), DType::f16, DType::f16);
   fill(kv, random, strange);
-  for (int layer = 0; layer < store.layout().shape.layers; ++layer) {
-    cpu().kv_append(kv.on_cpu(), store.host(), step, layer);
-    gpu().kv_append(kv.on_gpu(), store.device(), step, layer);
-  }
+  for (int layer = 0; layer < layers; ++layer)
+    cpu().kv_append(kv.on_cpu().slice_rows(int64_t(layer) * step.rows, step.rows), store.host(),
+                    step, layer);
+  gpu().kv_append(kv.on_gpu(), store.device(), step, 0, layers);
   store.commit(chunks);
 }
 
@@ -77,7 +79,7 @@ TEST_CASE("rows and flushes of one launch leave the CPU's bytes") {
     CAPTURE(format.group, format.residual);
     std::mt19937 random(13);
     const int r = format.residual;
-    TestStore store({format, {1, 3, 128}}, 3, 3 * r, random);
+    TestStore store({format, {2, 3, 128}}, 3, 3 * r, random);
     append(store, {{0, r - 1}, {1, r - 2}, {2, 2 * r - 3}}, random, false);
     for (int token = 0; token < 4; ++token) append(store, {{0}, {1}, {2}}, random, false);
     require_same(store);
@@ -90,7 +92,7 @@ TEST_CASE("prompt chunks, staging and commit leave the CPU's bytes") {
       CAPTURE(d, int(format.kind), format.key_bits, format.value_bits, format.group,
               format.residual);
       std::mt19937 random(12);
-      TestStore store({format, {1, 3, d}}, 3, 700, random);
+      TestStore store({format, {2, 3, d}}, 3, 700, random);
       append(store, {{0, 1, KvMode::stage}, {1, 65}, {2, 3, KvMode::commit}}, random, false);
       require_same(store);
       append(store, {{0, 130, KvMode::stage}, {1, 1}, {2, 128}}, random, false);

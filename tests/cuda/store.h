@@ -28,7 +28,7 @@ class TestStore {
  public:
   TestStore(KvLayout layout, int sequences, int tokens_max, std::mt19937& random)
       : layout_(layout) {
-    const int pages = (tokens_max + layout.page_tokens() - 1) / layout.page_tokens();
+    const int pages = layout.pages_for(tokens_max + 1) + 1;
     const int staging = (tokens_max + KvLayout::kStagingTokens - 1) / KvLayout::kStagingTokens;
     std::vector<int32_t> ids(size_t(pages * sequences + 3)), staged(size_t(staging * sequences));
     std::iota(ids.begin(), ids.end(), 0);
@@ -72,8 +72,9 @@ class TestStore {
       StepSequence step{
           .row_begin = rows, .row_count = c.rows, .past = s.past, .slot = s.slot, .mode = c.mode};
       step.pages_begin = int(table_.size());
-      step.pages_count = c.mode == KvMode::stage ? 0 : int(s.pages.size());
-      if (step.pages_count > 0) table_.insert(table_.end(), s.pages.begin(), s.pages.end());
+      // No more pages than needed: a kernel that looks further finds those of the next sequence.
+      step.pages_count = c.mode == KvMode::stage ? 0 : layout_.pages_for(s.past + c.rows);
+      table_.insert(table_.end(), s.pages.begin(), s.pages.begin() + step.pages_count);
       step.staging_begin = int(table_.size());
       step.staging_count = c.mode == KvMode::store ? 0 : int(s.staging.size());
       if (step.staging_count > 0) table_.insert(table_.end(), s.staging.begin(), s.staging.end());

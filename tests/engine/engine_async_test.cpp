@@ -80,6 +80,7 @@ FakeEngineOptions small_engine(int pages) {
   options.config.prefill_chunk_tokens = 64;
   options.config.max_num_batched_tokens = 160;
   options.max_model_len = 512;
+  options.format.residual = 32;
   options.pages = pages;
   return options;
 }

@@ -15,6 +15,8 @@ using Tokens = FakeRunnerOptions::Tokens;
 
 namespace {
 
+const KvFormat kPlain = {KvKind::f16, 16, 16, 0, 0};  // every token has its place in a page
+
 FakeEngineOptions script(std::vector<int32_t> ids) {
   FakeEngineOptions options;
   options.runner.tokens = Tokens::script;
@@ -157,9 +159,9 @@ TEST_CASE("max_tokens is cut to the context, and a prompt that leaves no room is
   SECTION("by the model's length") {}
   SECTION("by what the cache holds") {
     options.max_model_len = 2048;
-    options.pages = 2;  // 128 tokens
+    options.pages = 2;  // 128 tokens, and 127 in the residual
   }
-  const int context = options.pages == 2 ? 128 : 100;
+  const int context = options.pages == 2 ? 255 : 100;
   auto engine = make_fake_engine(options);
   Outcome out = run(*engine, request_of(context - 10, 1000));
   CHECK(out.ids.size() == 10);
@@ -300,6 +302,7 @@ TEST_CASE("tokens do not depend on company, chunks, preemption or policy") {
 
 TEST_CASE("a prompt that is preempted half-way is scored again from its start, once") {
   FakeEngineOptions options;
+  options.format = kPlain;
   options.pages = 6;
   options.config.prefill_chunk_tokens = 64;
   options.config.kivi_prefill = PrefillMode::stream;
@@ -322,11 +325,13 @@ TEST_CASE("a prompt that is preempted half-way is scored again from its start, o
 
 TEST_CASE("a prompt in staging is not preempted for pages that it does not hold") {
   FakeEngineOptions options;
+  options.format.residual = 32;
   options.pages = 7;
-  options.config.prefill_chunk_tokens = 64;
+  options.config.prefill_chunk_tokens = 96;
   auto engine = make_fake_engine(options);
   std::vector<std::shared_ptr<TokenStream>> streams;
-  for (int i = 0; i < 4; ++i) streams.push_back(submit(*engine, request_of(64, 20)));
+  // Of 95 tokens 64 keys are in a page; the next token completes 32 more.
+  for (int i = 0; i < 4; ++i) streams.push_back(submit(*engine, request_of(95, 20)));
   streams.push_back(submit(*engine, request_of(128, 20)));
   engine->step();
   CHECK(engine->stats().running == 5);
@@ -396,6 +401,7 @@ TEST_CASE("queue limits are exact, by requests and by tokens, and free themselve
 
 TEST_CASE("a preempted request is not counted against the queue limits") {
   FakeEngineOptions options;
+  options.format = kPlain;
   options.pages = 4;
   options.config.max_num_queued_reqs = 2;
   auto engine = make_fake_engine(options);
@@ -466,7 +472,7 @@ TEST_CASE("counters equal what the readers saw") {
 
 TEST_CASE("stats show what is held while a request runs") {
   auto engine = make_fake_engine({});
-  submit(*engine, request_of(100, 50));
+  submit(*engine, request_of(150, 50));  // 128 keys in pages, 22 in the residual
   CHECK(engine->stats().waiting == 1);
   engine->step();
   const EngineStats stats = engine->stats();

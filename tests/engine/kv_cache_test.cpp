@@ -43,19 +43,20 @@ TEST_CASE("bytes held are what the format says, for every length and format") {
   }
 }
 
-TEST_CASE("token by token, a page is taken exactly when one begins") {
+TEST_CASE("token by token, a page is taken exactly when its first key is quantized") {
   for (const KvFormat& format : kFormats) {
     const KvLayout layout = layout_of(format);
     KvCache cache(layout, {.pages = 4, .slots = 1, .staging_pages = 0});
     SequenceKv kv;
-    const int page = layout.page_tokens();
-    for (int t = 0; t < 4 * page; ++t) {
+    const int page = layout.page_tokens(), r = format.kind == KvKind::kivi ? format.residual : 1;
+    // What is still in the residual at the end needs no page.
+    for (int t = 0; t < 4 * page + r - 1; ++t) {
       REQUIRE(cache.reserve(kv, 1, KvMode::store));
-      REQUIRE(int(kv.pages.size()) == t / page + 1);
+      REQUIRE(int(kv.pages.size()) == ((t + 1) / r * r + page - 1) / page);
       cache.commit(kv, 1, KvMode::store);
     }
     CHECK_FALSE(cache.reserve(kv, 1, KvMode::store));
-    CHECK(kv.tokens == 4 * page);
+    CHECK(kv.tokens == layout.tokens_within(4));
     CHECK(kv.pages.size() == 4);
   }
 }
@@ -65,17 +66,17 @@ TEST_CASE("a reservation that fails changes nothing, whichever region is short")
   SECTION("pages") {
     KvCache cache(layout, {.pages = 2, .slots = 2, .staging_pages = 2});
     SequenceKv kv;
-    CHECK_FALSE(cache.reserve(kv, 129, KvMode::store));
+    CHECK_FALSE(cache.reserve(kv, 256, KvMode::store));
     CHECK((kv.pages.empty() && kv.slot == -1 && kv.tokens == 0));
     CHECK((cache.pages_free() == 2 && cache.slots_free() == 2));
   }
   SECTION("slots") {
     KvCache cache(layout, {.pages = 4, .slots = 1, .staging_pages = 2});
     SequenceKv first, second;
-    REQUIRE(cache.reserve(first, 1, KvMode::store));
-    CHECK_FALSE(cache.reserve(second, 1, KvMode::store));
+    REQUIRE(cache.reserve(first, 128, KvMode::store));
+    CHECK_FALSE(cache.reserve(second, 128, KvMode::store));
     CHECK((second.pages.empty() && second.slot == -1));
-    CHECK(cache.pages_free() == 3);
+    CHECK(cache.pages_free() == 2);
   }
   SECTION("staging pages") {
     KvCache cache(layout, {.pages = 4, .slots = 1, .staging_pages = 1});
@@ -98,7 +99,7 @@ TEST_CASE("a staged prompt holds staging pages until its commit, and pages from 
   CHECK(cache.bytes_held() == KvBytes{0, 0, layout.residual_slot_bytes()});
 
   REQUIRE(cache.reserve(kv, 10, KvMode::commit));
-  CHECK((kv.pages.size() == 4 && kv.staging_pages.size() == 3));
+  CHECK((kv.pages.size() == 2 && kv.staging_pages.size() == 3));  // 128 keys; 74 in the residual
   cache.commit(kv, 10, KvMode::commit);
   CHECK((kv.tokens == 202 && kv.staging_pages.empty()));
   CHECK(cache.staging_pages_free() == 3);
@@ -117,8 +118,8 @@ TEST_CASE("fits_ever knows the last token that fits alone") {
   for (const KvFormat& format : kFormats) {
     const KvLayout layout = layout_of(format);
     const KvCache cache(layout, {.pages = 3, .slots = 1, .staging_pages = 0});
-    CHECK(cache.fits_ever(3 * layout.page_tokens()));
-    CHECK_FALSE(cache.fits_ever(3 * layout.page_tokens() + 1));
+    CHECK(cache.fits_ever(int(layout.tokens_within(3))));
+    CHECK_FALSE(cache.fits_ever(int(layout.tokens_within(3)) + 1));
   }
   CHECK_FALSE(KvCache(layout_of(kFormats[0]), {.pages = 3, .slots = 0}).fits_ever(1));
 }

@@ -1,7 +1,7 @@
 // The scheduler simulation: a seed decides pool sizes, formats, modes, arrivals, lengths and
-// cancels; after every step the sums must hold. The store is simulated too: every page and staging
-// page remembers which token of which sequence was written where, and every planned row must find
-// its whole history there.
+// cancels; after every step the sums must hold. The store is simulated too, as it treats keys:
+// pages, residual rows and staging pages remember which token of which sequence was written where,
+// and every planned row must find its whole history there.
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <map>
@@ -24,6 +24,8 @@ const KvFormat kFormats[] = {
     {KvKind::f16, 16, 16, 0, 0},  {KvKind::f8, 8, 8, 0, 0},      {KvKind::kivi, 2, 2, 32, 32},
     {KvKind::kivi, 4, 4, 64, 64}, {KvKind::kivi, 4, 2, 32, 128}, {KvKind::kivi, 2, 2, 128, 128},
 };
+
+constexpr int kHeads = 2;
 
 using Random = std::mt19937;
 int between(Random& random, int low, int high) {
@@ -50,7 +52,7 @@ class Region {
 struct World {
   explicit World(uint32_t seed) : random(seed) {
     format = kFormats[between(random, 0, 5)];
-    layout = {format, {2, 2, 128}};
+    layout = {format, {2, kHeads, 128}};
     config.kivi_prefill = random() % 2 ? PrefillMode::exact : PrefillMode::stream;
     config.scheduling_policy = random() % 3 ? SchedulingPolicy::fcfs : SchedulingPolicy::priority;
     config.max_num_seqs = between(random, 1, 9);
@@ -85,6 +87,7 @@ class Simulation {
         cache_(w_.layout, w_.capacity),
         scheduler_(w_.config, cache_),
         pages_(w_.capacity.pages, w_.layout.page_tokens()),
+        residual_(w_.capacity.slots, std::max(1, w_.format.residual)),
         staging_(w_.capacity.staging_pages, KvLayout::kStagingTokens) {}
 
   void run() {
@@ -241,9 +244,10 @@ class Simulation {
       slots_held += kv.slot >= 0;
       if (s->state == SequenceState::running) {
         ++running;
-        const KvBytes b = kv_bytes(w_.layout, int(kv.pages.size()) * w_.layout.page_tokens());
-        bytes.codes += b.codes;
-        bytes.parameters += b.parameters;
+        const int64_t blocks = int64_t(kv.pages.size()) * w_.layout.shape.layers * kHeads;
+        bytes.codes += blocks * (w_.layout.key_codes_bytes() + w_.layout.value_codes_bytes());
+        bytes.parameters +=
+            blocks * (w_.layout.key_parameters_bytes() + w_.layout.value_parameters_bytes());
         bytes.residual += w_.layout.residual_slot_bytes();
         expect(kv.slot >= 0, "who runs has a slot");
       } else {
@@ -272,17 +276,34 @@ class Simulation {
       const SequenceKv& kv = s.kv;
       const bool from_staging = part.mode != KvMode::store;
       for (int t = 0; t < part.past; ++t) {
-        const Token& token =
-            from_staging ? staging_.at(kv.staging_pages, t) : pages_.at(kv.pages, t);
+        const Token& token = from_staging ? staging_.at(kv.staging_pages, t)
+                             : t < key_tokens_quantized(w_.format, part.past)
+                                 ? pages_.at(kv.pages, t)
+                                 : residual_row(kv, t);
         expect(token == Token{s.order, t}, "the history is where it was written");
       }
       const int begin = part.mode == KvMode::commit ? 0 : part.past;
       for (int t = begin; t < part.past + part.count; ++t) {
-        Token& token =
-            part.mode == KvMode::stage ? staging_.at(kv.staging_pages, t) : pages_.at(kv.pages, t);
-        token = {s.order, t};
+        if (part.mode == KvMode::stage)
+          staging_.at(kv.staging_pages, t) = {s.order, t};
+        else
+          append(s, t);
       }
     }
+  }
+
+  Token& residual_row(const SequenceKv& kv, int t) {
+    return residual_.at({kv.slot}, t % w_.format.residual);
+  }
+  void append(const Sequence& s, int t) {
+    if (w_.format.kind != KvKind::kivi) {
+      pages_.at(s.kv.pages, t) = {s.order, t};
+      return;
+    }
+    residual_row(s.kv, t) = {s.order, t};
+    const int quantized = key_tokens_quantized(w_.format, t + 1);
+    for (int i = std::max(0, t + 1 - w_.format.residual); i < quantized; ++i)
+      pages_.at(s.kv.pages, i) = residual_row(s.kv, i);
   }
 
   void sample(const BatchPlan& plan) {
@@ -297,8 +318,7 @@ class Simulation {
   World w_;
   KvCache cache_;
   Scheduler scheduler_;
-  Region pages_;
-  Region staging_;
+  Region pages_, residual_, staging_;
   std::map<uint64_t, int> finals_;
   int arrived_ = 0;
   int staged_chunks_ = 0;

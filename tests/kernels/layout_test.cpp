@@ -118,12 +118,14 @@ TEST_CASE("Block sizes are bits per element times elements, regions start on 16 
 TEST_CASE("Bytes of a sequence count whole pages and its residual slot") {
   const KvLayout layout{{KvKind::kivi, 4, 2, 32, 64}, {3, 2, 64}};
   CHECK(kv_bytes(layout, 0) == KvBytes{});
-  const KvBytes one = kv_bytes(layout, 1);
+  CHECK(kv_bytes(layout, 1) == KvBytes{0, 0, layout.residual_slot_bytes()});
+  CHECK(kv_bytes(layout, 63).codes == 0);  // all keys are in the residual
+  const KvBytes one = kv_bytes(layout, 64);
   CHECK(one.codes == 6 * (64 * 64 / 2 + 64 * 64 / 4));
   CHECK(one.parameters == 6 * (64 * 64 * 2 / 32 * 4));
   CHECK(one.residual == 6 * 2 * 64 * 64 * 2);
-  CHECK(kv_bytes(layout, 64) == one);
-  CHECK(kv_bytes(layout, 65).codes == 2 * one.codes);
+  CHECK(kv_bytes(layout, 127) == one);
+  CHECK(kv_bytes(layout, 128).codes == 2 * one.codes);
   CHECK(one.codes + one.parameters == layout.page_bytes());
   const KvLayout plain{{KvKind::f16, 16, 16, 0, 0}, {3, 2, 64}};
   CHECK(kv_bytes(plain, 65) == KvBytes{2 * plain.page_bytes(), 0, 0});

@@ -164,11 +164,13 @@ class TestStep {
       sequence.slot = s.slot;
       sequence.mode = part.mode;
       if (part.mode != KvMode::stage)
-        table(s.pages, s.past + part.count, layout.page_tokens(), sequence.pages_begin,
+        table(s.pages, layout.pages_for(s.past + part.count), sequence.pages_begin,
               sequence.pages_count);
       if (part.mode != KvMode::store)
-        table(s.staging, part.mode == KvMode::stage ? s.past + part.count : s.past,
-              KvLayout::kStagingTokens, sequence.staging_begin, sequence.staging_count);
+        table(
+            s.staging,
+            KvLayout::staging_pages_for(part.mode == KvMode::stage ? s.past + part.count : s.past),
+            sequence.staging_begin, sequence.staging_count);
       view_.rows += part.count;
       sequences_.push_back(sequence);
     }
@@ -204,10 +206,10 @@ class TestStep {
   }
 
  private:
-  void table(const std::vector<int32_t>& pages, int tokens, int each, int32_t& begin,
-             int32_t& count) {
+  // No more pages than needed: a kernel that looks further finds those of the next sequence.
+  void table(const std::vector<int32_t>& pages, int needed, int32_t& begin, int32_t& count) {
     begin = int32_t(page_table_.size());
-    count = (tokens + each - 1) / each;
+    count = needed;
     page_table_.insert(page_table_.end(), pages.begin(), pages.begin() + count);
   }
 
