@@ -26,26 +26,45 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
-// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), overlapping where the device can.
+// What a launch may have beyond a grid; ignored before Hopper.
+struct LaunchTraits {
+  bool overlaps = true;
+  unsigned cluster = 1;  // blocks
+};
+
+// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), with `traits` where the device can.
 template <class... P, class... A>
-cudaError_t launch_overlapped(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                              cudaStream_t stream, A... arguments) {
+cudaError_t launch_with(LaunchTraits traits, void (*kernel)(P...), dim3 grid, dim3 block,
+                        size_t shared_bytes, cudaStream_t stream, A... arguments) {
   int device = 0, major = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (major >= 9 && traits.overlaps) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (major >= 9 && traits.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {traits.cluster, 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = major >= 9 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+}
+
+template <class... P, class... A>
+cudaError_t launch_overlapped(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                              cudaStream_t stream, A... arguments) {
+  return launch_with({}, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 }  // namespace kivi::cuda
