@@ -5,7 +5,8 @@
 #   STORAGE_DRIVER   vfs where overlay mounts are not allowed (default: buildah's choice)
 #   CCACHE       a ccache folder that the build stage may use (default: this machine's, if any)
 (($(id -u) == 0)) || fail "buildah's chroot isolation, mount and debootstrap need root"
-mirror=${APT_MIRROR:-http://deb.debian.org/debian}
+debian=http://deb.debian.org/debian
+mirror=${APT_MIRROR:-$debian}
 state=${STATE:-$root/build/container}
 mkdir -p "$state"
 # chroot: RUN needs no namespaces, which a sandbox may not grant.
@@ -42,7 +43,8 @@ make_base() {
   say "base image: debootstrap"
   debootstrap --variant=minbase --include=ca-certificates bookworm "$work/base" "$mirror" >"$work/log" ||
     { tail "$work/log"; fail "debootstrap failed"; }
-  # As Debian's slim images: without documents and translations.
+  # As Debian's slim images: Debian's own mirror, without documents and translations.
+  echo "deb $debian bookworm main" >"$work/base/etc/apt/sources.list"
   rm -rf "$work"/base/usr/share/{doc,man,locale,info}/* "$work"/base/var/{cache/apt,lib/apt/lists,log}/*
   local base
   base=$("${images[@]}" from scratch)

@@ -20,6 +20,10 @@ VARIABLES = {"$__rate_interval": "20s", "$instance": ".*"}
 
 def dashboard_queries():
     board = json.loads((DOCKER / "grafana/dashboards/kivi.json").read_text())
+    for variable in board["templating"]["list"]:
+        metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)",
+                                     variable["query"]["query"]).groups()
+        yield f"variable {variable['name']}", f"count by ({label}) ({metric})"
     for panel in board["panels"]:
         for target in panel["targets"]:
             query = target["expr"]
