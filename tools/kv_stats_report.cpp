@@ -82,28 +82,31 @@ std::string reconstruction_table(const KvStatistics& s) {
 
 std::string key_groups_table(const KvStatsReport& report) {
   std::string out = fmt::format(
-      "keys alone, K2C V16, by group size, every token quantized\n{:>4} {:>10} {:>10} {:>9}\n", "G",
-      "perplexity", "nll rise", "change");
+      "keys alone, K2C V16, by group size, every token quantized\n{:>4} {:>10} {:>10} {:>9} "
+      "{:>9}\n",
+      "G", "perplexity", "nll rise", "+-", "change");
   for (const SimulatedQuality& q : key_groups(report))
-    out += fmt::format("{:>4} {:>10.4f} {:>10.5f} {:>9.4f}\n", q.simulation.key.group, q.perplexity,
-                       q.nll_rise, q.change);
+    out += fmt::format("{:>4} {:>10.4f} {:>10.5f} {:>9.5f} {:>9.4f}\n", q.simulation.key.group,
+                       q.perplexity, q.nll_rise, standard_error(q.window_rise), q.change);
   return out;
 }
 
 std::string simulations_table(const KvStatsReport& report) {
   const KvStatistics& s = report.statistics;
   std::string out = fmt::format(
-      "simulated, G {}, every token quantized\n{:<10} {:<10} {:>16} {:>10} {:>10} {:>9}\n", s.group,
-      "keys, vals", "format", "attn output (%)", "perplexity", "nll rise", "change");
-  out += fmt::format("{:<10} {:<10} {:>16.2f} {:>10.4f} {:>10.5f} {:>9.4f}\n", "K16 V16", "fp16",
-                     0.0, report.perplexity, 0.0, 0.0);
+      "simulated, G {}, every token quantized; +-: standard error of the rise, from the windows\n"
+      "{:<10} {:<10} {:>16} {:>10} {:>10} {:>9} {:>9}\n",
+      s.group, "keys, vals", "format", "attn output (%)", "perplexity", "nll rise", "+-", "change");
+  out += fmt::format("{:<10} {:<10} {:>16.2f} {:>10.4f} {:>10.5f} {:>9.5f} {:>9.4f}\n", "K16 V16",
+                     "fp16", 0.0, report.perplexity, 0.0, 0.0, 0.0);
   for (const KvOutputError& o : s.layers[0].outputs) {
     const SimulatedQuality* q = find_quality(report, o.simulation, 0);
     const bool known = q != nullptr;
     out += fmt::format("{:<10} {:<10} {:>16.2f}", name_of(o.simulation), known ? q->format : "",
                        100 * mean_output_error(s, o.simulation));
     if (known)
-      out += fmt::format(" {:>10.4f} {:>10.5f} {:>9.4f}", q->perplexity, q->nll_rise, q->change);
+      out += fmt::format(" {:>10.4f} {:>10.5f} {:>9.5f} {:>9.4f}", q->perplexity, q->nll_rise,
+                         standard_error(q->window_rise), q->change);
     out += "\n";
   }
   return out;
@@ -112,13 +115,13 @@ std::string simulations_table(const KvStatsReport& report) {
 std::string residuals_table(const KvStatsReport& report) {
   std::string out = fmt::format(
       "with a residual: the newest T % R tokens in 16 bits\n{:<10} {:>4} {:>11} {:>10} "
-      "{:>10} {:>9}\n",
-      "format", "R", "bits/value", "perplexity", "nll rise", "change");
+      "{:>10} {:>9} {:>9}\n",
+      "format", "R", "bits/value", "perplexity", "nll rise", "+-", "change");
   for (const SimulatedQuality& q : report.qualities)
     if (q.residual > 0)
-      out +=
-          fmt::format("{:<10} {:>4} {:>11g} {:>10.4f} {:>10.5f} {:>9.4f}\n", q.format, q.residual,
-                      bits_per_value(q.simulation), q.perplexity, q.nll_rise, q.change);
+      out += fmt::format("{:<10} {:>4} {:>11g} {:>10.4f} {:>10.5f} {:>9.5f} {:>9.4f}\n", q.format,
+                         q.residual, bits_per_value(q.simulation), q.perplexity, q.nll_rise,
+                         standard_error(q.window_rise), q.change);
   return out;
 }
 
@@ -188,6 +191,8 @@ nlohmann::ordered_json with_figures(nlohmann::ordered_json out, const SimulatedQ
   out["perplexity"] = q.perplexity;
   out["nll_rise"] = q.nll_rise;
   out["change"] = q.change;
+  out["window_rise"] = q.window_rise;
+  out["window_change"] = q.window_change;
   return out;
 }
 
