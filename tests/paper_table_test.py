@@ -76,18 +76,24 @@ class PaperTable(unittest.TestCase):
 
 
 def study(rises, residual_rise):
-    """JSON of `kivi kv-stats`: the rise at 2 bits by axes ("CT": keys per channel, values per token)."""
-    simulated = [{"name": f"K{bits}{key} V{bits}{value}", "residual": 0, "perplexity": 20.0,
-                  "nll_rise": rises[key + value] if bits == 2 else 0.001, "change": 0.5}
+    """JSON of `kivi kv-stats`: the rise at 2 bits by axes ("CT": keys per channel, values per token).
+    Two windows, 0.02 apart in every simulation, but for values alone, whose order they contradict."""
+    def row(rise, change, **names):
+        return {**names, "perplexity": 20.0, "nll_rise": rise, "change": change,
+                "window_rise": [rise - 0.01, rise + 0.01], "window_change": [change, change]}
+
+    simulated = [row(rises[key + value] if bits == 2 else 0.001, 0.5,
+                     name=f"K{bits}{key} V{bits}{value}", residual=0)
                  for bits in (2, 4) for key in "TC" for value in "TC"]
-    simulated += [dict(simulated[2], name="K2C V2T", residual=residual, nll_rise=rise)
+    simulated += [row(rise, 0.5, name="K2C V2T", residual=residual)
                   for residual, rise in residual_rise.items()]
+    simulated += [row(0.04, 0.3, name="K16 V2T", residual=0),
+                  row(0.03, 0.2, name="K16 V2C", residual=0) | {"window_rise": [0.05, 0.01]}]
     axes = [(bits, axis, group) for bits in (2, 4) for group in (32, 64, 128)
             for axis in ("token", "channel")]
-    return {"model": "tiny", "text": "text.txt", "windows": 1, "window": 128, "group": 32,
+    return {"model": "tiny", "text": "text.txt", "windows": 2, "window": 128, "group": 32,
             "perplexity": {"perplexity": 19.5}, "simulated": simulated,
-            "key_groups": [{"group": group, "perplexity": 20.0, "nll_rise": group / 1000,
-                            "change": 0.2} for group in (32, 64, 128)],
+            "key_groups": [row(group / 1000, 0.2, group=group) for group in (32, 64, 128)],
             "mean": {"attention_output": [{"name": s["name"], "error": 0.25} for s in simulated],
                      "reconstruction": [{"bits": bits, "axis": axis, "group": group,
                                          "key_error": group / 640, "value_error": 0.1}
@@ -103,13 +109,22 @@ class KvTable(unittest.TestCase):
             subprocess.run([sys.executable, SCRIPTS / "kv-table", "table1", folder, path], check=True,
                            stdout=subprocess.DEVNULL)
             text = pathlib.Path(folder, "table1.md").read_text(encoding="utf-8")
-        self.assertIn("| 2 bits, K-C V-T | 20.0000 | 0.0500 | 0.5000 | 25.00 | 63.53 |", text)
-        self.assertIn("| G 128 | 20.0000 | 0.1280 | 0.2000 | 20.00 |", text)
-        self.assertIn("values per token | 0.0500 < 0.2000 |", text)
-        self.assertIn("keys per channel | **0.0500 >= 0.0400** |", text)
-        self.assertIn("| kivi2 with R 32, not without a residual | 0.0300 < 0.0500 |", text)
-        self.assertIn("| kivi2 with R 128, not R 32 | **0.0600 >= 0.0300** |", text)
-        self.assertIn("| keys alone, G 32, not 128 | 0.0320 < 0.1280 |", text)
+            kept = json.loads(pathlib.Path(folder, "table1.json").read_text(encoding="utf-8"))[0]
+        self.assertIn("| 2 bits, K-C V-T | 20.0000 | 0.0500 ± 0.0100 | 0.5000 | 25.00 | 63.53 |", text)
+        self.assertIn("| G 128 | 20.0000 | 0.1280 ± 0.0100 | 0.2000 | 20.00 |", text)
+        self.assertIn("| V-T | 20.0000 | 0.0400 ± 0.0100 | 0.3000 | 25.00 |", text)
+        self.assertIn("values per token | 0.0500 < 0.2000 (+0.1500 ± 0.0000) |", text)
+        self.assertIn("keys per channel | **0.0500 >= 0.0400 (-0.0100 ± 0.0000)** |", text)
+        self.assertIn("| values alone per token, not per channel | *0.0400 >= 0.0300 "
+                      "(-0.0100 ± 0.0300)* |", text)
+        self.assertIn("| values alone per token, not per channel | **0.3000 >= 0.2000 "
+                      "(-0.1000 ± 0.0000)** |", text)
+        self.assertIn("| kivi2 with R 32, not without a residual | 0.0300 < 0.0500 ", text)
+        self.assertIn("| kivi2 with R 128, not R 32 | **0.0600 >= 0.0300 ", text)
+        self.assertIn("| keys alone, G 32, not 128 | 0.0320 < 0.1280 ", text)
+        self.assertNotIn("window_rise", kept["simulated"][0])
+        self.assertAlmostEqual(kept["simulated"][0]["nll_rise_error"], 0.01)
+        self.assertEqual(len(kept["orderings"]["rise"]), 10)
 
 
 if __name__ == "__main__":

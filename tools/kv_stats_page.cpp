@@ -174,6 +174,10 @@ std::string errors(const KvStatsReport& report) {
          error_plots(s);
 }
 
+std::string rise_of(const SimulatedQuality& q) {
+  return fmt::format("{:.5f} ± {:.5f}", q.nll_rise, standard_error(q.window_rise));
+}
+
 std::string simulations(const KvStatsReport& report) {
   const KvStatistics& s = report.statistics;
   std::vector<std::vector<std::string>> rows;
@@ -185,7 +189,7 @@ std::string simulations(const KvStatsReport& report) {
     if (q != nullptr) {
       row[1] = q->format;
       row[3] = fmt::format("{:.4f}", q->perplexity);
-      row[4] = fmt::format("{:.5f}", q->nll_rise);
+      row[4] = rise_of(*q);
       row[5] = fmt::format("{:.4f}", q->change);
     }
     rows.push_back(std::move(row));
@@ -194,7 +198,9 @@ std::string simulations(const KvStatsReport& report) {
              "<h2>What attention and the model make of it</h2>\n<p>Every key and value is "
              "quantized and dequantized, the newest too (no residual), G {}. C: a group runs "
              "along a channel, T: along a token; 8 is e4m3, 16 left alone. Attention output: "
-             "||A'V' - AV|| / ||AV||. Loss: nats a token over {} predicted tokens.</p>\n",
+             "||A'V' - AV|| / ||AV||. Loss: nats a token over {} predicted tokens, with its "
+             "standard "
+             "error from the windows.</p>\n",
              s.group, report.predicted) +
          table({"keys, values", "format", "attention output, %", "perplexity", "rise of the loss",
                 "mean change"},
@@ -205,7 +211,7 @@ std::string groups(const KvStatsReport& report) {
   std::vector<std::vector<std::string>> rows;
   for (const SimulatedQuality& q : key_groups(report))
     rows.push_back({std::to_string(q.simulation.key.group), fmt::format("{:.4f}", q.perplexity),
-                    fmt::format("{:.5f}", q.nll_rise), fmt::format("{:.4f}", q.change)});
+                    rise_of(q), fmt::format("{:.4f}", q.change)});
   if (rows.empty()) return "";
   return "<p>Keys alone, K2C V16, by group size.</p>\n" +
          table({"G", "perplexity", "rise of the loss", "mean change"}, rows);
@@ -215,10 +221,9 @@ std::string residuals(const KvStatsReport& report) {
   std::vector<std::vector<std::string>> rows;
   for (const SimulatedQuality& q : report.qualities)
     if (q.residual > 0)
-      rows.push_back({q.format, std::to_string(q.residual),
-                      fmt::format("{:g}", bits_per_value(q.simulation)),
-                      fmt::format("{:.4f}", q.perplexity), fmt::format("{:.5f}", q.nll_rise),
-                      fmt::format("{:.4f}", q.change)});
+      rows.push_back(
+          {q.format, std::to_string(q.residual), fmt::format("{:g}", bits_per_value(q.simulation)),
+           fmt::format("{:.4f}", q.perplexity), rise_of(q), fmt::format("{:.4f}", q.change)});
   if (rows.empty()) return "";
   return "<p>The product's formats with a residual: of T tokens the newest T % R are exact.</p>\n" +
          table({"format", "R", "bits a value", "perplexity", "rise of the loss", "mean change"},

@@ -82,28 +82,31 @@ std::string reconstruction_table(const KvStatistics& s) {
 
 std::string key_groups_table(const KvStatsReport& report) {
   std::string out = fmt::format(
-      "keys alone, K2C V16, by group size, every token quantized\n{:>4} {:>10} {:>10} {:>9}\n", "G",
-      "perplexity", "nll rise", "change");
+      "keys alone, K2C V16, by group size, every token quantized\n{:>4} {:>10} {:>10} {:>9} "
+      "{:>9}\n",
+      "G", "perplexity", "nll rise", "+-", "change");
   for (const SimulatedQuality& q : key_groups(report))
-    out += fmt::format("{:>4} {:>10.4f} {:>10.5f} {:>9.4f}\n", q.simulation.key.group, q.perplexity,
-                       q.nll_rise, q.change);
+    out += fmt::format("{:>4} {:>10.4f} {:>10.5f} {:>9.5f} {:>9.4f}\n", q.simulation.key.group,
+                       q.perplexity, q.nll_rise, standard_error(q.window_rise), q.change);
   return out;
 }
 
 std::string simulations_table(const KvStatsReport& report) {
   const KvStatistics& s = report.statistics;
   std::string out = fmt::format(
-      "simulated, G {}, every token quantized\n{:<10} {:<10} {:>16} {:>10} {:>10} {:>9}\n", s.group,
-      "keys, vals", "format", "attn output (%)", "perplexity", "nll rise", "change");
-  out += fmt::format("{:<10} {:<10} {:>16.2f} {:>10.4f} {:>10.5f} {:>9.4f}\n", "K16 V16", "fp16",
-                     0.0, report.perplexity, 0.0, 0.0);
+      "simulated, G {}, every token quantized; +-: standard error of the rise, from the windows\n"
+      "{:<10} {:<10} {:>16} {:>10} {:>10} {:>9} {:>9}\n",
+      s.group, "keys, vals", "format", "attn output (%)", "perplexity", "nll rise", "+-", "change");
+  out += fmt::format("{:<10} {:<10} {:>16.2f} {:>10.4f} {:>10.5f} {:>9.5f} {:>9.4f}\n", "K16 V16",
+                     "fp16", 0.0, report.perplexity, 0.0, 0.0, 0.0);
   for (const KvOutputError& o : s.layers[0].outputs) {
     const SimulatedQuality* q = find_quality(report, o.simulation, 0);
     const bool known = q != nullptr;
     out += fmt::format("{:<10} {:<10} {:>16.2f}", name_of(o.simulation), known ? q->format : "",
                        100 * mean_output_error(s, o.simulation));
     if (known)
-      out += fmt::format(" {:>10.4f} {:>10.5f} {:>9.4f}", q->perplexity, q->nll_rise, q->change);
+      out += fmt::format(" {:>10.4f} {:>10.5f} {:>9.5f} {:>9.4f}", q->perplexity, q->nll_rise,
+                         standard_error(q->window_rise), q->change);
     out += "\n";
   }
   return out;
@@ -112,13 +115,13 @@ std::string simulations_table(const KvStatsReport& report) {
 std::string residuals_table(const KvStatsReport& report) {
   std::string out = fmt::format(
       "with a residual: the newest T % R tokens in 16 bits\n{:<10} {:>4} {:>11} {:>10} "
-      "{:>10} {:>9}\n",
-      "format", "R", "bits/value", "perplexity", "nll rise", "change");
+      "{:>10} {:>9} {:>9}\n",
+      "format", "R", "bits/value", "perplexity", "nll rise", "+-", "change");
   for (const SimulatedQuality& q : report.qualities)
     if (q.residual > 0)
-      out +=
-          fmt::format("{:<10} {:>4} {:>11g} {:>10.4f} {:>10.5f} {:>9.4f}\n", q.format, q.residual,
-                      bits_per_value(q.simulation), q.perplexity, q.nll_rise, q.change);
+      out += fmt::format("{:<10} {:>4} {:>11g} {:>10.4f} {:>10.5f} {:>9.5f} {:>9.4f}\n", q.format,
+                         q.residual, bits_per_value(q.simulation), q.perplexity, q.nll_rise,
+                         standard_error(q.window_rise), q.change);
   return out;
 }
 
@@ -145,9 +148,9 @@ nlohmann::ordered_json json_of(const AttentionSparsity& a) {
           {"entries_below_1_percent_of_largest", a.below_1_percent}};
 }
 
-nlohmann::ordered_json json_of(const KvLayerStatistics& l) {
-  nlohmann::ordered_json out = {
-      {"layer", l.layer}, {"keys", json_of(l.keys)}, {"values", json_of(l.values)}};
+// All but magnitudes: of one layer, or means over layers.
+nlohmann::ordered_json errors_json(const KvLayerStatistics& l) {
+  nlohmann::ordered_json out;
   for (const KvReconstruction& r : l.reconstruction) {
     nlohmann::ordered_json row = json_of(r.quantizer);
     row["key_error"] = r.key_error;
@@ -165,23 +168,31 @@ nlohmann::ordered_json json_of(const KvLayerStatistics& l) {
   return out;
 }
 
+nlohmann::ordered_json json_of(const KvLayerStatistics& l) {
+  nlohmann::ordered_json out = {
+      {"layer", l.layer}, {"keys", json_of(l.keys)}, {"values", json_of(l.values)}};
+  out.update(errors_json(l));
+  return out;
+}
+
 nlohmann::ordered_json means_json(const KvStatistics& s) {
-  nlohmann::ordered_json out;
-  for (const KvReconstruction& r : s.layers[0].reconstruction) {
-    nlohmann::ordered_json row = json_of(r.quantizer);
-    row["key_error"] = mean_key_error(s, r.quantizer);
-    row["value_error"] = mean_value_error(s, r.quantizer);
-    out["reconstruction"].push_back(row);
-  }
-  for (const KvScoreError& score : s.layers[0].scores) {
-    nlohmann::ordered_json row = json_of(score.key);
-    row["error"] = mean_score_error(s, score.key);
-    out["attention_scores"].push_back(row);
-  }
-  for (const KvOutputError& o : s.layers[0].outputs)
-    out["attention_output"].push_back(
-        {{"name", name_of(o.simulation)}, {"error", mean_output_error(s, o.simulation)}});
-  out["sparsity"] = json_of(mean_sparsity(s));
+  KvLayerStatistics means = s.layers[0];
+  for (KvReconstruction& r : means.reconstruction)
+    r = {r.quantizer, mean_key_error(s, r.quantizer), mean_value_error(s, r.quantizer)};
+  for (KvScoreError& score : means.scores) score.error = mean_score_error(s, score.key);
+  for (KvOutputError& o : means.outputs) o.error = mean_output_error(s, o.simulation);
+  means.sparsity = mean_sparsity(s);
+  return errors_json(means);
+}
+
+// What a simulation is, and then what it costs.
+nlohmann::ordered_json with_figures(nlohmann::ordered_json out, const SimulatedQuality& q) {
+  out["nll"] = q.nll;
+  out["perplexity"] = q.perplexity;
+  out["nll_rise"] = q.nll_rise;
+  out["change"] = q.change;
+  out["window_rise"] = q.window_rise;
+  out["window_change"] = q.window_change;
   return out;
 }
 
@@ -274,21 +285,14 @@ nlohmann::ordered_json kv_stats_json(const KvStatsReport& report) {
   out["simulated"] = nlohmann::ordered_json::array();
   for (const SimulatedQuality& q : report.qualities)
     if (!keys_alone(q))
-      out["simulated"].push_back({{"name", name_of(q.simulation)},
-                                  {"format", q.format},
-                                  {"residual", q.residual},
-                                  {"bits_per_value", bits_per_value(q.simulation)},
-                                  {"nll", q.nll},
-                                  {"perplexity", q.perplexity},
-                                  {"nll_rise", q.nll_rise},
-                                  {"change", q.change}});
+      out["simulated"].push_back(with_figures({{"name", name_of(q.simulation)},
+                                               {"format", q.format},
+                                               {"residual", q.residual},
+                                               {"bits_per_value", bits_per_value(q.simulation)}},
+                                              q));
   for (const SimulatedQuality& q : key_groups(report))
-    out["key_groups"].push_back({{"name", name_of(q.simulation)},
-                                 {"group", q.simulation.key.group},
-                                 {"nll", q.nll},
-                                 {"perplexity", q.perplexity},
-                                 {"nll_rise", q.nll_rise},
-                                 {"change", q.change}});
+    out["key_groups"].push_back(
+        with_figures({{"name", name_of(q.simulation)}, {"group", q.simulation.key.group}}, q));
   if (!report.qualities.empty()) {
     const KvRecommendation& r = report.recommendation;
     out["recommendation"] = {{"format", r.format},

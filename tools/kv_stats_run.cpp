@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 #include <sstream>
 
 #include "tools/perplexity.h"
@@ -70,6 +72,9 @@ std::vector<KvNamedSimulation> simulations_of(int group) {
     else
       found->format = format.format;
   }
+  // Values alone: their axes without the keys' errors.
+  for (const KvAxis axis : {KvAxis::token, KvAxis::channel})
+    all.push_back({"", {{16, KvAxis::channel, group}, {2, axis, group}}});
   // Groups of keys run over tokens, so every G can be had, whatever head_dim is.
   for (const int key_group : {32, 64, 128})
     all.push_back({"", {{2, KvAxis::channel, key_group}, {16, KvAxis::token, group}}});
@@ -86,8 +91,21 @@ Status measure(KvStudy& study, const KvNamedSimulation& s, int residual, const W
                const Perplexity& exact, KvStatsReport& report) {
   RETURN_IF_ERROR(study.simulate(s.simulation));
   ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(*study.model().engine, windows, {}));
-  report.qualities.push_back({s.simulation, s.format, residual, p.nll, p.perplexity,
-                              p.nll - exact.nll, mean_change(p, exact)});
+  SimulatedQuality q{
+      s.simulation,          s.format, residual, p.nll, p.perplexity, p.nll - exact.nll,
+      mean_change(p, exact), {},       {}};
+  const size_t predicted = windows[0].size() - 1;  // of each window
+  for (size_t begin = 0; begin < p.token_nll.size(); begin += predicted) {
+    double rise = 0, change = 0;
+    for (size_t i = begin; i < begin + predicted; ++i) {
+      const double d = double(p.token_nll[i]) - double(exact.token_nll[i]);
+      rise += d;
+      change += std::abs(d);
+    }
+    q.window_rise.push_back(rise / double(predicted));
+    q.window_change.push_back(change / double(predicted));
+  }
+  report.qualities.push_back(std::move(q));
   return ok_status();
 }
 
@@ -122,6 +140,14 @@ void add_recommendation(const KvStatsOptions& o, const ModelSummary& summary,
 }
 
 }  // namespace
+
+double standard_error(const std::vector<double>& x) {
+  if (x.size() < 2) return 0;
+  const double n = double(x.size()), mean = std::accumulate(x.begin(), x.end(), 0.0) / n;
+  double squares = 0;
+  for (const double v : x) squares += (v - mean) * (v - mean);
+  return std::sqrt(squares / (n - 1) / n);
+}
 
 Result<KvStatsReport> study(const KvStatsOptions& o, const News& news) {
   RETURN_IF_ERROR(check(o));

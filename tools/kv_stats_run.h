@@ -35,7 +35,13 @@ struct SimulatedQuality {
   double perplexity = 0;
   double nll_rise = 0;  // over fp16
   double change = 0;    // mean |change| of a token's nll
+  // The same two of each window: they say how sure the means are, and two simulations' windows are
+  // pairs.
+  std::vector<double> window_rise, window_change;
 };
+
+// Standard error of the mean of `x`, from its spread; 0 of fewer than two.
+double standard_error(const std::vector<double>& x);
 
 struct KvStatsReport {
   std::string model;  // its name

@@ -82,7 +82,22 @@ TEST_CASE("A study's report, JSON and page tell one story") {
   CHECK(by_group[0].change < by_group[2].change);  // so does the group's size
   CHECK(by_group[0].change < kivi2->change);       // values in 16 bits
 
+  // Of windows of one size the means are the means of the windows.
+  REQUIRE(kivi2->window_rise.size() == 2);
+  CHECK((kivi2->window_rise[0] + kivi2->window_rise[1]) / 2 ==
+        Approx(kivi2->nll_rise).margin(1e-9));
+  CHECK((kivi2_r128->window_change[0] + kivi2_r128->window_change[1]) / 2 ==
+        Approx(kivi2_r128->change).margin(1e-9));
+  // Values alone cost less than values and keys.
+  const KvQuantizer whole{16, KvAxis::channel, 32};
+  for (const KvQuantizer& axis : {token, channel}) {
+    const SimulatedQuality* values = find_quality(report, {whole, axis}, 0);
+    REQUIRE(values != nullptr);
+    CHECK(values->change < find_quality(report, {channel, axis}, 0)->change);
+  }
+
   const nlohmann::ordered_json json = kv_stats_json(report);
+  CHECK(json["simulated"][0]["window_rise"].size() == 2);
   CHECK(json["layers"].size() == 4);
   CHECK(json["layers"][0]["keys"]["channel_mean"].size() == 64);
   CHECK(json["recommendation"]["format"] == report.recommendation.format);
@@ -103,6 +118,13 @@ TEST_CASE("A study's report, JSON and page tell one story") {
     CHECK(page.compare(at + 5, 22, "data:image/png;base64,") == 0);
   CHECK(page.find("prefers-color-scheme:dark") != std::string::npos);
   CHECK(page.size() < 200'000);
+}
+
+TEST_CASE("A standard error is of the mean, from the spread") {
+  CHECK(standard_error({}) == 0);
+  CHECK(standard_error({7}) == 0);
+  CHECK(standard_error({1, 1, 1}) == 0);
+  CHECK(standard_error({1, 2, 3, 4}) == Approx(0.6454972244));
 }
 
 TEST_CASE("Statistics alone: some layers, no perplexity, no recommendation") {
