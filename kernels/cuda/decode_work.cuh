@@ -46,10 +46,6 @@ struct alignas(16) Piece {
   int begin_start;  // where begin's segment starts on the line
   Cursor end;
   int end_start;
-  // Of begin's sequence, and the page of its first unit: the first copy waits for one read, not for
-  // three that depend on each other.
-  int past, pages_begin, row_begin, slot;
-  int page;
 };
 
 struct Line;
@@ -80,7 +76,6 @@ struct DecodeLaunch {
   int window;
   float scale_log2;
   bool out_bf16;
-  bool pairs;  // neighbouring blocks are clusters of two
   // Offsets in a block of keys' parameters, values' codes and values' parameters; the same in a
   // stage, which holds 64 tokens; and the bytes of a 64-token unit.
   int block_kp, block_vc, block_vp;
@@ -105,10 +100,9 @@ __host__ __device__ constexpr int decode_warps_max(int head_dim, int head_tiles)
 }
 
 // Offsets in a block's shared memory: barriers [warps][stages] first, then a row of ones, the
-// line, the ids of partial states and two counters, one partial state for the other block of a
-// cluster, one a warp, the rings.
+// line, the ids of partial states and two counters, one partial state a warp, the rings.
 struct DecodeShared {
-  int ones, line, slots, arrived, exchange, partials, partial_bytes, ring;
+  int ones, line, slots, arrived, partials, partial_bytes, ring;
 };
 __host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, int head_dim,
                                                          int head_tiles, int pair_shift) {
@@ -117,9 +111,8 @@ __host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, 
   s.line = s.ones + 128;
   s.slots = s.line + 64;
   s.arrived = s.slots + 2 * warps * 32;
-  s.exchange = (s.arrived + 32 + 127) / 128 * 128;
+  s.partials = (s.arrived + 32 + 127) / 128 * 128;
   s.partial_bytes = head_tiles * ((head_dim * 8 << pair_shift) + 64);
-  s.partials = s.exchange + s.partial_bytes;
   s.ring = (s.partials + warps * s.partial_bytes + 127) / 128 * 128;
   return s;
 }
@@ -135,10 +128,6 @@ struct Extent {
   int tile_first, tiles;
 
   __device__ int units() const { return pages + tiles; }
-  __device__ int first_token(int unit) const {
-    return unit < pages ? (page_first + unit) * kUnitTokens
-                        : (tile_first + unit - pages) * kTileTokens;
-  }
   __device__ int weight(const DecodeLaunch& a) const {
     return pages * a.page_weight + tiles * a.tile_weight;
   }

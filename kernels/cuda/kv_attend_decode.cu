@@ -146,14 +146,6 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
       p.begin_start = line.segment_start(a, p.begin);
       p.end = line.locate(a, line.boundary(piece + 1));
       p.end_start = line.segment_start(a, p.end);
-      if (!(p.begin == p.end)) {
-        const StepSequence& s = a.sequences[p.begin.sequence];
-        p.past = s.past, p.pages_begin = s.pages_begin, p.row_begin = s.row_begin, p.slot = s.slot;
-        const Extent extent = extent_of(a, s.past);
-        const int token = extent.first_token(p.begin.unit);
-        if (a.kind == KvKind::f16 || token < extent.keys_end)
-          p.page = a.page_table[s.pages_begin + (token >> a.page_shift)];
-      }
     }
     a.pieces[i] = p;
   }
@@ -211,7 +203,6 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodePlanning planning,
   while (shared_bytes() > room && a.stages > 2) --a.stages;
   while (shared_bytes() > room && grid.warps > 1) --grid.warps;
   grid.blocks = device.multiprocessors * per_multiprocessor;
-  a.pairs = device.major >= 9 && grid.blocks % 2 == 0;
   grid.shared_bytes = size_t(shared_bytes());
   if (planning == DecodePlanning::make) {
     plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, grid.blocks, grid.warps);

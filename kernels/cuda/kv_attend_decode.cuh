@@ -582,33 +582,24 @@ struct DecodeProducer {
   const int32_t* table;
   int64_t kv_row;
   int slot;
-  int page;  // id of the page of the cursor's unit; read one unit ahead of its use
+  int page = 0;  // id of the page of the cursor's unit; read one unit ahead of its use
 
-  __device__ __forceinline__ DecodeProducer(const DecodeLaunch& launch, const Piece& piece)
-      : a(launch),
-        cursor(piece.begin),
-        end(piece.end),
-        extent(extent_of(launch, piece.past)),
-        behind(last_unit()),
-        table(launch.page_table + piece.pages_begin),
-        kv_row(piece.row_begin),
-        slot(piece.slot),
-        page(piece.page) {}
+  __device__ __forceinline__ DecodeProducer(const DecodeLaunch& launch, Cursor first, Cursor last)
+      : a(launch), cursor(first), end(last) {
+    enter_segment();
+  }
 
   __device__ __forceinline__ bool done() const { return cursor.unit == behind; }
   // The cursor's unit has the step's own token, which the kernel before writes.
   __device__ __forceinline__ bool at_own_token() const { return cursor.unit == extent.units() - 1; }
 
-  __device__ __forceinline__ int last_unit() const {
-    return cursor.sequence == end.sequence && cursor.segment == end.segment ? end.unit
-                                                                            : extent.units();
-  }
   __device__ __forceinline__ void enter_segment() {
     behind = cursor.unit;
     if (cursor == end) return;
     const StepSequence& s = a.sequences[cursor.sequence];
     extent = extent_of(a, s.past);
-    behind = last_unit();
+    behind = cursor.sequence == end.sequence && cursor.segment == end.segment ? end.unit
+                                                                              : extent.units();
     table = a.page_table + s.pages_begin;
     kv_row = s.row_begin;
     slot = s.slot;
@@ -618,8 +609,11 @@ struct DecodeProducer {
     return (extent.tile_first + cursor.unit - extent.pages) * kTileTokens;
   }
   __device__ __forceinline__ void look_up() {
-    const int token = extent.first_token(cursor.unit);
-    if (KB < 16 && token >= extent.keys_end) return;  // a tile of the residual needs no page
+    int token = (extent.page_first + cursor.unit) * kUnitTokens;
+    if (KB == 16 || cursor.unit >= extent.pages) {
+      token = tile_token();
+      if (KB < 16 && token >= extent.keys_end) return;  // a tile of the residual needs no page
+    }
     page = __ldg(table + (token >> a.page_shift));
   }
 
@@ -704,9 +698,7 @@ struct DecodeProducer {
 // A piece has at most two incomplete segments: one that began in an earlier piece (slot 2 warp) and
 // one that goes on in a later piece (slot 2 warp + 1). Neighbouring slots of one segment are merged
 // in the block; what is then still incomplete goes to the workspace, where the segment's last block
-// to arrive merges in the order of blocks. So the result does not depend on who came last. A
-// segment of just the two blocks of a cluster is merged by both through each other's shared memory:
-// the way through the workspace is a store, an atomic and a read one after the other.
+// to arrive merges in the order of blocks. So the result does not depend on who came last.
 struct PartialSlot {
   int id;           // segment, numbered over all sequences; -1: empty
   int start, last;  // where its first and its last unit begin on the line
@@ -786,17 +778,10 @@ struct DecodeMerge {
     if (head + 1 < p.heads) store_16(row + D, o.y / l.y), store_16(row + D + 8, o.w / l.y);
   }
 
-  // Is the segment of `slot` that of this block and of the other one of its cluster alone?
-  __device__ __forceinline__ bool is_of_pair(const PartialSlot& slot) const {
-    const int first = line.block_of(line.owner(slot.start));
-    return first == int(blockIdx.x & ~1u) && line.block_of(line.owner(slot.last)) == first + 1;
-  }
-
   // slots [2 warps]: what each state belongs to. state(slot): its memory. All threads of the block,
-  // after a barrier. exchange: one state; `arrived` [2][3]; both in shared memory.
+  // after a barrier. `arrived` [2][3] is shared memory.
   template <class StateOf>
-  __device__ __forceinline__ void run(const PartialSlot* slots, float4* exchange, StateOf state,
-                                      int* arrived) {
+  __device__ __forceinline__ void run(const PartialSlot* slots, StateOf state, int* arrived) {
     constexpr uint32_t kAll = 0xffffffffu;
     const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
     const int begin = line.boundary(min(line.pieces, int(blockIdx.x) * line.pieces_block));
@@ -811,19 +796,15 @@ struct DecodeMerge {
     const uint32_t leaders = __ballot_sync(kAll, leads);
     const int rank = __popc(leaders & ((1u << lane) - 1));
     // Left for the workspace: at most one that began earlier, at most one that begins here.
-    int earlier = __ffs(int(__ballot_sync(kAll, leads && !begins))) - 1;
-    int here = __ffs(int(__ballot_sync(kAll, begins && !ends))) - 1;
-    int paired = a.pairs ? (blockIdx.x % 2 == 0 ? here : earlier) : -1;
-    if (paired >= 0 && !is_of_pair(slots[paired])) paired = -1;
+    const int earlier = __ffs(int(__ballot_sync(kAll, leads && !begins))) - 1;
+    const int here = __ffs(int(__ballot_sync(kAll, begins && !ends))) - 1;
     const int all = __popc(leaders) * quads();
     for (int i = threadIdx.x; i - lane < all; i += blockDim.x) {  // quads() is a multiple of 32
       const int group = (i - lane) / quads();
       const int first = __ffs(int(__ballot_sync(kAll, leads && rank == group))) - 1;
       const int count = __popc(__shfl_sync(kAll, same, first));
       float4* to = nullptr;
-      if (first == paired)
-        to = exchange;
-      else if (first == earlier || first == here)
+      if (first == earlier || first == here)
         to = reinterpret_cast<float4*>(a.partials +
                                        int64_t(2 * blockIdx.x + (first == here)) * kPartialFloats);
       reduce<true>(
@@ -832,18 +813,6 @@ struct DecodeMerge {
             return reinterpret_cast<const float4*>(state(j == 0 ? first : 2 * (first / 2 + j)));
           },
           to);
-    }
-    if (paired >= 0) {
-      cluster_barrier();
-      // Each block merges half of the channels.
-      const int half = quads() / 2, from = blockIdx.x % 2 * half;
-      const float4* states[2] = {in_cluster(exchange, 0), in_cluster(exchange, 1)};
-      for (int i = from + threadIdx.x; i < from + half; i += blockDim.x)
-        reduce<true>(
-            i, slots[paired], 2, [&](int j) { return j == 0 ? states[0] : states[1]; }, nullptr);
-      cluster_barrier();  // the other block still reads
-      if (paired == here) here = -1;
-      if (paired == earlier) earlier = -1;
     }
     if (earlier < 0 && here < 0) return;  // the same in all threads
     __threadfence();
@@ -900,13 +869,13 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
   if (!(piece.begin == piece.end)) {
     Cursor cursor = piece.begin;
     const Cursor end = piece.end;
-    DecodeProducer<D, KB, VB, NT> producer(a, piece);
+    DecodeProducer<D, KB, VB, NT> producer(a, cursor, end);
     bool waited = producer.at_own_token();
     if (waited) wait_for_previous();
     DecodeWarp<D, KB, VB, NT> state(a, lane, shared + at.ones);
     Extent extent;
-    int units = 0, begin = 0, behind = 0, heads = 0;  // of the cursor's segment
-    int row = piece.row_begin, past = piece.past, channel = 0;
+    int units = 0, begin = 0, behind = 0, heads = 0, row = 0;  // of the cursor's segment
+    int channel = 0;
     bool inside = false, fresh = false;  // in a segment; its state is not set up yet
     int in = 0, out = 0, in_flight = 0;  // stages
     uint32_t parity = 0;
@@ -915,7 +884,8 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
     while (true) {
       if (waited && !inside && (in_flight > 0 || !producer.done())) {
         inside = fresh = true;
-        extent = extent_of(a, past);
+        const StepSequence& sequence = a.sequences[cursor.sequence];
+        extent = extent_of(a, sequence.past);
         units = extent.units(), begin = cursor.unit;
         const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
         behind = stops ? end.unit : units;
@@ -923,6 +893,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
         const int first_head = NT == 1 ? 0 : cursor.segment % a.head_blocks * 8 * NT;
         heads = min(8 * NT, a.ratio - first_head);
         channel = (head * a.ratio + first_head) * D;
+        row = sequence.row_begin;
         state.load_queries(a.q + row * a.q_stride + channel, heads);
       }
       if (in_flight < a.stages && !producer.done()) {
@@ -976,19 +947,13 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
                                     channel};
         }
       }
-      if (behind == units) {
-        cursor = next_segment(a, cursor);
-        if (cursor.sequence < a.sequence_count) {
-          const StepSequence& sequence = a.sequences[cursor.sequence];
-          row = sequence.row_begin, past = sequence.past;
-        }
-      }
+      if (behind == units) cursor = next_segment(a, cursor);
     }
   }
   wait_for_previous();
   __syncthreads();
   DecodeMerge<D, NT>{a, line}.run(
-      slots, reinterpret_cast<float4*>(shared + at.exchange),
+      slots,
       [&](int slot) {
         return slot % 2 == 1 ? shared + at.ring + slot / 2 * a.stages * a.stage_bytes
                              : shared + at.partials + slot / 2 * at.partial_bytes;

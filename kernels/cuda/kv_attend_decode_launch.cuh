@@ -13,8 +13,11 @@ cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
   if (error != cudaSuccess) return error;
-  return launch_with({grid.overlaps, a.pairs ? 2u : 1u}, kernel, dim3(unsigned(grid.blocks)),
-                     dim3(unsigned(grid.warps * 32)), grid.shared_bytes, stream, a);
+  if (grid.overlaps)
+    return launch_overlapped(kernel, dim3(unsigned(grid.blocks)), dim3(unsigned(grid.warps * 32)),
+                             grid.shared_bytes, stream, a);
+  kernel<<<grid.blocks, grid.warps * 32, grid.shared_bytes, stream>>>(a);
+  return cudaGetLastError();
 }
 
 template <int D, int KB, int VB>

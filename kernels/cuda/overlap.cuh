@@ -11,6 +11,11 @@
 
 namespace kivi::cuda {
 
+// Was the code that runs on this device compiled for Hopper or newer? A newer device may run code
+// of an older architecture: it has none of the instructions below, so it must not be launched as if
+// it waited.
+bool runs_hopper_code();
+
 // Returns when the kernel before this one in the stream has ended and its writes can be seen.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
@@ -26,45 +31,21 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
-// What a launch may have beyond a grid; ignored before Hopper.
-struct LaunchTraits {
-  bool overlaps = true;
-  unsigned cluster = 1;  // blocks
-};
-
-// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), with `traits` where the device can.
+// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), overlapping where the code can.
 template <class... P, class... A>
-cudaError_t launch_with(LaunchTraits traits, void (*kernel)(P...), dim3 grid, dim3 block,
-                        size_t shared_bytes, cudaStream_t stream, A... arguments) {
-  int device = 0, major = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2]{};
-  unsigned count = 0;
-  if (major >= 9 && traits.overlaps) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (major >= 9 && traits.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {traits.cluster, 1, 1};
-  }
+cudaError_t launch_overlapped(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                              cudaStream_t stream, A... arguments) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = count;
+  config.attrs = &overlap;
+  config.numAttrs = runs_hopper_code() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
-}
-
-template <class... P, class... A>
-cudaError_t launch_overlapped(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                              cudaStream_t stream, A... arguments) {
-  return launch_with({}, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 }  // namespace kivi::cuda

@@ -143,31 +143,6 @@ struct WarpCopy {
 #endif
 };
 
-// --- clusters of blocks -------------------------------------------------------------------------
-//
-// Hopper and newer; elsewhere blocks have no cluster and none of this is called.
-
-// All threads of all blocks of the cluster; what they wrote to shared memory can be read
-// afterwards.
-__device__ __forceinline__ void cluster_barrier() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-// The same place of block `rank`'s shared memory.
-template <class T>
-__device__ __forceinline__ const T* in_cluster(const T* here, uint32_t rank) {
-#if __CUDA_ARCH__ >= 900
-  uint64_t there;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(reinterpret_cast<uint64_t>(here)), "r"(rank));
-  return reinterpret_cast<const T*>(there);
-#else
-  return here;
-#endif
-}
-
 // Makes ordinary writes to shared memory visible to later asynchronous copies.
 __device__ __forceinline__ void fence_before_async_copy() {
 #if __CUDA_ARCH__ >= 900
