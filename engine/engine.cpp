@@ -35,8 +35,8 @@ struct Engine::Impl {
         cache(layout, capacity),
         scheduler(config, cache),
         runner(std::move(runner)) {
-    context_tokens = int(
-        std::min<int64_t>(this->model.max_model_len, layout.tokens_within(capacity.pages)));
+    context_tokens =
+        int(std::min<int64_t>(this->model.max_model_len, layout.tokens_within(capacity.pages)));
     take_snapshot();
   }
 

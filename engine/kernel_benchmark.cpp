@@ -213,11 +213,14 @@ Status Benchmark::make_data() {
     ASSIGN_OR_RETURN(sampled_ids_, backend_.allocate(size_t(rows) * sizeof(int32_t), "ids"));
   }
   if (any({"kv_attend", "kv_append", "kv_append_step", "kv_attend_prompt", "kv_append_prompt"})) {
-    int64_t rows = std::max<int64_t>(t, kFillRows);
-    for (const CacheCase& cache : scale_.caches)
-      rows = std::max<int64_t>(rows, int64_t(cache.sequences) * spec_.layers);
+    int64_t rows = std::max<int64_t>(t, kFillRows), rows_kv = rows;
+    const int layers = wanted("kv_append_step") ? spec_.layers : 1;
+    for (const CacheCase& cache : scale_.caches) {
+      rows = std::max<int64_t>(rows, cache.sequences);
+      rows_kv = std::max<int64_t>(rows_kv, int64_t(cache.sequences) * layers);
+    }
     RETURN_IF_ERROR(make(queries_, rows, spec_.query_size(), backend_.query_type(), 1, 0));
-    RETURN_IF_ERROR(make(kv_, rows, spec_.kv_size(), DType::f16, 1, 0));
+    RETURN_IF_ERROR(make(kv_, rows_kv, spec_.kv_size(), DType::f16, 1, 0));
     RETURN_IF_ERROR(make(attention_, rows, spec_.query_size(), a_, 1, 0));
   }
   // Rows of the embedding and rows of an [x, n] matrix of inputs: ids are valid for both.

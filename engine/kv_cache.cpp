@@ -22,9 +22,7 @@ KvCache::KvCache(const KvLayout& layout, const KvCapacity& capacity)
 
 int KvCache::pages_needed(int tokens) const { return layout_.pages_for(tokens); }
 
-int KvCache::staging_pages_needed(int tokens) const {
-  return KvLayout::staging_pages_for(tokens);
-}
+int KvCache::staging_pages_needed(int tokens) const { return KvLayout::staging_pages_for(tokens); }
 
 bool KvCache::reserve(SequenceKv& kv, int tokens_more, KvMode mode) {
   VERIFY(tokens_more >= 0);

@@ -94,8 +94,7 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
 
   s.staging_begin = int32_t(page_table_.size());
   if (planned.mode == KvMode::stage) s.staging_count = KvLayout::staging_pages_for(end);
-  if (planned.mode == KvMode::commit)
-    s.staging_count = KvLayout::staging_pages_for(planned.past);
+  if (planned.mode == KvMode::commit) s.staging_count = KvLayout::staging_pages_for(planned.past);
   VERIFY(s.staging_count <= int(sequence.kv.staging_pages.size()));
   const auto staging = sequence.kv.staging_pages.begin();
   page_table_.insert(page_table_.end(), staging, staging + s.staging_count);

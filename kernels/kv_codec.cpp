@@ -209,7 +209,8 @@ Status check_kv_format(const KvFormat& f, const KvShape& shape) {
 
 KvBytes kv_bytes(const KvLayout& layout, int tokens) {
   if (tokens <= 0) return {};
-  const int64_t blocks = int64_t(layout.pages_for(tokens)) * layout.shape.layers * layout.shape.heads;
+  const int64_t blocks =
+      int64_t(layout.pages_for(tokens)) * layout.shape.layers * layout.shape.heads;
   return {.codes = blocks * (layout.key_codes_bytes() + layout.value_codes_bytes()),
           .parameters = blocks * (layout.key_parameters_bytes() + layout.value_parameters_bytes()),
           .residual = layout.residual_slot_bytes()};
