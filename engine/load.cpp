@@ -127,11 +127,8 @@ Result<Blueprint> draw_up(const EngineConfig& config, PhaseClock& clock) {
   ASSIGN_OR_RETURN(b.layout.format, kv_format_of(config, b.layout.shape, spec.heads_q));
 
   b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin)};
-  const auto pages = [&](int64_t tokens, int page_tokens) {
-    return (tokens + page_tokens - 1) / page_tokens;
-  };
   const int64_t pages_a_sequence =
-      pages(max_model_len, b.layout.page_tokens()) + pages(max_model_len, KvLayout::kStagingTokens);
+      b.layout.pages_for(max_model_len) + KvLayout::staging_pages_for(max_model_len);
   b.input_limits = {config.max_num_batched_tokens, config.max_num_seqs,
                     config.max_num_seqs * pages_a_sequence};
 
