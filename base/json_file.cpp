@@ -1,4 +1,4 @@
-#include "engine/json_file.h"
+#include "base/json_file.h"
 
 #include <fmt/format.h>
 
@@ -8,8 +8,6 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-
-#include "engine/limits.h"
 
 namespace kivi {
 

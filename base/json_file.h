@@ -2,6 +2,7 @@
 // file, the key, its value and what was expected.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -9,9 +10,14 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/result.h"
+#include "base/result.h"
 
 namespace kivi {
+
+// A JSON file larger than this is not a model's. A text nested deeper than this is refused, because
+// the parser recurses.
+inline constexpr int64_t kMaxJsonFileBytes = 256 << 20;
+inline constexpr int kMaxJsonDepth = 64;
 
 // The whole of a text file of at most `bytes_max` bytes. Errors: not_found, invalid; both name the
 // path.

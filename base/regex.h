@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/result.h"
+#include "base/result.h"
 
 // PCRE2's own types (pcre2_code_8, ...): its header stays in regex.cpp.
 struct pcre2_real_code_8;

@@ -5,7 +5,7 @@
 #include <utility>
 #include <variant>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 

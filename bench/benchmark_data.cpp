@@ -1,4 +1,4 @@
-#include "engine/benchmark_data.h"
+#include "bench/benchmark_data.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "engine/kernel_benchmark.h"
+#include "bench/kernel_benchmark.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -11,12 +11,12 @@
 #include <random>
 #include <set>
 
-#include "engine/benchmark_data.h"
-#include "engine/device.h"
-#include "engine/kernel_costs.h"
-#include "engine/kernel_timer.h"
-#include "engine/model_config.h"
-#include "engine/rope_scaling.h"
+#include "bench/benchmark_data.h"
+#include "bench/kernel_costs.h"
+#include "bench/kernel_timer.h"
+#include "engine/model/model_config.h"
+#include "engine/model/rope_scaling.h"
+#include "engine/serving/device.h"
 
 namespace kivi {
 namespace {

@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "base/result.h"
 #include "engine/config.h"
-#include "kernels/result.h"
 
 namespace kivi {
 
@@ -38,7 +38,7 @@ struct KernelMeasurement {
   std::string shape;   // "[64, 4096] x [12288, 4096]", "(64, 1024)"
   std::string format;  // of the cache; "": the op knows none
   double seconds = 0;  // of one call
-  int64_t bytes = 0;   // engine/kernel_costs.h
+  int64_t bytes = 0;   // bench/kernel_costs.h
   double flops = 0;
   std::string skipped;  // why it was not measured; "": it was
 };

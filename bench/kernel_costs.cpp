@@ -1,4 +1,4 @@
-#include "engine/kernel_costs.h"
+#include "bench/kernel_costs.h"
 
 #include <algorithm>
 

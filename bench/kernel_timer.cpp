@@ -1,4 +1,4 @@
-#include "engine/kernel_timer.h"
+#include "bench/kernel_timer.h"
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,4 @@
-#include "tools/kernels_report.h"
+#include "bench/kernels_report.h"
 
 #include <fmt/format.h>
 

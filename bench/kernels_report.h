@@ -4,7 +4,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
-#include "engine/kernel_benchmark.h"
+#include "bench/kernel_benchmark.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "tools/throughput_report.h"
+#include "bench/throughput_report.h"
 
 #include <fmt/format.h>
 
@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "tools/percentile.h"
+#include "base/percentile.h"
 
 namespace kivi {
 namespace {

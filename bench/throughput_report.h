@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "tools/throughput_run.h"
+#include "bench/throughput_run.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "tools/throughput_run.h"
+#include "bench/throughput_run.h"
 
 #include <fmt/format.h>
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "bench/throughput_options.h"
 #include "engine/engine.h"
-#include "tools/settings.h"
 
 namespace kivi {
 

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <string>
 
+#include "base/result.h"
 #include "engine/limits.h"
 #include "kernels/kv_page.h"
-#include "kernels/result.h"
 
 namespace kivi {
 

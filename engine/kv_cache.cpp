@@ -1,6 +1,6 @@
 #include "engine/kv_cache.h"
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 namespace {

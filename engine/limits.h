@@ -21,13 +21,11 @@ inline constexpr int kDefaultMaxTokens = 16;  // completions, as OpenAI
 
 // Files: a header or JSON larger than this is not a model's.
 inline constexpr int64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // the format's own limit
-inline constexpr int64_t kMaxJsonFileBytes = 256 << 20;
-inline constexpr int64_t kMaxChatTemplateBytes = 1 << 20;  // the largest known are 20 KB
+inline constexpr int64_t kMaxChatTemplateBytes = 1 << 20;           // the largest known are 20 KB
 
 // HTTP.
 inline constexpr size_t kDefaultMaxBodyBytes = 16 << 20;  // a 2,048-prompt batch of lm-eval fits
 inline constexpr size_t kMaxHeaderBytes = 64 << 10;
-inline constexpr int kMaxJsonDepth = 64;
 inline constexpr int kMaxChatObjectFields = 1024;  // of one object in a chat's body
 
 }  // namespace kivi

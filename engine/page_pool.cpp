@@ -1,6 +1,6 @@
 #include "engine/page_pool.h"
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/result.h"
+#include "base/result.h"
 #include "kernels/sampling.h"
 
 namespace kivi {

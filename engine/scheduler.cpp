@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 namespace {

@@ -4,7 +4,7 @@
 #include <limits>
 #include <utility>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 namespace {

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "base/result.h"
 #include "engine/batch_plan.h"
-#include "kernels/result.h"
 #include "kernels/sampling.h"
 
 namespace kivi {

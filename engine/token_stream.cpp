@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 

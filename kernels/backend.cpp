@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 namespace {

@@ -19,8 +19,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/result.h"
 #include "kernels/buffer.h"
-#include "kernels/result.h"
 #include "kernels/sampling.h"
 #include "kernels/step_view.h"
 #include "kernels/tensor.h"

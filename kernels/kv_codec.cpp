@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 namespace {

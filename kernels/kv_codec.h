@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <span>
 
+#include "base/result.h"
 #include "kernels/kv_page.h"
-#include "kernels/result.h"
 
 namespace kivi {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "kernels/result.h"
+#include "base/result.h"
 
 namespace kivi {
 

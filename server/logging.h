@@ -1,7 +1,7 @@
 // Where log lines go and what they look like.
 #pragma once
 
-#include "kernels/result.h"
+#include "base/result.h"
 #include "server/server_config.h"
 
 namespace kivi {

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <utility>
 
+#include "base/version.h"
 #include "server/process_stats.h"
 
 namespace kivi {

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/completion.h"
+#include "engine/serving/completion.h"
 
 namespace kivi {
 

@@ -11,8 +11,8 @@
 #include <optional>
 #include <thread>
 
-#include "server/grpc_server.h"
-#include "server/http_server.h"
+#include "server/grpc/grpc_server.h"
+#include "server/http/http_server.h"
 #include "server/load_reporter.h"
 #include "server/metrics.h"
 

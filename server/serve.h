@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "engine/load.h"
+#include "engine/serving/load.h"
 #include "server/server_config.h"
 
 namespace kivi {

@@ -1,4 +1,4 @@
-#include "engine/attention_statistics.h"
+#include "study/attention_statistics.h"
 
 #include <algorithm>
 #include <cmath>

@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/kv_quantizer.h"
+#include "study/kv_quantizer.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "tools/choices.h"
+#include "study/choices.h"
 
 #include <fmt/format.h>
 

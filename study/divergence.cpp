@@ -1,4 +1,4 @@
-#include "tools/divergence.h"
+#include "study/divergence.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "tools/eval_report.h"
+#include "study/eval_report.h"
 
 #include <fmt/format.h>
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "tools/eval_run.h"
+#include "study/eval_run.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "tools/eval_results.h"
+#include "study/eval_results.h"
 
 #include <fmt/format.h>
 

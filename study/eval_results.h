@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/result.h"
+#include "base/result.h"
 
 namespace kivi {
 

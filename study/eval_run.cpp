@@ -1,4 +1,4 @@
-#include "tools/eval_run.h"
+#include "study/eval_run.h"
 
 #include <fmt/format.h>
 
@@ -9,10 +9,11 @@
 #include <optional>
 #include <sstream>
 
-#include "tools/choices.h"
-#include "tools/divergence.h"
-#include "tools/eval_results.h"
-#include "tools/perplexity.h"
+#include "base/version.h"
+#include "study/choices.h"
+#include "study/divergence.h"
+#include "study/eval_results.h"
+#include "study/perplexity.h"
 
 namespace kivi {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/load.h"
-#include "tools/passkey.h"
+#include "engine/serving/load.h"
+#include "study/passkey.h"
 
 namespace kivi {
 

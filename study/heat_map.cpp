@@ -1,12 +1,12 @@
 // PNG as its specification (RFC 2083) has it: 8-bit palette, and a zlib stream (RFC 1950) of stored
 // blocks, since maps are a few kilobytes.
-#include "tools/heat_map.h"
+#include "study/heat_map.h"
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "engine/kv_layer_study.h"
+#include "study/kv_layer_study.h"
 
 #include <algorithm>
 #include <cmath>

@@ -4,9 +4,9 @@
 #include <functional>
 #include <vector>
 
-#include "engine/attention_statistics.h"
-#include "engine/kv_quantizer.h"
-#include "engine/kv_study.h"
+#include "study/attention_statistics.h"
+#include "study/kv_quantizer.h"
+#include "study/kv_study.h"
 
 namespace kivi {
 

@@ -1,11 +1,11 @@
-#include "engine/kv_quantizer.h"
+#include "study/kv_quantizer.h"
 
 #include <fmt/format.h>
 
 #include <cmath>
 
+#include "base/verify.h"
 #include "kernels/kv_codec.h"
-#include "kernels/verify.h"
 
 namespace kivi {
 

@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "engine/kv_statistics.h"
 #include "kernels/half.h"
+#include "study/kv_statistics.h"
 
 namespace kivi {
 

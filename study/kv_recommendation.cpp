@@ -1,4 +1,4 @@
-#include "tools/kv_recommendation.h"
+#include "study/kv_recommendation.h"
 
 #include <fmt/format.h>
 

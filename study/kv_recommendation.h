@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/kv_statistics.h"
+#include "study/kv_statistics.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-// What a study of a model's keys, values and attention finds (engine/kv_study.h). Public header:
+// What a study of a model's keys, values and attention finds (study/kv_study.h). Public header:
 // plain data. After Liu et al., KIVI (ICML 2024), section 3.
 //
 // Letters: T tokens of a window, hq and hk query and KV heads, d channels a head, G group size. A

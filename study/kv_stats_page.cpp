@@ -1,14 +1,14 @@
-#include "tools/kv_stats_page.h"
+#include "study/kv_stats_page.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <iterator>
 
-#include "tools/heat_map.h"
-#include "tools/html_text.h"
-#include "tools/kv_stats_report.h"
-#include "tools/svg_plot.h"
+#include "base/report/html_text.h"
+#include "base/report/svg_plot.h"
+#include "study/heat_map.h"
+#include "study/kv_stats_report.h"
 
 namespace kivi {
 

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "tools/kv_stats_run.h"
+#include "study/kv_stats_run.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "tools/kv_stats_report.h"
+#include "study/kv_stats_report.h"
 
 #include <fmt/format.h>
 

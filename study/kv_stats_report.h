@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "tools/kv_stats_run.h"
+#include "study/kv_stats_run.h"
 
 namespace kivi {
 

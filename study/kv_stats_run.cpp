@@ -1,4 +1,4 @@
-#include "tools/kv_stats_run.h"
+#include "study/kv_stats_run.h"
 
 #include <fmt/format.h>
 
@@ -10,7 +10,7 @@
 #include <numeric>
 #include <sstream>
 
-#include "tools/perplexity.h"
+#include "study/perplexity.h"
 
 namespace kivi {
 

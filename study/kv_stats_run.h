@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/kv_study.h"
-#include "tools/kv_recommendation.h"
+#include "study/kv_recommendation.h"
+#include "study/kv_study.h"
 
 namespace kivi {
 

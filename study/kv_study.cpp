@@ -1,4 +1,4 @@
-#include "engine/kv_study.h"
+#include "study/kv_study.h"
 
 #include <fmt/format.h>
 
@@ -6,8 +6,8 @@
 #include <optional>
 #include <stdexcept>
 
-#include "engine/kv_layer_study.h"
-#include "engine/observing_backend.h"
+#include "study/kv_layer_study.h"
+#include "study/observing_backend.h"
 
 namespace kivi {
 

@@ -19,8 +19,8 @@
 #include <memory>
 #include <vector>
 
-#include "engine/kv_statistics.h"
-#include "engine/load.h"
+#include "engine/serving/load.h"
+#include "study/kv_statistics.h"
 
 namespace kivi {
 

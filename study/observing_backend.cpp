@@ -1,4 +1,4 @@
-#include "engine/observing_backend.h"
+#include "study/observing_backend.h"
 
 namespace kivi {
 

@@ -1,6 +1,6 @@
 // ObservingBackend: another backend, and somebody who sees each layer's queries, keys and values
 // before attention and before the store do, and may change the keys and values. For studies
-// (engine/kv_study.h); what serves is never wrapped. Same thread rule as the backend inside.
+// (study/kv_study.h); what serves is never wrapped. Same thread rule as the backend inside.
 #pragma once
 
 #include <functional>

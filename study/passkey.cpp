@@ -1,4 +1,4 @@
-#include "tools/passkey.h"
+#include "study/passkey.h"
 
 #include <fmt/format.h>
 

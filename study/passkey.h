@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "engine/engine.h"
-#include "engine/tokenizer.h"
-#include "tools/score.h"
+#include "engine/text/tokenizer.h"
+#include "study/score.h"
 
 namespace kivi {
 

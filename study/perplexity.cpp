@@ -1,4 +1,4 @@
-#include "tools/perplexity.h"
+#include "study/perplexity.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "tools/score.h"
+#include "study/score.h"
 
 #include <fmt/format.h>
 

@@ -10,15 +10,16 @@
 #include <sstream>
 #include <thread>
 
-#include "engine/tokenizer.h"
+#include "base/version.h"
+#include "bench/client/grpc_client.h"
+#include "bench/client/html_report.h"
+#include "bench/client/http_client.h"
+#include "bench/client/load_run.h"
+#include "bench/client/options.h"
+#include "bench/client/progress.h"
+#include "bench/client/report.h"
+#include "engine/text/tokenizer.h"
 #include "tools/commands.h"
-#include "tools/load/grpc_client.h"
-#include "tools/load/html_report.h"
-#include "tools/load/http_client.h"
-#include "tools/load/load_run.h"
-#include "tools/load/options.h"
-#include "tools/load/progress.h"
-#include "tools/load/report.h"
 
 namespace kivi {
 namespace {

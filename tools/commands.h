@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/load.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/serving/load.h"
 #include "tools/flags.h"
 
 namespace kivi {

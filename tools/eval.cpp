@@ -8,9 +8,9 @@
 #include <fstream>
 #include <string>
 
+#include "study/eval_report.h"
+#include "study/eval_run.h"
 #include "tools/commands.h"
-#include "tools/eval_report.h"
-#include "tools/eval_run.h"
 
 namespace kivi {
 

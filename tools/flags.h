@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/result.h"
+#include "base/result.h"
 #include "tools/settings.h"
 
 namespace kivi {

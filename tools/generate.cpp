@@ -8,8 +8,8 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
-#include "engine/chat_prompt.h"
-#include "engine/completion.h"
+#include "engine/serving/chat_prompt.h"
+#include "engine/serving/completion.h"
 #include "tools/commands.h"
 
 namespace kivi {

@@ -1,7 +1,7 @@
 // kivi info MODEL: what a model folder or GGUF file holds, and what its cache costs in each format.
 #include <fmt/format.h>
 
-#include "engine/load.h"
+#include "engine/serving/load.h"
 #include "tools/commands.h"
 
 namespace kivi {

@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "bench/kernels_report.h"
 #include "tools/commands.h"
-#include "tools/kernels_report.h"
 
 namespace kivi {
 

@@ -9,9 +9,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "study/kv_stats_page.h"
+#include "study/kv_stats_report.h"
 #include "tools/commands.h"
-#include "tools/kv_stats_page.h"
-#include "tools/kv_stats_report.h"
 
 namespace kivi {
 

@@ -5,6 +5,7 @@
 #include <exception>
 #include <nlohmann/json.hpp>
 
+#include "base/version.h"
 #include "tools/commands.h"
 
 namespace kivi {

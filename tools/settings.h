@@ -6,18 +6,12 @@
 #include <string>
 #include <vector>
 
+#include "bench/kernel_benchmark.h"
+#include "bench/throughput_options.h"
 #include "engine/config.h"
-#include "engine/kernel_benchmark.h"
 #include "server/server_config.h"
 
 namespace kivi {
-
-// A fixed length (min == max), or uniformly distributed in [min, max]. Tokens.
-struct LengthRange {
-  int min = 0;
-  int max = 0;
-  friend bool operator==(const LengthRange&, const LengthRange&) = default;
-};
 
 // `kivi generate`. Sampling parameters that are not set are the model's (generation_config.json),
 // else those of SamplingParams. The seed is EngineConfig::seed.
@@ -37,15 +31,6 @@ struct GenerateOptions {
   double repetition_penalty = 1;
   double presence_penalty = 0;
   double frequency_penalty = 0;
-};
-
-// `kivi bench throughput`.
-struct ThroughputOptions {
-  int num_prompts = 64;
-  LengthRange prompt_len{128, 128};
-  LengthRange output_len{128, 128};
-  std::vector<int> concurrency;  // requests in flight, one run each; empty: one run, all at once
-  std::string trace;             // file for the steps, a line each; "": none
 };
 
 struct Settings {

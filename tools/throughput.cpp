@@ -4,8 +4,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/version.h"
+#include "bench/throughput_report.h"
 #include "tools/commands.h"
-#include "tools/throughput_report.h"
 
 namespace kivi {
 namespace {

@@ -1,4 +1,4 @@
-#include "tools/svg_plot.h"
+#include "base/report/svg_plot.h"
 
 #include <fmt/format.h>
 
@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "tools/html_text.h"
+#include "base/report/html_text.h"
 
 namespace kivi {
 namespace {

@@ -1,12 +1,12 @@
-#include "tools/load/arrivals.h"
+#include "bench/client/arrivals.h"
 
 #include <fmt/format.h>
 
 #include <cmath>
 
-#include "tools/load/random.h"
-#include "tools/load/streams.h"
-#include "tools/load/text.h"
+#include "bench/client/random.h"
+#include "bench/client/streams.h"
+#include "bench/client/text.h"
 
 namespace kivi::load {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/result.h"
+#include "base/result.h"
 
 namespace kivi::load {
 

@@ -14,8 +14,8 @@
 #include <optional>
 #include <string>
 
-#include "tools/load/record.h"
-#include "tools/load/workload.h"
+#include "bench/client/record.h"
+#include "bench/client/workload.h"
 
 namespace kivi::load {
 

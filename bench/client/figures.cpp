@@ -1,4 +1,4 @@
-#include "tools/load/figures.h"
+#include "bench/client/figures.h"
 
 #include <fmt/format.h>
 
@@ -7,8 +7,8 @@
 #include <numeric>
 #include <utility>
 
-#include "tools/load/text.h"
-#include "tools/percentile.h"
+#include "base/percentile.h"
+#include "bench/client/text.h"
 
 namespace kivi::load {
 namespace {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "tools/load/load_run.h"
+#include "bench/client/load_run.h"
 
 namespace kivi::load {
 

@@ -1,4 +1,4 @@
-#include "tools/load/grpc_client.h"
+#include "bench/client/grpc_client.h"
 
 #include <fmt/format.h>
 #include <grpcpp/grpcpp.h>

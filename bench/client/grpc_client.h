@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "tools/load/client.h"
+#include "bench/client/client.h"
 
 namespace kivi::load {
 

@@ -1,13 +1,13 @@
-#include "tools/load/html_report.h"
+#include "bench/client/html_report.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "tools/html_text.h"
-#include "tools/percentile.h"
-#include "tools/svg_plot.h"
+#include "base/percentile.h"
+#include "base/report/html_text.h"
+#include "base/report/svg_plot.h"
 
 namespace kivi::load {
 namespace {

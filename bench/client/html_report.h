@@ -5,7 +5,7 @@
 #include <span>
 #include <string>
 
-#include "tools/load/report.h"
+#include "bench/client/report.h"
 
 namespace kivi::load {
 

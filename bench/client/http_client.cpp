@@ -1,4 +1,4 @@
-#include "tools/load/http_client.h"
+#include "bench/client/http_client.h"
 
 #include <fmt/format.h>
 
@@ -12,7 +12,7 @@
 #include <boost/beast/http.hpp>
 #include <utility>
 
-#include "tools/load/sse_parser.h"
+#include "bench/client/sse_parser.h"
 
 namespace kivi::load {
 namespace asio = boost::asio;

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "tools/load/client.h"
-#include "tools/load/openai_body.h"
+#include "bench/client/client.h"
+#include "bench/client/openai_body.h"
 
 namespace kivi::load {
 

@@ -1,11 +1,11 @@
-#include "tools/load/lengths.h"
+#include "bench/client/lengths.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "tools/load/text.h"
+#include "bench/client/text.h"
 
 namespace kivi::load {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "kernels/result.h"
-#include "tools/load/random.h"
+#include "base/result.h"
+#include "bench/client/random.h"
 
 namespace kivi::load {
 

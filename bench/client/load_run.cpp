@@ -1,4 +1,4 @@
-#include "tools/load/load_run.h"
+#include "bench/client/load_run.h"
 
 #include <sys/resource.h>
 

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "tools/load/client.h"
+#include "bench/client/client.h"
 
 namespace kivi::load {
 

@@ -1,11 +1,11 @@
-#include "tools/load/openai_body.h"
+#include "bench/client/openai_body.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <nlohmann/json.hpp>
 
-#include "tools/load/text.h"
+#include "bench/client/text.h"
 
 namespace kivi::load {
 

@@ -3,9 +3,9 @@
 
 #include <string>
 
-#include "kernels/result.h"
-#include "tools/load/client.h"
-#include "tools/load/workload.h"
+#include "base/result.h"
+#include "bench/client/client.h"
+#include "bench/client/workload.h"
 
 namespace kivi::load {
 

@@ -1,6 +1,6 @@
 // The flags of `kivi bench serve`; the names are those of `vllm bench serve` where it has the
 // thing.
-#include "tools/load/options.h"
+#include "bench/client/options.h"
 
 #include <fmt/format.h>
 
@@ -10,8 +10,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "tools/load/openai_body.h"
-#include "tools/load/text.h"
+#include "bench/client/openai_body.h"
+#include "bench/client/text.h"
 
 namespace kivi::load {
 namespace {

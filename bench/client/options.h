@@ -5,11 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "kernels/result.h"
-#include "tools/load/arrivals.h"
-#include "tools/load/client.h"
-#include "tools/load/figures.h"
-#include "tools/load/workload.h"
+#include "base/result.h"
+#include "bench/client/arrivals.h"
+#include "bench/client/client.h"
+#include "bench/client/figures.h"
+#include "bench/client/workload.h"
 
 namespace kivi::load {
 

@@ -1,4 +1,4 @@
-#include "tools/load/progress.h"
+#include "bench/client/progress.h"
 
 #include <fmt/format.h>
 #include <unistd.h>

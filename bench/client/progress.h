@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "tools/load/client.h"
+#include "bench/client/client.h"
 
 namespace kivi::load {
 

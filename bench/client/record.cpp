@@ -1,4 +1,4 @@
-#include "tools/load/record.h"
+#include "bench/client/record.h"
 
 #include <utility>
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "tools/load/stream_event.h"
+#include "bench/client/stream_event.h"
 
 namespace kivi::load {
 

@@ -1,4 +1,4 @@
-#include "tools/load/report.h"
+#include "bench/client/report.h"
 
 #include <fmt/format.h>
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "tools/load/figures.h"
+#include "bench/client/figures.h"
 
 namespace kivi::load {
 

@@ -1,4 +1,4 @@
-#include "tools/load/sharegpt.h"
+#include "bench/client/sharegpt.h"
 
 #include <fmt/format.h>
 

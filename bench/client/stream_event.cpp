@@ -1,4 +1,4 @@
-#include "tools/load/stream_event.h"
+#include "bench/client/stream_event.h"
 
 #include <nlohmann/json.hpp>
 

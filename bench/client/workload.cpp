@@ -1,11 +1,11 @@
-#include "tools/load/workload.h"
+#include "bench/client/workload.h"
 
 #include <algorithm>
 #include <iterator>
 #include <numeric>
 #include <utility>
 
-#include "tools/load/streams.h"
+#include "bench/client/streams.h"
 
 namespace kivi::load {
 namespace {

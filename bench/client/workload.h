@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "tools/load/lengths.h"
-#include "tools/load/sharegpt.h"
+#include "bench/client/lengths.h"
+#include "bench/client/sharegpt.h"
 
 namespace kivi::load {
 

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <charconv>
 
+#include "base/utf8.h"
 #include "engine/jinja/text.h"
 #include "engine/jinja/value.h"
-#include "engine/utf8.h"
 
 namespace kivi::jinja {
 namespace {

@@ -9,8 +9,8 @@
 #include <charconv>
 #include <cmath>
 
-#include "engine/regex.h"
-#include "engine/utf8.h"
+#include "base/regex.h"
+#include "base/utf8.h"
 
 namespace kivi::jinja {
 namespace {

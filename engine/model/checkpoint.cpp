@@ -1,13 +1,13 @@
-#include "engine/checkpoint.h"
+#include "engine/model/checkpoint.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <utility>
 
-#include "engine/gguf.h"
-#include "engine/gguf_model.h"
-#include "engine/safetensors.h"
+#include "engine/model/files/gguf.h"
+#include "engine/model/files/gguf_model.h"
+#include "engine/model/files/safetensors.h"
 
 namespace kivi {
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/mapped_file.h"
-#include "kernels/result.h"
+#include "base/mapped_file.h"
+#include "base/result.h"
 #include "kernels/tensor.h"
 
 namespace kivi {

@@ -1,4 +1,4 @@
-#include "engine/decoder_model.h"
+#include "engine/model/decoder_model.h"
 
 #include <algorithm>
 #include <cmath>

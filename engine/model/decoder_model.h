@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <memory>
 
-#include "engine/decoder_spec.h"
-#include "engine/weights.h"
+#include "engine/model/decoder_spec.h"
+#include "engine/model/weights.h"
 #include "kernels/backend.h"
 
 namespace kivi {

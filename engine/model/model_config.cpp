@@ -1,4 +1,4 @@
-#include "engine/model_config.h"
+#include "engine/model/model_config.h"
 
 #include <fmt/format.h>
 
@@ -6,8 +6,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "engine/gguf.h"
-#include "engine/gguf_model.h"
+#include "engine/model/files/gguf.h"
+#include "engine/model/files/gguf_model.h"
 
 namespace kivi {
 

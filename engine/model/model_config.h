@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/decoder_spec.h"
-#include "engine/json_file.h"
-#include "engine/models/registry.h"
-#include "kernels/result.h"
+#include "base/json_file.h"
+#include "base/result.h"
+#include "engine/model/decoder_spec.h"
+#include "engine/model/families/registry.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "engine/model_runner.h"
+#include "engine/model/model_runner.h"
 
 #include <fmt/format.h>
 

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "engine/decoder_model.h"
-#include "engine/step_input.h"
+#include "engine/model/decoder_model.h"
+#include "engine/model/step_input.h"
 #include "engine/step_runner.h"
 #include "kernels/backend.h"
 

@@ -1,4 +1,4 @@
-#include "engine/rope_scaling.h"
+#include "engine/model/rope_scaling.h"
 
 #include <fmt/format.h>
 

@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "engine/decoder_spec.h"
-#include "engine/json_file.h"
+#include "base/json_file.h"
+#include "engine/model/decoder_spec.h"
 
 namespace kivi {
 

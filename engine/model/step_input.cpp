@@ -1,4 +1,4 @@
-#include "engine/step_input.h"
+#include "engine/model/step_input.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,4 +1,4 @@
-#include "engine/weights.h"
+#include "engine/model/weights.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -10,7 +10,7 @@
 #include <span>
 #include <thread>
 
-#include "engine/rope_scaling.h"
+#include "engine/model/rope_scaling.h"
 #include "kernels/half.h"
 
 namespace kivi {

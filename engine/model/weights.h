@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/checkpoint.h"
-#include "engine/decoder_spec.h"
-#include "engine/models/registry.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/decoder_spec.h"
+#include "engine/model/families/registry.h"
 #include "kernels/backend.h"
 
 namespace kivi {

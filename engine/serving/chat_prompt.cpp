@@ -1,4 +1,4 @@
-#include "engine/chat_prompt.h"
+#include "engine/serving/chat_prompt.h"
 
 #include <fmt/format.h>
 
@@ -8,8 +8,8 @@
 #include <optional>
 #include <unordered_map>
 
-#include "engine/chat_template.h"
-#include "engine/regex.h"
+#include "engine/serving/chat_template.h"
+#include "base/regex.h"
 
 namespace kivi {
 namespace {

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/chat_template_source.h"
-#include "engine/tokenizer.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/serving/chat_template_source.h"
+#include "engine/text/tokenizer.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "engine/chat_template.h"
+#include "engine/serving/chat_template.h"
 
 #include <fmt/format.h>
 

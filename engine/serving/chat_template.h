@@ -10,8 +10,8 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
-#include "engine/chat_template_source.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/serving/chat_template_source.h"
 
 namespace kivi {
 

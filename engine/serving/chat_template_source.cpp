@@ -1,12 +1,12 @@
-#include "engine/chat_template_source.h"
+#include "engine/serving/chat_template_source.h"
 
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
 
-#include "engine/gguf.h"
-#include "engine/json_file.h"
+#include "base/json_file.h"
 #include "engine/limits.h"
+#include "engine/model/files/gguf.h"
 
 namespace kivi {
 namespace {

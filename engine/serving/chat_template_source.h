@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "kernels/result.h"
+#include "base/result.h"
 
 namespace kivi {
 

@@ -1,10 +1,10 @@
-#include "engine/choice_text.h"
+#include "engine/serving/choice_text.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "engine/utf8.h"
-#include "kernels/verify.h"
+#include "base/utf8.h"
+#include "base/verify.h"
 
 namespace kivi {
 namespace {

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/completion.h"
-#include "engine/detokenizer.h"
-#include "engine/stop_matcher.h"
+#include "engine/serving/completion.h"
+#include "engine/text/detokenizer.h"
+#include "engine/text/stop_matcher.h"
 
 namespace kivi {
 

@@ -1,12 +1,12 @@
-#include "engine/completion.h"
+#include "engine/serving/completion.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <mutex>
 
-#include "engine/choice_text.h"
-#include "engine/completion_prompts.h"
+#include "engine/serving/choice_text.h"
+#include "engine/serving/completion_prompts.h"
 
 namespace kivi {
 namespace {

@@ -12,7 +12,7 @@
 
 #include "engine/engine.h"
 #include "engine/request.h"
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 namespace kivi {
 

@@ -1,9 +1,9 @@
-#include "engine/completion_prompts.h"
+#include "engine/serving/completion_prompts.h"
 
 #include <fmt/format.h>
 
+#include "base/utf8.h"
 #include "engine/limits.h"
-#include "engine/utf8.h"
 
 namespace kivi {
 namespace {

@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "engine/completion.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/serving/completion.h"
 
 namespace kivi {
 

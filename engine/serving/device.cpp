@@ -1,4 +1,4 @@
-#include "engine/device.h"
+#include "engine/serving/device.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "engine/first_steps.h"
+#include "engine/serving/first_steps.h"
 
 #include <algorithm>
 

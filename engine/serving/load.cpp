@@ -1,4 +1,4 @@
-#include "engine/load.h"
+#include "engine/serving/load.h"
 
 #include <fmt/format.h>
 
@@ -7,18 +7,19 @@
 #include <filesystem>
 #include <map>
 
-#include "engine/byte_tokenizer.h"
-#include "engine/chat_template_source.h"
-#include "engine/checkpoint.h"
-#include "engine/decoder_model.h"
-#include "engine/device.h"
-#include "engine/first_steps.h"
-#include "engine/gguf.h"
-#include "engine/model_config.h"
-#include "engine/model_runner.h"
-#include "engine/models/registry.h"
-#include "engine/step_input.h"
-#include "engine/weights.h"
+#include "base/version.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/decoder_model.h"
+#include "engine/model/families/registry.h"
+#include "engine/model/files/gguf.h"
+#include "engine/model/model_config.h"
+#include "engine/model/model_runner.h"
+#include "engine/model/step_input.h"
+#include "engine/model/weights.h"
+#include "engine/serving/chat_template_source.h"
+#include "engine/serving/device.h"
+#include "engine/serving/first_steps.h"
+#include "engine/text/byte_tokenizer.h"
 #include "kernels/kv_codec.h"
 
 namespace kivi {

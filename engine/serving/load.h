@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "engine/chat_prompt.h"
-#include "engine/completion.h"
 #include "engine/config.h"
 #include "engine/engine.h"
-#include "engine/memory_plan.h"
+#include "engine/serving/chat_prompt.h"
+#include "engine/serving/completion.h"
+#include "engine/serving/memory_plan.h"
 #include "kernels/backend.h"
 
 namespace kivi {

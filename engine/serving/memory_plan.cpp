@@ -1,4 +1,4 @@
-#include "engine/memory_plan.h"
+#include "engine/serving/memory_plan.h"
 
 #include <fmt/format.h>
 

@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <string>
 
+#include "base/result.h"
 #include "engine/config.h"
 #include "engine/kv_cache.h"
 #include "kernels/kv_page.h"
-#include "kernels/result.h"
 
 namespace kivi {
 

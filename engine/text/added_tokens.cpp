@@ -1,4 +1,4 @@
-#include "engine/added_tokens.h"
+#include "engine/text/added_tokens.h"
 
 #include <algorithm>
 

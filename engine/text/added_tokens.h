@@ -11,8 +11,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "engine/regex.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "base/regex.h"
 
 namespace kivi {
 

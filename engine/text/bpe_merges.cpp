@@ -1,4 +1,4 @@
-#include "engine/bpe_merges.h"
+#include "engine/text/bpe_merges.h"
 
 #include <algorithm>
 #include <bit>

@@ -1,4 +1,4 @@
-#include "engine/bpe_tokenizer.h"
+#include "engine/text/bpe_tokenizer.h"
 
 #include <fmt/format.h>
 
@@ -7,13 +7,13 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
-#include "engine/bpe_merges.h"
-#include "engine/pre_tokenizer.h"
-#include "engine/text_normalizer.h"
-#include "engine/tokenizer_config.h"
-#include "engine/tokenizer_json.h"
-#include "engine/utf8.h"
-#include "engine/vocabulary_tokenizer.h"
+#include "base/utf8.h"
+#include "engine/text/bpe_merges.h"
+#include "engine/text/pre_tokenizer.h"
+#include "engine/text/text_normalizer.h"
+#include "engine/text/tokenizer_config.h"
+#include "engine/text/tokenizer_json.h"
+#include "engine/text/vocabulary_tokenizer.h"
 
 namespace kivi {
 namespace {

@@ -6,9 +6,9 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
-#include "engine/tokenizer.h"
-#include "engine/tokenizer_config.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/text/tokenizer.h"
+#include "engine/text/tokenizer_config.h"
 
 namespace kivi {
 

@@ -1,8 +1,8 @@
-#include "engine/byte_tokenizer.h"
+#include "engine/text/byte_tokenizer.h"
 
 #include <fmt/format.h>
 
-#include "engine/vocabulary.h"
+#include "engine/text/vocabulary.h"
 
 namespace kivi {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <memory>
 
-#include "engine/tokenizer.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/text/tokenizer.h"
 
 namespace kivi {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <string>
 
-#include "engine/tokenizer.h"
-#include "engine/utf8.h"
+#include "base/utf8.h"
+#include "engine/text/tokenizer.h"
 
 namespace kivi {
 

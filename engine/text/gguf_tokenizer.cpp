@@ -1,4 +1,4 @@
-#include "engine/gguf_tokenizer.h"
+#include "engine/text/gguf_tokenizer.h"
 
 #include <fmt/format.h>
 
@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "engine/bpe_tokenizer.h"
-#include "engine/sentencepiece_tokenizer.h"
-#include "engine/tokenizer_config.h"
+#include "engine/text/bpe_tokenizer.h"
+#include "engine/text/sentencepiece_tokenizer.h"
+#include "engine/text/tokenizer_config.h"
 
 namespace kivi {
 

@@ -5,9 +5,9 @@
 
 #include <memory>
 
-#include "engine/gguf.h"
-#include "engine/tokenizer.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/model/files/gguf.h"
+#include "engine/text/tokenizer.h"
 
 namespace kivi {
 

@@ -1,13 +1,13 @@
-#include "engine/pre_tokenizer.h"
+#include "engine/text/pre_tokenizer.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "engine/text_normalizer.h"
-#include "engine/tokenizer_json.h"
-#include "engine/utf8.h"
+#include "base/utf8.h"
+#include "engine/text/text_normalizer.h"
+#include "engine/text/tokenizer_json.h"
 
 namespace kivi {
 namespace {

@@ -1,4 +1,4 @@
-#include "engine/sentencepiece_tokenizer.h"
+#include "engine/text/sentencepiece_tokenizer.h"
 
 // Defines absl::string_view itself: this must stay the only source that includes it.
 #include <fmt/format.h>
@@ -9,9 +9,9 @@
 #include <iterator>
 #include <unordered_map>
 
-#include "engine/tokenizer_config.h"
-#include "engine/utf8.h"
-#include "engine/vocabulary_tokenizer.h"
+#include "base/utf8.h"
+#include "engine/text/tokenizer_config.h"
+#include "engine/text/vocabulary_tokenizer.h"
 
 namespace kivi {
 namespace {

@@ -4,9 +4,9 @@
 #include <memory>
 #include <string>
 
-#include "engine/tokenizer.h"
-#include "engine/tokenizer_config.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/text/tokenizer.h"
+#include "engine/text/tokenizer_config.h"
 
 namespace kivi {
 

@@ -1,6 +1,6 @@
-#include "engine/stop_matcher.h"
+#include "engine/text/stop_matcher.h"
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "engine/text_normalizer.h"
+#include "engine/text/text_normalizer.h"
 
 #include <fmt/format.h>
 #include <utf8proc.h>
@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
-#include "engine/tokenizer_json.h"
+#include "engine/text/tokenizer_json.h"
 
 namespace kivi {
 

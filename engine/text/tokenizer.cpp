@@ -1,14 +1,14 @@
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 #include <fmt/format.h>
 
 #include <filesystem>
 
-#include "engine/bpe_tokenizer.h"
-#include "engine/detokenizer.h"
-#include "engine/gguf.h"
-#include "engine/gguf_tokenizer.h"
-#include "engine/sentencepiece_tokenizer.h"
+#include "engine/model/files/gguf.h"
+#include "engine/text/bpe_tokenizer.h"
+#include "engine/text/detokenizer.h"
+#include "engine/text/gguf_tokenizer.h"
+#include "engine/text/sentencepiece_tokenizer.h"
 
 namespace kivi {
 

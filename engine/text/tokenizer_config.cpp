@@ -1,4 +1,4 @@
-#include "engine/tokenizer_config.h"
+#include "engine/text/tokenizer_config.h"
 
 #include <fmt/format.h>
 
@@ -6,7 +6,7 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
-#include "engine/json_file.h"
+#include "base/json_file.h"
 
 namespace kivi {
 namespace {

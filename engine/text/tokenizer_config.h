@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/vocabulary.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/text/vocabulary.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "engine/tokenizer_json.h"
+#include "engine/text/tokenizer_json.h"
 
 #include <fmt/format.h>
 

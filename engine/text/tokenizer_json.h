@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "kernels/result.h"
+#include "base/result.h"
 
 namespace kivi {
 

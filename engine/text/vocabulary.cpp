@@ -1,6 +1,6 @@
-#include "engine/vocabulary.h"
+#include "engine/text/vocabulary.h"
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 namespace {

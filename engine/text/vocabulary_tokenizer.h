@@ -2,9 +2,9 @@
 // differ in how a text becomes ids, which is `ids_of`.
 #pragma once
 
-#include "engine/added_tokens.h"
-#include "engine/tokenizer.h"
-#include "engine/vocabulary.h"
+#include "engine/text/added_tokens.h"
+#include "engine/text/tokenizer.h"
+#include "engine/text/vocabulary.h"
 
 namespace kivi {
 

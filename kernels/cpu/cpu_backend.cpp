@@ -10,7 +10,7 @@
 #include <string>
 #include <thread>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi {
 namespace {

@@ -2,10 +2,10 @@
 // own rows. Shared by kv_attend and kv_append.
 #pragma once
 
+#include "base/verify.h"
 #include "kernels/half.h"
 #include "kernels/kv_page.h"
 #include "kernels/step_view.h"
-#include "kernels/verify.h"
 
 namespace kivi {
 

@@ -2,7 +2,7 @@
 
 #include <chrono>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

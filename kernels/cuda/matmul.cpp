@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "kernels/verify.h"
+#include "base/verify.h"
 
 namespace kivi::cuda {
 namespace {

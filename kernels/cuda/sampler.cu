@@ -12,9 +12,9 @@
 // tests/cuda/ops_test.cpp.
 #include <algorithm>
 
+#include "base/verify.h"
 #include "kernels/cuda/sampler.h"
 #include "kernels/cuda/sampler_row.cuh"
-#include "kernels/verify.h"
 
 namespace kivi::cuda {
 

@@ -6,7 +6,7 @@
 #include <span>
 #include <string>
 
-#include "engine/completion.h"
+#include "engine/serving/completion.h"
 #include "kivi/v1/kivi.pb.h"
 
 namespace kivi {

@@ -1,11 +1,11 @@
-#include "server/grpc_core.h"
+#include "server/grpc/grpc_core.h"
 
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "server/grpc_generation.h"
+#include "server/grpc/grpc_generation.h"
 
 namespace kivi {
 

@@ -10,8 +10,8 @@
 #include <mutex>
 #include <string>
 
-#include "engine/completion.h"
-#include "server/grpc_executor.h"
+#include "engine/serving/completion.h"
+#include "server/grpc/grpc_executor.h"
 #include "server/metrics.h"
 #include "server/server_config.h"
 

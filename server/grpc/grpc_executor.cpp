@@ -1,4 +1,4 @@
-#include "server/grpc_executor.h"
+#include "server/grpc/grpc_executor.h"
 
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>

@@ -1,4 +1,4 @@
-#include "server/grpc_generation.h"
+#include "server/grpc/grpc_generation.h"
 
 #include <spdlog/spdlog.h>
 

@@ -17,10 +17,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/completion.h"
+#include "engine/serving/completion.h"
 #include "kivi/v1/kivi.pb.h"
-#include "server/grpc_convert.h"
-#include "server/grpc_core.h"
+#include "server/grpc/grpc_convert.h"
+#include "server/grpc/grpc_core.h"
 
 namespace kivi {
 

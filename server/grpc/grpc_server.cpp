@@ -1,4 +1,4 @@
-#include "server/grpc_server.h"
+#include "server/grpc/grpc_server.h"
 
 #include <fmt/format.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <climits>
 
-#include "server/grpc_core.h"
-#include "server/grpc_service.h"
+#include "server/grpc/grpc_core.h"
+#include "server/grpc/grpc_service.h"
 
 namespace kivi {
 namespace {

@@ -4,8 +4,8 @@
 
 #include <memory>
 
-#include "engine/completion.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/serving/completion.h"
 #include "server/metrics.h"
 #include "server/server_config.h"
 

@@ -1,34 +1,20 @@
-#include "server/grpc_service.h"
+#include "server/grpc/grpc_service.h"
 
 #include <fmt/format.h>
 #include <grpcpp/server_context.h>
-#include <openssl/rand.h>
 
 #include <algorithm>
-#include <array>
 #include <functional>
 #include <utility>
 
+#include "base/version.h"
 #include "kivi/v1/kivi.grpc.pb.h"
 #include "server/auth.h"
-#include "server/grpc_generation.h"
+#include "server/grpc/grpc_generation.h"
+#include "server/request_id.h"
 
 namespace kivi {
 namespace {
-
-// Ids stand in log lines and metadata.
-constexpr size_t kMaxRequestIdBytes = 256;
-
-bool valid_request_id(const std::string& id) {
-  return !id.empty() && id.size() <= kMaxRequestIdBytes &&
-         std::ranges::all_of(id, [](char c) { return c > 0x20 && c < 0x7f; });
-}
-
-std::string make_request_id() {
-  std::array<unsigned char, 16> bytes;
-  RAND_bytes(bytes.data(), int(bytes.size()));
-  return fmt::format("cmpl-{:02x}", fmt::join(bytes, ""));
-}
 
 std::string metadata_of(const grpc::CallbackServerContext& context, const char* key) {
   const auto it = context.client_metadata().find(key);
@@ -64,13 +50,13 @@ CallInfo begin_call(grpc::CallbackServerContext& context, const GrpcCore& core, 
   call.traceparent = metadata_of(context, "traceparent").substr(0, kMaxRequestIdBytes);
   call.deadline = deadline_of(context, core.config(), call.arrival);
   call.request_id = wanted_id.empty() ? metadata_of(context, "x-request-id") : wanted_id;
-  if (!wanted_id.empty() && !valid_request_id(wanted_id))
+  if (!wanted_id.empty() && !usable_request_id(wanted_id))
     call.admitted = Error{ErrorCode::invalid,
                           fmt::format("request_id has {} bytes, must be 1 to {} printable ASCII "
                                       "characters without spaces",
                                       wanted_id.size(), kMaxRequestIdBytes),
                           "request_id"};
-  if (!valid_request_id(call.request_id)) call.request_id = make_request_id();
+  if (!usable_request_id(call.request_id)) call.request_id = "cmpl-" + make_request_id();
   context.AddInitialMetadata("x-request-id", call.request_id);
   return call;
 }

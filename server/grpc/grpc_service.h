@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "server/grpc_core.h"
+#include "server/grpc/grpc_core.h"
 
 namespace grpc {
 class Service;

@@ -3,9 +3,9 @@
 
 #include <ctime>
 
-#include "server/http_connection.h"
-#include "server/openai_api.h"
-#include "server/worker.h"
+#include "server/http/http_connection.h"
+#include "server/http/worker.h"
+#include "server/openai/openai_api.h"
 
 namespace kivi {
 namespace asio = boost::asio;

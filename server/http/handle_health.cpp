@@ -1,6 +1,7 @@
 // GET /health, /health/ready, /ping (can it serve?), /health/live (does it run?), /version,
 // /metrics.
-#include "server/http_routes.h"
+#include "base/version.h"
+#include "server/http/http_routes.h"
 
 namespace kivi {
 

@@ -1,8 +1,8 @@
 // GET /v1/models, /v1/models/{id}, /tokenizer_info.
 #include <fmt/format.h>
 
-#include "engine/chat_prompt.h"
-#include "server/http_routes.h"
+#include "engine/serving/chat_prompt.h"
+#include "server/http/http_routes.h"
 #include "server/json_writer.h"
 
 namespace kivi {

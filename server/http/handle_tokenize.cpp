@@ -2,10 +2,10 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
-#include "server/http_connection.h"
+#include "server/http/http_connection.h"
+#include "server/http/worker.h"
 #include "server/json_writer.h"
-#include "server/openai_api.h"
-#include "server/worker.h"
+#include "server/openai/openai_api.h"
 
 namespace kivi {
 namespace asio = boost::asio;

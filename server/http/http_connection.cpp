@@ -1,4 +1,4 @@
-#include "server/http_connection.h"
+#include "server/http/http_connection.h"
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
@@ -13,6 +13,7 @@
 #include <boost/beast/http/read.hpp>
 
 #include "engine/limits.h"
+#include "server/request_id.h"
 
 namespace kivi {
 namespace {
@@ -173,7 +174,7 @@ void HttpConnection::take_head() {
   request_.authorization = text_of(head[http::field::authorization]);
   request_.origin = text_of(head[http::field::origin]);
   request_.request_id = text_of(head["X-Request-Id"]);
-  if (!usable_request_id(request_.request_id)) request_.request_id = random_id();
+  if (!usable_request_id(request_.request_id)) request_.request_id = make_request_id();
   request_.http_1_1 = head.version() >= 11;
   request_.keep_alive = head.keep_alive() && shared_.phase() != ServerPhase::draining;
   request_.head = request_.method == "HEAD";

@@ -17,9 +17,9 @@
 #include <unordered_set>
 
 #include "server/deadline.h"
-#include "server/http_context.h"
-#include "server/http_message.h"
-#include "server/http_routes.h"
+#include "server/http/http_context.h"
+#include "server/http/http_message.h"
+#include "server/http/http_routes.h"
 
 namespace kivi {
 

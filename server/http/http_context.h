@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/completion.h"
+#include "engine/serving/completion.h"
 #include "server/metrics.h"
 #include "server/server_config.h"
 

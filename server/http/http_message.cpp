@@ -1,10 +1,11 @@
-#include "server/http_message.h"
+#include "server/http/http_message.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <boost/beast/http/status.hpp>
-#include <random>
+
+#include "base/version.h"
 
 namespace kivi {
 namespace {
@@ -82,21 +83,6 @@ std::string percent_decode(std::string_view text) {
     out.push_back(text[i]);
   }
   return out;
-}
-
-std::string random_id() {
-  thread_local std::mt19937_64 generator = [] {
-    std::random_device device;
-    std::seed_seq seed{device(), device(), device(), device(), device(), device()};
-    return std::mt19937_64(seed);
-  }();
-  return fmt::format("{:016x}{:016x}", generator(), generator());
-}
-
-bool usable_request_id(std::string_view id) {
-  constexpr size_t kMaxRequestId = 128;
-  return !id.empty() && id.size() <= kMaxRequestId &&
-         std::ranges::all_of(id, [](char c) { return c > ' ' && c < 0x7f; });
 }
 
 }  // namespace kivi

@@ -47,10 +47,4 @@ std::string reply_head(const HttpRequest& request, const HttpReply& reply, std::
 // "%2F" -> "/"; a broken escape stays as it is.
 std::string percent_decode(std::string_view text);
 
-// 32 hex digits of the system's randomness.
-std::string random_id();
-
-// May `id` be echoed into headers and logs? 1 to 128 printable ASCII characters.
-bool usable_request_id(std::string_view id);
-
 }  // namespace kivi

@@ -1,4 +1,4 @@
-#include "server/http_routes.h"
+#include "server/http/http_routes.h"
 
 #include <fmt/format.h>
 

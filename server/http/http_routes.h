@@ -5,8 +5,8 @@
 #include <span>
 #include <string_view>
 
-#include "server/http_context.h"
-#include "server/http_message.h"
+#include "server/http/http_context.h"
+#include "server/http/http_message.h"
 
 namespace kivi {
 

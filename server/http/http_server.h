@@ -12,8 +12,8 @@
 #include <thread>
 #include <vector>
 
-#include "server/http_connection.h"
-#include "server/http_context.h"
+#include "server/http/http_connection.h"
+#include "server/http/http_context.h"
 
 namespace kivi {
 

@@ -5,7 +5,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
-#include "server/http_connection.h"
+#include "server/http/http_connection.h"
 
 namespace kivi {
 

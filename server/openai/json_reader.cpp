@@ -1,4 +1,4 @@
-#include "server/json_reader.h"
+#include "server/openai/json_reader.h"
 
 #include <fmt/format.h>
 
@@ -6,7 +6,7 @@
 #include <cmath>
 #include <utility>
 
-#include "engine/limits.h"
+#include "base/json_file.h"
 
 namespace kivi {
 namespace {

@@ -12,7 +12,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/result.h"
+#include "base/result.h"
 
 namespace kivi {
 

@@ -9,8 +9,8 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/chat_prompt.h"
-#include "engine/completion.h"
+#include "engine/serving/chat_prompt.h"
+#include "engine/serving/completion.h"
 
 namespace kivi {
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "server/json_writer.h"
-#include "server/openai_api.h"
+#include "server/openai/openai_api.h"
 
 namespace kivi {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "server/openai_fields.h"
+#include "server/openai/openai_fields.h"
 
 namespace kivi {
 namespace {

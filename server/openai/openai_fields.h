@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
-#include "server/json_reader.h"
-#include "server/openai_api.h"
+#include "server/openai/json_reader.h"
+#include "server/openai/openai_api.h"
 
 namespace kivi {
 

@@ -5,7 +5,7 @@
 
 #include "server/api_error.h"
 #include "server/json_writer.h"
-#include "server/openai_api.h"
+#include "server/openai/openai_api.h"
 
 namespace kivi {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <charconv>
 
-#include "server/http_message.h"
-#include "server/openai_fields.h"
+#include "server/openai/openai_fields.h"
+#include "server/request_id.h"
 
 namespace kivi {
 namespace {

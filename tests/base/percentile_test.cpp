@@ -1,5 +1,5 @@
 // Percentiles against numpy's definition.
-#include "tools/percentile.h"
+#include "base/percentile.h"
 
 #include <catch2/catch.hpp>
 

@@ -1,6 +1,6 @@
 // UTF-8: whole characters out of bytes, for every split, against an independent reading of the
 // rules that knows well-formed characters only as a list.
-#include "engine/utf8.h"
+#include "base/utf8.h"
 
 #include <catch2/catch.hpp>
 #include <random>

@@ -1,5 +1,5 @@
 // The benchmark's bytes and operations against values worked out by hand.
-#include "engine/kernel_costs.h"
+#include "bench/kernel_costs.h"
 
 #include <catch2/catch.hpp>
 

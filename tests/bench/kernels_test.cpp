@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "tools/kernels_report.h"
+#include "bench/kernels_report.h"
 
 namespace kivi {
 namespace {

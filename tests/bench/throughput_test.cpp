@@ -4,8 +4,8 @@
 #include <set>
 #include <sstream>
 
+#include "bench/throughput_report.h"
 #include "tests/engine/fake_runner.h"
-#include "tools/throughput_report.h"
 
 namespace kivi {
 namespace {

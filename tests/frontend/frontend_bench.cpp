@@ -25,7 +25,7 @@
 #include <string>
 #include <vector>
 
-#include "server/http_server.h"
+#include "server/http/http_server.h"
 #include "tests/engine/fake_runner.h"
 
 namespace kivi {

@@ -2,15 +2,15 @@
 
 #include <nlohmann/json.hpp>
 
-#include "engine/bpe_tokenizer.h"
-#include "engine/chat_template.h"
-#include "engine/json_file.h"
-#include "engine/model_config.h"
-#include "engine/models/registry.h"
-#include "engine/rope_scaling.h"
-#include "engine/safetensors.h"
-#include "engine/sentencepiece_tokenizer.h"
-#include "engine/weights.h"
+#include "base/json_file.h"
+#include "engine/model/families/registry.h"
+#include "engine/model/files/safetensors.h"
+#include "engine/model/model_config.h"
+#include "engine/model/rope_scaling.h"
+#include "engine/model/weights.h"
+#include "engine/serving/chat_template.h"
+#include "engine/text/bpe_tokenizer.h"
+#include "engine/text/sentencepiece_tokenizer.h"
 #include "tests/model/small_gguf.h"
 #include "tests/model/temporary_folder.h"
 

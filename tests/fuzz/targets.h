@@ -31,8 +31,9 @@ inline constexpr std::array kTargets = {
     Target{"config", read_config},
     Target{"tokenizer_json", read_tokenizer_json},
     Target{"tokenizer_model", read_tokenizer_model},
-    Target{"gguf", read_gguf, true},                    // tests/model/gguf_mutation_test.cpp
-    Target{"chat_template", read_chat_template, true},  // tests/chat/chat_template_limits_test.cpp
+    Target{"gguf", read_gguf, true},  // tests/model/gguf_mutation_test.cpp
+    Target{"chat_template", read_chat_template,
+           true},  // tests/serving/chat_template_limits_test.cpp
 };
 
 }  // namespace kivi::fuzz

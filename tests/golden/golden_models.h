@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/pre_tokenizer.h"
+#include "engine/text/pre_tokenizer.h"
 #include "kernels/half.h"
 #include "tests/model/temporary_folder.h"
 

@@ -13,7 +13,7 @@
 
 #include "kivi/v1/error.pb.h"
 #include "kivi/v1/kivi.grpc.pb.h"
-#include "server/grpc_server.h"
+#include "server/grpc/grpc_server.h"
 #include "tests/engine/fake_runner.h"
 
 namespace kivi::testing {

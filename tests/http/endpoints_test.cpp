@@ -1,6 +1,7 @@
 // Requests and replies of every endpoint.
 #include <catch2/catch.hpp>
 
+#include "base/version.h"
 #include "tests/http/http_fixture.h"
 
 using namespace kivi;

@@ -8,8 +8,8 @@
 #include <string>
 #include <thread>
 
-#include "engine/chat_prompt.h"
-#include "server/http_server.h"
+#include "engine/serving/chat_prompt.h"
+#include "server/http/http_server.h"
 #include "server/metrics.h"
 #include "tests/engine/fake_runner.h"
 #include "tests/http/client.h"

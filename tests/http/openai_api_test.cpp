@@ -1,5 +1,5 @@
 // The JSON of the API without sockets: where each field goes, and what is written.
-#include "server/openai_api.h"
+#include "server/openai/openai_api.h"
 
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>

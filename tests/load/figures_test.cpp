@@ -1,14 +1,14 @@
 // The arithmetic of the figures, on records whose times are given: exact, without a clock.
-#include "tools/load/figures.h"
+#include "bench/client/figures.h"
 
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "tools/load/html_report.h"
-#include "tools/load/report.h"
-#include "tools/svg_plot.h"
+#include "base/report/svg_plot.h"
+#include "bench/client/html_report.h"
+#include "bench/client/report.h"
 
 namespace kivi::load {
 namespace {

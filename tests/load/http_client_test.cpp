@@ -1,14 +1,14 @@
 // The HTTP client against scripted servers: what is measured is what they did, and whatever they do
 // is counted; nothing hangs.
-#include "tools/load/http_client.h"
+#include "bench/client/http_client.h"
 
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <stdexcept>
 
+#include "bench/client/figures.h"
+#include "bench/client/load_run.h"
 #include "tests/load/scripted_server.h"
-#include "tools/load/figures.h"
-#include "tools/load/load_run.h"
 
 namespace kivi::load {
 namespace {

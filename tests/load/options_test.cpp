@@ -1,10 +1,10 @@
 // The flags of `kivi bench serve`: what is meant is understood, what is not is refused by name.
-#include "tools/load/options.h"
+#include "bench/client/options.h"
 
 #include <catch2/catch.hpp>
 #include <cmath>
 
-#include "tools/load/progress.h"
+#include "bench/client/progress.h"
 
 namespace kivi::load {
 namespace {

@@ -2,9 +2,9 @@
 #include <catch2/catch.hpp>
 #include <vector>
 
-#include "tools/load/openai_body.h"
-#include "tools/load/record.h"
-#include "tools/load/sse_parser.h"
+#include "bench/client/openai_body.h"
+#include "bench/client/record.h"
+#include "bench/client/sse_parser.h"
 
 namespace kivi::load {
 namespace {

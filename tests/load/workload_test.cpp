@@ -1,13 +1,13 @@
 // The load generator's work: lengths, arrivals and prompts are what was asked for, and the same
 // for the same seed.
-#include "tools/load/workload.h"
+#include "bench/client/workload.h"
 
 #include <catch2/catch.hpp>
 #include <limits>
 #include <set>
 #include <sstream>
 
-#include "tools/load/arrivals.h"
+#include "bench/client/arrivals.h"
 
 namespace kivi::load {
 namespace {

@@ -1,6 +1,6 @@
 // Demo models as GGUF files give the text of the folders that they were made from; and what
 // Transformers computes with a quantized file that the gguf package wrote.
-#include "engine/gguf_model.h"
+#include "engine/model/files/gguf_model.h"
 
 #include <algorithm>
 #include <bit>
@@ -8,10 +8,10 @@
 #include <cstring>
 #include <functional>
 
-#include "engine/pre_tokenizer.h"
-#include "engine/rope_scaling.h"
-#include "engine/tokenizer.h"
-#include "engine/weights.h"
+#include "engine/model/rope_scaling.h"
+#include "engine/model/weights.h"
+#include "engine/text/pre_tokenizer.h"
+#include "engine/text/tokenizer.h"
 #include "kernels/half.h"
 #include "tests/golden/golden_models.h"
 #include "tests/model/gguf_of_folder.h"

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <random>
 
-#include "engine/gguf.h"
+#include "engine/model/files/gguf.h"
 #include "kernels/backend.h"
 #include "tests/heap_use.h"
 #include "tests/model/small_gguf.h"

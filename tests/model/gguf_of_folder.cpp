@@ -4,7 +4,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "engine/weights.h"
+#include "engine/model/weights.h"
 #include "kernels/half.h"
 #include "tests/model/tales.h"
 

@@ -1,6 +1,6 @@
 // GGUF files as such: what is read of right ones, and that wrong ones give an error that says what
 // and where. Their models are in gguf_model_test.
-#include "engine/gguf.h"
+#include "engine/model/files/gguf.h"
 
 #include <fmt/format.h>
 
@@ -9,7 +9,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "engine/gguf_blocks.h"
+#include "engine/model/files/gguf_blocks.h"
 #include "tests/model/gguf_writer.h"
 #include "tests/model/temporary_folder.h"
 

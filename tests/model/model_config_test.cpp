@@ -1,13 +1,13 @@
 // config.json and generation_config.json, right and wrong.
-#include "engine/model_config.h"
+#include "engine/model/model_config.h"
 
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <fstream>
 
-#include "engine/models/registry.h"
-#include "engine/rope_scaling.h"
-#include "engine/weights.h"
+#include "engine/model/families/registry.h"
+#include "engine/model/rope_scaling.h"
+#include "engine/model/weights.h"
 #include "tests/model/temporary_folder.h"
 
 namespace kivi {

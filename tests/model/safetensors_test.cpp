@@ -1,6 +1,6 @@
 // Safetensors files that are wrong in every way: each gives an error that says what and where, and
 // none makes the reader leave the file.
-#include "engine/safetensors.h"
+#include "engine/model/files/safetensors.h"
 
 #include <fmt/format.h>
 

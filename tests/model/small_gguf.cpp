@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "engine/gguf.h"
-#include "engine/gguf_model.h"
-#include "engine/gguf_tokenizer.h"
-#include "engine/pre_tokenizer.h"
-#include "engine/weights.h"
+#include "engine/model/files/gguf.h"
+#include "engine/model/files/gguf_model.h"
+#include "engine/model/weights.h"
+#include "engine/text/gguf_tokenizer.h"
+#include "engine/text/pre_tokenizer.h"
 
 namespace kivi {
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/load.h"
+#include "engine/serving/load.h"
 
 namespace kivi {
 

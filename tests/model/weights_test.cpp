@@ -1,12 +1,12 @@
 // Weights: what a checkpoint must hold, and where its rows go.
-#include "engine/weights.h"
+#include "engine/model/weights.h"
 
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
 
-#include "engine/load.h"
-#include "engine/model_config.h"
+#include "engine/model/model_config.h"
+#include "engine/serving/load.h"
 #include "kernels/half.h"
 #include "tests/model/tales.h"
 #include "tests/model/temporary_folder.h"

@@ -9,7 +9,7 @@ import tempfile
 import unittest
 import xml.etree.ElementTree as ElementTree
 
-PLOT = pathlib.Path(__file__).resolve().parents[1] / "scripts" / "plot"
+PLOT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "plot"
 SVG = "{http://www.w3.org/2000/svg}"
 
 

@@ -1,10 +1,10 @@
 // From chats to ids: special tokens of the template become ids, those of a message stay text.
-#include "engine/chat_prompt.h"
+#include "engine/serving/chat_prompt.h"
 
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
 
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 using namespace kivi;
 using nlohmann::ordered_json;

@@ -6,7 +6,7 @@
 #include <random>
 #include <sstream>
 
-#include "engine/chat_template.h"
+#include "engine/serving/chat_template.h"
 #include "tests/cpu_time.h"
 
 using namespace kivi;

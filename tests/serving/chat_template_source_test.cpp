@@ -1,5 +1,5 @@
 // Which of a folder's files the chat template is taken from.
-#include "engine/chat_template_source.h"
+#include "engine/serving/chat_template_source.h"
 
 #include <catch2/catch.hpp>
 

@@ -1,6 +1,6 @@
 // The template language against Jinja: golden files made by python3-jinja2 (make_cases.py beside
 // them), what is refused, and what hostile templates cost.
-#include "engine/chat_template.h"
+#include "engine/serving/chat_template.h"
 
 #include <catch2/catch.hpp>
 #include <chrono>

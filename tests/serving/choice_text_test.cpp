@@ -1,11 +1,11 @@
 // ChoiceText: the text of one choice out of token events; alignment of tokens, offsets and text.
-#include "engine/choice_text.h"
+#include "engine/serving/choice_text.h"
 
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <random>
 
-#include "engine/utf8.h"
+#include "base/utf8.h"
 #include "tests/text/texts.h"
 
 using namespace kivi;

@@ -1,5 +1,5 @@
 // Completion over a real Engine whose runner invents tokens.
-#include "engine/completion.h"
+#include "engine/serving/completion.h"
 
 #include <catch2/catch.hpp>
 #include <condition_variable>
@@ -8,8 +8,8 @@
 #include <set>
 #include <thread>
 
+#include "base/utf8.h"
 #include "engine/limits.h"
-#include "engine/utf8.h"
 #include "tests/engine/fake_runner.h"
 
 using namespace kivi;

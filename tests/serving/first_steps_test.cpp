@@ -1,5 +1,5 @@
 // The first steps of a device, made before anybody waits for them.
-#include "engine/first_steps.h"
+#include "engine/serving/first_steps.h"
 
 #include <catch2/catch.hpp>
 

@@ -1,9 +1,9 @@
 // The memory plan's arithmetic, exact to the byte.
-#include "engine/memory_plan.h"
+#include "engine/serving/memory_plan.h"
 
 #include <catch2/catch.hpp>
 
-#include "engine/load.h"
+#include "engine/serving/load.h"
 #include "tests/model/tales.h"
 
 namespace kivi {

@@ -1,11 +1,11 @@
 // Multiple-choice tasks: what a file may hold, and which choice wins.
-#include "tools/choices.h"
+#include "study/choices.h"
 
 #include <catch2/catch.hpp>
 #include <fstream>
 
 #include "tests/model/temporary_folder.h"
-#include "tests/tools/scoring_model.h"
+#include "tests/study/scoring_model.h"
 
 namespace kivi {
 

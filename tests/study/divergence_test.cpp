@@ -1,13 +1,13 @@
 // KL divergence by hand, and from one cache format to another through the engine.
-#include "tools/divergence.h"
+#include "study/divergence.h"
 
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
-#include "tests/tools/scoring_model.h"
-#include "tools/score.h"
+#include "study/score.h"
+#include "tests/study/scoring_model.h"
 
 namespace kivi {
 

@@ -6,10 +6,10 @@
 #include <fstream>
 #include <sstream>
 
+#include "study/eval_report.h"
+#include "study/eval_results.h"
+#include "study/eval_run.h"
 #include "tests/model/temporary_folder.h"
-#include "tools/eval_report.h"
-#include "tools/eval_results.h"
-#include "tools/eval_run.h"
 
 namespace kivi {
 

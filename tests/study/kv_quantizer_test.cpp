@@ -1,11 +1,11 @@
 // What a study computes from keys, values and queries, on constructed ones.
-#include "engine/kv_quantizer.h"
+#include "study/kv_quantizer.h"
 
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <random>
 
-#include "engine/kv_layer_study.h"
+#include "study/kv_layer_study.h"
 #include "tests/kernels/kivi_reference.h"
 
 namespace kivi {

@@ -3,10 +3,10 @@
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
 
-#include "tools/heat_map.h"
-#include "tools/kv_stats_page.h"
-#include "tools/kv_stats_report.h"
-#include "tools/kv_stats_run.h"
+#include "study/heat_map.h"
+#include "study/kv_stats_page.h"
+#include "study/kv_stats_report.h"
+#include "study/kv_stats_run.h"
 
 namespace kivi {
 

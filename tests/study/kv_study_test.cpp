@@ -1,13 +1,13 @@
 // What a study sees of a model is what the model computes, and its simulations are the store's.
-#include "engine/kv_study.h"
+#include "study/kv_study.h"
 
 #include <cmath>
 
-#include "engine/checkpoint.h"
-#include "engine/kv_quantizer.h"
-#include "engine/model_config.h"
-#include "engine/observing_backend.h"
-#include "engine/weights.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/model_config.h"
+#include "engine/model/weights.h"
+#include "study/kv_quantizer.h"
+#include "study/observing_backend.h"
 #include "tests/kernels/store_harness.h"
 #include "tests/model/tales.h"
 

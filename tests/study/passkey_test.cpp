@@ -1,12 +1,12 @@
 // Pass key prompts: the key stands where it was asked for, and the scores are what they say.
-#include "tools/passkey.h"
+#include "study/passkey.h"
 
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <set>
 
-#include "tests/tools/scoring_model.h"
+#include "tests/study/scoring_model.h"
 
 namespace kivi {
 

@@ -1,5 +1,5 @@
 // Perplexity through the engine: the protocol, and figures on a held-out sample.
-#include "tools/perplexity.h"
+#include "study/perplexity.h"
 
 #include <algorithm>
 #include <catch2/catch.hpp>
@@ -8,7 +8,7 @@
 #include <functional>
 #include <sstream>
 
-#include "tests/tools/scoring_model.h"
+#include "tests/study/scoring_model.h"
 
 namespace kivi {
 

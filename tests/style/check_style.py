@@ -18,56 +18,85 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
 SOURCES = (".h", ".cpp", ".cu", ".cuh")
 
-# Who may include what (README.md, The layout).
-ENGINE_PUBLIC = {
-    f"engine/{name}.h"
-    for name in ("chat_prompt", "engine", "completion", "config", "kernel_benchmark", "kv_statistics",
-                 "kv_study", "request", "limits", "load", "metrics", "tokenizer", "token_stream")
+# The rooms and what each may include, from the lowest to the highest. This table is the order: a file
+# belongs to the longest room that is a prefix of its path, and it may include its own room and the rooms
+# and headers listed here. Outside libraries are judged by OUTSIDE below.
+KERNEL_CONTRACT = [f"kernels/{name}.h" for name in (
+    "backend", "buffer", "half", "kv_codec", "kv_page", "philox", "sampling", "step_view", "tensor")]
+# What a room above the engine may know of it.
+ENGINE_FACE = ["engine/config.h", "engine/engine.h", "engine/limits.h", "engine/request.h",
+               "engine/token_stream.h", "engine/text/tokenizer.h", "engine/serving/chat_prompt.h",
+               "engine/serving/completion.h", "engine/serving/load.h", "kernels/sampling.h"]
+ANY = ["base", "kernels", "engine", "server", "bench", "study", "proto", "tools", "tests"]
+ROOMS = {
+    "base": [],
+    "kernels": ["base"],
+    "kernels/cpu": ["base", "kernels"],
+    "kernels/cuda": ["base", "kernels"],
+    "engine/jinja": ["base"],
+    "engine/text": ["base", "engine/model/files/gguf.h"],
+    "engine/model": ["base", *KERNEL_CONTRACT, "engine/batch_plan.h", "engine/config.h",
+                     "engine/limits.h", "engine/request.h", "engine/sequence.h",
+                     "engine/step_runner.h"],
+    "engine": ["base", *KERNEL_CONTRACT],
+    "engine/serving": ["base", *KERNEL_CONTRACT, "engine", "engine/jinja", "engine/model",
+                       "engine/text"],
+    "server": ["base", *ENGINE_FACE],
+    "server/openai": ["base", *ENGINE_FACE, "server"],
+    "server/http": ["base", *ENGINE_FACE, "server", "server/openai"],
+    "server/grpc": ["base", *ENGINE_FACE, "server", "proto"],
+    "proto": [],
+    "tools": ["base", *ENGINE_FACE, "server", "bench", "study"],
+    # Programs beside the product: they may include anything, and only tools/ includes them.
+    "bench": ANY,
+    "study": ANY,
+    "tests": ANY,
 }
-KERNELS_RESULT = {"kernels/result.h", "kernels/verify.h", "kernels/sampling.h"}
-KERNEL_CONTRACTS = {
-    f"kernels/{name}.h"
-    for name in ("backend", "buffer", "half", "kv_codec", "kv_page", "result", "sampling",
-                 "step_view", "tensor", "verify")
+# Single headers that join two rooms: the assembly of the front ends, and the one backend chooser.
+JOINTS = {
+    "kernels/backend.cpp": ["kernels/cpu", "kernels/cuda"],
+    "server/serve.cpp": ["server/http", "server/grpc"],
 }
 RPC = re.compile(r"^(grpc|grpcpp|google/protobuf|absl|boost)/|\.pb\.h$")
 CUDA = re.compile(r"^(cuda|cublas|nccl|cooperative_groups|mma\.h|nvtx)")
 TEXT = re.compile(r"^(nlohmann|sentencepiece|pcre2)")
+# Outside libraries that a room must not see, with the reason.
+OUTSIDE = [
+    (("base", "kernels", "engine"), RPC, "base/, kernels/ and engine/ know neither HTTP nor gRPC"),
+    (("kernels",), TEXT, "kernels/ knows no text"),
+    (("base", "kernels", "engine", "server", "tools"), CUDA, "CUDA is known in kernels/cuda only"),
+]
+
+
+def room_of(path):
+    """The longest room of the table that holds `path`; None where there is none."""
+    fitting = [room for room in ROOMS if path.startswith(room + "/")]
+    return max(fitting, key=len) if fitting else None
 
 
 def breach(path, include):
     """Why `path` must not include `include`; None where it may."""
+    room = room_of(path)
+    if room is None:
+        return "this folder has no row in the table of rooms"
     top = path.split("/")[0]
-    if top in ("server", "tools"):
-        if include.startswith("kernels/") and include not in KERNELS_RESULT:
-            return "server/ and tools/ know of kernels/ only result, verify and sampling"
-        if include.startswith("engine/") and include not in ENGINE_PUBLIC:
-            return "server/ and tools/ know the engine by its public headers"
-        if CUDA.search(include):
-            return "CUDA is known below kernels/cuda only"
-    elif top == "engine":
-        if include.startswith(("server/", "tools/", "proto/")):
-            return "engine/ does not know who calls it"
-        if include.startswith("kernels/") and include not in KERNEL_CONTRACTS:
-            return "engine/ knows kernels/ by its contract headers"
-        if RPC.search(include) or CUDA.search(include):
-            return "engine/ knows neither HTTP nor gRPC nor CUDA"
-    elif top == "kernels":
-        if include.startswith(("engine/", "server/", "tools/", "proto/")):
-            return "kernels/ knows only itself"
-        if RPC.search(include) or TEXT.search(include):
-            return "kernels/ knows neither sockets nor text"
-        if CUDA.search(include) and not path.startswith("kernels/cuda/"):
-            return "CUDA is known below kernels/cuda only"
-        if path.startswith("kernels/cpu/") and include.startswith("kernels/cuda/"):
-            return "the CPU backend does not know the CUDA backend"
-        if path.startswith("kernels/cuda/") and include.startswith("kernels/cpu/"):
-            return "the CUDA backend does not know the CPU backend"
-    return None
+    for rooms, library, why in OUTSIDE:
+        if top in rooms and library.search(include) and not (
+                library is CUDA and room == "kernels/cuda"):
+            return why
+    other = room_of(include) if (ROOT / include).exists() else None
+    if other is None or other == room or ROOMS[room] is ANY:
+        return None
+    allowed = ROOMS[room] + JOINTS.get(path, [])
+    if include in allowed or other in allowed:
+        return None
+    if other.startswith(("bench", "study")) and "bench" in allowed:
+        return None
+    return f"{room}/ may include of {other}/ only what the table of rooms lists"
 
 
 def own_files():
-    for top in ("kernels", "engine", "server", "tools", "tests", "proto"):
+    for top in ("base", "kernels", "engine", "server", "bench", "study", "tools", "tests", "proto"):
         for path in sorted((ROOT / top).rglob("*")):
             if path.is_file() and path.suffix in SOURCES:
                 yield path.relative_to(ROOT).as_posix()
@@ -197,16 +226,23 @@ def check_lengths(files):
 
 def self_test():
     """The checks see what they are for."""
+    assert breach("base/a.cpp", "kernels/tensor.h")
     assert breach("server/a.cpp", "kernels/backend.h")
     assert breach("tools/a.cpp", "engine/scheduler.h")
     assert breach("engine/a.cpp", "kernels/cpu/cpu_backend.h")
     assert breach("engine/a.h", "grpcpp/grpcpp.h")
+    assert breach("engine/a.cpp", "engine/serving/load.h")
+    assert breach("engine/jinja/a.cpp", "engine/engine.h")
     assert breach("kernels/cpu/a.cpp", "engine/request.h")
     assert breach("kernels/a.cpp", "cuda_runtime.h")
-    assert not breach("server/a.cpp", "engine/completion.h")
-    assert not breach("server/a.cpp", "kernels/result.h")
+    assert breach("server/a.cpp", "bench/benchmark_data.h")
+    assert breach("lost/a.cpp", "base/result.h")
+    assert not breach("server/a.cpp", "engine/serving/completion.h")
+    assert not breach("server/a.cpp", "base/result.h")
     assert not breach("engine/a.cpp", "kernels/backend.h")
     assert not breach("kernels/cuda/a.cu", "cuda_runtime.h")
+    assert not breach("tools/a.cpp", "bench/client/report.h")
+    assert not breach("study/a.cpp", "kernels/backend.h")
     pages = {"docs/a.md": ["one-two"], "b.md": []}.get
     assert not broken_links("docs/a.md", "[x](../b.md) [y](a.md#one-two) [z](https://h/i)", pages)
     assert broken_links("docs/a.md", "[x](b.md)", pages)

@@ -1,6 +1,6 @@
 // Byte-level BPE against Hugging Face's tokenizers, against the stupid version of itself, and with
 // files that ask for what is not built.
-#include "engine/bpe_tokenizer.h"
+#include "engine/text/bpe_tokenizer.h"
 
 #include <catch2/catch.hpp>
 #include <fstream>
@@ -8,9 +8,9 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "engine/bpe_merges.h"
-#include "engine/pre_tokenizer.h"
-#include "engine/utf8.h"
+#include "base/utf8.h"
+#include "engine/text/bpe_merges.h"
+#include "engine/text/pre_tokenizer.h"
 #include "tests/text/model_folder.h"
 #include "tests/text/texts.h"
 

@@ -10,9 +10,9 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "engine/text_normalizer.h"
-#include "engine/tokenizer.h"
-#include "engine/utf8.h"
+#include "base/utf8.h"
+#include "engine/text/text_normalizer.h"
+#include "engine/text/tokenizer.h"
 #include "tests/text/model_folder.h"
 #include "tests/text/texts.h"
 

@@ -1,5 +1,5 @@
 // Stop strings against the stupid version: look at every end, compare every string.
-#include "engine/stop_matcher.h"
+#include "engine/text/stop_matcher.h"
 
 #include <catch2/catch.hpp>
 #include <random>

@@ -1,14 +1,14 @@
 // Tokenizers against Hugging Face's ids, against themselves (round trips), and with files that are
 // not as they should be.
-#include "engine/tokenizer.h"
+#include "engine/text/tokenizer.h"
 
 #include <catch2/catch.hpp>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "engine/byte_tokenizer.h"
-#include "engine/utf8.h"
+#include "base/utf8.h"
+#include "engine/text/byte_tokenizer.h"
 #include "tests/text/model_folder.h"
 #include "tests/text/texts.h"
 

@@ -1,8 +1,8 @@
 // Falcon 7B, 40B and Falcon 2: layer norms, attention and MLP in parallel, one or few KV heads, one
 // fused q|k|v matrix, plain GELU (Almazrouei et al. 2023; Transformers' modeling_falcon).
-#include "engine/model_config.h"
-#include "engine/models/registry.h"
-#include "engine/rope_scaling.h"
+#include "engine/model/families/registry.h"
+#include "engine/model/model_config.h"
+#include "engine/model/rope_scaling.h"
 
 namespace kivi {
 

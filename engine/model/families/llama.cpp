@@ -1,8 +1,8 @@
 // Llama 1-3 and models of its shape: RMS norm, rotary embedding, grouped queries, gated SiLU
 // (Touvron et al. 2023; Transformers' modeling_llama).
-#include "engine/model_config.h"
-#include "engine/models/registry.h"
-#include "engine/rope_scaling.h"
+#include "engine/model/families/registry.h"
+#include "engine/model/model_config.h"
+#include "engine/model/rope_scaling.h"
 
 namespace kivi {
 

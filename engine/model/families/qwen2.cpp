@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "engine/models/registry.h"
+#include "engine/model/families/registry.h"
 
 namespace kivi {
 

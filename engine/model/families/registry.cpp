@@ -1,4 +1,4 @@
-#include "engine/models/registry.h"
+#include "engine/model/families/registry.h"
 
 #include <array>
 

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/decoder_spec.h"
-#include "engine/json_file.h"
+#include "base/json_file.h"
+#include "engine/model/decoder_spec.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "engine/gguf.h"
+#include "engine/model/files/gguf.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -8,8 +8,8 @@
 #include <filesystem>
 #include <utility>
 
-#include "engine/gguf_blocks.h"
-#include "engine/utf8.h"
+#include "base/utf8.h"
+#include "engine/model/files/gguf_blocks.h"
 
 namespace kivi {
 

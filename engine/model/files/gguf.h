@@ -12,8 +12,8 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/checkpoint.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/model/checkpoint.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "engine/gguf_blocks.h"
+#include "engine/model/files/gguf_blocks.h"
 
 #include <array>
 #include <cstddef>

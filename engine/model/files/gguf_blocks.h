@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "engine/checkpoint.h"
+#include "engine/model/checkpoint.h"
 
 namespace kivi {
 

@@ -1,4 +1,4 @@
-#include "engine/gguf_model.h"
+#include "engine/model/files/gguf_model.h"
 
 #include <fmt/format.h>
 
@@ -10,7 +10,7 @@
 #include <string_view>
 #include <utility>
 
-#include "engine/models/registry.h"
+#include "engine/model/families/registry.h"
 
 namespace kivi {
 

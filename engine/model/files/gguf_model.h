@@ -2,10 +2,10 @@
 // both: sizes from the metadata (llama.block_count, ...), switches from which tensors there are.
 #pragma once
 
-#include "engine/checkpoint.h"
-#include "engine/gguf.h"
-#include "engine/model_config.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/files/gguf.h"
+#include "engine/model/model_config.h"
 
 namespace kivi {
 

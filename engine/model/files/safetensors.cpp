@@ -1,4 +1,4 @@
-#include "engine/safetensors.h"
+#include "engine/model/files/safetensors.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -11,7 +11,7 @@
 #include <string_view>
 #include <utility>
 
-#include "engine/json_file.h"
+#include "base/json_file.h"
 #include "engine/limits.h"
 
 namespace kivi {

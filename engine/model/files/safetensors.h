@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <string>
 
-#include "engine/checkpoint.h"
-#include "kernels/result.h"
+#include "base/result.h"
+#include "engine/model/checkpoint.h"
 
 namespace kivi {
 

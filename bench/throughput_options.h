@@ -1,0 +1,25 @@
+// The options of `kivi bench throughput`. Plain data.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace kivi {
+
+// A fixed length (min == max), or uniformly distributed in [min, max]. Tokens.
+struct LengthRange {
+  int min = 0;
+  int max = 0;
+  friend bool operator==(const LengthRange&, const LengthRange&) = default;
+};
+
+// `kivi bench throughput`.
+struct ThroughputOptions {
+  int num_prompts = 64;
+  LengthRange prompt_len{128, 128};
+  LengthRange output_len{128, 128};
+  std::vector<int> concurrency;  // requests in flight, one run each; empty: one run, all at once
+  std::string trace;             // file for the steps, a line each; "": none
+};
+
+}  // namespace kivi

@@ -1,0 +1,19 @@
+// Request ids, for both front ends: they stand in log lines, headers, metadata and replies.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+namespace kivi {
+
+inline constexpr size_t kMaxRequestIdBytes = 128;
+
+// A new id: 32 hexadecimal digits from the system's random source.
+std::string make_request_id();
+
+// Whether an id that a client chose may be echoed and logged: 1 to kMaxRequestIdBytes printable
+// ASCII characters without a space.
+bool usable_request_id(std::string_view id);
+
+}  // namespace kivi
