@@ -93,7 +93,7 @@ Result<json> parse_json(std::string_view text, const std::string& name) {
 }
 
 Result<json> read_json_file(const std::string& path) {
-  ASSIGN_OR_RETURN(const std::string text, read_text_file(path, kMaxJsonFileBytes));
+  KIVI_ASSIGN_OR_RETURN(const std::string text, read_text_file(path, kMaxJsonFileBytes));
   return parse_json(text, path);
 }
 

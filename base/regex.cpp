@@ -26,7 +26,7 @@ RegexScratch::RegexScratch()
     : match_(pcre2_match_data_create(1, nullptr)),
       context_(pcre2_match_context_create(nullptr)),
       stack_(pcre2_jit_stack_create(kJitStackStart, kJitStackMax, nullptr)) {
-  VERIFY(match_ != nullptr && context_ != nullptr);
+  KIVI_VERIFY(match_ != nullptr && context_ != nullptr);
   if (stack_ != nullptr) pcre2_jit_stack_assign(context_, nullptr, stack_);
 }
 

@@ -1,4 +1,5 @@
-// Result<T>: a value or an Error, for what users and files get wrong. Our own mistakes use VERIFY.
+// Result<T>: a value or an Error, for what users and files get wrong. Our own mistakes use
+// KIVI_VERIFY.
 #pragma once
 
 #include <string>
@@ -41,17 +42,17 @@ class [[nodiscard]] Result {
   bool ok() const { return state_.index() == 0; }
   explicit operator bool() const { return ok(); }
 
-  // VERIFYs that the result is ok.
+  // Verifies that the result is ok.
   T& value() & {
-    VERIFY(ok());
+    KIVI_VERIFY(ok());
     return std::get<0>(state_);
   }
   const T& value() const& {
-    VERIFY(ok());
+    KIVI_VERIFY(ok());
     return std::get<0>(state_);
   }
   T&& value() && {
-    VERIFY(ok());
+    KIVI_VERIFY(ok());
     return std::get<0>(std::move(state_));
   }
   T& operator*() & { return value(); }
@@ -60,9 +61,9 @@ class [[nodiscard]] Result {
   T* operator->() { return &value(); }
   const T* operator->() const { return &value(); }
 
-  // VERIFYs that the result is an error.
+  // Verifies that the result is an error.
   const Error& error() const {
-    VERIFY(!ok());
+    KIVI_VERIFY(!ok());
     return std::get<1>(state_);
   }
 
@@ -77,13 +78,13 @@ inline Status ok_status() { return Unit{}; }
 // Returns the error of `expr` from the enclosing function, or assigns its value to `lhs`.
 #define KIVI_CONCAT_INNER(a, b) a##b
 #define KIVI_CONCAT(a, b) KIVI_CONCAT_INNER(a, b)
-#define ASSIGN_OR_RETURN(lhs, expr) \
-  ASSIGN_OR_RETURN_INNER(KIVI_CONCAT(result_, __LINE__), lhs, expr)
-#define ASSIGN_OR_RETURN_INNER(tmp, lhs, expr) \
-  auto tmp = (expr);                           \
-  if (!tmp.ok()) return tmp.error();           \
+#define KIVI_ASSIGN_OR_RETURN(lhs, expr) \
+  KIVI_ASSIGN_OR_RETURN_INNER(KIVI_CONCAT(result_, __LINE__), lhs, expr)
+#define KIVI_ASSIGN_OR_RETURN_INNER(tmp, lhs, expr) \
+  auto tmp = (expr);                                \
+  if (!tmp.ok()) return tmp.error();                \
   lhs = std::move(tmp).value()
-#define RETURN_IF_ERROR(expr)                                      \
+#define KIVI_RETURN_IF_ERROR(expr)                                 \
   do {                                                             \
     if (auto status = (expr); !status.ok()) return status.error(); \
   } while (0)

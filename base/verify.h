@@ -1,5 +1,5 @@
-// VERIFY: stops the process at our own mistakes, with file, line and text. User input never reaches
-// one. (Catch2 owns the name CHECK.)
+// KIVI_VERIFY: stops the process at our own mistakes, with file, line and text. User input never
+// reaches one. (Catch2 owns the name CHECK.)
 #pragma once
 
 #include <cstdio>
@@ -8,14 +8,14 @@
 namespace kivi {
 
 [[noreturn]] inline void verify_failed(const char* file, int line, const char* text) {
-  std::fprintf(stderr, "%s:%d: VERIFY failed: %s\n", file, line, text);
+  std::fprintf(stderr, "%s:%d: KIVI_VERIFY failed: %s\n", file, line, text);
   std::fflush(stderr);
   std::abort();
 }
 
 }  // namespace kivi
 
-#define VERIFY(condition)                                                    \
+#define KIVI_VERIFY(condition)                                               \
   do {                                                                       \
     if (!(condition)) ::kivi::verify_failed(__FILE__, __LINE__, #condition); \
   } while (0)

@@ -36,7 +36,7 @@ Result<RandomData> RandomData::create(Backend& backend, int64_t bytes, DType dty
                                       float deviation) {
   RandomData data;
   data.dtype_ = dtype;
-  ASSIGN_OR_RETURN(data.memory_, backend.allocate(size_t(aligned(bytes)), "benchmark data"));
+  KIVI_ASSIGN_OR_RETURN(data.memory_, backend.allocate(size_t(aligned(bytes)), "benchmark data"));
   const int64_t size = int64_t(data.memory_.bytes());
   const int64_t numbers = size / int64_t(size_of(dtype));
   const auto pattern = random_pattern(std::min(numbers, kPatternLength), dtype, deviation);
@@ -57,7 +57,7 @@ int RandomData::copies(int64_t rows, int64_t columns) const {
 
 Tensor RandomData::at(int copy, int64_t size) const {
   const int64_t each = aligned(size * int64_t(size_of(dtype_)));
-  VERIFY((copy + 1) * each <= int64_t(memory_.bytes()));
+  KIVI_VERIFY((copy + 1) * each <= int64_t(memory_.bytes()));
   return make_tensor(memory_.data() + copy * each, dtype_, size);
 }
 
@@ -68,8 +68,8 @@ Tensor RandomData::matrix(int copy, int64_t rows, int64_t columns) const {
 Tensor RandomData::vector(int copy, int64_t n) const { return at(copy, n); }
 
 Result<Buffer> upload_ids(Backend& backend, const std::vector<int32_t>& ids) {
-  ASSIGN_OR_RETURN(Buffer buffer,
-                   backend.allocate(std::max<size_t>(ids.size(), 1) * sizeof(int32_t), "ids"));
+  KIVI_ASSIGN_OR_RETURN(Buffer buffer,
+                        backend.allocate(std::max<size_t>(ids.size(), 1) * sizeof(int32_t), "ids"));
   backend.upload(buffer.data(), ids.data(), ids.size() * sizeof(int32_t));
   return buffer;
 }
@@ -92,7 +92,7 @@ Result<BenchmarkStep> BenchmarkStep::create(Backend& backend, const std::vector<
   packed.resize(size_t(aligned(int64_t(packed.size() * sizeof(int32_t)))) / sizeof(int32_t));
   const size_t table_begin = packed.size();
   packed.insert(packed.end(), page_table.begin(), page_table.end());
-  ASSIGN_OR_RETURN(step.device_, upload_ids(backend, packed));
+  KIVI_ASSIGN_OR_RETURN(step.device_, upload_ids(backend, packed));
   auto* device = reinterpret_cast<int32_t*>(step.device_.data());
   step.view_.rows = int(pasts.size()) * row_count;
   step.view_.sequences = step.sequences_;
@@ -101,7 +101,6 @@ Result<BenchmarkStep> BenchmarkStep::create(Backend& backend, const std::vector<
       make_tensor(device, DType::i32, int64_t(step.sequences_.size()), int64_t(kWords));
   step.view_.device_page_table =
       make_tensor(device + table_begin, DType::i32, int64_t(page_table.size()));
-  step.view_.decode_only = row_count == 1;
   return step;
 }
 
@@ -118,7 +117,7 @@ Result<BenchmarkStore> BenchmarkStore::create(Backend& backend, const Shape& sha
       shape.layers > 0 ? shape.layers
                        : int(std::clamp<int64_t>(rotation_bytes / layer_bytes + 1, 1, kCopiesMax));
   const int64_t page_bytes = aligned(layout.page_bytes() * pages);
-  ASSIGN_OR_RETURN(
+  KIVI_ASSIGN_OR_RETURN(
       store.memory_,
       backend.allocate(size_t(page_bytes + layout.residual_slot_bytes() * shape.sequences),
                        "the benchmark's key-value store"));
@@ -134,8 +133,8 @@ Result<BenchmarkStore> BenchmarkStore::create(Backend& backend, const Shape& sha
   const int chunk = std::max(1, int(kv.rows()) / shape.sequences);
   for (int past = 0; past < shape.cached; past += chunk) {
     const int rows = std::min(chunk, shape.cached - past);
-    ASSIGN_OR_RETURN(const BenchmarkStep step,
-                     store.step(std::vector<int>(size_t(shape.sequences), past), rows));
+    KIVI_ASSIGN_OR_RETURN(const BenchmarkStep step,
+                          store.step(std::vector<int>(size_t(shape.sequences), past), rows));
     for (int layer = 0; layer < layout.shape.layers; ++layer)
       backend.kv_append(kv.slice_rows(0, step.view().rows), store.view_, step.view(), layer);
     backend.synchronize();  // the step's device memory goes with it

@@ -73,13 +73,13 @@ class Benchmark {
     result.rotation_bytes = scale_.rotation_bytes;
     std::vector<KvFormat> formats;  // a wrong one is an error before anything is measured
     for (const std::string& name : options_.formats.empty() ? kFormats : options_.formats) {
-      ASSIGN_OR_RETURN(const KvFormat format, format_of(name));
+      KIVI_ASSIGN_OR_RETURN(const KvFormat format, format_of(name));
       formats.push_back(format);
     }
-    RETURN_IF_ERROR(measure_rates());
-    RETURN_IF_ERROR(make_data());
-    for (const int t : scale_.rows) RETURN_IF_ERROR(measure_dense(t));
-    for (const KvFormat& format : formats) RETURN_IF_ERROR(measure_format(format));
+    KIVI_RETURN_IF_ERROR(measure_rates());
+    KIVI_RETURN_IF_ERROR(make_data());
+    for (const int t : scale_.rows) KIVI_RETURN_IF_ERROR(measure_dense(t));
+    for (const KvFormat& format : formats) KIVI_RETURN_IF_ERROR(measure_format(format));
     return ok_status();
   }
 
@@ -162,8 +162,9 @@ class Benchmark {
 Status Benchmark::measure_rates() {
   {
     const int64_t bytes = scale_.copy_bytes;
-    ASSIGN_OR_RETURN(const RandomData from, RandomData::create(backend_, bytes, DType::f16, 1));
-    ASSIGN_OR_RETURN(const Buffer to, backend_.allocate(size_t(bytes), "copies"));
+    KIVI_ASSIGN_OR_RETURN(const RandomData from,
+                          RandomData::create(backend_, bytes, DType::f16, 1));
+    KIVI_ASSIGN_OR_RETURN(const Buffer to, backend_.allocate(size_t(bytes), "copies"));
     double seconds = 0;
     // Not recorded: in a CUDA graph a copy is the copy engines' work, which are a fifth slower than
     // the multiprocessors (2441 against 3010 GB/s on an H100).
@@ -176,9 +177,11 @@ Status Benchmark::measure_rates() {
     result_->copy_bytes_per_s = 2 * double(bytes) / seconds;
   }
   const int64_t n = scale_.matrix_size;
-  ASSIGN_OR_RETURN(const RandomData x, RandomData::create(backend_, n * n * size_a(), a_, 1));
-  ASSIGN_OR_RETURN(const RandomData w, RandomData::create(backend_, n * n * size_w(), dtype_, 1));
-  ASSIGN_OR_RETURN(const RandomData out, RandomData::create(backend_, n * n * size_a(), a_, 1));
+  KIVI_ASSIGN_OR_RETURN(const RandomData x, RandomData::create(backend_, n * n * size_a(), a_, 1));
+  KIVI_ASSIGN_OR_RETURN(const RandomData w,
+                        RandomData::create(backend_, n * n * size_w(), dtype_, 1));
+  KIVI_ASSIGN_OR_RETURN(const RandomData out,
+                        RandomData::create(backend_, n * n * size_a(), a_, 1));
   const double seconds = timer_.seconds(1, [&](int) {
     backend_.matmul(x.matrix(0, n, n), w.matrix(0, n, n), {}, out.matrix(0, n, n));
   });
@@ -196,21 +199,21 @@ Status Benchmark::make_data() {
   const auto make = [&](RandomData& data, int64_t rows, int64_t columns, DType type,
                         float deviation, int64_t bytes_min) -> Status {
     const int64_t bytes = std::max(bytes_min, rows * columns * int64_t(size_of(type)));
-    ASSIGN_OR_RETURN(data, RandomData::create(backend_, bytes, type, deviation));
+    KIVI_ASSIGN_OR_RETURN(data, RandomData::create(backend_, bytes, type, deviation));
     return ok_status();
   };
   const int64_t widest = std::max<int64_t>({n, spec_.qkv_size(), spec_.up_size()});
   const int64_t rotation = scale_.rotation_bytes;
   if (any({"embed", "norm", "add_norm", "matmul", "rope", "activation", "gather_rows"})) {
     const int64_t largest = std::max(vocab, widest);
-    RETURN_IF_ERROR(make(weights_, largest, n, dtype_, 1 / std::sqrt(float(n)), rotation));
+    KIVI_RETURN_IF_ERROR(make(weights_, largest, n, dtype_, 1 / std::sqrt(float(n)), rotation));
     for (RandomData* data : {&inputs_, &results_, &residual_})
-      RETURN_IF_ERROR(make(*data, t, widest, a_, 1, rotation));
+      KIVI_RETURN_IF_ERROR(make(*data, t, widest, a_, 1, rotation));
   }
   if (any({"matmul", "sample"})) {
     const int64_t rows = std::min<int64_t>(t, kSampledRowsMax);
-    RETURN_IF_ERROR(make(logits_, rows, vocab, DType::f32, 2, rotation));
-    ASSIGN_OR_RETURN(sampled_ids_, backend_.allocate(size_t(rows) * sizeof(int32_t), "ids"));
+    KIVI_RETURN_IF_ERROR(make(logits_, rows, vocab, DType::f32, 2, rotation));
+    KIVI_ASSIGN_OR_RETURN(sampled_ids_, backend_.allocate(size_t(rows) * sizeof(int32_t), "ids"));
   }
   if (any({"kv_attend", "kv_append", "kv_append_step", "kv_attend_prompt", "kv_append_prompt"})) {
     int64_t rows = std::max<int64_t>(t, kFillRows), rows_kv = rows;
@@ -219,16 +222,16 @@ Status Benchmark::make_data() {
       rows = std::max<int64_t>(rows, cache.sequences);
       rows_kv = std::max<int64_t>(rows_kv, int64_t(cache.sequences) * layers);
     }
-    RETURN_IF_ERROR(make(queries_, rows, spec_.query_size(), backend_.query_type(), 1, 0));
-    RETURN_IF_ERROR(make(kv_, rows_kv, spec_.kv_size(), DType::f16, 1, 0));
-    RETURN_IF_ERROR(make(attention_, rows, spec_.query_size(), a_, 1, 0));
+    KIVI_RETURN_IF_ERROR(make(queries_, rows, spec_.query_size(), backend_.query_type(), 1, 0));
+    KIVI_RETURN_IF_ERROR(make(kv_, rows_kv, spec_.kv_size(), DType::f16, 1, 0));
+    KIVI_RETURN_IF_ERROR(make(attention_, rows, spec_.query_size(), a_, 1, 0));
   }
   // Rows of the embedding and rows of an [x, n] matrix of inputs: ids are valid for both.
   ids_bound_ = std::min<int64_t>(vocab, rotation / (n * size_a()));
   std::vector<int32_t> random_ids(size_t(kIdSets * t));
   std::mt19937 random(3);
   for (int32_t& id : random_ids) id = int32_t(random() % uint64_t(ids_bound_));
-  ASSIGN_OR_RETURN(ids_, upload_ids(backend_, random_ids));
+  KIVI_ASSIGN_OR_RETURN(ids_, upload_ids(backend_, random_ids));
   return ok_status();
 }
 
@@ -236,7 +239,7 @@ Status Benchmark::measure_dense(int t) {
   if (wanted("embed")) measure_embed(t);
   if (wanted("norm") || wanted("add_norm")) measure_norms(t);
   if (wanted("matmul")) measure_matmuls(t);
-  if (wanted("rope")) RETURN_IF_ERROR(measure_rope(t));
+  if (wanted("rope")) KIVI_RETURN_IF_ERROR(measure_rope(t));
   if (wanted("activation")) measure_activation(t);
   if (wanted("gather_rows") && t <= kSampledRowsMax) measure_gather(t);
   if (wanted("sample") && t <= kSampledRowsMax) measure_sample(t);
@@ -296,11 +299,11 @@ void Benchmark::measure_matmul(const char* name, int t, int64_t k, int64_t n,
 Status Benchmark::measure_rope(int t) {
   const int64_t columns_q = spec_.query_size(), columns_kv = spec_.kv_size();
   const std::vector<float> frequencies = inverse_frequencies(spec_.rope);
-  ASSIGN_OR_RETURN(const Buffer turns, backend_.allocate(frequencies.size() * 4 + 4, "rope"));
+  KIVI_ASSIGN_OR_RETURN(const Buffer turns, backend_.allocate(frequencies.size() * 4 + 4, "rope"));
   backend_.upload(turns.data(), frequencies.data(), frequencies.size() * 4);
   std::vector<int32_t> positions(size_t(t), 0);
   std::iota(positions.begin(), positions.end(), 0);
-  ASSIGN_OR_RETURN(const Buffer at, upload_ids(backend_, positions));
+  KIVI_ASSIGN_OR_RETURN(const Buffer at, upload_ids(backend_, positions));
   const DType query_type = backend_.query_type();
   const int copies = inputs_.copies(t, spec_.qkv_size());
   const auto outputs = [&](int64_t columns, DType type) {
@@ -308,8 +311,8 @@ Status Benchmark::measure_rope(int t) {
     return RandomData::create(
         backend_, copies * (t * columns * int64_t(size_of(type)) + kAlignment), type, 1);
   };
-  ASSIGN_OR_RETURN(const RandomData q, outputs(columns_q, query_type));
-  ASSIGN_OR_RETURN(const RandomData kv, outputs(columns_kv, DType::f16));
+  KIVI_ASSIGN_OR_RETURN(const RandomData q, outputs(columns_q, query_type));
+  KIVI_ASSIGN_OR_RETURN(const RandomData kv, outputs(columns_kv, DType::f16));
   const Rope rope{make_tensor(turns.data(), DType::f32, int64_t(frequencies.size())),
                   spec_.rope.rotary_dim, float(spec_.rope.attention_factor)};
   const KvShape shape = {1, spec_.heads_kv, spec_.head_dim};
@@ -385,17 +388,17 @@ Status Benchmark::measure_format(const KvFormat& format) {
                                                        : name_of(format);
   if (wanted("kv_attend") || wanted("kv_append"))
     for (const CacheCase& cache : scale_.caches)
-      RETURN_IF_ERROR(measure_decode(text, format, cache));
+      KIVI_RETURN_IF_ERROR(measure_decode(text, format, cache));
   if (wanted("kv_append_step")) {
     std::set<int> batches;
     for (const CacheCase& cache : scale_.caches) batches.insert(cache.sequences);
-    for (const int batch : batches) RETURN_IF_ERROR(measure_append_step(text, format, batch));
+    for (const int batch : batches) KIVI_RETURN_IF_ERROR(measure_append_step(text, format, batch));
   }
   if (wanted("kv_attend_prompt") || wanted("kv_append_prompt"))
     for (const int t : scale_.rows) {
       if (t < kPromptRowsMin) continue;
-      RETURN_IF_ERROR(measure_prompt(text, format, 0, t));
-      RETURN_IF_ERROR(measure_prompt(text, format, t, t));
+      KIVI_RETURN_IF_ERROR(measure_prompt(text, format, 0, t));
+      KIVI_RETURN_IF_ERROR(measure_prompt(text, format, t, t));
     }
   return ok_status();
 }
@@ -412,10 +415,10 @@ Status Benchmark::measure_decode(const std::string& name, const KvFormat& format
     return ok_status();
   }
   const std::vector<int> pasts(size_t(cache.sequences), cache.tokens - 1);
-  ASSIGN_OR_RETURN(const BenchmarkStep step, store->step(pasts, 1));
+  KIVI_ASSIGN_OR_RETURN(const BenchmarkStep step, store->step(pasts, 1));
   if (wanted("kv_attend")) attend(name, *store, step, "kv_attend", shape);
   if (!wanted("kv_append")) return ok_status();
-  ASSIGN_OR_RETURN(const BenchmarkStep staggered, store->step(staggered_pasts(pasts), 1));
+  KIVI_ASSIGN_OR_RETURN(const BenchmarkStep staggered, store->step(staggered_pasts(pasts), 1));
   append(name, *store, staggered, "kv_append", shape + " staggered");
   // The worst case.
   if (format.kind == KvKind::kivi && cache.tokens % format.residual == 0)
@@ -441,8 +444,9 @@ Status Benchmark::measure_append_step(const std::string& name, const KvFormat& f
     skip("kv_append_step", shape, name, store.error().message);
     return ok_status();
   }
-  ASSIGN_OR_RETURN(const BenchmarkStep step,
-                   store->step(staggered_pasts(std::vector<int>(size_t(sequences), cached)), 1));
+  KIVI_ASSIGN_OR_RETURN(
+      const BenchmarkStep step,
+      store->step(staggered_pasts(std::vector<int>(size_t(sequences), cached)), 1));
   OpCost cost;
   for (const StepSequence& s : step.view().sequences)
     cost.bytes += spec_.layers * append_cost(store->layout(), s.past, 1).bytes;
@@ -464,7 +468,7 @@ Status Benchmark::measure_prompt(const std::string& name, const KvFormat& format
     skip("kv_attend_prompt", shape, name, store.error().message);
     return ok_status();
   }
-  ASSIGN_OR_RETURN(const BenchmarkStep step, store->step({past}, rows));
+  KIVI_ASSIGN_OR_RETURN(const BenchmarkStep step, store->step({past}, rows));
   if (wanted("kv_attend_prompt")) attend(name, *store, step, "kv_attend_prompt", shape);
   if (wanted("kv_append_prompt")) append(name, *store, step, "kv_append_prompt", shape);
   return ok_status();
@@ -543,18 +547,18 @@ const std::vector<std::string>& kernel_op_names() {
 Result<KernelBenchmark> benchmark_kernels(const EngineConfig& config,
                                           const KernelBenchmarkOptions& options,
                                           const KernelObserver& observer) {
-  RETURN_IF_ERROR(check(options));
-  ASSIGN_OR_RETURN(const ModelConfig model, read_model_config(config.model));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, make_backend(config));
+  KIVI_RETURN_IF_ERROR(check(options));
+  KIVI_ASSIGN_OR_RETURN(const ModelConfig model, read_model_config(config.model));
+  KIVI_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, make_backend(config));
   const DeviceInfo device = backend->info();
-  ASSIGN_OR_RETURN(const DType dtype, weight_dtype(config, model.dtype, device));
+  KIVI_ASSIGN_OR_RETURN(const DType dtype, weight_dtype(config, model.dtype, device));
   KernelBenchmark result;
   const auto path = std::filesystem::path(config.model + "/").lexically_normal();
   result.model = path.parent_path().filename().string();
   result.device = fmt::format("{} ({})", device.kind, device.name);
   result.dtype = name_of(dtype);
   Benchmark benchmark(*backend, config, model.spec, dtype, options, observer);
-  RETURN_IF_ERROR(benchmark.run(result));
+  KIVI_RETURN_IF_ERROR(benchmark.run(result));
   return result;
 }
 

@@ -48,9 +48,9 @@ class Reader {
       record.prompt_tokens = int(request.prompt.size());
       record.gaps.reserve(size_t(request.sampling.max_tokens));
       record.submitted = now();
-      ASSIGN_OR_RETURN(streams_[size_t(index)], engine_.submit(std::move(request), [this, index] {
-        ready_.push_back(index);
-      }));
+      KIVI_ASSIGN_OR_RETURN(
+          streams_[size_t(index)],
+          engine_.submit(std::move(request), [this, index] { ready_.push_back(index); }));
     }
     return ok_status();
   }
@@ -64,7 +64,7 @@ class Reader {
     for (const int index : ready) {
       events_.clear();
       const bool ended = streams_[size_t(index)]->drain(events_);
-      for (const TokenEvent& event : events_) RETURN_IF_ERROR(take(event, index, time));
+      for (const TokenEvent& event : events_) KIVI_RETURN_IF_ERROR(take(event, index, time));
       if (!ended) continue;
       streams_[size_t(index)].reset();
       ++finished_;
@@ -122,11 +122,11 @@ Result<ThroughputRun> measure_throughput(Engine& engine, const ThroughputOptions
   Reader reader(engine, options, seed, run);
   const Tracing tracing(engine, run.trace);
   while (!reader.done()) {
-    RETURN_IF_ERROR(reader.submit(in_flight));
+    KIVI_RETURN_IF_ERROR(reader.submit(in_flight));
     engine.step();
     const EngineStats stats = engine.stats();
     const KvBytes& kv = stats.kv_bytes;
-    ASSIGN_OR_RETURN(const int finished, reader.read());
+    KIVI_ASSIGN_OR_RETURN(const int finished, reader.read());
     run.steps.push_back({reader.now(), int(stats.step_tokens - rows), stats.running + finished,
                          kv.codes + kv.parameters + kv.residual});
     rows = stats.step_tokens;

@@ -11,8 +11,12 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
 
 find_program(KIVI_CCACHE ccache)
 if(KIVI_CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${KIVI_CCACHE})
-  set(CMAKE_CUDA_COMPILER_LAUNCHER ${KIVI_CCACHE})
+  # Paths below the source folder are hashed relative to it, so that build folders and clones share
+  # the cache.
+  set(kivi_launcher ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1
+    ${KIVI_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${kivi_launcher})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${kivi_launcher})
 endif()
 
 add_library(kivi_flags INTERFACE)

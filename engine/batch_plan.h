@@ -15,7 +15,7 @@ struct PlannedSequence {
   Sequence* sequence = nullptr;
   int past = 0;
   int count = 0;
-  KvMode mode = KvMode::store;
+  KvMode mode = KvMode::append;
   bool completes = false;  // its last row is the newest token there is
   bool samples = false;    // the last row's logits give the next token
   bool scores_prompt =

@@ -59,9 +59,9 @@ Status check_group_and_residual(const EngineConfig& c) {
 
 Status check_batch_sizes(const EngineConfig& c) {
   constexpr int64_t kRowsMax = 1 << 20;
-  RETURN_IF_ERROR(in_range("max_num_seqs", c.max_num_seqs, 1, 1 << 16));
-  RETURN_IF_ERROR(in_range("prefill_chunk_tokens", c.prefill_chunk_tokens, 1, kRowsMax));
-  RETURN_IF_ERROR(in_range("prefill_staging_tokens", c.prefill_staging_tokens, 0, 1 << 24));
+  KIVI_RETURN_IF_ERROR(in_range("max_num_seqs", c.max_num_seqs, 1, 1 << 16));
+  KIVI_RETURN_IF_ERROR(in_range("prefill_chunk_tokens", c.prefill_chunk_tokens, 1, kRowsMax));
+  KIVI_RETURN_IF_ERROR(in_range("prefill_staging_tokens", c.prefill_staging_tokens, 0, 1 << 24));
   // A step must hold every decoding sequence and one chunk, or the oldest prompt could wait
   // forever.
   const int64_t rows_min = int64_t(c.max_num_seqs) + c.prefill_chunk_tokens;
@@ -84,7 +84,7 @@ Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, 
 
   KvFormat format{preset->kind, preset->key_bits, preset->value_bits, 0, 0};
   if (format.kind == KvKind::kivi) {
-    RETURN_IF_ERROR(check_group_and_residual(config));
+    KIVI_RETURN_IF_ERROR(check_group_and_residual(config));
     if (shape.head_dim % config.kivi_group_size != 0)
       return wrong("kivi_group_size", std::to_string(config.kivi_group_size),
                    fmt::format("a divisor of the model's head_dim {}", shape.head_dim));
@@ -107,21 +107,24 @@ std::string name_of(const KvFormat& format) {
 }
 
 Status validate(const EngineConfig& c) {
-  RETURN_IF_ERROR(one_of("device", c.device, {"auto", "cuda", "cpu"}));
-  RETURN_IF_ERROR(one_of("dtype", c.dtype, {"auto", "float32", "float16", "bfloat16"}));
-  RETURN_IF_ERROR(one_of("load_format", c.load_format, {"auto", "safetensors", "gguf", "dummy"}));
-  RETURN_IF_ERROR(in_range("threads", c.threads, 0, 4096));
-  RETURN_IF_ERROR(in_range("max_model_len", c.max_model_len, 0, 1 << 24));
-  RETURN_IF_ERROR(one_of("kv_cache_dtype", c.kv_cache_dtype,
-                         {"auto", "fp16", "fp8", "kivi4", "kivi2", "kivi-k4v2", "kivi-k2v4"}));
-  RETURN_IF_ERROR(check_group_and_residual(c));
-  RETURN_IF_ERROR(in_range("kv_cache_memory_bytes", c.kv_cache_memory_bytes, 0, int64_t(1) << 50));
+  KIVI_RETURN_IF_ERROR(one_of("device", c.device, {"auto", "cuda", "cpu"}));
+  KIVI_RETURN_IF_ERROR(one_of("dtype", c.dtype, {"auto", "float32", "float16", "bfloat16"}));
+  KIVI_RETURN_IF_ERROR(
+      one_of("load_format", c.load_format, {"auto", "safetensors", "gguf", "dummy"}));
+  KIVI_RETURN_IF_ERROR(in_range("threads", c.threads, 0, 4096));
+  KIVI_RETURN_IF_ERROR(in_range("max_model_len", c.max_model_len, 0, 1 << 24));
+  KIVI_RETURN_IF_ERROR(one_of("kv_cache_dtype", c.kv_cache_dtype,
+                              {"auto", "fp16", "fp8", "kivi4", "kivi2", "kivi-k4v2", "kivi-k2v4"}));
+  KIVI_RETURN_IF_ERROR(check_group_and_residual(c));
+  KIVI_RETURN_IF_ERROR(
+      in_range("kv_cache_memory_bytes", c.kv_cache_memory_bytes, 0, int64_t(1) << 50));
   if (!(c.gpu_memory_utilization > 0 && c.gpu_memory_utilization <= 1))
     return wrong("gpu_memory_utilization", fmt::format("{}", c.gpu_memory_utilization),
                  "in (0, 1]");
-  RETURN_IF_ERROR(check_batch_sizes(c));
-  RETURN_IF_ERROR(in_range("max_num_queued_reqs", c.max_num_queued_reqs, 1, 1 << 24));
-  RETURN_IF_ERROR(in_range("max_num_queued_tokens", c.max_num_queued_tokens, 1, int64_t(1) << 40));
+  KIVI_RETURN_IF_ERROR(check_batch_sizes(c));
+  KIVI_RETURN_IF_ERROR(in_range("max_num_queued_reqs", c.max_num_queued_reqs, 1, 1 << 24));
+  KIVI_RETURN_IF_ERROR(
+      in_range("max_num_queued_tokens", c.max_num_queued_tokens, 1, int64_t(1) << 40));
   return in_range("max_logprobs", c.max_logprobs, 0, 1024);
 }
 

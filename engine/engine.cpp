@@ -27,7 +27,7 @@ uint64_t mix(uint64_t x) {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(const EngineConfig& config, EngineModel model, const KvLayout& layout,
+  Impl(const EngineConfig& config, EngineLimits model, const KvLayout& layout,
        const KvCapacity& capacity, std::unique_ptr<StepRunner> runner)
       : config(config),
         model(std::move(model)),
@@ -49,7 +49,7 @@ struct Engine::Impl {
   bool step();
   void admit();
   void end_cancelled(Clock::time_point now);
-  bool may_look_ahead() const;
+  bool can_plan_before_results() const;
   void launch(const BatchPlan& plan);
   void finish_step();
   void trace(const BatchPlan& plan, Clock::time_point begin);
@@ -63,7 +63,7 @@ struct Engine::Impl {
   bool deliver();
 
   const EngineConfig config;
-  const EngineModel model;
+  const EngineLimits model;
   int context_tokens;  // the model's length, or what the cache holds
   std::atomic<uint64_t> requests_seen{0};
   Inbox inbox;
@@ -78,13 +78,13 @@ struct Engine::Impl {
   EngineStats counted;
   // The step that is launched and not collected; and sequences that ended while the launched steps
   // up to a number (the first) were still running.
-  struct StepUnderWay {
+  struct StepInFlight {
     BatchPlan plan;
     Clock::time_point begin;
   };
-  std::optional<StepUnderWay> under_way;
+  std::optional<StepInFlight> in_flight;
   uint64_t steps_launched = 0;
-  std::deque<std::pair<uint64_t, std::unique_ptr<Sequence>>> dead;
+  std::deque<std::pair<uint64_t, std::unique_ptr<Sequence>>> finished;
   // What a step says to the outside, delivered together at its end.
   std::vector<std::pair<std::shared_ptr<TokenStream>, TokenEvent>> events;
   std::vector<Inbox::Key> ended;
@@ -104,15 +104,15 @@ bool Engine::Impl::step() {
   admit();               // inbox -> scheduler
   end_cancelled(begin);  // the client is gone, a stop string matched, a deadline passed
 
-  if (!may_look_ahead()) finish_step();  // the next plan needs to know what it sampled
+  if (!can_plan_before_results()) finish_step();  // the next plan needs to know what it sampled
 
   BatchPlan plan = scheduler.plan();
   note_scheduled(plan, begin);
-  if (plan.empty() && !under_way) return deliver();
+  if (plan.empty() && !in_flight) return deliver();
 
   if (!plan.empty()) launch(plan);
   finish_step();  // the step before this one, while this one runs
-  if (!plan.empty()) under_way.emplace(StepUnderWay{std::move(plan), begin});
+  if (!plan.empty()) in_flight.emplace(StepInFlight{std::move(plan), begin});
   if (!runner->asynchronous()) finish_step();
   deliver();
   return true;
@@ -123,32 +123,32 @@ void Engine::Impl::launch(const BatchPlan& plan) {
   ++steps_launched;
   scheduler.commit(plan);
   for (const PlannedSequence& part : plan.sequences)
-    if (part.samples) foresee_token(*part.sequence);
+    if (part.samples) push_placeholder(*part.sequence);
 }
 
 // Scored prompts and penalties need the last step's tokens on the host.
-bool Engine::Impl::may_look_ahead() const {
-  return under_way && std::ranges::none_of(under_way->plan.sequences, [](const PlannedSequence& p) {
+bool Engine::Impl::can_plan_before_results() const {
+  return in_flight && std::ranges::none_of(in_flight->plan.sequences, [](const PlannedSequence& p) {
            return p.scores_prompt || p.sequence->penalized();
          });
 }
 
 void Engine::Impl::finish_step() {
-  if (!under_way) return;
+  if (!in_flight) return;
   Result<std::vector<StepResult>> results = runner->collect();
   if (results.ok())
-    emit(under_way->plan, *results);
+    emit(in_flight->plan, *results);
   else
-    fail(under_way->plan, results.error());
+    fail(in_flight->plan, results.error());
   ++counted.steps;
-  counted.step_tokens += uint64_t(under_way->plan.rows);
+  counted.step_tokens += uint64_t(in_flight->plan.rows);
   if (observer) {
-    const std::chrono::duration<double> took = Clock::now() - under_way->begin;
-    observer(under_way->plan.rows, took.count());
+    const std::chrono::duration<double> took = Clock::now() - in_flight->begin;
+    observer(in_flight->plan.rows, took.count());
   }
-  if (tracer) trace(under_way->plan, under_way->begin);
-  under_way.reset();
-  while (!dead.empty() && dead.front().first <= counted.steps) dead.pop_front();
+  if (tracer) trace(in_flight->plan, in_flight->begin);
+  in_flight.reset();
+  while (!finished.empty() && finished.front().first <= counted.steps) finished.pop_front();
 }
 
 void Engine::Impl::trace(const BatchPlan& plan, Clock::time_point begin) {
@@ -157,7 +157,7 @@ void Engine::Impl::trace(const BatchPlan& plan, Clock::time_point begin) {
   t.rows = plan.rows;
   t.sequences = int(plan.sequences.size());
   for (const PlannedSequence& p : plan.sequences) {
-    t.decodes += p.count == 1 && p.samples && p.mode == KvMode::store ? 1 : 0;
+    t.decodes += p.count == 1 && p.samples && p.mode == KvMode::append ? 1 : 0;
     t.context_tokens += p.past;
   }
   t.planned = begin - trace_begin;
@@ -198,7 +198,7 @@ void Engine::Impl::note_scheduled(const BatchPlan& plan, Clock::time_point now) 
 }
 
 void Engine::Impl::emit(const BatchPlan& plan, std::vector<StepResult>& results) {
-  VERIFY(results.size() == plan.sequences.size());
+  KIVI_VERIFY(results.size() == plan.sequences.size());
   const Clock::time_point now = Clock::now();
   for (size_t i = 0; i < results.size(); ++i) {
     const PlannedSequence& part = plan.sequences[i];
@@ -222,7 +222,7 @@ void Engine::Impl::emit_token(Sequence& s, int position, SampledToken& token,
   if (position == s.prompt_tokens) s.times.first_token = now;
   ++counted.generation_tokens;
   TokenEvent event{.id = token.id, .logprob = token.logprob, .top = std::move(token.top)};
-  event.finish = resolve_token(s, position, token.id);
+  event.finish = set_sampled(s, position, token.id);
   event.stopped_by_token = event.finish == FinishReason::stop;
   if (event.finish) {
     finish(s, std::move(event), now);
@@ -252,8 +252,8 @@ void Engine::Impl::finish(Sequence& s, TokenEvent event, Clock::time_point now) 
   ended.emplace_back(s.request.id, s.order);
   // What it held may be given to others at once: steps run in order. The record itself must outlive
   // the steps under way.
-  dead.emplace_back(steps_launched, scheduler.remove(&s));
-  while (!dead.empty() && dead.front().first <= counted.steps) dead.pop_front();
+  finished.emplace_back(steps_launched, scheduler.remove(&s));
+  while (!finished.empty() && finished.front().first <= counted.steps) finished.pop_front();
 }
 
 bool Engine::Impl::deliver() {
@@ -286,7 +286,7 @@ void Engine::Impl::take_snapshot() {
 
 void Engine::Impl::run(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
-    const bool idle = scheduler.running() + scheduler.waiting() == 0 && !under_way;
+    const bool idle = scheduler.running() + scheduler.waiting() == 0 && !in_flight;
     if (idle && !inbox.wait(stop)) break;
     step();
   }
@@ -304,7 +304,7 @@ void Engine::Impl::end_all() {
 
 // --- the public face ----------------------------------------------------------------------------
 
-Engine::Engine(const EngineConfig& config, EngineModel model, const KvLayout& layout,
+Engine::Engine(const EngineConfig& config, EngineLimits model, const KvLayout& layout,
                const KvCapacity& capacity, std::unique_ptr<StepRunner> runner)
     : impl_(std::make_unique<Impl>(config, std::move(model), layout, capacity, std::move(runner))) {
 }
@@ -347,29 +347,29 @@ Status Engine::Impl::fit_to_context(Request& request) const {
 }
 
 Result<std::shared_ptr<TokenStream>> Engine::submit(Request request, std::function<void()> notify) {
-  RETURN_IF_ERROR(impl_->check(request));
-  RETURN_IF_ERROR(impl_->fit_to_context(request));
+  KIVI_RETURN_IF_ERROR(impl_->check(request));
+  KIVI_RETURN_IF_ERROR(impl_->fit_to_context(request));
   auto stream = std::make_shared<TokenStream>(std::move(notify));
   const uint64_t seed = mix(impl_->config.seed + mix(impl_->requests_seen.fetch_add(1)));
-  RETURN_IF_ERROR(impl_->inbox.put(
+  KIVI_RETURN_IF_ERROR(impl_->inbox.put(
       make_sequence(std::move(request), stream, seed, impl_->model.eos_token_ids)));
   return stream;
 }
 
 void Engine::start() {
-  VERIFY(!impl_->thread.joinable());
+  KIVI_VERIFY(!impl_->thread.joinable());
   impl_->thread =
       std::jthread([impl = impl_.get()](const std::stop_token& stop) { impl->run(stop); });
 }
 
 void Engine::run_until_idle() {
-  VERIFY(!impl_->thread.joinable());
+  KIVI_VERIFY(!impl_->thread.joinable());
   while (impl_->step()) {
   }
 }
 
 bool Engine::step() {
-  VERIFY(!impl_->thread.joinable());
+  KIVI_VERIFY(!impl_->thread.joinable());
   return impl_->step();
 }
 
@@ -408,7 +408,7 @@ void Engine::on_logits(LogitsObserver observer) {
   impl_->runner->observe_logits(std::move(observer));
 }
 
-const EngineModel& Engine::model() const { return impl_->model; }
+const EngineLimits& Engine::model() const { return impl_->model; }
 const EngineConfig& Engine::config() const { return impl_->config; }
 
 }  // namespace kivi

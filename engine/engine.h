@@ -19,7 +19,7 @@
 namespace kivi {
 
 // What the engine knows about its model; all that it needs besides the runner.
-struct EngineModel {
+struct EngineLimits {
   int vocab_size = 0;
   int max_model_len = 0;               // prompt + output, tokens
   std::vector<int32_t> eos_token_ids;  // of config and generation_config
@@ -60,7 +60,7 @@ struct StepTrace {
 class Engine {
  public:
   // `runner` computes; `layout` and `capacity` say what the store holds.
-  Engine(const EngineConfig& config, EngineModel model, const KvLayout& layout,
+  Engine(const EngineConfig& config, EngineLimits model, const KvLayout& layout,
          const KvCapacity& capacity, std::unique_ptr<StepRunner> runner);
   // Stops the thread; unfinished requests end with abort.
   ~Engine();
@@ -102,7 +102,7 @@ class Engine {
   // Shows every row of logits, before penalties and bias, to `observer`; each step then waits for
   // its logits to come to the host. An empty observer ends it. Engine thread, or before start().
   void on_logits(LogitsObserver observer);
-  const EngineModel& model() const;
+  const EngineLimits& model() const;
   const EngineConfig& config() const;
 
  private:

@@ -82,14 +82,17 @@ void Inbox::leave_queue(int requests, int64_t prompt_tokens) {
   const std::lock_guard lock(mutex_);
   queued_requests_ -= requests;
   queued_tokens_ -= prompt_tokens;
-  VERIFY(queued_requests_ >= 0 && queued_tokens_ >= 0);
+  KIVI_VERIFY(queued_requests_ >= 0 && queued_tokens_ >= 0);
 }
 
 void Inbox::retire(std::span<const Key> ended) {
   if (ended.empty()) return;
   {
     const std::lock_guard lock(mutex_);
-    for (const Key& key : ended) VERIFY(live_.erase(key) == 1);
+    for (const Key& key : ended) {
+      const size_t erased = live_.erase(key);
+      KIVI_VERIFY(erased == 1);
+    }
     if (!live_.empty()) return;
   }
   empty_.notify_all();

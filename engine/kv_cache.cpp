@@ -25,7 +25,7 @@ int KvCache::pages_needed(int tokens) const { return layout_.pages_for(tokens); 
 int KvCache::staging_pages_needed(int tokens) const { return KvLayout::staging_pages_for(tokens); }
 
 bool KvCache::reserve(SequenceKv& kv, int tokens_more, KvMode mode) {
-  VERIFY(tokens_more >= 0);
+  KIVI_VERIFY(tokens_more >= 0);
   const int tokens = kv.tokens + tokens_more;
   const bool stage = mode == KvMode::stage;
   const int pages = stage ? 0 : missing(pages_needed(tokens), kv.pages);
@@ -33,25 +33,23 @@ bool KvCache::reserve(SequenceKv& kv, int tokens_more, KvMode mode) {
   const int slots = kv.slot < 0 ? 1 : 0;
   if (pages > pages_.free() || staging > staging_.free() || slots > slots_.free()) return false;
 
-  VERIFY(pages_.take(pages, kv.pages));
-  VERIFY(staging_.take(staging, kv.staging_pages));
-  if (slots == 1) {
-    std::vector<int32_t> slot;
-    VERIFY(slots_.take(1, slot));
-    kv.slot = slot[0];
-  }
+  std::vector<int32_t> slot;
+  const bool taken = pages_.take(pages, kv.pages) && staging_.take(staging, kv.staging_pages) &&
+                     slots_.take(slots, slot);
+  KIVI_VERIFY(taken);
+  if (slots == 1) kv.slot = slot[0];
   return true;
 }
 
 void KvCache::commit(SequenceKv& kv, int tokens_more, KvMode mode) {
-  VERIFY(tokens_more >= 0 && kv.slot >= 0);
+  KIVI_VERIFY(tokens_more >= 0 && kv.slot >= 0);
   kv.tokens += tokens_more;
   if (mode == KvMode::stage) {
-    VERIFY(int(kv.staging_pages.size()) >= staging_pages_needed(kv.tokens));
+    KIVI_VERIFY(int(kv.staging_pages.size()) >= staging_pages_needed(kv.tokens));
     return;
   }
-  VERIFY(int(kv.pages.size()) >= pages_needed(kv.tokens));
-  if (mode == KvMode::commit) release_staging(kv);
+  KIVI_VERIFY(int(kv.pages.size()) >= pages_needed(kv.tokens));
+  if (mode == KvMode::seal) release_staging(kv);
 }
 
 void KvCache::release_staging(SequenceKv& kv) {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "engine/page_pool.h"
+#include "engine/id_pool.h"
 #include "engine/sequence.h"
 #include "kernels/kv_page.h"
 #include "kernels/step_view.h"
@@ -56,7 +56,7 @@ class KvCache {
 
   KvLayout layout_;
   KvCapacity capacity_;
-  PagePool pages_, slots_, staging_;
+  IdPool pages_, slots_, staging_;
 };
 
 }  // namespace kivi

@@ -39,10 +39,10 @@ Status check_logprobs(const char* field, int value, int max) {
 }
 
 Status check_logit_bias(const std::vector<LogitBias>& entries, int vocab_size) {
-  RETURN_IF_ERROR(check_count("logit_bias", entries.size(), kMaxLogitBias));
+  KIVI_RETURN_IF_ERROR(check_count("logit_bias", entries.size(), kMaxLogitBias));
   std::vector<int32_t> ids;
   for (const LogitBias& entry : entries) {
-    RETURN_IF_ERROR(check_id("logit_bias", entry.id, vocab_size));
+    KIVI_RETURN_IF_ERROR(check_id("logit_bias", entry.id, vocab_size));
     if (!(entry.bias >= -100 && entry.bias <= 100))
       return Error{ErrorCode::invalid,
                    fmt::format("logit_bias of token {} is {}, must be from -100 to 100", entry.id,
@@ -62,7 +62,7 @@ Status check_logit_bias(const std::vector<LogitBias>& entries, int vocab_size) {
 
 Status validate(const SamplingParams& p, int vocab_size, int max_logprobs) {
   // Beyond 100 the distribution is uniform in all but name.
-  RETURN_IF_ERROR(in_range("temperature", p.temperature, 0, 100));
+  KIVI_RETURN_IF_ERROR(in_range("temperature", p.temperature, 0, 100));
   if (!(p.top_p > 0 && p.top_p <= 1))
     return wrong("top_p", fmt::format("{}", p.top_p), "in (0, 1]");
   if (p.top_k < -1) return wrong("top_k", std::to_string(p.top_k), "at least 1 (or 0 or -1: off)");
@@ -72,15 +72,15 @@ Status validate(const SamplingParams& p, int vocab_size, int max_logprobs) {
   if (p.min_tokens < 0 || p.min_tokens > p.max_tokens)
     return wrong("min_tokens", std::to_string(p.min_tokens),
                  fmt::format("from 0 to max_tokens {}", p.max_tokens));
-  RETURN_IF_ERROR(check_count("stop_token_ids", p.stop_token_ids.size(), kMaxStopTokenIds));
+  KIVI_RETURN_IF_ERROR(check_count("stop_token_ids", p.stop_token_ids.size(), kMaxStopTokenIds));
   for (const int32_t id : p.stop_token_ids)
-    RETURN_IF_ERROR(check_id("stop_token_ids", id, vocab_size));
-  RETURN_IF_ERROR(in_range("presence_penalty", p.presence_penalty, -2, 2));
-  RETURN_IF_ERROR(in_range("frequency_penalty", p.frequency_penalty, -2, 2));
+    KIVI_RETURN_IF_ERROR(check_id("stop_token_ids", id, vocab_size));
+  KIVI_RETURN_IF_ERROR(in_range("presence_penalty", p.presence_penalty, -2, 2));
+  KIVI_RETURN_IF_ERROR(in_range("frequency_penalty", p.frequency_penalty, -2, 2));
   if (!(p.repetition_penalty > 0 && p.repetition_penalty <= 100))
     return wrong("repetition_penalty", fmt::format("{}", p.repetition_penalty), "in (0, 100]");
-  RETURN_IF_ERROR(check_logit_bias(p.logit_bias, vocab_size));
-  RETURN_IF_ERROR(check_logprobs("logprobs", p.logprobs, max_logprobs));
+  KIVI_RETURN_IF_ERROR(check_logit_bias(p.logit_bias, vocab_size));
+  KIVI_RETURN_IF_ERROR(check_logprobs("logprobs", p.logprobs, max_logprobs));
   return check_logprobs("prompt_logprobs", p.prompt_logprobs, max_logprobs);
 }
 

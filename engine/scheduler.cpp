@@ -21,7 +21,7 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
       chunk_tokens_(config.prefill_chunk_tokens),
       staging_tokens_max_(staging_tokens_max(config, cache)),
       by_priority_(config.scheduling_policy == SchedulingPolicy::priority) {
-  VERIFY(chunk_tokens_ >= 1 && rows_max_ >= seqs_max_ + chunk_tokens_);
+  KIVI_VERIFY(chunk_tokens_ >= 1 && rows_max_ >= seqs_max_ + chunk_tokens_);
 }
 
 BatchPlan Scheduler::plan() {
@@ -29,7 +29,7 @@ BatchPlan Scheduler::plan() {
   if (plan_running(plan)) admit_waiting(plan);
   std::stable_partition(plan.sequences.begin(), plan.sequences.end(),
                         [](const PlannedSequence& p) { return !p.sequence->prefilling(); });
-  VERIFY(!plan.empty() || waiting_.empty() || !running_.empty());
+  KIVI_VERIFY(!plan.empty() || waiting_.empty() || !running_.empty());
   return plan;
 }
 
@@ -46,14 +46,14 @@ bool Scheduler::plan_running(BatchPlan& plan) {
     plan.rows += part.count;
     plan.sequences.push_back(part);
   }
-  VERIFY(plan.rows <= rows_max_);  // no part is larger than the one before
+  KIVI_VERIFY(plan.rows <= rows_max_);  // no part is larger than the one before
   return had_pages;
 }
 
 bool Scheduler::reserve_or_preempt(Queue::iterator needy, const PlannedSequence& part,
                                    bool& preempted) {
   while (!cache_.reserve(needy->second->kv, part.count, part.mode)) {
-    VERIFY(part.mode != KvMode::stage);  // promised at admission
+    KIVI_VERIFY(part.mode != KvMode::stage);  // promised at admission
     auto victim = std::prev(running_.end());
     while (victim != needy && victim->second->kv.pages.empty()) --victim;
     if (victim == needy) return false;
@@ -68,7 +68,8 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
     Sequence& s = *waiting_.begin()->second;
     const PlannedSequence part = next_part(s);
     if (plan.rows + part.count > rows_max_ || !has_room_for(s)) return;
-    VERIFY(cache_.reserve(s.kv, part.count, part.mode));
+    const bool reserved = cache_.reserve(s.kv, part.count, part.mode);
+    KIVI_VERIFY(reserved);
     s.state = SequenceState::running;
     running_.emplace(age(s), dequeue(waiting_.begin()));
     plan.rows += part.count;
@@ -96,14 +97,14 @@ bool Scheduler::has_room_for(const Sequence& s) const {
 PlannedSequence Scheduler::next_part(Sequence& s) const {
   PlannedSequence part{.sequence = &s, .past = s.kv.tokens};
   if (!s.prefilling()) {
-    VERIFY(s.kv.tokens + 1 == int(s.tokens.size()));
+    KIVI_VERIFY(s.kv.tokens + 1 == int(s.tokens.size()));
     part.count = 1;
     part.completes = part.samples = true;
     return part;
   }
   part.count = std::min(chunk_tokens_, s.prefill_tokens - part.past);
   const bool last = part.past + part.count == s.prefill_tokens;
-  if (staged(s)) part.mode = last ? KvMode::commit : KvMode::stage;
+  if (staged(s)) part.mode = last ? KvMode::seal : KvMode::stage;
   part.completes = last;
   part.samples = last && s.request.sampling.max_tokens > 0;
   // Once there is output, the prompt's logprobs have been delivered.
@@ -142,7 +143,7 @@ void Scheduler::commit(const BatchPlan& plan) {
 }
 
 void Scheduler::add(std::unique_ptr<Sequence> sequence) {
-  VERIFY(sequence->state == SequenceState::waiting && sequence->kv.slot < 0);
+  KIVI_VERIFY(sequence->state == SequenceState::waiting && sequence->kv.slot < 0);
   enqueue(std::move(sequence));
 }
 
@@ -150,15 +151,15 @@ std::unique_ptr<Sequence> Scheduler::remove(Sequence* sequence) {
   std::unique_ptr<Sequence> removed;
   if (sequence->state == SequenceState::running) {
     const auto place = running_.find(age(*sequence));
-    VERIFY(place != running_.end());
+    KIVI_VERIFY(place != running_.end());
     removed = std::move(place->second);
     running_.erase(place);
   } else {
     const auto place = waiting_.find(age(*sequence));
-    VERIFY(place != waiting_.end());
+    KIVI_VERIFY(place != waiting_.end());
     removed = dequeue(place);
   }
-  VERIFY(removed.get() == sequence);
+  KIVI_VERIFY(removed.get() == sequence);
   cache_.release(removed->kv);
   removed->state = SequenceState::finished;
   return removed;
@@ -179,7 +180,8 @@ Scheduler::Age Scheduler::age(const Sequence& s) const {
 void Scheduler::enqueue(std::unique_ptr<Sequence> sequence) {
   waiting_tokens_ += int64_t(sequence->tokens.size());
   const Age key = age(*sequence);
-  VERIFY(waiting_.emplace(key, std::move(sequence)).second);
+  const bool inserted = waiting_.emplace(key, std::move(sequence)).second;
+  KIVI_VERIFY(inserted);
 }
 
 std::unique_ptr<Sequence> Scheduler::dequeue(Queue::iterator place) {

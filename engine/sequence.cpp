@@ -50,14 +50,14 @@ std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenSt
   return s;
 }
 
-void foresee_token(Sequence& s) {
+void push_placeholder(Sequence& s) {
   s.tokens.push_back(-1);
   const SamplingParams& p = s.request.sampling;
   if (s.output_tokens() == p.min_tokens) s.bias = p.logit_bias;
 }
 
-std::optional<FinishReason> resolve_token(Sequence& s, int position, int32_t id) {
-  VERIFY(position >= s.prompt_tokens && s.tokens[size_t(position)] == -1 && id >= 0);
+std::optional<FinishReason> set_sampled(Sequence& s, int position, int32_t id) {
+  KIVI_VERIFY(position >= s.prompt_tokens && s.tokens[size_t(position)] == -1 && id >= 0);
   s.tokens[size_t(position)] = id;
   if (s.penalized()) {
     const auto place = std::ranges::lower_bound(s.penalties, id, {}, &PenaltyToken::id);

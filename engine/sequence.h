@@ -64,9 +64,9 @@ std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenSt
 
 // Makes place for the token that the step just launched samples: -1 in `tokens`, and the bias of
 // the token after it. Engine thread, both.
-void foresee_token(Sequence& sequence);
+void push_placeholder(Sequence& sequence);
 // The token under way at `position` is `id`; the penalties of the tokens after it follow. Returns
 // why the sequence ends with it; nothing where it goes on.
-std::optional<FinishReason> resolve_token(Sequence& sequence, int position, int32_t id);
+std::optional<FinishReason> set_sampled(Sequence& sequence, int position, int32_t id);
 
 }  // namespace kivi

@@ -10,7 +10,7 @@ void TokenStream::push(TokenEvent event) {
   bool notify = false;
   {
     const std::lock_guard lock(mutex_);
-    VERIFY(!ended_);
+    KIVI_VERIFY(!ended_);
     ended_ = event.finish.has_value();
     ready_.push_back(std::move(event));
     notify = !std::exchange(notified_, true);

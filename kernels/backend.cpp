@@ -31,27 +31,28 @@ bool is_bias(const Tensor& bias, DType type, int64_t n) {
 // Rows, sequences and page ranges of a step agree with each other and with the store.
 void verify_step(const Tensor& kv, const KvView& store, const StepView& step, int layer) {
   const KvShape& shape = store.layout.shape;
-  VERIFY(kv.dtype == DType::f16 &&
-         is_matrix(kv, step.rows, 2 * int64_t(shape.heads) * shape.head_dim));
-  VERIFY(layer >= 0 && layer < shape.layers && step.sliding_window >= 0);
+  KIVI_VERIFY(kv.dtype == DType::f16 &&
+              is_matrix(kv, step.rows, 2 * int64_t(shape.heads) * shape.head_dim));
+  KIVI_VERIFY(layer >= 0 && layer < shape.layers && step.sliding_window >= 0);
   const auto entries = int64_t(step.page_table.size());
   int row = 0;
   for (const StepSequence& s : step.sequences) {
     if (s.row_count == 0) continue;
-    VERIFY(s.row_begin == row && s.row_count > 0 && s.past >= 0);
+    KIVI_VERIFY(s.row_begin == row && s.row_count > 0 && s.past >= 0);
     row += s.row_count;
-    VERIFY(s.pages_begin >= 0 && s.pages_count >= 0 && s.pages_begin + s.pages_count <= entries);
-    VERIFY(s.staging_begin >= 0 && s.staging_count >= 0 &&
-           s.staging_begin + s.staging_count <= entries);
+    KIVI_VERIFY(s.pages_begin >= 0 && s.pages_count >= 0 &&
+                s.pages_begin + s.pages_count <= entries);
+    KIVI_VERIFY(s.staging_begin >= 0 && s.staging_count >= 0 &&
+                s.staging_begin + s.staging_count <= entries);
     const int64_t total = int64_t(s.past) + s.row_count;
-    if (s.mode != KvMode::stage) VERIFY(s.pages_count >= store.layout.pages_for(int(total)));
-    if (s.mode != KvMode::store)
-      VERIFY(int64_t(s.staging_count) * KvLayout::kStagingTokens >=
-             (s.mode == KvMode::stage ? total : s.past));
+    if (s.mode != KvMode::stage) KIVI_VERIFY(s.pages_count >= store.layout.pages_for(int(total)));
+    if (s.mode != KvMode::append)
+      KIVI_VERIFY(int64_t(s.staging_count) * KvLayout::kStagingTokens >=
+                  (s.mode == KvMode::stage ? total : s.past));
     if (s.mode != KvMode::stage && store.layout.format.kind == KvKind::kivi)
-      VERIFY(s.slot >= 0 && s.slot < store.slot_count);
+      KIVI_VERIFY(s.slot >= 0 && s.slot < store.slot_count);
   }
-  VERIFY(row <= step.rows);
+  KIVI_VERIFY(row <= step.rows);
 }
 
 }  // namespace
@@ -66,17 +67,17 @@ Result<Buffer> Backend::allocate(size_t bytes, std::string_view what) {
 }
 
 void Backend::embed(const Tensor& table, const Tensor& ids, const Tensor& out) {
-  VERIFY(is_float(table.dtype) && out.dtype == activation_type(table.dtype));
-  VERIFY(is_matrix(table, table.rows(), table.shape[1]));
-  VERIFY(is_matrix(out, out.rows(), table.shape[1]) && is_indices(ids, out.rows()));
+  KIVI_VERIFY(is_float(table.dtype) && out.dtype == activation_type(table.dtype));
+  KIVI_VERIFY(is_matrix(table, table.rows(), table.shape[1]));
+  KIVI_VERIFY(is_matrix(out, out.rows(), table.shape[1]) && is_indices(ids, out.rows()));
   if (out.rows() > 0) do_embed(table, ids, out);
 }
 
 void Backend::run_recorded(uint64_t, const std::function<void()>& ops) { ops(); }
 
 void Backend::resolve_ids(const Tensor& ids, const Tensor& sampled) {
-  VERIFY(ids.dtype == DType::i32 && ids.rank == 1 && sampled.dtype == DType::i32 &&
-         sampled.rank == 1);
+  KIVI_VERIFY(ids.dtype == DType::i32 && ids.rank == 1 && sampled.dtype == DType::i32 &&
+              sampled.rank == 1);
   if (ids.rows() > 0) do_resolve_ids(ids, sampled);
 }
 
@@ -88,42 +89,42 @@ void Backend::norm(const Tensor& x, const Tensor& weight, const Tensor& bias, No
 void Backend::add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
                        const Tensor& bias, NormKind kind, float eps, const Tensor& out) {
   const int64_t t = x.rows(), n = x.shape[1];
-  VERIFY(x.dtype == activation_type(weight.dtype) && out.dtype == x.dtype);
-  VERIFY(is_matrix(x, t, n) && is_matrix(out, t, n) && is_vector(weight, n));
-  VERIFY(is_bias(bias, weight.dtype, n) && eps >= 0);
-  VERIFY(delta.empty() || (delta.dtype == x.dtype && is_matrix(delta, t, n)));
+  KIVI_VERIFY(x.dtype == activation_type(weight.dtype) && out.dtype == x.dtype);
+  KIVI_VERIFY(is_matrix(x, t, n) && is_matrix(out, t, n) && is_vector(weight, n));
+  KIVI_VERIFY(is_bias(bias, weight.dtype, n) && eps >= 0);
+  KIVI_VERIFY(delta.empty() || (delta.dtype == x.dtype && is_matrix(delta, t, n)));
   if (t > 0) do_add_norm(x, delta, weight, bias, kind, eps, out);
 }
 
 void Backend::add(const Tensor& x, const Tensor& delta) {
-  VERIFY(x.dtype == activation_type(x.dtype) && delta.dtype == x.dtype);
-  VERIFY(is_matrix(x, x.rows(), x.shape[1]) && is_matrix(delta, x.rows(), x.shape[1]));
+  KIVI_VERIFY(x.dtype == activation_type(x.dtype) && delta.dtype == x.dtype);
+  KIVI_VERIFY(is_matrix(x, x.rows(), x.shape[1]) && is_matrix(delta, x.rows(), x.shape[1]));
   if (x.size() > 0) do_add(x, delta);
 }
 
 void Backend::matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) {
   const int64_t t = x.rows(), k = x.shape[1], n = w.rows();
-  VERIFY(is_float(w.dtype) && x.dtype == activation_type(w.dtype));
-  VERIFY(out.dtype == x.dtype || out.dtype == DType::f32);
-  VERIFY(is_matrix(x, t, k) && is_matrix(w, n, k) && is_matrix(out, t, n));
-  VERIFY(is_bias(bias, w.dtype, n) && k > 0);
+  KIVI_VERIFY(is_float(w.dtype) && x.dtype == activation_type(w.dtype));
+  KIVI_VERIFY(out.dtype == x.dtype || out.dtype == DType::f32);
+  KIVI_VERIFY(is_matrix(x, t, k) && is_matrix(w, n, k) && is_matrix(out, t, n));
+  KIVI_VERIFY(is_bias(bias, w.dtype, n) && k > 0);
   if (out.size() > 0) do_matmul(x, w, bias, out);
 }
 
 void Backend::rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
                    const KvShape& shape, const Tensor& q, const Tensor& kv) {
   const int64_t t = qkv.rows(), d = shape.head_dim, kv_columns = 2 * int64_t(shape.heads) * d;
-  VERIFY(qkv.dtype == activation_type(qkv.dtype) && q.dtype == query_type());
-  VERIFY(kv.dtype == DType::f16 && is_matrix(kv, t, kv_columns) && is_indices(positions, t));
+  KIVI_VERIFY(qkv.dtype == activation_type(qkv.dtype) && q.dtype == query_type());
+  KIVI_VERIFY(kv.dtype == DType::f16 && is_matrix(kv, t, kv_columns) && is_indices(positions, t));
   const int64_t q_columns = q.shape[1];
-  VERIFY(is_matrix(q, t, q_columns) && q_columns > 0 && q_columns % (shape.heads * d) == 0);
-  VERIFY(is_matrix(qkv, t, q_columns + kv_columns));
-  VERIFY(rope.rotary_dim >= 0 && rope.rotary_dim <= d && rope.rotary_dim % 2 == 0);
-  VERIFY(rope.rotary_dim == 0 || (rope.inverse_frequencies.dtype == DType::f32 &&
-                                  is_vector(rope.inverse_frequencies, rope.rotary_dim / 2)));
+  KIVI_VERIFY(is_matrix(q, t, q_columns) && q_columns > 0 && q_columns % (shape.heads * d) == 0);
+  KIVI_VERIFY(is_matrix(qkv, t, q_columns + kv_columns));
+  KIVI_VERIFY(rope.rotary_dim >= 0 && rope.rotary_dim <= d && rope.rotary_dim % 2 == 0);
+  KIVI_VERIFY(rope.rotary_dim == 0 || (rope.inverse_frequencies.dtype == DType::f32 &&
+                                       is_vector(rope.inverse_frequencies, rope.rotary_dim / 2)));
   if (rope.dynamic_factor > 0)
-    VERIFY(rope.trained > 0 && rope.rotary_dim > 2 && rope.lengths.dtype == DType::i32 &&
-           is_vector(rope.lengths, t));
+    KIVI_VERIFY(rope.trained > 0 && rope.rotary_dim > 2 && rope.lengths.dtype == DType::i32 &&
+                is_vector(rope.lengths, t));
   if (t > 0) do_rope(qkv, positions, rope, shape, q, kv);
 }
 
@@ -131,51 +132,51 @@ void Backend::kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
                         const StepView& step, int layer, float scale, const Tensor& out) {
   verify_step(kv, store, step, layer);
   const int64_t columns = q.shape[1];
-  VERIFY(q.dtype == query_type() && is_matrix(q, step.rows, columns));
-  VERIFY(columns > 0 &&
-         columns % (int64_t(store.layout.shape.heads) * store.layout.shape.head_dim) == 0);
-  VERIFY(is_float(out.dtype) && is_matrix(out, step.rows, columns));
+  KIVI_VERIFY(q.dtype == query_type() && is_matrix(q, step.rows, columns));
+  KIVI_VERIFY(columns > 0 &&
+              columns % (int64_t(store.layout.shape.heads) * store.layout.shape.head_dim) == 0);
+  KIVI_VERIFY(is_float(out.dtype) && is_matrix(out, step.rows, columns));
   if (step.rows > 0) do_kv_attend(q, kv, store, step, layer, scale, out);
 }
 
 void Backend::kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
                         int layers) {
-  VERIFY(layers >= 1 && layer + layers <= store.layout.shape.layers);
-  VERIFY(kv.rows() == int64_t(layers) * step.rows);
+  KIVI_VERIFY(layers >= 1 && layer + layers <= store.layout.shape.layers);
+  KIVI_VERIFY(kv.rows() == int64_t(layers) * step.rows);
   verify_step(kv.slice_rows(0, step.rows), store, step, layer);
   if (step.rows > 0) do_kv_append(kv, store, step, layer, layers);
 }
 
 void Backend::gated_activation(const Tensor& gate_up, Activation activation, const Tensor& out) {
-  VERIFY(gate_up.dtype == activation_type(gate_up.dtype) && out.dtype == gate_up.dtype);
-  VERIFY(is_matrix(out, gate_up.rows(), out.shape[1]));
-  VERIFY(is_matrix(gate_up, gate_up.rows(), 2 * out.shape[1]));
+  KIVI_VERIFY(gate_up.dtype == activation_type(gate_up.dtype) && out.dtype == gate_up.dtype);
+  KIVI_VERIFY(is_matrix(out, gate_up.rows(), out.shape[1]));
+  KIVI_VERIFY(is_matrix(gate_up, gate_up.rows(), 2 * out.shape[1]));
   if (out.size() > 0) do_gated_activation(gate_up, activation, out);
 }
 
 void Backend::activate(const Tensor& x, Activation activation) {
-  VERIFY(x.dtype == activation_type(x.dtype) && is_matrix(x, x.rows(), x.shape[1]));
+  KIVI_VERIFY(x.dtype == activation_type(x.dtype) && is_matrix(x, x.rows(), x.shape[1]));
   if (x.size() > 0) do_activate(x, activation);
 }
 
 void Backend::gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) {
-  VERIFY(x.dtype == activation_type(x.dtype) && out.dtype == x.dtype);
-  VERIFY(is_matrix(x, x.rows(), x.shape[1]) && is_matrix(out, out.rows(), x.shape[1]));
-  VERIFY(is_indices(rows, out.rows()));
+  KIVI_VERIFY(x.dtype == activation_type(x.dtype) && out.dtype == x.dtype);
+  KIVI_VERIFY(is_matrix(x, x.rows(), x.shape[1]) && is_matrix(out, out.rows(), x.shape[1]));
+  KIVI_VERIFY(is_indices(rows, out.rows()));
   if (out.size() > 0) do_gather_rows(x, rows, out);
 }
 
 void Backend::sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) {
   const int64_t vocab = logits.shape[1];
-  VERIFY(logits.dtype == DType::f32 && is_matrix(logits, int64_t(rows.size()), vocab));
-  VERIFY(is_indices(ids, int64_t(rows.size())));
+  KIVI_VERIFY(logits.dtype == DType::f32 && is_matrix(logits, int64_t(rows.size()), vocab));
+  KIVI_VERIFY(is_indices(ids, int64_t(rows.size())));
   for (const SampleRow& row : rows) {
-    VERIFY(row.temperature >= 0 && row.top_k >= 0 && row.top_p > 0 && row.top_p <= 1);
-    VERIFY(row.min_p >= 0 && row.min_p < 1 && row.repetition_penalty > 0);
-    VERIFY(row.forced_token < vocab);
-    VERIFY(row.logprobs >= -1 && row.logprobs <= logprobs_max());
-    for (const PenaltyToken& p : row.penalties) VERIFY(p.id >= 0 && p.id < vocab);
-    for (const LogitBias& b : row.bias) VERIFY(b.id >= 0 && b.id < vocab);
+    KIVI_VERIFY(row.temperature >= 0 && row.top_k >= 0 && row.top_p > 0 && row.top_p <= 1);
+    KIVI_VERIFY(row.min_p >= 0 && row.min_p < 1 && row.repetition_penalty > 0);
+    KIVI_VERIFY(row.forced_token < vocab);
+    KIVI_VERIFY(row.logprobs >= -1 && row.logprobs <= logprobs_max());
+    for (const PenaltyToken& p : row.penalties) KIVI_VERIFY(p.id >= 0 && p.id < vocab);
+    for (const LogitBias& b : row.bias) KIVI_VERIFY(b.id >= 0 && b.id < vocab);
   }
   do_sample(logits, rows, ids);
 }

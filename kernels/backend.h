@@ -1,7 +1,7 @@
 // Backend: one device that computes. Memory, order and the ops of a decoder step.
 //
-// Public op functions check shapes and types once (a breach is our own mistake: VERIFY) and call
-// the private do_*. CpuBackend is the meaning of every op; CudaBackend must equal it.
+// Public op functions check shapes and types once (a breach is our own mistake: KIVI_VERIFY) and
+// call the private do_*. CpuBackend is the meaning of every op; CudaBackend must equal it.
 //
 // Types. `a` is the activation type: activation_type(weight type). CPU: f32 always. CUDA: the
 // weight type (bf16 or f16). Weights `w` are f32, f16 or bf16 on the CPU; f16 or bf16 on CUDA.

@@ -42,7 +42,7 @@ float read_f16_row(const std::byte* rows, int token, int channel, int head_dim) 
 }  // namespace
 
 GroupParameters quantize_group(std::span<const f16> x, int bits, std::span<uint8_t> codes) {
-  VERIFY(x.size() == codes.size() && !x.empty() && bits >= 1 && bits <= 8);
+  KIVI_VERIFY(x.size() == codes.size() && !x.empty() && bits >= 1 && bits <= 8);
   float low = finite(x[0]), high = low;
   for (const f16 v : x) {
     low = std::min(low, finite(v));

@@ -13,16 +13,15 @@ namespace kivi {
 
 // Where a sequence's history is read and its new tokens go.
 enum class KvMode : int32_t {
-  // History from pages + residual; new tokens are appended to pages + residual. Decode, prompts of
-  // one
-  // chunk, and every chunk of prefill mode `stream`. A row attends its own step's tokens in f16.
-  store,
+  // History from pages and residual. New tokens are appended to pages and residual. Used by decode,
+  // by prompts of one chunk, and by every chunk of prefill mode `stream`. A row attends to the
+  // tokens of its own step in f16.
+  append,
   // Prefill mode `exact`, not the last chunk: history from staging, new tokens to staging.
   stage,
-  // Prefill mode `exact`, last chunk: history from staging; afterwards the whole prompt (staging,
-  // then
-  // this step's tokens) is quantized into pages + residual.
-  commit,
+  // Prefill mode `exact`, last chunk: history from staging. Afterwards the whole prompt (staging,
+  // then the tokens of this step) is quantized into pages and residual.
+  seal,
 };
 
 // One sequence of a step. Rows of a step are its tokens, sequence after sequence.
@@ -35,7 +34,7 @@ struct StepSequence {
   int32_t pages_count = 0;    // holds past + row_count tokens (mode `stage`: 0)
   int32_t staging_begin = 0;  // first entry of StepView::page_table for staging pages
   int32_t staging_count = 0;  // modes stage (past + row_count tokens) and commit (past tokens)
-  KvMode mode = KvMode::store;
+  KvMode mode = KvMode::append;
 };
 static_assert(sizeof(StepSequence) == 36);
 
@@ -53,7 +52,6 @@ struct StepView {
   Tensor device_sequences;   // [sequences, 9] i32, device: StepSequence each
   Tensor device_page_table;  // [entries] i32, device
   int sliding_window = 0;    // 0: none; else a query at p attends (p - window, p]
-  bool decode_only = false;  // every row_count is 1 and every mode is `store`
 };
 
 }  // namespace kivi

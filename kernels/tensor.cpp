@@ -17,7 +17,7 @@ const char* name_of(DType t) {
 }
 
 Tensor Tensor::slice_rows(int64_t begin, int64_t count) const {
-  VERIFY(begin >= 0 && count >= 0 && begin + count <= rows());
+  KIVI_VERIFY(begin >= 0 && count >= 0 && begin + count <= rows());
   Tensor t = *this;
   t.data = static_cast<std::byte*>(data) + size_t(begin * row_stride) * size_of(dtype);
   t.shape[0] = count;
@@ -25,7 +25,7 @@ Tensor Tensor::slice_rows(int64_t begin, int64_t count) const {
 }
 
 Tensor Tensor::slice_columns(int64_t begin, int64_t count) const {
-  VERIFY(rank == 2 && begin >= 0 && count >= 0 && begin + count <= shape[1]);
+  KIVI_VERIFY(rank == 2 && begin >= 0 && count >= 0 && begin + count <= shape[1]);
   Tensor t = *this;
   t.data = static_cast<std::byte*>(data) + size_t(begin) * size_of(dtype);
   t.shape[1] = count;

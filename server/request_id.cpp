@@ -13,7 +13,7 @@ namespace kivi {
 std::string make_request_id() {
   std::array<unsigned char, 16> bytes;
   const int made = RAND_bytes(bytes.data(), int(bytes.size()));
-  VERIFY(made == 1);
+  KIVI_VERIFY(made == 1);
   return fmt::format("{:02x}", fmt::join(bytes, ""));
 }
 

@@ -102,11 +102,11 @@ class FrontEnds {
 
   Status start() {
     if (http_) {
-      RETURN_IF_ERROR(http_->start());
+      KIVI_RETURN_IF_ERROR(http_->start());
       spdlog::info("HTTP: http://{}:{}", config_.host, http_->port());
     }
     if (grpc_) {
-      RETURN_IF_ERROR(grpc_->start());
+      KIVI_RETURN_IF_ERROR(grpc_->start());
       spdlog::info("gRPC: {}:{}", config_.host, grpc_->port());
     }
     return ok_status();

@@ -59,9 +59,9 @@ Result<ChoiceTask> task_of(const std::string& line) {
   const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return wrong("the line", "not one", "a JSON object");
   ChoiceTask task;
-  ASSIGN_OR_RETURN(task.context, context_of(object));
-  ASSIGN_OR_RETURN(task.choices, choices_of(object));
-  ASSIGN_OR_RETURN(task.answer, answer_of(object, task.choices));
+  KIVI_ASSIGN_OR_RETURN(task.context, context_of(object));
+  KIVI_ASSIGN_OR_RETURN(task.choices, choices_of(object));
+  KIVI_ASSIGN_OR_RETURN(task.answer, answer_of(object, task.choices));
   return task;
 }
 
@@ -122,7 +122,7 @@ Result<std::vector<Continuation>> choice_continuations(const Tokenizer& tokenize
 Result<ChoiceScores> measure_choices(Engine& engine, const std::vector<ChoiceTask>& tasks,
                                      const std::vector<Continuation>& continuations,
                                      const ScoreProgress& progress) {
-  ASSIGN_OR_RETURN(const auto sums, score_continuations(engine, continuations, progress));
+  KIVI_ASSIGN_OR_RETURN(const auto sums, score_continuations(engine, continuations, progress));
   ChoiceScores result;
   auto sum = sums.begin();
   for (const ChoiceTask& task : tasks) {

@@ -11,7 +11,7 @@ constexpr double kNotSeen = -HUGE_VAL;
 }  // namespace
 
 double kl_divergence(std::span<const float> p_logits, std::span<const float> q_logits) {
-  VERIFY(p_logits.size() == q_logits.size() && !p_logits.empty());
+  KIVI_VERIFY(p_logits.size() == q_logits.size() && !p_logits.empty());
   const double p_largest = double(std::ranges::max(p_logits));
   const double q_largest = double(std::ranges::max(q_logits));
   double p_sum = 0, q_sum = 0, apart = 0;  // sum of p_i (x_i - y_i), not yet divided by p_sum
@@ -41,7 +41,7 @@ int64_t ReferenceLogits::bytes(const std::vector<std::vector<int32_t>>& prompts,
 LogitsObserver ReferenceLogits::recorder() {
   return [this](const std::string& id, int position, std::span<const float> logits) {
     const int64_t row = row_of(std::stoi(id), position);
-    VERIFY(row < 0 || logits.size() == vocab_);
+    KIVI_VERIFY(row < 0 || logits.size() == vocab_);
     if (row >= 0) std::ranges::copy(logits, logits_.begin() + row * int64_t(vocab_));
   };
 }
@@ -73,7 +73,7 @@ LogitsObserver DivergenceMeter::observer() {
 }
 
 Divergence DivergenceMeter::result() const {
-  VERIFY(!kl_.empty() && std::ranges::count(kl_, kNotSeen) == 0);
+  KIVI_VERIFY(!kl_.empty() && std::ranges::count(kl_, kNotSeen) == 0);
   std::vector<double> sorted = kl_;
   std::ranges::sort(sorted);
   const double rows = double(sorted.size());

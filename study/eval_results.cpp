@@ -80,7 +80,7 @@ Result<std::string> model_hash(const std::string& path) {
     files.emplace_back(path);
   }
   Fnv1a hash;
-  for (const fs::path& file : files) RETURN_IF_ERROR(add_file(hash, file));
+  for (const fs::path& file : files) KIVI_RETURN_IF_ERROR(add_file(hash, file));
   return hash.hex();
 }
 

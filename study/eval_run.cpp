@@ -79,27 +79,28 @@ class Evaluation {
 
   Result<Json> measure(const EvalCell& cell) {
     // First: two models at once may not fit, and the reference is no part of the cell's seconds.
-    if (o_.divergence) RETURN_IF_ERROR(make_reference());
+    if (o_.divergence) KIVI_RETURN_IF_ERROR(make_reference());
     const auto begin = std::chrono::steady_clock::now();
-    ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model, load_model(config_of(o_, cell), {}));
-    RETURN_IF_ERROR(prepare(*model));
+    KIVI_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
+                          load_model(config_of(o_, cell), {}));
+    KIVI_RETURN_IF_ERROR(prepare(*model));
     Json figures = {{"format", model->plan.format},
                     {"bytes_per_token", model->plan.bytes_per_token},
                     {"chunk", model->engine->config().prefill_chunk_tokens}};
     const ScoreProgress progress = [&](int64_t rows) {
       news_(fmt::format("{}: {} tokens", model->plan.format, rows));
     };
-    RETURN_IF_ERROR(measure_windows(*model, figures, progress));
-    if (o_.stride > 0) RETURN_IF_ERROR(measure_strided(*model, figures, progress));
+    KIVI_RETURN_IF_ERROR(measure_windows(*model, figures, progress));
+    if (o_.stride > 0) KIVI_RETURN_IF_ERROR(measure_strided(*model, figures, progress));
     if (!o_.passkey.lengths.empty()) {
-      ASSIGN_OR_RETURN(const auto scores, measure_passkey(*model->engine, *model->tokenizer,
-                                                          passkeys_, o_.passkey, progress));
+      KIVI_ASSIGN_OR_RETURN(const auto scores, measure_passkey(*model->engine, *model->tokenizer,
+                                                               passkeys_, o_.passkey, progress));
       for (const PasskeyScore& score : scores)
         figures["passkey"].push_back(json_of(score, o_.passkey.distractors > 0));
     }
     if (!tasks_.empty()) {
-      ASSIGN_OR_RETURN(const ChoiceScores s,
-                       measure_choices(*model->engine, tasks_, continuations_, progress));
+      KIVI_ASSIGN_OR_RETURN(const ChoiceScores s,
+                            measure_choices(*model->engine, tasks_, continuations_, progress));
       figures["choices"] = {{"tasks", s.tasks},
                             {"accuracy", s.accuracy},
                             {"accuracy_normalized", s.accuracy_normalized}};
@@ -126,13 +127,13 @@ class Evaluation {
   }
 
   Status measure_windows(const LoadedModel& model, Json& figures, const ScoreProgress& progress) {
-    ASSIGN_OR_RETURN(const auto prompts, windows(model));
+    KIVI_ASSIGN_OR_RETURN(const auto prompts, windows(model));
     std::optional<DivergenceMeter> meter;
     if (o_.divergence) {
       meter.emplace(reference_->logits);
       model.engine->on_logits(meter->observer());
     }
-    ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(*model.engine, prompts, progress));
+    KIVI_ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(*model.engine, prompts, progress));
     model.engine->on_logits({});
     figures["perplexity"] = json_of(p, prompts.size());
     if (!meter) return ok_status();
@@ -150,7 +151,7 @@ class Evaluation {
     std::vector<std::vector<int32_t>> prompts;
     for (const StridedWindow& w : windows)
       prompts.emplace_back(ids.begin() + w.begin, ids.begin() + w.end);
-    ASSIGN_OR_RETURN(const auto logprobs, score_prompts(*model.engine, prompts, progress));
+    KIVI_ASSIGN_OR_RETURN(const auto logprobs, score_prompts(*model.engine, prompts, progress));
     figures["strided"] = json_of(strided_perplexity(windows, logprobs), windows.size());
     return ok_status();
   }
@@ -161,11 +162,11 @@ class Evaluation {
     if (prepared_) return ok_status();
     const int tokens_max = model.engine->model().max_model_len;
     if (!o_.passkey.lengths.empty()) {
-      ASSIGN_OR_RETURN(passkeys_,
-                       passkey_set(sentences_of(text_), *model.tokenizer, o_.passkey, tokens_max));
+      KIVI_ASSIGN_OR_RETURN(
+          passkeys_, passkey_set(sentences_of(text_), *model.tokenizer, o_.passkey, tokens_max));
     }
-    ASSIGN_OR_RETURN(continuations_,
-                     choice_continuations(*model.tokenizer, tasks_, o_.choices, tokens_max));
+    KIVI_ASSIGN_OR_RETURN(continuations_,
+                          choice_continuations(*model.tokenizer, tasks_, o_.choices, tokens_max));
     prepared_ = true;
     return ok_status();
   }
@@ -173,10 +174,10 @@ class Evaluation {
   // Runs the fp16 cache over the windows and keeps its logits.
   Status make_reference() {
     if (reference_) return ok_status();
-    ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
-                     load_model(config_of(o_, {.format = "fp16"}), {}));
-    RETURN_IF_ERROR(prepare(*model));
-    ASSIGN_OR_RETURN(const auto prompts, windows(*model));
+    KIVI_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
+                          load_model(config_of(o_, {.format = "fp16"}), {}));
+    KIVI_RETURN_IF_ERROR(prepare(*model));
+    KIVI_ASSIGN_OR_RETURN(const auto prompts, windows(*model));
     const int vocab = model->engine->model().vocab_size;
     const int64_t bytes = ReferenceLogits::bytes(prompts, vocab);
     if (bytes > o_.reference_bytes)
@@ -191,7 +192,7 @@ class Evaluation {
       news_(fmt::format("reference, fp16: {} tokens", rows));
     });
     model->engine->on_logits({});
-    ASSIGN_OR_RETURN(reference->perplexity, std::move(perplexity));
+    KIVI_ASSIGN_OR_RETURN(reference->perplexity, std::move(perplexity));
     reference_ = std::move(reference);  // only a whole one
     return ok_status();
   }
@@ -244,17 +245,17 @@ Json settings_of(const EvalOptions& o, const EvalCell& cell, const std::string& 
 }
 
 Result<std::vector<EvalFigures>> run_evaluation(const EvalOptions& options, const News& news) {
-  ASSIGN_OR_RETURN(std::string text, read_file(options.text));
+  KIVI_ASSIGN_OR_RETURN(std::string text, read_file(options.text));
   std::string choices_hash;
   std::vector<ChoiceTask> tasks;
   if (!options.choices.empty()) {
-    ASSIGN_OR_RETURN(tasks, read_choices(options.choices));
-    ASSIGN_OR_RETURN(const std::string bytes, read_file(options.choices));
+    KIVI_ASSIGN_OR_RETURN(tasks, read_choices(options.choices));
+    KIVI_ASSIGN_OR_RETURN(const std::string bytes, read_file(options.choices));
     choices_hash = content_hash(bytes);
   }
-  ASSIGN_OR_RETURN(const std::string model, model_hash(options.engine.model));
-  ASSIGN_OR_RETURN(EvalResults results,
-                   EvalResults::open(options.results, model, content_hash(text)));
+  KIVI_ASSIGN_OR_RETURN(const std::string model, model_hash(options.engine.model));
+  KIVI_ASSIGN_OR_RETURN(EvalResults results,
+                        EvalResults::open(options.results, model, content_hash(text)));
   Evaluation evaluation(options, std::move(text), std::move(tasks), news);
   const std::vector<EvalCell> cells = grid_of(options);
   std::vector<EvalFigures> all;
@@ -271,7 +272,7 @@ Result<std::vector<EvalFigures>> run_evaluation(const EvalOptions& options, cons
                      {"refused", figures.error().message}});
       continue;
     }
-    RETURN_IF_ERROR(results.add(settings, *figures));
+    KIVI_RETURN_IF_ERROR(results.add(settings, *figures));
     all.push_back(std::move(figures).value());
   }
   return all;

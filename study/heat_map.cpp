@@ -93,8 +93,8 @@ HeatMap downsampled(const HeatMap& map, int rows_max, int columns_max) {
 }
 
 std::vector<uint8_t> png_of(const HeatMap& map) {
-  VERIFY(map.rows > 0 && map.columns > 0);
-  VERIFY(map.values.size() == size_t(map.rows) * size_t(map.columns));
+  KIVI_VERIFY(map.rows > 0 && map.columns > 0);
+  KIVI_VERIFY(map.values.size() == size_t(map.rows) * size_t(map.columns));
   Bytes out = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
   Bytes header;
   append_u32(header, uint32_t(map.columns));

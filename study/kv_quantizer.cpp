@@ -44,7 +44,7 @@ KvRows simulated(const KvRows& rows, const KvQuantizer& q) {
   std::vector<uint8_t> codes;
   const int64_t columns = rows.columns();
   if (q.axis == KvAxis::token) {
-    VERIFY(rows.head_dim % q.group == 0);
+    KIVI_VERIFY(rows.head_dim % q.group == 0);
     for (int64_t begin = 0; begin < int64_t(out.data.size()); begin += q.group)
       simulate_group(&out.data[size_t(begin)], 1, q.group, q.bits, group, codes);
   } else {
@@ -57,7 +57,7 @@ KvRows simulated(const KvRows& rows, const KvQuantizer& q) {
 }
 
 double relative_error(const KvRows& a, const KvRows& b, int head) {
-  VERIFY(a.data.size() == b.data.size());
+  KIVI_VERIFY(a.data.size() == b.data.size());
   double difference = 0, norm = 0;
   for (int token = 0; token < b.tokens; ++token) {
     const size_t begin = size_t(token) * size_t(b.columns()) + size_t(head) * size_t(b.head_dim);

@@ -12,7 +12,7 @@ namespace {
 // Mean over layers of what `of` finds in each.
 template <class F>
 auto mean(const KvStatistics& s, F&& of) {
-  VERIFY(!s.layers.empty());
+  KIVI_VERIFY(!s.layers.empty());
   double sum = 0;
   for (const KvLayerStatistics& layer : s.layers) sum += of(layer);
   return sum / double(s.layers.size());
@@ -20,19 +20,19 @@ auto mean(const KvStatistics& s, F&& of) {
 
 const KvReconstruction& find(const KvLayerStatistics& layer, const KvQuantizer& q) {
   const auto found = std::ranges::find(layer.reconstruction, q, &KvReconstruction::quantizer);
-  VERIFY(found != layer.reconstruction.end());
+  KIVI_VERIFY(found != layer.reconstruction.end());
   return *found;
 }
 
 double output_error(const KvLayerStatistics& layer, const KvSimulation& simulation) {
   const auto found = std::ranges::find(layer.outputs, simulation, &KvOutputError::simulation);
-  VERIFY(found != layer.outputs.end());
+  KIVI_VERIFY(found != layer.outputs.end());
   return found->error;
 }
 
 double score_error(const KvLayerStatistics& layer, const KvQuantizer& q) {
   const auto found = std::ranges::find(layer.scores, q, &KvScoreError::key);
-  VERIFY(found != layer.scores.end());
+  KIVI_VERIFY(found != layer.scores.end());
   return found->error;
 }
 

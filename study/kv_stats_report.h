@@ -9,7 +9,7 @@
 
 namespace kivi {
 
-// Means over the studied layers. All VERIFY that what is asked for was studied.
+// Means over the studied layers. All KIVI_VERIFY that what is asked for was studied.
 double mean_key_error(const KvStatistics& s, const KvQuantizer& q);
 double mean_value_error(const KvStatistics& s, const KvQuantizer& q);
 double mean_score_error(const KvStatistics& s, const KvQuantizer& q);

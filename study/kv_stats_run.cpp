@@ -89,8 +89,8 @@ std::vector<int> residuals_of(int group) {
 
 Status measure(KvStudy& study, const KvNamedSimulation& s, int residual, const Windows& windows,
                const Perplexity& exact, KvStatsReport& report) {
-  RETURN_IF_ERROR(study.simulate(s.simulation));
-  ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(*study.model().engine, windows, {}));
+  KIVI_RETURN_IF_ERROR(study.simulate(s.simulation));
+  KIVI_ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(*study.model().engine, windows, {}));
   SimulatedQuality q{
       s.simulation,          s.format, residual, p.nll, p.perplexity, p.nll - exact.nll,
       mean_change(p, exact), {},       {}};
@@ -113,12 +113,12 @@ Status measure(KvStudy& study, const KvNamedSimulation& s, int residual, const W
 Status measure_residuals(const KvStatsOptions& o, int window, const Windows& windows,
                          const Perplexity& exact, const News& news, KvStatsReport& report) {
   for (const int residual : residuals_of(o.group)) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<KvStudy> study,
-                     KvStudy::load(o.engine, window, residual));
+    KIVI_ASSIGN_OR_RETURN(const std::unique_ptr<KvStudy> study,
+                          KvStudy::load(o.engine, window, residual));
     for (const KvNamedSimulation& s : simulated_formats(o.group)) {
       if (s.simulation.key.bits > 4) continue;
       news(fmt::format("perplexity of {}, R {}", s.format, residual));
-      RETURN_IF_ERROR(measure(*study, s, residual, windows, exact, report));
+      KIVI_RETURN_IF_ERROR(measure(*study, s, residual, windows, exact, report));
     }
   }
   return ok_status();
@@ -150,21 +150,21 @@ double standard_error(const std::vector<double>& x) {
 }
 
 Result<KvStatsReport> study(const KvStatsOptions& o, const News& news) {
-  RETURN_IF_ERROR(check(o));
-  ASSIGN_OR_RETURN(const std::string text, read_file(o.text));
+  KIVI_RETURN_IF_ERROR(check(o));
+  KIVI_ASSIGN_OR_RETURN(const std::string text, read_file(o.text));
   const int window = std::min(o.window, o.tokens / kWindowMultiple * kWindowMultiple);
   news("loading");
-  ASSIGN_OR_RETURN(std::unique_ptr<KvStudy> study, KvStudy::load(o.engine, window, 0));
+  KIVI_ASSIGN_OR_RETURN(std::unique_ptr<KvStudy> study, KvStudy::load(o.engine, window, 0));
   LoadedModel& model = study->model();
-  ASSIGN_OR_RETURN(const Windows windows, windows_from(o, window, text, *model.tokenizer));
+  KIVI_ASSIGN_OR_RETURN(const Windows windows, windows_from(o, window, text, *model.tokenizer));
 
   KvStudyOptions options;
   options.layers = o.layers;
   options.group = o.group;
   options.outlier_factor = o.outlier_factor;
-  RETURN_IF_ERROR(study->collect(options));
+  KIVI_RETURN_IF_ERROR(study->collect(options));
   news(fmt::format("statistics of {} windows of {} tokens", windows.size(), window));
-  ASSIGN_OR_RETURN(const Perplexity exact, measure_perplexity(*model.engine, windows, {}));
+  KIVI_ASSIGN_OR_RETURN(const Perplexity exact, measure_perplexity(*model.engine, windows, {}));
 
   KvStatsReport report;
   report.model = model.served.name;
@@ -177,11 +177,11 @@ Result<KvStatsReport> study(const KvStatsOptions& o, const News& news) {
   if (o.perplexity) {
     for (const KvNamedSimulation& s : simulations_of(o.group)) {
       news("perplexity with " + name_of(s.simulation));
-      RETURN_IF_ERROR(measure(*study, s, 0, windows, exact, report));
+      KIVI_RETURN_IF_ERROR(measure(*study, s, 0, windows, exact, report));
     }
     const ModelSummary summary = model.summary;
     study.reset();  // one model in memory at a time
-    RETURN_IF_ERROR(measure_residuals(o, window, windows, exact, news, report));
+    KIVI_RETURN_IF_ERROR(measure_residuals(o, window, windows, exact, news, report));
     add_recommendation(o, summary, report);
   }
   news("");

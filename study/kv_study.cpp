@@ -38,7 +38,7 @@ std::vector<f16> joined(const KvRows& keys, const KvRows& values) {
 
 // Any float tensor without gaps, as f32 on the host.
 std::vector<float> floats_of(Backend& backend, const Tensor& tensor) {
-  VERIFY(tensor.contiguous());
+  KIVI_VERIFY(tensor.contiguous());
   std::vector<float> out(size_t(tensor.size()));
   if (tensor.dtype == DType::f32) {
     backend.download(out.data(), tensor.data, tensor.bytes());
@@ -52,7 +52,7 @@ std::vector<float> floats_of(Backend& backend, const Tensor& tensor) {
 }
 
 std::vector<f16> download_kv(Backend& backend, const Tensor& kv) {
-  VERIFY(kv.contiguous());
+  KIVI_VERIFY(kv.contiguous());
   std::vector<f16> host(size_t(kv.size()));
   backend.download(host.data(), kv.data, kv.bytes());
   return host;
@@ -113,7 +113,7 @@ struct KvStudy::Impl {
 // One sequence a step, whole: that is what load() configures.
 void KvStudy::Impl::before_attend(Backend& backend, const AttentionCall& call) {
   if (residual > 0 || (layers.empty() && !simulation)) return;
-  VERIFY(call.step.sequences.size() == 1 && call.step.sequences[0].past == 0);
+  KIVI_VERIFY(call.step.sequences.size() == 1 && call.step.sequences[0].past == 0);
   if (simulation)
     replace(backend, call.kv, call.store.layout.shape, *simulation);
   else if (layers[size_t(call.layer)])
@@ -151,7 +151,7 @@ Result<std::unique_ptr<KvStudy>> KvStudy::load(const EngineConfig& config, int w
   c.max_num_batched_tokens = step + 1;
   c.max_num_queued_reqs = 1 << 20;
   c.max_num_queued_tokens = int64_t(1) << 40;
-  ASSIGN_OR_RETURN(const ModelSummary summary, summarize_model(c.model));
+  KIVI_ASSIGN_OR_RETURN(const ModelSummary summary, summarize_model(c.model));
   if (window > summary.max_len)
     return Error{ErrorCode::invalid,
                  fmt::format("window is {}, must be at most the model's context of {}", window,
@@ -174,16 +174,16 @@ Result<std::unique_ptr<KvStudy>> KvStudy::load(const EngineConfig& config, int w
     };
     return std::make_unique<ObservingBackend>(std::move(inner), std::move(observer));
   };
-  ASSIGN_OR_RETURN(impl->model, load_model(c, {}, wrap));
+  KIVI_ASSIGN_OR_RETURN(impl->model, load_model(c, {}, wrap));
   return std::unique_ptr<KvStudy>(new KvStudy(std::move(impl)));
 }
 
 LoadedModel& KvStudy::model() { return *impl_->model; }
 
 Status KvStudy::collect(const KvStudyOptions& options) {
-  VERIFY(impl_->residual == 0);
+  KIVI_VERIFY(impl_->residual == 0);
   const ModelSummary& summary = impl_->model->summary;
-  RETURN_IF_ERROR(check_group(options.group, KvAxis::token, summary.head_dim));
+  KIVI_RETURN_IF_ERROR(check_group(options.group, KvAxis::token, summary.head_dim));
   std::vector<std::optional<KvLayerStudy>> layers(size_t(summary.layers));
   for (int i = 0; i < summary.layers && options.layers.empty(); ++i)
     layers[size_t(i)].emplace(i, options);
@@ -203,8 +203,8 @@ Status KvStudy::collect(const KvStudyOptions& options) {
 Status KvStudy::simulate(const KvSimulation& simulation) {
   for (const KvQuantizer& q : {simulation.key, simulation.value}) {
     if (q.bits > 4) continue;
-    RETURN_IF_ERROR(check_group(q.group, q.axis, impl_->model->summary.head_dim));
-    VERIFY(impl_->residual % q.group == 0);
+    KIVI_RETURN_IF_ERROR(check_group(q.group, q.axis, impl_->model->summary.head_dim));
+    KIVI_VERIFY(impl_->residual % q.group == 0);
   }
   rest();
   impl_->simulation = simulation;

@@ -3,7 +3,7 @@
 namespace kivi {
 
 Result<std::byte*> ObservingBackend::do_allocate(size_t bytes) {
-  ASSIGN_OR_RETURN(Buffer buffer, inner_->allocate(bytes, "a part of a study's model"));
+  KIVI_ASSIGN_OR_RETURN(Buffer buffer, inner_->allocate(bytes, "a part of a study's model"));
   std::byte* const data = buffer.data();
   buffers_.emplace(data, std::move(buffer));
   return data;

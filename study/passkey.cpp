@@ -110,14 +110,15 @@ Result<std::vector<std::string>> answers(Engine& engine, const Tokenizer& tokeni
     for (const int32_t id : tokenizer.encode(prompt.text, false)) request.prompt.push_back(id);
     request.sampling.temperature = 0;
     request.sampling.max_tokens = kAnswerTokens;
-    ASSIGN_OR_RETURN(auto stream, engine.submit(std::move(request), [] {}));
+    KIVI_ASSIGN_OR_RETURN(auto stream, engine.submit(std::move(request), [] {}));
     streams.push_back(std::move(stream));
   }
   engine.run_until_idle();
   std::vector<std::string> texts;
   for (const auto& stream : streams) {
     std::vector<TokenEvent> events;
-    VERIFY(stream->drain(events));
+    const bool drained = stream->drain(events);
+    KIVI_VERIFY(drained);
     std::vector<int32_t> ids;
     for (const TokenEvent& event : events) {
       if (event.error) return *event.error;
@@ -137,12 +138,12 @@ Result<PasskeySet> passkey_set(const std::vector<std::string>& filler, const Tok
     for (const double depth : options.depths) {
       set.scores.push_back({.length = length, .depth = depth, .trials = options.trials});
       for (int trial = 0; trial < options.trials; ++trial) {
-        ASSIGN_OR_RETURN(PasskeyPrompt prompt,
-                         passkey_prompt(filler, tokenizer, length, depth, options, trial));
+        KIVI_ASSIGN_OR_RETURN(PasskeyPrompt prompt,
+                              passkey_prompt(filler, tokenizer, length, depth, options, trial));
         std::vector<std::string> candidates = {prompt.key};
         std::ranges::copy(prompt.distractors, std::back_inserter(candidates));
         for (const std::string& key : candidates) {
-          ASSIGN_OR_RETURN(Continuation c, continuation_of(tokenizer, prompt.text, " " + key));
+          KIVI_ASSIGN_OR_RETURN(Continuation c, continuation_of(tokenizer, prompt.text, " " + key));
           const int tokens = options.distractors > 0 ? int(c.prompt.size()) : prompt.tokens + 1;
           if (tokens > tokens_max)
             return Error{ErrorCode::context_length,
@@ -165,11 +166,11 @@ Result<std::vector<PasskeyScore>> measure_passkey(Engine& engine, const Tokenize
                                                   const ScoreProgress& progress) {
   const std::vector<PasskeyPrompt>& prompts = set.prompts;
   std::vector<PasskeyScore> scores = set.scores;
-  ASSIGN_OR_RETURN(const auto texts, answers(engine, tokenizer, prompts));
+  KIVI_ASSIGN_OR_RETURN(const auto texts, answers(engine, tokenizer, prompts));
   const bool ranked = options.distractors > 0;  // else there is nothing to score
   std::vector<double> sums;
   if (ranked) {
-    ASSIGN_OR_RETURN(sums, score_continuations(engine, set.keys, progress));
+    KIVI_ASSIGN_OR_RETURN(sums, score_continuations(engine, set.keys, progress));
   }
   const size_t candidates = size_t(options.distractors) + 1;
   for (size_t i = 0; i < prompts.size(); ++i) {

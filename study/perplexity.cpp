@@ -65,7 +65,7 @@ std::vector<std::vector<int32_t>> windows_of(const std::vector<std::string>& sto
 Result<Perplexity> measure_perplexity(Engine& engine,
                                       const std::vector<std::vector<int32_t>>& windows,
                                       const ScoreProgress& progress) {
-  ASSIGN_OR_RETURN(const auto logprobs, score_prompts(engine, windows, progress));
+  KIVI_ASSIGN_OR_RETURN(const auto logprobs, score_prompts(engine, windows, progress));
   Perplexity result;
   for (const std::vector<float>& window : logprobs) {
     for (const float logprob : window) {
@@ -80,7 +80,7 @@ Result<Perplexity> measure_perplexity(Engine& engine,
 }
 
 double mean_change(const Perplexity& a, const Perplexity& b) {
-  VERIFY(a.token_nll.size() == b.token_nll.size());
+  KIVI_VERIFY(a.token_nll.size() == b.token_nll.size());
   double sum = 0;
   for (size_t i = 0; i < a.token_nll.size(); ++i)
     sum += std::abs(double(a.token_nll[i]) - double(b.token_nll[i]));
@@ -88,7 +88,7 @@ double mean_change(const Perplexity& a, const Perplexity& b) {
 }
 
 std::vector<StridedWindow> strided_windows(int64_t ids, int window, int stride, int windows_max) {
-  VERIFY(stride > 0 && stride <= window);
+  KIVI_VERIFY(stride > 0 && stride <= window);
   std::vector<StridedWindow> windows;
   for (int64_t begin = 0, end = 0; end < ids; begin += stride) {
     if (windows_max > 0 && int(windows.size()) == windows_max) break;
@@ -101,7 +101,7 @@ std::vector<StridedWindow> strided_windows(int64_t ids, int window, int stride, 
 
 Perplexity strided_perplexity(const std::vector<StridedWindow>& windows,
                               const std::vector<std::vector<float>>& logprobs) {
-  VERIFY(windows.size() == logprobs.size());
+  KIVI_VERIFY(windows.size() == logprobs.size());
   Perplexity result;
   for (size_t i = 0; i < windows.size(); ++i) {
     const std::vector<float>& all = logprobs[i];

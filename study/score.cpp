@@ -16,7 +16,7 @@ Result<std::vector<std::vector<float>>> score_prompts(
     request.prompt = prompts[i];
     request.sampling.max_tokens = 0;
     request.sampling.prompt_logprobs = 0;
-    ASSIGN_OR_RETURN(auto stream, engine.submit(std::move(request), [] {}));
+    KIVI_ASSIGN_OR_RETURN(auto stream, engine.submit(std::move(request), [] {}));
     streams.push_back(std::move(stream));
   }
   while (engine.step())
@@ -25,12 +25,12 @@ Result<std::vector<std::vector<float>>> score_prompts(
   std::vector<std::vector<float>> result(prompts.size());
   for (size_t i = 0; i < streams.size(); ++i) {
     std::vector<TokenEvent> events;
-    VERIFY(streams[i]->drain(events));
+    KIVI_VERIFY(streams[i]->drain(events));
     for (const TokenEvent& event : events) {
       if (event.error) return *event.error;
       for (const SampledToken& token : event.prompt_logprobs) result[i].push_back(token.logprob);
     }
-    VERIFY(result[i].size() + 1 == prompts[i].size());
+    KIVI_VERIFY(result[i].size() + 1 == prompts[i].size());
   }
   return result;
 }
@@ -58,7 +58,7 @@ Result<std::vector<double>> score_continuations(Engine& engine,
                                                 const ScoreProgress& progress) {
   std::vector<std::vector<int32_t>> prompts;
   for (const Continuation& c : continuations) prompts.push_back(c.prompt);
-  ASSIGN_OR_RETURN(const auto logprobs, score_prompts(engine, prompts, progress));
+  KIVI_ASSIGN_OR_RETURN(const auto logprobs, score_prompts(engine, prompts, progress));
   std::vector<double> sums;
   for (size_t i = 0; i < continuations.size(); ++i) {
     const auto first = logprobs[i].begin() + (continuations[i].context_tokens - 1);

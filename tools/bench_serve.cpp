@@ -50,9 +50,9 @@ Status write_file(const std::string& path, const char* flag, const std::string& 
 
 // The field of a JSON reply; null where the server does not answer so.
 Result<json> ask(const ServeOptions& o, const std::string& path) {
-  ASSIGN_OR_RETURN(const Endpoint endpoint, parse_url(o.base_url));
-  ASSIGN_OR_RETURN(const HttpClient::Reply reply,
-                   http_get(endpoint, path, o.request.api_key, kAskTimeoutSeconds));
+  KIVI_ASSIGN_OR_RETURN(const Endpoint endpoint, parse_url(o.base_url));
+  KIVI_ASSIGN_OR_RETURN(const HttpClient::Reply reply,
+                        http_get(endpoint, path, o.request.api_key, kAskTimeoutSeconds));
   json body = json::parse(reply.body, nullptr, /*allow_exceptions=*/false);
   if (reply.status == 200 && body.is_object()) return body;
   return json(nullptr);
@@ -60,7 +60,7 @@ Result<json> ask(const ServeOptions& o, const std::string& path) {
 
 // Model name and vocabulary, where they were not given. Error: the server cannot be reached.
 Status ask_http(ServeOptions& o) {
-  ASSIGN_OR_RETURN(const json models, ask(o, "/v1/models"));
+  KIVI_ASSIGN_OR_RETURN(const json models, ask(o, "/v1/models"));
   const auto first = json::json_pointer("/data/0/id");
   if (o.request.model.empty()) {
     if (!models.contains(first) || !models.at(first).is_string())
@@ -69,26 +69,26 @@ Status ask_http(ServeOptions& o) {
     o.request.model = models.at(first).get<std::string>();
   }
   if (o.work.vocab_size > 0 || o.work.format == PromptFormat::text) return ok_status();
-  ASSIGN_OR_RETURN(const json info, ask(o, "/tokenizer_info"));
+  KIVI_ASSIGN_OR_RETURN(const json info, ask(o, "/tokenizer_info"));
   const bool known = info.contains("vocab_size") && info["vocab_size"].is_number_integer();
   o.work.vocab_size = known ? info["vocab_size"].get<int>() : kVocabDefault;
   return ok_status();
 }
 
 Status ask_grpc(ServeOptions& o) {
-  ASSIGN_OR_RETURN(const GrpcModelInfo info,
-                   grpc_model_info(o.target, o.request.api_key, kAskTimeoutSeconds));
+  KIVI_ASSIGN_OR_RETURN(const GrpcModelInfo info,
+                        grpc_model_info(o.target, o.request.api_key, kAskTimeoutSeconds));
   if (o.request.model.empty()) o.request.model = info.model;
   if (o.work.vocab_size == 0) o.work.vocab_size = info.vocab_size;
   return ok_status();
 }
 
 Result<std::vector<Conversation>> load_conversations(const ServeOptions& o) {
-  ASSIGN_OR_RETURN(const std::string text, read_file(o.sharegpt, "sharegpt"));
+  KIVI_ASSIGN_OR_RETURN(const std::string text, read_file(o.sharegpt, "sharegpt"));
   std::unique_ptr<Tokenizer> tokenizer;
   Encode encode;
   if (!o.tokenizer.empty()) {
-    ASSIGN_OR_RETURN(tokenizer, load_tokenizer(o.tokenizer));
+    KIVI_ASSIGN_OR_RETURN(tokenizer, load_tokenizer(o.tokenizer));
     encode = [&tokenizer](const std::string& turn) { return tokenizer->encode(turn, false); };
   }
   auto all = parse_sharegpt(text, o.sharegpt, o.length_max, o.length_max, encode);
@@ -120,11 +120,11 @@ class Bench {
 
   Status prepare() {
     if (!o_.sharegpt.empty()) {
-      ASSIGN_OR_RETURN(conversations_, load_conversations(o_));
+      KIVI_ASSIGN_OR_RETURN(conversations_, load_conversations(o_));
     }
     if (o_.arrivals != ArrivalKind::trace) return ok_status();
-    ASSIGN_OR_RETURN(const std::string text, read_file(o_.trace, "trace"));
-    ASSIGN_OR_RETURN(trace_, parse_trace(text, "--trace " + o_.trace));
+    KIVI_ASSIGN_OR_RETURN(const std::string text, read_file(o_.trace, "trace"));
+    KIVI_ASSIGN_OR_RETURN(trace_, parse_trace(text, "--trace " + o_.trace));
     return ok_status();
   }
 
@@ -221,11 +221,11 @@ void raise_open_files() {
 
 Status run_bench(ServeOptions& o) {
   raise_open_files();
-  RETURN_IF_ERROR(o.api == Api::grpc ? ask_grpc(o) : ask_http(o));
+  KIVI_RETURN_IF_ERROR(o.api == Api::grpc ? ask_grpc(o) : ask_http(o));
   Bench bench(o);
-  RETURN_IF_ERROR(bench.prepare());
+  KIVI_RETURN_IF_ERROR(bench.prepare());
   o.work.count = bench.count();
-  RETURN_IF_ERROR(bench.warm_up());
+  KIVI_RETURN_IF_ERROR(bench.warm_up());
   fmt::print("{} at {}, {} requests a run, input {}, output {} tokens{}\n\n", o.request.model,
              o.api == Api::grpc ? o.target : o.base_url, o.work.count,
              o.sharegpt.empty() ? describe(o.work.prompt) : o.sharegpt,
@@ -238,9 +238,10 @@ Status run_bench(ServeOptions& o) {
   fmt::print("{}", report_text(runs));
   const ordered_json settings = settings_json(o);
   if (!o.json.empty())
-    RETURN_IF_ERROR(
+    KIVI_RETURN_IF_ERROR(
         write_file(o.json, "json", report_json(settings, runs, o.detailed).dump(2) + "\n"));
-  if (!o.html.empty()) RETURN_IF_ERROR(write_file(o.html, "html", html_report(settings, runs)));
+  if (!o.html.empty())
+    KIVI_RETURN_IF_ERROR(write_file(o.html, "html", html_report(settings, runs)));
   for (const RunReport& run : runs)
     if (run.figures.completed + run.figures.cancelled == 0)
       return Error{ErrorCode::unavailable, fmt::format("{}: not one of {} requests was answered",

@@ -93,9 +93,9 @@ Status evaluate(EvalCommand& c) {
                              c.options.window),
                  "stride"};
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
-  ASSIGN_OR_RETURN(const auto cells, run_evaluation(c.options, [&](const std::string& news) {
-                     if (terminal) fmt::print(stderr, "\r{:50}\r{}", "", news);
-                   }));
+  KIVI_ASSIGN_OR_RETURN(const auto cells, run_evaluation(c.options, [&](const std::string& news) {
+                          if (terminal) fmt::print(stderr, "\r{:50}\r{}", "", news);
+                        }));
   fmt::print("{}", eval_table(cells));
   if (c.json.empty()) return ok_status();
   std::ofstream file(c.json);

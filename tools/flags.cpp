@@ -242,7 +242,7 @@ Status apply_config(const std::string& text, const std::string& file, Settings& 
   const std::vector<Flag> flags = make_flags(settings);
   for (const auto& [key, value] : document.items()) {
     if (const Flag* flag = find_by_key(flags, key)) {
-      RETURN_IF_ERROR(apply_key(*flag, value, file));
+      KIVI_RETURN_IF_ERROR(apply_key(*flag, value, file));
       continue;
     }
     std::vector<std::string> known;
@@ -261,11 +261,11 @@ Result<ParseOutcome> parse_settings(Command command, const std::vector<std::stri
   const auto flag_named = [&](const std::string& name) -> const Flag& {
     const auto found = std::find_if(flags.begin(), flags.end(),
                                     [&](const Flag& flag) { return flag.name == name; });
-    VERIFY(found != flags.end());
+    KIVI_VERIFY(found != flags.end());
     return *found;
   };
   CommandLine line(command, flags);
-  RETURN_IF_ERROR(line.parse(args, flags));
+  KIVI_RETURN_IF_ERROR(line.parse(args, flags));
   ParseOutcome outcome;
   if (line.help()) {
     outcome.help = help_text(command, flags);
@@ -273,19 +273,19 @@ Result<ParseOutcome> parse_settings(Command command, const std::vector<std::stri
   }
 
   // Weakest first. The file's name itself is a flag or a variable.
-  RETURN_IF_ERROR(apply_environment(flags, environment, outcome.warnings));
-  RETURN_IF_ERROR(apply_command_line(line, flags));
+  KIVI_RETURN_IF_ERROR(apply_environment(flags, environment, outcome.warnings));
+  KIVI_RETURN_IF_ERROR(apply_command_line(line, flags));
   if (!settings.config_file.empty()) {
     const std::string file = settings.config_file;
-    ASSIGN_OR_RETURN(const std::string text, read_text(file, flag_named("config")));
-    RETURN_IF_ERROR(apply_config(text, file, settings));
+    KIVI_ASSIGN_OR_RETURN(const std::string text, read_text(file, flag_named("config")));
+    KIVI_RETURN_IF_ERROR(apply_config(text, file, settings));
     outcome.warnings.clear();
-    RETURN_IF_ERROR(apply_environment(flags, environment, outcome.warnings));
-    RETURN_IF_ERROR(apply_command_line(line, flags));
+    KIVI_RETURN_IF_ERROR(apply_environment(flags, environment, outcome.warnings));
+    KIVI_RETURN_IF_ERROR(apply_command_line(line, flags));
   }
   if (!settings.api_key_file.empty()) {
-    ASSIGN_OR_RETURN(const std::string text,
-                     read_text(settings.api_key_file, flag_named("api-key-file")));
+    KIVI_ASSIGN_OR_RETURN(const std::string text,
+                          read_text(settings.api_key_file, flag_named("api-key-file")));
     for (const std::string& key : split(text, '\n')) settings.server.api_keys.push_back(key);
   }
   if (settings.engine.model.empty())

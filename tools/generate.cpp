@@ -45,7 +45,7 @@ Result<CompletionRequest> request_of(const GenerateOptions& options, const Serve
     request.prompts.emplace_back(
         std::vector<int32_t>(options.prompt_ids.begin(), options.prompt_ids.end()));
   } else if (options.chat) {
-    ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_ids(text, options.system, model));
+    KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_ids(text, options.system, model));
     request.prompts.emplace_back(std::move(ids));
   } else {
     request.prompts.emplace_back(text);
@@ -93,7 +93,7 @@ Status run(Engine& engine, Completion& completion, bool ids, Clock::time_point& 
     ended = completion.poll(chunks);
     if (first_token == Clock::time_point{} && completion.usage().completion_tokens > 0)
       first_token = Clock::now();
-    for (const TextChunk& chunk : chunks) RETURN_IF_ERROR(print(chunk, ids, first));
+    for (const TextChunk& chunk : chunks) KIVI_RETURN_IF_ERROR(print(chunk, ids, first));
   }
   fmt::print("\n");
   return ok_status();

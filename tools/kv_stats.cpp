@@ -61,16 +61,16 @@ Status write_file(const char* flag, const std::string& path, const std::string& 
 }
 
 Status run(KvStatsCommand& c) {
-  ASSIGN_OR_RETURN(c.options.layers, parse_layers(c.layers));
+  KIVI_ASSIGN_OR_RETURN(c.options.layers, parse_layers(c.layers));
   c.options.perplexity = !c.no_perplexity;
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
-  ASSIGN_OR_RETURN(const KvStatsReport report, study(c.options, [&](const std::string& line) {
-                     if (terminal) fmt::print(stderr, "\r\033[K{}", line);
-                   }));
+  KIVI_ASSIGN_OR_RETURN(const KvStatsReport report, study(c.options, [&](const std::string& line) {
+                          if (terminal) fmt::print(stderr, "\r\033[K{}", line);
+                        }));
   fmt::print("{}", kv_stats_text(report));
   if (!c.json.empty())
-    RETURN_IF_ERROR(write_file("json", c.json, kv_stats_json(report).dump(1) + "\n"));
-  if (!c.html.empty()) RETURN_IF_ERROR(write_file("html", c.html, kv_stats_page(report)));
+    KIVI_RETURN_IF_ERROR(write_file("json", c.json, kv_stats_json(report).dump(1) + "\n"));
+  if (!c.html.empty()) KIVI_RETURN_IF_ERROR(write_file("html", c.html, kv_stats_page(report)));
   return ok_status();
 }
 

@@ -183,8 +183,8 @@ std::vector<std::unique_ptr<Worker>> make_workers(Shared& shared,
 
 RunResult run_load(const RunPlan& plan, const ClientFactory& make_client,
                    const std::function<void(const RunState&)>& progress) {
-  VERIFY(plan.concurrency > 0 || !plan.due.empty());
-  VERIFY(plan.due.empty() || plan.due.size() == plan.requests.size());
+  KIVI_VERIFY(plan.concurrency > 0 || !plan.due.empty());
+  KIVI_VERIFY(plan.due.empty() || plan.due.size() == plan.requests.size());
   RunResult result;
   result.records.resize(plan.requests.size());
   Shared shared{plan, result};

@@ -158,7 +158,7 @@ Status read_server(const Words& w, ServeOptions& o) {
   if (o.endpoint.empty())
     o.endpoint = o.api == Api::chat ? "/v1/chat/completions" : "/v1/completions";
   if (!o.endpoint.starts_with('/')) return bad("endpoint", o.endpoint, "a path that begins with /");
-  RETURN_IF_ERROR(named(parse_url(o.base_url), "base-url", o.base_url));
+  KIVI_RETURN_IF_ERROR(named(parse_url(o.base_url), "base-url", o.base_url));
   if (!o.request.extra_body.empty() &&
       !nlohmann::json::parse(o.request.extra_body, nullptr, false).is_object())
     return bad("extra-body", o.request.extra_body, "a JSON object");
@@ -174,12 +174,12 @@ Status read_work(const Words& w, const CLI::App& app, ServeOptions& o) {
       return bad(flag, option->results().front(),
                  "no --sharegpt beside it, whose conversations say what is asked");
   }
-  ASSIGN_OR_RETURN(o.work.prompt,
-                   named(parse_lengths(w.input_len, kShareGptPromptMean, o.length_max), "input-len",
-                         w.input_len));
-  ASSIGN_OR_RETURN(o.work.output,
-                   named(parse_lengths(w.output_len, kShareGptOutputMean, o.length_max),
-                         "output-len", w.output_len));
+  KIVI_ASSIGN_OR_RETURN(o.work.prompt,
+                        named(parse_lengths(w.input_len, kShareGptPromptMean, o.length_max),
+                              "input-len", w.input_len));
+  KIVI_ASSIGN_OR_RETURN(o.work.output,
+                        named(parse_lengths(w.output_len, kShareGptOutputMean, o.length_max),
+                              "output-len", w.output_len));
   const bool text = w.prompt_format.empty() ? o.api == Api::chat : w.prompt_format == "text";
   o.work.format = text ? PromptFormat::text : PromptFormat::ids;
   if (o.api == Api::chat && !text)
@@ -187,7 +187,7 @@ Status read_work(const Words& w, const CLI::App& app, ServeOptions& o) {
   if (!o.tokenizer.empty() && o.sharegpt.empty())
     return bad("tokenizer", o.tokenizer, "--sharegpt beside it");
   if (!w.goodput.empty()) {
-    ASSIGN_OR_RETURN(o.slo, named(parse_slo(w.goodput), "goodput", w.goodput));
+    KIVI_ASSIGN_OR_RETURN(o.slo, named(parse_slo(w.goodput), "goodput", w.goodput));
   }
   return ok_status();
 }
@@ -216,9 +216,9 @@ Result<std::optional<ServeOptions>> parse_serve_options(const std::vector<std::s
                                                                {"constant", ArrivalKind::constant},
                                                                {"burst", ArrivalKind::burst}};
   o.arrivals = kArrivals.at(w.arrivals);
-  RETURN_IF_ERROR(read_server(w, o));
-  RETURN_IF_ERROR(read_work(w, app, o));
-  RETURN_IF_ERROR(read_loads(w, app, o));
+  KIVI_RETURN_IF_ERROR(read_server(w, o));
+  KIVI_RETURN_IF_ERROR(read_work(w, app, o));
+  KIVI_RETURN_IF_ERROR(read_loads(w, app, o));
   return std::optional(std::move(o));
 }
 

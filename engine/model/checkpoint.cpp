@@ -20,7 +20,7 @@ Checkpoint::Checkpoint(std::string path, std::vector<MappedFile> files, TensorMa
 
 Result<Checkpoint> Checkpoint::open(const std::string& path) {
   if (!is_gguf_path(path)) return open_safetensors(path);
-  ASSIGN_OR_RETURN(GgufFile file, GgufFile::open(path));
+  KIVI_ASSIGN_OR_RETURN(GgufFile file, GgufFile::open(path));
   return checkpoint_of(std::move(file));
 }
 

@@ -65,7 +65,7 @@ Result<std::unique_ptr<DecoderModel>> DecoderModel::create(Backend& backend,
   const DType dtype = weights.embedding.dtype;
   std::unique_ptr<DecoderModel> model(new DecoderModel(backend, spec, std::move(weights)));
   const int64_t bytes = workspace_bytes(backend, spec, dtype, limits);
-  ASSIGN_OR_RETURN(model->memory_, backend.allocate(size_t(bytes), "the activations"));
+  KIVI_ASSIGN_OR_RETURN(model->memory_, backend.allocate(size_t(bytes), "the activations"));
   lay_out(model->all_, model->memory_.data(), backend, spec, dtype, limits);
   return model;
 }

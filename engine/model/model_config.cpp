@@ -40,7 +40,7 @@ void add_unique(std::vector<int32_t>& ids, const std::vector<int32_t>& more) {
 
 Status read_generation_config(const std::string& path, ModelConfig& model) {
   if (!std::filesystem::exists(path)) return ok_status();
-  ASSIGN_OR_RETURN(const nlohmann::json document, read_json_file(path));
+  KIVI_ASSIGN_OR_RETURN(const nlohmann::json document, read_json_file(path));
   JsonReader config(path, document);
   add_unique(model.eos_token_ids, config.ids("eos_token_id"));
   if (config.has("temperature")) model.temperature = float(config.number("temperature", 0, 100));
@@ -100,7 +100,7 @@ void read_sizes(JsonReader& config, DecoderSpec& spec) {
 Result<ModelConfig> model_config_of(const std::string& file, const nlohmann::json& document) {
   JsonReader config(file, document);
   const std::vector<std::string> architectures = config.strings("architectures");
-  RETURN_IF_ERROR(config.status());
+  KIVI_RETURN_IF_ERROR(config.status());
 
   ModelConfig model;
   model.family = architectures.empty() ? nullptr : find_model_family(architectures[0]);
@@ -115,15 +115,15 @@ Result<ModelConfig> model_config_of(const std::string& file, const nlohmann::jso
   model.spec = model.family->read(config);
   model.dtype = read_dtype(config);
   model.eos_token_ids = config.ids("eos_token_id");
-  RETURN_IF_ERROR(config.status());
+  KIVI_RETURN_IF_ERROR(config.status());
   model.names = model.family->names(model.spec);
-  RETURN_IF_ERROR(check_eos(file, model));
+  KIVI_RETURN_IF_ERROR(check_eos(file, model));
   return model;
 }
 
 Result<ModelConfig> read_model_config(const std::string& path) {
   if (is_gguf_path(path)) {
-    ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(path));
+    KIVI_ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(path));
     return read_gguf_config(file.header);
   }
   std::error_code ignored;
@@ -133,11 +133,11 @@ Result<ModelConfig> read_model_config(const std::string& path) {
         fmt::format("model is {}, must be a folder with config.json or a .gguf file", path),
         "model"};
   const std::string config_path = path + "/config.json";
-  ASSIGN_OR_RETURN(const nlohmann::json document, read_json_file(config_path));
-  ASSIGN_OR_RETURN(ModelConfig model, model_config_of(config_path, document));
+  KIVI_ASSIGN_OR_RETURN(const nlohmann::json document, read_json_file(config_path));
+  KIVI_ASSIGN_OR_RETURN(ModelConfig model, model_config_of(config_path, document));
   const std::string generation_path = path + "/generation_config.json";
-  RETURN_IF_ERROR(read_generation_config(generation_path, model));
-  RETURN_IF_ERROR(check_eos(generation_path, model));
+  KIVI_RETURN_IF_ERROR(read_generation_config(generation_path, model));
+  KIVI_RETURN_IF_ERROR(check_eos(generation_path, model));
   return model;
 }
 

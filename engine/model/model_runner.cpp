@@ -38,7 +38,7 @@ SampleRow sample_row(const Sequence& sequence, int position, bool scored) {
 
 // Sizes of recorded decode steps: powers of two to 8, multiples of 8 to 256, then of 32. A step is
 // padded to the next one.
-int ladder(int rows) {
+int recorded_rows(int rows) {
   if (rows <= 8) return int(std::bit_ceil(unsigned(rows)));
   const int stride = rows <= 256 ? 8 : 32;
   return (rows + stride - 1) / stride * stride;
@@ -46,7 +46,7 @@ int ladder(int rows) {
 
 bool every_row_decodes(const BatchPlan& plan) {
   return std::ranges::all_of(plan.sequences, [](const PlannedSequence& p) {
-    return p.count == 1 && p.samples && p.mode == KvMode::store && !p.scores_prompt;
+    return p.count == 1 && p.samples && p.mode == KvMode::append && !p.scores_prompt;
   });
 }
 
@@ -65,7 +65,7 @@ ModelRunner::ModelRunner(Backend& backend, std::unique_ptr<DecoderModel> model, 
       graphs_(graphs) {}
 
 void ModelRunner::launch(const BatchPlan& plan) {
-  StepUnderWay& step = under_way_.emplace_back();
+  StepInFlight& step = under_way_.emplace_back();
   step.results.resize(plan.sequences.size());
   if (timed_) step.number = steps_timed_++;
   step.follows = timed_ && last_timed_;
@@ -81,8 +81,8 @@ void ModelRunner::launch(const BatchPlan& plan) {
 }
 
 Result<std::vector<StepResult>> ModelRunner::collect() {
-  VERIFY(!under_way_.empty());
-  StepUnderWay step = std::move(under_way_.front());
+  KIVI_VERIFY(!under_way_.empty());
+  StepInFlight step = std::move(under_way_.front());
   under_way_.pop_front();
   if (!step.error) {
     try {
@@ -99,7 +99,7 @@ Result<std::vector<StepResult>> ModelRunner::collect() {
   return std::move(step.results);
 }
 
-void ModelRunner::run(const BatchPlan& plan, StepUnderWay& step) {
+void ModelRunner::run(const BatchPlan& plan, StepInFlight& step) {
   if (graphs_ && backend_.asynchronous() && every_row_decodes(plan)) {
     const Tensor logits = decode(plan, step);  // [rows, vocab]
     step.wanted.assign(input_.wanted().begin(), input_.wanted().end());
@@ -114,18 +114,18 @@ void ModelRunner::run(const BatchPlan& plan, StepUnderWay& step) {
   const int64_t wanted = int64_t(step.wanted.size());
   for (int64_t begin = 0; begin < wanted; begin += logits_rows_) {
     if (begin > 0)  // the sampler holds the blocks of two steps, and no more
-      for (StepUnderWay& s : under_way_) collect_block(s);
+      for (StepInFlight& s : under_way_) collect_block(s);
     const int64_t count = std::min<int64_t>(logits_rows_, wanted - begin);
     sample_block(plan, step, begin, model_->logits(input_.gather(begin, count)));  // [m, vocab]
   }
 }
 
-void ModelRunner::mark_begin(const StepUnderWay& step) {
+void ModelRunner::mark_begin(const StepInFlight& step) {
   if (step.number >= 0) backend_.mark(begin_mark(step.number));
 }
 
-Tensor ModelRunner::decode(const BatchPlan& plan, const StepUnderWay& step) {
-  const int rows = std::min(ladder(plan.rows), input_.limits().sequences);
+Tensor ModelRunner::decode(const BatchPlan& plan, const StepInFlight& step) {
+  const int rows = std::min(recorded_rows(plan.rows), input_.limits().sequences);
   input_.fill(plan, store_.layout, model_->spec().sliding_window, rows);
   mark_begin(step);
   const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
@@ -137,7 +137,7 @@ Tensor ModelRunner::decode(const BatchPlan& plan, const StepUnderWay& step) {
   return model_->logits_of(plan.rows);
 }
 
-void ModelRunner::sample_block(const BatchPlan& plan, StepUnderWay& step, int64_t begin,
+void ModelRunner::sample_block(const BatchPlan& plan, StepInFlight& step, int64_t begin,
                                const Tensor& logits) {
   const int64_t count = logits.rows();
   rows_.clear();
@@ -153,9 +153,9 @@ void ModelRunner::sample_block(const BatchPlan& plan, StepUnderWay& step, int64_
   backend_.sample(logits, rows_, make_tensor(sampled_ids_.data(), DType::i32, count));
 }
 
-void ModelRunner::show_logits(const BatchPlan& plan, const StepUnderWay& step, int64_t begin,
+void ModelRunner::show_logits(const BatchPlan& plan, const StepInFlight& step, int64_t begin,
                               const Tensor& logits) {
-  VERIFY(logits.contiguous());
+  KIVI_VERIFY(logits.contiguous());
   const size_t vocab = size_t(logits.row_size());
   logits_.resize(size_t(logits.rows()) * vocab);
   backend_.download(logits_.data(), logits.data, logits_.size() * sizeof(float));
@@ -167,11 +167,11 @@ void ModelRunner::show_logits(const BatchPlan& plan, const StepUnderWay& step, i
   }
 }
 
-void ModelRunner::collect_block(StepUnderWay& step) {
+void ModelRunner::collect_block(StepInFlight& step) {
   if (step.block_count == 0) return;
   samples_.clear();
   backend_.collect_samples(samples_);
-  VERIFY(int64_t(samples_.size()) == step.block_count);
+  KIVI_VERIFY(int64_t(samples_.size()) == step.block_count);
   for (int64_t i = 0; i < step.block_count; ++i) {
     const StepInput::WantedRow& wanted = step.wanted[size_t(step.block_begin + i)];
     StepResult& result = step.results[size_t(wanted.planned)];

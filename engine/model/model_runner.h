@@ -38,7 +38,7 @@ class ModelRunner : public StepRunner {
 
  private:
   // A step between launch and collect.
-  struct StepUnderWay {
+  struct StepInFlight {
     std::vector<StepResult> results;
     std::vector<StepInput::WantedRow> wanted;
     int64_t block_begin = 0;
@@ -48,21 +48,21 @@ class ModelRunner : public StepRunner {
     bool follows = false;  // the step before it was timed too
   };
 
-  void run(const BatchPlan& plan, StepUnderWay& step);
+  void run(const BatchPlan& plan, StepInFlight& step);
   // Layers and logits of a step in which every row decodes: padded, recorded, replayed.
-  Tensor decode(const BatchPlan& plan, const StepUnderWay& step);
+  Tensor decode(const BatchPlan& plan, const StepInFlight& step);
   // Enqueues the sampling of wanted rows [begin, begin + m). logits [m, vocab] f32.
-  void sample_block(const BatchPlan& plan, StepUnderWay& step, int64_t begin, const Tensor& logits);
+  void sample_block(const BatchPlan& plan, StepInFlight& step, int64_t begin, const Tensor& logits);
   // Waits for the device and shows the wanted rows [begin, begin + m) to the observer. logits [m,
   // vocab] f32.
-  void show_logits(const BatchPlan& plan, const StepUnderWay& step, int64_t begin,
+  void show_logits(const BatchPlan& plan, const StepInFlight& step, int64_t begin,
                    const Tensor& logits);
   // Marks of the backend's for step `number`: two each, and steps use them by turns.
   static int begin_mark(int64_t number) { return int(number * 2 % Backend::kMarks); }
   static int end_mark(int64_t number) { return begin_mark(number) + 1; }
-  void mark_begin(const StepUnderWay& step);
+  void mark_begin(const StepInFlight& step);
   // Waits for the block that is under way and puts its results where they belong.
-  void collect_block(StepUnderWay& step);
+  void collect_block(StepInFlight& step);
 
   Backend& backend_;
   std::unique_ptr<DecoderModel> model_;
@@ -81,7 +81,7 @@ class ModelRunner : public StepRunner {
   LogitsObserver logits_observer_;
   std::vector<float> logits_;  // [m, vocab], host; scratch
 
-  std::deque<StepUnderWay> under_way_;  // at most two
+  std::deque<StepInFlight> under_way_;  // at most two
   std::vector<SampleRow> rows_;         // scratch
   std::vector<SampledToken> samples_;   // scratch
 };

@@ -29,8 +29,8 @@ Result<StepInput> StepInput::create(Backend& backend, const Limits& limits) {
   StepInput input;
   input.backend_ = &backend;
   input.limits_ = limits;
-  ASSIGN_OR_RETURN(input.device_,
-                   backend.allocate(size_t(device_bytes(limits)), "the step's input"));
+  KIVI_ASSIGN_OR_RETURN(input.device_,
+                        backend.allocate(size_t(device_bytes(limits)), "the step's input"));
   input.packed_.reserve(input.device_.bytes() / sizeof(int32_t));
   return input;
 }
@@ -46,10 +46,9 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
   sequences_.clear();
   wanted_.clear();
   view_ = StepView{};
-  view_.decode_only = true;
   for (size_t i = 0; i < plan.sequences.size(); ++i) add(plan.sequences[i], int(i), layout);
 
-  VERIFY(int(ids_.size()) == plan.rows);
+  KIVI_VERIFY(int(ids_.size()) == plan.rows);
   for (int row = plan.rows; row < rows_padded; ++row) {
     ids_.push_back(0);
     positions_.push_back(0);
@@ -58,9 +57,9 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
     sequences_.push_back({});
   }
   view_.rows = int(ids_.size());
-  VERIFY(view_.rows <= limits_.rows);
-  VERIFY(int(sequences_.size()) <= limits_.sequences);
-  VERIFY(int64_t(page_table_.size()) <= limits_.page_entries);
+  KIVI_VERIFY(view_.rows <= limits_.rows);
+  KIVI_VERIFY(int(sequences_.size()) <= limits_.sequences);
+  KIVI_VERIFY(int64_t(page_table_.size()) <= limits_.page_entries);
   view_.sequences = sequences_;
   view_.page_table = page_table_;
   view_.sliding_window = sliding_window;
@@ -88,14 +87,14 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
 
   s.pages_begin = int32_t(page_table_.size());
   if (planned.mode != KvMode::stage) s.pages_count = layout.pages_for(end);
-  VERIFY(s.pages_count <= int(sequence.kv.pages.size()));
+  KIVI_VERIFY(s.pages_count <= int(sequence.kv.pages.size()));
   const auto pages = sequence.kv.pages.begin();
   page_table_.insert(page_table_.end(), pages, pages + s.pages_count);
 
   s.staging_begin = int32_t(page_table_.size());
   if (planned.mode == KvMode::stage) s.staging_count = KvLayout::staging_pages_for(end);
-  if (planned.mode == KvMode::commit) s.staging_count = KvLayout::staging_pages_for(planned.past);
-  VERIFY(s.staging_count <= int(sequence.kv.staging_pages.size()));
+  if (planned.mode == KvMode::seal) s.staging_count = KvLayout::staging_pages_for(planned.past);
+  KIVI_VERIFY(s.staging_count <= int(sequence.kv.staging_pages.size()));
   const auto staging = sequence.kv.staging_pages.begin();
   page_table_.insert(page_table_.end(), staging, staging + s.staging_count);
 
@@ -107,13 +106,12 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
     lengths_.push_back(std::max(position + 1, sequence.prompt_tokens));
     const bool scored = planned.scores_prompt && position + 1 < sequence.prompt_tokens;
     const bool sampled = planned.samples && position + 1 == end;
-    VERIFY(!(scored && sampled));
+    KIVI_VERIFY(!(scored && sampled));
     if (!scored && !sampled) continue;
     gather_.push_back(row);
     wanted_.push_back({index, position, scored});
   }
   sequences_.push_back(s);
-  if (planned.count != 1 || planned.mode != KvMode::store) view_.decode_only = false;
 }
 
 int32_t* StepInput::pack(const void* source, size_t count) {

@@ -189,7 +189,7 @@ class Uploader {
     *item.target = item.columns == 0 ? make_tensor(at_, dtype_, item.rows())
                                      : make_tensor(at_, dtype_, item.rows(), item.columns);
     offset_ += aligned(item.size() * int64_t(size_of(dtype_)));
-    VERIFY(offset_ <= int64_t(memory_.bytes()));
+    KIVI_VERIFY(offset_ <= int64_t(memory_.bytes()));
   }
 
   // The next `bytes` of the current item.
@@ -373,13 +373,13 @@ Result<DecoderWeights> load_weights(Backend& backend, const DecoderSpec& spec,
   DecoderWeights weights;
   const WeightList list(spec, names, weights);
   const TensorMap& tensors = checkpoint.tensors();
-  RETURN_IF_ERROR(check_names(list.items(), spec, names, checkpoint));
+  KIVI_RETURN_IF_ERROR(check_names(list.items(), spec, names, checkpoint));
   for (const WeightItem& item : list.items())
     for (const WeightPart& part : item.parts)
-      RETURN_IF_ERROR(check_tensor(tensors.at(part.name), part, item.columns));
+      KIVI_RETURN_IF_ERROR(check_tensor(tensors.at(part.name), part, item.columns));
 
-  ASSIGN_OR_RETURN(weights.memory,
-                   backend.allocate(size_t(weight_bytes(spec, dtype)), "the weights"));
+  KIVI_ASSIGN_OR_RETURN(weights.memory,
+                        backend.allocate(size_t(weight_bytes(spec, dtype)), "the weights"));
   Uploader uploader(backend, weights, dtype, progress);
   for (const WeightItem& item : list.items()) {
     uploader.place(item);
@@ -395,8 +395,8 @@ Result<DecoderWeights> random_weights(Backend& backend, const DecoderSpec& spec,
   const TensorNames names = any_names(spec);
   DecoderWeights weights;
   const WeightList list(spec, names, weights);
-  ASSIGN_OR_RETURN(weights.memory,
-                   backend.allocate(size_t(weight_bytes(spec, dtype)), "the weights"));
+  KIVI_ASSIGN_OR_RETURN(weights.memory,
+                        backend.allocate(size_t(weight_bytes(spec, dtype)), "the weights"));
   Uploader uploader(backend, weights, dtype, progress);
   const int64_t element = int64_t(size_of(dtype));
   // A prime length: repeated, it gives no two equal rows of any matrix near each other, and copying

@@ -8,8 +8,8 @@
 #include <optional>
 #include <unordered_map>
 
-#include "engine/serving/chat_template.h"
 #include "base/regex.h"
+#include "engine/serving/chat_template.h"
 
 namespace kivi {
 namespace {
@@ -57,7 +57,7 @@ Result<std::optional<Regex>> finder_of(const SpecialTokens& special) {
   std::string pattern;
   for (const std::string& name : names)
     pattern += (pattern.empty() ? "\\Q" : "|\\Q") + name + "\\E";
-  ASSIGN_OR_RETURN(Regex regex, Regex::compile(pattern));
+  KIVI_ASSIGN_OR_RETURN(Regex regex, Regex::compile(pattern));
   return std::optional<Regex>(std::move(regex));
 }
 
@@ -71,13 +71,13 @@ class TemplatePrompt final : public ChatPrompt {
         finder_(std::move(finder)) {}
 
   Result<std::string> text(const ChatInput& input) const override {
-    ASSIGN_OR_RETURN(std::string text, marked_text(input));
+    KIVI_ASSIGN_OR_RETURN(std::string text, marked_text(input));
     replace_all(text, kPlain, "");
     return text;
   }
 
   Result<std::vector<int32_t>> ids(const ChatInput& input) const override {
-    ASSIGN_OR_RETURN(const std::string text, marked_text(input));
+    KIVI_ASSIGN_OR_RETURN(const std::string text, marked_text(input));
     std::vector<int32_t> ids;
     if (input.add_special_tokens) ids = tokenizer_.encode("", true);
     std::vector<Span> found;
@@ -177,7 +177,7 @@ Result<std::string> TemplatePrompt::marked_text(const ChatInput& input) const {
     variables[name] = value;
     mark(variables[name], scratch);
   }
-  if (input.continue_final_message) RETURN_IF_ERROR(mark_end(variables["messages"]));
+  if (input.continue_final_message) KIVI_RETURN_IF_ERROR(mark_end(variables["messages"]));
 
   Result<std::string> text = template_.render(variables, std::time(nullptr));
   if (!text.ok()) return Error{text.error().code, text.error().message, "messages"};
@@ -199,9 +199,9 @@ Result<std::string> TemplatePrompt::marked_text(const ChatInput& input) const {
 
 Result<std::unique_ptr<ChatPrompt>> ChatPrompt::make(const ChatTemplateSource& source,
                                                      const Tokenizer& tokenizer) {
-  ASSIGN_OR_RETURN(ChatTemplate chat_template, ChatTemplate::parse(source));
+  KIVI_ASSIGN_OR_RETURN(ChatTemplate chat_template, ChatTemplate::parse(source));
   SpecialTokens special = special_tokens(tokenizer);
-  ASSIGN_OR_RETURN(std::optional<Regex> finder, finder_of(special));
+  KIVI_ASSIGN_OR_RETURN(std::optional<Regex> finder, finder_of(special));
   return std::unique_ptr<ChatPrompt>(std::make_unique<TemplatePrompt>(
       std::move(chat_template), tokenizer, std::move(special), std::move(finder)));
 }

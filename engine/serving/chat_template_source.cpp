@@ -59,7 +59,7 @@ Result<Found> read_from_file(const std::string& path, bool must_exist) {
 
 Result<Found> read_from_gguf(const std::string& path) {
   constexpr const char* kKey = "tokenizer.chat_template";
-  ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(path));
+  KIVI_ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(path));
   auto text = file.header.string(kKey);
   if (!text.ok()) return bad(text.error().message);
   if (!*text) return Found();
@@ -75,10 +75,10 @@ Result<Found> find_chat_template(const std::string& model, const std::string& wa
   if (wanted == "none") return Found();
   if (!wanted.empty()) return read_from_file(wanted, /*must_exist=*/true);
   if (is_gguf_path(model)) return read_from_gguf(model);
-  ASSIGN_OR_RETURN(Found found, read_from_file(model + "/chat_template.jinja", false));
+  KIVI_ASSIGN_OR_RETURN(Found found, read_from_file(model + "/chat_template.jinja", false));
   for (const char* name : {"/tokenizer_config.json", "/chat_template.json"}) {
     if (found) break;
-    ASSIGN_OR_RETURN(found, read_from_json(model + name));
+    KIVI_ASSIGN_OR_RETURN(found, read_from_json(model + name));
   }
   return found;
 }

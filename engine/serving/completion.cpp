@@ -231,11 +231,11 @@ int TextCompletion::completion_tokens(int choice) const {
 Result<std::shared_ptr<Completion>> Completion::start(const ServedModel& model,
                                                       CompletionRequest request,
                                                       std::function<void()> notify) {
-  RETURN_IF_ERROR(validate(request, model));
-  ASSIGN_OR_RETURN(auto prompts, encode_prompts(request, model));
+  KIVI_RETURN_IF_ERROR(validate(request, model));
+  KIVI_ASSIGN_OR_RETURN(auto prompts, encode_prompts(request, model));
   auto completion =
       std::make_shared<TextCompletion>(model, request, std::move(prompts), std::move(notify));
-  RETURN_IF_ERROR(completion->submit(*model.engine, request));
+  KIVI_RETURN_IF_ERROR(completion->submit(*model.engine, request));
   return std::shared_ptr<Completion>(std::move(completion));
 }
 

@@ -80,8 +80,8 @@ Status validate(const CompletionRequest& request, const ServedModel& model) {
     return invalid("prompt", fmt::format("prompt is a list of {} prompts, must be 1..{}",
                                          request.prompts.size(), kMaxPromptsPerRequest));
   }
-  RETURN_IF_ERROR(validate_choices(request));
-  RETURN_IF_ERROR(validate_stop(request.stop));
+  KIVI_RETURN_IF_ERROR(validate_choices(request));
+  KIVI_RETURN_IF_ERROR(validate_stop(request.stop));
   if (request.truncate_prompt_tokens != -1 && request.truncate_prompt_tokens < 1) {
     return invalid("truncate_prompt_tokens",
                    fmt::format("truncate_prompt_tokens is {}, must be at least 1, or -1 for none",
@@ -104,11 +104,11 @@ Result<std::vector<PromptIds>> encode_prompts(const CompletionRequest& request,
   for (const auto& prompt : request.prompts) {
     std::vector<int32_t> ids;
     if (const auto* text = std::get_if<std::string>(&prompt)) {
-      ASSIGN_OR_RETURN(ids, encode_text(*text, request, model));
+      KIVI_ASSIGN_OR_RETURN(ids, encode_text(*text, request, model));
     } else {
       ids = std::get<std::vector<int32_t>>(prompt);
     }
-    RETURN_IF_ERROR(check_ids(ids, prompts.size(), model.engine->model().vocab_size));
+    KIVI_RETURN_IF_ERROR(check_ids(ids, prompts.size(), model.engine->model().vocab_size));
     const size_t keep = size_t(request.truncate_prompt_tokens);
     if (request.truncate_prompt_tokens > 0 && ids.size() > keep) {
       ids.erase(ids.begin(), ids.end() - int64_t(keep));

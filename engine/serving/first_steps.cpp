@@ -15,7 +15,7 @@ Status run_step(StepRunner& runner, Sequence& sequence, int past, int count) {
   plan.sequences.push_back({.sequence = &sequence,
                             .past = past,
                             .count = count,
-                            .mode = KvMode::store,
+                            .mode = KvMode::append,
                             .completes = true,
                             .samples = true});
   runner.launch(plan);
@@ -32,9 +32,9 @@ Status run_first_steps(StepRunner& runner, int rows_max) {
   sequence.tokens.assign(size_t(prompt) + 1, 0);
   sequence.kv.pages = {0};
   sequence.kv.slot = 0;
-  RETURN_IF_ERROR(run_step(runner, sequence, 0, prompt));
+  KIVI_RETURN_IF_ERROR(run_step(runner, sequence, 0, prompt));
   // A device may run a shape as it is when it comes first, and record it when it comes again.
-  for (int i = 0; i < 2; ++i) RETURN_IF_ERROR(run_step(runner, sequence, prompt, 1));
+  for (int i = 0; i < 2; ++i) KIVI_RETURN_IF_ERROR(run_step(runner, sequence, prompt, 1));
   return ok_status();
 }
 

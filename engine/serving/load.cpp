@@ -71,7 +71,7 @@ Result<std::string> find_model(const std::string& model, const std::string& load
   std::error_code ignored;
   if (only_folder || (!only_gguf && std::filesystem::exists(model + "/config.json", ignored)))
     return model;
-  ASSIGN_OR_RETURN(const std::optional<std::string> file, find_gguf(model));
+  KIVI_ASSIGN_OR_RETURN(const std::optional<std::string> file, find_gguf(model));
   if (!file && only_gguf) return wrong("no GGUF file and no folder with one");
   return file.value_or(model);
 }
@@ -110,22 +110,22 @@ Status check_logprobs(const EngineConfig& config, const Backend& backend) {
                "max_logprobs"};
 }
 
-Result<Blueprint> draw_up(const EngineConfig& config, PhaseClock& clock) {
-  RETURN_IF_ERROR(validate(config));
+Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
+  KIVI_RETURN_IF_ERROR(validate(config));
   Blueprint b;
-  ASSIGN_OR_RETURN(b.place, find_model(config.model, config.load_format));
-  ASSIGN_OR_RETURN(b.model, read_model_config(b.place));
+  KIVI_ASSIGN_OR_RETURN(b.place, find_model(config.model, config.load_format));
+  KIVI_ASSIGN_OR_RETURN(b.model, read_model_config(b.place));
   const DecoderSpec& spec = b.model.spec;
   clock.end("config");
-  ASSIGN_OR_RETURN(b.backend, make_backend(config));
-  RETURN_IF_ERROR(check_logprobs(config, *b.backend));
-  RETURN_IF_ERROR(b.backend->check_shape(spec.kv_shape(), spec.hidden));
+  KIVI_ASSIGN_OR_RETURN(b.backend, make_backend(config));
+  KIVI_RETURN_IF_ERROR(check_logprobs(config, *b.backend));
+  KIVI_RETURN_IF_ERROR(b.backend->check_shape(spec.kv_shape(), spec.hidden));
   clock.end("device");
   const DeviceInfo device = b.backend->info();
-  ASSIGN_OR_RETURN(b.dtype, weight_dtype(config, b.model.dtype, device));
-  ASSIGN_OR_RETURN(const int max_model_len, model_length(config, spec));
+  KIVI_ASSIGN_OR_RETURN(b.dtype, weight_dtype(config, b.model.dtype, device));
+  KIVI_ASSIGN_OR_RETURN(const int max_model_len, model_length(config, spec));
   b.layout.shape = spec.kv_shape();
-  ASSIGN_OR_RETURN(b.layout.format, kv_format_of(config, b.layout.shape, spec.heads_q));
+  KIVI_ASSIGN_OR_RETURN(b.layout.format, kv_format_of(config, b.layout.shape, spec.heads_q));
 
   b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin)};
   const int64_t pages_a_sequence =
@@ -135,7 +135,7 @@ Result<Blueprint> draw_up(const EngineConfig& config, PhaseClock& clock) {
 
   const int64_t weights = weight_bytes(spec, b.dtype), workspace = workspace_bytes(b);
   const int64_t budget = store_budget(config, device, weights + workspace);
-  ASSIGN_OR_RETURN(b.plan, plan_store(config, b.layout, max_model_len, budget));
+  KIVI_ASSIGN_OR_RETURN(b.plan, plan_store(config, b.layout, max_model_len, budget));
   b.plan.device = fmt::format("{} ({})", device.kind, device.name);
   b.plan.weights = weights;
   b.plan.workspace = workspace;
@@ -218,31 +218,34 @@ Result<DecoderWeights> make_weights(const EngineConfig& config, const Blueprint&
                                     const WeightProgress& progress) {
   const DecoderSpec& spec = b.model.spec;
   if (config.load_format == "dummy") return random_weights(*b.backend, spec, b.dtype, progress);
-  ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(b.place));
+  KIVI_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(b.place));
   return load_weights(*b.backend, spec, b.model.names, checkpoint, b.dtype, progress);
 }
 
 Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, const Blueprint& b,
                                                 const WeightProgress& progress, PhaseClock& clock) {
   Backend& backend = *b.backend;
-  ASSIGN_OR_RETURN(DecoderWeights weights, make_weights(config, b, progress));
+  KIVI_ASSIGN_OR_RETURN(DecoderWeights weights, make_weights(config, b, progress));
   backend.synchronize();
   clock.end("weights", b.plan.weights);
-  ASSIGN_OR_RETURN(std::unique_ptr<DecoderModel> model,
-                   DecoderModel::create(backend, b.model.spec, std::move(weights), b.model_limits));
-  ASSIGN_OR_RETURN(StepInput input, StepInput::create(backend, b.input_limits));
-  ASSIGN_OR_RETURN(Buffer store,
-                   backend.allocate(size_t(store_bytes(b.plan)), "the key-value store"));
+  KIVI_ASSIGN_OR_RETURN(
+      std::unique_ptr<DecoderModel> model,
+      DecoderModel::create(backend, b.model.spec, std::move(weights), b.model_limits));
+  KIVI_ASSIGN_OR_RETURN(StepInput input, StepInput::create(backend, b.input_limits));
+  KIVI_ASSIGN_OR_RETURN(Buffer store,
+                        backend.allocate(size_t(store_bytes(b.plan)), "the key-value store"));
   const KvView view = lay_out_store(b.plan, b.layout, store.data());
   const int logits_rows = b.model_limits.logits_rows;
-  ASSIGN_OR_RETURN(Buffer ids, backend.allocate(size_t(ModelRunner::sampled_ids_bytes(logits_rows)),
-                                                "the sampled ids"));
+  KIVI_ASSIGN_OR_RETURN(
+      Buffer ids,
+      backend.allocate(size_t(ModelRunner::sampled_ids_bytes(logits_rows)), "the sampled ids"));
   std::unique_ptr<StepRunner> runner =
       std::make_unique<ModelRunner>(backend, std::move(model), std::move(input), std::move(store),
                                     view, std::move(ids), logits_rows, !config.enforce_eager);
   clock.end("memory");
   if (runner->asynchronous()) {
-    RETURN_IF_ERROR(run_first_steps(*runner, std::min(b.model_limits.rows, b.plan.max_model_len)));
+    KIVI_RETURN_IF_ERROR(
+        run_first_steps(*runner, std::min(b.model_limits.rows, b.plan.max_model_len)));
     clock.end("first steps");
   }
   return runner;
@@ -251,7 +254,7 @@ Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, cons
 // A dummy model that comes without a tokenizer gets one of bytes: what is served always has one.
 Result<std::unique_ptr<Tokenizer>> make_tokenizer(const EngineConfig& config, const Blueprint& b) {
   const int vocab = b.model.spec.vocab;
-  ASSIGN_OR_RETURN(const std::string place, tokenizer_place(config, b.place));
+  KIVI_ASSIGN_OR_RETURN(const std::string place, tokenizer_place(config, b.place));
   Result<std::unique_ptr<Tokenizer>> tokenizer = load_tokenizer(place);
   if (!tokenizer.ok() && config.load_format == "dummy" &&
       tokenizer.error().code == ErrorCode::not_found)
@@ -267,8 +270,8 @@ Result<std::unique_ptr<Tokenizer>> make_tokenizer(const EngineConfig& config, co
 // The template belongs to the tokenizer: they come from one place.
 Result<std::unique_ptr<ChatPrompt>> make_chat_prompt(const EngineConfig& config, const Blueprint& b,
                                                      const Tokenizer& tokenizer) {
-  ASSIGN_OR_RETURN(const std::string place, tokenizer_place(config, b.place));
-  ASSIGN_OR_RETURN(const auto source, find_chat_template(place, config.chat_template));
+  KIVI_ASSIGN_OR_RETURN(const std::string place, tokenizer_place(config, b.place));
+  KIVI_ASSIGN_OR_RETURN(const auto source, find_chat_template(place, config.chat_template));
   if (!source) return std::unique_ptr<ChatPrompt>();
   return ChatPrompt::make(*source, tokenizer);
 }
@@ -289,8 +292,8 @@ int64_t device_memory_used(const LoadedModel& model) {
 }
 
 Result<ModelSummary> summarize_model(const std::string& model) {
-  ASSIGN_OR_RETURN(const std::string place, find_model(model, "auto"));
-  ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(place));
+  KIVI_ASSIGN_OR_RETURN(const std::string place, find_model(model, "auto"));
+  KIVI_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(place));
   ModelSummary s = summary_of(config, config.dtype);
   const Result<std::unique_ptr<Tokenizer>> tokenizer = load_tokenizer(place);
   s.tokenizer_kind = tokenizer.ok() ? (*tokenizer)->kind()
@@ -298,13 +301,13 @@ Result<ModelSummary> summarize_model(const std::string& model) {
                          ? "none"
                          : "cannot be used: " + tokenizer.error().message;
   s.has_chat_template = has_chat_template(place);
-  RETURN_IF_ERROR(summarize_files(place, s));
+  KIVI_RETURN_IF_ERROR(summarize_files(place, s));
   return s;
 }
 
 Result<MemoryPlan> plan_memory(const EngineConfig& config) {
   PhaseClock clock;
-  ASSIGN_OR_RETURN(const Blueprint blueprint, draw_up(config, clock));
+  KIVI_ASSIGN_OR_RETURN(const Blueprint blueprint, plan_load(config, clock));
   return blueprint.plan;
 }
 
@@ -317,19 +320,19 @@ Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress,
                                                 const BackendWrap& wrap) {
   PhaseClock clock;
-  ASSIGN_OR_RETURN(Blueprint b, draw_up(config, clock));
+  KIVI_ASSIGN_OR_RETURN(Blueprint b, plan_load(config, clock));
   if (wrap) b.backend = wrap(std::move(b.backend));
   auto loaded = std::make_unique<LoadedModel>();
-  ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b));
-  ASSIGN_OR_RETURN(loaded->chat, make_chat_prompt(config, b, *loaded->tokenizer));
+  KIVI_ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b));
+  KIVI_ASSIGN_OR_RETURN(loaded->chat, make_chat_prompt(config, b, *loaded->tokenizer));
   clock.end("tokenizer");
   const WeightProgress weight_progress = [&](int64_t done, int64_t total) {
     if (progress) progress("weights", done, total);
   };
-  ASSIGN_OR_RETURN(std::unique_ptr<StepRunner> runner,
-                   make_runner(config, b, weight_progress, clock));
-  const EngineModel engine_model = {b.model.spec.vocab, b.plan.max_model_len,
-                                    b.model.eos_token_ids};
+  KIVI_ASSIGN_OR_RETURN(std::unique_ptr<StepRunner> runner,
+                        make_runner(config, b, weight_progress, clock));
+  const EngineLimits engine_model = {b.model.spec.vocab, b.plan.max_model_len,
+                                     b.model.eos_token_ids};
   loaded->backend = std::move(b.backend);
   loaded->engine =
       std::make_unique<Engine>(config, engine_model, b.layout, b.plan.capacity, std::move(runner));

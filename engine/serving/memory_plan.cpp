@@ -75,7 +75,7 @@ int64_t store_bytes(const MemoryPlan& plan) { return plan.pages + plan.residual 
 
 KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* base) {
   // Every region's unit is a multiple of 256 bytes, so the regions need no padding between them.
-  VERIFY(plan.pages % 256 == 0 && plan.residual % 256 == 0);
+  KIVI_VERIFY(plan.pages % 256 == 0 && plan.residual % 256 == 0);
   KvView view;
   view.layout = layout;
   view.pages = base;

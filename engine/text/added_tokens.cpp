@@ -39,9 +39,9 @@ Result<AddedTokens> AddedTokens::load(const std::vector<AddedTokenRule>& rules) 
   for (const std::string& content : contents) {
     pattern += (pattern.empty() ? "" : "|") + regex_literal(content);
   }
-  ASSIGN_OR_RETURN(loaded.pattern_, Regex::compile(pattern));
-  ASSIGN_OR_RETURN(loaded.word_, Regex::compile(kWordCharacter));
-  ASSIGN_OR_RETURN(loaded.space_, Regex::compile(R"(\p{Xps}|\x{85})"));
+  KIVI_ASSIGN_OR_RETURN(loaded.pattern_, Regex::compile(pattern));
+  KIVI_ASSIGN_OR_RETURN(loaded.word_, Regex::compile(kWordCharacter));
+  KIVI_ASSIGN_OR_RETURN(loaded.space_, Regex::compile(R"(\p{Xps}|\x{85})"));
   return loaded;
 }
 

@@ -74,10 +74,10 @@ struct Decoding {
 Status read_decoder(const json& description, Decoding& decoding, bool fused) {
   const TokenizerPart part("decoder", description);
   if (part.type() == "Sequence") {
-    RETURN_IF_ERROR(part.allow({"decoders"}));
-    ASSIGN_OR_RETURN(const json* parts, part.list("decoders"));
+    KIVI_RETURN_IF_ERROR(part.allow({"decoders"}));
+    KIVI_ASSIGN_OR_RETURN(const json* parts, part.list("decoders"));
     for (const json& each : *parts) {
-      RETURN_IF_ERROR(read_decoder(each, decoding, fused));
+      KIVI_RETURN_IF_ERROR(read_decoder(each, decoding, fused));
       fused = fused || type_of(each) == "Fuse";
     }
     return ok_status();
@@ -92,14 +92,15 @@ Status read_decoder(const json& description, Decoding& decoding, bool fused) {
   }
   if (part.type() == "Fuse") return part.allow({});
   if (part.type() == "Replace" && !fused && decoding.from.empty()) {
-    RETURN_IF_ERROR(part.allow({"pattern", "content"}));
+    KIVI_RETURN_IF_ERROR(part.allow({"pattern", "content"}));
     decoding.from = part.pattern_string();
     decoding.to = part.text("content");
     if (decoding.from.empty()) return part.unsupported("with a pattern that is no String");
     return ok_status();
   }
   if (part.type() == "Metaspace" && decoding.from.empty()) {
-    RETURN_IF_ERROR(part.allow({"replacement", "add_prefix_space", "prepend_scheme", "split"}));
+    KIVI_RETURN_IF_ERROR(
+        part.allow({"replacement", "add_prefix_space", "prepend_scheme", "split"}));
     decoding.from = part.text("replacement");
     decoding.to = " ";
     decoding.strips_space =
@@ -201,25 +202,26 @@ void BpeTokenizer::define(int32_t id, const std::string& name, bool special) {
 
 Status BpeTokenizer::load(const json& file, const TokenizerConfig& config) {
   // Truncation and padding are how a training batch was made; Transformers ignores both as well.
-  RETURN_IF_ERROR(TokenizerPart("file", file)
-                      .allow({"version", "truncation", "padding", "added_tokens", "normalizer",
-                              "pre_tokenizer", "post_processor", "decoder", "model"}));
-  RETURN_IF_ERROR(read_decoder(at(file, "decoder"), decoding_, /*fused=*/false));
+  KIVI_RETURN_IF_ERROR(TokenizerPart("file", file)
+                           .allow({"version", "truncation", "padding", "added_tokens", "normalizer",
+                                   "pre_tokenizer", "post_processor", "decoder", "model"}));
+  KIVI_RETURN_IF_ERROR(read_decoder(at(file, "decoder"), decoding_, /*fused=*/false));
   if (decoding_.byte_level && (decoding_.byte_fallback || !decoding_.from.empty()))
     return unsupported("decoder ByteLevel beside others");
-  ASSIGN_OR_RETURN(normalizer_, TextNormalizer::load(at(file, "normalizer")));
+  KIVI_ASSIGN_OR_RETURN(normalizer_, TextNormalizer::load(at(file, "normalizer")));
   loses_text_ = normalizer_->shortens();
-  RETURN_IF_ERROR(load_model(at(file, "model")));
-  RETURN_IF_ERROR(load_added_tokens(at(file, "added_tokens")));
-  RETURN_IF_ERROR(apply_added_tokens(config, vocabulary_));
-  ASSIGN_OR_RETURN(pre_tokenizer_,
-                   PreTokenizer::load(at(file, "pre_tokenizer"),
-                                      decoding_.byte_level ? Pieces::byte_alphabet : Pieces::text));
+  KIVI_RETURN_IF_ERROR(load_model(at(file, "model")));
+  KIVI_RETURN_IF_ERROR(load_added_tokens(at(file, "added_tokens")));
+  KIVI_RETURN_IF_ERROR(apply_added_tokens(config, vocabulary_));
+  KIVI_ASSIGN_OR_RETURN(
+      pre_tokenizer_,
+      PreTokenizer::load(at(file, "pre_tokenizer"),
+                         decoding_.byte_level ? Pieces::byte_alphabet : Pieces::text));
   loses_text_ = loses_text_ || pre_tokenizer_->removes_text();
-  RETURN_IF_ERROR(load_post_processor(at(file, "post_processor")));
+  KIVI_RETURN_IF_ERROR(load_post_processor(at(file, "post_processor")));
   find_whole_tokens();
-  ASSIGN_OR_RETURN(bos_, find_token(config.bos, "bos_token", vocabulary_));
-  ASSIGN_OR_RETURN(eos_, find_token(config.eos, "eos_token", vocabulary_));
+  KIVI_ASSIGN_OR_RETURN(bos_, find_token(config.bos, "bos_token", vocabulary_));
+  KIVI_ASSIGN_OR_RETURN(eos_, find_token(config.eos, "eos_token", vocabulary_));
   return ok_status();
 }
 
@@ -228,7 +230,7 @@ Status BpeTokenizer::load_model(const json& model) {
   // Files of before the type was written have BPE alone with merges.
   const bool untyped = part.type() == "without a type" && !at(model, "merges").is_null();
   if (part.type() != "BPE" && !untyped) return unsupported("model " + part.type());
-  RETURN_IF_ERROR(
+  KIVI_RETURN_IF_ERROR(
       part.allow({"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
                   "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}));
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -242,7 +244,7 @@ Status BpeTokenizer::load_model(const json& model) {
     return unsupported("model.byte_fallback with decoder ByteLevel");
   fuse_unknown_ = is_true(model, "fuse_unk");
   ignore_merges_ = is_true(model, "ignore_merges");
-  RETURN_IF_ERROR(load_vocabulary(at(model, "vocab")));
+  KIVI_RETURN_IF_ERROR(load_vocabulary(at(model, "vocab")));
   if (!part.text("unk_token").empty()) {
     const auto hole = std::find(byte_ids_.begin(), byte_ids_.end(), -1);
     if (decoding_.byte_level && hole != byte_ids_.end())
@@ -319,7 +321,7 @@ Status BpeTokenizer::load_added_tokens(const json& added) {
   std::vector<AddedTokenRule> rules, normalized;
   for (const json& token : added.is_null() ? json::array() : added) {
     const TokenizerPart part("added token", token);
-    RETURN_IF_ERROR(
+    KIVI_RETURN_IF_ERROR(
         part.allow({"id", "content", "special", "normalized", "single_word", "lstrip", "rstrip"}));
     const json& id = part.at("id");
     if (!id.is_number_unsigned() || id.get<uint64_t>() > uint64_t(kMaxTokenId) ||
@@ -342,8 +344,8 @@ Status BpeTokenizer::load_added_tokens(const json& added) {
     if (rule.special) vocabulary_.mark_special(rule.id);
     (rule.normalized ? normalized : rules).push_back(std::move(rule));
   }
-  ASSIGN_OR_RETURN(added_, AddedTokens::load(rules));
-  ASSIGN_OR_RETURN(added_normalized_, AddedTokens::load(normalized));
+  KIVI_ASSIGN_OR_RETURN(added_, AddedTokens::load(rules));
+  KIVI_ASSIGN_OR_RETURN(added_normalized_, AddedTokens::load(normalized));
   return ok_status();
 }
 
@@ -354,16 +356,16 @@ Status BpeTokenizer::load_post_processor(const json& description) {
   if (type == "ByteLevel")  // offsets alone
     return processor.allow({"add_prefix_space", "trim_offsets", "use_regex"});
   if (type == "Sequence" && at(description, "processors").is_array()) {
-    RETURN_IF_ERROR(processor.allow({"processors"}));
+    KIVI_RETURN_IF_ERROR(processor.allow({"processors"}));
     for (const json& part : at(description, "processors")) {
-      RETURN_IF_ERROR(load_post_processor(part));
+      KIVI_RETURN_IF_ERROR(load_post_processor(part));
     }
     return ok_status();
   }
   if (type != "TemplateProcessing" || !at(description, "single").is_array()) {
     return unsupported("post_processor " + type);
   }
-  RETURN_IF_ERROR(processor.allow({"single", "pair", "special_tokens"}));
+  KIVI_RETURN_IF_ERROR(processor.allow({"single", "pair", "special_tokens"}));
   bool after_text = false;
   for (const json& part : at(description, "single")) {
     if (part.contains("Sequence")) {
@@ -506,8 +508,8 @@ void BpeTokenizer::merge_piece(std::string_view piece, Scratch& scratch,
 }  // namespace
 
 Result<std::unique_ptr<Tokenizer>> load_bpe_tokenizer(const std::string& folder) {
-  ASSIGN_OR_RETURN(const TokenizerConfig config, read_tokenizer_config(folder));
-  ASSIGN_OR_RETURN(const json file, read_json_object(folder + "/tokenizer.json"));
+  KIVI_ASSIGN_OR_RETURN(const TokenizerConfig config, read_tokenizer_config(folder));
+  KIVI_ASSIGN_OR_RETURN(const json file, read_json_object(folder + "/tokenizer.json"));
   return make_bpe_tokenizer(folder, file, config);
 }
 

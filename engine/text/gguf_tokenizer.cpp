@@ -49,7 +49,7 @@ struct GgufVocabulary {
 Status read_id(const GgufHeader& header, const char* name, size_t count,
                std::optional<int64_t>& id) {
   const std::string key = fmt::format("tokenizer.ggml.{}_token_id", name);
-  ASSIGN_OR_RETURN(id, header.integer(key));
+  KIVI_ASSIGN_OR_RETURN(id, header.integer(key));
   if (id && (*id < 0 || *id >= int64_t(count)))
     return header.invalid(key, fmt::format("is {}, must be below the {} tokens", *id, count));
   return ok_status();
@@ -70,8 +70,8 @@ Status read_list(const GgufHeader& header, const char* key, size_t count,
 
 Result<GgufVocabulary> read_vocabulary(const GgufHeader& header) {
   GgufVocabulary v;
-  ASSIGN_OR_RETURN(const auto model, header.string("tokenizer.ggml.model"));
-  ASSIGN_OR_RETURN(auto tokens, header.strings("tokenizer.ggml.tokens"));
+  KIVI_ASSIGN_OR_RETURN(const auto model, header.string("tokenizer.ggml.model"));
+  KIVI_ASSIGN_OR_RETURN(auto tokens, header.strings("tokenizer.ggml.tokens"));
   if (!model || !tokens)
     return Error{ErrorCode::not_found,
                  fmt::format("{}: no tokenizer (tokenizer.ggml.model and tokenizer.ggml.tokens)",
@@ -81,27 +81,27 @@ Result<GgufVocabulary> read_vocabulary(const GgufHeader& header) {
   v.tokens = std::move(*tokens);
   const size_t count = v.tokens.size();
   constexpr const char* kTypes = "tokenizer.ggml.token_type";
-  RETURN_IF_ERROR(read_list(header, kTypes, count, header.integers(kTypes), v.types));
+  KIVI_RETURN_IF_ERROR(read_list(header, kTypes, count, header.integers(kTypes), v.types));
   if (v.types.empty()) v.types.assign(count, kNormal);
   for (const int64_t type : v.types)
     if (type < kNormal || type > kByte)
       return header.invalid(kTypes, fmt::format("holds {}, must be 1 to 6", type));
   constexpr const char* kScores = "tokenizer.ggml.scores";
-  RETURN_IF_ERROR(read_list(header, kScores, count, header.floats(kScores), v.scores));
-  ASSIGN_OR_RETURN(auto merges, header.strings("tokenizer.ggml.merges"));
+  KIVI_RETURN_IF_ERROR(read_list(header, kScores, count, header.floats(kScores), v.scores));
+  KIVI_ASSIGN_OR_RETURN(auto merges, header.strings("tokenizer.ggml.merges"));
   if (merges) v.merges = std::move(*merges);
-  ASSIGN_OR_RETURN(const auto pre, header.string("tokenizer.ggml.pre"));
+  KIVI_ASSIGN_OR_RETURN(const auto pre, header.string("tokenizer.ggml.pre"));
   v.pre = pre.value_or("default");
 
-  RETURN_IF_ERROR(read_id(header, "bos", count, v.bos));
-  RETURN_IF_ERROR(read_id(header, "eos", count, v.eos));
-  RETURN_IF_ERROR(read_id(header, "unknown", count, v.unknown));
-  RETURN_IF_ERROR(read_id(header, "padding", count, v.padding));
-  ASSIGN_OR_RETURN(v.add_bos, header.boolean("tokenizer.ggml.add_bos_token"));
-  ASSIGN_OR_RETURN(v.add_eos, header.boolean("tokenizer.ggml.add_eos_token"));
-  ASSIGN_OR_RETURN(v.add_space_prefix, header.boolean("tokenizer.ggml.add_space_prefix"));
-  ASSIGN_OR_RETURN(v.remove_extra_whitespaces,
-                   header.boolean("tokenizer.ggml.remove_extra_whitespaces"));
+  KIVI_RETURN_IF_ERROR(read_id(header, "bos", count, v.bos));
+  KIVI_RETURN_IF_ERROR(read_id(header, "eos", count, v.eos));
+  KIVI_RETURN_IF_ERROR(read_id(header, "unknown", count, v.unknown));
+  KIVI_RETURN_IF_ERROR(read_id(header, "padding", count, v.padding));
+  KIVI_ASSIGN_OR_RETURN(v.add_bos, header.boolean("tokenizer.ggml.add_bos_token"));
+  KIVI_ASSIGN_OR_RETURN(v.add_eos, header.boolean("tokenizer.ggml.add_eos_token"));
+  KIVI_ASSIGN_OR_RETURN(v.add_space_prefix, header.boolean("tokenizer.ggml.add_space_prefix"));
+  KIVI_ASSIGN_OR_RETURN(v.remove_extra_whitespaces,
+                        header.boolean("tokenizer.ggml.remove_extra_whitespaces"));
   constexpr const char* kCharsmap = "tokenizer.ggml.precompiled_charsmap";
   if (header.find(kCharsmap) != nullptr)
     return header.unsupported(kCharsmap, "(a normalizer) is not supported");
@@ -225,7 +225,7 @@ Result<std::unique_ptr<Tokenizer>> make_bpe(const GgufHeader& header, const Gguf
                               fmt::format("is '{}', supported are {}", v.pre, pre_names()));
   TokenizerConfig config = config_of(v);
   config.add_bos_token = v.add_bos.value_or(pre->steps == llama3_steps);
-  ASSIGN_OR_RETURN(const json document, tokenizer_json_of(header, v, config, *pre));
+  KIVI_ASSIGN_OR_RETURN(const json document, tokenizer_json_of(header, v, config, *pre));
   return make_bpe_tokenizer(header.file() + ": metadata as tokenizer.json", document, config);
 }
 

@@ -113,7 +113,7 @@ ByteAlphabet::ByteAlphabet() {
       s = {char(0xC0 | c >> 6), char(0x80 | (c & 0x3F))};
     }
   }
-  VERIFY(next == kCharacters);
+  KIVI_VERIFY(next == kCharacters);
 }
 
 std::optional<std::string> ByteAlphabet::decode(std::string_view text) const {
@@ -132,7 +132,7 @@ std::optional<std::string> ByteAlphabet::decode(std::string_view text) const {
 
 Result<PreTokenizer> PreTokenizer::load(const json& description, Pieces pieces) {
   PreTokenizer loaded;
-  if (!description.is_null()) RETURN_IF_ERROR(loaded.add(description));
+  if (!description.is_null()) KIVI_RETURN_IF_ERROR(loaded.add(description));
   const auto maps = [](const Step& step) { return step.kind == Step::Kind::byte_level; };
   const auto count = std::count_if(loaded.steps_.begin(), loaded.steps_.end(), maps);
   if (pieces == Pieces::text && count > 0)
@@ -146,16 +146,16 @@ Result<PreTokenizer> PreTokenizer::load(const json& description, Pieces pieces) 
 Status PreTokenizer::add(const json& description) {
   const TokenizerPart part("pre_tokenizer", description);
   if (part.type() == "Sequence") {
-    RETURN_IF_ERROR(part.allow({"pretokenizers"}));
-    ASSIGN_OR_RETURN(const json* parts, part.list("pretokenizers"));
-    for (const json& each : *parts) RETURN_IF_ERROR(add(each));
+    KIVI_RETURN_IF_ERROR(part.allow({"pretokenizers"}));
+    KIVI_ASSIGN_OR_RETURN(const json* parts, part.list("pretokenizers"));
+    for (const json& each : *parts) KIVI_RETURN_IF_ERROR(add(each));
     return ok_status();
   }
   if (part.type() == "ByteLevel") {
-    RETURN_IF_ERROR(part.allow({"add_prefix_space", "trim_offsets", "use_regex"}));
+    KIVI_RETURN_IF_ERROR(part.allow({"add_prefix_space", "trim_offsets", "use_regex"}));
     if (part.flag("add_prefix_space", true)) steps_.push_back(prefix_step(" ", Prefix::always));
     if (part.flag("use_regex", true)) {
-      RETURN_IF_ERROR(add_pattern(kGpt2Pattern, SplitBehavior::isolated, false));
+      KIVI_RETURN_IF_ERROR(add_pattern(kGpt2Pattern, SplitBehavior::isolated, false));
     }
     steps_.emplace_back();
     steps_.back().kind = Step::Kind::byte_level;
@@ -163,12 +163,12 @@ Status PreTokenizer::add(const json& description) {
   }
   if (part.type() == "Metaspace") return add_metaspace(part);
   if (part.type() == "Digits") {
-    RETURN_IF_ERROR(part.allow({"individual_digits"}));
+    KIVI_RETURN_IF_ERROR(part.allow({"individual_digits"}));
     const bool single = part.flag("individual_digits", false);
     return add_pattern(kDigit, single ? SplitBehavior::isolated : SplitBehavior::contiguous, false);
   }
   if (part.type() == "Punctuation") {
-    RETURN_IF_ERROR(part.allow({"behavior"}));
+    KIVI_RETURN_IF_ERROR(part.allow({"behavior"}));
     const std::string name = part.text("behavior");
     const auto behavior = behavior_of(name.empty() ? "Isolated" : name);
     if (!behavior) return part.unsupported("with behavior " + name);
@@ -187,7 +187,7 @@ PreTokenizer::Step PreTokenizer::prefix_step(std::string text, Prefix prefix) {
 }
 
 Status PreTokenizer::add_metaspace(const TokenizerPart& part) {
-  RETURN_IF_ERROR(part.allow({"replacement", "add_prefix_space", "prepend_scheme", "split"}));
+  KIVI_RETURN_IF_ERROR(part.allow({"replacement", "add_prefix_space", "prepend_scheme", "split"}));
   Step spaces;
   spaces.kind = Step::Kind::replace_spaces;
   spaces.text = part.text("replacement");
@@ -208,7 +208,7 @@ Status PreTokenizer::add_metaspace(const TokenizerPart& part) {
 }
 
 Status PreTokenizer::add_split(const TokenizerPart& part) {
-  RETURN_IF_ERROR(part.allow({"pattern", "behavior", "invert"}));
+  KIVI_RETURN_IF_ERROR(part.allow({"pattern", "behavior", "invert"}));
   const auto behavior = behavior_of(part.text("behavior"));
   if (!behavior) return part.unsupported("with behavior " + part.text("behavior"));
   const json& pattern = part.at("pattern");
@@ -223,7 +223,7 @@ Status PreTokenizer::add_split(const TokenizerPart& part) {
 }
 
 Status PreTokenizer::add_pattern(const std::string& pattern, SplitBehavior behavior, bool invert) {
-  ASSIGN_OR_RETURN(Regex regex, Regex::compile(pattern));
+  KIVI_ASSIGN_OR_RETURN(Regex regex, Regex::compile(pattern));
   Step step;
   step.kind = Step::Kind::split;
   step.regex = std::move(regex);

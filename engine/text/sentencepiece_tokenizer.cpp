@@ -163,13 +163,15 @@ Status SentencePieceTokenizer::load(const std::string& place, std::string model,
     return bad_model(place, fmt::format("not a SentencePiece model ({})", status.ToString()));
   }
   fill_vocabulary();
-  RETURN_IF_ERROR(apply_added_tokens(config, vocabulary_));
-  RETURN_IF_ERROR(find_specials());
+  KIVI_RETURN_IF_ERROR(apply_added_tokens(config, vocabulary_));
+  KIVI_RETURN_IF_ERROR(find_specials());
 
   add_bos_ = config.add_bos_token.value_or(true);
   add_eos_ = config.add_eos_token.value_or(false);
-  ASSIGN_OR_RETURN(bos_, resolve(config.bos, "bos_token", processor_.bos_id(), vocabulary_, place));
-  ASSIGN_OR_RETURN(eos_, resolve(config.eos, "eos_token", processor_.eos_id(), vocabulary_, place));
+  KIVI_ASSIGN_OR_RETURN(bos_,
+                        resolve(config.bos, "bos_token", processor_.bos_id(), vocabulary_, place));
+  KIVI_ASSIGN_OR_RETURN(eos_,
+                        resolve(config.eos, "eos_token", processor_.eos_id(), vocabulary_, place));
   return ok_status();
 }
 
@@ -191,7 +193,7 @@ Status SentencePieceTokenizer::find_specials() {
     if (!vocabulary_.is_special(id) || vocabulary_.name(id).empty()) continue;
     rules.push_back({.id = id, .content = vocabulary_.name(id), .special = true});
   }
-  ASSIGN_OR_RETURN(specials_, AddedTokens::load(rules));
+  KIVI_ASSIGN_OR_RETURN(specials_, AddedTokens::load(rules));
   return ok_status();
 }
 
@@ -273,7 +275,7 @@ void SentencePieceTokenizer::encode_piecewise(std::string_view text,
     }
     // Encode reports no errors but those of a processor that is not loaded.
     const auto status = processor_.Encode(absl::string_view(word.data(), word.size()), &piece_ids);
-    VERIFY(status.ok());
+    KIVI_VERIFY(status.ok());
     ids.insert(ids.end(), piece_ids.begin(), piece_ids.end());
     if (word.size() <= kCachedBytes && cache.size() < kCachedWords) cache.emplace(word, piece_ids);
   }
@@ -286,7 +288,7 @@ Result<std::unique_ptr<Tokenizer>> load_sentencepiece_tokenizer(const std::strin
   std::ifstream file(path, std::ios::binary);
   std::string model((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   if (!file || model.empty()) return bad_model(path, "cannot be read, or is empty");
-  ASSIGN_OR_RETURN(const TokenizerConfig config, read_tokenizer_config(folder));
+  KIVI_ASSIGN_OR_RETURN(const TokenizerConfig config, read_tokenizer_config(folder));
   return make_sentencepiece_tokenizer(path, std::move(model), config);
 }
 
@@ -294,7 +296,7 @@ Result<std::unique_ptr<Tokenizer>> make_sentencepiece_tokenizer(const std::strin
                                                                 std::string model,
                                                                 const TokenizerConfig& config) {
   auto tokenizer = std::make_unique<SentencePieceTokenizer>();
-  RETURN_IF_ERROR(tokenizer->load(place, std::move(model), config));
+  KIVI_RETURN_IF_ERROR(tokenizer->load(place, std::move(model), config));
   return std::unique_ptr<Tokenizer>(std::move(tokenizer));
 }
 

@@ -17,7 +17,7 @@ int32_t StopStrings::child(int32_t node, unsigned char byte) const {
 }
 
 void StopStrings::add(int index) {
-  VERIFY(!strings_[size_t(index)].empty());
+  KIVI_VERIFY(!strings_[size_t(index)].empty());
   int32_t node = 0;
   for (unsigned char byte : strings_[size_t(index)]) {
     int32_t c = child(node, byte);

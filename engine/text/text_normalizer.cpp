@@ -41,16 +41,16 @@ std::string to_nfc(std::string_view text) {
 
 Result<TextNormalizer> TextNormalizer::load(const json& description) {
   TextNormalizer loaded;
-  if (!description.is_null()) RETURN_IF_ERROR(loaded.add(description));
+  if (!description.is_null()) KIVI_RETURN_IF_ERROR(loaded.add(description));
   return loaded;
 }
 
 Status TextNormalizer::add(const json& description) {
   const TokenizerPart part("normalizer", description);
   if (part.type() == "Sequence") {
-    RETURN_IF_ERROR(part.allow({"normalizers"}));
-    ASSIGN_OR_RETURN(const json* parts, part.list("normalizers"));
-    for (const json& each : *parts) RETURN_IF_ERROR(add(each));
+    KIVI_RETURN_IF_ERROR(part.allow({"normalizers"}));
+    KIVI_ASSIGN_OR_RETURN(const json* parts, part.list("normalizers"));
+    for (const json& each : *parts) KIVI_RETURN_IF_ERROR(add(each));
     return ok_status();
   }
   if (part.type() == "NFC") {
@@ -58,12 +58,12 @@ Status TextNormalizer::add(const json& description) {
     return part.allow({});
   }
   if (part.type() == "Prepend") {
-    RETURN_IF_ERROR(part.allow({"prepend"}));
+    KIVI_RETURN_IF_ERROR(part.allow({"prepend"}));
     steps_.push_back({Kind::prepend, "", part.text("prepend")});
     return ok_status();
   }
   if (part.type() == "Replace") {
-    RETURN_IF_ERROR(part.allow({"pattern", "content"}));
+    KIVI_RETURN_IF_ERROR(part.allow({"pattern", "content"}));
     const std::string from = part.pattern_string();
     if (from.empty()) return part.unsupported("with a pattern that is no String");
     steps_.push_back({Kind::replace, from, part.text("content")});

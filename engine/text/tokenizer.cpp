@@ -22,7 +22,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
 
 Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& path) {
   if (is_gguf_path(path)) {
-    ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(path));
+    KIVI_ASSIGN_OR_RETURN(const GgufFile file, GgufFile::open(path));
     return make_gguf_tokenizer(file.header);
   }
   const std::string& folder = path;

@@ -45,17 +45,17 @@ Status read_bool(const json& object, const char* key, const std::string& path,
 // bos_token, eos_token, unk_token, pad_token, additional_special_tokens: they stand in
 // tokenizer_config.json and in special_tokens_map.json.
 Status read_special_tokens(const json& object, const std::string& path, TokenizerConfig& config) {
-  RETURN_IF_ERROR(read_token(object, "bos_token", path, config.bos));
-  RETURN_IF_ERROR(read_token(object, "eos_token", path, config.eos));
-  RETURN_IF_ERROR(read_token(object, "unk_token", path, config.unk));
-  RETURN_IF_ERROR(read_token(object, "pad_token", path, config.pad));
+  KIVI_RETURN_IF_ERROR(read_token(object, "bos_token", path, config.bos));
+  KIVI_RETURN_IF_ERROR(read_token(object, "eos_token", path, config.eos));
+  KIVI_RETURN_IF_ERROR(read_token(object, "unk_token", path, config.unk));
+  KIVI_RETURN_IF_ERROR(read_token(object, "pad_token", path, config.pad));
   // Transformers 5 calls the list extra_special_tokens.
   for (const char* key : {"additional_special_tokens", "extra_special_tokens"}) {
     const auto it = object.find(key);
     if (it == object.end() || !it->is_array()) continue;
     for (const json& token : *it) {
       NamedToken named;
-      RETURN_IF_ERROR(read_token(json{{key, token}}, key, path, named));
+      KIVI_RETURN_IF_ERROR(read_token(json{{key, token}}, key, path, named));
       if (named.name) config.additional_special_tokens.push_back(*named.name);
     }
   }
@@ -77,7 +77,7 @@ Status read_added_tokens(const json& object, const std::string& path, TokenizerC
     }
     added.content = token["content"].get<std::string>();
     std::optional<bool> special;
-    RETURN_IF_ERROR(read_bool(token, "special", path, special));
+    KIVI_RETURN_IF_ERROR(read_bool(token, "special", path, special));
     added.special = special.value_or(false);
     config.added_tokens.push_back(std::move(added));
   }
@@ -109,22 +109,22 @@ Result<TokenizerConfig> read_tokenizer_config(const std::string& folder) {
   TokenizerConfig config;
   // The older file first: tokenizer_config.json has the last word.
   const std::string map_path = folder + "/special_tokens_map.json";
-  ASSIGN_OR_RETURN(const json map, read_json_object(map_path));
-  if (!map.is_null()) RETURN_IF_ERROR(read_special_tokens(map, map_path, config));
+  KIVI_ASSIGN_OR_RETURN(const json map, read_json_object(map_path));
+  if (!map.is_null()) KIVI_RETURN_IF_ERROR(read_special_tokens(map, map_path, config));
 
   const std::string path = folder + "/tokenizer_config.json";
-  ASSIGN_OR_RETURN(const json main, read_json_object(path));
+  KIVI_ASSIGN_OR_RETURN(const json main, read_json_object(path));
   if (!main.is_null()) {
-    RETURN_IF_ERROR(read_special_tokens(main, path, config));
-    RETURN_IF_ERROR(read_added_tokens(main, path, config));
-    RETURN_IF_ERROR(read_bool(main, "add_bos_token", path, config.add_bos_token));
-    RETURN_IF_ERROR(read_bool(main, "add_eos_token", path, config.add_eos_token));
-    RETURN_IF_ERROR(read_bool(main, "add_prefix_space", path, config.add_prefix_space));
-    RETURN_IF_ERROR(read_bool(main, "legacy", path, config.legacy));
+    KIVI_RETURN_IF_ERROR(read_special_tokens(main, path, config));
+    KIVI_RETURN_IF_ERROR(read_added_tokens(main, path, config));
+    KIVI_RETURN_IF_ERROR(read_bool(main, "add_bos_token", path, config.add_bos_token));
+    KIVI_RETURN_IF_ERROR(read_bool(main, "add_eos_token", path, config.add_eos_token));
+    KIVI_RETURN_IF_ERROR(read_bool(main, "add_prefix_space", path, config.add_prefix_space));
+    KIVI_RETURN_IF_ERROR(read_bool(main, "legacy", path, config.legacy));
   }
 
   const std::string added_path = folder + "/added_tokens.json";
-  ASSIGN_OR_RETURN(const json added, read_json_object(added_path));
+  KIVI_ASSIGN_OR_RETURN(const json added, read_json_object(added_path));
   if (!added.is_null()) {
     for (const auto& [content, id] : added.items()) {
       if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) {

@@ -8,7 +8,7 @@ const std::string kNothing;
 }
 
 void Vocabulary::set(int32_t id, std::string name, std::string bytes, bool special) {
-  VERIFY(id >= 0);
+  KIVI_VERIFY(id >= 0);
   if (size_t(id) >= tokens_.size()) tokens_.resize(size_t(id) + 1);
   ids_.try_emplace(name, id);
   tokens_[size_t(id)] = {std::move(name), std::move(bytes), special};

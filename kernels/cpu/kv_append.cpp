@@ -136,7 +136,7 @@ class Appender {
                token % KvLayout::kStagingTokens);
       return;
     }
-    for (int token = s.mode == KvMode::commit ? 0 : s.past; token < end; ++token) append(token);
+    for (int token = s.mode == KvMode::seal ? 0 : s.past; token < end; ++token) append(token);
   }
 
  private:

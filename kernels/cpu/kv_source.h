@@ -33,13 +33,13 @@ struct KvSource {
   std::byte* page(int token) const {
     const int index = sequence.pages_begin + token / store.layout.page_tokens();
     const int32_t id = step.page_table[size_t(index)];
-    VERIFY(id >= 0 && id < store.page_count);
+    KIVI_VERIFY(id >= 0 && id < store.page_count);
     return store.page_block(layer, id, head);
   }
   std::byte* staging(int token) const {
     const int index = sequence.staging_begin + token / KvLayout::kStagingTokens;
     const int32_t id = step.page_table[size_t(index)];
-    VERIFY(id >= 0 && id < store.staging_page_count);
+    KIVI_VERIFY(id >= 0 && id < store.staging_page_count);
     return store.staging_block(layer, id, head);
   }
   std::byte* residual() const { return store.residual_slab(layer, sequence.slot, head); }

@@ -250,7 +250,7 @@ class TileReader {
   explicit TileReader(const KvSource& source) : source_(source), layout_(source.store.layout) {
     const KvFormat& f = layout_.format;
     const int past = source.sequence.past;
-    const bool paged = source.sequence.mode == KvMode::store && f.kind != KvKind::f16;
+    const bool paged = source.sequence.mode == KvMode::append && f.kind != KvKind::f16;
     key_codes_ = paged ? key_tokens_quantized(f, past) : 0;
     value_codes_ = paged ? value_tokens_quantized(f, past) : 0;
   }
@@ -283,7 +283,7 @@ class TileReader {
     static constexpr f16 kZeros[kHeadDimMax] = {};
     if (token >= end) return {kZeros};
     if (token >= source_.sequence.past) return source_.own(token, keys);
-    if (source_.sequence.mode != KvMode::store) return source_.staged(token, keys);
+    if (source_.sequence.mode != KvMode::append) return source_.staged(token, keys);
     if (layout_.format.kind == KvKind::f16)
       return source_.swizzled(source_.page_rows(token, keys), token % layout_.page_tokens());
     return source_.swizzled(source_.residual_rows(keys), token % layout_.format.residual);

@@ -20,7 +20,7 @@ void CpuBackend::do_embed(const Tensor& table, const Tensor& ids, const Tensor& 
   const int64_t n = out.shape[1];
   pool_.parallel_for(out.rows(), out.size(), [&](int64_t i, int) {
     const int32_t id = ids.as<int32_t>()[i];
-    VERIFY(id >= 0 && id < table.rows());
+    KIVI_VERIFY(id >= 0 && id < table.rows());
     float* row = out.row<float>(i);
     switch (table.dtype) {
       case DType::f32:
@@ -38,7 +38,7 @@ void CpuBackend::do_embed(const Tensor& table, const Tensor& ids, const Tensor& 
 void CpuBackend::do_resolve_ids(const Tensor& ids, const Tensor& sampled) {
   for (int32_t& id : std::span(ids.as<int32_t>(), size_t(ids.rows()))) {
     if (id >= 0) continue;
-    VERIFY(-1 - id < sampled.rows());
+    KIVI_VERIFY(-1 - id < sampled.rows());
     id = sampled.as<int32_t>()[-1 - id];
   }
 }
@@ -47,7 +47,7 @@ void CpuBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tenso
   const size_t row_bytes = size_t(out.shape[1]) * sizeof(float);
   for (int64_t i = 0; i < out.rows(); ++i) {
     const int32_t row = rows.as<int32_t>()[i];
-    VERIFY(row >= 0 && row < x.rows());
+    KIVI_VERIFY(row >= 0 && row < x.rows());
     std::memcpy(out.row<float>(i), x.row<float>(row), row_bytes);
   }
 }

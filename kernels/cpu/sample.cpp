@@ -333,7 +333,7 @@ void CpuBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows
 }
 
 void CpuBackend::collect_samples(std::vector<SampledToken>& out) {
-  VERIFY(!samples_.empty());
+  KIVI_VERIFY(!samples_.empty());
   out = std::move(samples_.front());
   samples_.pop_front();
 }

@@ -39,7 +39,7 @@ uint32_t unclaimed(uint64_t state) { return uint32_t(state); }
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-  VERIFY(threads >= 1);
+  KIVI_VERIFY(threads >= 1);
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -67,7 +67,7 @@ bool ThreadPool::run_one(int worker) {
 }
 
 void ThreadPool::run(int64_t tasks, TaskFunction function, void* context) {
-  VERIFY(tasks < (int64_t(1) << 32) && unclaimed(state_.load()) == 0);
+  KIVI_VERIFY(tasks < (int64_t(1) << 32) && unclaimed(state_.load()) == 0);
   tasks_ = tasks;
   function_ = function;
   context_ = context;

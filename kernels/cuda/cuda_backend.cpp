@@ -11,7 +11,7 @@ namespace {
 
 CudaProperties read_properties(int device) {
   cudaDeviceProp p;
-  CUDA_VERIFY(cudaGetDeviceProperties(&p, device));
+  KIVI_CUDA_VERIFY(cudaGetDeviceProperties(&p, device));
   return {device,  p.multiProcessorCount, int(p.sharedMemPerBlockOptin), p.major,
           p.minor, std::string(p.name)};
 }
@@ -27,17 +27,17 @@ std::string why_none(cudaError_t error) {
 }  // namespace
 
 CudaBackend::CudaBackend(int device) : uploader_(device) {
-  CUDA_VERIFY(cudaSetDevice(device));
+  KIVI_CUDA_VERIFY(cudaSetDevice(device));
   properties_ = read_properties(device);
   stream_ = make_stream();
   decode_workspace_ = cuda::make_decode_workspace(properties_, stream_.get());
 }
 
-CudaBackend::~CudaBackend() { CUDA_VERIFY(cudaStreamSynchronize(stream_.get())); }
+CudaBackend::~CudaBackend() { KIVI_CUDA_VERIFY(cudaStreamSynchronize(stream_.get())); }
 
 DeviceInfo CudaBackend::info() const {
   size_t free = 0, total = 0;
-  CUDA_VERIFY(cudaMemGetInfo(&free, &total));
+  KIVI_CUDA_VERIFY(cudaMemGetInfo(&free, &total));
   return {properties_.name, "cuda", int64_t(total), int64_t(free)};
 }
 
@@ -60,36 +60,36 @@ void CudaBackend::upload(void* device, const void* source, size_t bytes) {
 }
 
 void CudaBackend::download(void* target, const void* device, size_t bytes) {
-  CUDA_VERIFY(cudaMemcpyAsync(target, device, bytes, cudaMemcpyDeviceToHost, stream_.get()));
-  CUDA_VERIFY(cudaStreamSynchronize(stream_.get()));
+  KIVI_CUDA_VERIFY(cudaMemcpyAsync(target, device, bytes, cudaMemcpyDeviceToHost, stream_.get()));
+  KIVI_CUDA_VERIFY(cudaStreamSynchronize(stream_.get()));
 }
 
 void CudaBackend::fill_zero(void* device, size_t bytes) {
   decode_plan_ = {};
-  CUDA_VERIFY(cudaMemsetAsync(device, 0, bytes, stream_.get()));
+  KIVI_CUDA_VERIFY(cudaMemsetAsync(device, 0, bytes, stream_.get()));
 }
 
 void CudaBackend::copy(void* to, const void* from, size_t bytes) {
   decode_plan_ = {};
-  CUDA_VERIFY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
+  KIVI_CUDA_VERIFY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
 }
 
 void CudaBackend::mark(int index) {
   Event& event = marks_.at(size_t(index));
   if (event == nullptr) event = make_timing_event();
-  CUDA_VERIFY(cudaEventRecord(event.get(), stream_.get()));
+  KIVI_CUDA_VERIFY(cudaEventRecord(event.get(), stream_.get()));
 }
 
 double CudaBackend::seconds_between(int from, int to) {
   const Event &begin = marks_.at(size_t(from)), &end = marks_.at(size_t(to));
-  VERIFY(begin != nullptr && end != nullptr);
-  CUDA_VERIFY(cudaEventSynchronize(end.get()));
+  KIVI_VERIFY(begin != nullptr && end != nullptr);
+  KIVI_CUDA_VERIFY(cudaEventSynchronize(end.get()));
   float milliseconds = 0;
-  CUDA_VERIFY(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()));
+  KIVI_CUDA_VERIFY(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()));
   return double(milliseconds) * 1e-3;
 }
 
-void CudaBackend::synchronize() { CUDA_VERIFY(cudaStreamSynchronize(stream_.get())); }
+void CudaBackend::synchronize() { KIVI_CUDA_VERIFY(cudaStreamSynchronize(stream_.get())); }
 
 // Out of memory is an answer here, not a failure: the caller prints its plan.
 Result<std::byte*> CudaBackend::do_allocate(size_t bytes) {
@@ -100,11 +100,11 @@ Result<std::byte*> CudaBackend::do_allocate(size_t bytes) {
     return Error{ErrorCode::resource_exhausted,
                  fmt::format("{} has no {} bytes left", properties_.name, bytes)};
   }
-  CUDA_VERIFY(error);
+  KIVI_CUDA_VERIFY(error);
   return static_cast<std::byte*>(data);
 }
 
-void CudaBackend::do_free(std::byte* data, size_t) { CUDA_VERIFY(cudaFree(data)); }
+void CudaBackend::do_free(std::byte* data, size_t) { KIVI_CUDA_VERIFY(cudaFree(data)); }
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(int device) {
   int count = 0;

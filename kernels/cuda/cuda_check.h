@@ -1,4 +1,4 @@
-// CUDA_VERIFY: a CUDA call that must succeed. After a failed call the context is lost, so the
+// KIVI_CUDA_VERIFY: a CUDA call that must succeed. After a failed call the context is lost, so the
 // process stops with file, line, the call and CUDA's words; a supervisor starts it again.
 #pragma once
 
@@ -19,7 +19,7 @@ namespace kivi {
 
 }  // namespace kivi
 
-#define CUDA_VERIFY(call)                                                                      \
+#define KIVI_CUDA_VERIFY(call)                                                                 \
   do {                                                                                         \
     const cudaError_t cuda_error = (call);                                                     \
     if (cuda_error != cudaSuccess) ::kivi::cuda_failed(__FILE__, __LINE__, #call, cuda_error); \

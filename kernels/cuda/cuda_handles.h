@@ -12,20 +12,20 @@
 namespace kivi {
 
 struct StreamDeleter {
-  void operator()(cudaStream_t stream) const { CUDA_VERIFY(cudaStreamDestroy(stream)); }
+  void operator()(cudaStream_t stream) const { KIVI_CUDA_VERIFY(cudaStreamDestroy(stream)); }
 };
 struct EventDeleter {
-  void operator()(cudaEvent_t event) const { CUDA_VERIFY(cudaEventDestroy(event)); }
+  void operator()(cudaEvent_t event) const { KIVI_CUDA_VERIFY(cudaEventDestroy(event)); }
 };
 struct DeviceMemoryDeleter {
-  void operator()(std::byte* data) const { CUDA_VERIFY(cudaFree(data)); }
+  void operator()(std::byte* data) const { KIVI_CUDA_VERIFY(cudaFree(data)); }
 };
 struct PinnedMemoryDeleter {
-  void operator()(std::byte* data) const { CUDA_VERIFY(cudaFreeHost(data)); }
+  void operator()(std::byte* data) const { KIVI_CUDA_VERIFY(cudaFreeHost(data)); }
 };
 
 struct GraphDeleter {
-  void operator()(cudaGraphExec_t graph) const { CUDA_VERIFY(cudaGraphExecDestroy(graph)); }
+  void operator()(cudaGraphExec_t graph) const { KIVI_CUDA_VERIFY(cudaGraphExecDestroy(graph)); }
 };
 
 using Stream = std::unique_ptr<CUstream_st, StreamDeleter>;
@@ -36,32 +36,32 @@ using PinnedMemory = std::unique_ptr<std::byte, PinnedMemoryDeleter>;
 
 inline Stream make_stream() {
   cudaStream_t stream = nullptr;
-  CUDA_VERIFY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  KIVI_CUDA_VERIFY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return Stream(stream);
 }
 
 // Without timing: for order only.
 inline Event make_event() {
   cudaEvent_t event = nullptr;
-  CUDA_VERIFY(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  KIVI_CUDA_VERIFY(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   return Event(event);
 }
 
 inline Event make_timing_event() {
   cudaEvent_t event = nullptr;
-  CUDA_VERIFY(cudaEventCreate(&event));
+  KIVI_CUDA_VERIFY(cudaEventCreate(&event));
   return Event(event);
 }
 
 inline DeviceMemory make_device_memory(size_t bytes) {
   void* data = nullptr;
-  CUDA_VERIFY(cudaMalloc(&data, bytes));
+  KIVI_CUDA_VERIFY(cudaMalloc(&data, bytes));
   return DeviceMemory(static_cast<std::byte*>(data));
 }
 
 inline PinnedMemory make_pinned_memory(size_t bytes) {
   void* data = nullptr;
-  CUDA_VERIFY(cudaMallocHost(&data, bytes));
+  KIVI_CUDA_VERIFY(cudaMallocHost(&data, bytes));
   return PinnedMemory(static_cast<std::byte*>(data));
 }
 

@@ -38,7 +38,7 @@ struct Append {
 
   __device__ int d() const { return store.layout.shape.head_dim; }
   __device__ bool is_decode(const StepSequence& s) const {
-    return s.row_count == 1 && s.mode == KvMode::store;
+    return s.row_count == 1 && s.mode == KvMode::append;
   }
 };
 
@@ -69,7 +69,7 @@ struct Head {
     if (token >= s.past)
       return a.kv + index * a.kv_layer_stride + (s.row_begin + token - s.past) * a.kv_stride +
              (which * layout.shape.heads + head) * a.d() + c;
-    const bool staged = s.mode != KvMode::store;
+    const bool staged = s.mode != KvMode::append;
     const int row = token % (staged ? KvLayout::kStagingTokens : layout.format.residual);
     const __half* rows = staged ? staging(token, which) : residual(which);
     return rows + row * a.d() + swizzled_channel(row, c, a.d());
@@ -223,7 +223,7 @@ __global__ void append_rows_kernel(const __grid_constant__ Append a, int layer, 
   const KvLayout& layout = a.store.layout;
   const Head h{a, s, layer, int(blockIdx.y)};
   const int end = s.past + s.row_count;
-  int first = s.mode == KvMode::commit ? 0 : s.past;
+  int first = s.mode == KvMode::seal ? 0 : s.past;
   if (target == Rows::residual) first = max(first, end - layout.format.residual);
   const int token = first + blockIdx.x * 8 + threadIdx.x / 32;
   if (token >= end) return;
@@ -255,7 +255,7 @@ __global__ void append_page_kernel(const __grid_constant__ Append a, int layer) 
   const KvLayout& layout = a.store.layout;
   const KvFormat& format = layout.format;
   const Head h{a, s, layer, int(blockIdx.y)};
-  const int before = s.mode == KvMode::commit ? 0 : s.past;
+  const int before = s.mode == KvMode::seal ? 0 : s.past;
   const int after = s.past + s.row_count, tokens = layout.page_tokens();
   // Tokens whose keys (values) leave 16 bits in this step.
   const int keys_begin = key_tokens_quantized(format, before);
@@ -411,7 +411,7 @@ void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const Step
   const KvLayout& layout = store.layout;
   for (const StepSequence& s : step.sequences) {
     if (s.row_count == 0) continue;  // padding
-    if (s.row_count == 1 && s.mode == KvMode::store) {
+    if (s.row_count == 1 && s.mode == KvMode::append) {
       decodes = true;
       continue;
     }
@@ -421,14 +421,15 @@ void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const Step
       continue;
     }
     chunks.quantizes = true;
-    const int before = s.mode == KvMode::commit ? 0 : s.past;
+    const int before = s.mode == KvMode::seal ? 0 : s.past;
     const int first = std::min(key_tokens_quantized(layout.format, before),
                                value_tokens_quantized(layout.format, before));
     const int pages = layout.pages_for(s.past + s.row_count) - first / layout.page_tokens();
     chunks.pages_max = std::max(chunks.pages_max, pages);
   }
-  if (decodes) CUDA_VERIFY(cuda::append_decodes(a, stream_.get()));
-  if (chunks.stages || chunks.quantizes) CUDA_VERIFY(cuda::append_chunks(a, chunks, stream_.get()));
+  if (decodes) KIVI_CUDA_VERIFY(cuda::append_decodes(a, stream_.get()));
+  if (chunks.stages || chunks.quantizes)
+    KIVI_CUDA_VERIFY(cuda::append_chunks(a, chunks, stream_.get()));
 }
 
 }  // namespace kivi

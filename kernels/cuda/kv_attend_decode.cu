@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     int weight = 0;
     if (s < a.sequence_count) {
       const StepSequence& sequence = a.sequences[s];
-      if (sequence.row_count == 1 && sequence.mode == KvMode::store)
+      if (sequence.row_count == 1 && sequence.mode == KvMode::append)
         weight = extent_of(a, sequence.past).weight(a) * a.kv_heads * a.head_blocks;
     }
     const Scan sums = scan(weight);
@@ -182,8 +182,8 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodePlanning planning,
   a.prefix = reinterpret_cast<int*>(workspace.prefix.get());
   a.partials = reinterpret_cast<float*>(workspace.partials.get());
   a.counters = reinterpret_cast<int*>(workspace.counters.get());
-  VERIFY(a.sequence_count <= kSequencesMax);
-  VERIFY(int64_t(a.sequence_count) * a.kv_heads * a.head_blocks <= workspace.counters_count);
+  KIVI_VERIFY(a.sequence_count <= kSequencesMax);
+  KIVI_VERIFY(int64_t(a.sequence_count) * a.kv_heads * a.head_blocks <= workspace.counters_count);
 
   DecodeGrid grid{};
   grid.wide = wide;
@@ -222,7 +222,8 @@ DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t
   w.prefix = make_device_memory((kSequencesMax + 1) * sizeof(int));
   w.counters_count = kCountersMax;
   w.counters = make_device_memory(size_t(kCountersMax) * sizeof(int));
-  CUDA_VERIFY(cudaMemsetAsync(w.counters.get(), 0, size_t(kCountersMax) * sizeof(int), stream));
+  KIVI_CUDA_VERIFY(
+      cudaMemsetAsync(w.counters.get(), 0, size_t(kCountersMax) * sizeof(int), stream));
   return w;
 }
 

@@ -13,7 +13,7 @@ void verify_blas(cublasStatus_t status, const char* call) {
   std::fprintf(stderr, "%s: %s\n", call, cublasLtGetStatusString(status));
   std::abort();
 }
-#define BLAS_VERIFY(call) verify_blas((call), #call)
+#define KIVI_BLAS_VERIFY(call) verify_blas((call), #call)
 
 cudaDataType_t data_type_of(DType t) {
   return t == DType::f32 ? CUDA_R_32F : t == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
@@ -21,8 +21,8 @@ cudaDataType_t data_type_of(DType t) {
 
 cublasLtMatrixLayout_t make_layout(DType type, int64_t rows, int64_t columns, int64_t stride) {
   cublasLtMatrixLayout_t layout;
-  BLAS_VERIFY(cublasLtMatrixLayoutCreate(&layout, data_type_of(type), uint64_t(rows),
-                                         uint64_t(columns), stride));
+  KIVI_BLAS_VERIFY(cublasLtMatrixLayoutCreate(&layout, data_type_of(type), uint64_t(rows),
+                                              uint64_t(columns), stride));
   return layout;
 }
 
@@ -50,8 +50,8 @@ struct Matmul::Plan {
 };
 
 Matmul::Matmul() {
-  BLAS_VERIFY(cublasLtCreate(&handle_));
-  VERIFY(cudaMalloc(&workspace_, kMatmulWorkspaceBytes) == cudaSuccess);
+  KIVI_BLAS_VERIFY(cublasLtCreate(&handle_));
+  KIVI_VERIFY(cudaMalloc(&workspace_, kMatmulWorkspaceBytes) == cudaSuccess);
 }
 
 Matmul::~Matmul() {
@@ -75,33 +75,33 @@ const Matmul::Plan& Matmul::plan_of(const Tensor& x, const Tensor& w, const Tens
   if (auto it = plans_.find(key); it != plans_.end()) return it->second;
 
   Plan plan;
-  BLAS_VERIFY(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  KIVI_BLAS_VERIFY(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  BLAS_VERIFY(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA,
-                                             &transposed, sizeof transposed));
+  KIVI_BLAS_VERIFY(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA,
+                                                  &transposed, sizeof transposed));
   if (!bias.empty()) {
     const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    BLAS_VERIFY(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
-                                               &epilogue, sizeof epilogue));
+    KIVI_BLAS_VERIFY(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
+                                                    &epilogue, sizeof epilogue));
     const cudaDataType_t type = data_type_of(bias.dtype);
-    BLAS_VERIFY(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
-                                               &type, sizeof type));
+    KIVI_BLAS_VERIFY(cublasLtMatmulDescSetAttribute(
+        plan.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
   }
   plan.a = make_layout(w.dtype, k, n, w.row_stride);
   plan.b = make_layout(x.dtype, k, t, x.row_stride);
   plan.c = make_layout(out.dtype, n, t, out.row_stride);
 
   cublasLtMatmulPreference_t preference;
-  BLAS_VERIFY(cublasLtMatmulPreferenceCreate(&preference));
-  BLAS_VERIFY(
+  KIVI_BLAS_VERIFY(cublasLtMatmulPreferenceCreate(&preference));
+  KIVI_BLAS_VERIFY(
       cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                            &kMatmulWorkspaceBytes, sizeof kMatmulWorkspaceBytes));
   cublasLtMatmulHeuristicResult_t best{};
   int found = 0;
-  BLAS_VERIFY(cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.a, plan.b, plan.c,
-                                             plan.c, preference, 1, &best, &found));
+  KIVI_BLAS_VERIFY(cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.a, plan.b, plan.c,
+                                                  plan.c, preference, 1, &best, &found));
   cublasLtMatmulPreferenceDestroy(preference);
-  VERIFY(found == 1);
+  KIVI_VERIFY(found == 1);
   plan.algorithm = best.algo;
   return plans_.emplace(key, std::move(plan)).first->second;
 }
@@ -111,13 +111,13 @@ void Matmul::run(const Tensor& x, const Tensor& w, const Tensor& bias, const Ten
   if (x.rows() == 0) return;
   const Plan& plan = plan_of(x, w, bias, out);
   if (!bias.empty()) {
-    BLAS_VERIFY(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                               &bias.data, sizeof bias.data));
+    KIVI_BLAS_VERIFY(cublasLtMatmulDescSetAttribute(
+        plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.data, sizeof bias.data));
   }
   const float one = 1, zero = 0;
-  BLAS_VERIFY(cublasLtMatmul(handle_, plan.operation, &one, w.data, plan.a, x.data, plan.b, &zero,
-                             out.data, plan.c, out.data, plan.c, &plan.algorithm, workspace_,
-                             kMatmulWorkspaceBytes, stream));
+  KIVI_BLAS_VERIFY(cublasLtMatmul(handle_, plan.operation, &one, w.data, plan.a, x.data, plan.b,
+                                  &zero, out.data, plan.c, out.data, plan.c, &plan.algorithm,
+                                  workspace_, kMatmulWorkspaceBytes, stream));
 }
 
 }  // namespace kivi::cuda

@@ -11,46 +11,47 @@
 namespace kivi {
 
 void CudaBackend::do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) {
-  CUDA_VERIFY(cuda::embed(table, ids, out, stream_.get()));
+  KIVI_CUDA_VERIFY(cuda::embed(table, ids, out, stream_.get()));
 }
 
 void CudaBackend::do_resolve_ids(const Tensor& ids, const Tensor& sampled) {
-  CUDA_VERIFY(cuda::resolve_ids(ids, sampled, stream_.get()));
+  KIVI_CUDA_VERIFY(cuda::resolve_ids(ids, sampled, stream_.get()));
 }
 
 void CudaBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
                               const Tensor& bias, NormKind kind, float eps, const Tensor& out) {
-  CUDA_VERIFY(cuda::add_norm(x, delta, weight, bias, kind, eps, out, stream_.get()));
+  KIVI_CUDA_VERIFY(cuda::add_norm(x, delta, weight, bias, kind, eps, out, stream_.get()));
 }
 
 void CudaBackend::do_add(const Tensor& x, const Tensor& delta) {
-  CUDA_VERIFY(cuda::add(x, delta, stream_.get()));
+  KIVI_CUDA_VERIFY(cuda::add(x, delta, stream_.get()));
 }
 
 void CudaBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
                             const Tensor& out) {
   if (cuda::has_few_rows(x, w, out))
-    CUDA_VERIFY(cuda::matmul_few_rows(x, w, bias, out, properties_.multiprocessors, stream_.get()));
+    KIVI_CUDA_VERIFY(
+        cuda::matmul_few_rows(x, w, bias, out, properties_.multiprocessors, stream_.get()));
   else
     matmul_.run(x, w, bias, out, stream_.get());
 }
 
 void CudaBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
                           const KvShape& shape, const Tensor& q, const Tensor& kv) {
-  CUDA_VERIFY(cuda::rope(qkv, positions, rope, shape, q, kv, stream_.get()));
+  KIVI_CUDA_VERIFY(cuda::rope(qkv, positions, rope, shape, q, kv, stream_.get()));
 }
 
 void CudaBackend::do_gated_activation(const Tensor& gate_up, Activation activation,
                                       const Tensor& out) {
-  CUDA_VERIFY(cuda::gated_activation(gate_up, activation, out, stream_.get()));
+  KIVI_CUDA_VERIFY(cuda::gated_activation(gate_up, activation, out, stream_.get()));
 }
 
 void CudaBackend::do_activate(const Tensor& x, Activation activation) {
-  CUDA_VERIFY(cuda::activate(x, activation, stream_.get()));
+  KIVI_CUDA_VERIFY(cuda::activate(x, activation, stream_.get()));
 }
 
 void CudaBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) {
-  CUDA_VERIFY(cuda::gather_rows(x, rows, out, stream_.get()));
+  KIVI_CUDA_VERIFY(cuda::gather_rows(x, rows, out, stream_.get()));
 }
 
 // The first time a key comes its ops run as they are (cuBLASLt chooses algorithms, kernels are
@@ -64,16 +65,16 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
   Graph& graph = place->second;
   if (graph == nullptr) {
     cudaGraph_t recorded = nullptr;
-    CUDA_VERIFY(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+    KIVI_CUDA_VERIFY(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
     ops();
-    CUDA_VERIFY(cudaStreamEndCapture(stream_.get(), &recorded));
+    KIVI_CUDA_VERIFY(cudaStreamEndCapture(stream_.get(), &recorded));
     cudaGraphExec_t executable = nullptr;
-    CUDA_VERIFY(cudaGraphInstantiate(&executable, recorded, 0));
-    CUDA_VERIFY(cudaGraphDestroy(recorded));
+    KIVI_CUDA_VERIFY(cudaGraphInstantiate(&executable, recorded, 0));
+    KIVI_CUDA_VERIFY(cudaGraphDestroy(recorded));
     graph = Graph(executable);
     decode_plan_ = {};
   }
-  CUDA_VERIFY(cudaGraphLaunch(graph.get(), stream_.get()));
+  KIVI_CUDA_VERIFY(cudaGraphLaunch(graph.get(), stream_.get()));
 }
 
 void CudaBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows,
@@ -97,7 +98,7 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
   const bool decode_kernel = d == 64 || d == 128;
   int decodes = 0, rows_max = 0;
   for (const StepSequence& s : step.sequences) {
-    if (decode_kernel && s.row_count == 1 && s.mode == KvMode::store)
+    if (decode_kernel && s.row_count == 1 && s.mode == KvMode::append)
       ++decodes;
     else
       rows_max = std::max(rows_max, s.row_count);
@@ -124,7 +125,7 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
     const DecodePlan plan{sequences,          count, heads_q, a.window, layout.format,
                           layout.shape.heads, d};
     const bool reuse = decode_plan_ == plan && layer > appended_last_;
-    CUDA_VERIFY(
+    KIVI_CUDA_VERIFY(
         cuda::decode_attend(a, reuse ? cuda::DecodePlanning::reuse : cuda::DecodePlanning::make,
                             properties_, decode_workspace_, stream_.get()));
     if (!reuse) decode_plan_ = plan, appended_last_ = -1;
@@ -140,7 +141,8 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
                                    .window = step.sliding_window,
                                    .scale_log2 = scale_log2,
                                    .skip_decodes = decode_kernel};
-    CUDA_VERIFY(cuda::prefill_attend(a, out.data, out.dtype, d, count, rows_max, stream_.get()));
+    KIVI_CUDA_VERIFY(
+        cuda::prefill_attend(a, out.data, out.dtype, d, count, rows_max, stream_.get()));
   }
 }
 

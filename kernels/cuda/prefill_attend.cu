@@ -98,7 +98,7 @@ __device__ const void* source_of(const PrefillArguments& a, const StepSequence& 
     const int heads = layout.shape.heads;
     return a.kv + (row * 2 * heads + (kKeys ? 0 : heads) + head) * kDim + c;
   }
-  if (s.mode != KvMode::store) {
+  if (s.mode != KvMode::append) {
     const std::byte* b = a.store.staging_block(
         a.layer, table[s.staging_begin + token / KvLayout::kStagingTokens], head);
     const int row = token % KvLayout::kStagingTokens;
@@ -143,7 +143,7 @@ __device__ TileSource tile_source(const PrefillArguments& a, const StepSequence&
   }
   if (first + kTile > s.past) return {};
   static_assert(KvLayout::kStagingTokens == kTile);
-  if (s.mode != KvMode::store) {
+  if (s.mode != KvMode::append) {
     const std::byte* block =
         a.store.staging_block(a.layer, a.page_table[s.staging_begin + first / kTile], head);
     return {reinterpret_cast<const __half*>(block + (kKeys ? 0 : layout.staging_values_offset())),
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   __half* v_tiles = k_tiles + 2 * kTile * kDim;      // [2, kTile, d]
 
   const StepSequence s = a.sequences[blockIdx.z];
-  if (a.skip_decodes && s.row_count == 1 && s.mode == KvMode::store) return;
+  if (a.skip_decodes && s.row_count == 1 && s.mode == KvMode::append) return;
   const int heads_kv = a.store.layout.shape.heads;
   const int group = a.heads_q / heads_kv;
   const int head = blockIdx.x;

@@ -119,7 +119,7 @@ Sampler::Sampler(int rows_max) : rows_max_(rows_max) {
   const size_t results = rows * (1 + kMaxTopLogprobs) * sizeof(TokenLogprob);
   parts_ = make_device_memory(rows * kSamplerParts * sizeof(SamplerPart));
   arrived_ = make_device_memory(rows * sizeof(unsigned));
-  CUDA_VERIFY(cudaMemset(arrived_.get(), 0, rows * sizeof(unsigned)));
+  KIVI_CUDA_VERIFY(cudaMemset(arrived_.get(), 0, rows * sizeof(unsigned)));
   for (Slot& slot : slots_) {
     slot.host_rows = make_pinned_memory(rows * sizeof(SamplerRow));
     slot.device_rows = make_device_memory(rows * sizeof(SamplerRow));
@@ -152,7 +152,7 @@ Sampler::Counts Sampler::fill(Slot& slot, std::span<const SampleRow> rows) {
   slot.results_stride = 1;
   for (size_t i = 0; i < rows.size(); ++i) {
     const SampleRow& r = rows[i];
-    VERIFY(r.logprobs <= kMaxTopLogprobs);
+    KIVI_VERIFY(r.logprobs <= kMaxTopLogprobs);
     slot.tops.push_back(r.logprobs);
     slot.results_stride = std::max(slot.results_stride, 1 + r.logprobs);
     // The one of top-k 1 is the greedy one, ties included.
@@ -181,21 +181,22 @@ Sampler::Counts Sampler::fill(Slot& slot, std::span<const SampleRow> rows) {
 
 void Sampler::launch(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids,
                      cudaStream_t stream) {
-  VERIFY(int(rows.size()) <= rows_max_ && launched_ - collected_ < slots_.size());
+  KIVI_VERIFY(int(rows.size()) <= rows_max_ && launched_ - collected_ < slots_.size());
   Slot& slot = slots_[launched_++ % slots_.size()];
   slot.tops.clear();
   if (rows.empty()) return;
   const Counts counts = fill(slot, rows);
 
   const std::span filled(reinterpret_cast<const SamplerRow*>(slot.host_rows.get()), rows.size());
-  CUDA_VERIFY(cudaMemcpyAsync(slot.device_rows.get(), slot.host_rows.get(),
-                              rows.size() * sizeof(SamplerRow), cudaMemcpyHostToDevice, stream));
+  KIVI_CUDA_VERIFY(cudaMemcpyAsync(slot.device_rows.get(), slot.host_rows.get(),
+                                   rows.size() * sizeof(SamplerRow), cudaMemcpyHostToDevice,
+                                   stream));
   auto* values = logits.as<float>();
   if (counts.penalties + counts.biases > 0) {
     const auto* list = reinterpret_cast<const SamplerAdjustment*>(slot.device_adjustments.get());
-    CUDA_VERIFY(cudaMemcpyAsync(slot.device_adjustments.get(), slot.host_adjustments.get(),
-                                size_t(counts.penalties + counts.biases) * sizeof *list,
-                                cudaMemcpyHostToDevice, stream));
+    KIVI_CUDA_VERIFY(cudaMemcpyAsync(slot.device_adjustments.get(), slot.host_adjustments.get(),
+                                     size_t(counts.penalties + counts.biases) * sizeof *list,
+                                     cudaMemcpyHostToDevice, stream));
     if (counts.penalties > 0)
       adjust<<<unsigned((counts.penalties + 255) / 256), 256, 0, stream>>>(
           values, logits.row_stride, list, counts.penalties);
@@ -224,19 +225,19 @@ void Sampler::launch(const Tensor& logits, std::span<const SampleRow> rows, cons
   if (std::any_of(filled.begin(), filled.end(),
                   [&](const SamplerRow& row) { return row.is_filtered(vocab); }))
     launch_filtered(launch, count, stream);
-  CUDA_VERIFY(cudaGetLastError());
-  CUDA_VERIFY(cudaMemcpyAsync(slot.host_results.get(), slot.device_results.get(),
-                              rows.size() * size_t(slot.results_stride) * sizeof(TokenLogprob),
-                              cudaMemcpyDeviceToHost, stream));
-  CUDA_VERIFY(cudaEventRecord(slot.done.get(), stream));
+  KIVI_CUDA_VERIFY(cudaGetLastError());
+  KIVI_CUDA_VERIFY(cudaMemcpyAsync(slot.host_results.get(), slot.device_results.get(),
+                                   rows.size() * size_t(slot.results_stride) * sizeof(TokenLogprob),
+                                   cudaMemcpyDeviceToHost, stream));
+  KIVI_CUDA_VERIFY(cudaEventRecord(slot.done.get(), stream));
 }
 
 void Sampler::collect(std::vector<SampledToken>& out) {
-  VERIFY(collected_ < launched_);
+  KIVI_VERIFY(collected_ < launched_);
   Slot& slot = slots_[collected_++ % slots_.size()];
   out.clear();
   if (slot.tops.empty()) return;
-  CUDA_VERIFY(cudaEventSynchronize(slot.done.get()));
+  KIVI_CUDA_VERIFY(cudaEventSynchronize(slot.done.get()));
   const auto* result = reinterpret_cast<const TokenLogprob*>(slot.host_results.get());
   for (const int top : slot.tops) {
     SampledToken token;

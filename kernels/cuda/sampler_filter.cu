@@ -342,8 +342,8 @@ __global__ void __launch_bounds__(kThreads, 1) filtered_kernel(SamplerLaunch a) 
 }  // namespace
 
 void launch_filtered(const SamplerLaunch& a, int rows, cudaStream_t stream) {
-  CUDA_VERIFY(cudaFuncSetAttribute(filtered_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   int(sizeof(Shared))));
+  KIVI_CUDA_VERIFY(cudaFuncSetAttribute(
+      filtered_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Shared))));
   filtered_kernel<<<unsigned(rows), kThreads, sizeof(Shared), stream>>>(a);
 }
 

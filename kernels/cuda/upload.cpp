@@ -37,10 +37,10 @@ void Uploader::reserve(size_t chunks) {
 
 void Uploader::copy_chunk(Chunk& chunk, std::byte* to, const std::byte* from, size_t bytes,
                           cudaStream_t stream) {
-  CUDA_VERIFY(cudaEventSynchronize(chunk.copied.get()));
+  KIVI_CUDA_VERIFY(cudaEventSynchronize(chunk.copied.get()));
   std::memcpy(chunk.memory.get(), from, bytes);
-  CUDA_VERIFY(cudaMemcpyAsync(to, chunk.memory.get(), bytes, cudaMemcpyHostToDevice, stream));
-  CUDA_VERIFY(cudaEventRecord(chunk.copied.get(), stream));
+  KIVI_CUDA_VERIFY(cudaMemcpyAsync(to, chunk.memory.get(), bytes, cudaMemcpyHostToDevice, stream));
+  KIVI_CUDA_VERIFY(cudaEventRecord(chunk.copied.get(), stream));
 }
 
 // Threads take pieces in order; thread i stages in buffers 2 i and 2 i + 1 by turns. The pieces are
@@ -52,7 +52,7 @@ void Uploader::upload_parallel(std::byte* to, const std::byte* from, size_t byte
   reserve(2 * threads);
   std::atomic<size_t> taken = 0;
   const auto work = [&](size_t thread) {
-    CUDA_VERIFY(cudaSetDevice(device_));
+    KIVI_CUDA_VERIFY(cudaSetDevice(device_));
     size_t turn = 0;
     for (size_t piece; (piece = taken.fetch_add(1)) < pieces; turn ^= 1) {
       const size_t begin = piece * kChunkBytes;

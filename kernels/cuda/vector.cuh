@@ -55,7 +55,7 @@ struct alignas(16) Vector8 {
 // Calls f.operator()<T>() with the device type of a 16-bit dtype.
 template <class F>
 auto with_half_type(DType type, F&& f) {
-  VERIFY(type == DType::f16 || type == DType::bf16);
+  KIVI_VERIFY(type == DType::f16 || type == DType::bf16);
   return type == DType::f16 ? f.template operator()<__half>()
                             : f.template operator()<__nv_bfloat16>();
 }

@@ -178,14 +178,14 @@ Status check_known_fields(const google::protobuf::Message& message) {
 
 Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& message,
                                                 const ServedModel& model, Delivery delivery) {
-  RETURN_IF_ERROR(check_model_name(model, message.model()));
+  KIVI_RETURN_IF_ERROR(check_model_name(model, message.model()));
   if (message.prompt_case() == v1::GenerateRequest::PROMPT_NOT_SET)
     return invalid("prompt is not set, must be text or token_ids", "prompt");
   if (message.has_token_ids()) {
     const auto& ids = message.token_ids().ids();
     if (ids.empty()) return invalid("token_ids is empty, must hold at least one id", "token_ids");
-    RETURN_IF_ERROR(check_token_ids({ids.data(), size_t(ids.size())}, model.tokenizer->vocab_size(),
-                                    "token_ids"));
+    KIVI_RETURN_IF_ERROR(check_token_ids({ids.data(), size_t(ids.size())},
+                                         model.tokenizer->vocab_size(), "token_ids"));
   }
   if (message.has_best_of() && delivery == Delivery::stream)
     return invalid("best_of is set, must not be set for Generate (Complete has it)", "best_of");

@@ -163,7 +163,7 @@ class KiviService final : public v1::Kivi::CallbackService {
                                      const v1::TokenizeRequest* request,
                                      v1::TokenizeResponse* response) override {
     return answer(*context, "/kivi.v1.Kivi/Tokenize", [this, request, response]() -> Status {
-      ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
+      KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
       const bool special = !request->has_add_special_tokens() || request->add_special_tokens();
       for (const int32_t id : model->tokenizer->encode(request->text(), special)) {
         response->add_token_ids(id);
@@ -178,10 +178,10 @@ class KiviService final : public v1::Kivi::CallbackService {
                                        const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override {
     return answer(*context, "/kivi.v1.Kivi/Detokenize", [this, request, response]() -> Status {
-      ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
+      KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
       const std::span<const int32_t> ids(request->token_ids().data(),
                                          size_t(request->token_ids_size()));
-      RETURN_IF_ERROR(check_token_ids(ids, model->tokenizer->vocab_size(), "token_ids"));
+      KIVI_RETURN_IF_ERROR(check_token_ids(ids, model->tokenizer->vocab_size(), "token_ids"));
       response->set_text(model->tokenizer->decode(ids, request->skip_special_tokens()));
       return ok_status();
     });
@@ -205,7 +205,7 @@ class KiviService final : public v1::Kivi::CallbackService {
                                          const v1::GetModelInfoRequest* request,
                                          v1::GetModelInfoResponse* response) override {
     return answer(*context, "/kivi.v1.Kivi/GetModelInfo", [this, request, response]() -> Status {
-      ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
+      KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
       set_model_info(*model, *response);
       return ok_status();
     });
@@ -221,8 +221,8 @@ class KiviService final : public v1::Kivi::CallbackService {
 
  private:
   Result<const ServedModel*> named_model(const std::string& name) const {
-    ASSIGN_OR_RETURN(const ServedModel* model, core_.model());
-    RETURN_IF_ERROR(check_model_name(*model, name));
+    KIVI_ASSIGN_OR_RETURN(const ServedModel* model, core_.model());
+    KIVI_RETURN_IF_ERROR(check_model_name(*model, name));
     return model;
   }
 

@@ -30,26 +30,28 @@ Result<Started> start(HttpConnection& connection, CompletionCall call, const cha
   call.request.arrival = request.arrival;
   if (const int timeout = context.config().request_timeout; timeout > 0)
     call.request.deadline = request.arrival + std::chrono::seconds(timeout);
-  ASSIGN_OR_RETURN(std::shared_ptr<Completion> completion,
-                   Completion::start(model, call.request, connection.notifier()));
+  KIVI_ASSIGN_OR_RETURN(std::shared_ptr<Completion> completion,
+                        Completion::start(model, call.request, connection.notifier()));
   return Started{std::move(call), std::move(completion)};
 }
 
 // Parses, tokenizes and submits. Any thread.
 Result<Started> start_completion(HttpConnection& connection) {
   HttpContext& context = connection.shared();
-  ASSIGN_OR_RETURN(CompletionCall call,
-                   parse_completion(connection.request().body,
-                                    api_rules(*context.model(), context.config().strict_params)));
+  KIVI_ASSIGN_OR_RETURN(
+      CompletionCall call,
+      parse_completion(connection.request().body,
+                       api_rules(*context.model(), context.config().strict_params)));
   return start(connection, std::move(call), "cmpl-");
 }
 
 Result<Started> start_chat(HttpConnection& connection) {
   HttpContext& context = connection.shared();
   const ServedModel& model = *context.model();
-  ASSIGN_OR_RETURN(ChatCall call, parse_chat(connection.request().body,
-                                             api_rules(model, context.config().strict_params)));
-  ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_prompt_ids(model, call.chat));
+  KIVI_ASSIGN_OR_RETURN(
+      ChatCall call,
+      parse_chat(connection.request().body, api_rules(model, context.config().strict_params)));
+  KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_prompt_ids(model, call.chat));
   call.completion.request.prompts.emplace_back(std::move(ids));
   Result<Started> started = start(connection, std::move(call.completion), "chatcmpl-");
   if (started.ok() || started.error().field != "prompt") return started;

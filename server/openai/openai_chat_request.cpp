@@ -22,7 +22,7 @@ Status check_object_sizes(const json& value) {
                              kMaxChatObjectFields),
                  "");
   if (!value.is_structured()) return ok_status();
-  for (const json& item : value) RETURN_IF_ERROR(check_object_sizes(item));
+  for (const json& item : value) KIVI_RETURN_IF_ERROR(check_object_sizes(item));
   return ok_status();
 }
 
@@ -66,7 +66,7 @@ Status read_tool_calls(ordered_json& calls, const std::string& name) {
       return wrong(fmt::format("{}.arguments is a string, must hold a JSON object: {}", where,
                                parsed.error().message),
                    "messages");
-    RETURN_IF_ERROR(check_object_sizes(*parsed));
+    KIVI_RETURN_IF_ERROR(check_object_sizes(*parsed));
     function["arguments"] = ordered_json::parse(text);
   }
   return ok_status();
@@ -82,7 +82,7 @@ Status read_message(ordered_json& message, const std::string& name) {
                     message.contains("role") ? describe(json(message["role"])) : "missing"),
         "messages");
   const bool has_calls = message.contains("tool_calls") && !message["tool_calls"].is_null();
-  if (has_calls) RETURN_IF_ERROR(read_tool_calls(message["tool_calls"], name + ".tool_calls"));
+  if (has_calls) KIVI_RETURN_IF_ERROR(read_tool_calls(message["tool_calls"], name + ".tool_calls"));
   const bool has_content = message.contains("content") && !message["content"].is_null();
   if (!has_content) {
     if (has_calls) return ok_status();
@@ -100,7 +100,7 @@ Status read_messages(ordered_json& messages) {
   if (!messages.is_array() || messages.empty())
     return wrong("messages must be a list of at least one message", "messages");
   for (size_t i = 0; i < messages.size(); ++i)
-    RETURN_IF_ERROR(read_message(messages[i], fmt::format("messages[{}]", i)));
+    KIVI_RETURN_IF_ERROR(read_message(messages[i], fmt::format("messages[{}]", i)));
   return ok_status();
 }
 
@@ -117,7 +117,7 @@ Status check_objects(const json* list, const char* name) {
 Status check_tools(JsonFields& fields, bool& wanted) {
   const json* tools = fields.raw("tools");
   const json* choice = fields.raw("tool_choice");
-  RETURN_IF_ERROR(check_objects(tools, "tools"));
+  KIVI_RETURN_IF_ERROR(check_objects(tools, "tools"));
   for (const json& tool : tools == nullptr ? json::array() : *tools)
     if (!tool.contains("function") || !tool["function"].is_object())
       return wrong("tools must hold objects with a function", "tools");
@@ -178,41 +178,41 @@ Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, Js
   if (chat.continue_final_message && chat.add_generation_prompt)
     fields.fail("continue_final_message", "is true, needs add_generation_prompt: false");
   bool tools_wanted = true;
-  RETURN_IF_ERROR(check_tools(fields, tools_wanted));
-  RETURN_IF_ERROR(check_objects(fields.raw("documents"), "documents"));
+  KIVI_RETURN_IF_ERROR(check_tools(fields, tools_wanted));
+  KIVI_RETURN_IF_ERROR(check_objects(fields.raw("documents"), "documents"));
   const bool more = fields.raw("chat_template_kwargs") != nullptr;
-  RETURN_IF_ERROR(fields.status());
+  KIVI_RETURN_IF_ERROR(fields.status());
 
-  RETURN_IF_ERROR(check_object_sizes(parsed));
+  KIVI_RETURN_IF_ERROR(check_object_sizes(parsed));
   ordered_json ordered = ordered_json::parse(body);
   auto variables = std::make_shared<ordered_json>(ordered_json::object());
   (*variables)["messages"] = std::move(ordered["messages"]);
-  RETURN_IF_ERROR(read_messages((*variables)["messages"]));
+  KIVI_RETURN_IF_ERROR(read_messages((*variables)["messages"]));
   if (tools_wanted && fields.raw("tools") != nullptr && !ordered["tools"].empty())
     (*variables)["tools"] = std::move(ordered["tools"]);
   if (fields.raw("documents") != nullptr)
     (*variables)["documents"] = std::move(ordered["documents"]);
-  if (more) RETURN_IF_ERROR(add_variables(ordered["chat_template_kwargs"], *variables));
+  if (more) KIVI_RETURN_IF_ERROR(add_variables(ordered["chat_template_kwargs"], *variables));
   chat.variables = std::move(variables);
   return chat;
 }
 
 Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules) {
-  ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
+  KIVI_ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
   JsonFields fields(parsed);
   ChatCall call;
   SamplingParams& sampling = call.completion.request.sampling;
-  RETURN_IF_ERROR(check_model(fields, rules));
+  KIVI_RETURN_IF_ERROR(check_model(fields, rules));
   refuse_unbuilt(fields);
   refuse_fields(fields, {"functions", "function_call", "audio", "prediction", "web_search_options",
                          "chat_template", "echo", "best_of", "prompt", "suffix"});
-  RETURN_IF_ERROR(fields.status());
-  ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, parsed, fields));
+  KIVI_RETURN_IF_ERROR(fields.status());
+  KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, parsed, fields));
   parse_lengths(fields, sampling);
   parse_logprobs(fields, rules, sampling);
-  RETURN_IF_ERROR(parse_shared_fields(fields, rules, call.completion));
-  RETURN_IF_ERROR(validate(sampling, rules.vocab_size, rules.max_logprobs));
-  RETURN_IF_ERROR(take_unknown(fields, rules, call.completion.unknown_fields));
+  KIVI_RETURN_IF_ERROR(parse_shared_fields(fields, rules, call.completion));
+  KIVI_RETURN_IF_ERROR(validate(sampling, rules.vocab_size, rules.max_logprobs));
+  KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.completion.unknown_fields));
   return call;
 }
 

@@ -44,7 +44,7 @@ Result<std::vector<Prompt>> parse_prompts(const json* value, int vocab_size) {
                  "prompt"};
   std::vector<Prompt> prompts;
   if (value->front().is_number()) {
-    ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(*value, "prompt", vocab_size));
+    KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(*value, "prompt", vocab_size));
     prompts.emplace_back(std::move(ids));
     return prompts;
   }
@@ -58,7 +58,7 @@ Result<std::vector<Prompt>> parse_prompts(const json* value, int vocab_size) {
     if (entry.is_string()) {
       prompts.emplace_back(entry.get<std::string>());
     } else if (entry.is_array()) {
-      ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(entry, name, vocab_size));
+      KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(entry, name, vocab_size));
       prompts.emplace_back(std::move(ids));
     } else {
       return Error{
@@ -149,7 +149,7 @@ Status parse_stream_options(JsonFields& fields, bool streaming, CompletionCall& 
   JsonFields options(*value, "stream_options.");
   call.include_usage = options.boolean("include_usage", false);
   call.continuous_usage = options.boolean("continuous_usage_stats", false);
-  RETURN_IF_ERROR(options.status());
+  KIVI_RETURN_IF_ERROR(options.status());
   if (call.continuous_usage && !call.include_usage)
     return wrong("needs include_usage: true", "stream_options.continuous_usage_stats");
   for (std::string& name : options.unknown()) call.unknown_fields.push_back(std::move(name));
@@ -226,7 +226,7 @@ Status parse_shared_fields(JsonFields& fields, const ApiRules& rules, Completion
   call.request_id = fields.text("request_id").value_or("");
   if (!call.request_id.empty() && !usable_request_id(call.request_id))
     fields.fail("request_id", "must be 1 to 128 printable ASCII characters");
-  RETURN_IF_ERROR(fields.status());
+  KIVI_RETURN_IF_ERROR(fields.status());
   return parse_stream_options(fields, r.streaming, call);
 }
 
@@ -253,61 +253,61 @@ ApiRules api_rules(const ServedModel& model, bool strict_params) {
 }
 
 Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& rules) {
-  ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
+  KIVI_ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
   JsonFields fields(parsed);
   CompletionCall call;
   CompletionRequest& r = call.request;
-  RETURN_IF_ERROR(check_model(fields, rules));
+  KIVI_RETURN_IF_ERROR(check_model(fields, rules));
   refuse_unbuilt(fields);
   refuse_fields(fields, {"tools", "tool_choice", "suffix"});
-  RETURN_IF_ERROR(fields.status());
-  ASSIGN_OR_RETURN(r.prompts, parse_prompts(fields.raw("prompt"), rules.vocab_size));
+  KIVI_RETURN_IF_ERROR(fields.status());
+  KIVI_ASSIGN_OR_RETURN(r.prompts, parse_prompts(fields.raw("prompt"), rules.vocab_size));
   r.sampling.max_tokens = fields.integer("max_tokens", kDefaultMaxTokens, 0);
   r.sampling.logprobs = fields.integer("logprobs", -1, 0, rules.max_logprobs);
   r.echo = fields.boolean("echo", false);
   r.add_special_tokens = fields.boolean("add_special_tokens", true);
-  RETURN_IF_ERROR(parse_shared_fields(fields, rules, call));
+  KIVI_RETURN_IF_ERROR(parse_shared_fields(fields, rules, call));
   r.best_of = fields.integer("best_of", r.n, 1, kMaxChoices);
-  RETURN_IF_ERROR(fields.status());
+  KIVI_RETURN_IF_ERROR(fields.status());
   if (r.echo) r.sampling.prompt_logprobs = r.sampling.logprobs;
-  RETURN_IF_ERROR(validate(r.sampling, rules.vocab_size, rules.max_logprobs));
-  RETURN_IF_ERROR(check_combinations(call));
-  RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
+  KIVI_RETURN_IF_ERROR(validate(r.sampling, rules.vocab_size, rules.max_logprobs));
+  KIVI_RETURN_IF_ERROR(check_combinations(call));
+  KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
   return call;
 }
 
 Result<TokenizeCall> parse_tokenize(std::string_view body, const ApiRules& rules) {
-  ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
+  KIVI_ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
   JsonFields fields(parsed);
   TokenizeCall call;
-  RETURN_IF_ERROR(check_model(fields, rules));
+  KIVI_RETURN_IF_ERROR(check_model(fields, rules));
   if (fields.raw("messages") != nullptr) {
     if (fields.raw("prompt") != nullptr)
       return Error{ErrorCode::invalid, "prompt and messages are both given, must be one of them",
                    "prompt"};
-    ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, parsed, fields));
+    KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, parsed, fields));
     call.return_token_strs = fields.boolean("return_token_strs", false);
-    RETURN_IF_ERROR(fields.status());
-    RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
+    KIVI_RETURN_IF_ERROR(fields.status());
+    KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
     return call;
   }
   const auto prompt = fields.text("prompt");
   call.add_special_tokens = fields.boolean("add_special_tokens", true);
   call.return_token_strs = fields.boolean("return_token_strs", false);
-  RETURN_IF_ERROR(fields.status());
+  KIVI_RETURN_IF_ERROR(fields.status());
   if (!prompt) return Error{ErrorCode::invalid, "prompt is missing, must be a string", "prompt"};
   call.prompt = *prompt;
-  RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
+  KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
   return call;
 }
 
 Result<DetokenizeCall> parse_detokenize(std::string_view body, const ApiRules& rules) {
-  ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
+  KIVI_ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
   JsonFields fields(parsed);
   DetokenizeCall call;
-  RETURN_IF_ERROR(check_model(fields, rules));
+  KIVI_RETURN_IF_ERROR(check_model(fields, rules));
   const json* tokens = fields.raw("tokens");
-  RETURN_IF_ERROR(fields.status());
+  KIVI_RETURN_IF_ERROR(fields.status());
   if (tokens == nullptr || !tokens->is_array())
     return Error{ErrorCode::invalid,
                  fmt::format("tokens is {}, must be a list of token ids",
@@ -323,7 +323,7 @@ Result<DetokenizeCall> parse_detokenize(std::string_view body, const ApiRules& r
                    "tokens"};
     call.tokens.push_back(int32_t(*id));
   }
-  RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
+  KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
   return call;
 }
 

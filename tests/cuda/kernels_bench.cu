@@ -68,28 +68,28 @@ double median_us(cudaStream_t stream, int launches, const std::function<void(int
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   launch(0);
-  CUDA_VERIFY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  KIVI_CUDA_VERIFY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   for (int i = 0; i < launches; ++i) launch(i);
-  CUDA_VERIFY(cudaStreamEndCapture(stream, &graph));
-  CUDA_VERIFY(cudaGraphInstantiate(&exec, graph, 0));
+  KIVI_CUDA_VERIFY(cudaStreamEndCapture(stream, &graph));
+  KIVI_CUDA_VERIFY(cudaGraphInstantiate(&exec, graph, 0));
   cudaEvent_t begin, end;
-  CUDA_VERIFY(cudaEventCreate(&begin));
-  CUDA_VERIFY(cudaEventCreate(&end));
+  KIVI_CUDA_VERIFY(cudaEventCreate(&begin));
+  KIVI_CUDA_VERIFY(cudaEventCreate(&end));
   std::vector<float> times;
-  CUDA_VERIFY(cudaGraphLaunch(exec, stream));
+  KIVI_CUDA_VERIFY(cudaGraphLaunch(exec, stream));
   for (int i = 0; i < kReplays; ++i) {
-    CUDA_VERIFY(cudaEventRecord(begin, stream));
-    CUDA_VERIFY(cudaGraphLaunch(exec, stream));
-    CUDA_VERIFY(cudaEventRecord(end, stream));
-    CUDA_VERIFY(cudaEventSynchronize(end));
+    KIVI_CUDA_VERIFY(cudaEventRecord(begin, stream));
+    KIVI_CUDA_VERIFY(cudaGraphLaunch(exec, stream));
+    KIVI_CUDA_VERIFY(cudaEventRecord(end, stream));
+    KIVI_CUDA_VERIFY(cudaEventSynchronize(end));
     float ms = 0;
-    CUDA_VERIFY(cudaEventElapsedTime(&ms, begin, end));
+    KIVI_CUDA_VERIFY(cudaEventElapsedTime(&ms, begin, end));
     times.push_back(ms);
   }
-  CUDA_VERIFY(cudaEventDestroy(begin));
-  CUDA_VERIFY(cudaEventDestroy(end));
-  CUDA_VERIFY(cudaGraphExecDestroy(exec));
-  CUDA_VERIFY(cudaGraphDestroy(graph));
+  KIVI_CUDA_VERIFY(cudaEventDestroy(begin));
+  KIVI_CUDA_VERIFY(cudaEventDestroy(end));
+  KIVI_CUDA_VERIFY(cudaGraphExecDestroy(exec));
+  KIVI_CUDA_VERIFY(cudaGraphDestroy(graph));
   std::sort(times.begin(), times.end());
   return times[times.size() / 2] * 1000.0 / launches;
 }
@@ -159,7 +159,7 @@ class StoreBench {
     fill_rows<<<256, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(q_.get()),
                                         rows * heads * shape.ratio * d / 2);
     fill_rows<<<256, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(kv_.get()), rows * heads * d);
-    CUDA_VERIFY(cudaGetLastError());
+    KIVI_CUDA_VERIFY(cudaGetLastError());
   }
 
   double bytes() const { return bytes_of(view_.layout, shape_.sequences, shape_.tokens - 1); }
@@ -182,7 +182,7 @@ class StoreBench {
       a.layer = i % layers_;
       const auto planning =  // a model has 32 layers
           i % 32 == 0 ? cuda::DecodePlanning::make : cuda::DecodePlanning::reuse;
-      CUDA_VERIFY(
+      KIVI_CUDA_VERIFY(
           cuda::decode_attend(a, planning, backend_.properties(), workspace, stream_, tuning));
     });
   }
@@ -202,20 +202,21 @@ double copy_gb_s(cudaStream_t stream) {
   DeviceMemory from = make_device_memory(bytes), to = make_device_memory(bytes);
   fill_rows<<<2048, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(from.get()), int64_t(bytes / 4));
   cudaEvent_t begin, end;
-  CUDA_VERIFY(cudaEventCreate(&begin));
-  CUDA_VERIFY(cudaEventCreate(&end));
+  KIVI_CUDA_VERIFY(cudaEventCreate(&begin));
+  KIVI_CUDA_VERIFY(cudaEventCreate(&end));
   std::vector<float> times;
   for (int i = 0; i < 200; ++i) {
-    CUDA_VERIFY(cudaEventRecord(begin, stream));
-    CUDA_VERIFY(cudaMemcpyAsync(to.get(), from.get(), bytes, cudaMemcpyDeviceToDevice, stream));
-    CUDA_VERIFY(cudaEventRecord(end, stream));
-    CUDA_VERIFY(cudaEventSynchronize(end));
+    KIVI_CUDA_VERIFY(cudaEventRecord(begin, stream));
+    KIVI_CUDA_VERIFY(
+        cudaMemcpyAsync(to.get(), from.get(), bytes, cudaMemcpyDeviceToDevice, stream));
+    KIVI_CUDA_VERIFY(cudaEventRecord(end, stream));
+    KIVI_CUDA_VERIFY(cudaEventSynchronize(end));
     float ms = 0;
-    CUDA_VERIFY(cudaEventElapsedTime(&ms, begin, end));
+    KIVI_CUDA_VERIFY(cudaEventElapsedTime(&ms, begin, end));
     if (i >= 100) times.push_back(ms);
   }
-  CUDA_VERIFY(cudaEventDestroy(begin));
-  CUDA_VERIFY(cudaEventDestroy(end));
+  KIVI_CUDA_VERIFY(cudaEventDestroy(begin));
+  KIVI_CUDA_VERIFY(cudaEventDestroy(end));
   std::sort(times.begin(), times.end());
   return 2.0 * double(bytes) / times[times.size() / 2] / 1e6;
 }

@@ -93,11 +93,11 @@ TEST_CASE("prompt chunks, staging and commit leave the CPU's bytes") {
               format.residual);
       std::mt19937 random(12);
       TestStore store({format, {2, 3, d}}, 3, 700, random);
-      append(store, {{0, 1, KvMode::stage}, {1, 65}, {2, 3, KvMode::commit}}, random, false);
+      append(store, {{0, 1, KvMode::stage}, {1, 65}, {2, 3, KvMode::seal}}, random, false);
       require_same(store);
       append(store, {{0, 130, KvMode::stage}, {1, 1}, {2, 128}}, random, false);
       require_same(store);
-      append(store, {{0, 64, KvMode::commit}, {1, 127}, {2, 200}}, random, true);
+      append(store, {{0, 64, KvMode::seal}, {1, 127}, {2, 200}}, random, true);
       require_same(store);
       append(store, {{0, 17}, {1, 300}, {2, 1}}, random, false);
       require_same(store);

@@ -64,7 +64,7 @@ void check(const Case& c, std::mt19937& random) {
     s.row_begin = 0;
     s.row_count = s.past;
     s.past = 0;
-    if (s.mode == KvMode::commit) s.mode = KvMode::stage;
+    if (s.mode == KvMode::seal) s.mode = KvMode::stage;
     Pair kv(s.row_count, width, DType::f16, DType::f16);
     kv.randomize(random);
     StepView step;
@@ -123,17 +123,17 @@ TEST_CASE("flash prefill equals the CPU's attention over every kind of history")
       {5, 3}, {64, 65}, {131, 2}, {200, 33}, {300, 64}};
   for (const auto& [hq, hk] : {std::pair{4, 2}, {3, 3}, {8, 1}, {71, 1}})
     for (const int d : {64, 80, 96, 128}) {
-      check({f16, hq, hk, d, 0, KvMode::store, fresh}, random);
-      check({f16, hq, hk, d, 0, KvMode::store, ragged}, random);
+      check({f16, hq, hk, d, 0, KvMode::append, fresh}, random);
+      check({f16, hq, hk, d, 0, KvMode::append, ragged}, random);
     }
   for (const KvFormat& f : {f8, kivi2, kivi4, mixed})
     for (const int d : {64, 96, 128}) {
       if (d % std::max(1, f.group) != 0) continue;
-      check({f, 4, 2, d, 0, KvMode::store, fresh}, random);
-      check({f, 4, 2, d, 0, KvMode::store, ragged}, random);
+      check({f, 4, 2, d, 0, KvMode::append, fresh}, random);
+      check({f, 4, 2, d, 0, KvMode::append, ragged}, random);
       check({f, 4, 2, d, 0, KvMode::stage, ragged}, random);
-      check({f, 8, 2, d, 100, KvMode::store, ragged}, random);
-      check({f, 8, 2, d, 100, KvMode::commit, ragged}, random);
+      check({f, 8, 2, d, 100, KvMode::append, ragged}, random);
+      check({f, 8, 2, d, 100, KvMode::seal, ragged}, random);
     }
 }
 

@@ -21,7 +21,7 @@ struct StoredSequence {
 struct Chunk {
   int sequence = 0;
   int rows = 1;
-  KvMode mode = KvMode::store;
+  KvMode mode = KvMode::append;
 };
 
 class TestStore {
@@ -76,7 +76,7 @@ class TestStore {
       step.pages_count = c.mode == KvMode::stage ? 0 : layout_.pages_for(s.past + c.rows);
       table_.insert(table_.end(), s.pages.begin(), s.pages.begin() + step.pages_count);
       step.staging_begin = int(table_.size());
-      step.staging_count = c.mode == KvMode::store ? 0 : int(s.staging.size());
+      step.staging_count = c.mode == KvMode::append ? 0 : int(s.staging.size());
       if (step.staging_count > 0) table_.insert(table_.end(), s.staging.begin(), s.staging.end());
       plan_.push_back(step);
       rows += c.rows;
@@ -93,9 +93,6 @@ class TestStore {
         make_tensor(device_sequences_->on_gpu().data, DType::i32, int64_t(plan_.size()), 9);
     step_.device_page_table = device_table_->on_gpu();
     step_.sliding_window = window;
-    step_.decode_only = std::all_of(plan_.begin(), plan_.end(), [](const StepSequence& s) {
-      return s.row_count == 1 && s.mode == KvMode::store;
-    });
     return step_;
   }
   // The planned tokens are now cached.

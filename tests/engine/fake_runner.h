@@ -124,7 +124,7 @@ struct FakeEngineOptions {
 };
 
 inline std::unique_ptr<Engine> make_fake_engine(FakeEngineOptions options) {
-  EngineModel model{options.runner.vocab_size, options.max_model_len, options.eos_token_ids};
+  EngineLimits model{options.runner.vocab_size, options.max_model_len, options.eos_token_ids};
   const KvLayout layout{options.format, {1, 1, 64}};
   const KvCapacity capacity{options.pages, options.config.max_num_seqs,
                             (options.config.prefill_staging_tokens + KvLayout::kStagingTokens - 1) /

@@ -30,10 +30,10 @@ TEST_CASE("bytes held are what the format says, for every length and format") {
       INFO("G " << format.group << ", bits " << format.key_bits << ", tokens " << tokens);
       KvCache cache(layout, {.pages = 16, .slots = 2, .staging_pages = 0});
       SequenceKv a, b;
-      REQUIRE(cache.reserve(a, tokens, KvMode::store));
-      cache.commit(a, tokens, KvMode::store);
+      REQUIRE(cache.reserve(a, tokens, KvMode::append));
+      cache.commit(a, tokens, KvMode::append);
       CHECK(cache.bytes_held() == kv_bytes(layout, tokens));
-      REQUIRE(cache.reserve(b, 1, KvMode::store));
+      REQUIRE(cache.reserve(b, 1, KvMode::append));
       CHECK(cache.bytes_held() == sum(kv_bytes(layout, tokens), kv_bytes(layout, 1)));
       cache.release(a);
       cache.release(b);
@@ -51,11 +51,11 @@ TEST_CASE("token by token, a page is taken exactly when its first key is quantiz
     const int page = layout.page_tokens(), r = format.kind == KvKind::kivi ? format.residual : 1;
     // What is still in the residual at the end needs no page.
     for (int t = 0; t < 4 * page + r - 1; ++t) {
-      REQUIRE(cache.reserve(kv, 1, KvMode::store));
+      REQUIRE(cache.reserve(kv, 1, KvMode::append));
       REQUIRE(int(kv.pages.size()) == ((t + 1) / r * r + page - 1) / page);
-      cache.commit(kv, 1, KvMode::store);
+      cache.commit(kv, 1, KvMode::append);
     }
-    CHECK_FALSE(cache.reserve(kv, 1, KvMode::store));
+    CHECK_FALSE(cache.reserve(kv, 1, KvMode::append));
     CHECK(kv.tokens == layout.tokens_within(4));
     CHECK(kv.pages.size() == 4);
   }
@@ -66,15 +66,15 @@ TEST_CASE("a reservation that fails changes nothing, whichever region is short")
   SECTION("pages") {
     KvCache cache(layout, {.pages = 2, .slots = 2, .staging_pages = 2});
     SequenceKv kv;
-    CHECK_FALSE(cache.reserve(kv, 256, KvMode::store));
+    CHECK_FALSE(cache.reserve(kv, 256, KvMode::append));
     CHECK((kv.pages.empty() && kv.slot == -1 && kv.tokens == 0));
     CHECK((cache.pages_free() == 2 && cache.slots_free() == 2));
   }
   SECTION("slots") {
     KvCache cache(layout, {.pages = 4, .slots = 1, .staging_pages = 2});
     SequenceKv first, second;
-    REQUIRE(cache.reserve(first, 128, KvMode::store));
-    CHECK_FALSE(cache.reserve(second, 128, KvMode::store));
+    REQUIRE(cache.reserve(first, 128, KvMode::append));
+    CHECK_FALSE(cache.reserve(second, 128, KvMode::append));
     CHECK((second.pages.empty() && second.slot == -1));
     CHECK(cache.pages_free() == 2);
   }
@@ -98,9 +98,9 @@ TEST_CASE("a staged prompt holds staging pages until its commit, and pages from 
   CHECK((kv.pages.empty() && kv.staging_pages.size() == 3));
   CHECK(cache.bytes_held() == KvBytes{0, 0, layout.residual_slot_bytes()});
 
-  REQUIRE(cache.reserve(kv, 10, KvMode::commit));
+  REQUIRE(cache.reserve(kv, 10, KvMode::seal));
   CHECK((kv.pages.size() == 2 && kv.staging_pages.size() == 3));  // 128 keys; 74 in the residual
-  cache.commit(kv, 10, KvMode::commit);
+  cache.commit(kv, 10, KvMode::seal);
   CHECK((kv.tokens == 202 && kv.staging_pages.empty()));
   CHECK(cache.staging_pages_free() == 3);
   CHECK(cache.bytes_held() == kv_bytes(layout, 202));

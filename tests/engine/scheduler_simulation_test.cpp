@@ -204,7 +204,7 @@ class Simulation {
     const int chunk = w_.config.prefill_chunk_tokens;
     const int end = part.past + part.count;
     if (!s.prefilling()) {
-      expect(part.count == 1 && part.samples && part.mode == KvMode::store,
+      expect(part.count == 1 && part.samples && part.mode == KvMode::append,
              "a decode is one token");
       expect(end == int(s.tokens.size()), "a decode computes the newest token");
       return;
@@ -218,9 +218,9 @@ class Simulation {
     const bool one_chunk = s.prefill_tokens <= chunk;
     if (!exact || one_chunk || w_.format.kind != KvKind::kivi ||
         s.prefill_tokens > w_.config.prefill_staging_tokens) {
-      expect(part.mode == KvMode::store, "mode store");
-    } else if (part.mode != KvMode::store) {  // store: more staging pages than there are
-      expect((part.mode == KvMode::commit) == (end == s.prefill_tokens), "the last chunk commits");
+      expect(part.mode == KvMode::append, "mode store");
+    } else if (part.mode != KvMode::append) {  // store: more staging pages than there are
+      expect((part.mode == KvMode::seal) == (end == s.prefill_tokens), "the last chunk commits");
       ++staged_chunks_;
     }
   }
@@ -274,7 +274,7 @@ class Simulation {
     for (const PlannedSequence& part : plan.sequences) {
       const Sequence& s = *part.sequence;
       const SequenceKv& kv = s.kv;
-      const bool from_staging = part.mode != KvMode::store;
+      const bool from_staging = part.mode != KvMode::append;
       for (int t = 0; t < part.past; ++t) {
         const Token& token = from_staging ? staging_.at(kv.staging_pages, t)
                              : t < key_tokens_quantized(w_.format, part.past)
@@ -282,7 +282,7 @@ class Simulation {
                                  : residual_row(kv, t);
         expect(token == Token{s.order, t}, "the history is where it was written");
       }
-      const int begin = part.mode == KvMode::commit ? 0 : part.past;
+      const int begin = part.mode == KvMode::seal ? 0 : part.past;
       for (int t = begin; t < part.past + part.count; ++t) {
         if (part.mode == KvMode::stage)
           staging_.at(kv.staging_pages, t) = {s.order, t};

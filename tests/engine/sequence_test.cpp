@@ -26,8 +26,8 @@ std::map<int32_t, float> bias_of(const Sequence& s) {
 
 // As a step does: place is made at launch, the id comes at collect.
 std::optional<FinishReason> append(Sequence& s, int32_t id) {
-  foresee_token(s);
-  return resolve_token(s, int(s.tokens.size()) - 1, id);
+  push_placeholder(s);
+  return set_sampled(s, int(s.tokens.size()) - 1, id);
 }
 
 }  // namespace

@@ -181,7 +181,7 @@ void start_server(const BenchOptions& options, Served& served) {
   engine.runner.vocab_size = 4096;
   // Words of the tales, so that each token is text of its own.
   auto tokenizer = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
-  VERIFY(tokenizer.ok());
+  KIVI_VERIFY(tokenizer.ok());
   served.tokenizer = std::move(tokenizer).value();
   engine.runner.tokens = testing::FakeRunnerOptions::Tokens::script;
   engine.runner.script = served.tokenizer->encode(
@@ -201,7 +201,7 @@ void start_server(const BenchOptions& options, Served& served) {
   served.config.io_threads = options.io_threads;
   served.http = std::make_unique<HttpServer>(served.config, served.metrics);
   const Status started = served.http->start();
-  VERIFY(started.ok());
+  KIVI_VERIFY(started.ok());
   served.http->set_model(served.model);
 }
 

@@ -38,7 +38,7 @@ inline ServerOptions server_options() {
 inline const Tokenizer& tales_tokenizer() {
   static const std::unique_ptr<Tokenizer> tokenizer = [] {
     auto loaded = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
-    VERIFY(loaded.ok());
+    KIVI_VERIFY(loaded.ok());
     return std::move(loaded).value();
   }();
   return *tokenizer;
@@ -62,12 +62,12 @@ class TestServer {
     model_.engine = engine_.get();
     if (!options_.chat_template.empty()) {
       auto chat = ChatPrompt::make({options_.chat_template, "test"}, tales_tokenizer());
-      VERIFY(chat.ok());
+      KIVI_VERIFY(chat.ok());
       chat_ = std::move(*chat);
       model_.chat = chat_.get();
     }
     const Status started = http_->start();
-    VERIFY(started.ok());
+    KIVI_VERIFY(started.ok());
     if (options_.loaded) set_model();
   }
   ~TestServer() {
@@ -86,16 +86,16 @@ class TestServer {
   int port() const { return http_->port(); }
   Client client() const { return Client(port()); }
 
-  // One POST on a fresh connection. VERIFYs that there is a reply.
+  // One POST on a fresh connection. Verifies that there is a reply.
   Response post(const std::string& path, const std::string& body, const std::string& headers = "") {
     auto response = client().post(path, body, headers);
-    VERIFY(response.has_value());
+    KIVI_VERIFY(response.has_value());
     return *response;
   }
   Response complete(const nlohmann::json& body) { return post("/v1/completions", body.dump()); }
   Response get(const std::string& path, const std::string& headers = "") {
     auto response = client().get(path, headers);
-    VERIFY(response.has_value());
+    KIVI_VERIFY(response.has_value());
     return *response;
   }
 

@@ -217,8 +217,8 @@ TEST_CASE("Chunks of a prompt in staging attend its f16 history, then commit lea
         attend(*backend, store, c, {{&s, n, KvMode::stage}}, 14);
         append(*backend, store, {{&s, n, KvMode::stage}});
       }
-      attend(*backend, store, c, {{&s, 100, KvMode::commit}}, 14);
-      append(*backend, store, {{&s, 100, KvMode::commit}});
+      attend(*backend, store, c, {{&s, 100, KvMode::seal}}, 14);
+      append(*backend, store, {{&s, 100, KvMode::seal}});
       attend(*backend, store, c, {{&s, 1}}, 14);
       append(*backend, store, {{&s, 1}});
       attend(*backend, store, c, {{&s, 3}}, 14);
@@ -244,11 +244,11 @@ TEST_CASE("fp16: a row's bits do not depend on where its history came from") {
         REQUIRE(same_bits(got.data(), want.data() + past * columns, n * columns));
         append(*backend, store, {{&s, n, mode}});
       };
-      for (int t = 0; t < tokens; ++t) grow(single, 1, KvMode::store);
-      for (const int n : {3, 64, 65, 17, 52}) grow(chunked, n, KvMode::store);
+      for (int t = 0; t < tokens; ++t) grow(single, 1, KvMode::append);
+      for (const int n : {3, 64, 65, 17, 52}) grow(chunked, n, KvMode::append);
       for (const int n : {70, 1, 63}) grow(staged, n, KvMode::stage);
-      grow(staged, 60, KvMode::commit);
-      for (int t = 194; t < tokens; ++t) grow(staged, 1, KvMode::store);
+      grow(staged, 60, KvMode::seal);
+      for (int t = 194; t < tokens; ++t) grow(staged, 1, KvMode::append);
     }
 }
 

@@ -24,7 +24,7 @@ struct TestSequence {
 struct Part {
   TestSequence* sequence;
   int count;
-  KvMode mode = KvMode::store;
+  KvMode mode = KvMode::append;
 };
 
 class TestStore {
@@ -166,7 +166,7 @@ class TestStep {
       if (part.mode != KvMode::stage)
         table(s.pages, layout.pages_for(s.past + part.count), sequence.pages_begin,
               sequence.pages_count);
-      if (part.mode != KvMode::store)
+      if (part.mode != KvMode::append)
         table(
             s.staging,
             KvLayout::staging_pages_for(part.mode == KvMode::stage ? s.past + part.count : s.past),

@@ -142,7 +142,7 @@ TEST_CASE("A prompt that goes through the staging area leaves the same store") {
     for (const int chunk : {17, 64, 100}) {
       TestSequence s = store.sequence(tokens);
       while (tokens - s.past > chunk + 2) append(*backend, store, {{&s, chunk, KvMode::stage}});
-      append(*backend, store, {{&s, tokens - s.past - 2, KvMode::commit}});
+      append(*backend, store, {{&s, tokens - s.past - 2, KvMode::seal}});
       append(*backend, store, {{&s, 1}});  // and goes on
       append(*backend, store, {{&s, 1}});
       for (int layer = 0; layer < l.shape.layers; ++layer)
@@ -165,7 +165,7 @@ TEST_CASE("fp16 and fp8 pages hold every token at once, by every way of growing"
       for (int t = 0; t < 200; ++t) append(*backend, store, {{&one, 1}});
       for (const int n : {3, 64, 65, 1, 67}) append(*backend, store, {{&chunks, n}});
       append(*backend, store, {{&staged, 150, KvMode::stage}});
-      append(*backend, store, {{&staged, 50, KvMode::commit}});
+      append(*backend, store, {{&staged, 50, KvMode::seal}});
       CHECK(store.content(one) == store.content(chunks));
       CHECK(store.content(one) == store.content(staged));
       int wrong = 0;

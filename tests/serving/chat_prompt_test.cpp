@@ -14,7 +14,7 @@ namespace {
 const Tokenizer& tokenizer() {
   static const auto loaded = [] {
     auto tales = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
-    VERIFY(tales.ok());
+    KIVI_VERIFY(tales.ok());
     return std::move(*tales);
   }();
   return *loaded;

@@ -27,7 +27,7 @@ std::string file_text(const std::string& path) {
 
 Result<std::string> rendered(const std::string& text, const ordered_json& variables,
                              std::time_t now = 0) {
-  ASSIGN_OR_RETURN(const ChatTemplate parsed, ChatTemplate::parse({text, "test.jinja"}));
+  KIVI_ASSIGN_OR_RETURN(const ChatTemplate parsed, ChatTemplate::parse({text, "test.jinja"}));
   return parsed.render(variables, now);
 }
 

@@ -245,7 +245,7 @@ TEST_CASE("a long prompt in several chunks is scored whole, once") {
 TEST_CASE("best_of: the n with the largest mean logprob, the best first; all count in usage") {
   FakeEngineOptions o = engine_options();
   Served served(std::make_unique<Engine>(
-      o.config, EngineModel{4096, 2048, {2}}, KvLayout{o.format, {1, 1, 64}},
+      o.config, EngineLimits{4096, 2048, {2}}, KvLayout{o.format, {1, 1, 64}},
       KvCapacity{4096, o.config.max_num_seqs, 64}, std::make_unique<SeedLogprobRunner>(o.runner)));
   CompletionRequest request = request_of("Once", 6);
   request.prompts.push_back("upon");

@@ -71,18 +71,18 @@ class Cursor {
 
   template <class T>
   Result<T> number(std::string_view what) {
-    ASSIGN_OR_RETURN(const std::string_view bytes, take(sizeof(T), what));
+    KIVI_ASSIGN_OR_RETURN(const std::string_view bytes, take(sizeof(T), what));
     return load<T>(bytes);
   }
 
   // A length, then so many bytes.
   Result<std::string_view> string(std::string_view what) {
-    ASSIGN_OR_RETURN(const uint64_t length, number<uint64_t>(what));
+    KIVI_ASSIGN_OR_RETURN(const uint64_t length, number<uint64_t>(what));
     return take(length, what);
   }
 
   Result<std::string_view> name(std::string_view what) {
-    ASSIGN_OR_RETURN(const std::string_view name, string(what));
+    KIVI_ASSIGN_OR_RETURN(const std::string_view name, string(what));
     if (name.empty() || name.size() > kMaxNameBytes)
       return error(
           fmt::format("{} is {} bytes long, must be 1 to {}", what, name.size(), kMaxNameBytes));
@@ -91,7 +91,7 @@ class Cursor {
 
   // `count` entries of at least `bytes_min` bytes each.
   Result<uint64_t> count(std::string_view what, size_t bytes_min) {
-    ASSIGN_OR_RETURN(const uint64_t count, number<uint64_t>(what));
+    KIVI_ASSIGN_OR_RETURN(const uint64_t count, number<uint64_t>(what));
     if (count > left() / bytes_min)
       return error(fmt::format("{} is {}, more than fit into the {} bytes that are left", what,
                                count, left()));
@@ -105,7 +105,7 @@ class Cursor {
 };
 
 Result<GgufType> read_type(Cursor& cursor) {
-  ASSIGN_OR_RETURN(const uint32_t type, cursor.number<uint32_t>("a value's type"));
+  KIVI_ASSIGN_OR_RETURN(const uint32_t type, cursor.number<uint32_t>("a value's type"));
   if (type > uint32_t(GgufType::f64))
     return cursor.error(fmt::format("a value's type is {}, must be at most 12", type));
   return GgufType(type);
@@ -113,18 +113,18 @@ Result<GgufType> read_type(Cursor& cursor) {
 
 Result<GgufValue> read_value(Cursor& cursor) {
   GgufValue value;
-  ASSIGN_OR_RETURN(value.type, read_type(cursor));
+  KIVI_ASSIGN_OR_RETURN(value.type, read_type(cursor));
   if (value.type == GgufType::array) {
     value.is_array = true;
-    ASSIGN_OR_RETURN(value.type, read_type(cursor));
+    KIVI_ASSIGN_OR_RETURN(value.type, read_type(cursor));
     if (value.type == GgufType::array)
       return cursor.error("an array of arrays, which is not supported");
     const size_t bytes_min = value.type == GgufType::string ? 8 : size_of(value.type);
-    ASSIGN_OR_RETURN(value.count, cursor.count("an array's length", bytes_min));
+    KIVI_ASSIGN_OR_RETURN(value.count, cursor.count("an array's length", bytes_min));
   }
   if (value.type != GgufType::string) {
     // count() has checked that this product fits.
-    ASSIGN_OR_RETURN(value.bytes, cursor.take(value.count * size_of(value.type), "a value"));
+    KIVI_ASSIGN_OR_RETURN(value.bytes, cursor.take(value.count * size_of(value.type), "a value"));
     const auto is_flag = [](char c) { return c == 0 || c == 1; };
     if (value.type == GgufType::boolean &&
         !std::all_of(value.bytes.begin(), value.bytes.end(), is_flag))
@@ -133,7 +133,7 @@ Result<GgufValue> read_value(Cursor& cursor) {
   }
   std::string_view first, last;
   for (uint64_t i = 0; i < value.count; ++i) {
-    ASSIGN_OR_RETURN(last, cursor.string("a string"));
+    KIVI_ASSIGN_OR_RETURN(last, cursor.string("a string"));
     if (i == 0) first = last;
   }
   // Strings lie one after another, each behind its length.
@@ -151,17 +151,18 @@ struct TableEntry {
 
 Result<TableEntry> read_entry(Cursor& cursor, const std::string& file) {
   TableEntry entry;
-  ASSIGN_OR_RETURN(entry.name, cursor.name("a tensor's name"));
+  KIVI_ASSIGN_OR_RETURN(entry.name, cursor.name("a tensor's name"));
   const auto wrong = [&](const std::string& what) {
     return Error{ErrorCode::invalid,
                  fmt::format("{}: tensor '{}': {}", file, shown(entry.name), what)};
   };
-  ASSIGN_OR_RETURN(const uint32_t dimensions, cursor.number<uint32_t>("a number of dimensions"));
+  KIVI_ASSIGN_OR_RETURN(const uint32_t dimensions,
+                        cursor.number<uint32_t>("a number of dimensions"));
   if (dimensions < 1 || dimensions > kMaxDimensions)
     return wrong(fmt::format("has {} dimensions, must be 1 to {}", dimensions, kMaxDimensions));
   uint64_t values = 1;
   for (uint32_t i = 0; i < dimensions; ++i) {
-    ASSIGN_OR_RETURN(const uint64_t size, cursor.number<uint64_t>("a dimension"));
+    KIVI_ASSIGN_OR_RETURN(const uint64_t size, cursor.number<uint64_t>("a dimension"));
     entry.tensor.shape.push_back(int64_t(size));
     if (size < 1 || size > uint64_t(INT64_MAX) || __builtin_mul_overflow(values, size, &values))
       return wrong(fmt::format("dimension {} is {}: out of range", i, size));
@@ -169,7 +170,7 @@ Result<TableEntry> read_entry(Cursor& cursor, const std::string& file) {
   const auto row_values = uint64_t(entry.tensor.shape[0]);  // the format begins with columns
   std::reverse(entry.tensor.shape.begin(), entry.tensor.shape.end());
 
-  ASSIGN_OR_RETURN(const uint32_t id, cursor.number<uint32_t>("a tensor's type"));
+  KIVI_ASSIGN_OR_RETURN(const uint32_t id, cursor.number<uint32_t>("a tensor's type"));
   const GgufTensorType* type = find_gguf_tensor_type(id);
   if (type == nullptr || type->bytes == 0) {
     Error error = wrong(fmt::format("its type is {}, supported are {}",
@@ -188,7 +189,7 @@ Result<TableEntry> read_entry(Cursor& cursor, const std::string& file) {
   entry.tensor.dtype = type->dtype;
   entry.tensor.dequantize = type->dequantize;
   entry.tensor.bytes = size_t(bytes);
-  ASSIGN_OR_RETURN(entry.offset, cursor.number<uint64_t>("a tensor's offset"));
+  KIVI_ASSIGN_OR_RETURN(entry.offset, cursor.number<uint64_t>("a tensor's offset"));
   return entry;
 }
 
@@ -229,24 +230,25 @@ Result<GgufHeader> GgufHeader::parse(const std::byte* data, size_t bytes, const 
   GgufHeader header;
   header.file_ = file;
   Cursor cursor({reinterpret_cast<const char*>(data), bytes}, file);
-  ASSIGN_OR_RETURN(const uint32_t magic, cursor.number<uint32_t>("the magic"));
+  KIVI_ASSIGN_OR_RETURN(const uint32_t magic, cursor.number<uint32_t>("the magic"));
   if (magic != kMagic) return cursor.error("is no GGUF file: it does not begin with \"GGUF\"");
-  ASSIGN_OR_RETURN(const uint32_t version, cursor.number<uint32_t>("the version"));
+  KIVI_ASSIGN_OR_RETURN(const uint32_t version, cursor.number<uint32_t>("the version"));
   if (version != 2 && version != 3)
     return Error{ErrorCode::unsupported,
                  fmt::format("{}: GGUF version is {}, supported are 2 and 3{}", file, version,
                              version << 16 == 0 ? " (this looks big-endian)" : "")};
   constexpr size_t kEntryBytesMin = 8 + 1 + 4 + 8 + 4 + 8, kPairBytesMin = 8 + 1 + 4 + 1;
-  ASSIGN_OR_RETURN(const uint64_t tensors, cursor.count("the number of tensors", kEntryBytesMin));
-  ASSIGN_OR_RETURN(const uint64_t pairs,
-                   cursor.count("the number of metadata keys", kPairBytesMin));
+  KIVI_ASSIGN_OR_RETURN(const uint64_t tensors,
+                        cursor.count("the number of tensors", kEntryBytesMin));
+  KIVI_ASSIGN_OR_RETURN(const uint64_t pairs,
+                        cursor.count("the number of metadata keys", kPairBytesMin));
   for (uint64_t i = 0; i < pairs; ++i) {
-    ASSIGN_OR_RETURN(const std::string_view key, cursor.name("a key"));
-    ASSIGN_OR_RETURN(const GgufValue value, read_value(cursor));
+    KIVI_ASSIGN_OR_RETURN(const std::string_view key, cursor.name("a key"));
+    KIVI_ASSIGN_OR_RETURN(const GgufValue value, read_value(cursor));
     if (!header.metadata_.emplace(key, value).second)
       return header.invalid(key, "stands twice in the metadata");
   }
-  ASSIGN_OR_RETURN(const std::optional<int64_t> given, header.integer("general.alignment"));
+  KIVI_ASSIGN_OR_RETURN(const std::optional<int64_t> given, header.integer("general.alignment"));
   const auto alignment = uint64_t(given.value_or(kDefaultAlignment));
   if (alignment < 8 || alignment > kMaxAlignment || (alignment & (alignment - 1)) != 0)
     return header.invalid("general.alignment",
@@ -255,7 +257,7 @@ Result<GgufHeader> GgufHeader::parse(const std::byte* data, size_t bytes, const 
 
   std::vector<TableEntry> table;
   for (uint64_t i = 0; i < tensors; ++i) {
-    ASSIGN_OR_RETURN(TableEntry entry, read_entry(cursor, file));
+    KIVI_ASSIGN_OR_RETURN(TableEntry entry, read_entry(cursor, file));
     table.push_back(std::move(entry));
   }
   const uint64_t begin = (cursor.at() + alignment - 1) / alignment * alignment;
@@ -380,8 +382,8 @@ std::string describe(const GgufValue& value) {
 }
 
 Result<GgufFile> GgufFile::open(const std::string& path) {
-  ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
-  ASSIGN_OR_RETURN(GgufHeader header, GgufHeader::parse(file.data(), file.bytes(), path));
+  KIVI_ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
+  KIVI_ASSIGN_OR_RETURN(GgufHeader header, GgufHeader::parse(file.data(), file.bytes(), path));
   return GgufFile{std::move(file), std::move(header)};
 }
 

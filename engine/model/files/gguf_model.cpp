@@ -99,7 +99,7 @@ class Translation {
 
 // A part of several files is not the model.
 Status Translation::check_whole() const {
-  ASSIGN_OR_RETURN(const std::optional<int64_t> parts, header_.integer("split.count"));
+  KIVI_ASSIGN_OR_RETURN(const std::optional<int64_t> parts, header_.integer("split.count"));
   if (parts.value_or(1) <= 1) return ok_status();
   return header_.unsupported("split.count", fmt::format("is {}: a model in several files is not "
                                                         "supported, merge them (gguf-split)",
@@ -125,7 +125,8 @@ Status Translation::copy_keys() {
 }
 
 Status Translation::add_scaling() {
-  ASSIGN_OR_RETURN(const std::optional<std::string> type, header_.string(key("rope.scaling.type")));
+  KIVI_ASSIGN_OR_RETURN(const std::optional<std::string> type,
+                        header_.string(key("rope.scaling.type")));
   const GgufValue* factor = header_.find(key("rope.scaling.factor"));
   const GgufValue* older = header_.find(key("rope.scale_linear"));
   if (!type && older != nullptr && to_json(*older) != json(1.0))
@@ -140,13 +141,13 @@ Status Translation::add_scaling() {
 }
 
 Status Translation::add_rope() {
-  RETURN_IF_ERROR(add_scaling());
-  ASSIGN_OR_RETURN(const auto hidden, header_.integer(key("embedding_length")));
-  ASSIGN_OR_RETURN(const auto heads, header_.integer(key("attention.head_count")));
-  ASSIGN_OR_RETURN(const auto given, header_.integer(key("attention.key_length")));
+  KIVI_RETURN_IF_ERROR(add_scaling());
+  KIVI_ASSIGN_OR_RETURN(const auto hidden, header_.integer(key("embedding_length")));
+  KIVI_ASSIGN_OR_RETURN(const auto heads, header_.integer(key("attention.head_count")));
+  KIVI_ASSIGN_OR_RETURN(const auto given, header_.integer(key("attention.key_length")));
   const int64_t size = given.value_or(hidden.value_or(0) / std::max<int64_t>(heads.value_or(1), 1));
   for (const char* name : {"attention.value_length", "rope.dimension_count"}) {
-    ASSIGN_OR_RETURN(const auto length, header_.integer(key(name)));
+    KIVI_ASSIGN_OR_RETURN(const auto length, header_.integer(key(name)));
     if (length && *length != size)
       return header_.unsupported(key(name),
                                  fmt::format("is {}, must be the head size, {}", *length, size));
@@ -158,8 +159,8 @@ Status Translation::add_rope() {
 Status Translation::add_token_ids() {
   json ids = json::array();
   for (const char* name : {"eos", "eot", "eom"}) {
-    ASSIGN_OR_RETURN(const auto id,
-                     header_.integer(fmt::format("tokenizer.ggml.{}_token_id", name)));
+    KIVI_ASSIGN_OR_RETURN(const auto id,
+                          header_.integer(fmt::format("tokenizer.ggml.{}_token_id", name)));
     if (id && std::find(ids.begin(), ids.end(), json(*id)) == ids.end()) ids.push_back(*id);
   }
   if (!ids.empty()) config_["eos_token_id"] = ids;
@@ -209,16 +210,17 @@ Status Translation::read_rope_factors(RopeSpec& rope) const {
 }
 
 Result<ModelConfig> Translation::run() {
-  RETURN_IF_ERROR(check_whole());
-  ASSIGN_OR_RETURN(const std::optional<std::string> name, header_.string("general.architecture"));
+  KIVI_RETURN_IF_ERROR(check_whole());
+  KIVI_ASSIGN_OR_RETURN(const std::optional<std::string> name,
+                        header_.string("general.architecture"));
   architecture_ = name.value_or("");
   if (architecture_ != "llama" && architecture_ != "qwen2" && architecture_ != "falcon")
     return header_.unsupported(
         "general.architecture",
         fmt::format("is '{}', supported are llama, qwen2 and falcon", architecture_));
-  RETURN_IF_ERROR(copy_keys());
-  RETURN_IF_ERROR(add_rope());
-  RETURN_IF_ERROR(add_token_ids());
+  KIVI_RETURN_IF_ERROR(copy_keys());
+  KIVI_RETURN_IF_ERROR(add_rope());
+  KIVI_RETURN_IF_ERROR(add_token_ids());
   if (architecture_ == "llama") make_llama();
   if (architecture_ == "qwen2") make_qwen2();
   if (architecture_ == "falcon") make_falcon();
@@ -235,9 +237,9 @@ Result<ModelConfig> Translation::run() {
   if (types == std::set<std::string_view>{"F32"}) config_["dtype"] = "float32";
   if (types == std::set<std::string_view>{"BF16"}) config_["dtype"] = "bfloat16";
 
-  ASSIGN_OR_RETURN(ModelConfig model,
-                   model_config_of(header_.file() + ": metadata as config.json", config_));
-  RETURN_IF_ERROR(read_rope_factors(model.spec.rope));
+  KIVI_ASSIGN_OR_RETURN(ModelConfig model,
+                        model_config_of(header_.file() + ": metadata as config.json", config_));
+  KIVI_RETURN_IF_ERROR(read_rope_factors(model.spec.rope));
   model.names = names_;
   return model;
 }

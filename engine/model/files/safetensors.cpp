@@ -127,7 +127,7 @@ Result<TensorMap> parse_safetensors(const std::byte* data, size_t bytes, const s
 
   const std::string_view header(reinterpret_cast<const char*>(data) + kLengthBytes,
                                 size_t(header_bytes));
-  ASSIGN_OR_RETURN(const json document, parse_json(header, file + ": header"));
+  KIVI_ASSIGN_OR_RETURN(const json document, parse_json(header, file + ": header"));
   if (!document.is_object()) return invalid(file, "header is not a JSON object");
 
   const std::byte* tensor_data = data + kLengthBytes + header_bytes;
@@ -135,7 +135,8 @@ Result<TensorMap> parse_safetensors(const std::byte* data, size_t bytes, const s
   TensorMap tensors;
   for (const auto& [name, entry] : document.items()) {
     if (name == "__metadata__") continue;
-    ASSIGN_OR_RETURN(FileTensor tensor, parse_tensor(entry, name, file, tensor_data, tensor_bytes));
+    KIVI_ASSIGN_OR_RETURN(FileTensor tensor,
+                          parse_tensor(entry, name, file, tensor_data, tensor_bytes));
     tensors.emplace(name, std::move(tensor));
   }
   return tensors;
@@ -145,7 +146,7 @@ namespace {
 
 // The shard files of an index, each once. `weights` gets (tensor, shard).
 Result<std::map<std::string, std::string>> read_index(const std::string& path) {
-  ASSIGN_OR_RETURN(const json document, read_json_file(path));
+  KIVI_ASSIGN_OR_RETURN(const json document, read_json_file(path));
   const auto found = document.is_object() ? document.find("weight_map") : document.end();
   if (!document.is_object() || found == document.end() || !found->is_object())
     return invalid(path, "weight_map must be an object {tensor: file}");
@@ -170,7 +171,7 @@ Result<Checkpoint> open_safetensors(const std::string& folder) {
   const bool sharded =
       !std::filesystem::exists(folder + "/model.safetensors") && std::filesystem::exists(index);
   if (sharded) {
-    ASSIGN_OR_RETURN(weights, read_index(index));
+    KIVI_ASSIGN_OR_RETURN(weights, read_index(index));
     shards.clear();
     for (const auto& [tensor, shard] : weights) shards.insert(shard);
   }
@@ -178,8 +179,8 @@ Result<Checkpoint> open_safetensors(const std::string& folder) {
   TensorMap all;
   for (const std::string& shard : shards) {
     const std::string path = fmt::format("{}/{}", folder, shard);
-    ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
-    ASSIGN_OR_RETURN(TensorMap tensors, parse_safetensors(file.data(), file.bytes(), path));
+    KIVI_ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
+    KIVI_ASSIGN_OR_RETURN(TensorMap tensors, parse_safetensors(file.data(), file.bytes(), path));
     for (auto& [name, tensor] : tensors) {
       const auto [at, is_new] = all.emplace(name, std::move(tensor));
       if (!is_new) return invalid_tensor(path, name, fmt::format("is also in {}", at->second.file));

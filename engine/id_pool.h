@@ -1,4 +1,4 @@
-// PagePool: which of n equal things (pages, slots, staging pages) are free. LIFO, so that recently
+// IdPool: which of n equal things (pages, slots, staging pages) are free. LIFO, so that recently
 // used memory is used again. A double release is our own mistake and is caught. Engine thread only.
 #pragma once
 
@@ -7,9 +7,9 @@
 
 namespace kivi {
 
-class PagePool {
+class IdPool {
  public:
-  explicit PagePool(int count);
+  explicit IdPool(int count);
 
   // Appends `count` ids to `out`. All or nothing.
   bool take(int count, std::vector<int32_t>& out);

@@ -1,18 +1,18 @@
-// PagePool against the stupid version of itself: a std::set of the ids that are taken.
-#include "engine/page_pool.h"
+// IdPool against the stupid version of itself: a std::set of the ids that are taken.
+#include "engine/id_pool.h"
 
 #include <catch2/catch.hpp>
 #include <random>
 #include <set>
 
-using kivi::PagePool;
+using kivi::IdPool;
 
 TEST_CASE("a pool agrees with a set of taken ids under random operations") {
   for (uint32_t seed = 1; seed <= 50; ++seed) {
     INFO("seed " << seed);
     std::mt19937 random(seed);
     const int total = std::uniform_int_distribution(0, 70)(random);
-    PagePool pool(total);
+    IdPool pool(total);
     std::set<int32_t> taken;
     for (int i = 0; i < 400; ++i) {
       if (random() % 2 == 0) {
@@ -38,7 +38,7 @@ TEST_CASE("a pool agrees with a set of taken ids under random operations") {
 }
 
 TEST_CASE("the page given back last is taken first") {
-  PagePool pool(8);
+  IdPool pool(8);
   std::vector<int32_t> out;
   REQUIRE(pool.take(5, out));
   pool.give_back(out[1]);
