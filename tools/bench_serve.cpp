@@ -36,7 +36,7 @@ Result<std::string> read_file(const std::string& path, const char* flag) {
   std::ostringstream text;
   if (!file || !(text << file.rdbuf()))
     return Error{ErrorCode::not_found,
-                 fmt::format("--{} is \"{}\", expected a file that can be read", flag, path), flag};
+                 fmt::format("--{} is \"{}\", must be a file that can be read", flag, path), flag};
   return text.str();
 }
 
@@ -44,8 +44,7 @@ Status write_file(const std::string& path, const char* flag, const std::string& 
   std::ofstream file(path, std::ios::binary);
   if ((file << text) && file.flush()) return ok_status();
   return Error{ErrorCode::invalid,
-               fmt::format("--{} is \"{}\", expected a file that can be written", flag, path),
-               flag};
+               fmt::format("--{} is \"{}\", must be a file that can be written", flag, path), flag};
 }
 
 // The field of a JSON reply; null where the server does not answer so.
@@ -64,7 +63,9 @@ Status ask_http(ServeOptions& o) {
   const auto first = json::json_pointer("/data/0/id");
   if (o.request.model.empty()) {
     if (!models.contains(first) || !models.at(first).is_string())
-      return Error{ErrorCode::invalid, "--model is not set, and the server's /v1/models lists none",
+      return Error{ErrorCode::invalid,
+                   "--model is not set, and the server's /v1/models lists no model. Name the model "
+                   "with --model",
                    "model"};
     o.request.model = models.at(first).get<std::string>();
   }

@@ -1,4 +1,4 @@
-// What the commands share: settings, errors, loading.
+// Code that all commands share: reading settings, printing errors, loading a model.
 #include "tools/commands.h"
 
 #include <fmt/format.h>

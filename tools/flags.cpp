@@ -21,7 +21,8 @@ Error invalid(const Flag& flag, std::string message) {
 }
 
 Error not_built(const Flag& flag, const std::string& spelled) {
-  return Error{ErrorCode::unsupported, fmt::format("{} is not built in this version", spelled),
+  return Error{ErrorCode::unsupported,
+               fmt::format("{} is not supported by this version. Leave it out", spelled),
                flag.name};
 }
 
@@ -83,8 +84,7 @@ Status apply_key(const Flag& flag, const json& value, const std::string& file) {
   if (!flag.built()) return not_built(flag, spelled);
   const bool is_list = flag.value.kind == FlagKind::list;
   if (is_list && !value.is_array())
-    return invalid(flag,
-                   fmt::format("{} is {}, expected a list of strings", spelled, value.dump()));
+    return invalid(flag, fmt::format("{} is {}, must be a list of strings", spelled, value.dump()));
   if (is_list) flag.value.clear();
   for (const json& element : is_list ? value : json::array({value})) {
     const std::optional<std::string> text = text_of(element, flag.value.kind);
@@ -95,8 +95,7 @@ Status apply_key(const Flag& flag, const json& value, const std::string& file) {
       expected = name_of(flag.value.kind);
     }
     if (expected)
-      return invalid(flag,
-                     fmt::format("{} is {}, expected {}", spelled, element.dump(), *expected));
+      return invalid(flag, fmt::format("{} is {}, must be {}", spelled, element.dump(), *expected));
   }
   return ok_status();
 }
@@ -106,7 +105,7 @@ Result<std::string> read_text(const std::string& path, const Flag& flag) {
   std::ostringstream text;
   if (!in || !(text << in.rdbuf()))
     return Error{ErrorCode::not_found,
-                 fmt::format("--{} is \"{}\", expected a file that can be read", flag.name, path),
+                 fmt::format("--{} is \"{}\", must be a file that can be read", flag.name, path),
                  flag.name};
   return text.str();
 }
@@ -138,7 +137,7 @@ Status apply_environment(const std::vector<Flag>& flags, const Environment& envi
     if (is_list) flag.value.clear();
     for (const std::string& part : is_list ? split(text, ',') : std::vector{text}) {
       if (const auto expected = flag.value.set(part))
-        return invalid(flag, fmt::format("{} is \"{}\", expected {}", name, part, *expected));
+        return invalid(flag, fmt::format("{} is \"{}\", must be {}", name, part, *expected));
     }
   }
   return ok_status();
@@ -149,7 +148,7 @@ class CommandLine {
  public:
   CommandLine(Command command, const std::vector<Flag>& flags) : command_(command) {
     app_.allow_extras();
-    app_.set_help_flag("-h,--help", "this help");
+    app_.set_help_flag("-h,--help", "Print this help and exit.");
     for (const Flag& flag : flags) options_.push_back(add(flag));
   }
 
@@ -211,7 +210,7 @@ Status apply_command_line(const CommandLine& line, const std::vector<Flag>& flag
     if (flag.value.kind == FlagKind::list) flag.value.clear();
     for (const std::string& value : values) {
       if (const auto expected = flag.value.set(value))
-        return invalid(flag, fmt::format("{} is \"{}\", expected {}", spelled, value, *expected));
+        return invalid(flag, fmt::format("{} is \"{}\", must be {}", spelled, value, *expected));
     }
   }
   return ok_status();
@@ -238,7 +237,8 @@ Status apply_config(const std::string& text, const std::string& file, Settings& 
     return Error{ErrorCode::invalid, fmt::format("{}: {}", file, e.what()), "config"};
   }
   if (!document.is_object())
-    return Error{ErrorCode::invalid, fmt::format("{}: expected a JSON object", file), "config"};
+    return Error{ErrorCode::invalid, fmt::format("{}: the file must hold one JSON object", file),
+                 "config"};
   const std::vector<Flag> flags = make_flags(settings);
   for (const auto& [key, value] : document.items()) {
     if (const Flag* flag = find_by_key(flags, key)) {
@@ -289,7 +289,8 @@ Result<ParseOutcome> parse_settings(Command command, const std::vector<std::stri
     for (const std::string& key : split(text, '\n')) settings.server.api_keys.push_back(key);
   }
   if (settings.engine.model.empty())
-    return Error{ErrorCode::invalid, "MODEL is missing: name a Hugging Face folder or a GGUF file",
+    return Error{ErrorCode::invalid,
+                 "MODEL is missing. Name a Hugging Face folder or a GGUF file after the command",
                  "model"};
   return outcome;
 }

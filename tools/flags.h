@@ -1,8 +1,9 @@
-// Flags: one table says what a user can set, and everything that concerns a setting is made from
-// it: the command line, KIVI_<FLAG> variables, the keys of --config files, --help,
-// docs/configuration.md and configs/default.json. Precedence: flag > environment > file > default.
+// Flags: one table lists what a user can set. Everything else about a setting is made from the
+// table: the command line, KIVI_<FLAG> variables, the keys of --config files, --help,
+// docs/configuration.md and configs/default.json. A flag wins over a variable, a variable over the
+// file, the file over the default.
 //
-// Nothing here reads the process's environment by itself but process_environment().
+// Only process_environment() reads the environment of the process.
 #pragma once
 
 #include <functional>
@@ -18,7 +19,7 @@
 
 namespace kivi {
 
-// The commands that take flags; a Flag says to which it belongs (bits).
+// The commands that take flags, as bits. A Flag names the commands that accept it.
 enum Command : unsigned {
   kServe = 1,
   kGenerate = 2,
@@ -31,12 +32,13 @@ enum Command : unsigned {
 
 enum class FlagKind { boolean, integer, number, text, bytes, list };
 
-// How a flag's text reaches its field of Settings, and back.
+// Converts between a flag's text and its field of Settings.
 struct FlagValue {
   FlagKind kind = FlagKind::text;
-  // Sets the field (lists: appends one element). On failure: what was expected.
+  // Sets the field, or appends one element to a list. On failure, returns a description of the
+  // allowed values: "an integer in [0, 9]".
   std::function<std::optional<std::string>(const std::string&)> set;
-  std::function<void()> clear;  // lists: forgets what a weaker source has set
+  std::function<void()> clear;  // lists only: removes the elements of a weaker source
   std::function<nlohmann::ordered_json()> get;
 };
 
@@ -46,45 +48,46 @@ struct Flag {
   std::string help;
   std::string group;
   unsigned commands = 0;
-  FlagValue value = {};  // without `set`: known by name, but not built in this version
+  FlagValue value = {};  // without `set`, the flag is refused by name
   std::string short_name = {};
   bool positional = false;
-  bool in_config = true;  // may stand in a --config file
+  bool in_config = true;  // a --config file may set it
 
   bool built() const { return value.set != nullptr; }
   std::string config_key() const;   // "kv_cache_dtype"
   std::string environment() const;  // "KIVI_KV_CACHE_DTYPE"
 };
 
-// The table. The rows read and write `settings`, which must outlive them at its address.
+// Returns the table. Its rows read and write `settings`, which must outlive them and not move.
 std::vector<Flag> make_flags(Settings& settings);
 
 using Environment = std::vector<std::pair<std::string, std::string>>;
 Environment process_environment();
 
 struct ParseOutcome {
-  std::string help;  // not empty: --help was given; print it and stop
+  std::string help;  // not empty if --help was given: print it and exit
   std::vector<std::string> warnings;
 };
 
-// Fills `settings` for `command`; `args` are the words after the command's name. The error's
-// message names the flag (or variable, or file and key), its value and what was expected.
+// Fills `settings` for `command` from `args`, the words after the command's name. An error names
+// the flag, the variable or the file and key, its value, and the allowed values.
 Result<ParseOutcome> parse_settings(Command command, const std::vector<std::string>& args,
                                     const Environment& environment, Settings& settings);
 
-// Applies the text of one --config file. `file` is its name, for messages.
+// Applies the text of one --config file. Messages call the file `file`.
 Status apply_config(const std::string& text, const std::string& file, Settings& settings);
 
-// Every key of a --config file with its value in `settings`; for default Settings this is
-// configs/default.json. Holds API keys in clear: not for logs.
+// Returns every key of a --config file with its value in `settings`. The result for default
+// Settings is configs/default.json. It holds API keys in clear, so do not log it.
 nlohmann::ordered_json config_of(Settings& settings);
 
-// --help of a command; `flags` hold its defaults.
+// Returns the --help text of a command. `flags` hold the defaults.
 std::string help_text(Command command, const std::vector<Flag>& flags);
-// The text of docs/configuration.md.
+// Returns the text of docs/configuration.md.
 std::string flags_markdown();
 
-// The entry of `known` closest to `word`, if it is close enough to be a slip; else "".
+// Returns the entry of `known` closest to `word` if it is close enough to be a typing error, else
+// "".
 std::string did_you_mean(std::string_view word, const std::vector<std::string>& known);
 
 }  // namespace kivi

@@ -1,5 +1,5 @@
-// The table of flags: names, defaults (those of the structs), ranges, help. The only place to touch
-// when a setting is added.
+// The table of flags: names, defaults (those of the structs), ranges, help texts. To add a setting,
+// add its field to a struct and its row here.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -89,17 +89,11 @@ FlagValue text(std::string& field) {
           .get = [&field] { return ordered_json(field); }};
 }
 
-// `not_built`: values of the contract that this version refuses by name.
-FlagValue choice(std::string& field, std::vector<std::string> choices,
-                 std::vector<std::string> not_built = {}) {
-  const auto has = [](const std::vector<std::string>& words, const std::string& word) {
-    return std::find(words.begin(), words.end(), word) != words.end();
-  };
+FlagValue choice(std::string& field, std::vector<std::string> choices) {
   return {.kind = FlagKind::text,
-          .set = [=, &field](const std::string& text) -> std::optional<std::string> {
-            if (!has(choices, text))
-              return fmt::format("one of {}{}", fmt::join(choices, ", "),
-                                 has(not_built, text) ? " (not built in this version)" : "");
+          .set = [&field, choices](const std::string& text) -> std::optional<std::string> {
+            if (std::find(choices.begin(), choices.end(), text) == choices.end())
+              return fmt::format("one of {}", fmt::join(choices, ", "));
             field = text;
             return std::nullopt;
           },
@@ -169,7 +163,7 @@ FlagValue words(std::vector<std::string>& field) {
                   values.push_back(part);
                   return !part.empty();
                 }))
-              return "words, separated by commas";
+              return "a list of words, separated by commas";
             field = std::move(values);
             return std::nullopt;
           },
@@ -189,7 +183,7 @@ FlagValue caches(std::vector<CacheCase>& field) {
                   values.push_back({sequences.value_or(0), tokens.value_or(0)});
                   return values.back().sequences >= 1 && values.back().tokens >= 2;
                 }))
-              return "SEQUENCESxTOKENS of at least 1x2, separated by commas";
+              return "a list of SEQUENCESxTOKENS of at least 1x2, separated by commas";
             field = std::move(values);
             return std::nullopt;
           },
@@ -210,7 +204,7 @@ FlagValue integers(std::vector<int>& field, int min) {
               const size_t end = std::min(text.find(',', begin), text.size());
               const auto value = parse_number<int>(text.substr(begin, end - begin));
               if (!value || *value < min)
-                return fmt::format("integers of at least {}, separated by commas", min);
+                return fmt::format("a list of integers of at least {}, separated by commas", min);
               values.push_back(*value);
               begin = end + 1;
             }
@@ -259,7 +253,8 @@ FlagValue bytes(T& field, int64_t min) {
             }
             const auto count = parse_number<int64_t>(digits);
             if (!count || *count < 0 || *count > (int64_t(1) << 50) / unit || *count * unit < min)
-              return fmt::format("bytes, at least {} (suffixes KiB, MiB, GiB, KB, MB, GB)", min);
+              return fmt::format(
+                  "a number of bytes of at least {} (suffixes KiB, MiB, GiB, KB, MB, GB)", min);
             field = static_cast<T>(*count * unit);
             return std::nullopt;
           },
@@ -273,19 +268,28 @@ Flag without_config(Flag flag) {
 
 std::vector<Flag> general_flags(Settings& s) {
   const std::string group = "General";
-  Flag model{"model", "MODEL",      "a Hugging Face folder, a .gguf file, or a folder with one",
-             group,   kAllCommands, text(s.engine.model)};
+  Flag model{
+      "model",
+      "MODEL",
+      "Name the model: a Hugging Face folder, a .gguf file, or a folder that holds one .gguf file.",
+      group,
+      kAllCommands,
+      text(s.engine.model)};
   model.positional = true;
   return {
       model,
-      without_config({"config", "FILE", "JSON file of settings; see configs/", group,
-                      kEngineCommands, text(s.config_file)}),
-      without_config({"dry-run", "", "print the memory plan and exit", group, kEngineCommands,
-                      boolean(s.dry_run)}),
-      {"log-level", "LEVEL", "trace, debug, info, warning or error", group,
+      without_config({"config", "FILE",
+                      "Read settings from this JSON file; configs/ has examples (empty = no file).",
+                      group, kEngineCommands, text(s.config_file)}),
+      without_config({"dry-run", "",
+                      "Print how memory would be divided, and exit without loading the weights.",
+                      group, kEngineCommands, boolean(s.dry_run)}),
+      {"log-level", "LEVEL",
+       "Log messages of this level and above: trace, debug, info, warning or error.", group,
        kEngineCommands | kKernels,
        choice(s.server.log_level, {"trace", "debug", "info", "warning", "error"})},
-      {"log-format", "text|json", "one line a message, on standard error", group,
+      {"log-format", "text|json",
+       "Write log messages to standard error as text or as JSON, one message a line.", group,
        kEngineCommands | kKernels, choice(s.server.log_format, {"text", "json"})},
   };
 }
@@ -294,27 +298,39 @@ std::vector<Flag> model_flags(Settings& s) {
   const std::string group = "Model";
   EngineConfig& e = s.engine;
   return {
-      {"tokenizer", "DIR", "folder of the tokenizer; empty: the model's own", group,
+      {"tokenizer", "DIR",
+       "Load the tokenizer from this folder (empty = the model's own tokenizer).", group,
        kEngineCommands, text(e.tokenizer)},
       {"chat-template", "FILE",
-       "Jinja template of chats; empty: the model's own; none: the model takes no chats", group,
-       kServe | kGenerate, text(e.chat_template)},
-      {"dtype", "TYPE", "weights: auto (the checkpoint's), float32, float16 or bfloat16", group,
-       kEngineCommands | kKernels, choice(e.dtype, {"auto", "float32", "float16", "bfloat16"})},
-      {"load-format", "FORMAT", "auto, safetensors, gguf, or dummy (random weights)", group,
-       kEngineCommands, choice(e.load_format, {"auto", "safetensors", "gguf", "dummy"})},
-      {"max-model-len", "N", "tokens of prompt + output; 0: the model's own maximum", group,
-       kEngineCommands, integer(e.max_model_len, 0, kIntMax)},
-      {"seed", "N", "for requests that bring none: mixed with a request counter", group,
-       kEngineCommands, seed(e.seed)},
-      {"device", "auto|cuda|cpu", "where to compute; auto: CUDA where it is built and present",
+       "Format chats with the Jinja template in this file (empty = the model's own template, none "
+       "= refuse chats).",
+       group, kServe | kGenerate, text(e.chat_template)},
+      {"dtype", "TYPE",
+       "Store the weights as float32, float16 or bfloat16 (auto = the type in the checkpoint).",
+       group, kEngineCommands | kKernels,
+       choice(e.dtype, {"auto", "float32", "float16", "bfloat16"})},
+      {"load-format", "FORMAT",
+       "Read the checkpoint as safetensors or gguf, or fill the weights with random numbers "
+       "(dummy); auto = detect the format.",
+       group, kEngineCommands, choice(e.load_format, {"auto", "safetensors", "gguf", "dummy"})},
+      {"max-model-len", "N",
+       "Limit prompt and output of a request together to this many tokens (0 = the model's own "
+       "maximum).",
+       group, kEngineCommands, integer(e.max_model_len, 0, kIntMax)},
+      {"seed", "N",
+       "Seed the random numbers of requests that bring no seed of their own. The server mixes this "
+       "seed with a request counter.",
+       group, kEngineCommands, seed(e.seed)},
+      {"device", "auto|cuda|cpu",
+       "Compute on cuda or on the cpu (auto = CUDA if this build supports it and a GPU is "
+       "present).",
        group, kEngineCommands | kKernels, choice(e.device, {"auto", "cuda", "cpu"})},
-      {"threads", "N", "threads of the CPU backend; 0: all cores", group,
-       kEngineCommands | kKernels, integer(e.threads, 0, 1024)},
-      {"enforce-eager", "", "CUDA: launch every kernel, no graphs", group, kEngineCommands,
-       boolean(e.enforce_eager)},
-      {"deterministic", "", "CUDA: batch-invariant matrix products", group, kServe},
-      {"tensor-parallel-size", "N", "GPUs of this host to split the model over", group, kServe},
+      {"threads", "N", "Use this many CPU threads to compute on the CPU (0 = one for each core).",
+       group, kEngineCommands | kKernels, integer(e.threads, 0, 1024)},
+      {"enforce-eager", "",
+       "Launch CUDA kernels one by one instead of replaying CUDA graphs. This helps when "
+       "debugging.",
+       group, kEngineCommands, boolean(e.enforce_eager)},
   };
 }
 
@@ -323,25 +339,31 @@ std::vector<Flag> cache_flags(Settings& s) {
   EngineConfig& e = s.engine;
   return {
       {"kv-cache-dtype", "FORMAT",
-       "auto (kivi2 for MHA, kivi4 for GQA and MQA), fp16, fp8, kivi4, kivi2, kivi-k4v2, kivi-k2v4",
+       "Store keys and values as fp16, fp8, kivi4, kivi2, kivi-k4v2 or kivi-k2v4 (auto = kivi2 for "
+       "multi-head models, kivi4 for GQA and MQA models).",
        group, kEngineCommands,
        choice(e.kv_cache_dtype,
               {"auto", "fp16", "fp8", "kivi4", "kivi2", "kivi-k4v2", "kivi-k2v4"})},
-      {"kivi-group-size", "G", "values that share a scale and a minimum: 32, 64 or 128", group,
+      {"kivi-group-size", "G",
+       "Share one scale and one minimum among this many quantized values: 32, 64 or 128.", group,
        kEngineCommands | kKernels, integer(e.kivi_group_size, 32, 128)},
-      {"kivi-residual-length", "R", "newest tokens kept in 16 bits; a multiple of the group size",
+      {"kivi-residual-length", "R",
+       "Keep up to this many of a sequence's newest tokens in 16 bits. The length must be a "
+       "multiple of the group size.",
        group, kEngineCommands | kKernels, integer(e.kivi_residual_length, 32, 1024)},
       {"kivi-prefill", "exact|stream",
-       "exact: a prompt attends in 16 bits until its last chunk; stream: quantize chunk by chunk",
+       "Choose how a prompt that is computed in chunks reads its own cache. exact = in 16 bits "
+       "until the last chunk; stream = quantize each chunk before the next one reads it.",
        group, kEngineCommands,
        choice<PrefillMode>(e.kivi_prefill,
                            {{"exact", PrefillMode::exact}, {"stream", PrefillMode::stream}})},
       {"kv-cache-memory-bytes", "BYTES",
-       "pages, residual and staging; 0: on CUDA by gpu-memory-utilization, on the CPU 512 MiB",
+       "Reserve this many bytes for the KV cache: pages, residuals and staging (0 = derive from "
+       "--gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
        group, kEngineCommands, bytes(e.kv_cache_memory_bytes, 0)},
-      {"gpu-memory-utilization", "X", "CUDA: share of the device's memory that is taken", group,
+      {"gpu-memory-utilization", "X",
+       "Use at most this share of the GPU's memory for weights, KV cache and workspace.", group,
        kEngineCommands, number(e.gpu_memory_utilization, 0.05, 1)},
-      {"enable-prefix-caching", "", "share pages of equal prompt beginnings", group, kServe},
   };
 }
 
@@ -349,24 +371,36 @@ std::vector<Flag> scheduler_flags(Settings& s) {
   const std::string group = "Scheduling";
   EngineConfig& e = s.engine;
   return {
-      {"max-num-seqs", "N", "sequences in a step, and residual slots", group, kEngineCommands,
-       integer(e.max_num_seqs, 1, 4096)},
+      {"max-num-seqs", "N",
+       "Compute at most this many sequences in a step, and reserve a residual for each of them.",
+       group, kEngineCommands, integer(e.max_num_seqs, 1, 4096)},
       {"max-num-batched-tokens", "N",
-       "rows of a step; at least max-num-seqs + prefill-chunk-tokens", group, kEngineCommands,
-       integer(e.max_num_batched_tokens, 1, 1 << 20)},
-      {"prefill-chunk-tokens", "N", "longer prompts are computed in chunks of this length", group,
+       "Compute at most this many tokens in a step; at least --max-num-seqs + "
+       "--prefill-chunk-tokens.",
+       group, kEngineCommands, integer(e.max_num_batched_tokens, 1, 1 << 20)},
+      {"prefill-chunk-tokens", "N",
+       "Compute prompts longer than this many tokens in chunks of this length.", group,
        kEngineCommands, integer(e.prefill_chunk_tokens, 1, 1 << 20)},
-      {"prefill-staging-tokens", "N", "kivi-prefill exact: tokens in flight of chunked prompts",
+      {"prefill-staging-tokens", "N",
+       "Keep at most this many prompt tokens in 16 bits while prompts are computed in chunks with "
+       "--kivi-prefill exact (0 = quantize each chunk).",
        group, kEngineCommands, integer(e.prefill_staging_tokens, 0, 1 << 24)},
-      {"scheduling-policy", "fcfs|priority", "order of waiting requests", group, kEngineCommands,
+      {"scheduling-policy", "fcfs|priority",
+       "Admit waiting requests in order of arrival (fcfs) or of their priority field (priority).",
+       group, kEngineCommands,
        choice<SchedulingPolicy>(e.scheduling_policy, {{"fcfs", SchedulingPolicy::fcfs},
                                                       {"priority", SchedulingPolicy::priority}})},
-      {"max-num-queued-reqs", "N", "waiting requests; more are refused with 503", group,
+      {"max-num-queued-reqs", "N",
+       "Queue at most this many waiting requests; refuse more with status 503.", group,
        kEngineCommands, integer(e.max_num_queued_reqs, 0, kIntMax)},
-      {"max-num-queued-tokens", "N", "prompt tokens of waiting requests; more are refused", group,
-       kEngineCommands, integer(e.max_num_queued_tokens, 0, std::numeric_limits<int64_t>::max())},
-      {"max-logprobs", "N", "largest `logprobs` that a request may ask for", group, kEngineCommands,
-       integer(e.max_logprobs, 0, 1024)},
+      {"max-num-queued-tokens", "N",
+       "Queue waiting requests with at most this many prompt tokens in all; refuse more with "
+       "status 503.",
+       group, kEngineCommands,
+       integer(e.max_num_queued_tokens, 0, std::numeric_limits<int64_t>::max())},
+      {"max-logprobs", "N",
+       "Let a request ask for at most this many log probabilities for each token (0 = none).",
+       group, kEngineCommands, integer(e.max_logprobs, 0, 1024)},
   };
 }
 
@@ -374,20 +408,25 @@ std::vector<Flag> server_flags(Settings& s) {
   const std::string group = "Server";
   ServerConfig& c = s.server;
   return {
-      {"host", "ADDRESS", "address to listen on, HTTP and gRPC", group, kServe, text(c.host)},
-      {"port", "N", "HTTP; 0: any free port, -1: no HTTP", group, kServe,
-       integer(c.port, -1, 65535)},
-      {"grpc-port", "N", "gRPC; 0: any free port, -1: no gRPC", group, kServe,
-       integer(c.grpc_port, -1, 65535)},
-      {"served-model-name", "NAME", "name in the API; empty: the model folder's name", group,
-       kServe, text(c.served_model_name)},
-      {"strict-params", "", "unknown request fields are an error (400)", group, kServe,
-       boolean(c.strict_params)},
-      {"enable-log-requests", "", "log each request", group, kServe,
+      {"host", "ADDRESS", "Listen for HTTP and gRPC on this address.", group, kServe, text(c.host)},
+      {"port", "N", "Listen for HTTP on this port (0 = any free port, -1 = no HTTP).", group,
+       kServe, integer(c.port, -1, 65535)},
+      {"grpc-port", "N", "Listen for gRPC on this port (0 = any free port, -1 = no gRPC).", group,
+       kServe, integer(c.grpc_port, -1, 65535)},
+      {"served-model-name", "NAME",
+       "Show the model under this name in the API (empty = the name of the model's folder or "
+       "file).",
+       group, kServe, text(c.served_model_name)},
+      {"strict-params", "",
+       "Refuse requests that hold an unknown field, with status 400. Without this flag the server "
+       "ignores such fields.",
+       group, kServe, boolean(c.strict_params)},
+      {"enable-log-requests", "", "Log each request when it ends.", group, kServe,
        boolean(c.enable_log_requests)},
-      {"metrics-prefix", "NAME", "first part of metric names: kivi, or vllm for its tools", group,
-       kServe, text(c.metrics_prefix)},
-      {"io-threads", "N", "threads of the HTTP server", group, kServe,
+      {"metrics-prefix", "NAME",
+       "Begin the names of all metrics with this word: kivi, or vllm for dashboards made for vLLM.",
+       group, kServe, text(c.metrics_prefix)},
+      {"io-threads", "N", "Run the HTTP server on this many threads.", group, kServe,
        integer(c.io_threads, 1, 256)},
   };
 }
@@ -396,17 +435,22 @@ std::vector<Flag> access_flags(Settings& s) {
   const std::string group = "Access";
   ServerConfig& c = s.server;
   return {
-      {"api-key", "KEY", "a key that clients must send; repeatable; none: open", group, kServe,
-       list(c.api_keys)},
-      {"api-key-file", "FILE", "keys, one a line, besides --api-key", group, kServe,
-       text(s.api_key_file)},
-      {"admin-api-key", "KEY", "key of the admin endpoints", group, kServe},
-      {"metrics-require-key", "", "/metrics needs an API key too", group, kServe,
+      {"api-key", "KEY",
+       "Accept requests with this API key. Repeat the flag for more keys (no key = accept all "
+       "requests).",
+       group, kServe, list(c.api_keys)},
+      {"api-key-file", "FILE",
+       "Accept requests with any API key of this file, one key a line, besides those of --api-key "
+       "(empty = no file).",
+       group, kServe, text(s.api_key_file)},
+      {"metrics-require-key", "", "Require an API key for /metrics too.", group, kServe,
        boolean(c.metrics_require_key)},
-      {"allowed-origins", "ORIGIN", "CORS origin, repeatable; none: CORS is off", group, kServe,
-       list(c.allowed_origins)},
-      {"ssl-keyfile", "FILE", "TLS private key", group, kServe},
-      {"ssl-certfile", "FILE", "TLS certificate chain", group, kServe},
+      {"allowed-origins", "ORIGIN",
+       "Allow web pages of this origin to call the API (CORS). Repeat the flag for more origins "
+       "(none = send no CORS headers).",
+       group, kServe, list(c.allowed_origins)},
+      {"ssl-keyfile", "FILE", "Read the TLS private key from this file.", group, kServe},
+      {"ssl-certfile", "FILE", "Read the TLS certificate chain from this file.", group, kServe},
   };
 }
 
@@ -414,19 +458,25 @@ std::vector<Flag> limit_flags(Settings& s) {
   const std::string group = "Limits";
   ServerConfig& c = s.server;
   return {
-      {"shutdown-timeout", "SECONDS", "running requests may finish after SIGTERM", group, kServe,
-       integer(c.shutdown_timeout, 0, 86400)},
-      {"max-body-bytes", "BYTES", "largest request body; more is 413", group, kServe,
-       bytes(c.max_body_bytes, 1024)},
-      {"max-connections", "N", "open HTTP connections", group, kServe,
+      {"shutdown-timeout", "SECONDS",
+       "Let running requests finish for this many seconds after SIGTERM (0 = end them at once).",
+       group, kServe, integer(c.shutdown_timeout, 0, 86400)},
+      {"max-body-bytes", "BYTES", "Refuse request bodies larger than this, with status 413.", group,
+       kServe, bytes(c.max_body_bytes, 1024)},
+      {"max-connections", "N", "Keep at most this many HTTP connections open.", group, kServe,
        integer(c.max_connections, 1, 1 << 20)},
-      {"header-timeout", "SECONDS", "to send a request's headers and body", group, kServe,
-       integer(c.header_timeout, 1, 86400)},
-      {"write-timeout", "SECONDS", "a client may leave our bytes unread", group, kServe,
+      {"header-timeout", "SECONDS",
+       "Close a connection if a request's headers and body take longer than this many seconds to "
+       "arrive.",
+       group, kServe, integer(c.header_timeout, 1, 86400)},
+      {"write-timeout", "SECONDS",
+       "Close a connection if the client does not read for this many seconds.", group, kServe,
        integer(c.write_timeout, 1, 86400)},
-      {"idle-timeout", "SECONDS", "a kept-alive connection may be silent", group, kServe,
+      {"idle-timeout", "SECONDS",
+       "Close a kept-alive connection after this many seconds without a request.", group, kServe,
        integer(c.idle_timeout, 1, 86400)},
-      {"request-timeout", "SECONDS", "from accept to the last token; 0: none", group, kServe,
+      {"request-timeout", "SECONDS",
+       "End a request this many seconds after the server accepted it (0 = never).", group, kServe,
        integer(c.request_timeout, 0, 86400)},
   };
 }
@@ -436,33 +486,54 @@ std::vector<Flag> generate_flags(Settings& s) {
   GenerateOptions& g = s.generate;
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   std::vector<Flag> flags = {
-      {"prompt", "TEXT", "the text to continue; - reads standard input", group, kGenerate,
-       text(g.prompt), "p"},
-      {"prompt-ids", "IDS", "token ids instead of a text: 1,42,7", group, kGenerate,
-       integers(g.prompt_ids, 0)},
-      {"chat", "", "the prompt is a user's message: goes through the model's chat template", group,
+      {"prompt", "TEXT",
+       "Continue this text. A single dash (-) reads the text from standard input.", group,
+       kGenerate, text(g.prompt), "p"},
+      {"prompt-ids", "IDS",
+       "Continue these token ids instead of a text: 1,42,7 (empty = use --prompt).", group,
+       kGenerate, integers(g.prompt_ids, 0)},
+      {"chat", "", "Send the prompt as a user's message through the model's chat template.", group,
        kGenerate, boolean(g.chat)},
-      {"system", "TEXT", "with --chat: the system message before it", group, kGenerate,
-       text(g.system)},
-      {"ids", "", "print token ids instead of text", group, kGenerate, boolean(g.ids)},
-      {"max-tokens", "N", "longest output", group, kGenerate, integer(g.max_tokens, 0, kIntMax)},
-      {"min-tokens", "N", "no end of text before this many", group, kGenerate,
-       integer(g.min_tokens, 0, kIntMax)},
-      {"ignore-eos", "", "do not stop at the end of text", group, kGenerate, boolean(g.ignore_eos)},
-      {"stop", "TEXT", "stop string, repeatable", group, kGenerate, list(g.stop)},
-      {"temperature", "X", "0: greedy; unset: the model's, else 1", group, kGenerate,
-       number(g.temperature, 0, kInfinity)},
-      {"top-p", "X", "(0, 1]; unset: the model's, else 1", group, kGenerate, number(g.top_p, 0, 1)},
-      {"top-k", "N", "0: off; unset: the model's, else 0", group, kGenerate,
-       integer(g.top_k, 0, kIntMax)},
-      {"min-p", "X", "[0, 1), relative to the most probable token", group, kGenerate,
-       number(g.min_p, 0, 1)},
-      {"repetition-penalty", "X", "above 1: seen tokens become less likely", group, kGenerate,
-       number(g.repetition_penalty, 0, kInfinity)},
-      {"presence-penalty", "X", "once for a token in the output", group, kGenerate,
-       number(g.presence_penalty, -2, 2)},
-      {"frequency-penalty", "X", "for each time a token is in the output", group, kGenerate,
-       number(g.frequency_penalty, -2, 2)},
+      {"system", "TEXT",
+       "Put this system message before the prompt; needs --chat (empty = no system message).",
+       group, kGenerate, text(g.system)},
+      {"ids", "", "Print token ids instead of text.", group, kGenerate, boolean(g.ids)},
+      {"max-tokens", "N", "Generate at most this many tokens.", group, kGenerate,
+       integer(g.max_tokens, 0, kIntMax)},
+      {"min-tokens", "N", "Forbid the end of text before this many tokens (0 = allow it at once).",
+       group, kGenerate, integer(g.min_tokens, 0, kIntMax)},
+      {"ignore-eos", "", "Keep generating after the model's end-of-text token.", group, kGenerate,
+       boolean(g.ignore_eos)},
+      {"stop", "TEXT",
+       "Stop before this string appears in the output. Repeat the flag for more strings (none = no "
+       "stop string).",
+       group, kGenerate, list(g.stop)},
+      {"temperature", "X",
+       "Divide the logits by this temperature before sampling (0 = always take the likeliest "
+       "token, unset = the model's default, else 1).",
+       group, kGenerate, number(g.temperature, 0, kInfinity)},
+      {"top-p", "X",
+       "Sample from the likeliest tokens whose probabilities add up to this share, in (0, 1] (1 = "
+       "off, unset = the model's default, else 1).",
+       group, kGenerate, number(g.top_p, 0, 1)},
+      {"top-k", "N",
+       "Sample from this many likeliest tokens (0 = off, unset = the model's default, else 0).",
+       group, kGenerate, integer(g.top_k, 0, kIntMax)},
+      {"min-p", "X",
+       "Drop tokens less likely than this share of the likeliest token's probability, in [0, 1) (0 "
+       "= off).",
+       group, kGenerate, number(g.min_p, 0, 1)},
+      {"repetition-penalty", "X",
+       "Make tokens of prompt and output less likely by this factor (1 = off, below 1 = more "
+       "likely).",
+       group, kGenerate, number(g.repetition_penalty, 0, kInfinity)},
+      {"presence-penalty", "X",
+       "Subtract this from the logit of each token that the output holds (0 = off).", group,
+       kGenerate, number(g.presence_penalty, -2, 2)},
+      {"frequency-penalty", "X",
+       "Subtract this from a token's logit once for each time that the output holds the token (0 = "
+       "off).",
+       group, kGenerate, number(g.frequency_penalty, -2, 2)},
   };
   for (Flag& flag : flags) flag.in_config = false;
   return flags;
@@ -472,17 +543,24 @@ std::vector<Flag> throughput_flags(Settings& s) {
   const std::string group = "Benchmark";
   ThroughputOptions& t = s.throughput;
   std::vector<Flag> flags = {
-      {"num-prompts", "N", "requests of a run", group, kThroughput,
+      {"num-prompts", "N", "Send this many requests in each run.", group, kThroughput,
        integer(t.num_prompts, 1, 1 << 24)},
-      {"prompt-len", "N|MIN:MAX", "tokens of a prompt (random ids); MIN:MAX: uniform", group,
+      {"prompt-len", "N|MIN:MAX",
+       "Make prompts of this many random tokens. MIN:MAX draws each length uniformly.", group,
        kThroughput, length_range(t.prompt_len)},
-      {"output-len", "N|MIN:MAX", "tokens of an output (end of text is ignored)", group,
-       kThroughput, length_range(t.output_len)},
-      {"concurrency", "LIST", "requests in flight, a run each: 1,2,4; unset: all at once", group,
-       kThroughput, integers(t.concurrency, 1)},
-      {"json", "FILE", "write the figures", group, kThroughput | kKernels, text(s.json)},
-      {"trace", "FILE", "write the steps of the last run, a line of JSON each", group, kThroughput,
-       text(t.trace)},
+      {"output-len", "N|MIN:MAX",
+       "Generate this many tokens for each request; the end of text is ignored. MIN:MAX draws each "
+       "length uniformly.",
+       group, kThroughput, length_range(t.output_len)},
+      {"concurrency", "LIST",
+       "Make one run for each of these numbers of requests in flight: 1,2,4 (unset = one run with "
+       "all requests at once).",
+       group, kThroughput, integers(t.concurrency, 1)},
+      {"json", "FILE", "Write the figures to this file as JSON (empty = no file).", group,
+       kThroughput | kKernels, text(s.json)},
+      {"trace", "FILE",
+       "Write the steps of the last run to this file, one JSON object a line (empty = no file).",
+       group, kThroughput, text(t.trace)},
   };
   for (Flag& flag : flags) flag.in_config = false;
   return flags;
@@ -492,14 +570,20 @@ std::vector<Flag> kernel_flags(Settings& s) {
   const std::string group = "Kernels";
   KernelBenchmarkOptions& k = s.kernels;
   std::vector<Flag> flags = {
-      {"ops", "LIST", fmt::format("unset: all; of {}", fmt::join(kernel_op_names(), ", ")), group,
-       kKernels, words(k.ops)},
-      {"formats", "LIST", "caches to measure: fp16,kivi2; unset: all", group, kKernels,
-       words(k.formats)},
-      {"rows", "LIST", "rows of a step, for ops that know no cache; unset: by the device", group,
-       kKernels, integers(k.rows, 1)},
-      {"caches", "LIST", "sequences x tokens: 8x4096,64x1024; unset: by the device", group,
-       kKernels, caches(k.caches)},
+      {"ops", "LIST",
+       fmt::format("Measure these ops, of {} (unset = all ops).",
+                   fmt::join(kernel_op_names(), ", ")),
+       group, kKernels, words(k.ops)},
+      {"formats", "LIST", "Measure these cache formats: fp16,kivi2 (unset = all formats).", group,
+       kKernels, words(k.formats)},
+      {"rows", "LIST",
+       "Measure ops that do not read the cache with these numbers of rows (tokens) in a step "
+       "(unset = sizes that suit the device).",
+       group, kKernels, integers(k.rows, 1)},
+      {"caches", "LIST",
+       "Measure ops that read the cache with these caches, as sequences x tokens: 8x4096,64x1024 "
+       "(unset = sizes that suit the device).",
+       group, kKernels, caches(k.caches)},
   };
   for (Flag& flag : flags) flag.in_config = false;
   return flags;

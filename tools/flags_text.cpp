@@ -1,4 +1,4 @@
-// --help and docs/configuration.md, from the table.
+// Prints --help and docs/configuration.md from the table of flags.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@ std::string replaced(std::string text, char from, char to) {
   return text;
 }
 
-// The words of `text` in lines; every line after the first begins at `indent`.
+// Wraps `text` at `width` columns. Every line after the first begins at column `indent`.
 std::string wrapped(const std::string& text, size_t indent, size_t width) {
   std::string out;
   size_t column = indent;
@@ -40,7 +40,7 @@ std::string wrapped(const std::string& text, size_t indent, size_t width) {
   return out;
 }
 
-// "" where the default says nothing: empty text or list, false, unset.
+// Returns "" if the default needs no mention: an empty text or list, false, unset.
 std::string default_text(const Flag& flag) {
   const nlohmann::ordered_json value = flag.value.get();
   if (value.is_null() || (value.is_boolean() && !value.get<bool>())) return "";
@@ -69,24 +69,30 @@ const char* usage(Command command) {
     case kServe:
       return "kivi serve MODEL [flags]\n\nServes a model over HTTP (OpenAI's API) and gRPC.\n";
     case kGenerate:
-      return "kivi generate MODEL -p TEXT [flags]\n\nContinues a text, without a server.\n";
+      return "kivi generate MODEL -p TEXT [flags]\n\nContinues a text on the terminal, without a "
+             "server.\n";
     case kThroughput:
       return "kivi bench throughput MODEL [flags]\n\n"
-             "Runs a set of requests through the engine, without a server, and prints tokens/s,\n"
-             "latencies, batch sizes and cache bytes.\n";
+             "Runs random requests through the engine, without a server. Prints tokens/s, "
+             "latencies,\n"
+             "batch sizes and cache bytes.\n";
     case kKernels:
       return "kivi bench kernels MODEL [flags]\n\n"
-             "Times each op of a step over the shapes of MODEL's config.json (its weights are not\n"
-             "read), in every cache format, beside the device's copy rate and matrix rate. On the\n"
-             "CPU the shapes are small by default.\n";
+             "Times each op of a step with the shapes of MODEL's config.json, in every cache "
+             "format.\n"
+             "The weights are not read. Each time stands beside the time that the device's copy "
+             "rate\n"
+             "and matrix rate allow. On the CPU, the default shapes are small.\n";
     case kInfo:
-      return "kivi info MODEL\n\nSays what a model folder holds and what its cache costs.\n";
+      return "kivi info MODEL\n\nPrints what a model folder or GGUF file holds, and how many bytes "
+             "a token takes in each\n"
+             "cache format.\n";
     default:
       return "";
   }
 }
 
-// Names of groups, in the table's order.
+// Returns the names of the groups, in the table's order.
 std::vector<std::string> groups_of(const std::vector<Flag>& flags) {
   std::vector<std::string> groups;
   for (const Flag& flag : flags)
@@ -103,8 +109,8 @@ std::string commands_text(unsigned commands) {
   };
   add(kServe, "serve");
   add(kGenerate, "generate");
-  add(kThroughput, "bench");
-  add(kKernels, "kernels");
+  add(kThroughput, "bench throughput");
+  add(kKernels, "bench kernels");
   add(kInfo, "info");
   return text;
 }
@@ -138,8 +144,11 @@ std::string help_text(Command command, const std::vector<Flag>& flags) {
     if (!lines.empty()) text += fmt::format("\n{}:\n{}", group, lines);
   }
   return text +
-         "\nEvery flag is also a variable (KIVI_MAX_NUM_SEQS) and a key of a --config file\n"
-         "(max_num_seqs); flag > variable > file > default. Booleans: --x, --no-x, --x=false.\n";
+         "\nEvery flag is also an environment variable (KIVI_MAX_NUM_SEQS) and a key of a --config "
+         "file\n"
+         "(max_num_seqs). A flag wins over a variable, a variable over the file, and the file "
+         "over\n"
+         "the default. To turn a boolean flag off, write --no-x or --x=false.\n";
 }
 
 std::string flags_markdown() {
@@ -147,18 +156,22 @@ std::string flags_markdown() {
   const std::vector<Flag> flags = make_flags(defaults);
   std::string text =
       "# Configuration\n\n"
-      "Made from the table of flags by `kivi flags --markdown > docs/configuration.md`; a test "
-      "holds it\ncurrent.\n\n"
-      "Every setting is a flag (`--max-num-seqs 32`), a variable (`KIVI_MAX_NUM_SEQS=32`) and, "
-      "unless marked\n\"not in files\", a key of a `--config` file (`\"max_num_seqs\": 32`). "
-      "A flag wins over a variable, a variable\nover the file, the file over the default. "
-      "Booleans are switched off by `--no-x` or `--x=false`.\nLists repeat the flag; in a "
-      "variable the elements are separated by commas.\n"
-      "BYTES is a number, or one with a suffix: KiB, MiB, GiB, KB, MB, GB (`8GiB`).\n"
-      "Unknown flags and keys are errors; unknown `KIVI_` variables are warned of.\n\n"
-      "This is so of the commands that the tables name, and of `kivi health`, which reads those of "
-      "serve.\n`kivi eval`, `kivi kv-stats` and `kivi bench serve` have flags alone, no variables "
-      "and no files;\ntheir `--help` lists them.\n";
+      "This page lists every setting of `kivi serve`, `generate`, `bench throughput`, `bench "
+      "kernels` and\n`info`, for those who run the server. The command `kivi flags --markdown` "
+      "prints it from the table of\nflags, and a test checks that it is current.\n\n"
+      "You can give a setting in three ways:\n\n"
+      "1. as a flag: `--max-num-seqs 32`;\n"
+      "2. as an environment variable: `KIVI_MAX_NUM_SEQS=32`;\n"
+      "3. as a key of a JSON file that `--config` names: `\"max_num_seqs\": 32`. A setting marked "
+      "\"not in\n   files\" has no key.\n\n"
+      "A flag wins over a variable, a variable over the file, and the file over the default.\n\n"
+      "- Write `--no-x` or `--x=false` to turn a boolean setting off.\n"
+      "- Repeat the flag to give a list several elements. In a variable, separate them by commas.\n"
+      "- BYTES is a number, alone or with a suffix: KiB, MiB, GiB, KB, MB, GB (`8GiB`).\n"
+      "- An unknown flag or key is an error. An unknown `KIVI_` variable is a warning.\n\n"
+      "`kivi health` reads the settings of `kivi serve`. The commands `kivi eval`, `kivi kv-stats` "
+      "and\n`kivi bench serve` have flags only, without variables and files; their `--help` lists "
+      "them.\n";
   for (const std::string& group : groups_of(flags)) {
     text += fmt::format("\n## {}\n\n| flag | default | commands | meaning |\n|---|---|---|---|\n",
                         group);
@@ -173,11 +186,13 @@ std::string flags_markdown() {
           flag.in_config ? "" : " (not in files)");
     }
   }
-  text +=
-      "\n## Known, but not built in this version\n\n"
-      "Refused by name, in every source:\n\n";
+  std::string refused;
   for (const Flag& flag : flags)
-    if (!flag.built()) text += fmt::format("- `--{}`: {}\n", flag.name, flag.help);
+    if (!flag.built()) refused += fmt::format("- `--{}`: {}\n", flag.name, flag.help);
+  if (!refused.empty())
+    text +=
+        "\n## Not supported\n\nThis version refuses these settings by name, in every source:\n\n" +
+        refused;
   return text;
 }
 

@@ -23,8 +23,10 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 Result<std::vector<int32_t>> chat_ids(const std::string& text, const std::string& system,
                                       const ServedModel& model) {
   if (model.chat == nullptr)
-    return Error{ErrorCode::invalid,
-                 "the model has no chat template, give one with --chat-template FILE", "chat"};
+    return Error{
+        ErrorCode::invalid,
+        "the model has no chat template. Give one with --chat-template FILE, or leave out --chat",
+        "chat"};
   auto messages = nlohmann::ordered_json::array();
   if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
   messages.push_back({{"role", "user"}, {"content", text}});
@@ -106,9 +108,11 @@ int run_generate(const Arguments& args) {
   if (const auto code = read_settings(kGenerate, args, settings)) return *code;
   const GenerateOptions& options = settings.generate;
   if (options.prompt.empty() && options.prompt_ids.empty())
-    return report({ErrorCode::invalid, "no prompt: give -p TEXT or --prompt-ids IDS", "prompt"});
+    return report(
+        {ErrorCode::invalid, "The prompt is missing. Give -p TEXT or --prompt-ids IDS", "prompt"});
   if (!options.system.empty() && !options.chat)
-    return report({ErrorCode::invalid, "--system is given, needs --chat", "system"});
+    return report(
+        {ErrorCode::invalid, "--system needs --chat. Add --chat, or leave out --system", "system"});
   const auto loaded = load_with_progress(settings.engine);
   if (!loaded.ok()) return report(loaded.error());
   LoadedModel& model = **loaded;

@@ -76,7 +76,10 @@ Result<std::string> status_line(const std::string& host, int port, const std::st
     const std::string reply = socket.read(kStatusBytes);
     if (reply.size() >= kStatusBytes) return reply.substr(0, kStatusBytes);
   }
-  return Error{ErrorCode::unavailable, fmt::format("no answer from {} within 2 s", where), "port"};
+  return Error{
+      ErrorCode::unavailable,
+      fmt::format("no server answers at {} within 2 seconds. Check --host and --port", where),
+      "port"};
 }
 
 }  // namespace
@@ -89,15 +92,18 @@ int run_health(const Arguments& args) {
   const Result<ParseOutcome> outcome = parse_settings(kServe, args, environment, settings);
   if (!outcome.ok()) return report(outcome.error());
   if (!outcome->help.empty()) {
-    fmt::print("kivi health: exit code 0 where the server of these settings is ready, else 1\n\n{}",
-               outcome->help);
+    fmt::print(
+        "kivi health asks the server on this machine whether it is ready. It exits with status 0 "
+        "if the\n"
+        "server is ready, else with status 1. It reads the settings of kivi serve:\n\n{}",
+        outcome->help);
     return 0;
   }
   const ServerConfig& config = settings.server;
   if (config.port <= 0)
     return report(Error{
         ErrorCode::invalid,
-        fmt::format("--port is {}, expected the port of an HTTP server", config.port), "port"});
+        fmt::format("--port is {}, must be the port of an HTTP server", config.port), "port"});
   std::string host = config.host;
   if (host.empty() || host == "0.0.0.0") host = "127.0.0.1";
   if (host == "::") host = "::1";

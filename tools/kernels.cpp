@@ -27,10 +27,9 @@ int run_kernels(const Arguments& args) {
   if (settings.json.empty()) return 0;
   std::ofstream file(settings.json);
   if ((file << kernels_json(*result).dump(2) << "\n") && file.flush()) return 0;
-  return report(
-      {ErrorCode::invalid,
-       fmt::format("--json is \"{}\", expected a file that can be written", settings.json),
-       "json"});
+  return report({ErrorCode::invalid,
+                 fmt::format("--json is \"{}\", must be a file that can be written", settings.json),
+                 "json"});
 }
 
 }  // namespace kivi

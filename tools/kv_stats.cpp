@@ -1,6 +1,6 @@
-// `kivi kv-stats`: the KIVI paper's study of how keys and values are distributed and what
-// quantizing them along either axis costs, on any model and text; docs/kv-stats.md says what is
-// measured how.
+// `kivi kv-stats` repeats the KIVI paper's study on any model and text: how keys and values are
+// distributed, and what quantizing them along either axis costs. docs/kv-stats.md describes the
+// measurements.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -26,38 +26,49 @@ struct KvStatsCommand {
 
 void add_options(CLI::App& app, KvStatsCommand& c) {
   KvStatsOptions& o = c.options;
-  app.add_option("model", o.engine.model, "a Hugging Face folder or a GGUF file")->required();
-  app.add_option("--text", o.text, "text file; stories are separated by <|story|> lines")
+  app.add_option("model", o.engine.model, "Name a Hugging Face folder or a GGUF file.")->required();
+  app.add_option("--text", o.text,
+                 "Read the text from this file. Lines <|story|> separate its stories.")
       ->required();
-  app.add_option("--tokens", o.tokens, "tokens of the text, at most")->capture_default_str();
-  app.add_option("--window", o.window, "tokens that attend to each other, a multiple of 128")
+  app.add_option("--tokens", o.tokens, "Read at most this many tokens of the text.")
       ->capture_default_str();
-  app.add_option("--layers", c.layers, "all, or numbers and ranges: 0,4,7-9")
+  app.add_option("--window", o.window,
+                 "Let this many tokens attend to each other; a multiple of 128.")
       ->capture_default_str();
-  app.add_option("--kivi-group-size", o.group, "G of attention and perplexity: 32, 64 or 128")
+  app.add_option("--layers", c.layers,
+                 "Study these layers: all, or numbers and ranges such as 0,4,7-9.")
+      ->capture_default_str();
+  app.add_option("--kivi-group-size", o.group,
+                 "Use this group size G for attention and perplexity: 32, 64 or 128.")
       ->capture_default_str();
   app.add_option("--outlier-factor", o.outlier_factor,
-                 "a channel is an outlier from so many times its head's median on")
+                 "Call a channel an outlier if its magnitude is at least this many times the "
+                 "median of its head.")
       ->capture_default_str();
   app.add_flag("--no-perplexity", c.no_perplexity,
-               "only statistics: no perplexity by simulation, no recommendation");
+               "Report statistics only. Do not simulate quantization, and recommend no format.");
   app.add_option("--nll-rise-max", o.thresholds.nll_rise_max,
-                 "rise of the loss, nats a token, that a recommended format may cost")
+                 "Recommend only formats that raise the loss by at most this many nats a token.")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  app.add_option("--device", o.engine.device, "auto|cuda|cpu");
-  app.add_option("--dtype", o.engine.dtype, "auto|float32|float16|bfloat16");
-  app.add_option("--threads", o.engine.threads, "CPU threads, 0: all");
-  app.add_option("--json", c.json, "file for all figures");
-  app.add_option("--html", c.html, "file for a page with tables, plots and heat maps");
+  app.add_option("--device", o.engine.device,
+                 "Compute on cuda or on the cpu (auto = CUDA if this build supports it and a GPU "
+                 "is present).");
+  app.add_option(
+      "--dtype", o.engine.dtype,
+      "Store the weights as float32, float16 or bfloat16 (auto = the type in the checkpoint).");
+  app.add_option("--threads", o.engine.threads,
+                 "Use this many CPU threads (0 = one for each core).");
+  app.add_option("--json", c.json, "Write all figures to this file as JSON (empty = no file).");
+  app.add_option("--html", c.html,
+                 "Write a page with tables, plots and heat maps to this file (empty = no file).");
 }
 
 Status write_file(const char* flag, const std::string& path, const std::string& text) {
   std::ofstream file(path, std::ios::binary);
   if ((file << text) && file.flush()) return ok_status();
   return Error{ErrorCode::invalid,
-               fmt::format("--{} is \"{}\", expected a file that can be written", flag, path),
-               flag};
+               fmt::format("--{} is \"{}\", must be a file that can be written", flag, path), flag};
 }
 
 Status run(KvStatsCommand& c) {
@@ -78,8 +89,9 @@ Status run(KvStatsCommand& c) {
 
 int run_kv_stats(const Arguments& args) {
   KvStatsCommand command;
-  CLI::App app("How a model's keys and values are distributed, and what quantizing them costs.",
-               "kivi kv-stats");
+  CLI::App app(
+      "Studies how a model's keys and values are distributed and what quantizing them costs.",
+      "kivi kv-stats");
   add_options(app, command);
   try {
     app.parse(Arguments(args.rbegin(), args.rend()));  // CLI11 takes the last word first

@@ -1,4 +1,4 @@
-// kivi: one program, a command a word.
+// The program `kivi`: its first words name a command, and this file finds that command.
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -16,7 +16,7 @@ int run_version(const Arguments&) {
   return 0;
 }
 
-// For the documentation and configs/default.json; not a command of the user's.
+// Prints docs/configuration.md or configs/default.json. Maintainers run this command; users do not.
 int run_flags(const Arguments& args) {
   Settings defaults;
   if (args == Arguments{"--markdown"}) {
@@ -31,31 +31,32 @@ int run_flags(const Arguments& args) {
 }
 
 struct Entry {
-  const char* name;              // one word, or "bench" and one word
-  const char* summary;           // null: not listed
-  int (*run)(const Arguments&);  // null: not built in this version
+  const char* name;     // one word, or "bench" and a second word
+  const char* summary;  // null = the usage text does not list it
+  int (*run)(const Arguments&);
 };
 
 constexpr Entry kCommands[] = {
-    {"serve", "serve a model over HTTP (OpenAI's API) and gRPC", run_serve},
-    {"generate", "continue a text, without a server", run_generate},
-    {"health", "ask the server of this machine whether it is ready", run_health},
-    {"info", "say what a model folder holds and what its cache costs", run_info},
-    {"bench serve", "load a running server, ours or another: latencies, throughput, report",
+    {"serve", "Serve a model over HTTP (OpenAI's API) and gRPC.", run_serve},
+    {"generate", "Continue a text on the terminal, without a server.", run_generate},
+    {"health", "Ask the server on this machine whether it is ready.", run_health},
+    {"info", "Print what a model folder holds and how many bytes its KV cache takes.", run_info},
+    {"bench serve", "Send load to a running server and report latencies and throughput.",
      run_bench_serve},
-    {"bench throughput", "measure the engine: tokens/s, latencies, batch sizes", run_throughput},
-    {"bench kernels", "time each op of a step beside the device's copy and matrix rates",
+    {"bench throughput", "Measure the engine without a server: tokens/s, latencies, batch sizes.",
+     run_throughput},
+    {"bench kernels", "Time each op of a step and compare it with the device's peak rates.",
      run_kernels},
-    {"eval", "perplexity on a text, by format of the cache", run_eval},
-    {"kv-stats", "how keys and values are distributed, and what quantizing them costs",
+    {"eval", "Measure what each cache format costs a model in quality.", run_eval},
+    {"kv-stats", "Study how keys and values are distributed and what quantizing them costs.",
      run_kv_stats},
-    {"version", "print the version", run_version},
+    {"version", "Print the version.", run_version},
     {"flags", nullptr, run_flags},
 };
 
 std::string usage() {
   std::string text =
-      "kivi: serves language models from a paged, KIVI-quantized key-value cache.\n\n"
+      "kivi serves language models from a paged, KIVI-quantized key-value cache.\n\n"
       "Usage: kivi COMMAND MODEL [flags]\n\n";
   for (const Entry& entry : kCommands)
     if (entry.summary != nullptr) text += fmt::format("  {:<20}{}\n", entry.name, entry.summary);
@@ -89,10 +90,7 @@ int run(Arguments words) {
     words.erase(words.begin());
   }
   for (const Entry& entry : kCommands) {
-    if (name != entry.name) continue;
-    if (entry.run != nullptr) return entry.run(words);
-    fmt::print(stderr, "kivi: `kivi {}` is not built yet\n", name);
-    return kExitUsage;
+    if (name == entry.name) return entry.run(words);
   }
   return unknown_command(name);
 }
@@ -103,7 +101,7 @@ int run(Arguments words) {
 int main(int argc, char** argv) {
   try {
     return kivi::run(kivi::Arguments(argv + 1, argv + argc));
-  } catch (const std::exception& e) {  // out of memory, or a library's surprise
+  } catch (const std::exception& e) {  // out of memory, or an exception that a library let out
     std::fprintf(stderr, "kivi: %s\n", e.what());
     return kivi::kExitFailed;
   }

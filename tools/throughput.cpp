@@ -29,7 +29,7 @@ Status check_lengths(const ThroughputOptions& options, int max_model_len) {
   const int64_t longest = int64_t(options.prompt_len.max) + options.output_len.max;
   if (longest <= max_model_len) return ok_status();
   return Error{ErrorCode::invalid,
-               fmt::format("--prompt-len + --output-len are up to {} tokens, expected at most the "
+               fmt::format("--prompt-len + --output-len are up to {} tokens, must be at most the "
                            "model's {}",
                            longest, max_model_len),
                "prompt-len"};
@@ -81,8 +81,7 @@ Status write_text(const std::string& path, const char* flag, const std::string& 
   std::ofstream file(path);
   if ((file << text) && file.flush()) return ok_status();
   return Error{ErrorCode::invalid,
-               fmt::format("--{} is \"{}\", expected a file that can be written", flag, path),
-               flag};
+               fmt::format("--{} is \"{}\", must be a file that can be written", flag, path), flag};
 }
 
 Status write_json(const Settings& settings, const LoadedModel& model,

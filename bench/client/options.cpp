@@ -1,5 +1,4 @@
-// The flags of `kivi bench serve`; the names are those of `vllm bench serve` where it has the
-// thing.
+// The flags of `kivi bench serve`. A flag that `vllm bench serve` has too bears the same name.
 #include "bench/client/options.h"
 
 #include <fmt/format.h>
@@ -18,7 +17,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Flags whose values have a grammar of their own, as they were written.
+// The text of flags whose values have a grammar of their own.
 struct Words {
   std::string api = "completions";
   std::string input_len = "128", output_len = "128";
@@ -34,15 +33,20 @@ void add_server_flags(CLI::App& app, ServeOptions& o, Words& w) {
   const auto add = [&](const std::string& name, auto& field, const std::string& help) {
     return app.add_option(name, field, help)->group(group);
   };
-  add("--api", w.api, "completions, chat (OpenAI, over HTTP) or grpc (kivi.v1)")
+  add("--api", w.api, "Speak this API: completions or chat (OpenAI, over HTTP), or grpc (kivi.v1).")
       ->check(CLI::IsMember({"completions", "chat", "grpc"}));
-  add("--base-url", o.base_url, "http://HOST[:PORT][/PATH] of an OpenAI-compatible server");
-  add("--grpc-target", o.target, "HOST:PORT of a gRPC server; default 127.0.0.1:50051");
-  add("--endpoint", o.endpoint, "path; default /v1/completions or /v1/chat/completions");
-  add("--model", o.request.model, "name that requests carry; default: the first the server lists");
-  add("--api-key", o.request.api_key, "sent as a bearer token");
-  add("--extra-body", o.request.extra_body, "JSON object, added to each HTTP request's");
-  add("--timeout", o.request.timeout_s, "seconds for a request, connecting included")
+  add("--base-url", o.base_url,
+      "Send HTTP requests to this OpenAI-compatible server: http://HOST[:PORT][/PATH].");
+  add("--grpc-target", o.target, "Send gRPC requests to this HOST:PORT (empty = 127.0.0.1:50051).");
+  add("--endpoint", o.endpoint,
+      "Send HTTP requests to this path (empty = /v1/completions or /v1/chat/completions).");
+  add("--model", o.request.model,
+      "Ask for this model (empty = the first model that the server lists).");
+  add("--api-key", o.request.api_key, "Send this API key as a bearer token (empty = none).");
+  add("--extra-body", o.request.extra_body,
+      "Add the fields of this JSON object to each HTTP request (empty = none).");
+  add("--timeout", o.request.timeout_s,
+      "Give up a request after this many seconds, connecting included.")
       ->check(CLI::Range(0.001, 86400.0));
 }
 
@@ -51,36 +55,51 @@ void add_work_flags(CLI::App& app, ServeOptions& o, Words& w) {
   const auto add = [&](const std::string& name, auto& field, const std::string& help) {
     return app.add_option(name, field, help)->group(group);
   };
-  add("--num-prompts", o.work.count, "requests of a run")->check(CLI::Range(1, 1 << 24));
-  add("--num-warmups", o.warmups, "requests before the first run, not measured")
+  add("--num-prompts", o.work.count, "Send this many requests in each run.")
+      ->check(CLI::Range(1, 1 << 24));
+  add("--num-warmups", o.warmups,
+      "Send this many unmeasured requests before the first run (0 = none).")
       ->check(CLI::Range(0, 1 << 20));
-  add("--seed", o.work.seed, "the same seed asks the same, at every rate and concurrency");
+  add("--seed", o.work.seed,
+      "Seed the random prompts. Runs with the same seed send the same requests at every rate and "
+      "concurrency.");
   add("--input-len", w.input_len,
-      "tokens of a prompt: N, MIN:MAX (uniform), lognormal:MEAN[:SIGMA], or sharegpt (log-normal, "
-      "mean 161)");
-  add("--output-len", w.output_len, "tokens of an output: likewise; sharegpt: mean 338");
-  add("--sharegpt", o.sharegpt, "JSON file of conversations, instead of the two");
+      "Make prompts of this many tokens: N, MIN:MAX (uniform), lognormal:MEAN[:SIGMA], or sharegpt "
+      "(log-normal, mean 161).");
+  add("--output-len", w.output_len,
+      "Ask for outputs of this many tokens: the same forms; sharegpt has mean 338.");
+  add("--sharegpt", o.sharegpt,
+      "Take prompts and output lengths from this ShareGPT JSON file instead of --input-len and "
+      "--output-len (empty = no file).");
   add("--tokenizer", o.tokenizer,
-      "with --sharegpt: folder or GGUF file that counts its tokens; default: a token is 4 bytes");
-  add("--max-len", o.length_max, "longest prompt or output of a distribution or file")
+      "Count the tokens of --sharegpt with the tokenizer of this folder or GGUF file (empty = 4 "
+      "bytes a token).");
+  add("--max-len", o.length_max,
+      "Limit lengths that come from a distribution or a file to this many tokens.")
       ->check(CLI::Range(16, kTokensMax));
   add("--prompt-format", w.prompt_format,
-      "ids (random tokens) or text (random words); default ids, for chats text")
+      "Send prompts as random token ids (ids) or as random words (text); empty = ids, for chats "
+      "text.")
       ->check(CLI::IsMember({"ids", "text"}));
   add("--vocab-size", o.work.vocab_size,
-      "ids are drawn from its middle half; default: the server's, else 1000")
+      "Draw token ids from the middle half of a vocabulary of this size (0 = the server's size, "
+      "else 1000).")
       ->check(CLI::Range(16, 1 << 24));
-  add("--prefix-len", o.work.prefix_tokens, "tokens that prompts begin with in common")
+  add("--prefix-len", o.work.prefix_tokens,
+      "Begin prompts with this many tokens in common (0 = none).")
       ->check(CLI::Range(0, kTokensMax));
-  add("--prefix-count", o.work.prefix_count, "different common beginnings")
+  add("--prefix-count", o.work.prefix_count, "Use this many different common beginnings.")
       ->check(CLI::Range(1, 1 << 20));
-  add("--cancel-share", o.work.cancel_share, "share of the requests to cut short")
+  add("--cancel-share", o.work.cancel_share, "Cancel this share of the requests, from 0 to 1.")
       ->check(CLI::Range(0.0, 1.0));
-  add("--cancel-after", o.work.cancel_after, "tokens after which they are cut")
+  add("--cancel-after", o.work.cancel_after, "Cancel those requests after this many tokens.")
       ->check(CLI::Range(1, kTokensMax));
-  app.add_flag("--ignore-eos", o.request.ignore_eos, "outputs of the length that is asked for")
+  app.add_flag("--ignore-eos", o.request.ignore_eos,
+               "Generate outputs of exactly the length that --output-len gives.")
       ->group(group);
-  add("--temperature", w.temperature, "default: the server's")->check(CLI::Range(0.0, 100.0));
+  add("--temperature", w.temperature,
+      "Send this sampling temperature (unset = the server's default).")
+      ->check(CLI::Range(0.0, 100.0));
 }
 
 void add_time_flags(CLI::App& app, ServeOptions& o, Words& w) {
@@ -89,15 +108,20 @@ void add_time_flags(CLI::App& app, ServeOptions& o, Words& w) {
     return app.add_option(name, field, help)->group(group);
   };
   add("--request-rate", w.rates,
-      "requests a second, a run each: 1,2,4; default inf: a closed loop of --max-concurrency");
+      "Send this many requests a second, one run for each rate: 1,2,4. inf = keep "
+      "--max-concurrency requests in flight at all times (unset = inf).");
   add("--max-concurrency,--concurrency", w.concurrency,
-      "requests in flight at most, a run each: 1,8,32; default no limit (rate inf: all at once)");
-  add("--arrivals", w.arrivals, "poisson, constant or burst")
+      "Keep at most this many requests in flight, one run for each number: 1,8,32 (unset = no "
+      "limit; at rate inf, all requests start at once).");
+  add("--arrivals", w.arrivals,
+      "Space requests like a Poisson process (poisson), evenly (constant) or in bursts (burst).")
       ->check(CLI::IsMember({"poisson", "constant", "burst"}));
-  add("--burst-size", o.burst_size, "requests at once, with --arrivals burst")
+  add("--burst-size", o.burst_size, "Send this many requests at once with --arrivals burst.")
       ->check(CLI::Range(1, 1 << 20));
-  add("--trace", o.trace, "file of the seconds at which requests are due, a line each");
-  add("--threads", o.threads, "of this program")->check(CLI::Range(1, 256));
+  add("--trace", o.trace,
+      "Send requests at the times in this file, in seconds, one a line (empty = no file).");
+  add("--threads", o.threads, "Run the load generator on this many threads.")
+      ->check(CLI::Range(1, 256));
 }
 
 void add_output_flags(CLI::App& app, ServeOptions& o, Words& w) {
@@ -105,17 +129,26 @@ void add_output_flags(CLI::App& app, ServeOptions& o, Words& w) {
   const auto add = [&](const std::string& name, auto& field, const std::string& help) {
     return app.add_option(name, field, help)->group(group);
   };
-  add("--goodput", w.goodput, "limits in ms that a good request keeps: ttft:200,tpot:50,e2el:5000");
-  add("--json", o.json, "file for the figures, with vLLM's keys");
-  app.add_flag("--save-detailed", o.detailed, "each request's figures into the JSON too")
+  add("--goodput", w.goodput,
+      "Count a request as good if it keeps these limits in ms: ttft:200,tpot:50,e2el:5000 (empty = "
+      "no limits).");
+  add("--json", o.json,
+      "Write the figures to this file, with the keys of vllm bench serve (empty = no file).");
+  app.add_flag("--save-detailed", o.detailed, "Add the figures of each request to the JSON file.")
       ->group(group);
-  add("--html", o.html, "file for a page with plots");
-  app.add_flag("!--no-progress", o.progress, "no progress bar")->group(group);
+  add("--html", o.html, "Write a page with plots to this file (empty = no file).");
+  app.add_flag("!--no-progress", o.progress, "Show no progress bar.")->group(group);
 }
 
 Error bad(const char* flag, const std::string& value, const std::string& expected) {
+  return Error{ErrorCode::invalid, fmt::format("--{} is \"{}\", must be {}", flag, value, expected),
+               flag};
+}
+
+Error conflict(const char* flag, const std::string& other) {
   return Error{ErrorCode::invalid,
-               fmt::format("--{} is \"{}\", expected {}", flag, value, expected), flag};
+               fmt::format("--{} cannot be combined with {}. Leave one of them out", flag, other),
+               flag};
 }
 
 template <class T>
@@ -130,7 +163,7 @@ Status read_loads(const Words& w, const CLI::App& app, ServeOptions& o) {
   for (const std::string& part : split(rates_set ? w.rates : "inf", ',')) {
     const auto rate = part == "inf" ? std::optional(kInfinity) : parse_number<double>(part);
     if (!rate || *rate <= 0)
-      return bad("request-rate", w.rates, "numbers above 0, or inf, separated by commas");
+      return bad("request-rate", w.rates, "a list of numbers above 0 or inf, separated by commas");
     if (double(o.work.count) / *rate > kDueSecondsMax)
       return bad("request-rate", w.rates,
                  fmt::format("rates at which {} requests are due within {:g} seconds", o.work.count,
@@ -140,11 +173,12 @@ Status read_loads(const Words& w, const CLI::App& app, ServeOptions& o) {
   for (const std::string& part : split(concurrency_set ? w.concurrency : "0", ',')) {
     const auto count = parse_number<int>(part);
     if (!count || *count < (concurrency_set ? 1 : 0) || *count > 1 << 20)
-      return bad("max-concurrency", w.concurrency, "integers of at least 1, separated by commas");
+      return bad("max-concurrency", w.concurrency,
+                 "a list of integers of at least 1, separated by commas");
     o.concurrency.push_back(*count);
   }
   if (!o.trace.empty() && (rates_set || app.count("--arrivals") > 0))
-    return bad("trace", o.trace, "no --request-rate and no --arrivals beside it");
+    return conflict("trace", "--request-rate or --arrivals");
   if (!o.trace.empty()) o.arrivals = ArrivalKind::trace;
   return ok_status();
 }
@@ -163,16 +197,14 @@ Status read_server(const Words& w, ServeOptions& o) {
       !nlohmann::json::parse(o.request.extra_body, nullptr, false).is_object())
     return bad("extra-body", o.request.extra_body, "a JSON object");
   if (!o.request.extra_body.empty() && o.api == Api::grpc)
-    return bad("extra-body", o.request.extra_body, "--api completions or chat beside it");
+    return conflict("extra-body", "--api grpc");
   return ok_status();
 }
 
 Status read_work(const Words& w, const CLI::App& app, ServeOptions& o) {
   for (const char* flag : {"input-len", "output-len", "prefix-len", "prefix-count"}) {
     const CLI::Option* option = app.get_option(fmt::format("--{}", flag));
-    if (!o.sharegpt.empty() && option->count() > 0)
-      return bad(flag, option->results().front(),
-                 "no --sharegpt beside it, whose conversations say what is asked");
+    if (!o.sharegpt.empty() && option->count() > 0) return conflict(flag, "--sharegpt");
   }
   KIVI_ASSIGN_OR_RETURN(o.work.prompt,
                         named(parse_lengths(w.input_len, kShareGptPromptMean, o.length_max),
@@ -183,9 +215,10 @@ Status read_work(const Words& w, const CLI::App& app, ServeOptions& o) {
   const bool text = w.prompt_format.empty() ? o.api == Api::chat : w.prompt_format == "text";
   o.work.format = text ? PromptFormat::text : PromptFormat::ids;
   if (o.api == Api::chat && !text)
-    return bad("prompt-format", w.prompt_format, "text, which is all that a chat takes");
+    return bad("prompt-format", w.prompt_format, "text with --api chat");
   if (!o.tokenizer.empty() && o.sharegpt.empty())
-    return bad("tokenizer", o.tokenizer, "--sharegpt beside it");
+    return Error{ErrorCode::invalid,
+                 "--tokenizer needs --sharegpt. Add it, or leave out --tokenizer", "tokenizer"};
   if (!w.goodput.empty()) {
     KIVI_ASSIGN_OR_RETURN(o.slo, named(parse_slo(w.goodput), "goodput", w.goodput));
   }
@@ -195,7 +228,8 @@ Status read_work(const Words& w, const CLI::App& app, ServeOptions& o) {
 }  // namespace
 
 Result<std::optional<ServeOptions>> parse_serve_options(const std::vector<std::string>& args) {
-  CLI::App app("Loads a running server and measures what its clients see.", "kivi bench serve");
+  CLI::App app("Sends load to a running server and measures what its clients see.",
+               "kivi bench serve");
   ServeOptions o;
   Words w;
   add_server_flags(app, o, w);
