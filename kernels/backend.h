@@ -126,7 +126,8 @@ class Backend {
   // out = softmax(q K^T * scale) V for every row, causal, over the sequence's history (see KvMode)
   // and the step's own tokens up to the row itself. GQA: query head h reads KV head h / (hq / hk).
   // q [t, hq d] query_type(), kv [t, 2 hk d] f16, out [t, hq d] a.
-  // Attention is a merge of softmax states: quantized pages, residual and own tokens (kivi.md, 1).
+  // Attention is a merge of softmax states: quantized pages, residual and own tokens
+  // (docs/design/kv-format.md, section 8).
   void kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
                  int layer, float scale, const Tensor& out);
 

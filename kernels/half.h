@@ -56,7 +56,8 @@ constexpr f16 to_f16(float x) {
 }
 
 // Rounds to fp16 with overflow clamped to +-65504 and NaN to 0: how keys and values enter the
-// store, so that one bad element can never poison its group (kivi.md, section 1).
+// store, so that one bad element can never poison its group
+// (docs/design/kv-format.md, section 1).
 constexpr f16 to_f16_saturated(float x) {
   if (!(x == x)) return {0};
   if (x > kF16Max) x = kF16Max;

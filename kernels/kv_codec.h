@@ -1,5 +1,6 @@
 // The executable definition of the KV formats: quantize, pack, unpack and dequantize, scalar and
-// plain. Every backend must write the same bits and read the same numbers (kivi.md, section 1).
+// plain. Every backend must write the same bits and read the same numbers
+// (docs/design/kv-format.md, section 1).
 #pragma once
 
 #include <cstdint>

@@ -1,45 +1,42 @@
-// Where every byte of the key-value store lives: one header, read by host, CPU and CUDA alike.
+// The layout of the key-value store. This header computes where every byte is, for the host, the
+// CPU kernels and the CUDA kernels. docs/design/kv-format.md explains the format with drawings and
+// says which tokens are quantized (section 2).
 //
-// The store has three regions, all carved from one allocation at start-up:
+// The store has three regions, carved from one allocation at start-up:
 //
-//   pages     [layer][page][kv head] blocks of KvLayout::block_bytes()
-//   residual  [layer][slot][kv head] slabs: K rows [R][d] f16, then V rows [R][d] f16 (kivi
-//   formats) staging   [layer][staging page][kv head] blocks of 64 tokens in f16: the prompt in
-//   flight of
-//             prefill mode `exact`
+// clang-format off
+//   pages     [layer][page][kv head]          blocks of KvLayout::block_bytes()
+//   residual  [layer][slot][kv head]          slabs: K rows [R][d] f16, then V rows [R][d] f16
+//   staging   [layer][staging page][kv head]  blocks of 64 tokens, f16: prompts of prefill mode `exact`
+// clang-format on
 //
-// A page holds `page_tokens` consecutive tokens of one sequence (64; 128 where G = 128). Its id
-// indexes every layer's pool. One block is contiguous, so that one bulk copy brings it on chip:
+// A page holds `page_tokens` consecutive tokens of one sequence: 64, or 128 if G = 128. One page id
+// means the same page in the pools of all layers. A block is contiguous, so that one bulk copy
+// brings it on chip:
 //
 //   K codes | K parameters | V codes | V parameters
 //
-// Semantics (KIVI, arXiv 2402.02750, section 3.3; Liu et al.): with T tokens cached and residual
-// length R, keys [0, T - T % R) are quantized per channel over G consecutive tokens, values
-// [0, max(0, T - R)) are quantized per token over G consecutive channels; the rest is in the
-// residual at row `token % R`, keys and values alike. Formats f16 and f8 have no residual: every
-// token goes to its page at once.
-//
-// Order of codes. Inside a block, codes lie in the order in which a warp's mma.m16n8k16 operand A
-// wants them, so that a GPU lane reads its codes as whole 16-byte words and never shuffles:
+// Order of codes (section 4 of that page). Codes lie in the order in which a warp reads operand A
+// of mma.m16n8k16. A GPU lane reads its codes as whole 16-byte words and never shuffles:
 //
 //   keys:   operand A is a tile of 16 tokens (rows) x 16 channels (k);     S^T = K Q^T
 //   values: operand A is a tile of 16 channels (rows) x 16 tokens (k);     O^T = V^T P^T
 //
-// Lane l = 4 g + t of the warp owns rows g and g + 8 of a tile and, of every 16 k-positions, the
+// Lane l = 4 g + t of the warp owns rows g and g + 8 of a tile. Of every 16 k-positions it owns the
 // pairs (2t, 2t + 1) and (2t + 8, 2t + 9). A 32-bit word holds one row's codes of consecutive
-// k-tiles: its low 16 bits the even k-positions, its high 16 bits the odd ones, pair s (two pairs a
-// k-tile) at bit b * s of each half. Masking a word with 0x0003'0003 << (b * s) therefore gives
-// both codes of one fragment register, ready to be OR-ed into the mantissa of 0x6400'6400 (kivi.md,
-// section 4). For f8 a word holds two pairs in byte order, which is what cvt.e4m3x2 takes. A lane's
-// words of a page form one sequence; four of them at a time lie side by side, lane by lane
-// (`lane_word`), so a warp's 16-byte loads are free of bank conflicts.
+// k-tiles. Its low 16 bits hold the even k-positions and its high 16 bits the odd ones; pair s (two
+// pairs a k-tile) is at bit b * s of each half. Masking a word with 0x0003'0003 << (b * s)
+// therefore yields both codes of one fragment register. For f8, a word holds two pairs in byte
+// order, as cvt.e4m3x2 takes them. The words of a lane form one sequence. Four of them at a time
+// lie side by side, lane by lane (`lane_word`), so the 16-byte loads of a warp have no bank
+// conflicts.
 //
-// Parameters (scale, minimum; f16 each) lie in planes ordered the same way (`lane_parameter`): for
-// a group of tokens first the d scales, then the d minima (keys); for 64 tokens and one channel
-// group first the 64 scales, then the 64 minima (values).
+// Parameters (scale and minimum, f16 each) lie in planes ordered in the same way
+// (`lane_parameter`). Keys have, for each group of tokens, the d scales and then the d minima.
+// Values have, for each 64 tokens and channel group, the 64 scales and then the 64 minima.
 //
-// f16 pages, staging blocks and the residual are rows of d halves; the 16-byte chunks of a row are
-// permuted by XOR with (row % 8), which makes ldmatrix free of bank conflicts.
+// f16 pages, staging blocks and the residual are rows of d halves. The 16-byte chunks of a row are
+// permuted by XOR with (row % 8), so that ldmatrix has no bank conflicts.
 #pragma once
 
 #include <cstddef>
@@ -63,7 +60,7 @@ struct KvFormat {
   friend constexpr bool operator==(const KvFormat&, const KvFormat&) = default;
 };
 
-// The cache of one model: layers, KV heads a layer, channels a head.
+// The sizes of one model's cache: layers, KV heads in a layer, channels in a head.
 struct KvShape {
   int layers = 0;
   int heads = 0;
@@ -72,7 +69,7 @@ struct KvShape {
   friend constexpr bool operator==(const KvShape&, const KvShape&) = default;
 };
 
-// Of T cached tokens, how many keys (values) are in quantized pages. For f16 and f8: all.
+// Return how many of T cached keys (values) are in pages. For f16 and f8 these are all.
 KIVI_HOST_DEVICE constexpr int key_tokens_quantized(const KvFormat& f, int tokens) {
   return f.kind == KvKind::kivi ? tokens - tokens % f.residual : tokens;
 }
@@ -81,19 +78,21 @@ KIVI_HOST_DEVICE constexpr int value_tokens_quantized(const KvFormat& f, int tok
   return tokens > f.residual ? tokens - f.residual : 0;
 }
 
-// The place of one code: bits [bit, bit + b) of the 32-bit word `word` of the codes region.
+// The position of one code: bits [bit, bit + b) of the 32-bit word `word` of the codes region.
 struct CodePosition {
   int word;
   int bit;
 };
 
-// Offset of word `i` of lane `lane`'s sequence: four words of a lane side by side, lane by lane.
+// Returns the offset of word `i` of the sequence of lane `lane`. Four words of a lane lie side by
+// side, lane by lane.
 KIVI_HOST_DEVICE constexpr int lane_word(int i, int lane) {
   return ((i / 4) * 32 + lane) * 4 + i % 4;
 }
 
-// Offset of position x (0 <= x < n; n = d for keys, 64 for values) in a parameter plane: the lanes'
-// pairs (2t, 2t + 1), (2t + 8, 2t + 9) of all 16-tiles, eight halves of a lane side by side.
+// Returns the offset of position x in a parameter plane. 0 <= x < n, where n is d for keys and 64
+// for values. A lane's pairs (2t, 2t + 1) and (2t + 8, 2t + 9) of all 16-tiles lie side by side,
+// eight halves at a time.
 KIVI_HOST_DEVICE constexpr int lane_parameter(int x) {
   const int tile = x / 16, r = x % 16;
   const int t = (r % 8) / 2;
@@ -101,20 +100,22 @@ KIVI_HOST_DEVICE constexpr int lane_parameter(int x) {
   return ((i / 8) * 4 + t) * 8 + i % 8;
 }
 
-// Element offset of channel c in a swizzled f16 row of d channels (in halves, from the row's
-// start). Chunks of 8 halves are permuted within runs of 8 chunks; where d is not a multiple of 64,
-// the last run is shorter (a power of two: d % 16 == 0 and d % 64 != 48) and permutes within
-// itself. Row 0 is not permuted.
+// Returns the offset of channel c in a swizzled f16 row of d channels, in halves from the start of
+// the row. Chunks of 8 halves are permuted within runs of 8 chunks. If d is not a multiple of 64,
+// the last run is shorter and permutes within itself; its length is a power of two because d % 16
+// == 0 and d % 64 != 48. Row 0 is not permuted.
 KIVI_HOST_DEVICE constexpr int swizzled_channel(int row, int c, int d) {
   const unsigned chunk = unsigned(c) / 8;
   const unsigned left = unsigned(d) / 8 - chunk / 8 * 8;
   return int((chunk ^ (unsigned(row) & ((left < 8 ? left : 8) - 1))) * 8 + unsigned(c) % 8);
 }
 
-// Position of the code at row `row` (0..15) and k-position `k` of tile row-block `tile`, in a codes
-// region of `tiles_before`-first order: the shared arithmetic of keys and values.
+// Returns the position of the code at row `row` (0 to 15) and k-position `k`. Keys and values share
+// this arithmetic.
 //   words_per_row: words that hold one row's codes of one lane (over all k-tiles of the sequence)
 //   first_word:    words of the lane's sequence before this tile
+//   row_inner:     the words of rows g and g + 8 alternate (keys); else all words of row g come
+//   first
 KIVI_HOST_DEVICE constexpr CodePosition fragment_position(int first_word, int words_per_row,
                                                           int bits, int row, int k,
                                                           bool row_inner) {
@@ -125,24 +126,24 @@ KIVI_HOST_DEVICE constexpr CodePosition fragment_position(int first_word, int wo
   const int j = pair / pairs_per_word;    // word of the row
   const int slot = pair % pairs_per_word;
   const int half = r % 2;
-  // row_inner: words alternate row g, row g + 8 (keys); else all of row g first (values).
   const int i = first_word + (row_inner ? j * 2 + row / 8 : (row / 8) * words_per_row + j);
   const int bit = bits == 8 ? slot * 16 + half * 8 : half * 16 + slot * bits;
   return {lane_word(i, lane), bit};
 }
 
-// Sizes and offsets inside the blocks of one format and shape. All offsets in bytes unless the name
-// says otherwise; every region starts on a multiple of 16.
+// Sizes and offsets inside the blocks of one format and shape. Offsets are in bytes unless a
+// comment says otherwise. Every region starts on a multiple of 16.
 struct KvLayout {
   KvFormat format;
   KvShape shape;
 
   KIVI_HOST_DEVICE constexpr int page_tokens() const { return format.group > 64 ? 128 : 64; }
-  // Pages that `tokens` cached tokens of one sequence take, and the most tokens that `pages` pages
-  // allow: what is still in the residual needs none. (Values are never quantized beyond keys.)
+  // Returns the pages that `tokens` cached tokens of one sequence take. Tokens whose key is still
+  // in the residual need no page. (Values are never quantized beyond keys.)
   KIVI_HOST_DEVICE constexpr int pages_for(int tokens) const {
     return (key_tokens_quantized(format, tokens) + page_tokens() - 1) / page_tokens();
   }
+  // Returns the largest number of cached tokens that `pages` pages allow.
   KIVI_HOST_DEVICE constexpr int64_t tokens_within(int64_t pages) const {
     const int64_t quantized = pages * page_tokens();
     if (format.kind != KvKind::kivi) return quantized;
@@ -155,8 +156,8 @@ struct KvLayout {
     return format.kind == KvKind::kivi ? shape.head_dim / format.group : 0;
   }
 
-  // 32-bit words of one lane that hold one row's codes. A head_dim of 96 leaves half of a 2-bit
-  // row's second word unused.
+  // Return the number of a lane's 32-bit words that hold one row's codes. If head_dim is 96, half
+  // of the second word of a 2-bit row is unused.
   KIVI_HOST_DEVICE constexpr int key_words_per_row() const {
     return (shape.head_dim * format.key_bits + 127) / 128;
   }
@@ -189,7 +190,7 @@ struct KvLayout {
   KIVI_HOST_DEVICE constexpr int block_bytes() const {
     return value_parameters_offset() + value_parameters_bytes();
   }
-  // One page of all layers and heads.
+  // Bytes of one page in all layers and heads.
   KIVI_HOST_DEVICE constexpr int64_t page_bytes() const {
     return int64_t(block_bytes()) * shape.layers * shape.heads;
   }
@@ -218,7 +219,8 @@ struct KvLayout {
     return int64_t(staging_block_bytes()) * shape.layers * shape.heads;
   }
 
-  // Where the key code of `token` (0 <= token < page_tokens) and `channel` lies. bits: 2, 4, 8.
+  // Returns the position of the key code of `token` (0 <= token < page_tokens) and `channel`. Keys
+  // have 2, 4 or 8 bits here.
   KIVI_HOST_DEVICE constexpr CodePosition key_code(int token, int channel) const {
     const int words_per_row = key_words_per_row();
     return fragment_position((token / 16) * 2 * words_per_row, words_per_row, format.key_bits,
@@ -233,15 +235,15 @@ struct KvLayout {
                              /*row_inner=*/false);
   }
 
-  // Index, in halves from the start of the region, of the scale of a key group; its minimum stands
-  // `head_dim` halves later.
+  // Returns the index of the scale of a key group, in halves from the start of the region. Its
+  // minimum is `head_dim` halves later.
   KIVI_HOST_DEVICE constexpr int key_scale(int token, int channel) const {
     return (token / format.group) * 2 * shape.head_dim + lane_parameter(channel);
   }
   KIVI_HOST_DEVICE constexpr int key_minimum(int token, int channel) const {
     return key_scale(token, channel) + shape.head_dim;
   }
-  // The same for a value group; its minimum stands 64 halves later.
+  // The same for a value group. Its minimum is 64 halves later.
   KIVI_HOST_DEVICE constexpr int value_scale(int token, int channel) const {
     return ((token / 64) * value_groups() + channel / format.group) * 128 +
            lane_parameter(token % 64);
@@ -253,7 +255,7 @@ struct KvLayout {
   friend constexpr bool operator==(const KvLayout&, const KvLayout&) = default;
 };
 
-// The store as the kernels see it. Pointers are the device's; they are 256-byte aligned.
+// The store as the kernels see it. The pointers are device pointers, aligned to 256 bytes.
 struct KvView {
   KvLayout layout;
   std::byte* pages = nullptr;
@@ -276,8 +278,8 @@ struct KvView {
   }
 };
 
-// Bytes that one sequence of T tokens holds, all layers: what admission counts and /metrics
-// reports.
+// The bytes that one sequence of T tokens holds in all layers. Admission counts them, and /metrics
+// reports them.
 struct KvBytes {
   int64_t codes = 0;       // codes of the pages (for f16 and f8: the values themselves)
   int64_t parameters = 0;  // scales and minima
@@ -285,8 +287,7 @@ struct KvBytes {
   friend constexpr bool operator==(const KvBytes&, const KvBytes&) = default;
 };
 
-// Examples from kivi.md, section 3: head_dim 128, G 32: 6 KiB at 2 bits, 10 KiB at 4 bits, 32 KiB
-// in fp16, for one page, layer and head.
+// The block sizes of docs/design/kv-format.md, section 6 (head_dim 128, G 32).
 static_assert(KvLayout{{KvKind::kivi, 2, 2, 32, 32}, {1, 1, 128}}.block_bytes() == 6 * 1024);
 static_assert(KvLayout{{KvKind::kivi, 4, 4, 32, 32}, {1, 1, 128}}.block_bytes() == 10 * 1024);
 static_assert(KvLayout{{KvKind::f16, 16, 16, 0, 0}, {1, 1, 128}}.block_bytes() == 32 * 1024);

@@ -1,5 +1,5 @@
-// The error replies of the HTTP API (api.md, section 1, Errors): one place that knows which failure
-// has which status, type and code.
+// The error replies of the HTTP API (docs/api.md, section "Errors"): one place that knows which
+// failure has which status, type and code.
 #pragma once
 
 #include <string>

@@ -1,5 +1,6 @@
-// Metrics: every number that /metrics shows (api.md, section 4), kept for both front ends.
-// RequestMetrics: the part of it that follows one API request, so that HTTP and gRPC count alike.
+// Metrics: every number that /metrics shows (docs/api.md, section "Metrics"), kept for both front
+// ends. RequestMetrics: the part of it that follows one API request, so that HTTP and gRPC count
+// alike.
 #pragma once
 
 #include <memory>

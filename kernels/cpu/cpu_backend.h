@@ -1,6 +1,6 @@
 // CpuBackend: the meaning of every op, on the host's memory and threads. One source file for each
 // group of ops; the vector code in them is compiled for AVX2, AVX-512 and the baseline, and chosen
-// at run time (kernels/cpu/simd.h).
+// at run time (kernels/cpu/simd-inl.h).
 //
 // Every op is done when its call returns. Thread rule: one thread at a time.
 #pragma once

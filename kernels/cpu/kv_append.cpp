@@ -1,9 +1,10 @@
 // kv_append: stores a step's keys and values.
 //
-// A sequence's tokens are appended one after the other, so the store after T tokens is a function
-// of the T tokens alone, however they were divided into steps (kivi.md, section 1). Appending token
-// p: the value of token p - R leaves the residual for its page, token p takes its row, and where
-// p + 1 is a multiple of R the R keys in the residual become page codes.
+// The tokens of a sequence are appended one after the other. So the store after T tokens is a
+// function of these tokens alone, however they were divided into steps
+// (docs/design/kv-format.md, section 2). Appending token p moves the value of token p - R from the
+// residual to its page and writes token p into the freed row. If p + 1 is a multiple of R, the R
+// keys of the residual become page codes.
 //
 // kv [t, 2 hk d] f16. Cost: for each token and head 4 d bytes copied, and 2 d numbers quantized:
 // the token's own or those that make room for it. Codes, scales and minima have the bits of

@@ -1,5 +1,6 @@
-// kv_append: a step's keys and values into the store (kivi.md, sections 1 and 3). Every code, scale
-// and minimum has the bits that kernels/kv_codec and CpuBackend::do_kv_append write.
+// kv_append writes a step's keys and values into the store (docs/design/kv-format.md, sections 2
+// and 7). Every code, scale and minimum has the bits that kernels/kv_codec and
+// CpuBackend::do_kv_append write.
 //
 // Decode (append_decodes). One launch for all given layers, no host branch. The last blocks have a
 // warp for each layer, sequence and head: it evicts the oldest value (quantized into its page) and

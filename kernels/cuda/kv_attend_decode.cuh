@@ -1,4 +1,5 @@
-// Decode attention over the paged KIVI store, on tensor cores (kivi.md, sections 4 and 7).
+// Decode attention over the paged KIVI store, on tensor cores
+// (docs/design/decode-attention.md).
 //
 //   out[h] = softmax(q[h] . [K', K_residual, k_own] * scale) [V', V_residual, v_own]
 //

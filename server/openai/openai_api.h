@@ -1,5 +1,6 @@
 // The OpenAI JSON of /v1/completions, /v1/chat/completions and their neighbours <-> the engine's
-// types. Pure functions: no sockets, no clocks. What the fields mean: api.md, section 1.
+// types. Pure functions: no sockets, no clocks. What the fields mean:
+// docs/api.md, section "Parameters".
 #pragma once
 
 #include <cstdint>
@@ -36,8 +37,8 @@ struct CompletionCall {
   std::vector<std::string> unknown_fields;  // accepted, but not understood
 };
 
-// Errors: invalid (with the field), not_found (model), unsupported (a parameter of api.md that this
-// build does not have).
+// Errors: invalid (with the field), not_found (model), unsupported (a parameter of docs/api.md that
+// this build does not have).
 Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& rules);
 
 // A parsed POST /v1/chat/completions. The completion's prompt is what the model's template makes of

@@ -1,5 +1,6 @@
-// kivi.md, section 1, written down literally in doubles, from the page and not from the product:
-// what codes, scales, minima and lengths the store must hold for T tokens. Slow on purpose.
+// A literal transcription, in doubles, of docs/design/kv-format.md, sections 1 and 2. It says what
+// codes, scales, minima and lengths the store must hold for T tokens. It was written from the page
+// and shares no code with the product. It is slow on purpose.
 #pragma once
 
 #include <algorithm>

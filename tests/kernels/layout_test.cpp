@@ -96,8 +96,16 @@ TEST_CASE("The channels of a swizzled row are a permutation of the row") {
     }
 }
 
+TEST_CASE("The example of the format's page is where the layout puts it") {
+  // docs/design/kv-format.md, section 4.
+  const KvLayout layout{{KvKind::kivi, 2, 2, 32, 128}, {1, 1, 128}};
+  const CodePosition p = layout.key_code(/*token=*/5, /*channel=*/19);
+  CHECK(p.word == 84);
+  CHECK(p.bit == 20);
+}
+
 TEST_CASE("Block sizes are bits per element times elements, regions start on 16 bytes") {
-  // b + 32 / G bits an element (kivi.md, section 5).
+  // b + 32 / G bits an element (docs/design/kv-format.md, section 6).
   const auto bytes = [](int bits, int group, int d) {
     return KvLayout{{KvKind::kivi, bits, bits, group, 128}, {1, 1, d}}.block_bytes();
   };

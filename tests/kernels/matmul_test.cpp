@@ -90,7 +90,7 @@ TEST_CASE("Weights that are not finite reach their own column alone") {
   }
 }
 
-// Hidden: kernels_test "[.bench]". Prints GFLOP/s; the figures stand in kernels/README.md.
+// Hidden: kernels_test "[.bench]". Prints GFLOP/s.
 TEST_CASE("Bench: matrix products of tales-llama", "[.bench]") {
   std::mt19937 random(24);
   for (const int threads : {1, 2}) {

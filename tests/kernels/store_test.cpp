@@ -1,4 +1,4 @@
-// kv_append against the literal transcription of kivi.md, section 1 (kivi_reference.h).
+// kv_append against the literal transcription of docs/design/kv-format.md (kivi_reference.h).
 #include "tests/kernels/store_harness.h"
 
 using namespace kivi;

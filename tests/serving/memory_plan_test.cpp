@@ -29,7 +29,8 @@ TEST_CASE("A plan takes all but a page of its budget, and its parts are the form
   const int64_t budget = int64_t(10) << 30;
   const auto plan = plan_store(config_with(16, 512, 1024), kKivi2, 4096, budget);
   REQUIRE(plan.ok());
-  // 1,024 staged tokens of 16 KiB a layer; 16 residuals of 64 MiB (kivi.md, section 5).
+  // 1,024 staged tokens of 16 KiB a layer; 16 residuals of 64 MiB
+  // (docs/design/kv-format.md, section 6).
   CHECK(plan->capacity.staging_pages == 16);
   CHECK(plan->staging == int64_t(1024) * 16384 * 32);
   CHECK(plan->capacity.slots == 16);
