@@ -19,7 +19,7 @@
 // are the minima of the channel groups and a row of ones.
 //
 // Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, about 600 instructions a warp
-// (76 of them mma). See README.md for the count and docs/benchmarks/notes-cuda.md for times.
+// (76 of them mma). docs/design/decode-attention.md has the count and the times.
 // Reference: CpuBackend::do_kv_attend. Test: tests/cuda/kv_attend_test.cpp.
 #pragma once
 

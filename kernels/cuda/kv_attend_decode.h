@@ -1,4 +1,5 @@
-// Launcher of decode attention: one new token a sequence, over the paged store (README.md here).
+// Launcher of decode attention: one new token a sequence, over the paged store
+// (docs/design/decode-attention.md).
 #pragma once
 
 #include <cuda_fp16.h>
@@ -32,7 +33,8 @@ struct DecodeArguments {
   float scale_log2 = 0.f;  // scale * log2(e)
 };
 
-// How a launch is cut up. The defaults are what measured best (docs/benchmarks/notes-cuda.md).
+// How a launch is cut up. The defaults measured best
+// (docs/design/decisions/005-warps-and-stages.md).
 struct DecodeTuning {
   int warps = 0;   // a block, 1..12; 0: default
   int stages = 0;  // of a warp's ring, 2..8; 0: 2, fewer warps where they do not fit
