@@ -1,6 +1,6 @@
 // One step as the device sees it: which rows belong to which sequence, and what they attend.
 // Plain data. The host arrays live until the step's ops are enqueued; the device copies (tensors)
-// are made by engine/step_input in one packed transfer.
+// are made by engine/model/step_input in one packed transfer.
 #pragma once
 
 #include <cstdint>

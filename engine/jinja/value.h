@@ -16,7 +16,7 @@
 namespace kivi::jinja {
 
 // What ends the reading or the rendering of a template. It never leaves the classes of
-// engine/serving/chat_template.h and engine/chat_prompt.h.
+// engine/serving/chat_template.h and engine/serving/chat_prompt.h.
 struct Failure {
   std::string message;
   int line = 0;  // of the template, from 1; 0: not known yet

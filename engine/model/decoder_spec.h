@@ -1,6 +1,6 @@
 // DecoderSpec: everything that tells one decoder-only transformer from another, as sizes and
-// switches. One DecoderModel computes them all; engine/models/<family>.cpp fills a spec from a
-// config.json.
+// switches. One DecoderModel computes them all; engine/model/families/<family>.cpp fills a spec
+// from a config.json.
 #pragma once
 
 #include <cstdint>

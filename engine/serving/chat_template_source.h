@@ -11,7 +11,7 @@ namespace kivi {
 
 struct ChatTemplateSource {
   std::string text;    // Jinja
-  std::string origin;  // the file, for errors: "models/x/tokenizer_config.json"
+  std::string origin;  // the file, for errors: "models/tales-llama/tokenizer_config.json"
 };
 
 // The template of `model`; none where it has none. `wanted` (--chat-template) is a file with the

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
-"""The walls of the house: fails on an #include that a layer must not have, on a header that does not
-compile alone, on paths that lead out of the repository and on links between its pages that lead nowhere.
-Long files are warned of.
+"""The walls of the house. Fails on an #include that a layer must not have, on a header that does not
+compile alone, on paths that lead out of the repository, on links between its pages that lead nowhere, on
+a page, path or section that a comment or a page names and that does not exist, and on a drawing that is
+not current. Long files are warned of.
 
     tests/style/check_style.py [--compiler g++]        all checks (python3 only, no other packages)
 """
@@ -217,6 +218,103 @@ def check_links():
         name, (ROOT / name).read_text(encoding="utf-8"), headings_of)]
 
 
+# A path that begins with one of our folders, as a comment or a page names it.
+FOLDERS = ("base|bench|cmake|configs|docker|docs|engine|kernels|models|proto|scripts|server|study|tests|tools")
+NAMED_PATH = re.compile(rf"(?<![\w./<$-])(?:{FOLDERS})/[\w./*-]*[\w*]")
+# "docs/a.md, section 2", "a.md, sections 1, 2 and 4", 'docs/a.md, section "Errors"'.
+NAMED_PAGE = re.compile(r"(?<![\w./-])[\w./-]+\.md\b")
+NAMED_SECTIONS = re.compile(
+    r'(?<![\w./-])([\w./-]+\.md)[`)]?, sections? ((?:\d+(?:, | and |, and )?)+|"[^"]+")')
+SUFFIXES = ("", ".h", ".cpp", ".cuh", ".cu", ".py", ".proto", ".md")
+
+
+def comments_of(name, text):
+    """What a file says in prose: all of a page, the comments of a source, joined over line ends."""
+    if name.endswith(".md"):
+        def target(match):  # a link stands for the page that it leads to
+            path = match.group(1).split("#")[0]
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(name), path))
+            return path if path.endswith(".md") and ":" not in path else ""
+        return re.sub(r"(?<!\n)\n(?![\n|#])", " ", re.sub(r"\[[^\]]*\]\(([^()\s]*)\)", target, text))
+    mark = "//" if name.endswith(SOURCES + (".proto",)) else "#"
+    found = []
+    for line in text.splitlines():
+        code, at, comment = line.partition(mark)
+        if not at or code.rstrip().endswith((":", '"', "'")) or "#include" in line:
+            found.append("\n")
+            continue
+        found.append((" " if not code.strip() else "\n") + comment.strip())
+    return "".join(found)
+
+
+def missing_names(name, text, exists, sections_of):
+    """The pages, paths and sections that `text` of the file `name` names and that are not there.
+    exists(path): is there such a file or folder? sections_of(page): its headings, None if no page."""
+    failures = []
+    prose = re.sub(r"\w+://\S+", "", comments_of(name, text))
+
+    def page_path(page):
+        folder = posixpath.dirname(name)
+        for candidate in (page, posixpath.join(folder, page), posixpath.join("docs", page)):
+            if sections_of(posixpath.normpath(candidate)) is not None:
+                return posixpath.normpath(candidate)
+        return None
+
+    for match in NAMED_PATH.finditer(prose):
+        path = match.group(0)
+        if path.endswith(".md") or re.search(r"/[A-Z]+(\.|/|$)", path):  # FILE.json: a stand-in
+            continue
+        if not exists(path):
+            failures.append(f"{name}: names {path}, which does not exist")
+    for match in NAMED_PAGE.finditer(prose):
+        if page_path(match.group(0)) is None:
+            failures.append(f"{name}: names {match.group(0)}, which does not exist")
+    for page, sections in NAMED_SECTIONS.findall(prose):
+        path = page_path(page)
+        if path is None:
+            continue
+        headings = sections_of(path)
+        wanted = [sections.strip('"')] if sections.startswith('"') else re.findall(r"\d+", sections)
+        for section in wanted:
+            if not any(h == section or h.startswith(section + ". ") for h in headings):
+                failures.append(f"{name}: names {path}, section {section}, which does not exist")
+    return failures
+
+
+def check_names():
+    tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"],
+                             capture_output=True, text=True).stdout.splitlines()
+    present = {name for name in tracked if (ROOT / name).exists()}
+    folders = {str(parent) for name in present for parent in pathlib.PurePosixPath(name).parents}
+
+    def exists(path):
+        path = path.rstrip("/.")
+        if "*" in path:
+            pattern = re.compile(re.escape(path).replace(r"\*", "[^/]*"))
+            return any(pattern.match(name) for name in present)
+        return path in folders or any(path + suffix in present for suffix in SUFFIXES)
+
+    headings = {name: [line.lstrip("#").strip() for line in
+                       (ROOT / name).read_text(encoding="utf-8").splitlines()
+                       if line.startswith("#")] for name in present if name.endswith(".md")}
+    failures = []
+    for name in sorted(present):
+        suffix = pathlib.PurePosixPath(name).suffix
+        if name.startswith(("tests/data/", "models/", "tests/style/check_style")) or not (
+                suffix in SOURCES + (".md", ".proto", ".cmake", ".py", ".sh", ".yml")
+                or name.startswith(("scripts/", ".ci/")) or name.endswith("CMakeLists.txt")):
+            continue
+        failures += missing_names(name, (ROOT / name).read_text(encoding="utf-8"), exists,
+                                  headings.get)
+    return failures
+
+
+def check_drawings():
+    """The pictures of docs/design are what their script draws."""
+    run = subprocess.run([str(ROOT / "scripts/draw-design"), "--check"], capture_output=True, text=True)
+    return run.stdout.splitlines() if run.returncode else []
+
+
 def check_lengths(files):
     for path in files:
         lines = (ROOT / path).read_text(encoding="utf-8").count("\n")
@@ -247,6 +345,18 @@ def self_test():
     assert not broken_links("docs/a.md", "[x](../b.md) [y](a.md#one-two) [z](https://h/i)", pages)
     assert broken_links("docs/a.md", "[x](b.md)", pages)
     assert broken_links("b.md", "[x](docs/a.md#three)", pages)
+    sections = {"docs/a.md": ["A", "1. One", "Errors"]}.get
+    there = {"kernels/a.h", "docs"}.__contains__
+
+    def missing(text, name="server/a.h"):
+        return missing_names(name, text, there, sections)
+    assert not missing('// See kernels/a.h and docs/a.md, section 1, or\n// a.md, section "Errors".')
+    assert not missing("auto x = path(docs/lost.md);  // nothing named here")
+    assert missing("// See kernels/lost.h.")
+    assert missing("// See lost.md.")
+    assert missing("// See docs/a.md, sections 1\n// and 2.")
+    assert missing("Text names `docs/b.md`.", "b.md")
+    assert missing('See a.md, section "Lost".', "docs/b.md")
 
 
 def main():
@@ -255,7 +365,7 @@ def main():
     arguments = parser.parse_args()
     self_test()
     files = list(own_files())
-    failures = check_layers(files) + check_paths() + check_links()
+    failures = check_layers(files) + check_paths() + check_links() + check_names() + check_drawings()
     failures += check_headers_compile(files, arguments.compiler)
     check_lengths(files)
     for failure in failures:

@@ -1,5 +1,6 @@
-// The model families: one row of a table each. To add one, write engine/models/<family>.cpp (spec
-// from config.json, tensor names), declare its two functions here and add its row in registry.cpp.
+// The model families: one row of a table each. To add one, write engine/model/families/<family>.cpp
+// (spec from config.json, tensor names), declare its two functions here and add its row in
+// registry.cpp.
 #pragma once
 
 #include <string>
