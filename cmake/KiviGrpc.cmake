@@ -36,7 +36,7 @@ target_link_libraries(kivi_grpc_archives INTERFACE
   OpenSSL::SSL OpenSSL::Crypto ZLIB::ZLIB Threads::Threads ${CMAKE_DL_LIBS} rt)
 target_link_options(kivi_grpc_archives INTERFACE
   LINKER:--exclude-libs,ALL
-  LINKER:--version-script=${CMAKE_SOURCE_DIR}/cmake/hide_protobuf.map)
+  LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/hide_protobuf.map)
 
 # kivi_proto_library(target MESSAGES file... SERVICES file...): a static library of the C++ code of
 # proto/<file>, compiled once; SERVICES have gRPC stubs besides. Headers are included as

@@ -4,23 +4,30 @@ set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
-if(NOT CMAKE_BUILD_TYPE)
-  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+# Defaults of a build of our own: a project that includes this one, CMAKE_BUILD_TYPE and
+# CMAKE_CXX_FLAGS_RELEASE on the command line come first (project() fills the cache with CMake's own
+# default, which is all that we replace).
+if(PROJECT_IS_TOP_LEVEL)
+  if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "Release, Debug, RelWithDebInfo or MinSizeRel" FORCE)
+  endif()
+  if(CMAKE_CXX_FLAGS_RELEASE STREQUAL "-O3 -DNDEBUG")
+    set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1" CACHE STRING "Flags of a Release build" FORCE)
+  endif()
 endif()
-set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
 
 find_program(KIVI_CCACHE ccache)
-if(KIVI_CCACHE)
+if(KIVI_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   # Paths below the source folder are hashed relative to it, so that build folders and clones share
   # the cache.
-  set(kivi_launcher ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1
+  set(kivi_launcher ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1
     ${KIVI_CCACHE})
   set(CMAKE_CXX_COMPILER_LAUNCHER ${kivi_launcher})
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${kivi_launcher})
 endif()
 
 add_library(kivi_flags INTERFACE)
-target_include_directories(kivi_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_include_directories(kivi_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(kivi_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers>
   $<$<AND:$<BOOL:${KIVI_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)

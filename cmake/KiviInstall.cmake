@@ -1,0 +1,42 @@
+# What `cmake --install` and `cpack -G DEB` put where. Components:
+#   kivi          the program, ready-made settings, documents
+#   kivi_models   the demo model that needs no download
+include(GNUInstallDirs)
+install(TARGETS kivi RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT kivi)
+install(DIRECTORY configs/ DESTINATION ${CMAKE_INSTALL_DATADIR}/kivi/configs COMPONENT kivi
+  FILES_MATCHING PATTERN "*.json")
+install(FILES README.md LICENSE.md NOTICE.md CHANGELOG.md
+  DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT kivi)
+install(DIRECTORY models/tales-llama DESTINATION ${CMAKE_INSTALL_DATADIR}/kivi/models
+  COMPONENT kivi_models)
+install(FILES LICENSE.md NOTICE.md DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/kivi-models
+  COMPONENT kivi_models)
+
+# A project that includes this one makes its own packages.
+if(NOT PROJECT_IS_TOP_LEVEL)
+  return()
+endif()
+set(CPACK_GENERATOR DEB)
+set(CPACK_PACKAGE_NAME kivi)
+set(CPACK_PACKAGE_VENDOR "Kivi Server")
+set(CPACK_PACKAGE_CONTACT "The maintainers of Kivi Server")
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "Server of language models with a quantized key-value cache")
+set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
+set(CPACK_STRIP_FILES ON)
+set(CPACK_COMPONENTS_ALL kivi kivi_models)
+set(CPACK_DEB_COMPONENT_INSTALL ON)
+set(CPACK_COMPONENTS_GROUPING IGNORE)
+set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_DEBIAN_PACKAGE_SECTION net)
+# dpkg-shlibdeps (package dpkg-dev) names the libraries that the program is linked to.
+set(CPACK_DEBIAN_KIVI_PACKAGE_NAME kivi)
+set(CPACK_DEBIAN_KIVI_PACKAGE_SHLIBDEPS ON)
+set(CPACK_DEBIAN_KIVI_PACKAGE_SUGGESTS kivi-models)
+set(CPACK_DEBIAN_KIVI_MODELS_PACKAGE_NAME kivi-models)
+set(CPACK_DEBIAN_KIVI_MODELS_PACKAGE_ARCHITECTURE all)
+set(CPACK_COMPONENT_KIVI_DESCRIPTION
+  "Serves Llama, Mistral, Qwen2 and Falcon models over HTTP and gRPC. Keys and values are cached in
+2 or 4 bits by the KIVI method.")
+set(CPACK_COMPONENT_KIVI_MODELS_DESCRIPTION
+  "A tiny language model of fairy tales, with which kivi can be tried without a download.")
+include(CPack)
