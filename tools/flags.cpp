@@ -6,9 +6,10 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
+
+#include "base/regular_file.h"
 
 namespace kivi {
 namespace {
@@ -101,13 +102,17 @@ Status apply_key(const Flag& flag, const json& value, const std::string& file) {
 }
 
 Result<std::string> read_text(const std::string& path, const Flag& flag) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  if (!in || !(text << in.rdbuf()))
-    return Error{ErrorCode::not_found,
-                 fmt::format("--{} is \"{}\", must be a file that can be read", flag.name, path),
+  const auto refuse = [&](const Error& error) {
+    return Error{error.code,
+                 fmt::format("--{} is \"{}\", must be a file that can be read: {}", flag.name,
+                             path, error.message),
                  flag.name};
-  return text.str();
+  };
+  const Result<RegularFile> file = RegularFile::open(path);
+  if (!file.ok()) return refuse(file.error());
+  Result<std::string> text = file->read();
+  if (!text.ok()) return refuse(text.error());
+  return text;
 }
 
 std::vector<std::string> split(const std::string& text, char separator) {
