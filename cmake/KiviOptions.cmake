@@ -9,6 +9,8 @@ if(NOT CMAKE_BUILD_TYPE)
 endif()
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
 
+include(KiviHardening)
+
 find_program(KIVI_CCACHE ccache)
 if(KIVI_CCACHE)
   # Paths below the source folder are hashed relative to it, so that build folders and clones share
