@@ -97,14 +97,14 @@ Result<std::vector<std::string>> parse_api_keys(std::string_view text, const std
       return Error{
           ErrorCode::invalid,
           fmt::format("{}, line {}: the key has white space or a control character inside, "
-                      "expected one key a line",
+                      "must be one key a line",
                       source, line),
           "api-key"};
     keys.emplace_back(key);
   }
   if (keys.empty())
     return Error{ErrorCode::invalid,
-                 fmt::format("{} has no API key, expected at least one. Leave the setting away to "
+                 fmt::format("{} has no API key, must have at least one. Remove the setting to "
                              "serve without keys",
                              source),
                  "api-key"};

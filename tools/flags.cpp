@@ -105,8 +105,8 @@ Status apply_key(const Flag& flag, const json& value, const std::string& file) {
 Result<std::string> read_text(const std::string& path, const Flag& flag) {
   const auto refuse = [&](const Error& error) {
     return Error{error.code,
-                 fmt::format("--{} is \"{}\", must be a file that can be read: {}", flag.name,
-                             path, error.message),
+                 fmt::format("--{} is \"{}\", must be a file that can be read: {}", flag.name, path,
+                             error.message),
                  flag.name};
   };
   const Result<RegularFile> file = RegularFile::open(path);
@@ -143,7 +143,7 @@ Status apply_environment(const std::vector<Flag>& flags, const Environment& envi
     if (is_list) flag.value.clear();
     const std::vector<std::string> parts = is_list ? split(text, ',') : std::vector{text};
     if (parts.empty())
-      return invalid(flag, fmt::format("{} has no value, expected values separated by commas. "
+      return invalid(flag, fmt::format("{} has no value, must have values separated by commas. "
                                        "An empty variable counts as absent",
                                        name));
     for (const std::string& part : parts) {
@@ -244,8 +244,7 @@ Status check_keys(const std::string& source, std::vector<std::string>& keys) {
     KIVI_ASSIGN_OR_RETURN(const std::vector<std::string> parsed, parse_api_keys(keys[i], name));
     if (parsed.size() != 1)
       return Error{ErrorCode::invalid,
-                   fmt::format("{} has {} lines, expected one key", name, parsed.size()),
-                   "api-key"};
+                   fmt::format("{} has {} lines, must be one key", name, parsed.size()), "api-key"};
     keys[i] = parsed.front();
   }
   return ok_status();
