@@ -2,12 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
+
+#include "base/regular_file.h"
 
 namespace kivi {
 
@@ -64,21 +63,13 @@ std::optional<int32_t> as_token_id(const json& value) {
 
 Result<std::string> read_text_file(const std::string& path, int64_t bytes_max) {
   std::error_code status;
-  if (!std::filesystem::is_regular_file(path, status))
+  if (!std::filesystem::exists(path, status))
     return Error{ErrorCode::not_found, fmt::format("{}: no such file", path)};
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file)
-    return Error{ErrorCode::not_found,
-                 fmt::format("{}: cannot be opened: {}", path, std::strerror(errno))};
-  const int64_t bytes = file.tellg();
-  if (bytes < 0 || bytes > bytes_max)
+  KIVI_ASSIGN_OR_RETURN(const RegularFile file, RegularFile::open(path));
+  if (file.bytes() > bytes_max)
     return Error{ErrorCode::invalid,
-                 fmt::format("{}: is {} bytes, must be at most {}", path, bytes, bytes_max)};
-  std::string text(size_t(bytes), '\0');
-  file.seekg(0);
-  if (!file.read(text.data(), bytes))
-    return Error{ErrorCode::invalid, fmt::format("{}: cannot be read", path)};
-  return text;
+                 fmt::format("{}: is {} bytes, must be at most {}", path, file.bytes(), bytes_max)};
+  return file.read();
 }
 
 Result<json> parse_json(std::string_view text, const std::string& name) {

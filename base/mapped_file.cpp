@@ -1,33 +1,25 @@
 #include "base/mapped_file.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <utility>
+
+#include "base/regular_file.h"
 
 namespace kivi {
 
 Result<MappedFile> MappedFile::open(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0)
-    return Error{ErrorCode::not_found,
-                 fmt::format("{}: cannot be opened: {}", path, std::strerror(errno))};
+  KIVI_ASSIGN_OR_RETURN(const RegularFile opened, RegularFile::open(path));
   MappedFile file;
-  struct stat status = {};
   void* data = MAP_FAILED;
-  if (::fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
-    file.bytes_ = size_t(status.st_size);
-    data = ::mmap(nullptr, file.bytes_, PROT_READ, MAP_PRIVATE, descriptor, 0);
+  if (opened.bytes() > 0) {
+    file.bytes_ = size_t(opened.bytes());
+    data = ::mmap(nullptr, file.bytes_, PROT_READ, MAP_PRIVATE, opened.descriptor(), 0);
   }
-  ::close(descriptor);
   if (data == MAP_FAILED)
     return Error{ErrorCode::invalid,
-                 fmt::format("{}: cannot be mapped ({} bytes)", path, int64_t(status.st_size))};
+                 fmt::format("{}: cannot be mapped ({} bytes)", path, opened.bytes())};
   file.data_ = static_cast<const std::byte*>(data);
   return file;
 }

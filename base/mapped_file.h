@@ -11,6 +11,7 @@ namespace kivi {
 // A file that shrinks while it is mapped kills the process (SIGBUS), as with every mapped file.
 class MappedFile {
  public:
+  // Errors are those of RegularFile::open, and `invalid` for an empty file.
   static Result<MappedFile> open(const std::string& path);
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept;

@@ -16,6 +16,8 @@ if(PROJECT_IS_TOP_LEVEL)
   endif()
 endif()
 
+include(KiviHardening)
+
 find_program(KIVI_CCACHE ccache)
 if(KIVI_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   # Paths below the source folder are hashed relative to it, so that build folders and clones share

@@ -57,6 +57,7 @@ struct Engine::Impl {
   void emit(const BatchPlan& plan, std::vector<StepResult>& results);
   void emit_token(Sequence& s, int position, SampledToken& token, Clock::time_point now);
   void fail(const BatchPlan& plan, const Error& error);
+  void end_broken(Sequence& s, int position, Clock::time_point now);
   void finish(Sequence& s, TokenEvent event, Clock::time_point now);
   void end_all();
   void take_snapshot();
@@ -204,6 +205,11 @@ void Engine::Impl::emit(const BatchPlan& plan, std::vector<StepResult>& results)
     const PlannedSequence& part = plan.sequences[i];
     Sequence& s = *part.sequence;
     if (s.state == SequenceState::finished) continue;  // ended while the step was running
+    if ((part.samples && results[i].token.broken) ||
+        std::ranges::any_of(results[i].scored, &SampledToken::broken)) {
+      end_broken(s, part.past + part.count, now);
+      continue;
+    }
     std::ranges::move(results[i].scored, std::back_inserter(s.prompt_logprobs));
     if (!part.completes) continue;
     if (!s.prompt_logprobs.empty())
@@ -229,6 +235,17 @@ void Engine::Impl::emit_token(Sequence& s, int position, SampledToken& token,
   } else {
     events.emplace_back(s.stream, std::move(event));
   }
+}
+
+// The weights hold such values, or a step overflowed. What would follow is no text of the model's.
+void Engine::Impl::end_broken(Sequence& s, int position, Clock::time_point now) {
+  ++counted.broken_logits;
+  Error error{ErrorCode::internal,
+              fmt::format("the model's logits at position {} are not finite (NaN or infinity): its "
+                          "weights or its dtype do not fit",
+                          position)};
+  spdlog::error("request {}: {}", s.request.id, error.message);
+  finish(s, {.finish = FinishReason::error, .error = std::move(error)}, now);
 }
 
 void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {

@@ -40,7 +40,8 @@ struct EngineStats {
   uint64_t prompt_tokens = 0;      // of admitted requests, counted once
   uint64_t generation_tokens = 0;  // sampled tokens that were emitted
   uint64_t preemptions = 0;
-  uint64_t finished[4] = {};  // by FinishReason
+  uint64_t finished[4] = {};   // by FinishReason
+  uint64_t broken_logits = 0;  // requests that ended because their logits were NaN or infinite
 };
 
 // One step that has been collected, for traces.

@@ -53,6 +53,8 @@ struct SampledToken {
   int32_t id = -1;
   float logprob = 0;              // of `id`, where logprobs >= 0
   std::vector<TokenLogprob> top;  // largest first, `logprobs` entries; ties: lowest id first
+  // The row's logits hold NaN or +infinity, or none that is finite: `id` means nothing.
+  bool broken = false;
 };
 
 }  // namespace kivi

@@ -1,14 +1,60 @@
-// Bearer keys, for HTTP's and gRPC's `authorization` alike.
+// API keys: reading them, judging them, replacing them while the server runs. HTTP and gRPC send
+// them alike, as `authorization: Bearer KEY`.
 #pragma once
 
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/result.h"
+#include "server/server_config.h"
+
 namespace kivi {
 
-// Is `authorization` ("Bearer KEY") one of `keys`? Takes the same time for every wrong key of a
-// length. Any thread.
-bool bearer_matches(const std::vector<std::string>& keys, std::string_view authorization);
+// Identifies an API key without telling it. A key has the same id in both front ends, after a
+// reload and in the next process.
+using KeyId = uint64_t;
+inline constexpr KeyId kNoKey = 0;  // the server is open: it has no keys
+
+KeyId key_id(std::string_view key);
+
+// Any thread.
+class ApiKeys {
+ public:
+  explicit ApiKeys(std::vector<std::string> keys);
+
+  // No key is needed, because there is none.
+  bool open() const;
+  // The id of the key in `authorization` ("Bearer KEY"); nothing where that is none of the keys.
+  // An open server takes everything, as kNoKey. Takes the same time for every wrong key of a
+  // length.
+  std::optional<KeyId> match(std::string_view authorization) const;
+  // From now on these keys count. Requests that are running are not touched.
+  void replace(std::vector<std::string> keys);
+
+ private:
+  using Keys = std::vector<std::string>;
+  std::shared_ptr<const Keys> keys() const;
+
+  mutable std::mutex mutex_;  // guards keys_
+  std::shared_ptr<const Keys> keys_;
+};
+
+// Reads the keys of a text, one a line. A byte order mark, carriage returns and blanks around a key
+// are dropped, and so are empty lines. Errors name `source` and the line, never the key: a key with
+// white space or a control character inside, and a text without any key.
+Result<std::vector<std::string>> parse_api_keys(std::string_view text, const std::string& source);
+
+// Is `host` (a name or an address) reached from this machine only? A host that cannot be resolved
+// counts as such: the front ends refuse it by name.
+bool is_loopback(const std::string& host);
+
+// Error where a server without keys would listen on an address that others reach, and
+// `allow_open` is not set.
+Status check_access(const ServerConfig& config);
 
 }  // namespace kivi

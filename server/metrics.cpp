@@ -136,6 +136,7 @@ struct Metrics::Impl {
   Histogram& step_tokens =
       histogram("iteration_tokens_total", "Rows of one engine step.", kStepBuckets);
 
+  std::function<int64_t()> log_lines_dropped;
   mutable std::mutex mutex;  // guards the two below
   const Engine* engine = nullptr;
   ServedModel model;
@@ -184,6 +185,9 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   out.push_back(std::move(bytes));
   out.push_back(snapshot(name("cache_config_info"), "How the store is set up.", MetricType::Gauge,
                          1, std::move(cache_info)));
+  out.push_back(snapshot(name("broken_logits_total"),
+                         "Requests that ended because logits were NaN or infinite.",
+                         MetricType::Counter, double(stats.broken_logits), labels));
   out.push_back(snapshot(name("num_preemptions_total"), "Sequences sent back to the queue.",
                          MetricType::Counter, double(stats.preemptions), labels));
 }
@@ -212,8 +216,17 @@ void Metrics::detach() {
   impl_->engine = nullptr;
 }
 
+void Metrics::attach_log(std::function<int64_t()> count) {
+  impl_->log_lines_dropped = std::move(count);
+}
+
 std::string Metrics::scrape() const {
   std::vector<MetricFamily> families;
+  if (impl_->log_lines_dropped)
+    families.push_back(snapshot(impl_->name("log_lines_dropped_total"),
+                                "Log lines that standard error did not take in time.",
+                                MetricType::Counter, double(impl_->log_lines_dropped()),
+                                {{"model_name", impl_->model_name}}));
   impl_->append_engine(families);
   for (MetricFamily& family : impl_->registry.Collect()) families.push_back(std::move(family));
   families.push_back(snapshot(impl_->name("build_info"), "The build that serves.",

@@ -3,6 +3,8 @@
 // alike.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -28,6 +30,10 @@ class Metrics {
   // detach().
   void attach(const ServedModel& model);
   void detach();
+
+  // A scrape also shows how many log lines were dropped, as `count` says. Before the first scrape;
+  // `count` may be called from any thread until the destructor.
+  void attach_log(std::function<int64_t()> count);
 
   // The text format 0.0.4 of all families.
   std::string scrape() const;

@@ -9,11 +9,16 @@
 #include <condition_variable>
 #include <mutex>
 #include <optional>
+#include <sstream>
 #include <thread>
+#include <utility>
 
+#include "server/auth.h"
 #include "server/grpc/grpc_server.h"
+#include "server/grpc/library_log.h"
 #include "server/http/http_server.h"
 #include "server/load_reporter.h"
+#include "server/logging.h"
 #include "server/metrics.h"
 
 namespace kivi {
@@ -31,27 +36,49 @@ sigset_t stop_signals() {
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGHUP);
   sigaddset(&signals, SIGUSR1);  // ends the waiting thread
   return signals;
 }
 
-// Waits for SIGTERM and SIGINT on a thread of its own. The first one calls `first`, the second ends
-// the process.
-class SignalWatch {
+// Keeps the signals from this thread and from the threads that it starts. Before all of those.
+class BlockedSignals {
  public:
-  explicit SignalWatch(std::function<void(int signal)> first) {
+  BlockedSignals() {
     const sigset_t signals = stop_signals();
     pthread_sigmask(SIG_BLOCK, &signals, &previous_);
-    thread_ = std::thread([first = std::move(first), signals] {
+  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
+
+ private:
+  sigset_t previous_{};
+};
+
+struct SignalActions {
+  std::function<void(int signal)> stop;  // the first SIGTERM or SIGINT
+  std::function<void()> last_words;      // before the second one ends the process
+  std::function<void()> reload;          // SIGHUP
+};
+
+// Waits for the blocked signals on a thread of its own, which calls the actions.
+class SignalWatch {
+ public:
+  explicit SignalWatch(SignalActions actions) {
+    thread_ = std::thread([actions = std::move(actions), signals = stop_signals()] {
       for (int count = 0;;) {
         int signal = 0;
         if (sigwait(&signals, &signal) != 0) continue;
         if (signal == SIGUSR1) return;
+        if (signal == SIGHUP) {
+          actions.reload();
+          continue;
+        }
         if (++count == 1) {
-          first(signal);
+          actions.stop(signal);
           continue;
         }
         spdlog::warn("second signal: ending at once");
+        actions.last_words();
         std::_Exit(128 + signal);
       }
     });
@@ -59,11 +86,9 @@ class SignalWatch {
   ~SignalWatch() {
     pthread_kill(thread_.native_handle(), SIGUSR1);
     thread_.join();
-    pthread_sigmask(SIG_SETMASK, &previous_, nullptr);
   }
 
  private:
-  sigset_t previous_{};
   std::thread thread_;
 };
 
@@ -95,7 +120,8 @@ struct Events {
 // The two front ends, either of which may be off.
 class FrontEnds {
  public:
-  FrontEnds(const ServerConfig& config, Metrics& metrics) : config_(config) {
+  FrontEnds(const ServerConfig& config, Metrics& metrics)
+      : config_(config), open_(config.api_keys.empty()) {
     if (config.port >= 0) http_.emplace(config, metrics);
     if (config.grpc_port >= 0) grpc_.emplace(config, metrics);
   }
@@ -114,6 +140,13 @@ class FrontEnds {
   void set_model(const ServedModel& model) {
     if (http_) http_->set_model(model);
     if (grpc_) grpc_->set_model(model);
+  }
+  bool open() const { return open_; }
+  // Never called with less than one key, once there was one.
+  void set_api_keys(const std::vector<std::string>& keys) {
+    open_ = keys.empty();
+    if (http_) http_->set_api_keys(keys);
+    if (grpc_) grpc_->set_api_keys(keys);
   }
   void begin_drain() {
     if (http_) http_->begin_drain();
@@ -134,11 +167,35 @@ class FrontEnds {
   const ServerConfig& config_;
   std::optional<HttpServer> http_;
   std::optional<GrpcServer> grpc_;
+  bool open_;  // no API key is needed; after start(), of the thread that waits for signals
 };
 
 void log_start(const LoadedModel& loaded) {
-  spdlog::info("memory plan\n{}", loaded.plan.text());
+  std::istringstream plan(loaded.plan.text());
+  for (std::string line; std::getline(plan, line);) spdlog::info("{}", line);
   for (const LoadPhase& phase : loaded.phases) spdlog::info("start-up: {}", describe(phase));
+}
+
+void warn_if_open(const ServerConfig& config) {
+  if (!config.api_keys.empty()) return;
+  if (is_loopback(config.host))
+    spdlog::warn(
+        "there is no API key: every program on this machine can use the server "
+        "(--api-key-file)");
+  else
+    spdlog::error(
+        "NO API KEY, AND {} IS REACHED BY OTHER MACHINES: everybody who reaches ports {} "
+        "and {} can use the server (--api-key-file; --allow-open permits this)",
+        config.host, config.port, config.grpc_port);
+}
+
+// A sentence for the log. Error: the old keys stay.
+Result<std::string> reload_keys(const KeysFunction& read_keys, FrontEnds& fronts) {
+  KIVI_ASSIGN_OR_RETURN(const std::vector<std::string> keys, read_keys());
+  if (keys.empty() && !fronts.open())
+    return Error{ErrorCode::invalid, "there is no API key any more"};
+  fronts.set_api_keys(keys);
+  return fmt::format("{} API keys are in force", keys.size());
 }
 
 // Refuses new work and gives running work its time. Health checks see it at once.
@@ -154,12 +211,34 @@ void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts) {
 
 }  // namespace
 
-int serve(const ServerConfig& config, const std::string& model_name, const LoadFunction& load) {
+int serve(const ServerConfig& config, const std::string& model_name, const LoadFunction& load,
+          const KeysFunction& read_keys) {
   const Clock::time_point start = Clock::now();
-  Events events;
-  const SignalWatch signals([&events](int signal) { events.set_signal(signal); });
+  ::signal(SIGPIPE, SIG_IGN);  // a reader of the log, or a client, may go away at any time
+  const BlockedSignals blocked;
+  AsyncLog log(config);
+  redirect_library_logs();
+  warn_if_open(config);
   Metrics metrics(config.metrics_prefix, model_name);
+  metrics.attach_log([&log] { return log.lines_dropped(); });
   FrontEnds fronts(config, metrics);  // outlives the engine, whose notifications it takes
+  Events events;
+  // What SIGHUP reads again, by name. Each says in one sentence what is in force now.
+  const std::vector<std::pair<const char*, std::function<Result<std::string>()>>> reloads = {
+      {"API keys", [&] { return reload_keys(read_keys, fronts); }}};
+  const SignalWatch signals({.stop = [&](int signal) { events.set_signal(signal); },
+                             .last_words = [&] { log.flush(AsyncLog::kFlushTime); },
+                             .reload =
+                                 [&] {
+                                   for (const auto& [name, reload] : reloads) {
+                                     const Result<std::string> done = reload();
+                                     if (done.ok())
+                                       spdlog::info("SIGHUP: {}", *done);
+                                     else
+                                       spdlog::error("SIGHUP: the old {} stay: {}", name,
+                                                     done.error().message);
+                                   }
+                                 }});
   if (const Status status = fronts.start(); !status.ok()) {
     spdlog::error("{}", status.error().message);
     return 1;
@@ -167,16 +246,21 @@ int serve(const ServerConfig& config, const std::string& model_name, const LoadF
 
   std::optional<Result<std::unique_ptr<LoadedModel>>> result;
   std::thread loader([&] {
-    LoadReporter reporter(isatty(STDERR_FILENO) != 0);
-    result.emplace(load([&](const std::string& phase, int64_t done, int64_t total) {
-      reporter.progress(phase, done, total);
-    }));
-    reporter.finish();
+    try {
+      LoadReporter reporter(isatty(STDERR_FILENO) != 0);
+      result.emplace(load([&](const std::string& phase, int64_t done, int64_t total) {
+        reporter.progress(phase, done, total);
+      }));
+      reporter.finish();
+    } catch (const std::exception& e) {  // memory, say
+      result.emplace(Error{ErrorCode::internal, fmt::format("loading failed: {}", e.what())});
+    }
     events.set_load_ended();
   });
   if (const int signal = events.wait(/*or_loaded=*/true); signal != 0) {
     // Loading cannot be interrupted, and nothing can be lost.
     spdlog::info("{} while loading: ending", strsignal(signal));
+    log.flush(AsyncLog::kFlushTime);
     std::_Exit(0);
   }
   loader.join();

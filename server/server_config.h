@@ -16,6 +16,7 @@ struct ServerConfig {
   int grpc_port = 50051;              // 0: any free port; -1: no gRPC
   std::string served_model_name;      // "": the model folder's name
   std::vector<std::string> api_keys;  // --api-key (repeatable), --api-key-file; empty: open
+  bool allow_open = false;            // no key is needed, although others reach `host`
   bool metrics_require_key = false;
   std::string metrics_prefix = "kivi";
   std::vector<std::string> allowed_origins;  // CORS; empty: off

@@ -6,9 +6,11 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
+
+#include "base/regular_file.h"
+#include "server/auth.h"
 
 namespace kivi {
 namespace {
@@ -101,13 +103,17 @@ Status apply_key(const Flag& flag, const json& value, const std::string& file) {
 }
 
 Result<std::string> read_text(const std::string& path, const Flag& flag) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  if (!in || !(text << in.rdbuf()))
-    return Error{ErrorCode::not_found,
-                 fmt::format("--{} is \"{}\", must be a file that can be read", flag.name, path),
+  const auto refuse = [&](const Error& error) {
+    return Error{error.code,
+                 fmt::format("--{} is \"{}\", must be a file that can be read: {}", flag.name, path,
+                             error.message),
                  flag.name};
-  return text.str();
+  };
+  const Result<RegularFile> file = RegularFile::open(path);
+  if (!file.ok()) return refuse(file.error());
+  Result<std::string> text = file->read();
+  if (!text.ok()) return refuse(text.error());
+  return text;
 }
 
 std::vector<std::string> split(const std::string& text, char separator) {
@@ -135,7 +141,12 @@ Status apply_environment(const std::vector<Flag>& flags, const Environment& envi
     if (!flag.built()) return not_built(flag, name);
     const bool is_list = flag.value.kind == FlagKind::list;
     if (is_list) flag.value.clear();
-    for (const std::string& part : is_list ? split(text, ',') : std::vector{text}) {
+    const std::vector<std::string> parts = is_list ? split(text, ',') : std::vector{text};
+    if (parts.empty())
+      return invalid(flag, fmt::format("{} has no value, must have values separated by commas. "
+                                       "An empty variable counts as absent",
+                                       name));
+    for (const std::string& part : parts) {
       if (const auto expected = flag.value.set(part))
         return invalid(flag, fmt::format("{} is \"{}\", must be {}", name, part, *expected));
     }
@@ -216,6 +227,29 @@ Status apply_command_line(const CommandLine& line, const std::vector<Flag>& flag
   return ok_status();
 }
 
+// Where the keys of Settings come from: the strongest source that names any.
+std::string source_of_keys(const std::vector<std::string>& given, const Environment& environment,
+                           const Settings& settings) {
+  if (!given.empty()) return "--api-key";
+  for (const auto& [name, text] : environment)
+    if (name == "KIVI_API_KEY" && !text.empty()) return name;
+  return fmt::format("{}: \"api_key\"", settings.config_file);
+}
+
+// Each key alone must be one; blanks around it are dropped. Errors do not tell the key.
+Status check_keys(const std::string& source, std::vector<std::string>& keys) {
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const std::string name =
+        keys.size() == 1 ? source : fmt::format("{}, key {} of {}", source, i + 1, keys.size());
+    KIVI_ASSIGN_OR_RETURN(const std::vector<std::string> parsed, parse_api_keys(keys[i], name));
+    if (parsed.size() != 1)
+      return Error{ErrorCode::invalid,
+                   fmt::format("{} has {} lines, must be one key", name, parsed.size()), "api-key"};
+    keys[i] = parsed.front();
+  }
+  return ok_status();
+}
+
 }  // namespace
 
 Environment process_environment() {
@@ -283,10 +317,16 @@ Result<ParseOutcome> parse_settings(Command command, const std::vector<std::stri
     KIVI_RETURN_IF_ERROR(apply_environment(flags, environment, outcome.warnings));
     KIVI_RETURN_IF_ERROR(apply_command_line(line, flags));
   }
+  const size_t key_flag = size_t(&flag_named("api-key") - flags.data());
+  KIVI_RETURN_IF_ERROR(check_keys(source_of_keys(line.values(key_flag), environment, settings),
+                                  settings.server.api_keys));
   if (!settings.api_key_file.empty()) {
     KIVI_ASSIGN_OR_RETURN(const std::string text,
                           read_text(settings.api_key_file, flag_named("api-key-file")));
-    for (const std::string& key : split(text, '\n')) settings.server.api_keys.push_back(key);
+    KIVI_ASSIGN_OR_RETURN(
+        const std::vector<std::string> keys,
+        parse_api_keys(text, fmt::format("--api-key-file {}", settings.api_key_file)));
+    settings.server.api_keys.insert(settings.server.api_keys.end(), keys.begin(), keys.end());
   }
   if (settings.engine.model.empty())
     return Error{ErrorCode::invalid,

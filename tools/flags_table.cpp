@@ -435,14 +435,20 @@ std::vector<Flag> access_flags(Settings& s) {
   const std::string group = "Access";
   ServerConfig& c = s.server;
   return {
-      {"api-key", "KEY",
-       "Accept requests with this API key. Repeat the flag for more keys (no key = accept all "
-       "requests).",
-       group, kServe, list(c.api_keys)},
       {"api-key-file", "FILE",
        "Accept requests with any API key of this file, one key a line, besides those of --api-key "
-       "(empty = no file).",
+       "(empty = no file). SIGHUP reads the file again.",
        group, kServe, text(s.api_key_file)},
+      {"api-key", "KEY",
+       "Accept requests with this API key. Repeat the flag for more keys. Every user of the "
+       "machine "
+       "can read it in the list of processes: prefer --api-key-file.",
+       group, kServe, list(c.api_keys)},
+      {"allow-open", "",
+       "Serve without an API key on an address that other machines reach. Without this flag, such "
+       "a "
+       "start is refused.",
+       group, kServe, boolean(c.allow_open)},
       {"metrics-require-key", "", "Require an API key for /metrics too.", group, kServe,
        boolean(c.metrics_require_key)},
       {"allowed-origins", "ORIGIN",

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 
+#include "server/auth.h"
 #include "tools/commands.h"
 
 namespace kivi {
@@ -19,9 +20,19 @@ std::string folder_name(const std::string& path) {
 int run_serve(const Arguments& args) {
   Settings settings;
   if (const auto code = read_settings(kServe, args, settings)) return *code;
+  if (const Status status = check_access(settings.server); !status.ok())
+    return report(status.error());
+  const auto read_keys = [&]() -> Result<std::vector<std::string>> {
+    Settings fresh;
+    const auto outcome = parse_settings(kServe, args, process_environment(), fresh);
+    if (!outcome.ok()) return outcome.error();
+    return fresh.server.api_keys;
+  };
   const std::string& name = settings.server.served_model_name;
-  return serve(settings.server, name.empty() ? folder_name(settings.engine.model) : name,
-               [&](const LoadProgress& progress) { return load_model(settings.engine, progress); });
+  return serve(
+      settings.server, name.empty() ? folder_name(settings.engine.model) : name,
+      [&](const LoadProgress& progress) { return load_model(settings.engine, progress); },
+      read_keys);
 }
 
 }  // namespace kivi

@@ -1,11 +1,16 @@
 #include "engine/serving/load.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <iterator>
 #include <map>
+#include <new>
+#include <system_error>
 
 #include "base/version.h"
 #include "engine/model/checkpoint.h"
@@ -39,6 +44,12 @@ class PhaseClock {
     begin_ = now;
   }
   const std::vector<LoadPhase>& phases() const { return phases_; }
+  // The phase that has not ended.
+  const char* current() const {
+    constexpr const char* kNames[] = {"config",  "device", "plan",       "tokenizer",
+                                      "weights", "memory", "first steps"};
+    return kNames[std::min(phases_.size(), std::size(kNames) - 1)];
+  }
 
  private:
   Clock::time_point begin_ = Clock::now();
@@ -316,11 +327,13 @@ Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
   return load_model(config, progress, {});
 }
 
-Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
-                                                const LoadProgress& progress,
-                                                const BackendWrap& wrap) {
-  PhaseClock clock;
-  KIVI_ASSIGN_OR_RETURN(Blueprint b, plan_load(config, clock));
+namespace {
+
+Result<std::unique_ptr<LoadedModel>> load_phases(const EngineConfig& config,
+                                                 const LoadProgress& progress,
+                                                 const BackendWrap& wrap, PhaseClock& clock,
+                                                 Blueprint& b) {
+  KIVI_ASSIGN_OR_RETURN(b, plan_load(config, clock));
   if (wrap) b.backend = wrap(std::move(b.backend));
   auto loaded = std::make_unique<LoadedModel>();
   KIVI_ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b));
@@ -358,6 +371,44 @@ Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
   served.default_top_p = b.model.top_p;
   served.default_top_k = b.model.top_k;
   return loaded;
+}
+
+// What the host's memory ran out over. Buffers of a device say it themselves (Backend::allocate).
+Error out_of_memory(const PhaseClock& clock, const Blueprint& b) {
+  std::string message = fmt::format("out of memory while loading (phase: {})", clock.current());
+  const auto add = [&](const char* what, int64_t bytes) {
+    message += fmt::format("{}{} MB", what, bytes / 1'000'000);
+  };
+  if (b.plan.weights > 0) {
+    add(": needed are at least ", b.plan.weights + b.plan.workspace + store_bytes(b.plan));
+    add(" (weights ", b.plan.weights);
+    add(", activations ", b.plan.workspace);
+    add(", key-value store ", store_bytes(b.plan));
+    message += ")";
+  }
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    add("; the limit of this process is ", int64_t(limit.rlim_cur));
+  else
+    add("; the machine's memory is ", int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE));
+  return Error{ErrorCode::resource_exhausted, std::move(message)};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
+                                                const LoadProgress& progress,
+                                                const BackendWrap& wrap) {
+  PhaseClock clock;
+  Blueprint b;
+  try {
+    return load_phases(config, progress, wrap, clock, b);
+  } catch (const std::bad_alloc&) {
+    return out_of_memory(clock, b);
+  } catch (const std::system_error& e) {
+    if (e.code() != std::errc::resource_unavailable_try_again) throw;
+    return out_of_memory(clock, b);  // for the stack of a thread
+  }
 }
 
 }  // namespace kivi

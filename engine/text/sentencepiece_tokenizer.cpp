@@ -5,10 +5,10 @@
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
-#include <fstream>
 #include <iterator>
 #include <unordered_map>
 
+#include "base/json_file.h"
 #include "base/utf8.h"
 #include "engine/text/tokenizer_config.h"
 #include "engine/text/vocabulary_tokenizer.h"
@@ -285,9 +285,8 @@ void SentencePieceTokenizer::encode_piecewise(std::string_view text,
 
 Result<std::unique_ptr<Tokenizer>> load_sentencepiece_tokenizer(const std::string& folder) {
   const std::string path = folder + "/tokenizer.model";
-  std::ifstream file(path, std::ios::binary);
-  std::string model((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file || model.empty()) return bad_model(path, "cannot be read, or is empty");
+  KIVI_ASSIGN_OR_RETURN(std::string model, read_text_file(path, kMaxJsonFileBytes));
+  if (model.empty()) return bad_model(path, "is empty");
   KIVI_ASSIGN_OR_RETURN(const TokenizerConfig config, read_tokenizer_config(folder));
   return make_sentencepiece_tokenizer(path, std::move(model), config);
 }

@@ -127,14 +127,18 @@ int32_t Screen(const ScreenArguments& a, int32_t* kept) {
   return n;
 }
 
-// Copies logits; what is not finite becomes -infinity.
-void CopyFinite(const float* from, int64_t n, float* to) {
+// Copies logits; what is not finite becomes -infinity. Returns whether there was NaN or +infinity.
+bool CopyFinite(const float* from, int64_t n, float* to) {
   const hn::CappedTag<float, 16> df;
+  const auto lowest = hn::Set(df, -HUGE_VALF);
+  bool broken = false;
   for_vectors(df, n, [&](int64_t i, size_t count) HWY_ATTR {
     const auto x = load_part(df, from + i, count);
-    const auto kept = hn::IfThenElse(hn::IsFinite(x), x, hn::Set(df, -HUGE_VALF));
-    store_part(df, kept, to + i, count);
+    const auto finite = hn::IsFinite(x);
+    broken |= !hn::AllTrue(df, hn::Or(finite, hn::Eq(x, lowest)));
+    store_part(df, hn::IfThenElse(finite, x, lowest), to + i, count);
   });
+  return broken;
 }
 
 // The lowest place of the largest of n numbers.
@@ -323,10 +327,11 @@ void CpuBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows
   pool_.parallel_for(int64_t(rows.size()), logits.size() * 8, [&](int64_t i, int worker) {
     const SampleRow& row = rows[size_t(i)];
     const std::span<float> x(scratch_[size_t(worker)].floats(size_t(vocab)), size_t(vocab));
-    HWY_DYNAMIC_DISPATCH(CopyFinite)(logits.row<float>(i), vocab, x.data());
-    adjust(x, row);
     SampledToken& token = samples[size_t(i)];
+    token.broken = HWY_DYNAMIC_DISPATCH(CopyFinite)(logits.row<float>(i), vocab, x.data());
+    adjust(x, row);
     token.id = row.forced_token >= 0 ? row.forced_token : choose(x, row);
+    if (row.forced_token < 0 && x[size_t(token.id)] == kNever) token.broken = true;
     if (row.logprobs >= 0) score(x, row.logprobs, token);
     ids.as<int32_t>()[i] = token.id;
   });

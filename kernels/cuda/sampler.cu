@@ -46,13 +46,19 @@ __global__ void __launch_bounds__(kThreads) largest_kernel(SamplerLaunch a) {
   const float* logits = a.logits + blockIdx.y * a.stride;
   const int begin = int(blockIdx.x) * a.part_size, end = min(a.vocab, begin + a.part_size);
   Best largest = kNothing;
+  bool broken = false;
 #pragma unroll 4
   for (int i = begin + int(threadIdx.x); i < end; i += kThreads) {
     const float x = logits[i];
     if (isfinite(x)) largest = better(largest, {x, i});
+    broken |= !(x < INFINITY);
   }
   largest = block_best<kThreads>(largest, scratch);
-  if (threadIdx.x == 0) a.parts[blockIdx.y * kSamplerParts + blockIdx.x].largest = largest;
+  broken = __syncthreads_or(broken);
+  if (threadIdx.x > 0) return;
+  SamplerPart& part = a.parts[blockIdx.y * kSamplerParts + blockIdx.x];
+  part.largest = largest;
+  part.broken = broken;
 }
 
 // argmax of tempered logit + noise among the tokens [begin, end); begin is a multiple of 4. One
@@ -106,9 +112,10 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(SamplerLaunch a) {
     if (choice < 0) return;
     if (choice == kNothing.id) choice = largest.id;
   }
+  const bool broken = row_broken(a, int(blockIdx.y));
   if (threadIdx.x == 0) {
     a.ids[blockIdx.y] = choice;
-    a.results[int64_t(blockIdx.y) * a.results_stride] = {choice, 0};
+    a.results[int64_t(blockIdx.y) * a.results_stride] = first_result(choice, broken);
   }
 }
 
@@ -241,7 +248,8 @@ void Sampler::collect(std::vector<SampledToken>& out) {
   const auto* result = reinterpret_cast<const TokenLogprob*>(slot.host_results.get());
   for (const int top : slot.tops) {
     SampledToken token;
-    token.id = result->id;
+    token.broken = result->id < 0;  // first_result()
+    token.id = token.broken ? ~result->id : result->id;
     if (top >= 0) {
       token.logprob = result->logprob;
       token.top.assign(result + 1, result + 1 + top);

@@ -332,9 +332,10 @@ __global__ void __launch_bounds__(kThreads, 1) filtered_kernel(SamplerLaunch a) 
     }
   }
   TokenLogprob* results = a.results + int64_t(blockIdx.x) * a.results_stride;
+  const bool broken = row_broken(a, int(blockIdx.x));
   if (threadIdx.x == 0) {
     a.ids[blockIdx.x] = choice;
-    results[0] = {choice, 0};
+    results[0] = first_result(choice, broken);
   }
   if (what.logprobs >= 0) score(row, choice, what.logprobs, results, s);
 }

@@ -32,6 +32,7 @@ constexpr Best kNothing = {-INFINITY, 0x7fffffff};
 struct SamplerPart {
   Best largest;
   Best chosen;
+  int broken;  // holds NaN or +infinity
 };
 
 struct SamplerLaunch {
@@ -91,6 +92,20 @@ __device__ inline Best best_part(const SamplerPart* parts, int count, Best Sampl
 __device__ inline Best row_largest(const SamplerLaunch& a, int row) {
   const Best x = best_part(a.parts + row * kSamplerParts, a.part_count, &SamplerPart::largest);
   return x.id == kNothing.id ? Best{0, 0} : x;
+}
+
+// Does the row hold NaN or +infinity, or nothing that is finite? In every thread of a whole warp.
+__device__ inline bool row_broken(const SamplerLaunch& a, int row) {
+  const SamplerPart* parts = a.parts + row * kSamplerParts;
+  const int lane = int(threadIdx.x % 32);
+  const bool broken = lane < a.part_count && __ldcg(&parts[lane].broken) != 0;
+  const Best largest = best_part(parts, a.part_count, &SamplerPart::largest);
+  return __any_sync(0xffffffffu, broken) || largest.id == kNothing.id;
+}
+
+// The first result of a row: the token, as its complement where the row is broken.
+__device__ inline TokenLogprob first_result(int32_t choice, bool broken) {
+  return {broken ? ~choice : choice, 0};
 }
 
 // Gumbel noise of one of a Philox block's four tokens.

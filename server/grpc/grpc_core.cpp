@@ -10,7 +10,10 @@
 namespace kivi {
 
 GrpcCore::GrpcCore(const ServerConfig& config, Metrics& metrics)
-    : config_(config), metrics_(metrics), executor_(std::max(1, config.io_threads)) {}
+    : config_(config),
+      metrics_(metrics),
+      keys_(config.api_keys),
+      executor_(std::max(1, config.io_threads)) {}
 
 Result<const ServedModel*> GrpcCore::model() const {
   if (draining())

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "engine/serving/completion.h"
+#include "server/auth.h"
 #include "server/grpc/grpc_executor.h"
 #include "server/metrics.h"
 #include "server/server_config.h"
@@ -45,12 +46,15 @@ class GrpcCore {
 
   const ServerConfig& config() const { return config_; }
   Metrics& metrics() { return metrics_; }
+  ApiKeys& keys() { return keys_; }
+  const ApiKeys& keys() const { return keys_; }
   GrpcExecutor& executor() { return executor_; }
   Clock::time_point started() const { return started_; }
 
  private:
   const ServerConfig config_;
   Metrics& metrics_;
+  ApiKeys keys_;
   const Clock::time_point started_ = Clock::now();
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<bool> draining_{false};

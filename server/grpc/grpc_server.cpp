@@ -88,6 +88,10 @@ void GrpcServer::set_model(const ServedModel& model) {
 
 void GrpcServer::set_serving(bool serving) { impl_->set_health(serving); }
 
+void GrpcServer::set_api_keys(const std::vector<std::string>& keys) {
+  impl_->core.keys().replace(keys);
+}
+
 void GrpcServer::begin_drain() {
   impl_->core.begin_drain();
   impl_->set_health(false);

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "engine/serving/completion.h"
@@ -32,6 +34,8 @@ class GrpcServer {
   // Any thread: what health checks say, for a server that is paused. Not after begin_drain().
   void set_serving(bool serving);
 
+  // Any thread: from now on these API keys count.
+  void set_api_keys(const std::vector<std::string>& keys);
   // Any thread: new calls end with UNAVAILABLE, running ones go on. Health: NOT_SERVING.
   void begin_drain();
   // Calls of Generate and Complete that are running.

@@ -22,12 +22,6 @@ std::string metadata_of(const grpc::CallbackServerContext& context, const char* 
   return {it->second.data(), it->second.size()};
 }
 
-// Without keys the server is open.
-bool authenticated(const ServerConfig& config, const grpc::CallbackServerContext& context) {
-  return config.api_keys.empty() ||
-         bearer_matches(config.api_keys, metadata_of(context, "authorization"));
-}
-
 std::optional<Clock::time_point> deadline_of(const grpc::CallbackServerContext& context,
                                              const ServerConfig& config,
                                              Clock::time_point arrival) {
@@ -46,7 +40,7 @@ CallInfo begin_call(grpc::CallbackServerContext& context, const GrpcCore& core, 
                     const std::string& wanted_id) {
   CallInfo call;
   call.method = method;
-  call.authenticated = authenticated(core.config(), context);
+  call.authenticated = core.keys().match(metadata_of(context, "authorization")).has_value();
   call.traceparent = metadata_of(context, "traceparent").substr(0, kMaxRequestIdBytes);
   call.deadline = deadline_of(context, core.config(), call.arrival);
   call.request_id = wanted_id.empty() ? metadata_of(context, "x-request-id") : wanted_id;

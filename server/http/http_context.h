@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/serving/completion.h"
+#include "server/auth.h"
 #include "server/metrics.h"
 #include "server/server_config.h"
 
@@ -19,10 +20,12 @@ enum class ServerPhase { loading, ready, draining };
 // Any thread.
 class HttpContext {
  public:
-  HttpContext(const ServerConfig& config, Metrics& metrics) : config_(config), metrics_(metrics) {}
+  HttpContext(const ServerConfig& config, Metrics& metrics)
+      : config_(config), metrics_(metrics), keys_(config.api_keys) {}
 
   const ServerConfig& config() const { return config_; }
   Metrics& metrics() { return metrics_; }
+  ApiKeys& keys() { return keys_; }
 
   ServerPhase phase() const { return phase_.load(std::memory_order_acquire); }
   // Null while loading. Once set it stays until the io threads have ended.
@@ -46,6 +49,7 @@ class HttpContext {
  private:
   const ServerConfig& config_;
   Metrics& metrics_;
+  ApiKeys keys_;
   std::atomic<ServerPhase> phase_{ServerPhase::loading};
   std::atomic<const ServedModel*> model_{nullptr};
   boost::asio::thread_pool worker_{1};

@@ -60,7 +60,6 @@ std::string quoted(std::string_view text) {
 }
 
 bool needs_key(const ServerConfig& config, const Route* route) {
-  if (config.api_keys.empty()) return false;
   if (route == nullptr) return true;
   return route->access == Access::key ||
          (route->access == Access::metrics && config.metrics_require_key);
@@ -101,7 +100,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     refusal = preflight_reply(*route);
     return false;
   }
-  if (needs_key(config, route) && !bearer_matches(config.api_keys, request.authorization)) {
+  if (needs_key(config, route) && !context.keys().match(request.authorization)) {
     refusal =
         refuse(401, "invalid_api_key",
                request.authorization.empty() ? "an API key is required: Authorization: Bearer KEY"

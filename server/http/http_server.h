@@ -33,6 +33,8 @@ class HttpServer {
   int port() const { return port_; }
   // The model is loaded: requests are taken. It must live until stop() has returned.
   void set_model(const ServedModel& model);
+  // From now on these API keys count. Any thread.
+  void set_api_keys(const std::vector<std::string>& keys) { shared_.keys().replace(keys); }
   // New completions are refused with 503; what runs goes on.
   void begin_drain();
   // Waits until no request is being answered; false if some are left after `timeout`.

@@ -276,4 +276,43 @@ TEST_CASE("the sampler chooses what the CPU's chooses, and scores alike") {
   }
 }
 
+TEST_CASE("the sampler tells which rows are not finite, as the CPU's does") {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  for (const int vocab : {17, 8191, 128256}) {
+    constexpr int kRows = 24;
+    std::vector<float> values(size_t(kRows) * size_t(vocab));
+    for (float& x : values) x = normal(random);
+    std::vector<SampleRow> plan(kRows);
+    for (int i = 0; i < kRows; ++i) {
+      float* row = values.data() + size_t(i) * size_t(vocab);
+      const int at = int(random() % unsigned(vocab));
+      if (i % 4 == 1) row[at] = std::numeric_limits<float>::quiet_NaN();
+      if (i % 4 == 2) row[at] = kInfinity;
+      if (i % 4 == 3) row[at] = -kInfinity;
+      if (i == 23) std::fill(row, row + vocab, -kInfinity);
+      SampleRow& r = plan[size_t(i)];
+      r.temperature = i % 3 == 0 ? 0.f : 1.f;
+      r.top_p = i % 5 == 2 ? 0.8f : 1.f;  // rows of sampler_filter.cu
+      r.logprobs = i % 6 == 5 ? 2 : -1;
+      r.position = i;
+    }
+    Pair logits(kRows, vocab, DType::f32);
+    logits.set(values);
+    PairOfInts ids(std::vector<int32_t>(kRows, -1));
+    std::vector<SampledToken> expected, got;
+    cpu().sample(logits.on_cpu(), plan, ids.on_cpu());
+    cpu().collect_samples(expected);
+    gpu().sample(logits.on_gpu(), plan, ids.on_gpu());
+    gpu().collect_samples(got);
+    for (size_t i = 0; i < size_t(kRows); ++i) {
+      CAPTURE(vocab, i);
+      REQUIRE(expected[i].broken == (i % 4 == 1 || i % 4 == 2 || i == 23));
+      REQUIRE(got[i].broken == expected[i].broken);
+      REQUIRE(got[i].id >= 0);
+    }
+  }
+}
+
 }  // namespace kivi::test

@@ -49,13 +49,13 @@ class Reply:
 
 
 class Server:
-    """`kivi serve` of the Llama tales; ready when the constructor returns."""
+    """`kivi serve` of the Llama tales or another model; ready when the constructor returns."""
 
-    def __init__(self, *arguments, **variables):
+    def __init__(self, *arguments, model=MODEL, **variables):
         self.port, self.grpc_port = free_port(), free_port()
         self.log = tempfile.NamedTemporaryFile(mode="w+", prefix="kivi-e2e-", suffix=".log")
         self.process = subprocess.Popen(
-            [KIVI, "serve", MODEL, "--port", str(self.port), "--grpc-port", str(self.grpc_port),
+            [KIVI, "serve", model, "--port", str(self.port), "--grpc-port", str(self.grpc_port),
              *arguments], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
             env=environment(**variables))
         deadline = time.monotonic() + 60

@@ -274,6 +274,37 @@ TEST_CASE("A forbidden token never comes, whatever else there is") {
   }
 }
 
+TEST_CASE("A row with NaN or +infinity, or with nothing finite, is told as broken") {
+  const auto backend = make_cpu_backend(1);
+  const float nan = std::nanf("");
+  for (const float temperature : {0.0f, 1.0f})
+    for (const int top_k : {0, 2}) {
+      SampleRow row;
+      row.temperature = temperature;
+      row.top_k = top_k;
+      CHECK_FALSE(sample(*backend, {1, 2, 3}, row).broken);
+      CHECK_FALSE(sample(*backend, {1, -kInfinity, 3}, row).broken);
+      CHECK(sample(*backend, {1, nan, 3}, row).broken);
+      CHECK(sample(*backend, {1, kInfinity, 3}, row).broken);
+      CHECK(sample(*backend, {-kInfinity, -kInfinity, -kInfinity}, row).broken);
+      // In every place of a vector, and in the part that fills none.
+      for (const size_t vocab : {size_t(1), size_t(17), size_t(67)})
+        for (size_t i = 0; i < vocab; ++i) {
+          std::vector<float> logits(vocab, 1.0f);
+          logits[i] = nan;
+          CHECK(sample(*backend, logits, row).broken);
+        }
+      row.forced_token = 0;
+      row.logprobs = 1;
+      CHECK(sample(*backend, {1, nan, 3}, row).broken);
+      CHECK_FALSE(sample(*backend, {1, 2, 3}, row).broken);
+      const std::vector<LogitBias> bias = {{0, -kInfinity}};
+      row.forced_token = -1;
+      row.bias = bias;
+      CHECK_FALSE(sample(*backend, {1, 2, 3}, row).broken);
+    }
+}
+
 TEST_CASE("A forced token is scored, and the largest stand beside it") {
   const uint32_t seed = 45;
   CAPTURE(seed);

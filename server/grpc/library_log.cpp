@@ -1,0 +1,78 @@
+#include "server/grpc/library_log.h"
+
+#include <fmt/format.h>
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/support/log.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace kivi {
+namespace {
+
+constexpr int kLinesPerSecond = 10;
+constexpr size_t kLineBytesMax = 1024;
+
+// Admits so many lines in each second.
+class LineLimit {
+ public:
+  // Nothing where the line must not be logged; else how many were not since the last one.
+  std::optional<int64_t> admit() {
+    const std::lock_guard lock(mutex_);
+    const auto now = std::chrono::steady_clock::now();
+    if (now - begin_ >= std::chrono::seconds(1)) {
+      begin_ = now;
+      admitted_ = 0;
+    }
+    if (admitted_ == kLinesPerSecond) {
+      ++suppressed_;
+      return std::nullopt;
+    }
+    ++admitted_;
+    return std::exchange(suppressed_, 0);
+  }
+
+ private:
+  std::mutex mutex_;  // guards the rest
+  std::chrono::steady_clock::time_point begin_ = {};
+  int admitted_ = 0;
+  int64_t suppressed_ = 0;
+};
+
+void log_line(spdlog::level::level_enum level, std::string_view library, std::string_view text) {
+  static LineLimit limit;  // of the process, as the libraries' handlers are
+  if (!spdlog::should_log(level)) return;
+  const std::optional<int64_t> suppressed = limit.admit();
+  if (!suppressed) return;
+  const std::string note =
+      *suppressed == 0 ? "" : fmt::format(" ({} such lines before it are not shown)", *suppressed);
+  spdlog::log(level, "{}: {}{}", library, text.substr(0, kLineBytesMax), note);
+}
+
+void log_grpc(gpr_log_func_args* args) {
+  const auto level = args->severity == GPR_LOG_SEVERITY_ERROR  ? spdlog::level::err
+                     : args->severity == GPR_LOG_SEVERITY_INFO ? spdlog::level::info
+                                                               : spdlog::level::debug;
+  log_line(level, "gRPC", args->message);
+}
+
+void log_protobuf(google::protobuf::LogLevel level, const char*, int, const std::string& text) {
+  const auto ours = level == google::protobuf::LOGLEVEL_INFO      ? spdlog::level::info
+                    : level == google::protobuf::LOGLEVEL_WARNING ? spdlog::level::warn
+                                                                  : spdlog::level::err;
+  log_line(ours, "Protobuf", text);
+}
+
+}  // namespace
+
+void redirect_library_logs() {
+  gpr_set_log_function(log_grpc);
+  google::protobuf::SetLogHandler(log_protobuf);
+}
+
+}  // namespace kivi

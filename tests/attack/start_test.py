@@ -1,0 +1,160 @@
+#!/usr/bin/python3
+"""What a start refuses: files that are no files, and more memory than there is.
+
+    BINARY_UNDER_TEST=build/kivi tests/attack/start_test.py [-k NAME]
+"""
+
+import json
+import os
+import pathlib
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+from harness import KIVI, MODEL, Server, environment, free_port, kivi  # noqa: E402
+
+
+class SpecialFiles(unittest.TestCase):
+    """A FIFO without a writer must be refused, and must not be waited for."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def model_with(self, name, kind):
+        """A copy of the model whose file `name` is a FIFO or a link to a device."""
+        model = self.folder / f"{kind}-{name}"
+        shutil.copytree(MODEL, model)
+        (model / name).unlink()
+        if kind == "FIFO":
+            os.mkfifo(model / name)
+        else:
+            (model / name).symlink_to("/dev/zero")
+        return str(model)
+
+    def test_a_model_file_that_is_a_fifo_or_a_device_is_refused_by_name(self):
+        for name in ("model.safetensors", "config.json", "tokenizer.model"):
+            if not (pathlib.Path(MODEL) / name).exists():
+                continue
+            for kind in ("FIFO", "device"):
+                with self.subTest(name=name, kind=kind):
+                    code, _, error = kivi("generate", self.model_with(name, kind), "--max-tokens",
+                                          "1", "--prompt", "x")
+                    self.assertIn(code, (1, 2), error)
+                    self.assertIn(name, error)
+                    self.assertIn(f"is a {kind}, must be a regular file", error)
+
+    def test_a_settings_file_or_key_file_that_is_a_fifo_is_refused(self):
+        fifo = self.folder / "fifo"
+        os.mkfifo(fifo)
+        for flag in ("--config", "--api-key-file"):
+            with self.subTest(flag=flag):
+                code, _, error = kivi("serve", MODEL, flag, str(fifo))
+                self.assertEqual(code, 2, error)
+                self.assertIn(flag, error)
+                self.assertIn("must be a regular file", error)
+
+
+def spoil(model, tensor, value):
+    """Overwrites the first element of a tensor in the folder `model` with a float."""
+    path = pathlib.Path(model) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    header_bytes, = struct.unpack_from("<Q", data)
+    entry = json.loads(data[8:8 + header_bytes])[tensor]
+    at = 8 + header_bytes + entry["data_offsets"][0]
+    if entry["dtype"] == "F32":
+        data[at:at + 4] = struct.pack("<f", value)
+    elif entry["dtype"] == "F16":
+        data[at:at + 2] = struct.pack("<e", value)
+    else:  # BF16: the upper half of a float
+        data[at:at + 2] = struct.pack("<f", value)[2:]
+    path.write_bytes(data)
+
+
+class BrokenWeights(unittest.TestCase):
+    """Logits that are not finite must end the request, and must not be served as a text."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.models = {}
+        for name, value in (("nan", float("nan")), ("infinity", float("inf"))):
+            model = f"{cls.folder.name}/{name}"
+            shutil.copytree(MODEL, model)
+            spoil(model, "model.norm.weight", value)
+            cls.models[name] = model
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def test_generate_ends_with_an_error(self):
+        for name, model in self.models.items():
+            for more in ((), ("--temperature", "0"), ("--top-p", "0.9")):
+                with self.subTest(name=name, more=more):
+                    code, _, error = kivi("generate", model, "--prompt", "x", "--max-tokens", "3",
+                                          *more)
+                    self.assertEqual(code, 1, error)
+                    self.assertIn("not finite", error)
+
+    def test_a_request_ends_with_an_error_a_line_in_the_log_and_a_count(self):
+        server = Server("--served-model-name", "tales-llama", model=self.models["nan"])
+        self.addCleanup(server.close)
+        for count, more in enumerate(({}, {"temperature": 0}, {"logprobs": 2},
+                                      {"echo": True, "logprobs": 1}), start=1):
+            reply = server.complete(prompt="Once", max_tokens=3, **more)
+            self.assertEqual(reply.status, 500, reply.body)
+            self.assertIn("not finite", reply.json()["error"]["message"])
+            self.assertEqual(server.metric("broken_logits_total"), count)
+        self.assertIn("not finite", server.log_text())
+        self.assertIn("not finite", server.complete(prompt="x", max_tokens=3, stream=True).body)
+        self.assertEqual(server.get("/health/ready").status, 200)
+        self.assertTrue(server.wait_idle())
+
+
+class Memory(unittest.TestCase):
+    """With less memory than a start needs, it says so, and does not abort."""
+
+    def limited(self, megabytes, *arguments):
+        def limit():
+            resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
+        run = subprocess.run([KIVI, *arguments], stdin=subprocess.DEVNULL, capture_output=True,
+                             text=True, env=environment(), timeout=60, preexec_fn=limit)
+        return run.returncode, run.stderr
+
+    def test_generate_says_how_much_of_what(self):
+        told = False
+        for megabytes in (200, 300, 400, 500, 600, 700):
+            with self.subTest(megabytes=megabytes):
+                code, error = self.limited(megabytes, "generate", MODEL, "--prompt", "x",
+                                           "--max-tokens", "1")
+                self.assertIn(code, (0, 1, 2), error)
+                if code != 0:
+                    self.assertRegex(error, r"memory|cannot be mapped", error)
+                    told |= "bytes" in error or " MB" in error
+        self.assertTrue(told)
+
+    def test_serve_says_how_much_of_what(self):
+        told = False
+        for megabytes in (500, 600, 700, 800, 900):
+            with self.subTest(megabytes=megabytes):
+                try:
+                    code, error = self.limited(
+                        megabytes, "serve", MODEL, "--port", str(free_port()), "--grpc-port",
+                        "-1")
+                except subprocess.TimeoutExpired:
+                    break  # enough memory: it serves
+                self.assertEqual(code, 1, error)
+                self.assertRegex(error, r"no memory for|out of memory|cannot be mapped", error)
+                told |= "bytes" in error or " MB" in error
+        self.assertTrue(told)
+
+
+if __name__ == "__main__":
+    unittest.main()
