@@ -158,7 +158,7 @@ std::string flags_markdown() {
       "# Configuration\n\n"
       "This page lists every setting of `kivi serve`, `generate`, `bench throughput`, `bench "
       "kernels` and\n`info`, for those who run the server. The command `kivi flags --markdown` "
-      "prints it from the table of\nflags, and a test checks that it is current.\n\n"
+      "prints it from the table\nof flags, and a test checks that it is current.\n\n"
       "You can give a setting in three ways:\n\n"
       "1. as a flag: `--max-num-seqs 32`;\n"
       "2. as an environment variable: `KIVI_MAX_NUM_SEQS=32`;\n"
