@@ -405,6 +405,10 @@ std::vector<Flag> access_flags(Settings& s) {
        boolean(c.metrics_require_key)},
       {"allowed-origins", "ORIGIN", "CORS origin, repeatable; none: CORS is off", group, kServe,
        list(c.allowed_origins)},
+      {"allowed-hosts", "NAME",
+       "Accept this Host name on a loopback address, besides localhost and IP addresses; "
+       "repeatable; * accepts any name",
+       group, kServe, list(c.allowed_hosts)},
       {"ssl-keyfile", "FILE", "TLS private key", group, kServe},
       {"ssl-certfile", "FILE", "TLS certificate chain", group, kServe},
   };
@@ -418,6 +422,15 @@ std::vector<Flag> limit_flags(Settings& s) {
        integer(c.shutdown_timeout, 0, 86400)},
       {"max-body-bytes", "BYTES", "largest request body; more is 413", group, kServe,
        bytes(c.max_body_bytes, 1024)},
+      {"max-body-bytes-in-flight", "BYTES",
+       "Refuse a request with 503 if the bodies of all HTTP requests together would exceed this "
+       "many bytes",
+       group, kServe, bytes(c.max_body_bytes_in_flight, 1024)},
+      {"max-tokenize-bytes", "BYTES", "Refuse to tokenize a text of more than this many bytes",
+       group, kServe, bytes(s.engine.max_tokenize_bytes, 1)},
+      {"max-reply-bytes", "BYTES",
+       "Refuse a request whose reply could be larger than this many bytes", group, kServe,
+       bytes(s.engine.max_reply_bytes, 1)},
       {"max-connections", "N", "open HTTP connections", group, kServe,
        integer(c.max_connections, 1, 1 << 20)},
       {"header-timeout", "SECONDS", "to send a request's headers and body", group, kServe,
