@@ -125,6 +125,8 @@ Status validate(const EngineConfig& c) {
   KIVI_RETURN_IF_ERROR(in_range("max_num_queued_reqs", c.max_num_queued_reqs, 1, 1 << 24));
   KIVI_RETURN_IF_ERROR(
       in_range("max_num_queued_tokens", c.max_num_queued_tokens, 1, int64_t(1) << 40));
+  KIVI_RETURN_IF_ERROR(in_range("max_tokenize_bytes", c.max_tokenize_bytes, 1, int64_t(1) << 40));
+  KIVI_RETURN_IF_ERROR(in_range("max_reply_bytes", c.max_reply_bytes, 1, int64_t(1) << 40));
   return in_range("max_logprobs", c.max_logprobs, 0, 1024);
 }
 

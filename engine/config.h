@@ -40,7 +40,9 @@ struct EngineConfig {
   int max_num_queued_reqs = 1024;           // waiting requests; more are refused (503)
   int64_t max_num_queued_tokens = 4 << 20;  // prompt tokens of waiting requests
   int max_logprobs = kDefaultMaxLogprobs;
-  bool enforce_eager = false;  // CUDA: no graphs
+  int64_t max_tokenize_bytes = kDefaultMaxTokenizeBytes;  // of one text
+  int64_t max_reply_bytes = kDefaultMaxReplyBytes;        // of one reply, as estimated beforehand
+  bool enforce_eager = false;                             // CUDA: no graphs
 };
 
 // The format named by kv_cache_dtype with G and R. `auto`: kivi2 for multi-head models, kivi4 for

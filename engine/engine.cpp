@@ -373,6 +373,28 @@ Result<std::shared_ptr<TokenStream>> Engine::submit(Request request, std::functi
   return stream;
 }
 
+Result<std::vector<std::shared_ptr<TokenStream>>> Engine::submit_all(
+    std::vector<Request> requests, const std::function<std::function<void()>(size_t)>& notify_of) {
+  for (Request& request : requests) {
+    KIVI_RETURN_IF_ERROR(impl_->check(request));
+    KIVI_RETURN_IF_ERROR(impl_->fit_to_context(request));
+  }
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  for (Request& request : requests) {
+    streams.push_back(std::make_shared<TokenStream>(notify_of(streams.size())));
+    const uint64_t seed = mix(impl_->config.seed + mix(impl_->requests_seen.fetch_add(1)));
+    sequences.push_back(
+        make_sequence(std::move(request), streams.back(), seed, impl_->model.eos_token_ids));
+  }
+  KIVI_RETURN_IF_ERROR(impl_->inbox.put_all(std::move(sequences)));
+  return streams;
+}
+
+Status Engine::check_room(int requests, int64_t prompt_tokens) const {
+  return impl_->inbox.check_room(requests, prompt_tokens);
+}
+
 void Engine::start() {
   KIVI_VERIFY(!impl_->thread.joinable());
   impl_->thread =

@@ -73,6 +73,15 @@ class Engine {
   // Several requests may have the same id.
   Result<std::shared_ptr<TokenStream>> submit(Request request, std::function<void()> notify);
 
+  // Submits all requests or none of them. Errors as those of submit(). `notify_of(i)` is the
+  // notification of request i. When no request waits, more than max_num_queued_reqs are taken at
+  // once. Any thread.
+  Result<std::vector<std::shared_ptr<TokenStream>>> submit_all(
+      std::vector<Request> requests, const std::function<std::function<void()>(size_t)>& notify_of);
+  // The error that submit_all of so many requests and prompt tokens would return now because of the
+  // queue. Any thread.
+  Status check_room(int requests, int64_t prompt_tokens) const;
+
   // Starts the engine thread. Once.
   void start();
   // Runs steps on the caller's thread until nothing is left (offline use and tests; not with

@@ -33,6 +33,50 @@ Status Inbox::put(std::unique_ptr<Sequence> sequence) {
   return ok_status();
 }
 
+// One request that is larger than the whole queue is taken when nothing waits: it could never be
+// taken otherwise. The caller bounds its size (Completion::start).
+Status Inbox::check_room_locked(int requests, int64_t prompt_tokens) const {
+  if (closed_) return Error{ErrorCode::unavailable, "the server takes no new requests"};
+  if (queued_requests_ > 0 && queued_requests_ + requests > requests_max_)
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("{} requests are waiting and {} more would exceed "
+                             "max_num_queued_reqs {}",
+                             queued_requests_, requests, requests_max_)};
+  if (queued_tokens_ + prompt_tokens > tokens_max_)
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("{} prompt tokens are waiting and {} more would exceed "
+                             "max_num_queued_tokens {}",
+                             queued_tokens_, prompt_tokens, tokens_max_)};
+  return ok_status();
+}
+
+Status Inbox::check_room(int requests, int64_t prompt_tokens) const {
+  const std::lock_guard lock(mutex_);
+  return check_room_locked(requests, prompt_tokens);
+}
+
+Status Inbox::put_all(std::vector<std::unique_ptr<Sequence>> sequences) {
+  int64_t tokens = 0;
+  for (const auto& sequence : sequences) tokens += sequence->prompt_tokens;
+  {
+    const std::lock_guard lock(mutex_);
+    KIVI_RETURN_IF_ERROR(check_room_locked(int(sequences.size()), tokens));
+    // All memory is allocated before anything is changed: an exception leaves the queue as it was.
+    pending_.reserve(pending_.size() + sequences.size());
+    std::map<Key, std::shared_ptr<TokenStream>> live;
+    for (const auto& sequence : sequences) {
+      sequence->order = next_order_++;
+      live.emplace(Key{sequence->request.id, sequence->order}, sequence->stream);
+    }
+    live_.merge(live);
+    queued_requests_ += int(sequences.size());
+    queued_tokens_ += tokens;
+    for (auto& sequence : sequences) pending_.push_back(std::move(sequence));
+  }
+  arrived_.notify_one();
+  return ok_status();
+}
+
 void Inbox::close() {
   const std::lock_guard lock(mutex_);
   closed_ = true;

@@ -21,13 +21,17 @@ namespace kivi {
 class Inbox {
  public:
   // At most `requests_max` requests with `tokens_max` prompt tokens wait: from put() until
-  // leave_queue().
+  // leave_queue(). put_all() may exceed `requests_max` when no request waits.
   Inbox(int requests_max, int64_t tokens_max);
 
   // --- any thread -------------------------------------------------------------------------------
   // Gives the sequence its order and keeps it. Errors: resource_exhausted (a queue limit, which it
   // names), unavailable (closed).
   Status put(std::unique_ptr<Sequence> sequence);
+  // Puts all sequences or none. Errors as those of put().
+  Status put_all(std::vector<std::unique_ptr<Sequence>> sequences);
+  // The error that put_all() of so many requests and prompt tokens would return now.
+  Status check_room(int requests, int64_t prompt_tokens) const;
   void close();  // no more is taken
   // Cancels the streams of the request `id` and of its choices ("<id>/..."); false if there is
   // none.
@@ -48,6 +52,8 @@ class Inbox {
   void retire(std::span<const Key> ended);
 
  private:
+  Status check_room_locked(int requests, int64_t prompt_tokens) const;
+
   const int requests_max_;
   const int64_t tokens_max_;
 

@@ -19,13 +19,25 @@ inline constexpr int kMaxPromptsPerRequest = 2048;
 inline constexpr int kDefaultMaxLogprobs = 20;
 inline constexpr int kDefaultMaxTokens = 16;  // completions, as OpenAI
 
+// Texts. A tokenizer takes up to 230 bytes of memory for each byte of a text without a blank. A
+// reply is counted before it exists, by its number of tokens and logprobs.
+inline constexpr int64_t kDefaultMaxTokenizeBytes = 1 << 20;
+inline constexpr int64_t kDefaultMaxReplyBytes = 128 << 20;
+
 // Files: a header or JSON larger than this is not a model's.
 inline constexpr int64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // the format's own limit
 inline constexpr int64_t kMaxChatTemplateBytes = 1 << 20;           // the largest known are 20 KB
 
 // HTTP.
 inline constexpr size_t kDefaultMaxBodyBytes = 16 << 20;  // a 2,048-prompt batch of lm-eval fits
+inline constexpr size_t kDefaultMaxBodyBytesInFlight = 256 << 20;  // 16 of the largest bodies
 inline constexpr size_t kMaxHeaderBytes = 64 << 10;
+// Connections beyond max_connections that may still ask for an open path (/health, /metrics).
+inline constexpr int kReservedConnections = 64;
+// A request's JSON: a value takes 16 bytes of memory, a string, name, list or object up to 200. As
+// many token ids fit as may wait by the default of max_num_queued_tokens.
+inline constexpr size_t kMaxJsonValues = 4 << 20;
+inline constexpr size_t kMaxJsonNodes = 256 << 10;
 inline constexpr int kMaxChatObjectFields = 1024;  // of one object in a chat's body
 
 }  // namespace kivi

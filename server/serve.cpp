@@ -198,9 +198,28 @@ Result<std::string> reload_keys(const KeysFunction& read_keys, FrontEnds& fronts
   return fmt::format("{} API keys are in force", keys.size());
 }
 
+// Ends the process if it still exists after `limit`, whatever its threads wait for.
+class EndLimit {
+ public:
+  explicit EndLimit(std::chrono::seconds limit)
+      : thread_([limit](const std::stop_token& stop) {
+          std::mutex mutex;
+          std::condition_variable_any never;
+          std::unique_lock lock(mutex);
+          never.wait_for(lock, stop, limit, [] { return false; });
+          if (stop.stop_requested()) return;
+          spdlog::error("the drain is not done after {} s: ending at once", limit.count());
+          std::_Exit(1);
+        }) {}
+
+ private:
+  std::jthread thread_;
+};
+
 // Refuses new work and gives running work its time. Health checks see it at once.
 void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts) {
   const Clock::time_point start = Clock::now();
+  const EndLimit limit(std::chrono::seconds(config.shutdown_timeout) + 2 * kFlushTime);
   fronts.begin_drain();
   if (!engine.drain(std::chrono::seconds(config.shutdown_timeout)))
     spdlog::warn("shutdown_timeout of {} s is over: running requests are aborted",

@@ -20,6 +20,7 @@ struct ServerConfig {
   bool metrics_require_key = false;
   std::string metrics_prefix = "kivi";
   std::vector<std::string> allowed_origins;  // CORS; empty: off
+  std::vector<std::string> allowed_hosts;    // besides the local names; "*": any
   bool strict_params = false;  // unknown request fields are 400 instead of logged once
   bool enable_log_requests = false;
   std::string log_level = "info";   // trace | debug | info | warning | error
@@ -27,6 +28,7 @@ struct ServerConfig {
   int shutdown_timeout = 30;        // seconds of drain
   int io_threads = 2;               // HTTP
   size_t max_body_bytes = kDefaultMaxBodyBytes;
+  size_t max_body_bytes_in_flight = kDefaultMaxBodyBytesInFlight;  // of all connections together
   int max_connections = 4096;
   int header_timeout = 20;  // seconds to send a request's headers and body
   int write_timeout = 60;   // seconds a client may leave our bytes unread

@@ -455,6 +455,11 @@ std::vector<Flag> access_flags(Settings& s) {
        "Allow web pages of this origin to call the API (CORS). Repeat the flag for more origins "
        "(none = send no CORS headers).",
        group, kServe, list(c.allowed_origins)},
+      {"allowed-hosts", "NAME",
+       "Accept this Host name on a loopback address, besides localhost and IP addresses. Repeat "
+       "the "
+       "flag for more names (* = accept any name).",
+       group, kServe, list(c.allowed_hosts)},
       {"ssl-keyfile", "FILE", "Read the TLS private key from this file.", group, kServe},
       {"ssl-certfile", "FILE", "Read the TLS certificate chain from this file.", group, kServe},
   };
@@ -469,6 +474,15 @@ std::vector<Flag> limit_flags(Settings& s) {
        group, kServe, integer(c.shutdown_timeout, 0, 86400)},
       {"max-body-bytes", "BYTES", "Refuse request bodies larger than this, with status 413.", group,
        kServe, bytes(c.max_body_bytes, 1024)},
+      {"max-body-bytes-in-flight", "BYTES",
+       "Refuse a request with status 503 if the bodies of all HTTP requests together would exceed "
+       "this many bytes.",
+       group, kServe, bytes(c.max_body_bytes_in_flight, 1024)},
+      {"max-tokenize-bytes", "BYTES", "Refuse to tokenize a text of more than this many bytes.",
+       group, kServe, bytes(s.engine.max_tokenize_bytes, 1)},
+      {"max-reply-bytes", "BYTES",
+       "Refuse a request whose reply could be larger than this many bytes.", group, kServe,
+       bytes(s.engine.max_reply_bytes, 1)},
       {"max-connections", "N", "Keep at most this many HTTP connections open.", group, kServe,
        integer(c.max_connections, 1, 1 << 20)},
       {"header-timeout", "SECONDS",

@@ -78,6 +78,11 @@ class TemplatePrompt final : public ChatPrompt {
 
   Result<std::vector<int32_t>> ids(const ChatInput& input) const override {
     KIVI_ASSIGN_OR_RETURN(const std::string text, marked_text(input));
+    if (input.text_bytes_max > 0 && text.size() > input.text_bytes_max)
+      return wrong(
+          fmt::format("messages make a prompt of {} bytes, must be at most {} "
+                      "(--max-tokenize-bytes)",
+                      text.size(), input.text_bytes_max));
     std::vector<int32_t> ids;
     if (input.add_special_tokens) ids = tokenizer_.encode("", true);
     std::vector<Span> found;

@@ -22,6 +22,7 @@ struct ChatInput {
   bool add_generation_prompt = true;  // ends where the assistant's answer begins
   // Ends inside the last message, which the model goes on with. Not with add_generation_prompt.
   bool continue_final_message = false;
+  size_t text_bytes_max = 0;        // of the text that is tokenized; 0: no limit
   bool add_special_tokens = false;  // BOS before it, as before a text; templates write their own
 };
 

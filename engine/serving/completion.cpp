@@ -127,8 +127,10 @@ Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) 
   if (request.echo)
     sampling.prompt_logprobs = std::max(sampling.prompt_logprobs, sampling.logprobs);
   if (computed_ > delivered_) sampling.logprobs = std::max(sampling.logprobs, 0);  // to rank by
+  std::vector<Request> engine_requests;
+  engine_requests.reserve(choices_.size());
   for (int i = 0; i < int(choices_.size()); ++i) {
-    Request engine_request;
+    Request& engine_request = engine_requests.emplace_back();
     engine_request.id = fmt::format("{}/{}", request.id, i);
     engine_request.prompt = *prompts_[size_t(i / computed_)];
     engine_request.sampling = sampling;
@@ -138,14 +140,13 @@ Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) 
     engine_request.priority = request.priority;
     engine_request.arrival = request.arrival;
     engine_request.deadline = request.deadline;
-    auto stream = engine.submit(std::move(engine_request), [news = news_, i] { news->put(i); });
-    if (!stream.ok()) {
-      cancel();
-      return stream.error();
-    }
-    choices_[size_t(i)].stream = std::move(stream).value();
-    ++unfinished_;
   }
+  KIVI_ASSIGN_OR_RETURN(auto streams,
+                        engine.submit_all(std::move(engine_requests), [this](size_t i) {
+                          return [news = news_, i] { news->put(int(i)); };
+                        }));
+  for (size_t i = 0; i < streams.size(); ++i) choices_[i].stream = std::move(streams[i]);
+  unfinished_ = int(streams.size());
   return ok_status();
 }
 
@@ -232,7 +233,14 @@ Result<std::shared_ptr<Completion>> Completion::start(const ServedModel& model,
                                                       CompletionRequest request,
                                                       std::function<void()> notify) {
   KIVI_RETURN_IF_ERROR(validate(request, model));
+  KIVI_ASSIGN_OR_RETURN(const int choices, count_choices(request, model));
+  KIVI_RETURN_IF_ERROR(model.engine->check_room(choices, 0));
   KIVI_ASSIGN_OR_RETURN(auto prompts, encode_prompts(request, model));
+  KIVI_RETURN_IF_ERROR(check_reply_bytes(request, prompts, model));
+  int64_t prompt_tokens = 0;
+  for (const PromptIds& ids : prompts)
+    prompt_tokens += int64_t(ids->size()) * (choices / int64_t(prompts.size()));
+  KIVI_RETURN_IF_ERROR(model.engine->check_room(choices, prompt_tokens));
   auto completion =
       std::make_shared<TextCompletion>(model, request, std::move(prompts), std::move(notify));
   KIVI_RETURN_IF_ERROR(completion->submit(*model.engine, request));

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <variant>
 #include <vector>
@@ -51,6 +52,7 @@ struct CompletionRequest {
   int priority = 0;
   bool streaming = false;  // deliver chunks as they come; else one chunk a choice at its end
   std::optional<Clock::time_point> deadline;
+  std::stop_token stop_token;  // requested: tokenizing the prompts has become pointless
   Clock::time_point arrival =
       Clock::now();  // the socket's accept (HTTP) or the call's start (gRPC)
 };
@@ -92,7 +94,9 @@ struct Usage {
 
 class Completion {
  public:
-  // Tokenizes and submits, on the reader's executor. All or nothing; errors name the field.
+  // Tokenizes and submits, on the reader's executor. All or nothing; errors name the field. A
+  // request that no empty server could take is invalid: more choices than fit into the queue and
+  // the running batch, a text longer than max_tokenize_bytes, a reply larger than max_reply_bytes.
   // `notify` is called on any thread when poll() has something; it must only post to the reader's
   // executor, and must own what it touches: a last call may come while the completion is destroyed.
   static Result<std::shared_ptr<Completion>> start(const ServedModel& model,

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/utf8.h"
 #include "engine/limits.h"
 
@@ -56,6 +58,7 @@ Result<std::vector<int32_t>> encode_text(const std::string& text, const Completi
                              text.size(), int64_t(text.size()) / longest, model.max_model_len),
                  "prompt"};
   }
+  KIVI_RETURN_IF_ERROR(check_text_bytes(text.size(), model, "prompt"));
   return model.tokenizer->encode(text, request.add_special_tokens);
 }
 
@@ -102,6 +105,8 @@ Result<std::vector<PromptIds>> encode_prompts(const CompletionRequest& request,
   std::vector<PromptIds> prompts;
   prompts.reserve(request.prompts.size());
   for (const auto& prompt : request.prompts) {
+    if (request.stop_token.stop_requested())
+      return Error{ErrorCode::cancelled, "the request was abandoned"};
     std::vector<int32_t> ids;
     if (const auto* text = std::get_if<std::string>(&prompt)) {
       KIVI_ASSIGN_OR_RETURN(ids, encode_text(*text, request, model));
@@ -116,6 +121,61 @@ Result<std::vector<PromptIds>> encode_prompts(const CompletionRequest& request,
     prompts.push_back(std::make_shared<const std::vector<int32_t>>(std::move(ids)));
   }
   return prompts;
+}
+
+Status check_text_bytes(size_t bytes, const ServedModel& model, const char* field) {
+  const int64_t limit = model.engine->config().max_tokenize_bytes;
+  if (int64_t(bytes) <= limit) return ok_status();
+  return invalid(field, fmt::format("{} is a text of {} bytes, must be at most {} "
+                                    "(--max-tokenize-bytes)",
+                                    field, bytes, limit));
+}
+
+Result<int> count_choices(const CompletionRequest& request, const ServedModel& model) {
+  const EngineConfig& config = model.engine->config();
+  const int64_t prompts = int64_t(request.prompts.size());
+  const int64_t each = std::max(request.n, request.best_of);
+  const int64_t limit = int64_t(config.max_num_queued_reqs) + config.max_num_seqs;
+  if (prompts * each <= limit) return int(prompts * each);
+  const char* field = each == 1 ? "prompt" : request.best_of > request.n ? "best_of" : "n";
+  return invalid(field, fmt::format("{} prompts with {} choices each ({}) are {} sequences, the "
+                                    "server holds at most {} (max_num_queued_reqs {} + "
+                                    "max_num_seqs {})",
+                                    prompts, each, each == 1 ? "n" : field, prompts * each, limit,
+                                    config.max_num_queued_reqs, config.max_num_seqs));
+}
+
+Status check_reply_bytes(const CompletionRequest& request, const std::vector<PromptIds>& prompts,
+                         const ServedModel& model) {
+  // JSON bytes of a token's text; with logprobs its text, logprob and offset; and of one
+  // alternative. Measured: 18 bytes for an alternative, 390 for a token with 20 of them.
+  constexpr double kTextBytes = 16, kTokenBytes = 64, kAlternativeBytes = 32;
+  const auto token_bytes = [&](int logprobs) {
+    return logprobs < 0 ? kTextBytes : kTokenBytes + (logprobs + 1) * kAlternativeBytes;
+  };
+  const SamplingParams& sampling = request.sampling;
+  const int prompt_logprobs = std::max(sampling.logprobs, sampling.prompt_logprobs);
+  double prompt_bytes = 0, output_bytes = 0;  // of one choice of each prompt
+  for (const PromptIds& ids : prompts) {
+    const int64_t left = std::max<int64_t>(0, model.max_model_len - int64_t(ids->size()));
+    if (request.echo) prompt_bytes += double(ids->size()) * token_bytes(prompt_logprobs);
+    // A stream's chunks are gone once they are written.
+    if (!request.streaming)
+      output_bytes +=
+          double(std::min<int64_t>(sampling.max_tokens, left)) * token_bytes(sampling.logprobs);
+  }
+  const double bytes = (prompt_bytes + output_bytes) * std::max(request.n, request.best_of);
+  const int64_t limit = model.engine->config().max_reply_bytes;
+  if (bytes <= double(limit)) return ok_status();
+  const char* field = prompt_logprobs >= 0                       ? "logprobs"
+                      : std::max(request.n, request.best_of) > 1 ? "n"
+                      : prompt_bytes > output_bytes              ? "echo"
+                                                                 : "max_tokens";
+  return invalid(field, fmt::format("{} makes a reply of up to {:.0f} bytes ({} prompts, n {}, "
+                                    "max_tokens {}, logprobs {}, echo {}), must be at most {} "
+                                    "(--max-reply-bytes)",
+                                    field, bytes, prompts.size(), request.n, sampling.max_tokens,
+                                    prompt_logprobs, request.echo, limit));
 }
 
 uint64_t seed_of_choice(uint64_t seed, int k) {

@@ -20,6 +20,18 @@ using PromptIds = std::shared_ptr<const std::vector<int32_t>>;
 Result<std::vector<PromptIds>> encode_prompts(const CompletionRequest& request,
                                               const ServedModel& model);
 
+// Error invalid where a text of so many bytes is more than max_tokenize_bytes.
+Status check_text_bytes(size_t bytes, const ServedModel& model, const char* field);
+
+// The number of engine requests: prompts x best_of. Error invalid (n, best_of or prompt) where so
+// many fit neither into the queue nor into the running batch.
+Result<int> count_choices(const CompletionRequest& request, const ServedModel& model);
+
+// Error invalid where the reply may become larger than max_reply_bytes. The error names the field
+// that makes it large. `prompts`: as encoded.
+Status check_reply_bytes(const CompletionRequest& request, const std::vector<PromptIds>& prompts,
+                         const ServedModel& model);
+
 // The engine's seed of choice k of a request that has one: choice 0 uses the seed itself, so that
 // n = 1 and n = 2 agree on it.
 uint64_t seed_of_choice(uint64_t seed, int k);

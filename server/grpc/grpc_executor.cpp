@@ -1,11 +1,25 @@
 #include "server/grpc/grpc_executor.h"
 
+#include <spdlog/spdlog.h>
+
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <new>
 #include <utility>
 
 namespace kivi {
+
+Status run_guarded(const std::function<Status()>& task) {
+  try {
+    return task();
+  } catch (const std::bad_alloc&) {
+    return Error{ErrorCode::resource_exhausted, "the server has no memory left for this request"};
+  } catch (const std::exception& e) {
+    spdlog::error("a gRPC call ended by an exception: {}", e.what());
+    return Error{ErrorCode::internal, "the request failed"};
+  }
+}
 
 struct GrpcExecutor::Impl {
   explicit Impl(int threads) : pool(size_t(threads)) {}
@@ -17,13 +31,24 @@ GrpcExecutor::GrpcExecutor(int threads) : impl_(std::make_unique<Impl>(threads))
 GrpcExecutor::~GrpcExecutor() { stop(); }
 
 void GrpcExecutor::post(std::function<void()> task) {
-  boost::asio::post(impl_->pool, std::move(task));
+  boost::asio::post(impl_->pool, [task = std::move(task)] {
+    try {
+      task();
+    } catch (const std::exception& e) {
+      spdlog::error("a gRPC task ended by an exception: {}", e.what());
+    }
+  });
 }
 
 void GrpcExecutor::after(std::chrono::milliseconds delay, std::function<void()> task) {
   auto timer = std::make_shared<boost::asio::steady_timer>(impl_->pool, delay);
   timer->async_wait([timer, task = std::move(task)](const boost::system::error_code& error) {
-    if (!error) task();
+    if (error) return;
+    try {
+      task();
+    } catch (const std::exception& e) {
+      spdlog::error("a gRPC timer ended by an exception: {}", e.what());
+    }
   });
 }
 

@@ -6,7 +6,12 @@
 #include <functional>
 #include <memory>
 
+#include "base/result.h"
+
 namespace kivi {
+
+// Calls `task`. An exception that leaves it (memory, say) becomes the error of its call.
+Status run_guarded(const std::function<Status()>& task);
 
 class GrpcExecutor {
  public:
@@ -15,7 +20,8 @@ class GrpcExecutor {
   GrpcExecutor(const GrpcExecutor&) = delete;
   GrpcExecutor& operator=(const GrpcExecutor&) = delete;
 
-  // Any thread. `task` must not throw or block. After stop() it is dropped.
+  // Any thread. `task` must not block. An exception that leaves it is logged. After stop() it is
+  // dropped.
   void post(std::function<void()> task);
   // Runs `task` once, after `delay`.
   void after(std::chrono::milliseconds delay, std::function<void()> task);

@@ -81,7 +81,17 @@ void Generation::turn() {
     std::lock_guard lock(mutex_);
     events = std::exchange(events_, {});
   }
-  run(events);
+  const Status ran = run_guarded([&]() -> Status {
+    run(events);
+    return ok_status();
+  });
+  if (!ran.ok() && !finished_) {
+    if (completion_) completion_->cancel();
+    if (writing_)
+      gone_ = true;  // the call ends when its write is done
+    else
+      conclude(to_grpc_status(ran.error()));
+  }
   {
     std::lock_guard lock(mutex_);
     if (!events_.any()) {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/version.h"
+#include "engine/serving/completion_prompts.h"
 #include "kivi/v1/kivi.grpc.pb.h"
 #include "server/auth.h"
 #include "server/grpc/grpc_generation.h"
@@ -158,6 +159,7 @@ class KiviService final : public v1::Kivi::CallbackService {
                                      v1::TokenizeResponse* response) override {
     return answer(*context, "/kivi.v1.Kivi/Tokenize", [this, request, response]() -> Status {
       KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
+      KIVI_RETURN_IF_ERROR(check_text_bytes(request->text().size(), *model, "text"));
       const bool special = !request->has_add_special_tokens() || request->add_special_tokens();
       for (const int32_t id : model->tokenizer->encode(request->text(), special)) {
         response->add_token_ids(id);
@@ -228,7 +230,7 @@ class KiviService final : public v1::Kivi::CallbackService {
     core_.executor().post([this, reactor, call, method = std::move(method)] {
       grpc::Status status = unauthenticated_status();
       if (call->authenticated) {
-        const Status result = method();
+        const Status result = run_guarded(method);
         status = result.ok() ? grpc::Status::OK : to_grpc_status(result.error());
       }
       call_handled(core_, *call, status.error_code());

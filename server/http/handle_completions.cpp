@@ -2,6 +2,7 @@
 #include <spdlog/spdlog.h>
 
 #include <ctime>
+#include <utility>
 
 #include "server/http/http_connection.h"
 #include "server/http/worker.h"
@@ -30,27 +31,32 @@ Result<Started> start(HttpConnection& connection, CompletionCall call, const cha
   call.request.arrival = request.arrival;
   if (const int timeout = context.config().request_timeout; timeout > 0)
     call.request.deadline = request.arrival + std::chrono::seconds(timeout);
+  // The prompts are not kept: only their ids, and their number, are needed from now on.
+  auto prompts = std::exchange(call.request.prompts, {});
+  call.request.prompts.resize(prompts.size());
+  CompletionRequest submitted = call.request;
+  submitted.prompts = std::move(prompts);
   KIVI_ASSIGN_OR_RETURN(std::shared_ptr<Completion> completion,
-                        Completion::start(model, call.request, connection.notifier()));
+                        Completion::start(model, std::move(submitted), connection.notifier()));
   return Started{std::move(call), std::move(completion)};
 }
 
 // Parses, tokenizes and submits. Any thread.
 Result<Started> start_completion(HttpConnection& connection) {
   HttpContext& context = connection.shared();
-  KIVI_ASSIGN_OR_RETURN(
-      CompletionCall call,
-      parse_completion(connection.request().body,
-                       api_rules(*context.model(), context.config().strict_params)));
+  KIVI_ASSIGN_OR_RETURN(CompletionCall call,
+                        parse_completion(connection.request().body,
+                                         api_rules(*context.model(), context.config().strict_params,
+                                                   connection.stop_token())));
   return start(connection, std::move(call), "cmpl-");
 }
 
 Result<Started> start_chat(HttpConnection& connection) {
   HttpContext& context = connection.shared();
   const ServedModel& model = *context.model();
-  KIVI_ASSIGN_OR_RETURN(
-      ChatCall call,
-      parse_chat(connection.request().body, api_rules(model, context.config().strict_params)));
+  KIVI_ASSIGN_OR_RETURN(ChatCall call, parse_chat(connection.request().body,
+                                                  api_rules(model, context.config().strict_params,
+                                                            connection.stop_token())));
   KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_prompt_ids(model, call.chat));
   call.completion.request.prompts.emplace_back(std::move(ids));
   Result<Started> started = start(connection, std::move(call.completion), "chatcmpl-");
@@ -178,6 +184,11 @@ asio::awaitable<void> handle(HttpConnection& connection,
                              Result<Started> (*begin)(HttpConnection&)) {
   std::optional<Result<Started>> started = co_await run_by_size(
       connection, [&connection, begin] { return std::optional(begin(connection)); });
+  connection.drop_body();
+  if (connection.gone() != nullptr) {
+    if (started->ok()) (*started)->completion->cancel();
+    co_return;
+  }
   if (!started->ok()) {
     const Error& error = started->error();
     connection.shared().metrics().admission_rejected(error);

@@ -2,6 +2,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
+#include "engine/serving/completion_prompts.h"
 #include "server/http/http_connection.h"
 #include "server/http/worker.h"
 #include "server/json_writer.h"
@@ -12,9 +13,10 @@ namespace asio = boost::asio;
 
 namespace {
 
-HttpReply tokenize(HttpContext& context, const HttpRequest& request) {
+HttpReply tokenize(HttpContext& context, const HttpRequest& request, std::stop_token stop) {
   const ServedModel& model = *context.model();
-  const auto call = parse_tokenize(request.body, api_rules(model, context.config().strict_params));
+  const auto call = parse_tokenize(
+      request.body, api_rules(model, context.config().strict_params, std::move(stop)));
   if (!call.ok()) return error_reply(call.error());
   context.note_unknown_fields(call->unknown_fields);
   std::vector<int32_t> ids;
@@ -23,6 +25,8 @@ HttpReply tokenize(HttpContext& context, const HttpRequest& request) {
     if (!chat_ids.ok()) return error_reply(chat_ids.error());
     ids = std::move(*chat_ids);
   } else {
+    if (const Status fits = check_text_bytes(call->prompt.size(), model, "prompt"); !fits.ok())
+      return error_reply(fits.error());
     ids = model.tokenizer->encode(call->prompt, call->add_special_tokens);
   }
   std::string out = "{\"count\":";
@@ -41,10 +45,10 @@ HttpReply tokenize(HttpContext& context, const HttpRequest& request) {
   return json_reply(std::move(out));
 }
 
-HttpReply detokenize(HttpContext& context, const HttpRequest& request) {
+HttpReply detokenize(HttpContext& context, const HttpRequest& request, std::stop_token stop) {
   const ServedModel& model = *context.model();
-  const auto call =
-      parse_detokenize(request.body, api_rules(model, context.config().strict_params));
+  const auto call = parse_detokenize(
+      request.body, api_rules(model, context.config().strict_params, std::move(stop)));
   if (!call.ok()) return error_reply(call.error());
   context.note_unknown_fields(call->unknown_fields);
   std::string out = "{\"prompt\":";
@@ -56,14 +60,18 @@ HttpReply detokenize(HttpContext& context, const HttpRequest& request) {
 }  // namespace
 
 asio::awaitable<void> handle_tokenize(HttpConnection& connection) {
-  HttpReply reply = co_await run_by_size(
-      connection, [&connection] { return tokenize(connection.shared(), connection.request()); });
+  HttpReply reply = co_await run_by_size(connection, [&connection] {
+    return tokenize(connection.shared(), connection.request(), connection.stop_token());
+  });
+  connection.drop_body();
   co_await connection.reply(std::move(reply));
 }
 
 asio::awaitable<void> handle_detokenize(HttpConnection& connection) {
-  HttpReply reply = co_await run_by_size(
-      connection, [&connection] { return detokenize(connection.shared(), connection.request()); });
+  HttpReply reply = co_await run_by_size(connection, [&connection] {
+    return detokenize(connection.shared(), connection.request(), connection.stop_token());
+  });
+  connection.drop_body();
   co_await connection.reply(std::move(reply));
 }
 

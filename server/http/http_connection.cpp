@@ -1,6 +1,7 @@
 #include "server/http/http_connection.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -8,11 +9,14 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/read.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
-#include <boost/beast/http/read.hpp>
+#include <new>
 
 #include "engine/limits.h"
+#include "server/http/chunked_body.h"
+#include "server/http/http_head.h"
 #include "server/request_id.h"
 
 namespace kivi {
@@ -30,6 +34,27 @@ constexpr uint64_t kMaxRefusedBody = 64 << 10;
 // How long a connection that is closed with a reply under way stays to be read from: closing at
 // once would reset it, and the client might lose the reply.
 constexpr std::chrono::seconds kLinger{2};
+
+// A connection beyond the limit has this long to ask for an open path.
+constexpr std::chrono::seconds kReservedTime{1};
+// An idle connection may be closed to make room after this long: a client that is about to send its
+// next request keeps its connection.
+constexpr std::chrono::seconds kIdleBeforeClose{1};
+// How often a client is looked at whose end the reactor does not report.
+constexpr std::chrono::milliseconds kEndInterval{200};
+
+ApiError too_many_connections() {
+  ApiError error{503, "overloaded_error", "too_many_connections",
+                 "the server has as many connections as it takes"};
+  error.retry_after = 1;
+  return error;
+}
+
+asio::ip::address address_of(const asio::ip::tcp::socket& socket) {
+  error_code error;
+  const auto endpoint = socket.remote_endpoint(error);
+  return error ? asio::ip::address() : endpoint.address();
+}
 
 std::string text_of(boost::beast::string_view view) {
   return std::string(view.data(), view.size());
@@ -56,11 +81,15 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
                   socket_.cancel(ignored);
                 }),
       signal_(io.context),
+      end_timer_(io.context),
       mailbox_(std::make_shared<Mailbox>(io.context)),
       buffer_(2 * kMaxHeaderBytes),
+      body_share_(shared),
+      peer_(address_of(socket_)),
       accepted_(accepted) {
   mailbox_->connection = this;
   io_.connections.insert(this);
+  ++io_.addresses[peer_];
   ++shared_.connections;
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
@@ -70,6 +99,8 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
 HttpConnection::~HttpConnection() {
   mailbox_->connection = nullptr;
   io_.connections.erase(this);
+  if (idle_) io_.idle.erase(*idle_);
+  if (const auto held = io_.addresses.find(peer_); --held->second == 0) io_.addresses.erase(held);
   --shared_.connections;
 }
 
@@ -78,12 +109,29 @@ void HttpConnection::start() {
       io_.context, [self = shared_from_this()] { return self->run(); }, asio::detached);
 }
 
+void HttpConnection::start_reserved() {
+  reserved_ = true;
+  start();
+}
+
+bool HttpConnection::close_idle(IoThread& io, const asio::ip::address& newcomer) {
+  const Clock::time_point latest = Clock::now() - kIdleBeforeClose;
+  const auto held = io.addresses.find(newcomer);
+  const bool own = held != io.addresses.end() && 2 * size_t(held->second) > io.connections.size();
+  for (HttpConnection* const connection : io.idle) {
+    if (connection->idle_since_ > latest) return false;
+    if (connection->must_close_ || (own && connection->peer_ != newcomer)) continue;
+    connection->must_close_ = true;
+    error_code ignored;
+    connection->socket_.close(ignored);
+    return true;
+  }
+  return false;
+}
+
 void HttpConnection::refuse() {
   shared_.metrics().admission_rejected("connections");
-  ApiError error{503, "overloaded_error", "too_many_connections",
-                 "the server has as many connections as it takes"};
-  error.retry_after = 1;
-  const HttpReply reply = error_reply(error);
+  const HttpReply reply = error_reply(too_many_connections());
   const std::string text =
       reply_head(request_, reply, fmt::format("Content-Length: {}\r\n", reply.body.size()), false,
                  {}) +
@@ -121,41 +169,55 @@ asio::awaitable<void> HttpConnection::run() {
 }
 
 asio::awaitable<bool> HttpConnection::serve_one() {
-  const ServerConfig& config = shared_.config();
   request_ = {};
   request_.arrival = accepted_;
   reply_sent_ = false;
   stream_reply_.reset();
-  parser_.emplace();
-  parser_->header_limit(kMaxHeaderBytes);
-  parser_->body_limit(config.max_body_bytes);
-  if (buffer_.size() == 0) {
-    deadline_.set_in(
-        std::chrono::seconds(first_request_ ? config.header_timeout : config.idle_timeout));
-    const auto [error] = co_await socket_.async_wait(asio::socket_base::wait_read, kTuple);
-    if (error || timed_out_ || must_close_) co_return false;
-  }
-  if (!std::exchange(first_request_, false)) request_.arrival = Clock::now();
-  deadline_.set(request_.arrival + std::chrono::seconds(config.header_timeout));
-  const auto [error, bytes] = co_await http::async_read_header(socket_, buffer_, *parser_, kTuple);
-  if (error) co_return co_await reject_unreadable(error);
-  take_head();
+  stop_ = std::stop_source(std::nostopstate);
+  if (!co_await wait_for_request()) co_return false;
+  if (!co_await read_head()) co_return false;
 
   ++shared_.exchanges;
-  const std::shared_ptr<void> counted(nullptr, [this](void*) { --shared_.exchanges; });
+  const std::shared_ptr<void> counted(nullptr, [this](void*) {
+    --shared_.exchanges;
+    drop_body();
+  });
   const Route* route = nullptr;
   HttpReply refusal;
-  const bool admitted = admit_request(shared_, request_, route, refusal);
-  const bool readable = co_await read_body(!admitted);
-  if (gone_ != nullptr || reply_sent_) co_return false;
-  deadline_.clear();
-  if (!readable) must_close_ = true;
-  if (admitted)
-    co_await dispatch(*route);
-  else
-    co_await reply(std::move(refusal));
+  const bool admitted = admit_request(shared_, request_, route, refusal, reserved_);
+  if (!admitted) route = nullptr;
+  co_return co_await answer(route, std::move(refusal));
+}
+
+// Reads the body and lets the route's handler reply; without a route `refusal` is the reply. False:
+// the connection is to be closed.
+asio::awaitable<bool> HttpConnection::answer(const Route* route, HttpReply refusal) {
+  std::optional<ApiError> failure;
+  try {
+    const bool readable = co_await read_body(route == nullptr);
+    if (gone_ != nullptr || reply_sent_) co_return false;
+    deadline_.clear();
+    if (!readable) must_close_ = true;
+    if (route != nullptr)
+      co_await dispatch(*route);
+    else
+      co_await reply(std::move(refusal));
+  } catch (const std::bad_alloc&) {
+    failure = ApiError{503, "overloaded_error", "out_of_memory",
+                       "the server has no memory left for this request"};
+    failure->retry_after = 5;
+  } catch (const std::exception& e) {
+    spdlog::error("a request ended by an exception: {}", e.what());
+    failure = ApiError{500, "server_error", "internal_error", "the request failed"};
+  }
   stop_watching();
   on_gone_ = nullptr;
+  if (failure) {
+    // What the handler has left behind is unknown: the connection ends.
+    drop_body();
+    must_close_ = true;
+    if (gone_ == nullptr && !reply_sent_ && !streaming()) co_await reply(error_reply(*failure));
+  }
   if (gone_ != nullptr) {
     if (!reply_sent_) count_reply(499);
     co_return false;
@@ -164,11 +226,79 @@ asio::awaitable<bool> HttpConnection::serve_one() {
   co_return request_.keep_alive && !must_close_;
 }
 
+// Until the first byte of a request is there. False: the connection is to be closed.
+asio::awaitable<bool> HttpConnection::wait_for_request() {
+  const ServerConfig& config = shared_.config();
+  if (buffer_.size() == 0) {
+    deadline_.set_in(reserved_        ? kReservedTime
+                     : first_request_ ? std::chrono::seconds(config.header_timeout)
+                                      : std::chrono::seconds(config.idle_timeout));
+    idle_since_ = Clock::now();
+    idle_ = io_.idle.insert(io_.idle.end(), this);
+    const auto [error] = co_await socket_.async_wait(asio::socket_base::wait_read, kTuple);
+    if (idle_) io_.idle.erase(*std::exchange(idle_, std::nullopt));
+    if (timed_out_ && reserved_ && !must_close_)
+      co_return co_await reject_unreadable(asio::error::timed_out);
+    if (error || timed_out_ || must_close_) co_return false;
+  }
+  if (!std::exchange(first_request_, false)) request_.arrival = Clock::now();
+  if (reserved_)
+    deadline_.set_in(kReservedTime);
+  else
+    deadline_.set(request_.arrival + std::chrono::seconds(config.header_timeout));
+  co_return true;
+}
+
+// Reads a request's head into parser_ and request_. Blank lines before it are skipped (RFC 9112,
+// 2.2). False: the connection is to be closed; a reply that could help was sent.
+asio::awaitable<bool> HttpConnection::read_head() {
+  constexpr size_t kRead = 16 << 10;
+  constexpr int kMaxBlankLines = 8;
+  HeadScanner scanner;
+  for (int blank_lines = 0;;) {
+    std::string_view bytes(static_cast<const char*>(buffer_.data().data()), buffer_.size());
+    while (bytes.starts_with("\r\n") && blank_lines < kMaxBlankLines) {
+      ++blank_lines;
+      buffer_.consume(2);
+      bytes.remove_prefix(2);
+    }
+    const HeadScanner::State state = bytes == "\r" && blank_lines < kMaxBlankLines
+                                         ? HeadScanner::State::incomplete
+                                         : scanner.scan(bytes.substr(0, kMaxHeaderBytes));
+    if (state == HeadScanner::State::complete) break;
+    if (state == HeadScanner::State::malformed) {
+      ApiError reason{400, "invalid_request_error", "malformed_request",
+                      fmt::format("the request is not HTTP/1.1: {}", scanner.reason())};
+      co_return co_await reject(std::move(reason));
+    }
+    if (bytes.size() >= kMaxHeaderBytes)
+      co_return co_await reject_unreadable(http::error::header_limit);
+    const auto [error, count] = co_await socket_.async_read_some(buffer_.prepare(kRead), kTuple);
+    if (error) co_return co_await reject_unreadable(error);
+    buffer_.commit(count);
+  }
+  parser_.emplace();
+  parser_->header_limit(kMaxHeaderBytes + 1);
+  parser_->body_limit(shared_.config().max_body_bytes);
+  error_code error;
+  parser_->put(asio::buffer(buffer_.data().data(), scanner.size()), error);
+  if (!error && !parser_->is_header_done()) error = http::error::bad_field;
+  buffer_.consume(scanner.size());
+  if (error) co_return co_await reject_unreadable(error);
+  take_head();
+  if (auto reason = judge_head(parser_->get())) co_return co_await reject(std::move(*reason));
+  co_return true;
+}
+
 void HttpConnection::take_head() {
   const auto& head = parser_->get();
   request_.method = text_of(head.method_string());
-  const std::string target = text_of(head.target());
-  request_.path = percent_decode(std::string_view(target).substr(0, target.find_first_of("?#")));
+  const std::string target_text = text_of(head.target());
+  const Target target = split_target(target_text);
+  request_.path = percent_decode(target.path);
+  request_.host =
+      target.authority.empty() ? text_of(head[http::field::host]) : std::string(target.authority);
+  request_.sec_fetch_site = text_of(head["Sec-Fetch-Site"]);
   request_.content_type = text_of(head[http::field::content_type]);
   request_.content_encoding = text_of(head[http::field::content_encoding]);
   request_.authorization = text_of(head[http::field::authorization]);
@@ -176,28 +306,100 @@ void HttpConnection::take_head() {
   request_.request_id = text_of(head["X-Request-Id"]);
   if (!usable_request_id(request_.request_id)) request_.request_id = make_request_id();
   request_.http_1_1 = head.version() >= 11;
-  request_.keep_alive = head.keep_alive() && shared_.phase() != ServerPhase::draining;
+  request_.keep_alive = head.keep_alive() && shared_.phase() != ServerPhase::draining && !reserved_;
   request_.head = request_.method == "HEAD";
   if (request_.head) request_.method = "GET";
 }
 
 // Reads the body where it is wanted. False where it was left in the socket.
 asio::awaitable<bool> HttpConnection::read_body(bool refused) {
-  if (parser_->is_done()) co_return true;
-  const bool expects = boost::beast::iequals(parser_->get()[http::field::expect], "100-continue");
+  const bool chunked = parser_->chunked();
+  const uint64_t length = chunked ? 0 : parser_->content_length().value_or(0);
+  if (!chunked && length == 0) co_return true;
+  const bool expects = request_.http_1_1 && parser_->get().count(http::field::expect) > 0;
   if (refused) {
-    const auto length = parser_->content_length();
-    if (expects || !length || *length > kMaxRefusedBody) co_return false;
-  } else if (expects) {
+    if (expects || chunked || length > kMaxRefusedBody) co_return false;
+    co_return co_await skip_body(size_t(length));
+  }
+  if (!body_share_.grow_to(size_t(length))) co_return co_await refuse_body_bytes();
+  if (expects) {
     constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
     const Buffers buffers{asio::buffer(kContinue)};
     if (!co_await send(buffers)) co_return false;
     deadline_.set(request_.arrival + std::chrono::seconds(shared_.config().header_timeout));
   }
-  const auto [error, bytes] = co_await http::async_read(socket_, buffer_, *parser_, kTuple);
-  if (error) co_return co_await reject_unreadable(error);
-  request_.body = std::move(parser_->get().body());
+  if (chunked) co_return co_await read_chunked_body();
+  co_return co_await read_sized_body(size_t(length));
+}
+
+asio::awaitable<bool> HttpConnection::skip_body(size_t bytes) {
+  std::array<char, 4096> rubbish;
+  for (;;) {
+    const size_t here = std::min(bytes, buffer_.size());
+    buffer_.consume(here);
+    bytes -= here;
+    if (bytes == 0) co_return true;
+    const auto [error, count] = co_await socket_.async_read_some(
+        asio::buffer(rubbish.data(), std::min(bytes, rubbish.size())), kTuple);
+    if (error) co_return co_await reject_unreadable(error);
+    bytes -= count;
+  }
+}
+
+// Memory is taken as the bytes arrive, whatever was announced.
+asio::awaitable<bool> HttpConnection::read_sized_body(size_t bytes) {
+  constexpr size_t kFirst = 64 << 10;
+  std::string& body = request_.body;
+  const size_t here = std::min(bytes, buffer_.size());
+  body.assign(static_cast<const char*>(buffer_.data().data()), here);
+  buffer_.consume(here);
+  while (body.size() < bytes) {
+    const size_t have = body.size();
+    const size_t want = std::min(bytes, std::max(kFirst, 2 * have));
+    body.reserve(want);
+    body.resize(want);
+    const auto [error, count] =
+        co_await asio::async_read(socket_, asio::buffer(body.data() + have, want - have), kTuple);
+    if (error) co_return co_await reject_unreadable(error);
+  }
   co_return true;
+}
+
+asio::awaitable<bool> HttpConnection::read_chunked_body() {
+  constexpr size_t kRead = 16 << 10;
+  ChunkedBody decoder(shared_.config().max_body_bytes);
+  for (;;) {
+    if (!body_share_.grow_to(request_.body.size() + buffer_.size()))
+      co_return co_await refuse_body_bytes();
+    std::string_view bytes(static_cast<const char*>(buffer_.data().data()), buffer_.size());
+    const ChunkedBody::State state = decoder.read(bytes, request_.body);
+    buffer_.consume(buffer_.size() - bytes.size());
+    if (state == ChunkedBody::State::complete) co_return true;
+    if (state == ChunkedBody::State::malformed)
+      co_return co_await reject_unreadable(http::error::bad_chunk);
+    if (state == ChunkedBody::State::too_large)
+      co_return co_await reject_unreadable(http::error::body_limit);
+    const auto [error, count] = co_await socket_.async_read_some(buffer_.prepare(kRead), kTuple);
+    if (error) co_return co_await reject_unreadable(error);
+    buffer_.commit(count);
+  }
+}
+
+// Always false.
+asio::awaitable<bool> HttpConnection::refuse_body_bytes() {
+  shared_.metrics().admission_rejected("body_bytes");
+  ApiError reason{503, "overloaded_error", "too_many_body_bytes",
+                  fmt::format("the bodies of all requests together would exceed {} bytes "
+                              "(--max-body-bytes-in-flight)",
+                              shared_.config().max_body_bytes_in_flight)};
+  reason.retry_after = 1;
+  drop_body();
+  co_return co_await reject(std::move(reason));
+}
+
+void HttpConnection::drop_body() {
+  request_.body = std::string();
+  body_share_.release();
 }
 
 // The request cannot be read to its end. Replies where that can help; always false.
@@ -205,7 +407,9 @@ asio::awaitable<bool> HttpConnection::reject_unreadable(error_code error) {
   ApiError reason{400, "invalid_request_error", "malformed_request",
                   fmt::format("the request is not HTTP/1.1: {}", error.message())};
   if (must_close_ || gone_ != nullptr) co_return false;
-  if (timed_out_) {
+  if (timed_out_ && reserved_) {
+    reason = too_many_connections();
+  } else if (timed_out_) {
     reason = {
         408, "timeout_error", "request_timeout",
         fmt::format("the request did not arrive within {} s", shared_.config().header_timeout)};
@@ -215,12 +419,17 @@ asio::awaitable<bool> HttpConnection::reject_unreadable(error_code error) {
   } else if (error == http::error::header_limit || error == http::error::buffer_overflow) {
     reason = {431, "invalid_request_error", "headers_too_large",
               fmt::format("the headers are larger than {} bytes", kMaxHeaderBytes)};
-  } else if (error == http::error::end_of_stream || error == http::error::partial_message ||
-             error.category() != make_error_code(http::error::end_of_stream).category()) {
+  } else if (error.category() != make_error_code(http::error::end_of_stream).category()) {
     client_gone("client_disconnect");  // closed or reset: nobody reads a reply
     co_return false;
   }
   timed_out_ = false;
+  co_return co_await reject(std::move(reason));
+}
+
+// Replies with `reason` and closes, because what follows in the socket cannot be trusted. Always
+// false.
+asio::awaitable<bool> HttpConnection::reject(ApiError reason) {
   must_close_ = true;
   if (request_.handler.empty()) request_.handler = "other";
   if (request_.method.empty()) request_.method = "other";
@@ -303,7 +512,9 @@ asio::awaitable<bool> HttpConnection::send(Buffers buffers) {
       sent -= skipped;
     }
     deadline_.set_in(std::chrono::seconds(shared_.config().write_timeout));
+    sending_ = true;
     const auto [write_error, bytes] = co_await asio::async_write(socket_, buffers, kTuple);
+    sending_ = false;
     deadline_.clear();
     error = write_error;
   }
@@ -349,6 +560,7 @@ asio::awaitable<void> HttpConnection::wait(Clock::time_point until) {
 void HttpConnection::client_gone(const char* why) {
   if (gone_ != nullptr) return;
   gone_ = why;
+  if (stop_.stop_possible()) stop_.request_stop();
   if (on_gone_) on_gone_();
   signalled_ = true;
   signal_.cancel();
@@ -363,29 +575,84 @@ void HttpConnection::watch() {
                          error_code error) { self->on_readable(error, generation); });
 }
 
+void HttpConnection::begin_long_work() {
+  stop_ = std::stop_source();
+  if (!watching_) watch();
+}
+
 void HttpConnection::stop_watching() {
   if (!watching_) return;
   watching_ = false;
   ++watch_generation_;
+  end_timer_.cancel();
   error_code ignored;
   socket_.cancel(ignored);
 }
 
-// Bytes during a reply are the next request's (pipelining): they are kept, up to a limit beyond
-// which the socket is left alone until this reply is out. An end of file is a client that has gone.
+// Bytes during a reply are the next request's (pipelining). They are kept up to a limit, beyond
+// which they stay in the socket until this reply is out. Only the client's end is watched for then.
 void HttpConnection::on_readable(error_code error, unsigned generation) {
   if (error || generation != watch_generation_ || !watching_) return;
-  watching_ = false;
   constexpr size_t kRead = 4096;
-  if (buffer_.size() + kRead > kMaxHeaderBytes) {
-    ++watch_generation_;
-    watching_ = true;  // nothing waits, and nothing is to be waited for
+  if (buffer_.size() + kRead > kMaxHeaderBytes) return watch_for_end();
+  const size_t bytes = socket_.read_some(buffer_.prepare(kRead), error);
+  if (error == asio::error::eof) {
+    half_closed();
+    if (gone_ == nullptr) watch_for_end();
     return;
   }
-  const size_t bytes = socket_.read_some(buffer_.prepare(kRead), error);
   if (error && error != asio::error::would_block) return client_gone("client_disconnect");
   if (!error) buffer_.commit(bytes);
   watch();
+}
+
+// Watches for a reset and for the end of the stream, without reading. The reactor reports the first
+// alone, so the timer asks for the second.
+void HttpConnection::watch_for_end() {
+  const unsigned generation = ++watch_generation_;
+  socket_.async_wait(asio::socket_base::wait_error,
+                     [self = shared_from_this(), generation](error_code error) {
+                       if (!error) self->look_for_end(generation);
+                     });
+  look_again(generation);
+}
+
+void HttpConnection::look_again(unsigned generation) {
+  end_timer_.expires_after(kEndInterval);
+  end_timer_.async_wait([self = shared_from_this(), generation](error_code error) {
+    if (error || generation != self->watch_generation_ || !self->watching_) return;
+    self->look_for_end(generation);
+    if (self->gone_ == nullptr) self->look_again(generation);
+  });
+}
+
+void HttpConnection::look_for_end(unsigned generation) {
+  if (generation != watch_generation_ || !watching_ || gone_ != nullptr) return;
+  pollfd state{socket_.native_handle(), POLLRDHUP, 0};
+  if (poll(&state, 1, 0) <= 0) return;
+  if ((state.revents & (POLLERR | POLLHUP | POLLNVAL)) != 0)
+    client_gone("client_disconnect");
+  else if ((state.revents & POLLRDHUP) != 0 && !half_closed_)
+    half_closed();
+}
+
+// The client has sent its last byte. It may have closed the connection, or wait for its reply with
+// the other half open (RFC 9112, 9.6), which looks the same. Only a client that has closed answers
+// further bytes with a reset, so we send some that mean nothing: an interim response before the
+// reply, a comment within a stream of events.
+void HttpConnection::half_closed() {
+  half_closed_ = true;
+  request_.keep_alive = request_.keep_alive && buffer_.size() > 0;
+  if (sending_) return;  // the bytes under way do the same
+  std::string_view probe = "HTTP/1.1 100 Continue\r\n\r\n";
+  if (streaming())
+    probe = request_.http_1_1 ? "3\r\n:\n\n\r\n" : ":\n\n";
+  else if (!request_.http_1_1)
+    return client_gone("client_disconnect");  // HTTP/1.0 has no interim responses
+  error_code error;
+  const size_t sent = socket_.write_some(asio::buffer(probe), error);
+  if (error == asio::error::would_block) return;
+  if (error || sent != probe.size()) client_gone("client_disconnect");
 }
 
 }  // namespace kivi

@@ -8,11 +8,14 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http/empty_body.hpp>
 #include <boost/beast/http/parser.hpp>
-#include <boost/beast/http/string_body.hpp>
 #include <functional>
+#include <list>
+#include <map>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <unordered_set>
 
@@ -23,10 +26,12 @@
 
 namespace kivi {
 
-// An io thread's context and the connections that live on it. The set is touched by that thread
-// alone.
+// An io thread's context and the connections that live on it. All but the context is touched by
+// that thread alone.
 struct IoThread {
   std::unordered_set<HttpConnection*> connections;
+  std::list<HttpConnection*> idle;                    // between requests, the longest idle first
+  std::map<boost::asio::ip::address, int> addresses;  // connections by their peer
   boost::asio::io_context context{1};
 };
 
@@ -39,8 +44,15 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   // Serves requests until either side closes.
   void start();
+  // The same for a connection beyond max_connections: one request is served, if its path is open to
+  // anyone. All others are told that there are too many connections.
+  void start_reserved();
   // Tells the client that there are too many connections, and closes.
   void refuse();
+  // Closes a connection that has been idle for a while, to make room for one from `newcomer`. The
+  // longest idle one goes first, but an address that holds half of the connections makes room for
+  // itself. False where there is none. `io`: the calling thread's.
+  static bool close_idle(IoThread& io, const boost::asio::ip::address& newcomer);
   // The server stops: the request in progress ends as if the client were gone.
   void close();
 
@@ -64,6 +76,13 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // socket: a client that goes away during a wait is noticed at once.
   boost::asio::awaitable<void> wait(Clock::time_point until);
 
+  // The body is not needed any more: its memory is free for others.
+  void drop_body();
+  // Watches the client from now on, while a worker works for the request.
+  void begin_long_work();
+  // Any thread, after begin_long_work: stop is requested when the client is gone.
+  std::stop_token stop_token() const { return stop_.get_token(); }
+
   // Why the request can have no reply any more; null while it can.
   const char* gone() const { return gone_; }
   // Called at the moment the client is found gone, once.
@@ -71,15 +90,23 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
  private:
   using Buffers = std::array<boost::asio::const_buffer, 3>;
-  using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
+  using Parser = boost::beast::http::request_parser<boost::beast::http::empty_body>;
   struct Mailbox;
 
   boost::asio::awaitable<void> run();
   // False: the connection is to be closed.
   boost::asio::awaitable<bool> serve_one();
+  boost::asio::awaitable<bool> wait_for_request();
+  boost::asio::awaitable<bool> read_head();
   boost::asio::awaitable<bool> read_body(bool refused);
+  boost::asio::awaitable<bool> read_sized_body(size_t bytes);
+  boost::asio::awaitable<bool> read_chunked_body();
+  boost::asio::awaitable<bool> skip_body(size_t bytes);
+  boost::asio::awaitable<bool> refuse_body_bytes();
+  boost::asio::awaitable<bool> answer(const Route* route, HttpReply refusal);
   boost::asio::awaitable<void> dispatch(const Route& route);
   boost::asio::awaitable<bool> reject_unreadable(boost::system::error_code error);
+  boost::asio::awaitable<bool> reject(ApiError reason);
   boost::asio::awaitable<bool> send(Buffers buffers);
   boost::asio::awaitable<void> linger();
   void take_head();
@@ -88,6 +115,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void watch();
   void stop_watching();
   void on_readable(boost::system::error_code error, unsigned generation);
+  void watch_for_end();
+  void look_for_end(unsigned generation);
+  void look_again(unsigned generation);
+  void half_closed();
 
   HttpContext& shared_;
   IoThread& io_;
@@ -95,16 +126,25 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Deadline deadline_;
   boost::asio::steady_timer signal_;
   bool signalled_ = false;
+  boost::asio::steady_timer end_timer_;  // of watch_for_end
   std::shared_ptr<Mailbox> mailbox_;
 
   boost::beast::flat_buffer buffer_;  // bytes read and not parsed
   std::optional<Parser> parser_;
   HttpRequest request_;
+  BodyShare body_share_;
+  std::stop_source stop_{std::nostopstate};
+  const boost::asio::ip::address peer_;
+  bool reserved_ = false;                                     // start_reserved
+  std::optional<std::list<HttpConnection*>::iterator> idle_;  // its place in IoThread::idle
+  Clock::time_point idle_since_;
   Clock::time_point accepted_;
   bool first_request_ = true;
   bool timed_out_ = false;
   bool must_close_ = false;  // what follows in the socket cannot be made sense of
   bool reply_sent_ = false;
+  bool sending_ = false;      // a write waits for the client
+  bool half_closed_ = false;  // the client sends nothing more, but may read
   const char* gone_ = nullptr;
   std::function<void()> on_gone_;
 

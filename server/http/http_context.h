@@ -1,6 +1,7 @@
 // HttpContext: what all HTTP connections and handlers share.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/thread_pool.hpp>
 #include <mutex>
@@ -21,7 +22,10 @@ enum class ServerPhase { loading, ready, draining };
 class HttpContext {
  public:
   HttpContext(const ServerConfig& config, Metrics& metrics)
-      : config_(config), metrics_(metrics), keys_(config.api_keys) {}
+      : config_(config),
+        metrics_(metrics),
+        keys_(config.api_keys),
+        worker_(size_t(std::max(kMinWorkers, config.io_threads))) {}
 
   const ServerConfig& config() const { return config_; }
   Metrics& metrics() { return metrics_; }
@@ -40,21 +44,56 @@ class HttpContext {
   // Logs each unknown field's name once, the first few hundred of them.
   void note_unknown_fields(const std::vector<std::string>& names);
 
-  // For work that would keep an io thread from its other connections (tokenizing long prompts).
+  // For work that would keep an io thread from its other connections (parsing and tokenizing long
+  // prompts). It has more than one thread, so that one long body does not hold up all others.
   boost::asio::thread_pool& worker() { return worker_; }
 
+  // Bytes of request bodies that are being read or used (BodyShare).
+  std::atomic<size_t> body_bytes{0};
   std::atomic<int> connections{0};  // open ones
   std::atomic<int> exchanges{0};    // requests whose header is in and whose reply is not out
 
  private:
+  static constexpr int kMinWorkers = 2;
+
   const ServerConfig& config_;
   Metrics& metrics_;
   ApiKeys keys_;
   std::atomic<ServerPhase> phase_{ServerPhase::loading};
   std::atomic<const ServedModel*> model_{nullptr};
-  boost::asio::thread_pool worker_{1};
+  boost::asio::thread_pool worker_;
   std::mutex mutex_;  // guards noted_
   std::set<std::string> noted_;
+};
+
+// The share of one request in the body bytes of all connections (max_body_bytes_in_flight). Given
+// back by the destructor. One thread at a time.
+class BodyShare {
+ public:
+  explicit BodyShare(HttpContext& context) : context_(context) {}
+  ~BodyShare() { release(); }
+  BodyShare(const BodyShare&) = delete;
+  BodyShare& operator=(const BodyShare&) = delete;
+
+  // Takes what is missing to `bytes`; false, with nothing taken, where that exceeds the limit.
+  bool grow_to(size_t bytes) {
+    if (bytes <= bytes_) return true;
+    const size_t more = bytes - bytes_;
+    if (context_.body_bytes.fetch_add(more) + more > context_.config().max_body_bytes_in_flight) {
+      context_.body_bytes -= more;
+      return false;
+    }
+    bytes_ = bytes;
+    return true;
+  }
+  void release() {
+    context_.body_bytes -= bytes_;
+    bytes_ = 0;
+  }
+
+ private:
+  HttpContext& context_;
+  size_t bytes_ = 0;
 };
 
 }  // namespace kivi

@@ -19,7 +19,9 @@ struct HttpRequest {
   std::string content_type;  // as sent; "" if absent
   std::string content_encoding;
   std::string authorization;
+  std::string host;  // of the target where it has one, else the Host field; "" if absent
   std::string origin;
+  std::string sec_fetch_site;
   std::string request_id;  // X-Request-Id as sent where it is usable, else made
   Clock::time_point arrival;
   bool http_1_1 = true;  // false: 1.0, no chunked coding

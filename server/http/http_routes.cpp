@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <boost/asio/ip/address.hpp>
 #include <cctype>
 
 #include "server/auth.h"
@@ -43,11 +44,11 @@ HttpReply refuse_unavailable(HttpContext& context, const char* code, const char*
   return error_reply(error);
 }
 
-// "application/json", with parameters or not; an absent type is taken for it.
+// "application/json", with parameters or not. An absent type is none: a browser sends such a body
+// for any page, without asking the server first.
 bool is_json(std::string_view type) {
   type = type.substr(0, type.find(';'));
   while (!type.empty() && (type.back() == ' ' || type.back() == '\t')) type.remove_suffix(1);
-  if (type.empty()) return true;
   return std::ranges::equal(type, std::string_view("application/json"), [](char a, char b) {
     return std::tolower(static_cast<unsigned char>(a)) == b;
   });
@@ -63,6 +64,57 @@ bool needs_key(const ServerConfig& config, const Route* route) {
   if (route == nullptr) return true;
   return route->access == Access::key ||
          (route->access == Access::metrics && config.metrics_require_key);
+}
+
+// "localhost:8000" -> "localhost", "[::1]:8000" -> "[::1]"; in lower case.
+std::string host_name(std::string_view host) {
+  if (const size_t user = host.rfind('@'); user != std::string_view::npos)
+    host.remove_prefix(user + 1);
+  const size_t bracket = host.find(']');
+  const size_t colon = host.find(':', bracket == std::string_view::npos ? 0 : bracket);
+  std::string name(host.substr(0, colon));
+  if (!name.empty() && name.back() == '.') name.pop_back();
+  std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
+  return name;
+}
+
+// An IP address as a Host names one: "127.0.0.1", "[::1]". No DNS server decides what it means.
+bool is_address(std::string name) {
+  if (name.size() > 2 && name.front() == '[' && name.back() == ']')
+    name = name.substr(1, name.size() - 2);
+  boost::system::error_code error;
+  boost::asio::ip::make_address(name, error);
+  return !error;
+}
+
+bool is_loopback(const std::string& host) {
+  boost::system::error_code error;
+  const auto address = boost::asio::ip::make_address(host, error);
+  return error ? host == "localhost" : address.is_loopback();
+}
+
+// On a loopback address a foreign name is a page's whose name server says 127.0.0.1 (DNS
+// rebinding). Without a Host (HTTP/1.0) it is no browser.
+bool host_allowed(const ServerConfig& config, const HttpRequest& request) {
+  if (!is_loopback(config.host) || request.host.empty()) return true;
+  const std::string name = host_name(request.host);
+  if (name == "localhost" || name.ends_with(".localhost") || name == config.host ||
+      is_address(name))
+    return true;
+  return std::ranges::any_of(config.allowed_hosts, [&](const std::string& allowed) {
+    return allowed == "*" || host_name(allowed) == name;
+  });
+}
+
+// Without keys, being reachable is all that a request needs: a page in its user's browser is. With
+// keys the page would have to know one.
+bool origin_allowed(const ServerConfig& config, const HttpRequest& request) {
+  if (!config.api_keys.empty()) return true;
+  const auto& allowed = config.allowed_origins;
+  if (std::ranges::find(allowed, "*") != allowed.end()) return true;
+  if (request.origin.empty()) return request.sec_fetch_site != "cross-site";
+  if (std::ranges::find(allowed, request.origin) != allowed.end()) return true;
+  return request.origin == "http://" + request.host || request.origin == "https://" + request.host;
 }
 
 HttpReply preflight_reply(const Route& route) {
@@ -91,10 +143,34 @@ const Route* find_route(std::string_view path) {
 }
 
 bool admit_request(HttpContext& context, HttpRequest& request, const Route*& route,
-                   HttpReply& refusal) {
+                   HttpReply& refusal, bool open_only) {
   const ServerConfig& config = context.config();
   route = find_route(request.path);
   request.handler = route == nullptr ? "other" : std::string(route->path);
+  if (open_only && (route == nullptr || route->access == Access::key)) {
+    context.metrics().admission_rejected("connections");
+    ApiError error{503, "overloaded_error", "too_many_connections",
+                   "the server has as many connections as it takes"};
+    error.retry_after = 1;
+    refusal = error_reply(error);
+    return false;
+  }
+  if (!host_allowed(config, request)) {
+    refusal = refuse(403, "host_not_allowed",
+                     fmt::format("Host is {}, must be localhost, an IP address or a name given by "
+                                 "--allowed-hosts",
+                                 quoted(request.host)));
+    return false;
+  }
+  // A preflight changes nothing, and is answered below.
+  if (request.method != "OPTIONS" && !origin_allowed(config, request)) {
+    refusal = refuse(
+        403, "origin_not_allowed",
+        fmt::format("Origin is {} and Sec-Fetch-Site is {}: a page of another site must be allowed "
+                    "by --allowed-origins, because this server has no API key",
+                    quoted(request.origin), quoted(request.sec_fetch_site)));
+    return false;
+  }
   // A browser's preflight carries no key.
   if (request.method == "OPTIONS" && route != nullptr && !config.allowed_origins.empty()) {
     refusal = preflight_reply(*route);
@@ -119,9 +195,11 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     return false;
   }
   if (route->method == "POST" && !is_json(request.content_type)) {
-    refusal = refuse(
-        415, "unsupported_media_type",
-        fmt::format("Content-Type is {}, must be application/json", quoted(request.content_type)));
+    refusal = refuse(415, "unsupported_media_type",
+                     request.content_type.empty()
+                         ? "Content-Type is missing, must be application/json"
+                         : fmt::format("Content-Type is {}, must be application/json",
+                                       quoted(request.content_type)));
     return false;
   }
   if (route->method == "POST" && !request.content_encoding.empty() &&

@@ -37,10 +37,11 @@ struct Route {
 // Null where no route has this path.
 const Route* find_route(std::string_view path);
 
-// Judges a request by its head: authorization, path, method, media type, phase. Fills in
-// request.handler. True: `route` handles it; else `refusal` is the reply.
+// Judges a request by its head: host and origin, authorization, path, method, media type, phase.
+// Fills in request.handler. True: `route` handles it; else `refusal` is the reply. `open_only`:
+// paths that are not open to anyone are refused, because there are too many connections.
 bool admit_request(HttpContext& context, HttpRequest& request, const Route*& route,
-                   HttpReply& refusal);
+                   HttpReply& refusal, bool open_only = false);
 
 // The handlers, by file.
 HttpReply handle_health(HttpContext&, const HttpRequest&);              // handle_health.cpp

@@ -29,6 +29,22 @@ void HttpContext::note_unknown_fields(const std::vector<std::string>& names) {
   }
 }
 
+namespace {
+
+// An exception (memory, say) ends the handler that it leaves, not the server.
+void run_io(asio::io_context& context) {
+  for (;;) {
+    try {
+      context.run();
+      return;
+    } catch (const std::exception& e) {
+      spdlog::error("an HTTP handler ended by an exception: {}", e.what());
+    }
+  }
+}
+
+}  // namespace
+
 HttpServer::HttpServer(const ServerConfig& config, Metrics& metrics)
     : config_(config), shared_(config, metrics) {
   for (int i = 0; i < std::max(1, config.io_threads); ++i) {
@@ -62,7 +78,7 @@ Status HttpServer::start() {
   if (error) return failed("listen on");
   port_ = acceptor_->local_endpoint(error).port();
   asio::co_spawn(io_[0]->context, accept(), asio::detached);
-  for (const auto& io : io_) threads_.emplace_back([&context = io->context] { context.run(); });
+  for (const auto& io : io_) threads_.emplace_back([&context = io->context] { run_io(context); });
   return ok_status();
 }
 
@@ -80,21 +96,30 @@ asio::awaitable<void> HttpServer::accept() {
       co_await pause.async_wait(kTuple);
       continue;
     }
-    asio::post(io.context,
-               [this, &io, socket = std::move(socket), accepted = Clock::now()]() mutable {
-                 open(io, std::move(socket), accepted);
-               });
+    try {
+      asio::post(io.context,
+                 [this, &io, socket = std::move(socket), accepted = Clock::now()]() mutable {
+                   open(io, std::move(socket), accepted);
+                 });
+    } catch (const std::exception& e) {
+      spdlog::error("a connection was dropped by an exception: {}", e.what());
+    }
   }
 }
 
 void HttpServer::open(IoThread& io, tcp::socket socket, Clock::time_point accepted) {
   if (stopping_) return;
+  error_code unknown;
+  const auto peer = socket.remote_endpoint(unknown);
   const auto connection =
       std::make_shared<HttpConnection>(shared_, io, std::move(socket), accepted);
-  if (shared_.connections > config_.max_connections)
-    connection->refuse();
-  else
+  const int beyond = shared_.connections - config_.max_connections;
+  if (beyond <= 0 || HttpConnection::close_idle(io, peer.address()))
     connection->start();
+  else if (beyond <= kReservedConnections)
+    connection->start_reserved();
+  else
+    connection->refuse();
 }
 
 void HttpServer::set_model(const ServedModel& model) { shared_.set_model(model); }

@@ -7,50 +7,145 @@
 #include <utility>
 
 #include "base/json_file.h"
+#include "engine/limits.h"
 
 namespace kivi {
 namespace {
 
 using nlohmann::json;
 
-// Watches the parser's events: depth, duplicate keys, and which top-level field it is in.
-class ParseWatch {
+// Builds the DOM from the parser's events. Each event costs constant time (a key: logarithmic in
+// its object), so that reading is linear in the body's length. False from an event ends the
+// parsing.
+class DomBuilder {
  public:
-  // nlohmann's callback; false drops the value, which keeps a bomb from costing memory.
-  bool on_event(int depth, json::parse_event_t event, const json& parsed) {
-    switch (event) {
-      case json::parse_event_t::object_start:
-        keys_.emplace_back();
-        [[fallthrough]];
-      case json::parse_event_t::array_start:
-        if (depth >= kMaxJsonDepth) too_deep_ = true;
-        break;
-      case json::parse_event_t::key: {
-        const std::string& key = parsed.get_ref<const std::string&>();
-        if (depth == 1) field_ = key;
-        if (!keys_.back().insert(key).second && duplicate_.empty()) duplicate_ = key;
-        break;
-      }
-      case json::parse_event_t::object_end:
-        keys_.pop_back();
-        [[fallthrough]];
-      case json::parse_event_t::array_end:
-      case json::parse_event_t::value:
-        if (depth == 1) field_.clear();
-        break;
-    }
-    return !too_deep_;
+  using number_integer_t = json::number_integer_t;
+  using number_unsigned_t = json::number_unsigned_t;
+  using number_float_t = json::number_float_t;
+  using string_t = json::string_t;
+  using binary_t = json::binary_t;
+
+  explicit DomBuilder(const std::stop_token& stop) : stop_(stop) {}
+
+  bool null() { return scalar(nullptr); }
+  bool boolean(bool value) { return scalar(value); }
+  bool number_integer(number_integer_t value) { return scalar(value); }
+  bool number_unsigned(number_unsigned_t value) { return scalar(value); }
+  bool number_float(number_float_t value, const string_t& text) {
+    if (!std::isfinite(value))
+      return fail({ErrorCode::invalid,
+                   fmt::format("the body has the number {}, which is not finite",
+                               text.substr(0, kShownBytes)),
+                   field_});
+    return scalar(value);
+  }
+  bool string(string_t& value) { return count_node() && scalar(std::move(value)); }
+  bool binary(binary_t&) { return false; }  // JSON has none
+
+  bool start_object(size_t) { return open(json::object()); }
+  bool start_array(size_t) { return open(json::array()); }
+  bool end_object() { return close(); }
+  bool end_array() { return close(); }
+
+  bool key(string_t& name) {
+    if (open_.size() == 1) field_ = name;
+    if (!count_node()) return false;
+    // Readers of JSON resolve a name that stands twice differently.
+    const auto [it, inserted] = open_.back()->emplace(std::move(name), nullptr);
+    if (!inserted)
+      return fail({ErrorCode::invalid,
+                   fmt::format("the field \"{}\" stands twice in one object", it.key()), it.key()});
+    member_ = &*it;
+    return true;
   }
 
-  bool too_deep() const { return too_deep_; }
-  const std::string& duplicate() const { return duplicate_; }
-  const std::string& field() const { return field_; }
+  bool parse_error(size_t, const std::string&, const json::exception& e) {
+    // The message quotes the input; its head ("[json.exception.…] ") means nothing to a user.
+    std::string message = e.what();
+    if (const size_t head = message.find("] "); head != std::string::npos)
+      message = message.substr(head + 2);
+    if (message.size() > 300) message.resize(300);
+    return fail({ErrorCode::invalid, "the body is not valid JSON: " + message, field_});
+  }
+
+  Result<ParsedJson> take() {
+    if (error_) return *error_;
+    return std::move(root_);
+  }
 
  private:
-  std::vector<std::set<std::string>> keys_;  // of the open objects
-  std::string field_;                        // the top-level field whose value is being read
-  std::string duplicate_;
-  bool too_deep_ = false;
+  static constexpr size_t kShownBytes = 60;
+
+  bool fail(Error error) {
+    if (!error_) error_ = std::move(error);
+    return false;
+  }
+
+  // Strings, names, lists and objects each cost an allocation of their own.
+  bool count_node() {
+    if (++nodes_ <= kMaxJsonNodes) return true;
+    return fail(
+        {ErrorCode::invalid,
+         fmt::format("the body has more than {} strings, names, lists and objects", kMaxJsonNodes),
+         field_});
+  }
+
+  // Puts a value where the parser is; null where that is refused.
+  json* put(json&& value) {
+    if (++values_ > kMaxJsonValues) {
+      fail({ErrorCode::invalid, fmt::format("the body has more than {} values", kMaxJsonValues),
+            field_});
+      return nullptr;
+    }
+    constexpr size_t kStopInterval = 1024;  // values between two looks at the token
+    if (values_ % kStopInterval == 0 && stop_.stop_requested()) {
+      fail({ErrorCode::cancelled, "the request was abandoned"});
+      return nullptr;
+    }
+    if (open_.empty()) {
+      *root_ = std::move(value);
+      return &*root_;
+    }
+    if (open_.back()->is_array()) {
+      auto& list = open_.back()->get_ref<json::array_t&>();
+      list.push_back(std::move(value));
+      return &list.back();
+    }
+    *member_ = std::move(value);
+    return member_;
+  }
+
+  bool scalar(json&& value) {
+    if (put(std::move(value)) == nullptr) return false;
+    if (open_.size() == 1) field_.clear();
+    return true;
+  }
+
+  bool open(json&& container) {
+    if (open_.size() >= size_t(kMaxJsonDepth))
+      return fail(
+          {ErrorCode::invalid, fmt::format("the body nests deeper than {} levels", kMaxJsonDepth)});
+    if (!count_node()) return false;
+    json* const placed = put(std::move(container));
+    if (placed == nullptr) return false;
+    open_.push_back(placed);
+    return true;
+  }
+
+  bool close() {
+    open_.pop_back();
+    if (open_.size() == 1) field_.clear();
+    return true;
+  }
+
+  const std::stop_token& stop_;
+  ParsedJson root_;
+  // The open containers. A container does not move while one inside it is open.
+  std::vector<json*> open_;
+  json* member_ = nullptr;  // of the innermost object: where its next value goes
+  std::string field_;       // the top-level field whose value is being read
+  size_t values_ = 0, nodes_ = 0;
+  std::optional<Error> error_;
 };
 
 const char* type_name(const json& value) {
@@ -61,31 +156,14 @@ const char* type_name(const json& value) {
 
 }  // namespace
 
-Result<json> parse_request_json(std::string_view body) {
-  ParseWatch watch;
-  json parsed;
-  try {
-    parsed = json::parse(body, [&](int depth, json::parse_event_t event, json& value) {
-      return watch.on_event(depth, event, value);
-    });
-  } catch (const json::exception& e) {
-    // The message quotes the input; its head ("[json.exception.…] ") means nothing to a user.
-    std::string message = e.what();
-    if (const size_t head = message.find("] "); head != std::string::npos)
-      message = message.substr(head + 2);
-    if (message.size() > 300) message.resize(300);
-    return Error{ErrorCode::invalid, "the body is not valid JSON: " + message, watch.field()};
-  }
-  if (watch.too_deep())
+Result<ParsedJson> parse_request_json(std::string_view body, const std::stop_token& stop) {
+  if (stop.stop_requested()) return Error{ErrorCode::cancelled, "the request was abandoned"};
+  DomBuilder builder(stop);
+  json::sax_parse(body.begin(), body.end(), &builder);
+  KIVI_ASSIGN_OR_RETURN(ParsedJson parsed, builder.take());
+  if (!parsed->is_object())
     return Error{ErrorCode::invalid,
-                 fmt::format("the body nests deeper than {} levels", kMaxJsonDepth)};
-  if (!watch.duplicate().empty())
-    return Error{ErrorCode::invalid,
-                 fmt::format("the field \"{}\" stands twice in one object", watch.duplicate()),
-                 watch.duplicate()};
-  if (!parsed.is_object())
-    return Error{ErrorCode::invalid,
-                 fmt::format("the body is of type {}, must be an object", type_name(parsed))};
+                 fmt::format("the body is of type {}, must be an object", type_name(*parsed))};
   return parsed;
 }
 

@@ -8,18 +8,61 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <stop_token>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
 
 namespace kivi {
 
+// Empties a DOM from the leaves upward. The library's destructor allocates memory for all children
+// of a container, and an exception in a destructor ends the process. Recurses as deep as `value`
+// nests.
+template <class Json>
+void dismantle(Json& value) noexcept {
+  if (value.is_array()) {
+    auto& list = value.template get_ref<typename Json::array_t&>();
+    for (Json& item : list) dismantle(item);
+    list.clear();
+  } else if (value.is_object()) {
+    auto& object = value.template get_ref<typename Json::object_t&>();
+    for (auto& member : object) dismantle(member.second);
+    object.clear();
+  }
+}
+
+// A DOM that needs no memory to be destroyed.
+template <class Json>
+class OwnedJson {
+ public:
+  OwnedJson() = default;
+  explicit OwnedJson(Json&& json) : json_(std::move(json)) {}
+  OwnedJson(OwnedJson&& other) noexcept : json_(std::move(other.json_)) {}
+  OwnedJson& operator=(OwnedJson&& other) noexcept {
+    json_.swap(other.json_);
+    return *this;
+  }
+  ~OwnedJson() { dismantle(json_); }
+
+  Json& operator*() { return json_; }
+  const Json& operator*() const { return json_; }
+  Json* operator->() { return &json_; }
+  const Json* operator->() const { return &json_; }
+
+ private:
+  Json json_;
+};
+using ParsedJson = OwnedJson<nlohmann::json>;
+
 // A request's body: an object, nested at most kMaxJsonDepth deep, without duplicate keys (which
-// readers resolve differently). An error's field is the top-level field whose value is at fault,
-// where one is ("temperature" for {"temperature": NaN}).
-Result<nlohmann::json> parse_request_json(std::string_view body);
+// readers resolve differently), of at most kMaxJsonValues values and kMaxJsonNodes allocations.
+// Takes time linear in the body's length, whatever its shape. An error's field is the top-level
+// field whose value is at fault, where one is ("temperature" for {"temperature": NaN}). Error
+// cancelled soon after `stop` was requested.
+Result<ParsedJson> parse_request_json(std::string_view body, const std::stop_token& stop = {});
 
 // The fields of one object. The first error is kept; readers return their default from then on.
 // An absent field and null are the same.

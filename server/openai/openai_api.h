@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,8 +24,9 @@ struct ApiRules {
   bool strict_params = false;  // unknown fields are errors
   std::optional<float> default_temperature, default_top_p;
   std::optional<int> default_top_k;
+  std::stop_token stop;  // requested: reading the request has become pointless
 };
-ApiRules api_rules(const ServedModel& model, bool strict_params);
+ApiRules api_rules(const ServedModel& model, bool strict_params, std::stop_token stop = {});
 
 // A parsed POST /v1/completions.
 struct CompletionCall {

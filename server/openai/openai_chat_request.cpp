@@ -66,7 +66,7 @@ Status read_tool_calls(ordered_json& calls, const std::string& name) {
       return wrong(fmt::format("{}.arguments is a string, must hold a JSON object: {}", where,
                                parsed.error().message),
                    "messages");
-    KIVI_RETURN_IF_ERROR(check_object_sizes(*parsed));
+    KIVI_RETURN_IF_ERROR(check_object_sizes(**parsed));
     function["arguments"] = ordered_json::parse(text);
   }
   return ok_status();
@@ -184,8 +184,10 @@ Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, Js
   KIVI_RETURN_IF_ERROR(fields.status());
 
   KIVI_RETURN_IF_ERROR(check_object_sizes(parsed));
-  ordered_json ordered = ordered_json::parse(body);
-  auto variables = std::make_shared<ordered_json>(ordered_json::object());
+  OwnedJson<ordered_json> owned(ordered_json::parse(body));
+  ordered_json& ordered = *owned;
+  const auto owned_variables = std::make_shared<OwnedJson<ordered_json>>(ordered_json::object());
+  const std::shared_ptr<ordered_json> variables(owned_variables, &**owned_variables);
   (*variables)["messages"] = std::move(ordered["messages"]);
   KIVI_RETURN_IF_ERROR(read_messages((*variables)["messages"]));
   if (tools_wanted && fields.raw("tools") != nullptr && !ordered["tools"].empty())
@@ -193,13 +195,13 @@ Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, Js
   if (fields.raw("documents") != nullptr)
     (*variables)["documents"] = std::move(ordered["documents"]);
   if (more) KIVI_RETURN_IF_ERROR(add_variables(ordered["chat_template_kwargs"], *variables));
-  chat.variables = std::move(variables);
+  chat.variables = variables;
   return chat;
 }
 
 Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules) {
-  KIVI_ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
-  JsonFields fields(parsed);
+  KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
+  JsonFields fields(*parsed);
   ChatCall call;
   SamplingParams& sampling = call.completion.request.sampling;
   KIVI_RETURN_IF_ERROR(check_model(fields, rules));
@@ -207,12 +209,13 @@ Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules) {
   refuse_fields(fields, {"functions", "function_call", "audio", "prediction", "web_search_options",
                          "chat_template", "echo", "best_of", "prompt", "suffix"});
   KIVI_RETURN_IF_ERROR(fields.status());
-  KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, parsed, fields));
+  KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, *parsed, fields));
   parse_lengths(fields, sampling);
   parse_logprobs(fields, rules, sampling);
   KIVI_RETURN_IF_ERROR(parse_shared_fields(fields, rules, call.completion));
   KIVI_RETURN_IF_ERROR(validate(sampling, rules.vocab_size, rules.max_logprobs));
   KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.completion.unknown_fields));
+  call.completion.request.stop_token = rules.stop;
   return call;
 }
 
@@ -222,7 +225,9 @@ Result<std::vector<int32_t>> chat_prompt_ids(const ServedModel& model, const Cha
         "the model has no chat template: start the server with --chat-template FILE, or "
         "use /v1/completions",
         "messages");
-  return model.chat->ids(chat);
+  ChatInput bounded = chat;
+  bounded.text_bytes_max = size_t(model.engine->config().max_tokenize_bytes);
+  return model.chat->ids(bounded);
 }
 
 }  // namespace kivi

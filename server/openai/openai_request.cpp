@@ -240,7 +240,7 @@ Status take_unknown(const JsonFields& fields, const ApiRules& rules,
   return ok_status();
 }
 
-ApiRules api_rules(const ServedModel& model, bool strict_params) {
+ApiRules api_rules(const ServedModel& model, bool strict_params, std::stop_token stop) {
   ApiRules rules;
   rules.model_name = model.name;
   rules.vocab_size = model.engine->model().vocab_size;
@@ -249,12 +249,13 @@ ApiRules api_rules(const ServedModel& model, bool strict_params) {
   rules.default_temperature = model.default_temperature;
   rules.default_top_p = model.default_top_p;
   rules.default_top_k = model.default_top_k;
+  rules.stop = std::move(stop);
   return rules;
 }
 
 Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& rules) {
-  KIVI_ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
-  JsonFields fields(parsed);
+  KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
+  JsonFields fields(*parsed);
   CompletionCall call;
   CompletionRequest& r = call.request;
   KIVI_RETURN_IF_ERROR(check_model(fields, rules));
@@ -273,19 +274,20 @@ Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& r
   KIVI_RETURN_IF_ERROR(validate(r.sampling, rules.vocab_size, rules.max_logprobs));
   KIVI_RETURN_IF_ERROR(check_combinations(call));
   KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
+  r.stop_token = rules.stop;
   return call;
 }
 
 Result<TokenizeCall> parse_tokenize(std::string_view body, const ApiRules& rules) {
-  KIVI_ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
-  JsonFields fields(parsed);
+  KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
+  JsonFields fields(*parsed);
   TokenizeCall call;
   KIVI_RETURN_IF_ERROR(check_model(fields, rules));
   if (fields.raw("messages") != nullptr) {
     if (fields.raw("prompt") != nullptr)
       return Error{ErrorCode::invalid, "prompt and messages are both given, must be one of them",
                    "prompt"};
-    KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, parsed, fields));
+    KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, *parsed, fields));
     call.return_token_strs = fields.boolean("return_token_strs", false);
     KIVI_RETURN_IF_ERROR(fields.status());
     KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));
@@ -302,8 +304,8 @@ Result<TokenizeCall> parse_tokenize(std::string_view body, const ApiRules& rules
 }
 
 Result<DetokenizeCall> parse_detokenize(std::string_view body, const ApiRules& rules) {
-  KIVI_ASSIGN_OR_RETURN(const json parsed, parse_request_json(body));
-  JsonFields fields(parsed);
+  KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
+  JsonFields fields(*parsed);
   DetokenizeCall call;
   KIVI_RETURN_IF_ERROR(check_model(fields, rules));
   const json* tokens = fields.raw("tokens");

@@ -24,7 +24,7 @@ def metric(text, name, label=""):
 
 async def get(port, path):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     body = await reader.read()
     writer.close()
     return body.split(b"\r\n\r\n", 1)[1].decode()
@@ -40,7 +40,7 @@ async def one(port, rng, counts):
         "stream_options": {"include_usage": True}}).encode()
     cut_after = rng.randint(0, length) if rng.random() < 1 / 3 else None
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                  b"Content-Length: %d\r\n\r\n" % len(body) + body)
     events = 0
     async for line in reader:

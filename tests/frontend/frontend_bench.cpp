@@ -119,7 +119,7 @@ ClientFigures run_client(const BenchOptions& options, int port) {
       R"({{"prompt":"Once upon a time","max_tokens":{},"ignore_eos":true,"stream":true}})",
       options.tokens);
   const std::string request = fmt::format(
-      "POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+      "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
       "Content-Length: {}\r\n\r\n{}",
       body.size(), body);
   const int poller = epoll_create1(0);

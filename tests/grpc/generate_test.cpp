@@ -1,5 +1,6 @@
 // Generate and Complete: what comes out, and what is refused.
 #include <limits>
+#include <thread>
 
 #include "tests/grpc/grpc_fixture.h"
 
@@ -267,11 +268,23 @@ TEST_CASE("a full queue is RESOURCE_EXHAUSTED and says when to try again") {
   options.engine.config.max_num_queued_reqs = 1;
   options.engine.runner.step_delay = std::chrono::milliseconds(5);
   GrpcTest t(options);
-  v1::GenerateRequest request = text_request("a tale", 4);
-  request.set_n(8);
-  const Streamed out = generate(*t.stub, request);
+  v1::GenerateRequest request = text_request("a tale", 400);
+  request.set_n(2);
+  std::thread first([&] { CHECK(generate(*t.stub, request).status.ok()); });
+  const auto is_full = [&] {
+    const EngineStats stats = t.engine->stats();
+    return stats.running == 1 && stats.waiting == 1;
+  };
+  CHECK(eventually(is_full));
+  const Streamed out = generate(*t.stub, text_request("a tale", 4));
   CHECK(out.status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
   CHECK(details_of(out.status).detail.retry_after_seconds() > 0);
+  first.join();
+  // What could never fit is an error of its own, which names the field.
+  request.set_n(8);
+  const Streamed never = generate(*t.stub, request);
+  CHECK(never.status.error_code() == grpc::StatusCode::INVALID_ARGUMENT);
+  CHECK(details_of(never.status).detail.field() == "n");
   CHECK(eventually([&] { return t.engine_is_empty(); }));
 }
 

@@ -70,7 +70,9 @@ TEST_CASE("a body over the limit is 413, announced or chunked, and is not read")
   options.http.max_body_bytes = 100'000;
   TestServer server(options);
   Client announced = server.client();
-  announced.send("POST /v1/completions HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n");
+  announced.send(
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: "
+      "application/json\r\nContent-Length: 99999999999\r\n\r\n");
   const auto reply = announced.read_response();
   REQUIRE(reply);
   CHECK(reply->status == 413);
@@ -78,7 +80,9 @@ TEST_CASE("a body over the limit is 413, announced or chunked, and is not read")
   CHECK(reply->header("connection") == "close");
 
   Client chunked = server.client();
-  chunked.send("POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+  chunked.send(
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: "
+      "application/json\r\nTransfer-Encoding: chunked\r\n\r\n");
   for (int i = 0; i < 200; ++i)
     if (!chunked.send("400\r\n" + std::string(1024, 'a') + "\r\n")) break;
   CHECK(chunked.read_response()->status == 413);
@@ -91,7 +95,9 @@ TEST_CASE("a body over the limit is 413, announced or chunked, and is not read")
 TEST_CASE("a chunked body is read like any other") {
   TestServer server;
   Client client = server.client();
-  client.send("POST /tokenize HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+  client.send(
+      "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: "
+      "chunked\r\n\r\n");
   for (const char piece : std::string(R"({"prompt":"Once upon"})"))
     client.send("1\r\n" + std::string(1, piece) + "\r\n");
   client.send("0\r\n\r\n");
@@ -101,14 +107,14 @@ TEST_CASE("a chunked body is read like any other") {
 TEST_CASE("header bombs are 431, garbage is 400, and the server goes on") {
   TestServer server;
   Client big = server.client();
-  big.send("GET /health HTTP/1.1\r\nX-Big: ");
+  big.send("GET /health HTTP/1.1\r\nHost: x\r\nX-Big: ");
   for (int i = 0; i < 100; ++i)
     if (!big.send(std::string(1024, 'a'))) break;
   auto reply = big.read_response();
   REQUIRE(reply);
   CHECK(reply->status == 431);
   Client many = server.client();
-  many.send("GET /health HTTP/1.1\r\n");
+  many.send("GET /health HTTP/1.1\r\nHost: x\r\n");
   for (int i = 0; i < 20'000; ++i)
     if (!many.send("a: b\r\n")) break;
   reply = many.read_response();
@@ -116,10 +122,12 @@ TEST_CASE("header bombs are 431, garbage is 400, and the server goes on") {
   CHECK(reply->status == 431);
   for (const char* text :
        {"garbage\r\n\r\n", "GET\r\n\r\n", "GET /health HTTP/9.9\r\n\r\n",
-        "\x16\x03\x01\x02\r\n\r\n", "GET /health HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        "GET /health HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        "POST /tokenize HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-        "POST /tokenize HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"}) {
+        "\x16\x03\x01\x02\r\n\r\n", "GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+        "GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+        "1\r\nContent-Length: 2\r\n\r\nab",
+        "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: "
+        "application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"}) {
     INFO(text);
     Client client = server.client();
     client.send(text);
@@ -144,7 +152,7 @@ TEST_CASE("pipelined requests are answered in order, also behind a stream") {
   Client client = server.client();
   std::string all;
   for (int i = 0; i < 10; ++i) {
-    all += "GET /v1/models/m" + std::to_string(i) + " HTTP/1.1\r\n\r\n";
+    all += "GET /v1/models/m" + std::to_string(i) + " HTTP/1.1\r\nHost: x\r\n\r\n";
     all += stream_request(3 + i);
     all += kHealth;
   }
@@ -185,7 +193,8 @@ TEST_CASE("half a request and dribbled headers meet the deadline, silence the id
   options.http.idle_timeout = 1;
   TestServer server(options);
   for (const char* half : {"GET /heal", "GET /health HTTP/1.1\r\nHost:",
-                           "POST /tokenize HTTP/1.1\r\nContent-Length: 100\r\n\r\n{\"prompt\":"}) {
+                           "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: "
+                           "application/json\r\nContent-Length: 100\r\n\r\n{\"prompt\":"}) {
     INFO(half);
     const Clock::time_point start = Clock::now();
     Client client = server.client();
@@ -201,7 +210,7 @@ TEST_CASE("half a request and dribbled headers meet the deadline, silence the id
   Client slow = server.client();
   bool open = true;
   for (int i = 0; i < 100 && open; ++i) {
-    open = slow.send(i == 0 ? "GET /health HTTP/1.1\r\n" : "a: b\r\n");
+    open = slow.send(i == 0 ? "GET /health HTTP/1.1\r\nHost: x\r\n" : "a: b\r\n");
     open = open && !slow.fill(std::chrono::milliseconds(50));
   }
   CHECK(seconds_since(start) < 4);  // progress does not move the deadline
@@ -264,12 +273,15 @@ TEST_CASE("Expect: 100-continue is answered before the body, or refused without 
   TestServer server;
   Client client = server.client();
   const std::string body = R"({"prompt":"a"})";
-  client.send("POST /tokenize HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: " +
-              std::to_string(body.size()) + "\r\n\r\n");
+  client.send(
+      "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: "
+      "100-continue\r\nContent-Length: " +
+      std::to_string(body.size()) + "\r\n\r\n");
   CHECK(*client.read_until("\r\n\r\n") == "HTTP/1.1 100 Continue\r\n\r\n");
   client.send(body);
   CHECK(client.read_response()->status == 200);
-  client.send("POST /nothing HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+  client.send(
+      "POST /nothing HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
   const auto refused = client.read_response();
   CHECK(refused->status == 404);
   CHECK(refused->header("connection") == "close");
@@ -280,7 +292,7 @@ TEST_CASE("a refused request's small body is skipped and the connection kept") {
   Client client = server.client();
   CHECK(client.post("/nothing", std::string(1000, 'x'))->status == 404);
   CHECK(client.get("/health")->status == 200);
-  client.send("GET /health HTTP/1.1\r\nConnection: close\r\n\r\n");
+  client.send("GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
   CHECK(client.read_response()->status == 200);
   CHECK(client.closed());
 }

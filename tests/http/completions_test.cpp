@@ -320,8 +320,9 @@ TEST_CASE("HTTP/1.0 clients get streams that end with the connection") {
   TestServer server(king_options());
   const std::string body = request({{"stream", true}}).dump();
   Client client = server.client();
-  client.send("POST /v1/completions HTTP/1.0\r\nContent-Length: " + std::to_string(body.size()) +
-              "\r\n\r\n" + body);
+  client.send(
+      "POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: " +
+      std::to_string(body.size()) + "\r\n\r\n" + body);
   const auto reply = client.read_response();
   REQUIRE(reply);
   CHECK(reply->header("transfer-encoding").empty());

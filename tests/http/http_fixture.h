@@ -27,6 +27,7 @@ struct ServerOptions {
 inline ServerOptions server_options() {
   ServerOptions options;
   options.http.port = 0;
+  options.http.allowed_hosts = {"x"};  // what Client sends
   options.http.header_timeout = 2;
   options.http.write_timeout = 2;
   options.http.idle_timeout = 2;

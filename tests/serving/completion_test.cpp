@@ -377,18 +377,28 @@ TEST_CASE("what is wrong with a request is said with the API's field") {
   CHECK(served.engine->stats().waiting == 0);
 }
 
-TEST_CASE("if one of several engine requests is refused, none is left behind") {
+TEST_CASE("room is found for all of a request's sequences or for none") {
   FakeEngineOptions options = engine_options();
   options.config.max_num_queued_reqs = 4;
+  options.config.max_num_seqs = 4;
   Served served(std::move(options));
+  CompletionRequest one = request_of("Once", 4);
+  auto waiting = Completion::start(served.model, one, [] {});
+  REQUIRE(waiting.ok());
   CompletionRequest request = request_of("Once", 4);
-  request.prompts.assign(5, "Once");
+  request.prompts.assign(4, "Once");
   const auto refused = Completion::start(served.model, request, [] {});
   REQUIRE(!refused.ok());
   CHECK(refused.error().code == ErrorCode::resource_exhausted);
+  CHECK(served.engine->stats().waiting == 1);
   served.engine->run_until_idle();
-  CHECK(served.engine->stats().finished[int(FinishReason::abort)] == 4);
-  CHECK(served.engine->stats().generation_tokens == 0);
+  CHECK(served.engine->stats().finished[int(FinishReason::abort)] == 0);
+  CHECK(served.engine->stats().generation_tokens == 4);
+  waiting = Error{};
+  check_empty(*served.engine);
+  // Larger than the queue, but not than queue and batch: taken when nothing waits.
+  request.prompts.assign(8, "Once");
+  CHECK(run(served, request).size() == 8);
   check_empty(*served.engine);
   request.prompts.assign(4, "Once");
   CHECK(run(served, request).size() == 4);
