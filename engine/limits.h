@@ -25,6 +25,9 @@ inline constexpr int64_t kMaxChatTemplateBytes = 1 << 20;           // the large
 
 // HTTP.
 inline constexpr size_t kDefaultMaxBodyBytes = 16 << 20;  // a 2,048-prompt batch of lm-eval fits
+// Connections, as long as the process may open so many file descriptors.
+inline constexpr int kDefaultMaxConnections = 4096;
+inline constexpr int kDefaultMaxGrpcConnections = 1024;  // a client of gRPC needs but one
 inline constexpr size_t kMaxHeaderBytes = 64 << 10;
 inline constexpr int kMaxChatObjectFields = 1024;  // of one object in a chat's body
 
