@@ -21,6 +21,7 @@
 #include "server/http/http_server.h"
 #include "server/load_reporter.h"
 #include "server/logging.h"
+#include "server/memory_trim.h"
 #include "server/metrics.h"
 
 namespace kivi {
@@ -299,6 +300,7 @@ int serve(const ServerConfig& given, const std::string& model_name, const LoadFu
   loaded->engine->start();
   metrics.attach(loaded->served);
   fronts.set_model(loaded->served);
+  const MemoryTrim trim;
   spdlog::info("{} is ready after {:.2f} s", model_name, seconds_since(start));
 
   const int signal = events.wait(/*or_loaded=*/false);

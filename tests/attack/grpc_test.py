@@ -173,6 +173,18 @@ class Connections(harness.WithServer):
             connection.close()
 
 
+class Idle(harness.WithServer):
+    arguments = ("--idle-timeout", "1")
+
+    def test_connections_without_calls_are_closed(self):
+        silent = socket.create_connection(("127.0.0.1", self.server.grpc_port), timeout=10)
+        with silent, h2.Connection(self.server.grpc_port) as connection:
+            while silent.recv(4096):  # the server's settings, then its end
+                pass
+            self.assertFalse(connection.is_open(5))
+        self.assertEqual(attack.grpc_code(self.server), "OK")
+
+
 @attack.slow
 class RapidResets(harness.WithServer):
     def test_the_memory_of_60000_resets_comes_back(self):

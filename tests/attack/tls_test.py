@@ -122,6 +122,11 @@ class Tls(unittest.TestCase):
         self.assertNotEqual(plain.returncode, 0)
         self.assertEqual(attack.grpc_code(self.server, 2), "UNAVAILABLE")
 
+    def test_kivi_health_speaks_tls(self):
+        code, out, _ = harness.kivi("health", "--port", str(self.server.port), "--ssl-certfile",
+                                    self.certificates.path("current.pem"))
+        self.assertEqual((code, out), (0, "ready\n"))
+
     def test_tls_1_2_and_1_3_alone(self):
         for port, protocol in ((self.server.port, "http/1.1"), (self.server.grpc_port, "h2")):
             for version, taken in (("-tls1", False), ("-tls1_1", False), ("-tls1_2", True),
