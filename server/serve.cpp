@@ -6,6 +6,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <optional>
@@ -14,11 +15,13 @@
 #include <utility>
 
 #include "server/auth.h"
+#include "server/descriptor_limit.h"
 #include "server/grpc/grpc_server.h"
 #include "server/grpc/library_log.h"
 #include "server/http/http_server.h"
 #include "server/load_reporter.h"
 #include "server/logging.h"
+#include "server/memory_trim.h"
 #include "server/metrics.h"
 
 namespace kivi {
@@ -129,12 +132,15 @@ class FrontEnds {
   Status start() {
     if (http_) {
       KIVI_RETURN_IF_ERROR(http_->start());
-      spdlog::info("HTTP: http://{}:{}", config_.host, http_->port());
+      spdlog::info("HTTP: {}://{}:{}", tls() ? "https" : "http", config_.host, http_->port());
     }
     if (grpc_) {
-      KIVI_RETURN_IF_ERROR(grpc_->start());
-      spdlog::info("gRPC: {}:{}", config_.host, grpc_->port());
+      KIVI_RETURN_IF_ERROR(grpc_->start([this](bool answers) {
+        if (http_) http_->set_grpc_answers(answers);
+      }));
+      spdlog::info("gRPC: {}:{}{}", config_.host, grpc_->port(), tls() ? " (TLS)" : "");
     }
+    started_ = true;
     return ok_status();
   }
   void set_model(const ServedModel& model) {
@@ -147,6 +153,13 @@ class FrontEnds {
     open_ = keys.empty();
     if (http_) http_->set_api_keys(keys);
     if (grpc_) grpc_->set_api_keys(keys);
+  }
+  bool tls() const { return !config_.ssl_certfile.empty(); }
+  // For connections that come later. On an error the old certificates stay.
+  Status reload_certificates() {
+    if (!started_) return ok_status();
+    if (http_) KIVI_RETURN_IF_ERROR(http_->reload_certificates());
+    return grpc_ ? grpc_->reload_certificates() : ok_status();
   }
   void begin_drain() {
     if (http_) http_->begin_drain();
@@ -167,6 +180,7 @@ class FrontEnds {
   const ServerConfig& config_;
   std::optional<HttpServer> http_;
   std::optional<GrpcServer> grpc_;
+  std::atomic<bool> started_{false};
   bool open_;  // no API key is needed; after start(), of the thread that waits for signals
 };
 
@@ -196,6 +210,11 @@ Result<std::string> reload_keys(const KeysFunction& read_keys, FrontEnds& fronts
     return Error{ErrorCode::invalid, "there is no API key any more"};
   fronts.set_api_keys(keys);
   return fmt::format("{} API keys are in force", keys.size());
+}
+
+Result<std::string> reload_certificates(FrontEnds& fronts) {
+  KIVI_RETURN_IF_ERROR(fronts.reload_certificates());
+  return std::string(fronts.tls() ? "the certificates were read again" : "there is no TLS");
 }
 
 // Ends the process if it still exists after `limit`, whatever its threads wait for.
@@ -230,13 +249,18 @@ void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts) {
 
 }  // namespace
 
-int serve(const ServerConfig& config, const std::string& model_name, const LoadFunction& load,
+int serve(const ServerConfig& given, const std::string& model_name, const LoadFunction& load,
           const KeysFunction& read_keys) {
   const Clock::time_point start = Clock::now();
   ::signal(SIGPIPE, SIG_IGN);  // a reader of the log, or a client, may go away at any time
   const BlockedSignals blocked;
-  AsyncLog log(config);
+  AsyncLog log(given);
   redirect_library_logs();
+  ServerConfig config = given;
+  if (const Status fits = fit_connections(config, raise_descriptor_limit()); !fits.ok()) {
+    spdlog::error("{}", fits.error().message);
+    return 1;
+  }
   warn_if_open(config);
   Metrics metrics(config.metrics_prefix, model_name);
   metrics.attach_log([&log] { return log.lines_dropped(); });
@@ -244,7 +268,8 @@ int serve(const ServerConfig& config, const std::string& model_name, const LoadF
   Events events;
   // What SIGHUP reads again, by name. Each says in one sentence what is in force now.
   const std::vector<std::pair<const char*, std::function<Result<std::string>()>>> reloads = {
-      {"API keys", [&] { return reload_keys(read_keys, fronts); }}};
+      {"API keys", [&] { return reload_keys(read_keys, fronts); }},
+      {"certificates", [&] { return reload_certificates(fronts); }}};
   const SignalWatch signals({.stop = [&](int signal) { events.set_signal(signal); },
                              .last_words = [&] { log.flush(AsyncLog::kFlushTime); },
                              .reload =
@@ -294,6 +319,7 @@ int serve(const ServerConfig& config, const std::string& model_name, const LoadF
   loaded->engine->start();
   metrics.attach(loaded->served);
   fronts.set_model(loaded->served);
+  const MemoryTrim trim;
   spdlog::info("{} is ready after {:.2f} s", model_name, seconds_since(start));
 
   const int signal = events.wait(/*or_loaded=*/false);

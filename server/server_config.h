@@ -17,6 +17,9 @@ struct ServerConfig {
   std::string served_model_name;      // "": the model folder's name
   std::vector<std::string> api_keys;  // --api-key (repeatable), --api-key-file; empty: open
   bool allow_open = false;            // no key is needed, although others reach `host`
+  std::string ssl_certfile;           // PEM, with its chain; "": no TLS
+  std::string ssl_keyfile;            // PEM; "": the key is in ssl_certfile
+  std::string ssl_ca_certs;  // PEM: whose client certificates are taken; "": none is asked for
   bool metrics_require_key = false;
   std::string metrics_prefix = "kivi";
   std::vector<std::string> allowed_origins;  // CORS; empty: off
@@ -29,7 +32,8 @@ struct ServerConfig {
   int io_threads = 2;               // HTTP
   size_t max_body_bytes = kDefaultMaxBodyBytes;
   size_t max_body_bytes_in_flight = kDefaultMaxBodyBytesInFlight;  // of all connections together
-  int max_connections = 4096;
+  int max_connections = kDefaultMaxConnections;                    // HTTP
+  int max_grpc_connections = kDefaultMaxGrpcConnections;           // half of them from one address
   int header_timeout = 20;  // seconds to send a request's headers and body
   int write_timeout = 60;   // seconds a client may leave our bytes unread
   int idle_timeout = 120;   // seconds a kept-alive connection may be silent

@@ -460,8 +460,18 @@ std::vector<Flag> access_flags(Settings& s) {
        "the "
        "flag for more names (* = accept any name).",
        group, kServe, list(c.allowed_hosts)},
-      {"ssl-keyfile", "FILE", "Read the TLS private key from this file.", group, kServe},
-      {"ssl-certfile", "FILE", "Read the TLS certificate chain from this file.", group, kServe},
+      {"ssl-certfile", "FILE",
+       "Speak TLS on both ports with this certificate and its chain, in PEM (empty = no TLS). "
+       "SIGHUP "
+       "reads the TLS files again.",
+       group, kServe, text(c.ssl_certfile)},
+      {"ssl-keyfile", "FILE",
+       "Read the certificate's private key from this file, in PEM (empty = from --ssl-certfile).",
+       group, kServe, text(c.ssl_keyfile)},
+      {"ssl-ca-certs", "FILE",
+       "Accept only clients with a certificate that one of these authorities has signed, in PEM "
+       "(empty = ask for no certificate).",
+       group, kServe, text(c.ssl_ca_certs)},
   };
 }
 
@@ -485,6 +495,9 @@ std::vector<Flag> limit_flags(Settings& s) {
        bytes(s.engine.max_reply_bytes, 1)},
       {"max-connections", "N", "Keep at most this many HTTP connections open.", group, kServe,
        integer(c.max_connections, 1, 1 << 20)},
+      {"max-grpc-connections", "N",
+       "Keep at most this many gRPC connections open, and at most half as many from one address.",
+       group, kServe, integer(c.max_grpc_connections, 2, 1 << 20)},
       {"header-timeout", "SECONDS",
        "Close a connection if a request's headers and body take longer than this many seconds to "
        "arrive.",

@@ -2,6 +2,8 @@
 // container's health check: the image has no other HTTP client.
 #include <fmt/format.h>
 #include <netdb.h>
+#include <openssl/ssl.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -30,9 +32,25 @@ class Socket {
   Socket& operator=(const Socket&) = delete;
 
   bool connected() const { return connected_; }
+  // The server is this machine's own, so its certificate is not verified. Where it asks its clients
+  // for one, its own certificate is shown.
+  bool start_tls(const ServerConfig& config) {
+    const std::unique_ptr<SSL_CTX, void (*)(SSL_CTX*)> context(SSL_CTX_new(TLS_client_method()),
+                                                               SSL_CTX_free);
+    if (context == nullptr) return false;
+    if (!config.ssl_ca_certs.empty()) {
+      const std::string& key =
+          config.ssl_keyfile.empty() ? config.ssl_certfile : config.ssl_keyfile;
+      SSL_CTX_use_certificate_chain_file(context.get(), config.ssl_certfile.c_str());
+      SSL_CTX_use_PrivateKey_file(context.get(), key.c_str(), SSL_FILETYPE_PEM);
+    }
+    tls_.reset(SSL_new(context.get()));
+    return tls_ != nullptr && SSL_set_fd(tls_.get(), fd_) == 1 && SSL_connect(tls_.get()) == 1;
+  }
   bool write(std::string_view bytes) {
     while (!bytes.empty()) {
-      const ssize_t sent = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      const ssize_t sent = tls_ ? SSL_write(tls_.get(), bytes.data(), int(bytes.size()))
+                                : send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
       if (sent <= 0) return false;
       bytes.remove_prefix(size_t(sent));
     }
@@ -43,7 +61,8 @@ class Socket {
     std::string text;
     char buffer[256];
     while (text.size() < bytes_wanted) {
-      const ssize_t received = recv(fd_, buffer, sizeof(buffer), 0);
+      const ssize_t received = tls_ ? SSL_read(tls_.get(), buffer, sizeof(buffer))
+                                    : recv(fd_, buffer, sizeof(buffer), 0);
       if (received <= 0) break;
       text.append(buffer, size_t(received));
     }
@@ -53,10 +72,13 @@ class Socket {
  private:
   int fd_;
   bool connected_ = false;
+  std::unique_ptr<SSL, void (*)(SSL*)> tls_{nullptr, SSL_free};  // null: plain
 };
 
-// "HTTP/1.1 200" of the reply to GET `path`; error: nobody answers at host:port.
-Result<std::string> status_line(const std::string& host, int port, const std::string& path) {
+// "HTTP/1.1 200" of the reply to GET `path`; error: nobody answers at host and the config's port.
+Result<std::string> status_line(const std::string& host, const ServerConfig& config,
+                                const std::string& path) {
+  const int port = config.port;
   constexpr size_t kStatusBytes = sizeof("HTTP/1.1 200") - 1;
   const bool six = host.find(':') != std::string::npos;  // an IPv6 address
   const std::string where =
@@ -71,6 +93,7 @@ Result<std::string> status_line(const std::string& host, int port, const std::st
   for (const addrinfo* address = found; address != nullptr; address = address->ai_next) {
     Socket socket(*address);
     if (!socket.connected()) continue;
+    if (!config.ssl_certfile.empty() && !socket.start_tls(config)) continue;
     socket.write(
         fmt::format("GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", path, where));
     const std::string reply = socket.read(kStatusBytes);
@@ -107,7 +130,8 @@ int run_health(const Arguments& args) {
   std::string host = config.host;
   if (host.empty() || host == "0.0.0.0") host = "127.0.0.1";
   if (host == "::") host = "::1";
-  const Result<std::string> status = status_line(host, config.port, "/health/ready");
+  ::signal(SIGPIPE, SIG_IGN);  // OpenSSL writes without MSG_NOSIGNAL
+  const Result<std::string> status = status_line(host, config, "/health/ready");
   if (!status.ok()) return report(status.error());
   const bool ready = status->ends_with(" 200");
   fmt::print("{}\n", ready ? "ready" : *status);

@@ -121,4 +121,7 @@ class Completion {
   virtual const std::vector<RequestTimes>& times() const = 0;
 };
 
+// Returns `invalid`, naming `field`, if a text of so many bytes exceeds max_tokenize_bytes.
+Status check_text_bytes(size_t bytes, const ServedModel& model, const char* field);
+
 }  // namespace kivi

@@ -20,9 +20,6 @@ using PromptIds = std::shared_ptr<const std::vector<int32_t>>;
 Result<std::vector<PromptIds>> encode_prompts(const CompletionRequest& request,
                                               const ServedModel& model);
 
-// Error invalid where a text of so many bytes is more than max_tokenize_bytes.
-Status check_text_bytes(size_t bytes, const ServedModel& model, const char* field);
-
 // The number of engine requests: prompts x best_of. Error invalid (n, best_of or prompt) where so
 // many fit neither into the queue nor into the running batch.
 Result<int> count_choices(const CompletionRequest& request, const ServedModel& model);

@@ -13,7 +13,10 @@ GrpcCore::GrpcCore(const ServerConfig& config, Metrics& metrics)
     : config_(config),
       metrics_(metrics),
       keys_(config.api_keys),
-      executor_(std::max(1, config.io_threads)) {}
+      executor_(std::max(1, config.io_threads)),
+      pending_reads_(executor_, std::chrono::seconds(config.header_timeout)) {}
+
+GrpcCore::~GrpcCore() { executor_.stop(); }
 
 Result<const ServedModel*> GrpcCore::model() const {
   if (draining())

@@ -13,6 +13,7 @@
 #include "engine/serving/completion.h"
 #include "server/auth.h"
 #include "server/grpc/grpc_executor.h"
+#include "server/grpc/pending_reads.h"
 #include "server/metrics.h"
 #include "server/server_config.h"
 
@@ -24,6 +25,7 @@ class Generation;
 class GrpcCore {
  public:
   GrpcCore(const ServerConfig& config, Metrics& metrics);
+  ~GrpcCore();  // ends the executor before the rest goes
 
   // The model; error unavailable while it is loading and when the server drains.
   Result<const ServedModel*> model() const;
@@ -49,6 +51,7 @@ class GrpcCore {
   ApiKeys& keys() { return keys_; }
   const ApiKeys& keys() const { return keys_; }
   GrpcExecutor& executor() { return executor_; }
+  PendingReads& pending_reads() { return pending_reads_; }
   Clock::time_point started() const { return started_; }
 
  private:
@@ -61,7 +64,8 @@ class GrpcCore {
   std::atomic<bool> warned_{false};
   mutable std::mutex mutex_;  // guards calls_
   std::multimap<std::string, std::weak_ptr<Generation>> calls_;
-  GrpcExecutor executor_;  // last: its threads end before the rest goes
+  GrpcExecutor executor_;
+  PendingReads pending_reads_;
 };
 
 }  // namespace kivi

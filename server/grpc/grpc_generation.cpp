@@ -1,11 +1,13 @@
 #include "server/grpc/grpc_generation.h"
 
+#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <utility>
 
 #include "proto/status_name.h"
+#include "server/request_id.h"
 
 namespace kivi {
 namespace {
@@ -42,18 +44,42 @@ void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code, c
       std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - call.arrival);
   spdlog::info(
       "gRPC {} {} {} ms request_id={} prompt_tokens={} completion_tokens={} traceparent={}",
-      call.method, name_of(code), took.count(), call.request_id, usage.prompt_tokens,
-      usage.completion_tokens, call.traceparent.empty() ? "-" : call.traceparent);
+      call.method, name_of(code), took.count(), call.request_id.empty() ? "-" : call.request_id,
+      usage.prompt_tokens, usage.completion_tokens,
+      call.traceparent.empty() ? "-" : call.traceparent);
+}
+
+Status adopt_request_id(CallInfo& call, const std::string& wanted) {
+  const bool usable = usable_request_id(wanted);
+  if (usable) call.request_id = wanted;
+  if (!usable_request_id(call.request_id)) call.request_id = "cmpl-" + make_request_id();
+  if (wanted.empty() || usable) return ok_status();
+  return Error{ErrorCode::invalid,
+               fmt::format("request_id has {} bytes, must be 1 to {} printable ASCII characters "
+                           "without spaces",
+                           wanted.size(), kMaxRequestIdBytes),
+               "request_id"};
+}
+
+grpc::Status unreadable_status(const char* method) {
+  return {grpc::StatusCode::INVALID_ARGUMENT,
+          fmt::format("the request message of {} is missing or cannot be parsed", method)};
+}
+
+grpc::Status late_message_status(const ServerConfig& config) {
+  return {grpc::StatusCode::DEADLINE_EXCEEDED,
+          fmt::format("the request message did not arrive within {} s", config.header_timeout)};
 }
 
 Generation::Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request,
                        Delivery delivery)
     : core_(core), call_(std::move(call)), request_(request), delivery_(delivery) {}
 
-void Generation::begin() {
-  core_.add(call_.request_id, shared_from_this());
-  note(&Events::begun);
-}
+void Generation::begin() { note(&Events::begun); }
+
+void Generation::unreadable() { note(&Events::unreadable); }
+
+void Generation::late() { note(&Events::late); }
 
 void Generation::written(bool ok) {
   if (!ok) note(&Events::write_failed);
@@ -109,8 +135,11 @@ void Generation::run(const Events& events) {
   if (events.written) writing_ = false;
   if (events.gone || events.write_failed) gone_ = true;
   if (gone_) return end_for_gone_client();
+  if (events.unreadable) return conclude(unreadable_status(call_.method));
+  if (events.late && !events.begun && model_ == nullptr)
+    return conclude(late_message_status(core_.config()));
   if (events.begun) start();
-  if (finished_) return;
+  if (finished_ || completion_ == nullptr) return;
   if (ended_ && !writing_) return conclude(grpc::Status::OK);
   if (events.aborted && !ended_) {
     core_.metrics().request_aborted("api");
@@ -122,8 +151,10 @@ void Generation::run(const Events& events) {
 
 // Admits the call and hands it to the engine, or ends it with what is wrong.
 void Generation::start() {
-  if (!call_.authenticated) return conclude(unauthenticated_status());
-  if (!call_.admitted.ok()) return conclude(to_grpc_status(call_.admitted.error()));
+  const Status admitted = adopt_request_id(call_, request_.request_id());
+  send_request_id(call_.request_id);
+  core_.add(call_.request_id, shared_from_this());
+  if (!admitted.ok()) return conclude(to_grpc_status(admitted.error()));
   const auto model = core_.model();
   if (!model.ok()) {
     core_.metrics().admission_rejected(core_.draining() ? "draining" : "loading");

@@ -24,13 +24,11 @@
 
 namespace kivi {
 
-// What a call's metadata says.
+// What a call's headers say.
 struct CallInfo {
   const char* method = "";  // "/kivi.v1.Kivi/Generate"
   std::string request_id;
-  std::string traceparent;        // "": none
-  Status admitted = ok_status();  // judged from the metadata and request_id
-  bool authenticated = false;
+  std::string traceparent;  // "": none
   Clock::time_point arrival = Clock::now();
   std::optional<Clock::time_point> deadline;
 };
@@ -38,6 +36,14 @@ struct CallInfo {
 // Counts the call's end and logs it where --enable-log-requests says so. Any thread.
 void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code,
                   const Usage& usage = {});
+
+// Settles the id of a call whose message has arrived: `wanted` (the message's own field), else the
+// headers' id, else a new one. Error invalid where `wanted` is neither empty nor usable.
+Status adopt_request_id(CallInfo& call, const std::string& wanted);
+
+// The ends of calls whose message did not come whole, or not in time.
+grpc::Status unreadable_status(const char* method);
+grpc::Status late_message_status(const ServerConfig& config);
 
 class Generation : public std::enable_shared_from_this<Generation> {
  public:
@@ -47,11 +53,14 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void abort();
 
  protected:
-  // `request` lives until the call is done.
+  // `request` lives until the call is done, and is read from begin() on.
   Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request, Delivery delivery);
 
-  // gRPC's threads. begin() once the object is owned by a shared_ptr, before all others.
+  // Any thread, once the object is owned by a shared_ptr. One of the first two ends the reading of
+  // the request's message. late() has no effect after begin().
   void begin();
+  void unreadable();
+  void late();
   void written(bool ok);  // the write that write() started is done
   void client_gone();     // cancelled, disconnected, or past its deadline
   void done();            // the last reaction
@@ -63,14 +72,17 @@ class Generation : public std::enable_shared_from_this<Generation> {
  private:
   // What has happened since the last turn.
   struct Events {
-    bool begun = false, ready = false, written = false, write_failed = false, gone = false,
-         aborted = false, timer = false;
+    bool begun = false, unreadable = false, late = false, ready = false, written = false,
+         write_failed = false, gone = false, aborted = false, timer = false;
     bool any() const {
-      return begun || ready || written || write_failed || gone || aborted || timer;
+      return begun || unreadable || late || ready || written || write_failed || gone || aborted ||
+             timer;
     }
   };
 
   // --- a front end's side of it; called in a turn ------------------------------------------------
+  // The request's id is settled, and nothing has been sent: echoes the id.
+  virtual void send_request_id(const std::string& id) = 0;
   // Sends `chunks` or keeps them for finish(). `usage`: null but for the last ones. True: a write
   // is in flight now, written() follows.
   virtual bool write(std::vector<TextChunk>& chunks, const Usage* usage) = 0;
@@ -89,13 +101,13 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void conclude(grpc::Status status);
 
   GrpcCore& core_;
-  const CallInfo call_;
+  CallInfo call_;  // of the turn, once begin() or unreadable() was called
   const v1::GenerateRequest& request_;
   const Delivery delivery_;
 
-  std::mutex mutex_;              // guards the two below
-  Events events_{.begun = true};  // the first turn begins the call, whatever caused it
-  bool scheduled_ = false;        // a turn is queued or running
+  std::mutex mutex_;  // guards the two below
+  Events events_;
+  bool scheduled_ = false;  // a turn is queued or running
 
   // Of the turn.
   const ServedModel* model_ = nullptr;

@@ -1,16 +1,22 @@
 #include "server/grpc/grpc_server.h"
 
-#include <fmt/format.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/service_type.h>
+#include <grpcpp/resource_quota.h>
+#include <grpcpp/server_posix.h>
 
 #include <algorithm>
 #include <climits>
+#include <mutex>
+#include <optional>
 
 #include "server/grpc/grpc_core.h"
+#include "server/grpc/grpc_listener.h"
+#include "server/grpc/grpc_probe.h"
 #include "server/grpc/grpc_service.h"
+#include "server/tls_relay.h"
 
 namespace kivi {
 namespace {
@@ -20,13 +26,41 @@ constexpr int kMinPingIntervalMs = 8'000;
 // A peer that vanished without a word is noticed after these.
 constexpr int kKeepaliveTimeMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
-// Streams of one connection; the engine's queue limits all of them together.
-constexpr int kMaxStreamsPerConnection = 4'096;
+// Streams of one connection. A client with more calls than this waits for its own.
+constexpr int kMaxStreamsPerConnection = 1'024;
+// Bytes that a stream may send before its message is asked for: HTTP/2's own initial window.
+constexpr int kStreamWindowBytes = 64 << 10;
+// All headers of a call together.
+constexpr int kMaxCallHeaderBytes = 16 << 10;
+// What the library may hold for all calls. Beyond it, the library cancels calls.
+constexpr size_t kMinQuotaBytes = 256 << 20;
+constexpr size_t kQuotaMessages = 16;  // of max_body_bytes
 constexpr const char* kServiceName = "kivi.v1.Kivi";
 
-std::string address_of(const ServerConfig& config) {
-  const bool v6 = config.host.find(':') != std::string::npos && config.host.front() != '[';
-  return fmt::format(fmt::runtime(v6 ? "[{}]:{}" : "{}:{}"), config.host, config.grpc_port);
+// Limits that hold for every connection, whoever its client is.
+void set_limits(grpc::ServerBuilder& builder, const ServerConfig& config) {
+  builder.SetMaxReceiveMessageSize(int(std::min<size_t>(config.max_body_bytes, INT_MAX)));
+  builder.SetResourceQuota(grpc::ResourceQuota("kivi").Resize(
+      std::max(kMinQuotaBytes, kQuotaMessages * config.max_body_bytes)));
+  // The library inflates a message before it looks at its size or at the call's key. So the only
+  // encoding is identity; compressed messages end their call with UNIMPLEMENTED.
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+  builder.SetDefaultCompressionAlgorithm(GRPC_COMPRESS_NONE);
+  for (const auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE})
+    builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxCallHeaderBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+  // The bandwidth probe would widen the window of every stream to megabytes.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kStreamWindowBytes);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kMinPingIntervalMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, config.idle_timeout * 1'000);
+  // Off by default; sending without a copy corrupts data in this version (CVE-2024-11407).
+  builder.AddChannelArgument(GRPC_ARG_TCP_TX_ZEROCOPY_ENABLED, 0);
 }
 
 }  // namespace
@@ -35,15 +69,31 @@ struct GrpcServer::Impl {
   Impl(const ServerConfig& config, Metrics& metrics)
       : core(config, metrics), service(make_grpc_service(core)) {}
 
-  void set_health(bool serving) {
-    for (const char* service : {"", kServiceName})
-      server->GetHealthCheckService()->SetServingStatus(service, serving);
+  // Health is SERVING where nothing speaks against it.
+  void tell_health() {
+    const std::lock_guard lock(mutex);
+    const bool serving = core.loaded_model() != nullptr && !core.draining() && !paused && answers;
+    for (const char* name : {"", kServiceName})
+      server->GetHealthCheckService()->SetServingStatus(name, serving);
+  }
+  void set(bool& what, bool value) {
+    {
+      const std::lock_guard lock(mutex);
+      what = value;
+    }
+    tell_health();
   }
 
   GrpcCore core;
   std::unique_ptr<grpc::Service> service;
-  std::unique_ptr<grpc::Server> server;  // null: not started, or stopped
-  int port = 0;
+  std::unique_ptr<grpc::Server> server;           // null: not started, or stopped
+  std::unique_ptr<TlsCertificates> certificates;  // null: no TLS
+  std::optional<TlsRelay> relay;                  // with certificates
+  GrpcListener listener;
+  std::optional<GrpcProbe> probe;
+  std::mutex mutex;  // guards what follows, and the order of health's changes
+  bool paused = false;
+  bool answers = true;
 };
 
 GrpcServer::GrpcServer(const ServerConfig& config, Metrics& metrics)
@@ -51,42 +101,61 @@ GrpcServer::GrpcServer(const ServerConfig& config, Metrics& metrics)
 
 GrpcServer::~GrpcServer() { stop(); }
 
-Status GrpcServer::start() {
+Status GrpcServer::start(std::function<void(bool answers)> answers_changed) {
   const ServerConfig& config = impl_->core.config();
   // Both are switches of the library for the whole process.
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 
+  KIVI_ASSIGN_OR_RETURN(impl_->certificates, TlsCertificates::load(config, "h2"));
+  GrpcListener& listener = impl_->listener;
+  KIVI_RETURN_IF_ERROR(
+      listener.listen({.host = config.host,
+                       .port = config.grpc_port,
+                       .connections_max = config.max_grpc_connections,
+                       .connections_per_source = std::max(1, config.max_grpc_connections / 2)}));
+
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(address_of(config), grpc::InsecureServerCredentials(), &impl_->port);
   builder.RegisterService(impl_->service.get());
-  builder.SetMaxReceiveMessageSize(int(std::min<size_t>(config.max_body_bytes, INT_MAX)));
-  // A second server on the port must fail, not share it.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                             kMinPingIntervalMs);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  set_limits(builder, config);
   impl_->server = builder.BuildAndStart();
   if (impl_->server == nullptr)
-    return Error{
-        ErrorCode::invalid,
-        fmt::format("grpc_port {}: cannot listen on {}", config.grpc_port, address_of(config)),
-        "grpc_port"};
-  impl_->set_health(false);
+    return Error{ErrorCode::internal, "the gRPC library cannot start its server"};
+  impl_->tell_health();
+  if (impl_->certificates)
+    impl_->relay.emplace(
+        *impl_->certificates,
+        TlsRelay::Options{.threads = std::max(1, config.io_threads),
+                          .connections_max = config.max_grpc_connections,
+                          .handshake_timeout = std::chrono::seconds(config.header_timeout)});
+  // The probe comes from this process, and needs no TLS.
+  listener.start(
+      [impl = impl_.get()](int descriptor, bool is_probe) {
+        const auto serve = [server = impl->server.get()](int plain) {
+          grpc::AddInsecureChannelFromFd(server, plain);
+        };
+        impl->relay && !is_probe ? impl->relay->serve(descriptor, serve) : serve(descriptor);
+      },
+      [core = &impl_->core] { core->metrics().admission_rejected("connections"); });
+  impl_->probe.emplace(listener, [impl = impl_.get(), answers_changed](bool answers) {
+    impl->set(impl->answers, answers);
+    if (answers_changed) answers_changed(answers);
+  });
   return ok_status();
 }
 
-int GrpcServer::port() const { return impl_->port; }
+Status GrpcServer::reload_certificates() {
+  return impl_->certificates ? impl_->certificates->reload() : ok_status();
+}
+
+int GrpcServer::port() const { return impl_->listener.port(); }
 
 void GrpcServer::set_model(const ServedModel& model) {
   impl_->core.set_model(model);
-  impl_->set_health(true);
+  impl_->tell_health();
 }
 
-void GrpcServer::set_serving(bool serving) { impl_->set_health(serving); }
+void GrpcServer::set_serving(bool serving) { impl_->set(impl_->paused, !serving); }
 
 void GrpcServer::set_api_keys(const std::vector<std::string>& keys) {
   impl_->core.keys().replace(keys);
@@ -94,7 +163,7 @@ void GrpcServer::set_api_keys(const std::vector<std::string>& keys) {
 
 void GrpcServer::begin_drain() {
   impl_->core.begin_drain();
-  impl_->set_health(false);
+  impl_->tell_health();
 }
 
 int GrpcServer::running() const { return impl_->core.running(); }
@@ -102,9 +171,13 @@ int GrpcServer::running() const { return impl_->core.running(); }
 void GrpcServer::stop() {
   if (impl_->server == nullptr) return;
   impl_->core.begin_drain();
+  impl_->probe.reset();
+  impl_->listener.stop();
+  if (impl_->relay) impl_->relay->stop_accepting();
   // Calls are cancelled at once; returns when the last one is done.
   impl_->server->Shutdown(std::chrono::system_clock::now());
   impl_->server->Wait();
+  impl_->relay.reset();  // has handed the last bytes over
   impl_->server.reset();
   impl_->core.executor().stop();
 }

@@ -2,6 +2,7 @@
 // It may start before the model is loaded: calls then end with UNAVAILABLE.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,16 +23,20 @@ class GrpcServer {
   GrpcServer(const GrpcServer&) = delete;
   GrpcServer& operator=(const GrpcServer&) = delete;
 
-  // Listens on host:grpc_port. Health: NOT_SERVING. Error invalid, with field grpc_port or host,
-  // where the address cannot be had.
-  Status start();
+  // Listens on host:grpc_port. Health: NOT_SERVING. Error invalid, with field grpc_port, where the
+  // address cannot be had. The server asks its own port every few seconds whether it still answers
+  // (GrpcProbe); a change is told to `answers_changed`, on a thread of the server's own.
+  Status start(std::function<void(bool answers)> answers_changed = {});
+  // Any thread, after start(): reads the certificates again, for connections that come later. On an
+  // error the old ones stay. Nothing happens without TLS.
+  Status reload_certificates();
   // The bound port, after start().
   int port() const;
 
   // Any thread, once: calls are answered from now on. Health: SERVING. `model` must live until
   // stop() has returned.
   void set_model(const ServedModel& model);
-  // Any thread: what health checks say, for a server that is paused. Not after begin_drain().
+  // Any thread: what health checks say, for a server that is paused.
   void set_serving(bool serving);
 
   // Any thread: from now on these API keys count.

@@ -1,6 +1,11 @@
 #include "server/grpc/grpc_service.h"
 
 #include <fmt/format.h>
+#include <grpc/support/time.h>
+#include <grpcpp/impl/codegen/proto_utils.h>
+#include <grpcpp/impl/codegen/server_callback_handlers.h>
+#include <grpcpp/impl/rpc_service_method.h>
+#include <grpcpp/impl/service_type.h>
 #include <grpcpp/server_context.h>
 
 #include <algorithm>
@@ -8,8 +13,7 @@
 #include <utility>
 
 #include "base/version.h"
-#include "engine/serving/completion_prompts.h"
-#include "kivi/v1/kivi.grpc.pb.h"
+#include "kivi/v1/kivi.pb.h"
 #include "server/auth.h"
 #include "server/grpc/grpc_generation.h"
 #include "server/request_id.h"
@@ -28,51 +32,65 @@ std::optional<Clock::time_point> deadline_of(const grpc::CallbackServerContext& 
                                              Clock::time_point arrival) {
   std::optional<Clock::time_point> deadline;
   if (config.request_timeout > 0) deadline = arrival + std::chrono::seconds(config.request_timeout);
-  const auto until = context.deadline();
-  if (until == std::chrono::system_clock::time_point::max()) return deadline;
-  const auto left = until - std::chrono::system_clock::now();
-  const auto own = arrival + std::chrono::duration_cast<Clock::duration>(left);
+  // Not context.deadline(): a time_point counts nanoseconds, so a deadline of more than 292 years
+  // overflows it. Such a deadline is none.
+  const gpr_timespec left =
+      gpr_time_sub(gpr_convert_clock_type(context.raw_deadline(), GPR_CLOCK_REALTIME),
+                   gpr_now(GPR_CLOCK_REALTIME));
+  constexpr std::chrono::hours kNoDeadline{24 * 365 * 100};
+  if (left.tv_sec >= std::chrono::seconds(kNoDeadline).count()) return deadline;
+  const auto own =
+      arrival + std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
   return deadline ? std::min(*deadline, own) : own;
 }
 
-// Reads the metadata and echoes x-request-id. `wanted_id`: the request's own field, "" if it has
-// none.
-CallInfo begin_call(grpc::CallbackServerContext& context, const GrpcCore& core, const char* method,
-                    const std::string& wanted_id) {
+// Reads the headers. The request's id is settled later, when its message has arrived.
+CallInfo begin_call(const grpc::CallbackServerContext& context, const GrpcCore& core,
+                    const char* method) {
   CallInfo call;
   call.method = method;
-  call.authenticated = core.keys().match(metadata_of(context, "authorization")).has_value();
   call.traceparent = metadata_of(context, "traceparent").substr(0, kMaxRequestIdBytes);
   call.deadline = deadline_of(context, core.config(), call.arrival);
-  call.request_id = wanted_id.empty() ? metadata_of(context, "x-request-id") : wanted_id;
-  if (!wanted_id.empty() && !usable_request_id(wanted_id))
-    call.admitted = Error{ErrorCode::invalid,
-                          fmt::format("request_id has {} bytes, must be 1 to {} printable ASCII "
-                                      "characters without spaces",
-                                      wanted_id.size(), kMaxRequestIdBytes),
-                          "request_id"};
-  if (!usable_request_id(call.request_id)) call.request_id = "cmpl-" + make_request_id();
-  context.AddInitialMetadata("x-request-id", call.request_id);
+  call.request_id = metadata_of(context, "x-request-id");
+  if (!usable_request_id(call.request_id)) call.request_id.clear();
   return call;
 }
 
-class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
-                           public Generation {
+// Ends a call by its headers alone.
+template <class Request, class Response>
+class RefusedCall final : public grpc::ServerBidiReactor<Request, Response> {
  public:
-  static GenerateCall* make(GrpcCore& core, grpc::CallbackServerContext& context,
-                            const v1::GenerateRequest& request) {
-    auto call = std::make_shared<GenerateCall>(core, context, request);
+  explicit RefusedCall(grpc::Status status) { this->Finish(std::move(status)); }
+
+ private:
+  void OnDone() override { delete this; }
+};
+
+class GenerateCall final
+    : public grpc::ServerBidiReactor<v1::GenerateRequest, v1::GenerateResponse>,
+      public Generation {
+ public:
+  static constexpr const char* kMethod = "/kivi.v1.Kivi/Generate";
+
+  static GenerateCall* make(GrpcCore& core, grpc::CallbackServerContext& context) {
+    auto call = std::make_shared<GenerateCall>(core, context);
     call->self_ = call;
-    call->begin();
+    call->ticket_ = core.pending_reads().add([weak = std::weak_ptr(call)] {
+      if (const auto self = weak.lock()) self->late();
+    });
+    call->StartRead(&call->request_);
     return call.get();
   }
-  GenerateCall(GrpcCore& core, grpc::CallbackServerContext& context,
-               const v1::GenerateRequest& request)
-      : Generation(core, begin_call(context, core, "/kivi.v1.Kivi/Generate", request.request_id()),
-                   request, Delivery::stream),
+  GenerateCall(GrpcCore& core, grpc::CallbackServerContext& context)
+      : Generation(core, begin_call(context, core, kMethod), request_, Delivery::stream),
+        core_(core),
         context_(context) {}
 
  private:
+  void OnReadDone(bool ok) override {
+    core_.pending_reads().remove(ticket_);
+    ok ? begin() : unreadable();
+  }
   void OnWriteDone(bool ok) override { written(ok); }
   void OnCancel() override { client_gone(); }
   void OnDone() override {
@@ -80,6 +98,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     self_.reset();
   }
 
+  void send_request_id(const std::string& id) override {
+    context_.AddInitialMetadata("x-request-id", id);
+  }
   // The last message is a write of its own, not one with the status: it, too, is timed.
   bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     message_.Clear();
@@ -92,34 +113,49 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   void finish(grpc::Status status) override { Finish(std::move(status)); }
   void drop() override { context_.TryCancel(); }
 
+  GrpcCore& core_;
   grpc::CallbackServerContext& context_;
   std::shared_ptr<GenerateCall> self_;  // until the last reaction
-  v1::GenerateResponse message_;        // the one in flight
+  uint64_t ticket_ = 0;                 // of the pending read
+  v1::GenerateRequest request_;
+  v1::GenerateResponse message_;  // the one in flight
   bool begun_ = false;
 };
 
-class CompleteCall final : public grpc::ServerUnaryReactor, public Generation {
+class CompleteCall final
+    : public grpc::ServerBidiReactor<v1::GenerateRequest, v1::CompleteResponse>,
+      public Generation {
  public:
-  static CompleteCall* make(GrpcCore& core, grpc::CallbackServerContext& context,
-                            const v1::GenerateRequest& request, v1::CompleteResponse& response) {
-    auto call = std::make_shared<CompleteCall>(core, context, request, response);
+  static constexpr const char* kMethod = "/kivi.v1.Kivi/Complete";
+
+  static CompleteCall* make(GrpcCore& core, grpc::CallbackServerContext& context) {
+    auto call = std::make_shared<CompleteCall>(core, context);
     call->self_ = call;
-    call->begin();
+    call->ticket_ = core.pending_reads().add([weak = std::weak_ptr(call)] {
+      if (const auto self = weak.lock()) self->late();
+    });
+    call->StartRead(&call->request_);
     return call.get();
   }
-  CompleteCall(GrpcCore& core, grpc::CallbackServerContext& context,
-               const v1::GenerateRequest& request, v1::CompleteResponse& response)
-      : Generation(core, begin_call(context, core, "/kivi.v1.Kivi/Complete", request.request_id()),
-                   request, Delivery::whole),
-        response_(response) {}
+  CompleteCall(GrpcCore& core, grpc::CallbackServerContext& context)
+      : Generation(core, begin_call(context, core, kMethod), request_, Delivery::whole),
+        core_(core),
+        context_(context) {}
 
  private:
+  void OnReadDone(bool ok) override {
+    core_.pending_reads().remove(ticket_);
+    ok ? begin() : unreadable();
+  }
   void OnCancel() override { client_gone(); }
   void OnDone() override {
     done();
     self_.reset();
   }
 
+  void send_request_id(const std::string& id) override {
+    context_.AddInitialMetadata("x-request-id", id);
+  }
   bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     append_chunks(chunks, with_logprobs(), *response_.mutable_choices());
     if (usage != nullptr) {
@@ -133,110 +169,176 @@ class CompleteCall final : public grpc::ServerUnaryReactor, public Generation {
     }
     return false;
   }
-  void finish(grpc::Status status) override { Finish(std::move(status)); }
+  void finish(grpc::Status status) override {
+    if (status.ok())
+      StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
+    else
+      Finish(std::move(status));
+  }
   void drop() override {}  // nothing is in flight before the end
 
-  v1::CompleteResponse& response_;
+  GrpcCore& core_;
+  grpc::CallbackServerContext& context_;
   std::shared_ptr<CompleteCall> self_;
+  uint64_t ticket_ = 0;
+  v1::GenerateRequest request_;
+  v1::CompleteResponse response_;
 };
 
-class KiviService final : public v1::Kivi::CallbackService {
+// A method that ends at once: read, answered on the executor (tokenizing a long text takes long).
+template <class Request, class Response>
+class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
+                           public std::enable_shared_from_this<AnsweredCall<Request, Response>> {
  public:
-  explicit KiviService(GrpcCore& core) : core_(core) {}
+  using Method = std::function<Status(const Request&, Response&)>;
 
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
-      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
-    return GenerateCall::make(core_, *context, *request);
+  static AnsweredCall* make(GrpcCore& core, grpc::CallbackServerContext& context, const char* name,
+                            Method method) {
+    auto call = std::make_shared<AnsweredCall>(core, context, name, std::move(method));
+    call->self_ = call;
+    call->ticket_ = core.pending_reads().add([weak = std::weak_ptr(call)] {
+      if (const auto self = weak.lock()) self->end(late_message_status(self->core_.config()));
+    });
+    call->StartRead(&call->request_);
+    return call.get();
   }
-  grpc::ServerUnaryReactor* Complete(grpc::CallbackServerContext* context,
-                                     const v1::GenerateRequest* request,
-                                     v1::CompleteResponse* response) override {
-    return CompleteCall::make(core_, *context, *request, *response);
-  }
+  AnsweredCall(GrpcCore& core, grpc::CallbackServerContext& context, const char* name,
+               Method method)
+      : core_(core),
+        context_(context),
+        call_(begin_call(context, core, name)),
+        method_(std::move(method)) {}
 
-  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override {
-    return answer(*context, "/kivi.v1.Kivi/Tokenize", [this, request, response]() -> Status {
-      KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
-      KIVI_RETURN_IF_ERROR(check_text_bytes(request->text().size(), *model, "text"));
-      const bool special = !request->has_add_special_tokens() || request->add_special_tokens();
-      for (const int32_t id : model->tokenizer->encode(request->text(), special)) {
-        response->add_token_ids(id);
-        if (request->return_token_strings())
-          response->add_token_strings(model->tokenizer->token_name(id));
-      }
-      response->set_max_model_len(model->max_model_len);
-      return ok_status();
-    });
+ private:
+  void OnReadDone(bool ok) override {
+    if (core_.pending_reads().remove(ticket_))
+      core_.executor().post([self = this->shared_from_this(), ok] { self->answer(ok); });
   }
-  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
-                                       const v1::DetokenizeRequest* request,
-                                       v1::DetokenizeResponse* response) override {
-    return answer(*context, "/kivi.v1.Kivi/Detokenize", [this, request, response]() -> Status {
-      KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
-      const std::span<const int32_t> ids(request->token_ids().data(),
-                                         size_t(request->token_ids_size()));
-      KIVI_RETURN_IF_ERROR(check_token_ids(ids, model->tokenizer->vocab_size(), "token_ids"));
-      response->set_text(model->tokenizer->decode(ids, request->skip_special_tokens()));
-      return ok_status();
-    });
-  }
+  void OnDone() override { self_.reset(); }
 
-  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context,
-                                  const v1::AbortRequest* request,
-                                  v1::AbortResponse* response) override {
-    return answer(*context, "/kivi.v1.Kivi/Abort", [this, request, response]() -> Status {
-      const int aborted = core_.abort(request->request_id());
-      if (aborted == 0)
-        return Error{ErrorCode::not_found,
-                     fmt::format("no running call has request_id \"{}\"", request->request_id()),
-                     "request_id"};
-      response->set_aborted(aborted);
-      return ok_status();
-    });
+  void answer(bool readable) {
+    if (!readable) return end(unreadable_status(call_.method));
+    const Status named = adopt_request_id(call_, "");
+    context_.AddInitialMetadata("x-request-id", call_.request_id);
+    const Status result =
+        named.ok() ? run_guarded([this] { return method_(request_, response_); }) : named;
+    end(result.ok() ? grpc::Status::OK : to_grpc_status(result.error()));
+  }
+  // Once: after the message has been read, or because it is late.
+  void end(grpc::Status status) {
+    call_handled(core_, call_, status.error_code());
+    if (status.ok())
+      this->StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
+    else
+      this->Finish(std::move(status));
   }
 
-  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
-                                         const v1::GetModelInfoRequest* request,
-                                         v1::GetModelInfoResponse* response) override {
-    return answer(*context, "/kivi.v1.Kivi/GetModelInfo", [this, request, response]() -> Status {
-      KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request->model()));
-      set_model_info(*model, *response);
-      return ok_status();
+  GrpcCore& core_;
+  grpc::CallbackServerContext& context_;
+  CallInfo call_;
+  const Method method_;
+  std::shared_ptr<AnsweredCall> self_;  // until the last reaction
+  uint64_t ticket_ = 0;
+  Request request_;
+  Response response_;
+};
+
+// Every method is registered as a stream in both directions, whatever the .proto says. On the wire
+// there is no difference. In the library there is: of a unary or server-streaming call it reads the
+// message (up to max_body_bytes) before it tells us of the call; of a stream it reads nothing until
+// StartRead. So a call without a key ends by its headers, and its message is never taken.
+// The classes in grpc::internal are those that generated code uses.
+class KiviService final : public grpc::Service {
+ public:
+  explicit KiviService(GrpcCore& core) : core_(core) {
+    add<v1::GenerateRequest, v1::GenerateResponse>(GenerateCall::kMethod, [this](auto& context) {
+      return GenerateCall::make(core_, context);
     });
-  }
-  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
-                                          const v1::GetServerInfoRequest*,
-                                          v1::GetServerInfoResponse* response) override {
-    return answer(*context, "/kivi.v1.Kivi/GetServerInfo", [this, response]() -> Status {
-      set_server_info(*response);
-      return ok_status();
+    add<v1::GenerateRequest, v1::CompleteResponse>(CompleteCall::kMethod, [this](auto& context) {
+      return CompleteCall::make(core_, context);
     });
+    answer<v1::TokenizeRequest, v1::TokenizeResponse>("/kivi.v1.Kivi/Tokenize",
+                                                      &KiviService::tokenize);
+    answer<v1::DetokenizeRequest, v1::DetokenizeResponse>("/kivi.v1.Kivi/Detokenize",
+                                                          &KiviService::detokenize);
+    answer<v1::AbortRequest, v1::AbortResponse>("/kivi.v1.Kivi/Abort", &KiviService::abort);
+    answer<v1::GetModelInfoRequest, v1::GetModelInfoResponse>("/kivi.v1.Kivi/GetModelInfo",
+                                                              &KiviService::get_model_info);
+    answer<v1::GetServerInfoRequest, v1::GetServerInfoResponse>("/kivi.v1.Kivi/GetServerInfo",
+                                                                &KiviService::get_server_info);
   }
 
  private:
+  // `make`: (grpc::CallbackServerContext&) -> the call's reactor.
+  template <class Request, class Response, class Make>
+  void add(const char* name, Make make) {
+    using Reactor = grpc::ServerBidiReactor<Request, Response>;
+    AddMethod(new grpc::internal::RpcServiceMethod(name, grpc::internal::RpcMethod::BIDI_STREAMING,
+                                                   nullptr));
+    MarkMethodCallback(
+        added_++, new grpc::internal::CallbackBidiHandler<Request, Response>(
+                      [this, name, make](grpc::CallbackServerContext* context) -> Reactor* {
+                        if (core_.keys().match(metadata_of(*context, "authorization")))
+                          return make(*context);
+                        grpc::Status status = unauthenticated_status();
+                        call_handled(core_, begin_call(*context, core_, name), status.error_code());
+                        return new RefusedCall<Request, Response>(std::move(status));
+                      }));
+  }
+  template <class Request, class Response>
+  void answer(const char* name, Status (KiviService::*method)(const Request&, Response&)) {
+    add<Request, Response>(name, [this, name, method](grpc::CallbackServerContext& context) {
+      return AnsweredCall<Request, Response>::make(
+          core_, context, name, [this, method](const Request& request, Response& response) {
+            return (this->*method)(request, response);
+          });
+    });
+  }
+
+  Status tokenize(const v1::TokenizeRequest& request, v1::TokenizeResponse& response) {
+    KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request.model()));
+    KIVI_RETURN_IF_ERROR(check_text_bytes(request.text().size(), *model, "text"));
+    const bool special = !request.has_add_special_tokens() || request.add_special_tokens();
+    for (const int32_t id : model->tokenizer->encode(request.text(), special)) {
+      response.add_token_ids(id);
+      if (request.return_token_strings())
+        response.add_token_strings(model->tokenizer->token_name(id));
+    }
+    response.set_max_model_len(model->max_model_len);
+    return ok_status();
+  }
+  Status detokenize(const v1::DetokenizeRequest& request, v1::DetokenizeResponse& response) {
+    KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request.model()));
+    const std::span<const int32_t> ids(request.token_ids().data(),
+                                       size_t(request.token_ids_size()));
+    KIVI_RETURN_IF_ERROR(check_token_ids(ids, model->tokenizer->vocab_size(), "token_ids"));
+    response.set_text(model->tokenizer->decode(ids, request.skip_special_tokens()));
+    return ok_status();
+  }
+  Status abort(const v1::AbortRequest& request, v1::AbortResponse& response) {
+    const int aborted = core_.abort(request.request_id());
+    if (aborted == 0)
+      return Error{ErrorCode::not_found,
+                   fmt::format("no running call has request_id \"{}\"", request.request_id()),
+                   "request_id"};
+    response.set_aborted(aborted);
+    return ok_status();
+  }
+  Status get_model_info(const v1::GetModelInfoRequest& request,
+                        v1::GetModelInfoResponse& response) {
+    KIVI_ASSIGN_OR_RETURN(const ServedModel* model, named_model(request.model()));
+    set_model_info(*model, response);
+    return ok_status();
+  }
+  Status get_server_info(const v1::GetServerInfoRequest&, v1::GetServerInfoResponse& response) {
+    set_server_info(response);
+    return ok_status();
+  }
+
   Result<const ServedModel*> named_model(const std::string& name) const {
     KIVI_ASSIGN_OR_RETURN(const ServedModel* model, core_.model());
     KIVI_RETURN_IF_ERROR(check_model_name(*model, name));
     return model;
-  }
-
-  // Runs `method` on the executor (tokenizing a long text takes long) and ends the call.
-  grpc::ServerUnaryReactor* answer(grpc::CallbackServerContext& context, const char* name,
-                                   std::function<Status()> method) {
-    grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
-    auto call = std::make_shared<CallInfo>(begin_call(context, core_, name, ""));
-    core_.executor().post([this, reactor, call, method = std::move(method)] {
-      grpc::Status status = unauthenticated_status();
-      if (call->authenticated) {
-        const Status result = run_guarded(method);
-        status = result.ok() ? grpc::Status::OK : to_grpc_status(result.error());
-      }
-      call_handled(core_, *call, status.error_code());
-      reactor->Finish(std::move(status));
-    });
-    return reactor;
   }
 
   static void set_model_info(const ServedModel& model, v1::GetModelInfoResponse& response) {
@@ -277,6 +379,7 @@ class KiviService final : public v1::Kivi::CallbackService {
   }
 
   GrpcCore& core_;
+  int added_ = 0;  // methods
 };
 
 }  // namespace

@@ -7,7 +7,14 @@ namespace kivi {
 
 HttpReply handle_health(HttpContext& context, const HttpRequest&) {
   const ServerPhase phase = context.phase();
-  if (phase == ServerPhase::ready) return json_reply(R"({"status":"ok"})");
+  if (phase == ServerPhase::ready && context.grpc_answers())
+    return json_reply(R"({"status":"ok"})");
+  if (phase == ServerPhase::ready) {
+    ApiError error{503, "unavailable_error", "grpc_unreachable",
+                   "the gRPC port of this server does not answer the server's own probes"};
+    error.retry_after = 5;
+    return error_reply(error);
+  }
   const bool loading = phase == ServerPhase::loading;
   ApiError error{503, "unavailable_error", loading ? "loading" : "draining",
                  loading ? "the model is being loaded" : "the server is shutting down"};

@@ -2,7 +2,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
-#include "engine/serving/completion_prompts.h"
+#include "engine/serving/completion.h"
 #include "server/http/http_connection.h"
 #include "server/http/worker.h"
 #include "server/json_writer.h"

@@ -41,6 +41,10 @@ class HttpContext {
   }
   void begin_drain() { phase_.store(ServerPhase::draining, std::memory_order_release); }
 
+  // False while the server's own gRPC port does not answer: the server is not ready then.
+  bool grpc_answers() const { return grpc_answers_.load(std::memory_order_relaxed); }
+  void set_grpc_answers(bool answers) { grpc_answers_ = answers; }
+
   // Logs each unknown field's name once, the first few hundred of them.
   void note_unknown_fields(const std::vector<std::string>& names);
 
@@ -61,6 +65,7 @@ class HttpContext {
   ApiKeys keys_;
   std::atomic<ServerPhase> phase_{ServerPhase::loading};
   std::atomic<const ServedModel*> model_{nullptr};
+  std::atomic<bool> grpc_answers_{true};
   boost::asio::thread_pool worker_;
   std::mutex mutex_;  // guards noted_
   std::set<std::string> noted_;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -63,6 +64,13 @@ Status HttpServer::start() {
         fmt::format("cannot {} {}:{}: {}", what, config_.host, config_.port, error.message()),
         "port"};
   };
+  KIVI_ASSIGN_OR_RETURN(certificates_, TlsCertificates::load(config_, "http/1.1"));
+  if (certificates_)
+    relay_.emplace(
+        *certificates_,
+        TlsRelay::Options{.threads = std::max(1, config_.io_threads),
+                          .connections_max = config_.max_connections,
+                          .handshake_timeout = std::chrono::seconds(config_.header_timeout)});
   tcp::resolver resolver(io_[0]->context);
   const auto found =
       resolver.resolve(config_.host, std::to_string(config_.port), tcp::resolver::passive, error);
@@ -97,6 +105,11 @@ asio::awaitable<void> HttpServer::accept() {
       continue;
     }
     try {
+      if (relay_) {
+        relay_->serve(socket.release(),
+                      [this, &io](int descriptor) { open_relayed(io, descriptor); });
+        continue;
+      }
       asio::post(io.context,
                  [this, &io, socket = std::move(socket), accepted = Clock::now()]() mutable {
                    open(io, std::move(socket), accepted);
@@ -105,6 +118,22 @@ asio::awaitable<void> HttpServer::accept() {
       spdlog::error("a connection was dropped by an exception: {}", e.what());
     }
   }
+}
+
+// A connection whose TLS the relay speaks. It is no TCP socket, but it is used as one: nothing but
+// reads, writes and shutdowns matters.
+void HttpServer::open_relayed(IoThread& io, int descriptor) {
+  tcp::socket socket(io.context);
+  error_code failed;
+  socket.assign(tcp::v4(), descriptor, failed);
+  if (failed) {
+    ::close(descriptor);
+    return;
+  }
+  asio::post(io.context,
+             [this, &io, socket = std::move(socket), accepted = Clock::now()]() mutable {
+               open(io, std::move(socket), accepted);
+             });
 }
 
 void HttpServer::open(IoThread& io, tcp::socket socket, Clock::time_point accepted) {
@@ -123,6 +152,10 @@ void HttpServer::open(IoThread& io, tcp::socket socket, Clock::time_point accept
 }
 
 void HttpServer::set_model(const ServedModel& model) { shared_.set_model(model); }
+
+Status HttpServer::reload_certificates() {
+  return certificates_ ? certificates_->reload() : ok_status();
+}
 
 void HttpServer::begin_drain() { shared_.begin_drain(); }
 
@@ -143,6 +176,7 @@ void HttpServer::stop() {
     error_code ignored;
     acceptor_->close(ignored);
   });
+  if (relay_) relay_->stop_accepting();
   for (const auto& io : io_)
     asio::post(io->context, [&io = *io] {
       // close() may end a connection, which takes it out of the set.
@@ -153,6 +187,7 @@ void HttpServer::stop() {
   work_.clear();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
+  relay_.reset();           // has handed the last bytes over
   shared_.worker().join();  // nothing can be given to it any more
 }
 

@@ -14,6 +14,7 @@
 
 #include "server/http/http_connection.h"
 #include "server/http/http_context.h"
+#include "server/tls_relay.h"
 
 namespace kivi {
 
@@ -29,6 +30,9 @@ class HttpServer {
   // Binds, listens and starts the io threads; from now on /health answers (503, loading). Errors
   // name the address.
   Status start();
+  // Any thread, after start(): reads the certificates again, for connections that come later. On an
+  // error the old ones stay. Nothing happens without TLS.
+  Status reload_certificates();
   // The port that is listened on; after start().
   int port() const { return port_; }
   // The model is loaded: requests are taken. It must live until stop() has returned.
@@ -37,6 +41,8 @@ class HttpServer {
   void set_api_keys(const std::vector<std::string>& keys) { shared_.keys().replace(keys); }
   // New completions are refused with 503; what runs goes on.
   void begin_drain();
+  // Any thread: whether the gRPC port answers. While it does not, /health/ready is 503.
+  void set_grpc_answers(bool answers) { shared_.set_grpc_answers(answers); }
   // Waits until no request is being answered; false if some are left after `timeout`.
   bool wait_idle(std::chrono::milliseconds timeout);
   // Closes every connection (unfinished requests are cancelled) and joins the io threads.
@@ -44,6 +50,7 @@ class HttpServer {
 
  private:
   boost::asio::awaitable<void> accept();
+  void open_relayed(IoThread& io, int descriptor);
   void open(IoThread& io, boost::asio::ip::tcp::socket socket, Clock::time_point accepted);
 
   const ServerConfig& config_;
@@ -51,6 +58,8 @@ class HttpServer {
   std::vector<std::unique_ptr<IoThread>> io_;
   std::vector<boost::asio::executor_work_guard<boost::asio::io_context::executor_type>> work_;
   std::optional<boost::asio::ip::tcp::acceptor> acceptor_;  // on io_[0]
+  std::unique_ptr<TlsCertificates> certificates_;           // null: no TLS
+  std::optional<TlsRelay> relay_;                           // with certificates
   std::vector<std::thread> threads_;
   int port_ = -1;
   std::atomic<bool> stopping_{false};

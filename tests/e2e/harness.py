@@ -50,6 +50,7 @@ class Reply:
 
 class Server:
     """`kivi serve` of the Llama tales or another model; ready when the constructor returns."""
+    preexec = None  # a function that the new process calls before it becomes the server
 
     def __init__(self, *arguments, model=MODEL, **variables):
         self.port, self.grpc_port = free_port(), free_port()
@@ -57,7 +58,7 @@ class Server:
         self.process = subprocess.Popen(
             [KIVI, "serve", model, "--port", str(self.port), "--grpc-port", str(self.grpc_port),
              *arguments], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-            env=environment(**variables))
+            env=environment(**variables), preexec_fn=self.preexec)
         deadline = time.monotonic() + 60
         while self.get("/health/ready").status != 200:
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -161,14 +161,11 @@ TEST_CASE("A wrong type in a file is an error that names file, key and value") {
   }
 }
 
-TEST_CASE("A flag that this version does not support is refused by name in every source") {
-  CHECK(error_of(kServe, {"--ssl-keyfile", "k"}) ==
-        "--ssl-keyfile is not supported by this version. Leave it out");
-  CHECK(error_of(kServe, {}, {{"KIVI_SSL_CERTFILE", "c"}}) ==
-        "KIVI_SSL_CERTFILE is not supported by this version. Leave it out");
-  const TemporaryFile file(R"({"ssl_certfile": "x"})");
-  CHECK(error_of(kServe, {"--config", file.path.string()}).find("not supported") !=
-        std::string::npos);
+TEST_CASE("The files of TLS are taken from every source") {
+  CHECK(parsed({"--ssl-keyfile", "k"}).server.ssl_keyfile == "k");
+  CHECK(parsed({}, {{"KIVI_SSL_CERTFILE", "c"}}).server.ssl_certfile == "c");
+  const TemporaryFile file(R"({"ssl_ca_certs": "x"})");
+  CHECK(parsed({"--config", file.path.string()}).server.ssl_ca_certs == "x");
 }
 
 TEST_CASE("Booleans are switched on and off") {

@@ -1,0 +1,272 @@
+#include "server/grpc/grpc_listener.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <spdlog/spdlog.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "engine/request.h"
+
+namespace kivi {
+namespace {
+
+// How long the listener waits before it accepts again when no descriptor is left. The kernel keeps
+// the connection in its backlog meanwhile.
+constexpr int kPauseMs = 100;
+// Refusals and failed accepts are logged at most this often: strangers cause them.
+constexpr std::chrono::seconds kLogInterval{10};
+
+// Whom a limit per source counts together. A single user of IPv6 usually has a whole /64.
+using Source = std::array<unsigned char, 16>;
+
+Source source_of(const sockaddr_storage& address) {
+  Source source{};
+  if (address.ss_family == AF_INET6) {
+    const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address);
+    const bool mapped = IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr);
+    std::memcpy(source.data(), v6.sin6_addr.s6_addr, mapped ? 16 : 8);
+  } else {
+    const auto& v4 = reinterpret_cast<const sockaddr_in&>(address);
+    source[10] = source[11] = 0xff;  // as IPv6 maps it
+    std::memcpy(source.data() + 12, &v4.sin_addr, 4);
+  }
+  return source;
+}
+
+bool same_address(const sockaddr_storage& a, const sockaddr_storage& b) {
+  if (port_of(a) != port_of(b)) return false;
+  if (a.ss_family == AF_INET6 && b.ss_family == AF_INET6)
+    return std::memcmp(&reinterpret_cast<const sockaddr_in6&>(a).sin6_addr,
+                       &reinterpret_cast<const sockaddr_in6&>(b).sin6_addr, sizeof(in6_addr)) == 0;
+  return source_of(a) == source_of(b);
+}
+
+// Host names may stand in brackets, as gRPC's addresses of IPv6 do.
+std::string bare_host(const std::string& host) {
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']')
+    return host.substr(1, host.size() - 2);
+  return host;
+}
+
+// Limits how often one kind of line is logged. One thread.
+class LogGate {
+ public:
+  bool open() {
+    const Clock::time_point now = Clock::now();
+    if (last_ && now - *last_ < kLogInterval) return false;
+    last_ = now;
+    return true;
+  }
+
+ private:
+  std::optional<Clock::time_point> last_;
+};
+
+}  // namespace
+
+int port_of(const sockaddr_storage& address) {
+  return ntohs(address.ss_family == AF_INET6
+                   ? reinterpret_cast<const sockaddr_in6&>(address).sin6_port
+                   : reinterpret_cast<const sockaddr_in&>(address).sin_port);
+}
+
+struct GrpcListener::Impl {
+  ~Impl() {
+    for (const int descriptor : {listening, epoll, stopping})
+      if (descriptor >= 0) close(descriptor);
+  }
+
+  void run();
+  // False: no descriptor is left.
+  bool accept_all();
+  void admit(int descriptor, const sockaddr_storage& peer);
+  void forget(int watched);
+  bool is_probe(const sockaddr_storage& peer);
+
+  Options options;
+  Take take;
+  Refused refused;
+  sockaddr_storage address{};
+  int listening = -1, epoll = -1, stopping = -1;
+  std::thread thread;
+  std::atomic<int> connections{0};
+  std::mutex mutex;  // guards probe
+  std::optional<sockaddr_storage> probe;
+
+  // Of the thread. `watched` holds a duplicate of each connection's descriptor: its hang-up says
+  // that the taker has shut the socket down, or that the peer has reset it.
+  std::unordered_map<int, Source> watched;
+  std::map<Source, int> per_source;
+  LogGate refusal_log, failure_log;
+};
+
+GrpcListener::GrpcListener() : impl_(std::make_unique<Impl>()) {}
+
+GrpcListener::~GrpcListener() { stop(); }
+
+Status GrpcListener::listen(const Options& options) {
+  Impl& impl = *impl_;
+  impl.options = options;
+  const auto failed = [&](const std::string& why) {
+    return Error{ErrorCode::invalid,
+                 fmt::format("grpc_port {}: cannot listen on {}:{}: {}", options.port, options.host,
+                             options.port, why),
+                 "grpc_port"};
+  };
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+  addrinfo* found = nullptr;
+  if (const int error = getaddrinfo(bare_host(options.host).c_str(),
+                                    std::to_string(options.port).c_str(), &hints, &found);
+      error != 0)
+    return failed(gai_strerror(error));
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
+  impl.listening =
+      socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, found->ai_protocol);
+  impl.epoll = epoll_create1(EPOLL_CLOEXEC);
+  impl.stopping = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (impl.listening < 0 || impl.epoll < 0 || impl.stopping < 0) return failed(strerror(errno));
+  const int on = 1;
+  setsockopt(impl.listening, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  socklen_t length = sizeof(impl.address);
+  if (bind(impl.listening, found->ai_addr, found->ai_addrlen) != 0 ||
+      ::listen(impl.listening, SOMAXCONN) != 0 ||
+      getsockname(impl.listening, reinterpret_cast<sockaddr*>(&impl.address), &length) != 0)
+    return failed(strerror(errno));
+  for (const int descriptor : {impl.listening, impl.stopping}) {
+    epoll_event event{.events = EPOLLIN, .data = {.fd = descriptor}};
+    if (epoll_ctl(impl.epoll, EPOLL_CTL_ADD, descriptor, &event) != 0)
+      return failed(strerror(errno));
+  }
+  return ok_status();
+}
+
+void GrpcListener::start(Take take, Refused refused) {
+  impl_->take = std::move(take);
+  impl_->refused = std::move(refused);
+  impl_->thread = std::thread([this] { impl_->run(); });
+}
+
+void GrpcListener::stop() {
+  if (!impl_->thread.joinable()) return;
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = write(impl_->stopping, &one, sizeof(one));
+  impl_->thread.join();
+}
+
+const sockaddr_storage& GrpcListener::address() const { return impl_->address; }
+
+int GrpcListener::port() const { return port_of(impl_->address); }
+
+int GrpcListener::connections() const { return impl_->connections; }
+
+void GrpcListener::expect_probe(const sockaddr_storage& address) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->probe = address;
+}
+
+void GrpcListener::Impl::run() {
+  std::array<epoll_event, 64> events;
+  bool paused = false;
+  for (;;) {
+    // While the listener pauses, the level-triggered listening socket would wake it at once.
+    const int count = epoll_wait(epoll, events.data(), int(events.size()), -1);
+    for (int i = 0; i < count; ++i) {
+      const int descriptor = events[size_t(i)].data.fd;
+      if (descriptor == stopping) {
+        while (!watched.empty()) forget(watched.begin()->first);
+        close(std::exchange(listening, -1));
+        return;
+      }
+      if (descriptor == listening)
+        paused = !accept_all();
+      else if ((events[size_t(i)].events & EPOLLHUP) != 0)
+        forget(descriptor);
+    }
+    if (std::exchange(paused, false))
+      std::this_thread::sleep_for(std::chrono::milliseconds(kPauseMs));
+  }
+}
+
+bool GrpcListener::Impl::accept_all() {
+  // A bound on the turn, so that hang-ups are seen during a flood of connections.
+  constexpr int kMaxPerTurn = 256;
+  for (int i = 0; i < kMaxPerTurn; ++i) {
+    sockaddr_storage peer{};
+    socklen_t length = sizeof(peer);
+    const int descriptor = accept4(listening, reinterpret_cast<sockaddr*>(&peer), &length,
+                                   SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (descriptor >= 0) {
+      admit(descriptor, peer);
+      continue;
+    }
+    if (errno == EAGAIN) return true;
+    if (errno == EINTR || errno == ECONNABORTED) continue;
+    if (failure_log.open()) spdlog::warn("gRPC: cannot accept a connection: {}", strerror(errno));
+    return false;
+  }
+  return true;
+}
+
+void GrpcListener::Impl::admit(int descriptor, const sockaddr_storage& peer) {
+  const int on = 1;
+  setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  if (is_probe(peer)) return take(descriptor, true);
+  const Source source = source_of(peer);
+  const auto held = per_source.find(source);
+  int copy = -1;
+  if (int(watched.size()) < options.connections_max &&
+      (held == per_source.end() || held->second < options.connections_per_source))
+    copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+  epoll_event event{.events = EPOLLET, .data = {.fd = copy}};  // EPOLLHUP needs no asking
+  if (copy < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, copy, &event) != 0) {
+    if (copy >= 0) close(copy);
+    close(descriptor);
+    if (refusal_log.open())
+      spdlog::warn(
+          "gRPC: a connection is refused: {} are open (at most {}, and {} from one address)",
+          watched.size(), options.connections_max, options.connections_per_source);
+    return refused();
+  }
+  watched.emplace(copy, source);
+  ++per_source[source];
+  ++connections;
+  take(descriptor, false);
+}
+
+void GrpcListener::Impl::forget(int copy) {
+  const auto it = watched.find(copy);
+  if (it == watched.end()) return;
+  if (const auto held = per_source.find(it->second); --held->second == 0) per_source.erase(held);
+  watched.erase(it);
+  --connections;
+  // Closing alone would leave the registration as long as the taker's descriptor is open.
+  epoll_ctl(epoll, EPOLL_CTL_DEL, copy, nullptr);
+  close(copy);
+}
+
+bool GrpcListener::Impl::is_probe(const sockaddr_storage& peer) {
+  const std::lock_guard lock(mutex);
+  if (!probe || !same_address(*probe, peer)) return false;
+  probe.reset();
+  return true;
+}
+
+}  // namespace kivi

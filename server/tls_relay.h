@@ -1,0 +1,46 @@
+// TlsRelay: speaks TLS with clients and plain bytes with a front end. Each connection becomes a
+// pair of sockets inside the process, whose far end the front end takes for its client.
+//
+// Why not TLS inside the front ends: gRPC's own TLS needs gRPC's own listener, which never accepts
+// again after descriptors ran out. And HTTP connections stay free of TLS's hidden buffers.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+
+#include "server/tls_certificates.h"
+
+namespace kivi {
+
+class TlsRelay {
+ public:
+  struct Options {
+    int threads = 1;
+    int connections_max = 0;  // handshakes under way and relayed connections together
+    std::chrono::seconds handshake_timeout{20};
+  };
+  // Takes over the front end's end of a pair: a non-blocking, close-on-exec stream socket. Called
+  // once the handshake is done, on one of the relay's threads.
+  using Take = std::function<void(int descriptor)>;
+
+  // `certificates` outlives the relay.
+  TlsRelay(const TlsCertificates& certificates, const Options& options);
+  ~TlsRelay();  // stop()
+  TlsRelay(const TlsRelay&) = delete;
+  TlsRelay& operator=(const TlsRelay&) = delete;
+
+  // Any thread: serves a client's non-blocking TCP socket, and owns it. A connection beyond the
+  // limit is closed at once.
+  void serve(int descriptor, Take take);
+  // No Take is called any more once this has returned. Connections go on.
+  void stop_accepting();
+  // Closes all connections and joins the threads. No serve() may run or follow.
+  void stop();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kivi

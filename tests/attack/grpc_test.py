@@ -1,0 +1,216 @@
+"""What a stranger may send to the gRPC port: none of it may cost memory, or other clients."""
+
+import socket
+import struct
+import time
+import unittest
+import zlib
+
+import attack_harness as attack
+import h2
+from attack_harness import COMPLETE, harness
+
+MB = 1 << 20
+
+
+def bomb(megabytes, wbits):
+    """A valid message that is `megabytes` of text, compressed: about a thousandth of it."""
+    head = b"\x12" + varint(megabytes * MB)  # field 2: the prompt's text
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, wbits)
+    piece = b"a" * MB
+    out = [squeeze.compress(head)] + [squeeze.compress(piece) for _ in range(megabytes)]
+    return b"".join(out) + squeeze.flush()
+
+
+def varint(value):
+    out = b""
+    while value >= 128:
+        out += bytes([value % 128 + 128])
+        value //= 128
+    return out + bytes([value])
+
+
+class Messages(harness.WithServer):
+    def test_a_compressed_message_is_refused_before_it_is_inflated(self):
+        for encoding, wbits in (("gzip", 31), ("deflate", 15), ("identity", 31), (None, 31)):
+            with self.subTest(encoding=encoding):
+                more = [("grpc-encoding", encoding)] if encoding else []
+                payload = h2.message(bomb(256, wbits), flag=1)
+                with attack.Growth(self.server) as growth, h2.Connection(
+                        self.server.grpc_port) as connection:
+                    stream = connection.open(COMPLETE, *more)
+                    try:
+                        connection.data(stream, payload)
+                        self.assertIsNotNone(connection.end_of(stream))
+                    except OSError:
+                        pass  # refused before all of it was sent
+                self.assertLess(growth.mb, 64)
+                self.assertEqual(attack.grpc_code(self.server), "OK")
+
+    def test_a_deadline_of_ten_thousand_years_is_none(self):
+        request = attack.stubs().kivi.GenerateRequest(text="a tale", max_tokens=1)
+        with h2.Connection(self.server.grpc_port) as connection:
+            stream = connection.open(COMPLETE, ("grpc-timeout", "99999999H"))
+            connection.data(stream, h2.message(request.SerializeToString()))
+            reply = connection.end_of(stream)
+        self.assertTrue(reply, "the call ended without a message")
+        response = attack.stubs().kivi.CompleteResponse.FromString(reply[5:])
+        self.assertEqual(response.usage.completion_tokens, 1)
+
+    def test_a_bad_binary_header_costs_its_own_connection_alone(self):
+        with h2.Connection(self.server.grpc_port) as other:
+            stream = other.open(COMPLETE)
+            with h2.Connection(self.server.grpc_port) as attacker:
+                attacker.open(COMPLETE, ("x-bin", "!!!!"), end=True)
+                attacker.is_open(0.5)
+            request = attack.stubs().kivi.GenerateRequest(text="a tale", max_tokens=1)
+            other.data(stream, h2.message(request.SerializeToString()))
+            self.assertTrue(other.end_of(stream))
+
+    def test_headers_without_an_end_hold_little_memory(self):
+        table = b"".join(b"\x40" + h2.literal(f"x-{i}") + h2.literal("v" * 64) for i in range(200))
+        resize = b"\x3f\xe1\x1f\x20" * 4000  # the table's size to 4,096 and to 0, again and again
+        for name, block in (("literals", h2.header_block("/", *[("x-a", "b" * 1000)] * 15)),
+                            ("entries of the table", table), ("sizes of the table", resize),
+                            ("a value without an end", b"\x00\x01x\x7f\xff\xff\xff\x7f" + b"v" * 16000)):
+            with self.subTest(block=name), attack.Growth(self.server) as growth, h2.Connection(
+                    self.server.grpc_port) as connection:
+                try:
+                    connection.send(h2.frame(h2.HEADERS, 0, 1, block[:16000]))
+                    for _ in range(2000):  # 32 MB
+                        connection.send(h2.frame(h2.CONTINUATION, 0, 1, block[:16000]))
+                except OSError:
+                    pass  # the server has closed it
+                connection.is_open(0.5)
+            self.assertLess(growth.mb, 64)
+            self.assertEqual(attack.grpc_code(self.server), "OK")
+
+    def test_what_is_no_request_ends_its_call(self):
+        for payload in (b"\xff" * 64, b"\x12\xff\xff\xff\xff\x0f", b"\x0a\x02\xc3\x28"):
+            with self.subTest(payload=payload), h2.Connection(self.server.grpc_port) as connection:
+                stream = connection.open(COMPLETE)
+                connection.data(stream, h2.message(payload))
+                self.assertEqual(connection.end_of(stream), b"")
+        with h2.Connection(self.server.grpc_port) as connection:
+            stream = connection.open(COMPLETE, end=True)  # no message at all
+            self.assertEqual(connection.end_of(stream), b"")
+        self.assertEqual(attack.grpc_code(self.server), "OK")
+
+
+class Keys(harness.WithServer):
+    arguments = ("--api-key", "secret", "--header-timeout", "1")
+
+    def test_a_call_without_a_key_ends_by_its_headers_alone(self):
+        methods = ("Generate", "Complete", "Tokenize", "Detokenize", "Abort", "GetModelInfo",
+                   "GetServerInfo")
+        for method in methods:
+            for more in ((), (("authorization", "Bearer wrong"),)):
+                with self.subTest(method=method, more=more), h2.Connection(
+                        self.server.grpc_port) as connection:
+                    stream = connection.open(f"/kivi.v1.Kivi/{method}", *more)  # and no message
+                    self.assertEqual(connection.end_of(stream, 0.8), b"")
+
+    def test_streams_without_a_key_hold_no_messages(self):
+        with attack.Growth(self.server) as growth:
+            with h2.Connection(self.server.grpc_port) as connection:
+                streams = [connection.open(COMPLETE) for _ in range(20)]
+                try:
+                    for stream in streams:
+                        connection.data(stream, h2.message(b"x" * (3 * MB)), end=False)
+                except OSError:
+                    pass  # the server has had enough
+                connection.is_open(0.5)
+        self.assertLess(growth.mb, 16)
+        self.assertEqual(attack.grpc_code(self.server, key="secret"), "OK")
+
+    def test_a_message_that_does_not_arrive_ends_its_call(self):
+        for method in ("Generate", "Complete", "Tokenize"):
+            with self.subTest(method=method), h2.Connection(self.server.grpc_port) as connection:
+                stream = connection.open(f"/kivi.v1.Kivi/{method}",
+                                         ("authorization", "Bearer secret"))
+                connection.data(stream, b"\0\0\0\1\0" + b"x", end=False)
+                self.assertIsNone(connection.end_of(stream, 0.5))
+                self.assertEqual(connection.end_of(stream, 5), b"")
+        self.assertEqual(attack.grpc_code(self.server, key="secret"), "OK")
+
+
+class Connections(harness.WithServer):
+    arguments = ("--max-grpc-connections", "40")
+
+    def test_one_address_holds_at_most_half_of_the_connections(self):
+        held = [h2.Connection(self.server.grpc_port) for _ in range(60)]
+        try:
+            still = [connection.is_open(0.05) for connection in held]
+            self.assertEqual(sum(still), 20)
+            self.assertEqual(attack.grpc_code(self.server, 2), "UNAVAILABLE")
+            self.assertEqual(self.server.get("/health/ready").status, 200)
+            self.assertGreater(self.server.metric("admission_rejected_total",
+                                                  reason="connections"), 0)
+        finally:
+            for connection in held:
+                connection.close()
+        self.assertTrue(attack.eventually(
+            lambda: attack.grpc_code(self.server) == "OK", 10))
+
+    def test_connections_that_are_cut_make_room(self):
+        for _ in range(100):
+            connection = h2.Connection(self.server.grpc_port)
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                                         struct.pack("ii", 1, 0))
+            connection.close()
+            time.sleep(0.005)
+        self.assertEqual(attack.grpc_code(self.server), "OK")
+
+    def test_a_half_closed_connection_makes_room(self):
+        held = []
+        for _ in range(40):
+            connection = h2.Connection(self.server.grpc_port)
+            connection.socket.shutdown(socket.SHUT_WR)
+            held.append(connection)  # and never closed by us
+            time.sleep(0.01)
+        self.assertEqual(attack.grpc_code(self.server), "OK")
+        for connection in held:
+            connection.close()
+
+
+class Idle(harness.WithServer):
+    arguments = ("--idle-timeout", "1")
+
+    def test_connections_without_calls_are_closed(self):
+        silent = socket.create_connection(("127.0.0.1", self.server.grpc_port), timeout=10)
+        with silent, h2.Connection(self.server.grpc_port) as connection:
+            while silent.recv(4096):  # the server's settings, then its end
+                pass
+            self.assertFalse(connection.is_open(5))
+        self.assertEqual(attack.grpc_code(self.server), "OK")
+
+
+@attack.slow
+class RapidResets(harness.WithServer):
+    def test_the_memory_of_60000_resets_comes_back(self):
+        pid = self.server.process.pid
+        attack.grpc_code(self.server)
+        before = attack.memory_mb(pid)
+        for _ in range(20):
+            with h2.Connection(self.server.grpc_port) as connection:
+                for _ in range(30):
+                    burst = b""
+                    for _ in range(100):
+                        stream, connection.next_stream = (connection.next_stream,
+                                                          connection.next_stream + 2)
+                        burst += h2.frame(h2.HEADERS, h2.END_HEADERS, stream,
+                                          h2.header_block(COMPLETE))
+                        burst += h2.frame(h2.RST_STREAM, 0, stream, struct.pack(">I", 8))
+                    try:
+                        connection.send(burst)
+                    except OSError:
+                        break  # the server has closed it
+                connection.is_open(0.1)
+            print(f"resets: {attack.memory_mb(pid) - before:+.0f} MB", flush=True)
+        self.assertEqual(attack.grpc_code(self.server, 10), "OK")
+        self.assertTrue(attack.eventually(lambda: attack.memory_mb(pid) - before < 64, 60),
+                        f"{attack.memory_mb(pid) - before:.0f} MB are still held")
+
+
+if __name__ == "__main__":
+    unittest.main()
