@@ -1,6 +1,7 @@
 // StderrSink: spdlog's sink for standard error that a stalled reader cannot hold for ever.
 #pragma once
 
+#include <spdlog/async_logger.h>
 #include <spdlog/details/thread_pool.h>
 #include <spdlog/sinks/base_sink.h>
 
