@@ -10,10 +10,6 @@
 #include "base/result.h"
 #include "server/server_config.h"
 
-namespace spdlog {
-class logger;
-}
-
 namespace kivi {
 
 // Sets up spdlog's default logger: standard error, `log_level`, and `log_format`: text lines, or
