@@ -1,5 +1,5 @@
-// Reading the JSON files of a model folder: bounded in size and depth, and every error names the
-// file, the key, its value and what was expected.
+// Reads the JSON files of a model folder. Size and depth are bounded. Every error names the file,
+// the key, its value and what it must be.
 #pragma once
 
 #include <cstdint>
@@ -14,30 +14,30 @@
 
 namespace kivi {
 
-// A JSON file larger than this is not a model's. A text nested deeper than this is refused, because
-// the parser recurses.
+// No model has a JSON file larger than this. A text nested deeper than this is refused, because the
+// parser recurses.
 inline constexpr int64_t kMaxJsonFileBytes = 256 << 20;
 inline constexpr int kMaxJsonDepth = 64;
 
-// The whole of a text file of at most `bytes_max` bytes. Errors: not_found, invalid; both name the
-// path.
+// Returns the contents of a text file of at most `bytes_max` bytes. The errors, `not_found` and
+// `invalid`, name the path.
 Result<std::string> read_text_file(const std::string& path, int64_t bytes_max);
 
-// Parses one JSON document nested at most kMaxJsonDepth deep. `name` stands for the text in errors.
+// Parses one JSON document nested at most kMaxJsonDepth deep. Errors call the document `name`.
 Result<nlohmann::json> parse_json(std::string_view text, const std::string& name);
 
 // read_text_file (kMaxJsonFileBytes), then parse_json.
 Result<nlohmann::json> read_json_file(const std::string& path);
 
-// Typed reading of one JSON object. The first mistake is kept and the getters return harmless
-// values after it, so that a caller reads all its keys in a row and asks status() once at the end.
-// A key whose value is null counts as absent. Borrows the object.
+// Reads the members of one JSON object with their types. The first mistake is kept, and the getters
+// return harmless values after it. So a caller reads all keys in a row and asks status() once at
+// the end. A key whose value is null counts as absent. The object must outlive the reader.
 class JsonReader {
  public:
   JsonReader(std::string file, const nlohmann::json& object);
 
   bool has(const std::string& key) const;
-  // Is it there, and null? For the few keys whose absence means something else.
+  // Returns true if the key is there and null. Only a few keys treat this differently from absence.
   bool is_null(const std::string& key) const;
 
   // Required keys. Bounds are inclusive.
@@ -50,14 +50,15 @@ class JsonReader {
   double number_or(const std::string& key, double fallback, double min, double max);
   bool boolean_or(const std::string& key, bool fallback);
   std::string string_or(const std::string& key, const std::string& fallback);
-  // A token id or a list of at most 64 of them, each in [0, 2^31); absent: none.
+  // Returns a token id, or a list of at most 64 of them, each in [0, 2^31). Empty if absent.
   std::vector<int32_t> ids(const std::string& key);
-  // A list of strings; absent: none.
+  // Returns a list of strings. Empty if absent.
   std::vector<std::string> strings(const std::string& key);
-  // The object under `key`, which must be present; its errors are this reader's errors.
+  // Returns a reader of the object under `key`, which must be present. Its errors are this reader's
+  // errors too.
   JsonReader object(const std::string& key);
 
-  // Records a mistake that the getters cannot see: "<file>: <key> is <value>, <expected>".
+  // Records a mistake that the getters cannot see, as "<file>: <key> is <value>, <expected>".
   void reject(const std::string& key, const std::string& expected,
               ErrorCode code = ErrorCode::invalid);
 

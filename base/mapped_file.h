@@ -1,4 +1,4 @@
-// MappedFile: a read-only mapping of a whole file.
+// MappedFile is a read-only mapping of a whole file.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 
 namespace kivi {
 
-// A file that shrinks while it is mapped kills the process (SIGBUS), as with every mapped file.
+// If the file shrinks while it is mapped, a read kills the process (SIGBUS).
 class MappedFile {
  public:
   // Errors are those of RegularFile::open, and `invalid` for an empty file.

@@ -1,4 +1,4 @@
-// The percentile of a sample, as every report here has it.
+// The percentile of a sample. All reports use this definition.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 
 namespace kivi {
 
-// Linear interpolation between the closest ranks (as numpy.percentile). `sorted` is ascending; an
-// empty one gives 0. `percent` is 0 to 100.
+// Interpolates linearly between the closest ranks, as numpy.percentile does. `sorted` is ascending.
+// Returns 0 if it is empty. `percent` is from 0 to 100.
 inline double percentile(const std::vector<double>& sorted, double percent) {
   if (sorted.empty()) return 0;
   const double rank = percent / 100 * double(sorted.size() - 1);

@@ -1,4 +1,4 @@
-// Regex: a PCRE2 pattern over UTF-8 with Unicode classes, for the split patterns of tokenizers.
+// Regex is a PCRE2 pattern over UTF-8 with Unicode classes. Tokenizers split text with it.
 #pragma once
 
 #include <cstdint>
@@ -22,10 +22,10 @@ struct Span {
   uint32_t begin = 0, end = 0;
 };
 
-// `text` as a pattern that matches it and nothing else.
+// Returns a pattern that matches `text` and nothing else.
 std::string regex_literal(std::string_view text);
 
-// Memory for matching, of one thread; used again and again.
+// Memory for matching. One thread at a time may use it, for any number of calls.
 class RegexScratch {
  public:
   RegexScratch();
@@ -40,14 +40,14 @@ class RegexScratch {
   pcre2_real_jit_stack_8* stack_ = nullptr;
 };
 
-// Immutable; many threads may use it, each with a scratch of its own.
+// Immutable. Many threads may use it at once, each with its own scratch.
 class Regex {
  public:
-  // Errors (unsupported) show the pattern and what PCRE2 says about it.
+  // Compiles a pattern. The error (`unsupported`) shows the pattern and PCRE2's message.
   static Result<Regex> compile(const std::string& pattern);
 
-  // Appends the matches in `text` (valid UTF-8, below 4 GiB), first to last; none is empty, none
-  // overlap. A match that PCRE2 gives up (its own limits) ends the search.
+  // Appends the matches in `text` (valid UTF-8, below 4 GiB) in order. Matches are not empty and do
+  // not overlap. The search ends early if PCRE2 reaches one of its own limits.
   void find_all(std::string_view text, RegexScratch& scratch, std::vector<Span>& out) const;
 
  private:

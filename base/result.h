@@ -1,5 +1,5 @@
-// Result<T>: a value or an Error, for what users and files get wrong. Our own mistakes use
-// KIVI_VERIFY.
+// Result<T> holds a value or an Error. It is for mistakes of users and files. Our own mistakes fail
+// a KIVI_VERIFY.
 #pragma once
 
 #include <string>
@@ -10,12 +10,12 @@
 
 namespace kivi {
 
-// What kind of failure an Error is. The front ends map each to one HTTP status and one gRPC code.
+// The kind of a failure. The front ends map each kind to one HTTP status and one gRPC code.
 enum class ErrorCode {
   invalid,             // the caller's value is wrong (400, INVALID_ARGUMENT)
   context_length,      // prompt + output do not fit the model's context (400, OUT_OF_RANGE)
   not_found,           // no such model, file or request (404, NOT_FOUND)
-  unsupported,         // understood, but not built (501, UNIMPLEMENTED)
+  unsupported,         // understood, but not implemented (501, UNIMPLEMENTED)
   resource_exhausted,  // a stated limit is reached; try again later (503, RESOURCE_EXHAUSTED)
   unavailable,         // loading or draining; try again later (503, UNAVAILABLE)
   deadline,            // timed out (408, DEADLINE_EXCEEDED)
@@ -23,8 +23,8 @@ enum class ErrorCode {
   internal,            // a step failed (500, INTERNAL)
 };
 
-// `message` names the thing, its value and what was expected; `field` is the parameter at fault
-// ("" where there is none).
+// `message` names the thing, its value and what it must be. `field` is the parameter at fault, or
+// "".
 struct Error {
   ErrorCode code = ErrorCode::internal;
   std::string message;
@@ -42,7 +42,7 @@ class [[nodiscard]] Result {
   bool ok() const { return state_.index() == 0; }
   explicit operator bool() const { return ok(); }
 
-  // Verifies that the result is ok.
+  // Requires that the result is ok.
   T& value() & {
     KIVI_VERIFY(ok());
     return std::get<0>(state_);
@@ -61,7 +61,7 @@ class [[nodiscard]] Result {
   T* operator->() { return &value(); }
   const T* operator->() const { return &value(); }
 
-  // Verifies that the result is an error.
+  // Requires that the result is an error.
   const Error& error() const {
     KIVI_VERIFY(!ok());
     return std::get<1>(state_);

@@ -1,5 +1,5 @@
-// UTF-8 as RFC 3629 defines it (no surrogates, no overlong forms, at most U+10FFFF): checking,
-// counting, and turning a stream of bytes into whole characters.
+// Checks and counts UTF-8, and turns a stream of bytes into whole characters. UTF-8 is that of
+// RFC 3629: no surrogates, no overlong forms, at most U+10FFFF.
 #pragma once
 
 #include <cstdint>
@@ -12,22 +12,23 @@ inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+
 
 bool is_valid_utf8(std::string_view text);
 
-// `text` where it is valid; else `replaced`, which gets it with U+FFFD as Utf8Stream puts them.
+// Returns `text` if it is valid. Otherwise writes it to `replaced`, with U+FFFD where Utf8Stream
+// puts it, and returns that.
 std::string_view as_valid_utf8(std::string_view text, std::string& replaced);
 
-// Characters (code points) of valid UTF-8.
+// Returns the number of characters (code points) of valid UTF-8.
 int64_t utf8_length(std::string_view text);
 
-// Bytes in, whole characters out, whatever the split: the start of a character is held back until
-// its last byte is in. Bytes that can never become part of a character give U+FFFD, one for each
-// maximal beginning of a character (Unicode 15, section 3.9; Python's errors="replace" does the
-// same). One owner at a time; copyable.
+// Takes bytes and yields whole characters, however the bytes are split. The start of a character is
+// held back until its last byte is there. Bytes that can never become part of a character yield
+// U+FFFD, one for each maximal beginning of a character (Unicode 15, section 3.9; Python's
+// errors="replace" does the same). One owner at a time. Copyable.
 class Utf8Stream {
  public:
   // Appends to `out` every character that `bytes` completes.
   void append(std::string_view bytes, std::string& out);
 
-  // The end: what is held back gives U+FFFD.
+  // Ends the stream. Bytes that are held back yield U+FFFD.
   void flush(std::string& out);
 
   bool holding() const { return held_ > 0; }

@@ -1,5 +1,5 @@
-// KIVI_VERIFY: stops the process at our own mistakes, with file, line and text. User input never
-// reaches one. (Catch2 owns the name CHECK.)
+// KIVI_VERIFY stops the process if we made a mistake, and prints file, line and text. User input
+// must never be able to fail one. (Catch2 owns the name CHECK.)
 #pragma once
 
 #include <cstdio>

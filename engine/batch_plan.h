@@ -1,5 +1,5 @@
-// BatchPlan: what the next step computes. Made by Scheduler, run by a StepRunner, read again by
-// commit and emit. Valid for one step.
+// BatchPlan says what the next step computes. The Scheduler makes it, a StepRunner computes it, and
+// the engine reads it again to commit and emit. It is valid for one step.
 #pragma once
 
 #include <vector>
@@ -16,8 +16,8 @@ struct PlannedSequence {
   int past = 0;
   int count = 0;
   KvMode mode = KvMode::append;
-  bool completes = false;  // its last row is the newest token there is
-  bool samples = false;    // the last row's logits give the next token
+  bool completes = false;  // the last row is the sequence's newest token
+  bool samples = false;    // the next token is sampled from the last row's logits
   bool scores_prompt =
       false;  // every row whose successor is a prompt token is scored (prompt_logprobs)
 };

@@ -1,5 +1,5 @@
-// What an engine is started with. Plain data with the defaults; tools/flags maps every field to a
-// flag, KIVI_<FLAG> and a key of --config. `validate` is the one place that judges combinations.
+// The settings of an engine: plain data with defaults. tools/flags maps every field to a flag, a
+// variable KIVI_<FLAG> and a key of a --config file. `validate` is the only judge of combinations.
 #pragma once
 
 #include <cstdint>
@@ -45,16 +45,16 @@ struct EngineConfig {
   bool enforce_eager = false;                             // CUDA: no graphs
 };
 
-// The format named by kv_cache_dtype with G and R. `auto`: kivi2 for multi-head models, kivi4 for
-// GQA and MQA (heads_q > heads_kv). Errors name kv_cache_dtype, kivi_group_size or
-// kivi_residual_length.
+// Returns the format that kv_cache_dtype names, with G and R. `auto` is kivi2 for multi-head models
+// and kivi4 for GQA and MQA models (heads_q > heads_kv). Errors name kv_cache_dtype,
+// kivi_group_size or kivi_residual_length.
 Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, int query_heads);
 
-// "kivi4", "kivi2", "fp16", ... : the name a user gives, for logs and replies.
+// Returns the name that a user gives to a format ("kivi4", "fp16", ...), for logs and replies.
 std::string name_of(const KvFormat& format);
 
-// Ranges and combinations that can be judged without the model. The error's field is the field's
-// name above (the flag's, with _ for -).
+// Checks ranges and combinations that do not depend on the model. The error's field is the name of
+// the field above, which is the flag's name with _ for -.
 Status validate(const EngineConfig& config);
 
 }  // namespace kivi

@@ -1,5 +1,5 @@
-// Engine: tokens in, tokens out. `submit` may be called from any thread; one engine thread owns
-// everything else and runs steps while there is work; idle it sleeps.
+// Engine takes token ids and returns token ids. Any thread may call `submit`. One engine thread
+// owns everything else. It runs steps while there is work and sleeps otherwise.
 #pragma once
 
 #include <chrono>
@@ -18,15 +18,16 @@
 
 namespace kivi {
 
-// What the engine knows about its model; all that it needs besides the runner.
+// What the engine knows about its model, besides the runner.
 struct EngineLimits {
   int vocab_size = 0;
   int max_model_len = 0;               // prompt + output, tokens
   std::vector<int32_t> eos_token_ids;  // of config and generation_config
 };
 
-// A consistent snapshot for /metrics and /load. Taken when a step has been planned, and at its end
-// before its events are delivered: who reads a last event finds it counted.
+// A consistent snapshot for /metrics. It is taken after a step is planned, and at the end of the
+// step before its events are delivered. So a client that has read its last event is already
+// counted.
 struct EngineStats {
   int running = 0;
   int waiting = 0;  // not yet admitted, or preempted
@@ -36,7 +37,7 @@ struct EngineStats {
   int64_t kv_slots_total = 0, kv_slots_free = 0;
   int64_t staging_pages_total = 0, staging_pages_free = 0;
   uint64_t steps = 0;
-  uint64_t step_tokens = 0;        // rows computed, all steps
+  uint64_t step_tokens = 0;        // rows computed in all steps
   uint64_t prompt_tokens = 0;      // of admitted requests, counted once
   uint64_t generation_tokens = 0;  // sampled tokens that were emitted
   uint64_t preemptions = 0;
@@ -51,7 +52,7 @@ struct StepTrace {
   int sequences = 0;
   int decodes = 0;                     // sequences that computed one token and sampled the next
   int64_t context_tokens = 0;          // cached before the step, of all its sequences
-  std::chrono::nanoseconds planned{};  // when it began to be planned, since the trace began
+  std::chrono::nanoseconds planned{};  // when its planning began, since the trace began
   std::chrono::nanoseconds collected{};
   std::optional<StepTimes> device;  // none for the first step; none without a device
 
@@ -84,33 +85,34 @@ class Engine {
 
   // Starts the engine thread. Once.
   void start();
-  // Runs steps on the caller's thread until nothing is left (offline use and tests; not with
-  // start()).
+  // Runs steps on the caller's thread until nothing is left. For offline use and tests, without
+  // start().
   void run_until_idle();
-  // One step: admit, plan, launch, collect, commit, emit. Where the runner is asynchronous, what is
-  // collected is the step before: the next one is planned and launched while one runs, with tokens
-  // that only the device knows. False if there was nothing to do.
+  // Runs one step: admit, plan, launch, collect, emit. If the runner is asynchronous, the results
+  // are those of the step before. The next step is then planned and launched while one runs, with
+  // tokens that only the device knows. Returns false if there was nothing to do.
   bool step();
 
-  // The rest: any thread.
+  // Any thread may call the following.
 
-  // No new work is taken from now on; returns true when nothing was left within `timeout`. What is
-  // left after it ends with abort at the next step; without start() it is the caller who makes it.
+  // Takes no new work from now on, and waits until nothing is left. Returns false if work was left
+  // after `timeout`; that work ends with abort at the next step. Without start(), the caller must
+  // run it.
   bool drain(std::chrono::milliseconds timeout);
   // Ends every request at the next step with abort.
   void abort_all();
-  // Ends the requests of that id, and its choices' ("<id>/..."); false if there is none.
+  // Ends the requests with that id and those of its choices ("<id>/..."). Returns false if there
+  // are none.
   bool abort(const std::string& request_id);
 
   EngineStats stats() const;
-  // Called on the engine thread after each step with (rows, seconds); for metrics. Set it before
-  // start().
+  // Calls `observer` on the engine thread after each step, for metrics. Set it before start().
   void on_step(std::function<void(int rows, double seconds)> observer);
-  // The same with what the device did; from now on the device's times are taken, which costs two
-  // events a step. An empty observer ends it. Engine thread, or before start().
+  // Calls `observer` after each step with a trace that includes device times. Taking them costs two
+  // device events a step. Pass an empty function to stop. Engine thread, or before start().
   void on_trace(std::function<void(const StepTrace&)> observer);
-  // Shows every row of logits, before penalties and bias, to `observer`; each step then waits for
-  // its logits to come to the host. An empty observer ends it. Engine thread, or before start().
+  // Shows every row of logits, before penalties and bias, to `observer`. Each step then waits until
+  // its logits are on the host. Pass an empty function to stop. Engine thread, or before start().
   void on_logits(LogitsObserver observer);
   const EngineLimits& model() const;
   const EngineConfig& config() const;

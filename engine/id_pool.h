@@ -1,5 +1,6 @@
-// IdPool: which of n equal things (pages, slots, staging pages) are free. LIFO, so that recently
-// used memory is used again. A double release is our own mistake and is caught. Engine thread only.
+// IdPool knows which of n equal things (pages, slots, staging pages) are free. It is last in, first
+// out, so that recently used memory is used again. Giving an id back twice fails a KIVI_VERIFY.
+// Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@ class IdPool {
  public:
   explicit IdPool(int count);
 
-  // Appends `count` ids to `out`. All or nothing.
+  // Appends `count` ids to `out`, or returns false and changes nothing.
   bool take(int count, std::vector<int32_t>& out);
   void give_back(int32_t id);
 

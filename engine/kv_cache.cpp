@@ -5,7 +5,7 @@
 namespace kivi {
 namespace {
 
-// Pages that are still to be taken so that `held` reach `needed`.
+// Returns the number of pages to allocate so that `held` has `needed`.
 int missing(int needed, const std::vector<int32_t>& held) {
   const int have = int(held.size());
   return needed > have ? needed - have : 0;

@@ -1,5 +1,5 @@
-// KvCache: which pages, residual slot and staging pages a sequence holds. Bookkeeping only: the
-// bytes are written by Backend::kv_append. Accounting is exact: what is held is the sum over
+// KvCache knows which pages, residual slot and staging pages each sequence holds. It keeps the
+// books; Backend::kv_append writes the bytes. The books are exact: what is held is the sum over
 // sequences of what the format says, in whole pages and slots. Engine thread only.
 #pragma once
 
@@ -23,23 +23,24 @@ class KvCache {
  public:
   KvCache(const KvLayout& layout, const KvCapacity& capacity);
 
-  // Reserves what `tokens_more` tokens need in `mode`, and a slot where the sequence has none.
-  // All or nothing: on false, kv is unchanged.
-  //   store: pages for what is quantized of kv.tokens + tokens_more
-  //   stage: staging pages up to kv.tokens + tokens_more
-  //   commit: pages as in store, for all tokens; the staging pages stay held until commit()
+  // Reserves what `tokens_more` more tokens need in `mode`, and a slot if the sequence has none.
+  // Returns false and leaves kv unchanged if not everything is free.
+  //   append: pages for the quantized part of kv.tokens + tokens_more tokens
+  //   stage:  staging pages for kv.tokens + tokens_more tokens
+  //   seal:   pages as in append; the staging pages stay held until commit()
   bool reserve(SequenceKv& kv, int tokens_more, KvMode mode);
 
-  // The step has stored the tokens: kv.tokens grows; mode commit gives the staging pages back.
+  // Records that the step has stored the tokens: kv.tokens grows. Mode seal gives the staging pages
+  // back.
   void commit(SequenceKv& kv, int tokens_more, KvMode mode);
 
-  // Gives back everything. Safe on a sequence that holds nothing.
+  // Gives back everything that the sequence holds, if anything.
   void release(SequenceKv& kv);
 
-  // Could a sequence of `tokens` tokens ever run, alone?
+  // Returns true if a sequence of `tokens` tokens fits into the empty cache.
   bool fits_ever(int tokens) const;
 
-  // Pages (staging pages) that `tokens` tokens of one sequence take.
+  // Return the pages (staging pages) that `tokens` tokens of one sequence take.
   int pages_needed(int tokens) const;
   int staging_pages_needed(int tokens) const;
 
@@ -48,7 +49,7 @@ class KvCache {
   int pages_free() const { return pages_.free(); }
   int slots_free() const { return slots_.free(); }
   int staging_pages_free() const { return staging_.free(); }
-  // Held now: whole pages split into codes and parameters, slots as residual.
+  // Returns the bytes held now. Pages are split into codes and parameters; slots count as residual.
   KvBytes bytes_held() const;
 
  private:

@@ -1,5 +1,5 @@
-// Every fixed limit of the engine and the server, with its reason. Configurable limits have their
-// default here too.
+// Every fixed limit of the engine and the server, with its reason, and the defaults of some
+// configurable limits.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,7 @@
 
 namespace kivi {
 
-// A request's stop strings and stop ids are scanned at each token; logit_bias is sent to the
-// device.
+// Stop strings and stop ids are scanned at each token, and logit_bias is sent to the device.
 inline constexpr int kMaxStopStrings = 64;
 inline constexpr int kMaxStopStringBytes = 1024;
 inline constexpr int kMaxStopTokenIds = 256;

@@ -1,4 +1,4 @@
-// Sequence: the engine's record of a running request. Plain data; engine thread only.
+// Sequence is the engine's record of a request. Plain data. Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@
 
 namespace kivi {
 
-// What a sequence holds of the KvCache. Written by KvCache alone.
+// What a sequence holds of the KvCache. Only KvCache writes it.
 struct SequenceKv {
-  std::vector<int32_t> pages;          // page i holds tokens [i P, (i + 1) P)
+  std::vector<int32_t> pages;          // page i holds tokens [i P, (i + 1) P), P = page_tokens
   std::vector<int32_t> staging_pages;  // while its prompt is in flight in mode exact, chunked
   int32_t slot = -1;                   // residual slot; -1: none held
   int tokens = 0;                      // cached
@@ -30,26 +30,26 @@ struct Sequence {
   uint64_t seed = 0;   // resolved
   SequenceState state = SequenceState::waiting;
 
-  std::vector<int32_t> tokens;  // prompt, then output; -1 where a step under way samples it
+  std::vector<int32_t> tokens;  // prompt, then output; -1 = a step that is running samples it
   int prompt_tokens = 0;
-  // Tokens that are computed as prompt chunks. prompt_tokens at first; after a preemption all
-  // tokens there were, so that they are computed again.
+  // The number of tokens that are computed as prompt chunks. At first these are the prompt's
+  // tokens. After a preemption they are all tokens so far, because they are computed again.
   int prefill_tokens = 0;
   int preemptions = 0;
   SequenceKv kv;
-  // Where the newest step that samples for this sequence puts the id on the device: what stands in
-  // for a token that is not known yet (-1 in `tokens`). Written by the runner.
+  // The row in which the newest step puts this sequence's sampled id on the device. It stands for a
+  // token that is not known yet (-1 in `tokens`). The runner writes it.
   int sampled_row = 0;
 
   std::vector<int32_t> stop_ids;        // EOS (unless ignored) and stop_token_ids, sorted
   std::vector<LogitBias> bias;          // logit_bias (and forbidden ids while min_tokens is unmet)
-  std::vector<PenaltyToken> penalties;  // unique tokens, by id; kept only where a penalty is on
+  std::vector<PenaltyToken> penalties;  // unique tokens, by id; empty if no penalty is on
   std::vector<SampledToken> prompt_logprobs;
   RequestTimes times;
 
   int output_tokens() const { return int(tokens.size()) - prompt_tokens; }
   bool prefilling() const { return kv.tokens < prefill_tokens; }
-  // All its tokens are there or under way: nothing is left to be planned.
+  // Returns true if nothing is left to plan: all tokens are known or being computed.
   bool complete() const { return !prefilling() && output_tokens() >= request.sampling.max_tokens; }
   bool penalized() const {
     const SamplingParams& p = request.sampling;
@@ -57,16 +57,16 @@ struct Sequence {
   }
 };
 
-// The sequence of a validated request. `seed` is used where the request has none. `order` is given
-// by the inbox. Any thread.
+// Makes the sequence of a validated request. `seed` is used if the request has none. The inbox sets
+// `order`. Any thread.
 std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenStream> stream,
                                         uint64_t seed, std::span<const int32_t> eos_token_ids);
 
-// Makes place for the token that the step just launched samples: -1 in `tokens`, and the bias of
-// the token after it. Engine thread, both.
+// Appends a placeholder (-1) for the token that the launched step samples, and sets the bias of the
+// token after it. Engine thread.
 void push_placeholder(Sequence& sequence);
-// The token under way at `position` is `id`; the penalties of the tokens after it follow. Returns
-// why the sequence ends with it; nothing where it goes on.
+// Replaces the placeholder at `position` by `id`, and updates the penalties of the tokens after it.
+// Returns the reason if the sequence ends with this token. Engine thread.
 std::optional<FinishReason> set_sampled(Sequence& sequence, int position, int32_t id);
 
 }  // namespace kivi

@@ -1,6 +1,6 @@
-// TokenStream: the one object through which a running request talks to its reader. The engine
-// thread writes, one reader drains; each side may be on any thread. No thread waits: the writer
-// calls `notify`, which must only post to the reader's executor.
+// TokenStream carries a running request's tokens to its reader. The engine thread writes, and one
+// reader drains it on any thread. No thread waits: the writer calls `notify`, which must only post
+// to the reader's executor.
 #pragma once
 
 #include <atomic>
@@ -15,24 +15,24 @@ namespace kivi {
 
 class TokenStream {
  public:
-  // `notify` is called outside of any lock, when the first event becomes ready after the stream had
-  // been drained: at most once a drain. It runs on the thread that pushes: the engine's, or the one
-  // that destroys the engine. A reader that drains unasked may see the end before `notify` is
-  // called for it: what `notify` captures must live as long as the stream (capture a shared or weak
-  // pointer). May be empty, for a reader that polls.
+  // `notify` is called without any lock when the first event after a drain becomes ready, so at
+  // most once for each drain. It runs on the thread that pushes: the engine thread, or the thread
+  // that destroys the engine. A reader that drains without being told may see the end before
+  // `notify` is called for it. So what `notify` captures must live as long as the stream: capture a
+  // shared or weak pointer. `notify` may be empty for a reader that polls.
   explicit TokenStream(std::function<void()> notify) : notify_(std::move(notify)) {}
 
-  // Engine thread. After an event with `finish`, nothing may follow.
+  // Appends an event. No event may follow one with `finish`. Engine thread.
   void push(TokenEvent event);
 
-  // Reader. Appends all ready events to `out`; returns true if the stream has ended (the last event
-  // has been handed out, now or before).
+  // Appends all ready events to `out`. Returns true if the stream has ended, that is, if the last
+  // event has been handed out now or before. Reader.
   bool drain(std::vector<TokenEvent>& out);
 
-  // Any thread, any number of times. The engine ends the request at its next step with finish
-  // `reason` (stop: a stop string matched; abort: the client is gone). The first call counts.
+  // Asks the engine to end the request at its next step, with finish `reason` (stop: a stop string
+  // matched; abort: the client is gone). Any thread, any number of times. The first call counts.
   void cancel(FinishReason reason = FinishReason::abort);
-  // Engine thread.
+  // Returns the reason if the request was cancelled. Engine thread.
   std::optional<FinishReason> cancelled() const;
 
  private:

@@ -1,15 +1,21 @@
-// Backend: one device that computes. Memory, order and the ops of a decoder step.
+// Backend: one device that computes. It offers memory, an order of work, and the ops of a decoder
+// step.
 //
-// Public op functions check shapes and types once (a breach is our own mistake: KIVI_VERIFY) and
-// call the private do_*. CpuBackend is the meaning of every op; CudaBackend must equal it.
+// The public op functions check shapes and types and then call the private do_*. A wrong shape is
+// our own mistake, so it fails a KIVI_VERIFY. CpuBackend defines every op, and CudaBackend must
+// agree with it.
 //
-// Types. `a` is the activation type: activation_type(weight type). CPU: f32 always. CUDA: the
-// weight type (bf16 or f16). Weights `w` are f32, f16 or bf16 on the CPU; f16 or bf16 on CUDA.
-// Accumulation is in f32 everywhere. Queries that enter attention have query_type() (CPU f32, CUDA
-// f16), new keys and values are f16 on every device (to_f16_saturated).
+// Types:
+// - `a` is the activation type, activation_type(weight type). It is f32 on the CPU and the weight
+//   type (bf16 or f16) on CUDA.
+// - `w` is the weight type: f32, f16 or bf16 on the CPU, f16 or bf16 on CUDA.
+// - Queries that enter attention have query_type(): f32 on the CPU, f16 on CUDA.
+// - New keys and values are f16 on every device (to_f16_saturated).
+// - Sums are accumulated in f32 everywhere.
 //
-// Order. Ops run in the order of the calls. Only `download` and `synchronize` wait.
-// Thread rule: one thread at a time uses a Backend.
+// Order: ops run in the order of the calls. Only `download`, `synchronize`, `seconds_between` and
+// `collect_samples` wait for the device.
+// Threads: one thread at a time uses a Backend.
 #pragma once
 
 #include <functional>
@@ -30,16 +36,16 @@ namespace kivi {
 enum class NormKind { rms, layer };
 enum class Activation { silu, gelu, gelu_tanh };
 
-// Rotary embedding, neox style: channel i of the first half of `rotary_dim` turns with channel
-// i + rotary_dim / 2 (Su et al. 2021, as in Hugging Face's rotate_half).
+// Rotary embedding in NeoX style (Su et al. 2021, as in Hugging Face's rotate_half). Channel i of
+// the first half of `rotary_dim` is rotated together with channel i + rotary_dim / 2.
 struct Rope {
   Tensor inverse_frequencies;  // [rotary_dim / 2] f32, device; scaling is already applied
   int rotary_dim = 0;          // <= head_dim; channels beyond pass through
   float attention_factor = 1;  // multiplies cos and sin (yarn's mscale)
-  // Dynamic NTK scaling (bloc97, emozilla 2023; as in Transformers): a row whose sequence has
-  // `lengths[row]` = L tokens, more than `trained`, turns its frequency i by r^(-2 i / (rotary_dim
-  // - 2)) of it, where r = dynamic_factor L / trained - (dynamic_factor - 1). 0: no such scaling,
-  // and `lengths` is not read.
+  // Dynamic NTK scaling (bloc97, emozilla 2023; as in Transformers). If the sequence of a row has
+  // L = `lengths[row]` tokens and L > `trained`, frequency i is multiplied by
+  // r^(-2 i / (rotary_dim - 2)), where r = dynamic_factor L / trained - (dynamic_factor - 1).
+  // 0 = no such scaling, and `lengths` is not read.
   float dynamic_factor = 0;
   int trained = 0;
   Tensor lengths;  // [t] i32, device
@@ -59,46 +65,51 @@ class Backend {
   virtual DeviceInfo info() const = 0;
   virtual DType activation_type(DType weight) const = 0;
   virtual DType query_type() const = 0;
-  // Are there kernels for models of this shape? Error unsupported names what there is none for.
+  // Checks that this device has kernels for a model shape. Returns `unsupported`, naming the first
+  // size that it cannot handle.
   virtual Status check_shape([[maybe_unused]] const KvShape& shape,
                              [[maybe_unused]] int hidden) const {
     return ok_status();
   }
 
   // --- memory -----------------------------------------------------------------------------------
-  // Uninitialised, 256-byte aligned. Error resource_exhausted names `what` and the bytes.
+  // Allocates uninitialized memory, aligned to 256 bytes. Returns `resource_exhausted`, naming
+  // `what` and the bytes, if the device has not enough.
   Result<Buffer> allocate(size_t bytes, std::string_view what);
-  // Copies between host and device memory. upload may return before the copy is done and has read
-  // `source` when it returns; download waits for everything before it.
+  // Copy between host and device memory. `upload` may return before the copy is done, but it has
+  // read `source` by then. `download` waits for all work enqueued before it.
   virtual void upload(void* device, const void* source, size_t bytes) = 0;
   virtual void download(void* target, const void* device, size_t bytes) = 0;
   virtual void fill_zero(void* device, size_t bytes) = 0;
-  // Within the device, in order with the ops, at the device's own best rate; not overlapping.
+  // Copies within the device, in order with the ops. The two ranges must not overlap.
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void synchronize() = 0;
 
   // --- order ------------------------------------------------------------------------------------
-  // Enqueues the ops that `ops` calls. A device with graphs may record them under `key` and replay
-  // the record when the key comes again, without calling `ops`: so shapes and addresses must be the
-  // same each time; contents may differ. No upload, download, allocation or sample inside.
+  // Enqueues the ops that `ops` calls. A device with graphs may record them under `key`. If the
+  // same key comes again, it replays the record without calling `ops`. So shapes and addresses must
+  // be the same each time, but contents may differ. `ops` must not upload, download, allocate or
+  // sample.
   virtual void run_recorded(uint64_t key, const std::function<void()>& ops);
-  // Do ops return before they are done? Then it pays to plan a step while another one runs.
+  // Returns true if ops return before they are done. Then it pays to plan a step while another
+  // runs.
   virtual bool asynchronous() const { return false; }
 
   // --- time -------------------------------------------------------------------------------------
-  // Notes when the device comes to this place in the order of calls, under an index in [0, kMarks),
-  // which may be used again. Not inside run_recorded.
+  // Records the time at which the device reaches this place in the order of calls, under an index
+  // in [0, kMarks). An index may be used again. Not allowed inside run_recorded.
   static constexpr int kMarks = 8;
   virtual void mark(int index) = 0;
-  // Seconds on the device's clock from one mark to a later one; waits until the device was at `to`.
+  // Returns the seconds on the device's clock from one mark to a later one. Waits until the device
+  // has reached `to`.
   virtual double seconds_between(int from, int to) = 0;
 
   // --- ops --------------------------------------------------------------------------------------
   // out[i] = table[ids[i]].  table [vocab, n] w, ids [t] i32, out [t, n] a.
   void embed(const Tensor& table, const Tensor& ids, const Tensor& out);
 
-  // ids[i] = sampled[-1 - ids[i]] where ids[i] < 0: a token that the host does not know yet, since
-  // the step that samples it is still running. ids [t] i32, sampled [m] i32.
+  // ids[i] = sampled[-1 - ids[i]] if ids[i] < 0. Such an id stands for a token that the host does
+  // not know yet, because the step that samples it still runs. ids [t] i32, sampled [m] i32.
   void resolve_ids(const Tensor& ids, const Tensor& sampled);
 
   // out = norm(x) * weight (+ bias).  rms: x / sqrt(mean(x^2) + eps); layer: (x - mean) / sqrt(var
@@ -106,7 +117,7 @@ class Backend {
   void norm(const Tensor& x, const Tensor& weight, const Tensor& bias, NormKind kind, float eps,
             const Tensor& out);
 
-  // x += delta, then out = norm(x) as above. The residual stream x stays in `a`.
+  // x += delta, then out = norm(x) as above. x is the residual stream and keeps type `a`.
   void add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
                 NormKind kind, float eps, const Tensor& out);
 
@@ -114,26 +125,27 @@ class Backend {
   void add(const Tensor& x, const Tensor& delta);
 
   // out = x W^T (+ bias).  x [t, k] a, W [n, k] w, bias [n] w or empty, out [t, n] a or f32.
-  // A row of `out` depends on its row of `x` alone, bit for bit (CPU).
+  // On the CPU, each row of `out` depends on its row of `x` alone, bit for bit.
   void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out);
 
-  // Splits qkv [t, (hq + 2 hk) d] a (order: q heads, k heads, v heads; channels contiguous), turns
-  // q and k by RoPE at positions [t] i32, and writes q [t, hq d] query_type() and kv [t, 2 hk d]
-  // f16 (k heads, then v heads; saturated).
+  // Splits qkv into heads, rotates q and k by RoPE, and writes q and kv. kv is saturated to f16.
+  // qkv [t, (hq + 2 hk) d] a: q heads, k heads, v heads; positions [t] i32;
+  // q [t, hq d] query_type(); kv [t, 2 hk d] f16: k heads, v heads.
   void rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
             const Tensor& q, const Tensor& kv);
 
-  // out = softmax(q K^T * scale) V for every row, causal, over the sequence's history (see KvMode)
-  // and the step's own tokens up to the row itself. GQA: query head h reads KV head h / (hq / hk).
-  // q [t, hq d] query_type(), kv [t, 2 hk d] f16, out [t, hq d] a.
-  // Attention is a merge of softmax states: quantized pages, residual and own tokens
+  // out = softmax(q K^T * scale) V for every row. A row attends to its sequence's history (KvMode
+  // says where that is) and to the step's own tokens up to itself. Query head h reads KV head
+  // h / (hq / hk). The softmax states of pages, residual and own tokens are merged
   // (docs/design/kv-format.md, section 8).
+  // q [t, hq d] query_type(), kv [t, 2 hk d] f16, out [t, hq d] a.
   void kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
                  int layer, float scale, const Tensor& out);
 
-  // Stores the step's own tokens in `layers` layers from `layer` on, after attention has read their
-  // history: residual write, eviction of values and flush of keys where R is reached; staging; or
-  // the quantization of a whole prompt. kv [layers t, 2 hk d] f16, layer by layer.
+  // Stores the step's own tokens in `layers` layers, beginning with `layer`. Call it after
+  // attention has read the history. By the sequence's KvMode it appends to residual and pages,
+  // appends to staging, or quantizes a whole prompt (docs/design/kv-format.md, sections 2 and 7).
+  // kv [layers t, 2 hk d] f16, layer by layer.
   void kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
                  int layers = 1);
 
@@ -146,13 +158,14 @@ class Backend {
   // out[i] = x[rows[i]].  x [t, n] a, rows [m] i32, out [m, n] a.
   void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out);
 
-  // Samples (or scores) one token a row. logits [m, vocab] f32; rows: m entries. The ids are also
-  // written to `ids` [m] i32 on the device, for the next step. The call enqueues the work; the host
-  // gets the results from collect_samples. SampleRow::logprobs is at most logprobs_max().
+  // Samples or scores one token for each row. The call only enqueues the work: collect_samples
+  // returns the results. The ids are also written to `ids` on the device, for the next step.
+  // SampleRow::logprobs is at most logprobs_max().
+  // logits [m, vocab] f32; rows: m entries; ids [m] i32.
   void sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids);
   virtual int logprobs_max() const = 0;
-  // Waits for the oldest sample() whose results have not been collected, at most two; `out` gets
-  // its m results.
+  // Waits for the oldest sample() that has not been collected and writes its m results to `out`. At
+  // most two may be outstanding.
   virtual void collect_samples(std::vector<SampledToken>& out) = 0;
 
  protected:
@@ -165,7 +178,7 @@ class Backend {
 
   virtual void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) = 0;
   virtual void do_resolve_ids(const Tensor& ids, const Tensor& sampled) = 0;
-  // `delta` is empty for a plain norm.
+  // For a plain norm, `delta` is empty.
   virtual void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
                            const Tensor& bias, NormKind kind, float eps, const Tensor& out) = 0;
   virtual void do_add(const Tensor& x, const Tensor& delta) = 0;
@@ -185,11 +198,11 @@ class Backend {
                          const Tensor& ids) = 0;
 };
 
-// threads: 0 = the machine's cores. Never fails.
+// Creates the CPU backend with this many threads (0 = one for each core). Never fails.
 std::unique_ptr<Backend> make_cpu_backend(int threads);
 
-// Error unsupported where the program was built without CUDA, not_found where there is no device.
-// Which of two source files answers is chosen by CMake.
+// Creates the CUDA backend. Returns `unsupported` if the program was built without CUDA, and
+// `not_found` if there is no device. CMake chooses which of two source files defines this function.
 Result<std::unique_ptr<Backend>> make_cuda_backend(int device);
 
 }  // namespace kivi

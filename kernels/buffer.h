@@ -1,5 +1,5 @@
-// Buffer: owns one device allocation of a Backend. Move only; frees on destruction.
-// The Backend must outlive it.
+// Buffer owns one device allocation of a Backend. It can be moved but not copied, and it frees its
+// memory on destruction. The Backend must outlive it.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
 // fp16 and bf16 as bit patterns, and their conversions to and from fp32 (round to nearest even).
-// Scalar and constexpr: the meaning of every 16-bit value in the program. The vector paths of
-// kernels/cpu and the hardware conversions of kernels/cuda must give the same bits.
+// These scalar functions define every 16-bit value in the program. The vector code of kernels/cpu
+// and the hardware conversions of kernels/cuda must produce the same bits.
 #pragma once
 
 #include <bit>
@@ -55,9 +55,9 @@ constexpr f16 to_f16(float x) {
   return {uint16_t(sign | q)};
 }
 
-// Rounds to fp16 with overflow clamped to +-65504 and NaN to 0: how keys and values enter the
-// store, so that one bad element can never poison its group
-// (docs/design/kv-format.md, section 1).
+// Rounds to fp16, clamps overflow to +-65504, and turns NaN into 0. Keys and values enter the store
+// in this way, so that one bad element cannot poison its group (docs/design/kv-format.md, section
+// 1).
 constexpr f16 to_f16_saturated(float x) {
   if (!(x == x)) return {0};
   if (x > kF16Max) x = kF16Max;

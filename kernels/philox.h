@@ -1,6 +1,7 @@
 // Philox4x32-10, the counter-based random numbers of the sampler (Salmon et al., "Parallel random
-// numbers: as easy as 1, 2, 3", SC 2011). A token's noise is a pure function of (seed, position,
-// token id), the same on every device, so a seed gives the same text alone and in company.
+// numbers: as easy as 1, 2, 3", SC 2011). The noise of a token is a function of (seed, position,
+// token id) and is the same on every device. So a seed gives the same text, whatever runs beside
+// it.
 #pragma once
 
 #include <cstdint>
@@ -29,15 +30,16 @@ KIVI_HOST_DEVICE constexpr PhiloxBlock philox4x32_10(PhiloxBlock counter, uint32
   return counter;
 }
 
-// Random words of the tokens 4 b .. 4 b + 3, b = token_block: one Philox block serves four tokens.
+// Returns the random words of the tokens 4 b to 4 b + 3, where b = token_block. One Philox block
+// serves four tokens.
 KIVI_HOST_DEVICE constexpr PhiloxBlock sampler_words(uint64_t seed, int32_t position,
                                                      uint32_t token_block) {
   return philox4x32_10({{token_block, uint32_t(position), 0, 0}}, uint32_t(seed),
                        uint32_t(seed >> 32));
 }
 
-// A random word as a number in (0, 1): 23 bits and a half, so that both ends are exact in fp32 and
-// neither is 0 or 1. The Gumbel noise of a token is -log(-log(uniform)).
+// Turns a random word into a number in (0, 1). It uses 23 bits and adds a half, so that the result
+// is exact in fp32 and never 0 or 1. The Gumbel noise of a token is -log(-log(uniform)).
 KIVI_HOST_DEVICE constexpr float uniform_of(uint32_t word) {
   return (float(word >> 9) + 0.5f) * 1.1920928955078125e-7f;  // 2^-23
 }

@@ -8,11 +8,11 @@
 
 namespace kivi {
 
-// A token that penalties look at: seen `output_count` times in the output, and maybe in the prompt.
+// A token that penalties apply to. It occurs `output_count` times in the output.
 struct PenaltyToken {
   int32_t id = 0;
   int32_t output_count = 0;
-  int32_t in_prompt = 0;
+  int32_t in_prompt = 0;  // 1 if it occurs in the prompt
 };
 
 struct LogitBias {
@@ -20,18 +20,18 @@ struct LogitBias {
   float bias = 0;  // added to the logit; -infinity forbids the token
 };
 
-// One row to sample. The order of operations: repetition, then frequency and presence penalties,
-// then bias, then temperature, top-k, top-p, min-p; the choice is argmax(logit / temperature +
-// Gumbel noise) over the kept set, where the noise of a token is a pure function of (seed,
-// position, token id) (Philox4x32-10, Salmon et al. 2011). So the same seed gives the same text
-// alone and in company. Log probabilities are log_softmax of the logits after penalties and bias,
-// before temperature. Among equal logits at the border of top-k and top-p the CPU keeps the lowest
-// ids until the set is full; CUDA keeps them all.
+// One row to sample. The sampler applies, in this order: repetition penalty, frequency and presence
+// penalties, bias, temperature, top-k, top-p, min-p. It then takes argmax(logit / temperature +
+// Gumbel noise) over the kept tokens. The noise of a token depends on (seed, position, token id)
+// alone (kernels/philox.h), so the same seed gives the same text, whatever runs beside it. Log
+// probabilities are log_softmax of the logits after penalties and bias and before temperature.
+// Among equal logits at the border of top-k or top-p, the CPU keeps the lowest ids until the set is
+// full, and CUDA keeps all.
 struct SampleRow {
-  float temperature = 1;  // 0: greedy (the lowest id of equal logits)
+  float temperature = 1;  // 0 = greedy: the largest logit; the lowest id of equal ones
   int32_t top_k = 0;      // 0: off
-  float top_p = 1;        // (0, 1]; the smallest set whose probability reaches it
-  float min_p = 0;        // [0, 1); relative to the largest probability
+  float top_p = 1;        // (0, 1]: keep the smallest set whose probability reaches it
+  float min_p = 0;        // [0, 1): drop tokens below this share of the largest probability
   uint64_t seed = 0;
   int32_t position = 0;  // of the token to be sampled
   float repetition_penalty =
@@ -39,9 +39,9 @@ struct SampleRow {
   float frequency_penalty = 0;  // per occurrence in the output
   float presence_penalty = 0;   // once if in the output
   int32_t forced_token = -1;    // >= 0: this token is scored, not sampled (prompt logprobs)
-  int32_t logprobs = -1;        // -1: none; n >= 0: the token's own and the n largest
+  int32_t logprobs = -1;        // -1 = none; n >= 0 = the token's own and the n largest
   std::span<const PenaltyToken> penalties;  // host memory, alive until the results are collected
-  std::span<const LogitBias> bias;          // host memory, likewise; ids are unique
+  std::span<const LogitBias> bias;          // the same; ids are unique
 };
 
 struct TokenLogprob {
@@ -51,7 +51,7 @@ struct TokenLogprob {
 
 struct SampledToken {
   int32_t id = -1;
-  float logprob = 0;              // of `id`, where logprobs >= 0
+  float logprob = 0;              // of `id`; set if logprobs >= 0
   std::vector<TokenLogprob> top;  // largest first, `logprobs` entries; ties: lowest id first
   // The row's logits hold NaN or +infinity, or none that is finite: `id` means nothing.
   bool broken = false;

@@ -1,4 +1,4 @@
-// Tensor: a view of memory that some Buffer, file mapping or vector owns. Owns nothing.
+// Tensor is a view of memory that a Buffer, a file mapping or a vector owns. It owns nothing.
 #pragma once
 
 #include <array>
@@ -41,16 +41,16 @@ struct Tensor {
     return static_cast<T*>(data) + i * row_stride;
   }
 
-  // Rows [begin, begin + count).
+  // Returns a view of rows [begin, begin + count).
   Tensor slice_rows(int64_t begin, int64_t count) const;
-  // Columns [begin, begin + count) of a rank-2 tensor.
+  // Returns a view of columns [begin, begin + count) of a rank-2 tensor.
   Tensor slice_columns(int64_t begin, int64_t count) const;
 };
 
 Tensor make_tensor(void* data, DType dtype, int64_t n);
 Tensor make_tensor(void* data, DType dtype, int64_t rows, int64_t columns);
 
-// "[3, 128] f16", for error messages.
+// Returns text such as "[3, 128] f16", for error messages.
 std::string describe(const Tensor& t);
 
 }  // namespace kivi

@@ -22,12 +22,6 @@ Error invalid(const Flag& flag, std::string message) {
   return Error{ErrorCode::invalid, std::move(message), flag.name};
 }
 
-Error not_built(const Flag& flag, const std::string& spelled) {
-  return Error{ErrorCode::unsupported,
-               fmt::format("{} is not supported by this version. Leave it out", spelled),
-               flag.name};
-}
-
 const Flag* find_by_key(const std::vector<Flag>& flags, const std::string& key) {
   for (const Flag& flag : flags)
     if (flag.in_config && flag.config_key() == key) return &flag;
@@ -83,7 +77,6 @@ const char* name_of(FlagKind kind) {
 // One key of a file. Null leaves the default.
 Status apply_key(const Flag& flag, const json& value, const std::string& file) {
   const std::string spelled = fmt::format("{}: \"{}\"", file, flag.config_key());
-  if (!flag.built()) return not_built(flag, spelled);
   const bool is_list = flag.value.kind == FlagKind::list;
   if (is_list && !value.is_array())
     return invalid(flag, fmt::format("{} is {}, must be a list of strings", spelled, value.dump()));
@@ -138,7 +131,6 @@ Status apply_environment(const std::vector<Flag>& flags, const Environment& envi
       continue;
     }
     const Flag& flag = flags[size_t(found - known.begin())];
-    if (!flag.built()) return not_built(flag, name);
     const bool is_list = flag.value.kind == FlagKind::list;
     if (is_list) flag.value.clear();
     const std::vector<std::string> parts = is_list ? split(text, ',') : std::vector{text};
@@ -181,7 +173,7 @@ class CommandLine {
       return Error{ErrorCode::invalid, fmt::format("unexpected argument \"{}\"", word)};
     std::vector<std::string> known;
     for (size_t i = 0; i < flags.size(); ++i)
-      if (options_[i] != nullptr && flags[i].built()) known.push_back("--" + flags[i].name);
+      if (options_[i] != nullptr) known.push_back("--" + flags[i].name);
     return Error{ErrorCode::invalid,
                  fmt::format("unknown flag {}{}", word, suggestion(word, known))};
   }
@@ -199,8 +191,7 @@ class CommandLine {
     if (flag.positional) return app_.add_option(flag.name)->expected(1);
     std::string names = "--" + flag.name;
     if (!flag.short_name.empty()) names = "-" + flag.short_name + "," + names;
-    if (flag.built() ? flag.value.kind == FlagKind::boolean : flag.value_hint.empty())
-      return app_.add_flag(names + ",!--no-" + flag.name);
+    if (flag.value.kind == FlagKind::boolean) return app_.add_flag(names + ",!--no-" + flag.name);
     return app_.add_option(names)->expected(1)->multi_option_policy(
         CLI::MultiOptionPolicy::TakeAll);
   }
@@ -217,7 +208,6 @@ Status apply_command_line(const CommandLine& line, const std::vector<Flag>& flag
     const std::vector<std::string> values = line.values(i);
     if (values.empty()) continue;
     const std::string spelled = flag.positional ? flag.value_hint : "--" + flag.name;
-    if (!flag.built()) return not_built(flag, spelled);
     if (flag.value.kind == FlagKind::list) flag.value.clear();
     for (const std::string& value : values) {
       if (const auto expected = flag.value.set(value))
@@ -281,7 +271,7 @@ Status apply_config(const std::string& text, const std::string& file, Settings& 
     }
     std::vector<std::string> known;
     for (const Flag& flag : flags)
-      if (flag.in_config && flag.built()) known.push_back(flag.config_key());
+      if (flag.in_config) known.push_back(flag.config_key());
     return Error{ErrorCode::invalid,
                  fmt::format("{}: unknown key \"{}\"{}", file, key, suggestion(key, known)),
                  "config"};
@@ -338,7 +328,7 @@ Result<ParseOutcome> parse_settings(Command command, const std::vector<std::stri
 ordered_json config_of(Settings& settings) {
   ordered_json config;
   for (const Flag& flag : make_flags(settings))
-    if (flag.in_config && flag.built()) config[flag.config_key()] = flag.value.get();
+    if (flag.in_config) config[flag.config_key()] = flag.value.get();
   return config;
 }
 

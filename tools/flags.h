@@ -48,12 +48,11 @@ struct Flag {
   std::string help;
   std::string group;
   unsigned commands = 0;
-  FlagValue value = {};  // without `set`, the flag is refused by name
+  FlagValue value = {};
   std::string short_name = {};
   bool positional = false;
   bool in_config = true;  // a --config file may set it
 
-  bool built() const { return value.set != nullptr; }
   std::string config_key() const;   // "kv_cache_dtype"
   std::string environment() const;  // "KIVI_KV_CACHE_DTYPE"
 };

@@ -139,8 +139,7 @@ std::string help_text(Command command, const std::vector<Flag>& flags) {
   for (const std::string& group : groups_of(flags)) {
     std::string lines;
     for (const Flag& flag : flags)
-      if (flag.group == group && (flag.commands & command) != 0 && flag.built())
-        lines += help_line(flag);
+      if (flag.group == group && (flag.commands & command) != 0) lines += help_line(flag);
     if (!lines.empty()) text += fmt::format("\n{}:\n{}", group, lines);
   }
   return text +
@@ -176,7 +175,7 @@ std::string flags_markdown() {
     text += fmt::format("\n## {}\n\n| flag | default | commands | meaning |\n|---|---|---|---|\n",
                         group);
     for (const Flag& flag : flags) {
-      if (flag.group != group || !flag.built()) continue;
+      if (flag.group != group) continue;
       const std::string spelled = flag.positional ? flag.value_hint : "--" + flag.name;
       const std::string value = default_text(flag);
       text += fmt::format(
@@ -186,13 +185,6 @@ std::string flags_markdown() {
           flag.in_config ? "" : " (not in files)");
     }
   }
-  std::string refused;
-  for (const Flag& flag : flags)
-    if (!flag.built()) refused += fmt::format("- `--{}`: {}\n", flag.name, flag.help);
-  if (!refused.empty())
-    text +=
-        "\n## Not supported\n\nThis version refuses these settings by name, in every source:\n\n" +
-        refused;
   return text;
 }
 

@@ -1,6 +1,6 @@
-// ChatPrompt: from a chat to the ids of its prompt. The model's template writes the text; special
-// tokens that the template spells become their ids, those that a message spells stay text, so that
-// a message cannot forge a turn.
+// ChatPrompt turns a chat into the token ids of its prompt. The model's template writes the text.
+// Special tokens that the template spells become their ids. Those that a message spells stay text,
+// so that a message cannot forge a turn.
 #pragma once
 
 #include <cstdint>
@@ -16,28 +16,28 @@
 namespace kivi {
 
 struct ChatInput {
-  // An object, whose members the template sees as variables: `messages` (a list of objects, at
-  // least one), and what else the caller gives: `tools`, `documents`, ... Not null.
+  // An object whose members the template sees as variables: `messages` (a list of at least one
+  // object) and others that the caller gives, such as `tools` and `documents`. Not null.
   std::shared_ptr<const nlohmann::ordered_json> variables;
-  bool add_generation_prompt = true;  // ends where the assistant's answer begins
-  // Ends inside the last message, which the model goes on with. Not with add_generation_prompt.
+  bool add_generation_prompt = true;  // end where the assistant's answer begins
+  // End inside the last message, which the model continues. Not with add_generation_prompt.
   bool continue_final_message = false;
   size_t text_bytes_max = 0;        // of the text that is tokenized; 0: no limit
   bool add_special_tokens = false;  // BOS before it, as before a text; templates write their own
 };
 
-// Immutable; any thread.
+// Immutable. Any thread may use it.
 class ChatPrompt {
  public:
-  // Errors as those of ChatTemplate::parse. `tokenizer` outlives it.
+  // The errors are those of ChatTemplate::parse. `tokenizer` must outlive the result.
   static Result<std::unique_ptr<ChatPrompt>> make(const ChatTemplateSource& source,
                                                   const Tokenizer& tokenizer);
   virtual ~ChatPrompt() = default;
 
-  // The text, as Transformers' apply_chat_template gives it, with bos_token and eos_token of the
-  // tokenizer. Errors are the template's; their field is `messages`.
+  // Returns the text, as Transformers' apply_chat_template does, with the tokenizer's bos_token and
+  // eos_token. Errors come from the template. Their field is `messages`.
   virtual Result<std::string> text(const ChatInput& input) const = 0;
-  // Its ids.
+  // Returns the ids of that text.
   virtual Result<std::vector<int32_t>> ids(const ChatInput& input) const = 0;
 
   virtual const std::string& template_text() const = 0;  // the Jinja source

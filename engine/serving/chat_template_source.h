@@ -1,5 +1,4 @@
-// Where a model's chat template comes from: the text of its Jinja template, with the place it was
-// found at.
+// Finds a model's chat template: the text of its Jinja template and the file that holds it.
 #pragma once
 
 #include <optional>
@@ -14,14 +13,14 @@ struct ChatTemplateSource {
   std::string origin;  // the file, for errors: "models/tales-llama/tokenizer_config.json"
 };
 
-// The template of `model`; none where it has none. `wanted` (--chat-template) is a file with the
-// template itself, "none" for no template, or "" for the model's own. That is, of a folder, the
-// first of
+// Returns the template of `model`, or nothing if it has none. `wanted` (--chat-template) is a file
+// that holds the template, "none" for no template, or "" for the model's own. The model's own is,
+// in a folder, the first of
 //   chat_template.jinja
 //   tokenizer_config.json, chat_template: a string, or a list of {name, template} with a "default"
 //   chat_template.json, chat_template: the same
-// and of a GGUF file (a path that ends so) its metadata's tokenizer.chat_template.
-// Errors name the file; their field is chat_template.
+// and in a GGUF file (its path ends in .gguf) the metadata's tokenizer.chat_template.
+// Errors name the file. Their field is chat_template.
 Result<std::optional<ChatTemplateSource>> find_chat_template(const std::string& model,
                                                              const std::string& wanted);
 

@@ -1,5 +1,5 @@
-// ChoiceText: the text side of one choice of a completion. Token events go in; text, the tokens
-// that it is made of, and the end come out. It knows nothing of engines and threads.
+// ChoiceText makes the text of one choice of a completion. It takes token events and yields text,
+// the tokens of that text, and the end. It knows nothing of engines and threads.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace kivi {
 
-// What the choices of a completion share. Immutable.
+// Options that the choices of a completion share. Immutable.
 struct ChoiceOptions {
   const Tokenizer* tokenizer = nullptr;  // outlives the choices
   bool skip_special_tokens = true;
@@ -22,13 +22,13 @@ struct ChoiceOptions {
   bool echo = false;
   bool show_logprobs = false;         // of output tokens
   bool show_prompt_logprobs = false;  // of echoed prompt tokens
-  int min_tokens = 0;                 // text of the first so many tokens holds no stop string
+  int min_tokens = 0;  // stop strings are ignored in the text of this many first tokens
   std::vector<int32_t> stop_token_ids;
   std::shared_ptr<const StopStrings> stop;
 };
 
-// A token as the front ends show it: the bytes themselves, or "bytes:\xe4\xbd" where they are not
-// whole characters.
+// Returns a token as the front ends show it: the bytes themselves, or "bytes:\xe4\xbd" if they are
+// not whole characters.
 std::string display_text(std::string_view bytes);
 
 // One owner at a time.
@@ -37,26 +37,26 @@ class ChoiceText {
   ChoiceText(std::shared_ptr<const ChoiceOptions> options,
              std::shared_ptr<const std::vector<int32_t>> prompt);
 
-  // Appends to `chunk` what `event` makes certain. After the end (chunk.finish) events change
-  // nothing. An end by a stop string is this class's own finding: the engine does not know of it.
+  // Appends to `chunk` the text and tokens that are final after `event`. Events after the end
+  // (chunk.finish) change nothing. This class finds stop strings; the engine does not know of them.
   void read(TokenEvent event, TextChunk& chunk);
 
   bool ended() const { return ended_; }
   int completion_tokens() const { return completion_tokens_; }
-  // Of the output tokens' logprobs, where the engine gives them; -infinity without tokens.
+  // Returns the mean of the output tokens' logprobs, or -infinity without tokens.
   double mean_logprob() const;
 
  private:
   // A token whose text is not complete, or is held back by the stop strings.
   struct Waiting {
     ChunkToken token;
-    int64_t end;  // it may go when so many bytes of output text are out
+    int64_t end;  // it may go out after this many bytes of output text
   };
 
   void echo_prompt(const std::vector<SampledToken>& scored, TextChunk& chunk);
   void read_token(TokenEvent& event, TextChunk& chunk);
   void end(TokenEvent& event, TextChunk& chunk);
-  // Text of the detokenizer (fresh_) goes through the stop strings into the chunk.
+  // Passes the detokenizer's text (fresh_) through the stop strings into the chunk.
   void pass_on(TextChunk& chunk);
   void end_by_stop_string(TextChunk& chunk);
   void release(TextChunk& chunk, bool all);
@@ -73,8 +73,8 @@ class ChoiceText {
   bool ended_ = false;
   int completion_tokens_ = 0;
   double logprob_sum_ = 0;
-  // Characters of the echoed prompt; characters and bytes of output text: that the detokenizer
-  // gave, and that went out.
+  // Characters of the echoed prompt. Characters and bytes of output text: made by the detokenizer,
+  // and sent to the chunk.
   int64_t prompt_chars_ = 0;
   int64_t made_chars_ = 0, made_bytes_ = 0;
   int64_t sent_chars_ = 0, sent_bytes_ = 0;

@@ -1,6 +1,6 @@
-// Completion: one API request from text to text chunks; all that a front end needs. It tokenizes,
-// submits one engine request for each (prompt, choice), detokenizes, finds stop strings, and keeps
-// count. HTTP and gRPC are thin over it.
+// Completion is one API request, from text to chunks of text. It tokenizes, submits one engine
+// request for each (prompt, choice), detokenizes, finds stop strings, and counts tokens. HTTP and
+// gRPC are thin layers over it.
 #pragma once
 
 #include <functional>
@@ -19,7 +19,7 @@ namespace kivi {
 
 class ChatPrompt;  // chat_prompt.h
 
-// A loaded model as the front ends see it. Everything outlives them.
+// A loaded model as the front ends see it. What it points to must outlive the front ends.
 struct ServedModel {
   std::string name;  // --served-model-name
   std::string path;
@@ -29,8 +29,8 @@ struct ServedModel {
   KvFormat kv_format;
   const Tokenizer* tokenizer = nullptr;
   Engine* engine = nullptr;
-  const ChatPrompt* chat = nullptr;  // null: the model has no chat template
-  // Of generation_config.json, where present: the defaults of a request.
+  const ChatPrompt* chat = nullptr;  // null = the model has no chat template
+  // The defaults of a request, from generation_config.json if it has them.
   std::optional<float> default_temperature, default_top_p;
   std::optional<int> default_top_k;
 };
@@ -41,14 +41,15 @@ struct CompletionRequest {
   std::vector<std::variant<std::string, std::vector<int32_t>>> prompts;
   SamplingParams sampling;
   int n = 1;
-  int best_of = 0;  // >= n; the n with the largest mean logprob are returned; > n not with
-                    // streaming; 0: as n
+  // Compute this many choices and return the n with the largest mean logprob. 0 = n. Larger than n
+  // only without streaming.
+  int best_of = 0;
   std::vector<std::string> stop;
   bool include_stop_str_in_output = false;
   bool echo = false;
   bool skip_special_tokens = true;
   bool add_special_tokens = true;
-  int truncate_prompt_tokens = -1;  // > 0: keep the last n
+  int truncate_prompt_tokens = -1;  // > 0: keep the last n tokens; -1 = all
   int priority = 0;
   bool streaming = false;  // deliver chunks as they come; else one chunk a choice at its end
   std::optional<Clock::time_point> deadline;
@@ -57,30 +58,31 @@ struct CompletionRequest {
       Clock::now();  // the socket's accept (HTTP) or the call's start (gRPC)
 };
 
-// One token of a chunk, with where its text begins in the choice's whole text.
+// One token of a chunk, with the place of its text in the choice's whole text.
 struct ChunkToken {
   int32_t id = 0;
-  // For display, always valid UTF-8: the token's bytes; "bytes:\xe4\xbd" where they are not whole
-  // characters, as OpenAI writes them; the spelling of a special token, also where it is skipped.
+  // Text for display, always valid UTF-8: the token's bytes, or "bytes:\xe4\xbd" if they are not
+  // whole characters, as OpenAI writes them. A special token has its spelling, even if the text
+  // skips it.
   std::string text;
-  std::optional<float> logprob;  // none: not asked for, or the first prompt token
-  // (token text, id and logprob): the `logprobs` likeliest tokens, the likeliest first, then the
-  // token itself where it is not among them.
+  std::optional<float> logprob;  // none = not asked for, or the first prompt token
+  // (text, id and logprob) of the `logprobs` likeliest tokens, the likeliest first. The token
+  // itself follows if it is not among them.
   std::vector<std::pair<std::string, TokenLogprob>> top;
-  // Characters (code points) of the choice's text before it, as OpenAI and vLLM count. Tokens that
-  // share a character share its offset; tokens inside a stop string that was cut off have the
-  // text's length.
+  // The number of characters (code points) of the choice's text before this token, as OpenAI and
+  // vLLM count. Tokens that share a character have the same offset. Tokens inside a stop string
+  // that was cut off have the text's length.
   int64_t text_offset = 0;
 };
 
-// A piece of one choice. `text` is whole UTF-8; concatenated it is the choice's text.
+// A piece of one choice. `text` is whole UTF-8. The joined pieces are the choice's text.
 struct TextChunk {
   int choice = 0;  // prompt index * n + choice of it
   std::string text;
-  // Tokens whose text is complete with this chunk. The chunks of a choice together hold the
-  // prompt's tokens (echo), then every token that completion_tokens counts.
+  // Tokens whose text is complete with this chunk. Together, the chunks of a choice hold the
+  // prompt's tokens (with echo) and then every token that completion_tokens counts.
   std::vector<ChunkToken> tokens;
-  int prompt_tokens = 0;  // the first so many of `tokens` are the echoed prompt's
+  int prompt_tokens = 0;  // this many first `tokens` belong to the echoed prompt
   std::optional<FinishReason> finish;
   std::variant<std::monostate, int32_t, std::string> stop_reason;  // a stop id or stop string
   std::optional<Error> error;                                      // finish error
@@ -88,7 +90,7 @@ struct TextChunk {
 
 struct Usage {
   int prompt_tokens = 0;      // each prompt counted once
-  int completion_tokens = 0;  // of all choices that were computed
+  int completion_tokens = 0;  // of all computed choices
   int cached_tokens = 0;
 };
 
@@ -104,20 +106,21 @@ class Completion {
                                                    std::function<void()> notify);
   virtual ~Completion() = default;  // cancels what is unfinished
 
-  // Reader's executor. Appends what is ready; returns true when all choices have ended, and the
-  // engine holds nothing for them any more (a stop string is found here: its chunk comes at once,
-  // the engine's answer a step later).
+  // Appends the chunks that are ready. Returns true when all choices have ended and the engine
+  // holds nothing for them any more. (After a stop string, its chunk comes at once and the engine's
+  // answer a step later.) Reader's executor.
   virtual bool poll(std::vector<TextChunk>& out) = 0;
-  // Any thread: the client is gone.
+  // Ends the request because the client is gone. Any thread.
   virtual void cancel() = 0;
 
-  // Reader's executor. Complete once poll returned true; before, what has been counted so far.
+  // Returns the counts so far. They are complete after poll has returned true. Reader's executor.
   virtual Usage usage() const = 0;
-  // Tokens of choice so far (continuous_usage_stats).
+  // Returns the tokens of a choice so far (continuous_usage_stats).
   virtual int completion_tokens(int choice) const = 0;
-  // The ids of a prompt as it was submitted (tokenized, with BOS, truncated). Never changes.
+  // Returns the ids of a prompt as submitted (tokenized, with BOS, truncated). They never change.
   virtual const std::vector<int32_t>& prompt_ids(int prompt) const = 0;
-  // One entry a finished engine request (n, best_of and prompts make several), for metrics.
+  // Returns one entry for each finished engine request, for metrics. n, best_of and several prompts
+  // make several.
   virtual const std::vector<RequestTimes>& times() const = 0;
 };
 

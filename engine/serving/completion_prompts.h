@@ -1,4 +1,4 @@
-// The way in of a completion: judging its parameters, and from prompts to ids.
+// Checks the parameters of a completion and turns its prompts into ids.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +10,13 @@
 
 namespace kivi {
 
-// Ranges and combinations of everything but the prompts' contents. Errors name the API's field.
+// Checks ranges and combinations of everything but the prompts' contents. Errors name the field of
+// the API.
 Status validate(const CompletionRequest& request, const ServedModel& model);
 
 using PromptIds = std::shared_ptr<const std::vector<int32_t>>;
 
-// The ids of each prompt: at least one, all inside the model's vocabulary, cut to the last
+// Returns the ids of each prompt: at least one, all in the model's vocabulary, cut to the last
 // truncate_prompt_tokens. Errors name `prompt`.
 Result<std::vector<PromptIds>> encode_prompts(const CompletionRequest& request,
                                               const ServedModel& model);

@@ -1,4 +1,4 @@
-// Which device computes, and in what type its weights are.
+// Chooses the device that computes and the type of its weights.
 #pragma once
 
 #include <memory>
@@ -8,12 +8,12 @@
 
 namespace kivi {
 
-// EngineConfig::device: auto is CUDA where it is built and a device is present. Error: field
-// "device", where cuda is asked for and not there.
+// Makes the backend of EngineConfig::device. `auto` is CUDA if it was built and a device is
+// present. Returns an error with field "device" if the config asks for cuda and there is none.
 Result<std::unique_ptr<Backend>> make_backend(const EngineConfig& config);
 
-// EngineConfig::dtype. auto: the checkpoint's; f32 checkpoints become f16 on CUDA, which has no f32
-// weights (error unsupported where they are asked for).
+// Returns the type of EngineConfig::dtype. `auto` is the checkpoint's type. CUDA has no f32
+// weights: f32 checkpoints become f16 there, and asking for f32 is an error (`unsupported`).
 Result<DType> weight_dtype(const EngineConfig& config, DType checkpoint, const DeviceInfo& device);
 
 }  // namespace kivi

@@ -1,4 +1,4 @@
-// From an EngineConfig to everything that serves: device, weights, store, runner, engine,
+// Turns an EngineConfig into everything that serves: device, weights, store, runner, engine,
 // tokenizer.
 #pragma once
 
@@ -22,31 +22,31 @@ struct ModelSummary {
   int sliding_window = 0;
   int64_t parameters = 0, weight_bytes = 0;
   std::string dtype;
-  std::string tokenizer_kind;  // "byte-level bpe", ..., "none", or why it cannot be used
+  std::string tokenizer_kind;  // "byte-level bpe", ..., "none", or the reason why it is unusable
   bool has_chat_template = false;
-  // summarize_model only: what the files hold. "210 Q4_1, 61 F32"; "" where there are none.
+  // Set by summarize_model only: the tensors of the files, such as "210 Q4_1, 61 F32"; "" = none.
   std::string file_types;
   int64_t file_bytes = 0;
 };
 
-// A part of starting up and how long it took: "config", "device", "plan", "tokenizer", "weights",
-// "memory", "first steps", in order.
+// A part of starting up and its time. The parts are, in order: "config", "device", "plan",
+// "tokenizer", "weights", "memory", "first steps".
 struct LoadPhase {
   std::string name;
   double seconds = 0;
-  int64_t bytes = 0;  // moved in it; 0: none to speak of
+  int64_t bytes = 0;  // bytes moved; 0 = few or none
 };
-// "weights 0.61 s (13.5 GB, 22.1 GB/s)".
+// Returns text such as "weights 0.61 s (13.5 GB, 22.1 GB/s)".
 std::string describe(const LoadPhase& phase);
 
-// Progress of loading: phase name ("weights"), bytes done, bytes in all.
+// Receives the progress of loading: the phase ("weights"), bytes done, bytes in all.
 using LoadProgress = std::function<void(const std::string& phase, int64_t done, int64_t total)>;
 
-// Owns all; members are destroyed in reverse order.
+// Owns everything. Members are destroyed in reverse order.
 struct LoadedModel {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<ChatPrompt> chat;  // null: no chat template
+  std::unique_ptr<ChatPrompt> chat;  // null = no chat template
   std::unique_ptr<Engine> engine;
   MemoryPlan plan;
   std::vector<LoadPhase> phases;
@@ -54,18 +54,19 @@ struct LoadedModel {
   ServedModel served;  // `name` is the folder's name until the server sets it
 };
 
-// `kivi info`: reads all that there is but the weights' bytes; config.json alone will do.
+// Describes a model for `kivi info`. It reads everything but the weights' bytes. A config.json
+// alone suffices.
 Result<ModelSummary> summarize_model(const std::string& model);
-// --dry-run: reads config.json or GGUF metadata alone and plans memory.
+// Plans memory for --dry-run. It reads only config.json or the metadata of a GGUF file.
 Result<MemoryPlan> plan_memory(const EngineConfig& config);
 
-// Bytes of the device's memory that are taken now, by whomever (on the CPU: of the machine).
+// Returns the bytes of the device's memory that any program uses now (on the CPU: of the machine).
 int64_t device_memory_used(const LoadedModel& model);
 
 Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress);
 
-// For studies: the model computes with what `wrap` makes of the device's backend.
+// For studies: loads a model that computes with the backend that `wrap` makes of the device's.
 using BackendWrap = std::function<std::unique_ptr<Backend>(std::unique_ptr<Backend>)>;
 Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress,

@@ -1,5 +1,5 @@
-// MemoryPlan: where the device's bytes go, decided once at start-up. Arithmetic only; everything is
-// exact to the byte.
+// MemoryPlan says how the device's memory is divided. It is made once at start-up. This is
+// arithmetic only, exact to the byte.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 
 namespace kivi {
 
-// Printed at start and by --dry-run.
+// The plan. It is printed at start-up and by --dry-run.
 struct MemoryPlan {
   std::string device;                                                        // "cpu (AMD EPYC ...)"
   std::string format;                                                        // "kivi2 G32 R128"
@@ -22,16 +22,16 @@ struct MemoryPlan {
   KvCapacity capacity;
   int max_model_len = 0;        // tokens
   int64_t tokens_capacity = 0;  // tokens in pages
-  int64_t sequences_max = 0;    // of max_model_len, at once
+  int64_t sequences_max = 0;    // sequences of max_model_len tokens at once
   double bytes_per_token = 0;   // in pages, all layers, with scales and minima
   double bytes_per_token_f16 = 0;
   std::string text() const;  // the table
 };
 
-// What the CPU backend gets for pages, residual and staging where nothing is said.
+// The default bytes for pages, residual and staging on the CPU.
 inline constexpr int64_t kDefaultCpuStoreBytes = 512 << 20;
 
-// "kivi2 G32 R128", "fp16".
+// Returns text such as "kivi2 G32 R128" or "fp16".
 std::string describe(const KvFormat& format);
 
 // Cuts `budget` bytes into the store's three regions:
@@ -44,7 +44,7 @@ std::string describe(const KvFormat& format);
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
                               int64_t budget);
 
-// The store's regions in one allocation of store_bytes(plan), at `base`.
+// Places the store's regions in one allocation of store_bytes(plan) bytes at `base`.
 int64_t store_bytes(const MemoryPlan& plan);
 KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* base);
 

@@ -19,16 +19,16 @@ struct AppendArguments {
   int layer = 0, layers = 1;  // the first, and how many
 };
 
-// Sequences with row_count 1 and mode `store`; others are left alone. One launch whose grid depends
-// on shapes alone.
+// Sequences with row_count 1 and mode `append`; others are left alone. One launch whose grid
+// depends on shapes alone.
 cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream);
 
 // All other sequences. The largest extents over them, from the host's copy of the step:
 struct ChunkExtents {
   int rows_max = 0;        // new tokens, over all modes
-  int pages_max = 0;       // pages that a sequence of mode `store` or `commit` may touch
+  int pages_max = 0;       // pages that a sequence of mode `append` or `seal` may touch
   bool stages = false;     // any sequence of mode `stage`
-  bool quantizes = false;  // any of mode `store` or `commit`
+  bool quantizes = false;  // any of mode `append` or `seal`
 };
 cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,
                           cudaStream_t stream);

@@ -48,7 +48,7 @@ struct DecodeTuning {
 // before the launch that made the plan.
 enum class DecodePlanning { make, reuse };
 
-// out = softmax(q K^T * scale) V for the sequences with row_count 1 and mode `store`; the rows of
+// out = softmax(q K^T * scale) V for the sequences with row_count 1 and mode `append`; the rows of
 // others are left alone. head_dim 64 or 128; any number of query heads a KV head.
 // cudaErrorInvalidValue for a format or head_dim that has no kernel.
 cudaError_t decode_attend(const DecodeArguments& a, DecodePlanning planning,
