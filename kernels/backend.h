@@ -65,6 +65,13 @@ class Backend {
     return ok_status();
   }
 
+  // The bytes of scratch memory (KvView::scratch) that hold one layer's history of `tokens` tokens
+  // in 16 bits. 0 where this device reads a history of this format where it lies.
+  virtual int64_t scratch_bytes_for([[maybe_unused]] const KvLayout& layout,
+                                    [[maybe_unused]] int64_t tokens) const {
+    return 0;
+  }
+
   // --- memory -----------------------------------------------------------------------------------
   // Uninitialised, 256-byte aligned. Error resource_exhausted names `what` and the bytes.
   Result<Buffer> allocate(size_t bytes, std::string_view what);

@@ -337,7 +337,8 @@ std::vector<Flag> cache_flags(Settings& s) {
        choice<PrefillMode>(e.kivi_prefill,
                            {{"exact", PrefillMode::exact}, {"stream", PrefillMode::stream}})},
       {"kv-cache-memory-bytes", "BYTES",
-       "pages, residual and staging; 0: on CUDA by gpu-memory-utilization, on the CPU 512 MiB",
+       "pages, residual, staging and scratch; 0: on CUDA by gpu-memory-utilization, on the CPU 512 "
+       "MiB",
        group, kEngineCommands, bytes(e.kv_cache_memory_bytes, 0)},
       {"gpu-memory-utilization", "X", "CUDA: share of the device's memory that is taken", group,
        kEngineCommands, number(e.gpu_memory_utilization, 0.05, 1)},
@@ -358,6 +359,10 @@ std::vector<Flag> scheduler_flags(Settings& s) {
        kEngineCommands, integer(e.prefill_chunk_tokens, 1, 1 << 20)},
       {"prefill-staging-tokens", "N", "kivi-prefill exact: tokens in flight of chunked prompts",
        group, kEngineCommands, integer(e.prefill_staging_tokens, 0, 1 << 24)},
+      {"prefill-scratch-bytes", "BYTES",
+       "Use at most this much CUDA memory for one layer's quantized history in 16 bits while a "
+       "prompt chunk attends to it (0 = read the codes where they lie, which is slow)",
+       group, kEngineCommands | kKernels, bytes(e.prefill_scratch_bytes, 0)},
       {"scheduling-policy", "fcfs|priority", "order of waiting requests", group, kEngineCommands,
        choice<SchedulingPolicy>(e.scheduling_policy, {{"fcfs", SchedulingPolicy::fcfs},
                                                       {"priority", SchedulingPolicy::priority}})},

@@ -1,0 +1,494 @@
+// Flash attention over ragged prompt chunks on Hopper's warpgroup products (wgmma). The same result
+// as prefill_attend.cu, whose header says what is computed; head sizes 64 and 128.
+//
+// Mapping: one block owns 128 packed query rows of one sequence and KV head (row = token * group +
+// head). Two warpgroups multiply 64 rows each, a third one brings keys and values, 128 tokens at a
+// time and two tiles deep, to shared memory. Its 16-byte asynchronous copies read any 16-bit
+// source: the step's own rows, staging, f16 pages, scratch (kv_dequantize). Tiles go from the
+// step's own last row back to the first row of the history, so that the tiles with a causal edge
+// come first.
+//
+// A warpgroup has S = Q K^T of one tile under way together with O += P V of the tile before, and
+// takes the exponentials of S while the tensor cores still work on O. Named barriers let the two
+// warpgroups issue products in turn, so that one multiplies while the other one takes exponentials
+// (FlashAttention-3, Shah et al. 2024, section 3).
+//
+// Cost: 4 d FLOP a (query, key) pair; 4 d bytes from L2 a key for each 128 rows. Reference:
+// kernels/cpu kv_attend. Test: tests/cuda/prefill_attend_test.cpp.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/prefill_attend.h"
+#include "kernels/cuda/prefill_state.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace kivi::cuda {
+namespace {
+
+constexpr int kGroups = 2;  // warpgroups that multiply
+constexpr int kGroupThreads = 128;
+constexpr int kThreads = (kGroups + 1) * kGroupThreads;
+constexpr int kGroupRows = 64;  // packed query rows of a warpgroup
+constexpr int kRows = kGroups * kGroupRows;
+constexpr int kTile = 128;  // keys a tile
+constexpr int kStages = 2;
+constexpr int kRowBytes = 128;  // of a row of 64 halves in shared memory
+constexpr int kLoaderRegisters = 40, kProductRegisters = 232;
+
+template <int kDim>
+struct Shared {
+  static constexpr int kParts = kDim / 64;
+  static constexpr int kQuery = kParts * kGroupRows * kRowBytes;  // of a warpgroup
+  static constexpr int kSide = kParts * kTile * kRowBytes;        // keys or values of a stage
+  static constexpr int kKeys = kGroups * kQuery;
+  static constexpr int kValues = kKeys + kStages * kSide;
+  static constexpr int kBarriers = kValues + kStages * kSide;
+  static constexpr int kBytes = kBarriers + 4 * kStages * 8;
+};
+
+// Barriers of a stage: keys and values have arrived, keys and values have been used.
+enum class Barrier { keys_full, values_full, keys_empty, values_empty };
+
+__device__ __forceinline__ uint32_t barrier_at(uint32_t barriers, Barrier which, int stage) {
+  return barriers + (int(which) * kStages + stage) * 8;
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Named barriers of the block: 1 and 2 give a warpgroup its turn, 3 and 4 are within one.
+__device__ __forceinline__ void turn_wait(int group) {
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kGroups * kGroupThreads) : "memory");
+}
+__device__ __forceinline__ void turn_give(int group) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(1 + group), "n"(kGroups * kGroupThreads) : "memory");
+}
+__device__ __forceinline__ void group_wait(int group) {
+  asm volatile("bar.sync %0, %1;" ::"r"(3 + group), "n"(kGroupThreads) : "memory");
+}
+
+// A block's part of the work: which tiles of keys it goes through.
+struct Job {
+  StepSequence s;
+  PrefillWork work;
+  int head, group, packed, row_first;
+  int own_first, own_tiles;  // tiles of own rows, from token past + own_first * kTile
+  int history_begin, history_end, history_tiles;  // tokens; tiles from history_begin
+
+  // Tile number `i` of the block, counted from the last one: its first token and its end.
+  __device__ __forceinline__ bool is_own(int i) const { return i < own_tiles; }
+  __device__ __forceinline__ int first(int i) const {
+    return i < own_tiles ? s.past + (own_first + own_tiles - 1 - i) * kTile
+                         : history_begin + (history_tiles - 1 - (i - own_tiles)) * kTile;
+  }
+  __device__ __forceinline__ int end(int i) const {
+    return i < own_tiles ? s.past + s.row_count : history_end;
+  }
+  __device__ __forceinline__ int count() const { return own_tiles + history_tiles; }
+};
+
+__device__ __forceinline__ bool find_job(const PrefillArguments& a, Job& job) {
+  job.work = a.work[blockIdx.z];
+  job.s = a.sequences[job.work.sequence];
+  const StepSequence& s = job.s;
+  job.head = int(blockIdx.x);
+  job.group = a.heads_q / a.store.layout.shape.heads;
+  job.packed = s.row_count * job.group;
+  // The last rows see the most keys: start them first.
+  const int tile = (job.packed + kRows - 1) / kRows - 1 - int(blockIdx.y);
+  if (tile < 0) return false;
+  job.row_first = tile * kRows;
+  const int position_first = s.past + job.row_first / job.group;
+  const int position_last = s.past + (min(job.row_first + kRows, job.packed) - 1) / job.group;
+  const int seen_first = a.window > 0 ? max(0, position_first - a.window + 1) : 0;
+  job.history_begin =
+      max(seen_first / kHistoryTile * kHistoryTile, job.work.tile_begin * kHistoryTile);
+  job.history_end = job.work.is_last ? s.past : job.work.tile_end * kHistoryTile;
+  job.history_tiles = max(0, (job.history_end - job.history_begin + kTile - 1) / kTile);
+  job.own_first = max(0, seen_first - s.past) / kTile;
+  job.own_tiles = job.work.is_last ? (position_last - s.past) / kTile + 1 - job.own_first : 0;
+  return true;
+}
+
+// --- the warpgroup that loads -------------------------------------------------------------------
+
+template <int kDim, bool kKeys>
+__device__ __forceinline__ void load_tile(const PrefillArguments& a, const Job& job, int i,
+                                          uint32_t to) {
+  constexpr int kChunks = kDim / 8, kRowsAtOnce = kGroupThreads / kChunks;
+  static_assert(kRowsAtOnce % 8 == 0);
+  const int thread = int(threadIdx.x) % kGroupThreads;
+  const int chunk = thread % kChunks, row0 = thread / kChunks;
+  const int swizzled = (chunk % 8 ^ row0 % 8) * 16;
+  const int first = job.first(i), end = job.end(i);
+  const KvLayout& layout = a.store.layout;
+  const int heads = layout.shape.heads;
+  to += uint32_t(chunk / 8 * kTile * kRowBytes + row0 * kRowBytes + swizzled);
+  if (job.is_own(i)) {
+    const int64_t row = job.s.row_begin + (first - job.s.past) + row0;
+    const int64_t stride = int64_t(2) * heads * kDim;
+    const __half* from = a.kv + row * stride + ((kKeys ? 0 : heads) + job.head) * kDim + chunk * 8;
+#pragma unroll
+    for (int j = 0; j < kTile / kRowsAtOnce; ++j) {
+      const bool inside = first + row0 + j * kRowsAtOnce < end;
+      copy_async_16(to + j * kRowsAtOnce * kRowBytes, inside ? from : a.kv, inside);
+      from += kRowsAtOnce * stride;
+    }
+    return;
+  }
+#pragma unroll
+  for (int h = 0; h < kTile / kHistoryTile; ++h) {
+    const int tile = first / kHistoryTile + h;
+    const bool exists = tile * kHistoryTile < end;
+    const std::byte* block = a.store.pages;
+    if (exists) {
+      if (job.work.block >= 0)
+        block = a.store.scratch +
+                ((job.work.block + int64_t(tile - job.work.tile_begin)) * heads + job.head) *
+                    layout.staging_block_bytes();
+      else if (job.s.mode != KvMode::append)
+        block = a.store.staging_block(a.layer, a.page_table[job.s.staging_begin + tile], job.head);
+      else
+        block = a.store.page_block(a.layer, a.page_table[job.s.pages_begin + tile], job.head);
+    }
+    const std::byte* from = block;
+    if (exists)
+      from += (kKeys ? 0 : kHistoryTile * kDim * 2) + row0 * kDim * 2 + chunk / 8 * kRowBytes +
+              swizzled;
+#pragma unroll
+    for (int j = 0; j < kHistoryTile / kRowsAtOnce; ++j) {
+      const bool inside = tile * kHistoryTile + row0 + j * kRowsAtOnce < end;
+      copy_async_16(to + (h * kHistoryTile + j * kRowsAtOnce) * kRowBytes,
+                    inside ? from + j * kRowsAtOnce * kDim * 2 : block, inside);
+    }
+  }
+}
+
+// Keys of tile 0, then keys of tile i and values of tile i - 1. A copy is known to be complete when
+// the one after it has been issued; then its writes are shown to wgmma.
+template <int kDim>
+__device__ __forceinline__ void load(const PrefillArguments& a, const Job& job, uint32_t shared) {
+  const uint32_t barriers = shared + Shared<kDim>::kBarriers;
+  uint32_t issued = 0;  // barrier of the copy before
+  const auto announce = [&](uint32_t barrier) {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+    if (issued != 0) {
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      fence_before_async_copy();
+      barrier_arrive(issued);
+    }
+    issued = barrier;
+  };
+  const int count = job.count();
+  for (int i = 0; i <= count; ++i) {
+    if (i < count) {
+      const int stage = i % kStages;
+      if (i >= kStages)
+        barrier_wait(barrier_at(barriers, Barrier::keys_empty, stage),
+                     uint32_t(i / kStages - 1) & 1);
+      load_tile<kDim, true>(a, job, i, shared + Shared<kDim>::kKeys + stage * Shared<kDim>::kSide);
+      announce(barrier_at(barriers, Barrier::keys_full, stage));
+    }
+    if (i > 0) {
+      const int v = i - 1, stage = v % kStages;
+      if (v >= kStages)
+        barrier_wait(barrier_at(barriers, Barrier::values_empty, stage),
+                     uint32_t(v / kStages - 1) & 1);
+      load_tile<kDim, false>(a, job, v,
+                             shared + Shared<kDim>::kValues + stage * Shared<kDim>::kSide);
+      announce(barrier_at(barriers, Barrier::values_full, stage));
+    }
+  }
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  fence_before_async_copy();
+  if (issued != 0) barrier_arrive(issued);
+}
+
+// --- the warpgroups that multiply ---------------------------------------------------------------
+
+// Softmax of one tile of scores: the running maximum (of scores before scaling) and this lane's
+// part of the sum move on, scores become exponentials. Returns the factors of what was summed up
+// before.
+struct Softmax {
+  float maximum[2] = {-INFINITY, -INFINITY};  // of rows g and g + 8
+  float sum[2] = {};
+  float shrink[2] = {1, 1};
+
+  __device__ __forceinline__ void update(float (&scores)[kTile / 2], float scale_log2) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float largest = maximum[i];
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+        largest = fmaxf(largest, fmaxf(scores[4 * n + 2 * i], scores[4 * n + 2 * i + 1]));
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+      const float base = largest == -INFINITY ? 0.f : largest * scale_log2;
+      shrink[i] = largest == maximum[i] ? 1.f : exp2_fast(fmaf(maximum[i], scale_log2, -base));
+      maximum[i] = largest;
+      float added[2] = {};
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float& x = scores[4 * n + 2 * i + j];
+          x = exp2_fast(fmaf(x, scale_log2, -base));
+          added[j] += x;
+        }
+      sum[i] = fmaf(sum[i], shrink[i], added[0] + added[1]);
+    }
+  }
+};
+
+template <int kDim>
+__device__ __forceinline__ void rescale(float (&o)[kDim / 2], const float (&shrink)[2]) {
+#pragma unroll
+  for (int n = 0; n < kDim / 8; ++n) {
+    o[4 * n] *= shrink[0], o[4 * n + 1] *= shrink[0];
+    o[4 * n + 2] *= shrink[1], o[4 * n + 3] *= shrink[1];
+  }
+}
+
+__device__ __forceinline__ void pack(const float (&scores)[kTile / 2], uint32_t (&p)[kTile / 4]) {
+#pragma unroll
+  for (int i = 0; i < kTile / 4; ++i)
+    p[i] = as_u32(__floats2half2_rn(scores[2 * i], scores[2 * i + 1]));
+}
+
+template <int kDim, class Out>
+__device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const Job& job, int wg,
+                                               uint32_t shared, Out* __restrict__ out) {
+  const uint32_t barriers = shared + Shared<kDim>::kBarriers;
+  const int thread = int(threadIdx.x) % kGroupThreads;
+  const int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  const StepSequence& s = job.s;
+  const int group = job.group, packed = job.packed;
+  const int group_row = job.row_first + wg * kGroupRows;  // first packed row of the warpgroup
+  const uint32_t q_tile = shared + uint32_t(wg * Shared<kDim>::kQuery);
+
+  // Q: packed row p is token p / group, head `head * group + p % group`.
+  constexpr int kChunks = kDim / 8;
+  for (int i = thread; i < kGroupRows * kChunks; i += kGroupThreads) {
+    const int row = i / kChunks, chunk = i % kChunks;
+    const int p = min(group_row + row, packed - 1);
+    copy_async_16(q_tile + uint32_t(chunk / 8 * kGroupRows * kRowBytes + row * kRowBytes +
+                                    (chunk % 8 ^ row % 8) * 16),
+                  a.q + state_row(a, s, job.head, group, p) * kDim + chunk * 8,
+                  group_row + row < packed);
+  }
+  asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
+  fence_before_async_copy();
+  group_wait(wg);
+
+  // This lane's rows: their packed numbers and positions (-1: none).
+  int position[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int p = group_row + warp * 16 + g + 8 * i;
+    position[i] = p < packed ? s.past + p / group : -1;
+  }
+  const int position_first = group_row < packed ? s.past + group_row / group : -1;
+  const int position_last = s.past + (min(group_row + kGroupRows, packed) - 1) / group;
+
+  float o[kDim / 2];
+#pragma unroll
+  for (int i = 0; i < kDim / 2; ++i) o[i] = 0;
+  Softmax softmax;
+  if (!job.work.is_first) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (position[i] < 0) continue;
+      const int64_t row = state_row(a, s, job.head, group, group_row + warp * 16 + g + 8 * i);
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        const float2 pair = *reinterpret_cast<const float2*>(a.states + row * kDim + n * 8 + 2 * t);
+        o[4 * n + 2 * i] = pair.x, o[4 * n + 2 * i + 1] = pair.y;
+      }
+      const float2 state = state_sums(a, kDim)[row];
+      softmax.maximum[i] = state.x;
+      softmax.sum[i] = t == 0 ? state.y : 0.f;  // the lanes' sums are added up at the end
+    }
+  }
+
+  float scores[kTile / 2];
+  uint32_t p[kTile / 4];
+  const auto score = [&](int stage) {
+    const uint32_t k_tile = shared + uint32_t(Shared<kDim>::kKeys + stage * Shared<kDim>::kSide);
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k)
+      wgmma_shared(
+          scores,
+          swizzled_operand(q_tile + k / 4 * kGroupRows * kRowBytes + k % 4 * 32, 16, 8 * kRowBytes),
+          swizzled_operand(k_tile + k / 4 * kTile * kRowBytes + k % 4 * 32, 16, 8 * kRowBytes),
+          k > 0);
+  };
+  const auto accumulate = [&](int stage) {
+    const uint32_t v_tile = shared + uint32_t(Shared<kDim>::kValues + stage * Shared<kDim>::kSide);
+#pragma unroll
+    for (int k = 0; k < kTile / 16; ++k)
+      wgmma_registers(
+          o, p + 4 * k,
+          swizzled_operand(v_tile + k * 16 * kRowBytes, kTile * kRowBytes, 8 * kRowBytes));
+  };
+  // What a row does not see becomes -inf.
+  const auto mask = [&](int i) {
+    const int first = job.first(i), end = job.end(i);
+    const bool inside = first + kTile - 1 <= position_first && first + kTile <= end &&
+                        (a.window == 0 || first > position_last - a.window);
+    if (inside) return;
+#pragma unroll
+    for (int n = 0; n < kTile / 2; ++n) {
+      const int key = first + n / 4 * 8 + 2 * t + n % 2, at = position[n / 2 % 2];
+      if (key > at || key >= end || (a.window > 0 && key <= at - a.window)) scores[n] = -INFINITY;
+    }
+  };
+
+  const int count = job.count();
+  if (count > 0) {
+    barrier_wait(barrier_at(barriers, Barrier::keys_full, 0), 0);
+    wgmma_begin();
+    score(0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(scores);
+    barrier_arrive(barrier_at(barriers, Barrier::keys_empty, 0));
+    mask(0);
+    softmax.update(scores, a.scale_log2);
+    rescale<kDim>(o, softmax.shrink);
+    pack(scores, p);
+    if (wg == 1) turn_give(0);
+    for (int i = 1; i < count; ++i) {
+      const int stage = i % kStages, before = (i - 1) % kStages;
+      barrier_wait(barrier_at(barriers, Barrier::keys_full, stage), uint32_t(i / kStages) & 1);
+      turn_wait(wg);
+      pin(o);
+      wgmma_begin();
+      score(stage);
+      wgmma_commit();
+      barrier_wait(barrier_at(barriers, Barrier::values_full, before),
+                   uint32_t((i - 1) / kStages) & 1);
+      wgmma_begin();
+      accumulate(before);
+      wgmma_commit();
+      if (wg == 0 || i + 1 < count) turn_give(1 - wg);
+      wgmma_wait<1>();
+      pin(scores);
+      barrier_arrive(barrier_at(barriers, Barrier::keys_empty, stage));
+      mask(i);
+      softmax.update(scores, a.scale_log2);
+      wgmma_wait<0>();
+      pin(o);
+      barrier_arrive(barrier_at(barriers, Barrier::values_empty, before));
+      rescale<kDim>(o, softmax.shrink);
+      pack(scores, p);
+    }
+    const int last = (count - 1) % kStages;
+    barrier_wait(barrier_at(barriers, Barrier::values_full, last),
+                 uint32_t((count - 1) / kStages) & 1);
+    pin(o);
+    wgmma_begin();
+    accumulate(last);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(o);
+  }
+
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float sum = softmax.sum[i];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (position[i] < 0) continue;
+    const int64_t row = state_row(a, s, job.head, group, group_row + warp * 16 + g + 8 * i);
+    if (!job.work.is_last) {
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n)
+        *reinterpret_cast<float2*>(a.states + row * kDim + n * 8 + 2 * t) = {o[4 * n + 2 * i],
+                                                                             o[4 * n + 2 * i + 1]};
+      if (t == 0) state_sums(a, kDim)[row] = {softmax.maximum[i], sum};
+      continue;
+    }
+    const float inverse = 1.f / sum;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n)
+      store_pair(out + row * kDim + n * 8 + 2 * t, o[4 * n + 2 * i] * inverse,
+                 o[4 * n + 2 * i + 1] * inverse);
+  }
+}
+
+// Grid (KV heads, tiles of rows, work).
+template <int kDim, class Out>
+__global__ void __launch_bounds__(kThreads, 1)
+    prefill_attend_hopper_kernel(const __grid_constant__ PrefillArguments a,
+                                 Out* __restrict__ out) {
+  if (KIVI_WGMMA != 0) {
+    extern __shared__ __align__(1024) unsigned char memory[];
+    const uint32_t shared = shared_address(memory);
+    Job job;
+    if (!find_job(a, job)) return;
+    const int wg = __shfl_sync(0xffffffffu, int(threadIdx.x) / kGroupThreads, 0);  // uniform
+    if (threadIdx.x == 0) {
+      for (int stage = 0; stage < kStages; ++stage) {
+        const uint32_t barriers = shared + Shared<kDim>::kBarriers;
+        barrier_init(barrier_at(barriers, Barrier::keys_full, stage), kGroupThreads);
+        barrier_init(barrier_at(barriers, Barrier::values_full, stage), kGroupThreads);
+        barrier_init(barrier_at(barriers, Barrier::keys_empty, stage), kGroups * kGroupThreads);
+        barrier_init(barrier_at(barriers, Barrier::values_empty, stage), kGroups * kGroupThreads);
+      }
+    }
+    __syncthreads();
+    if (wg == kGroups) {
+      registers_down<kLoaderRegisters>();
+      load<kDim>(a, job, shared);
+    } else {
+      registers_up<kProductRegisters>();
+      multiply_tiles<kDim>(a, job, wg, shared, out);
+    }
+  }
+}
+
+template <int kDim, class Out>
+cudaError_t launch(const PrefillArguments& a, Out* out, dim3 grid, cudaStream_t stream) {
+  constexpr int kBytes = Shared<kDim>::kBytes;
+  auto* kernel = prefill_attend_hopper_kernel<kDim, Out>;
+  if (cudaError_t e =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      e != cudaSuccess) {
+    return e;
+  }
+  kernel<<<grid, kThreads, kBytes, stream>>>(a, out);
+  return cudaGetLastError();
+}
+
+// Whether the code that runs on this device has wgmma: it was compiled for sm_90a.
+__global__ void probe_kernel(int* has_wgmma) { *has_wgmma = KIVI_WGMMA; }
+
+}  // namespace
+
+bool has_prefill_hopper(int head_dim) {
+  static const bool has = [] {
+    cudaFuncAttributes attributes{};
+    return cudaFuncGetAttributes(&attributes, probe_kernel) == cudaSuccess &&
+           attributes.binaryVersion == 90 && attributes.ptxVersion == 90;
+  }();
+  return has && (head_dim == 64 || head_dim == 128);
+}
+
+cudaError_t prefill_attend_hopper(const PrefillArguments& a, void* out, DType out_type,
+                                  int head_dim, int rows_max, cudaStream_t stream) {
+  const int group = a.heads_q / a.store.layout.shape.heads;
+  const dim3 grid(unsigned(a.store.layout.shape.heads),
+                  unsigned((rows_max * group + kRows - 1) / kRows), unsigned(a.work_count));
+  const auto with_type = [&]<int kDim>() {
+    return out_type == DType::bf16 ? launch<kDim>(a, static_cast<__nv_bfloat16*>(out), grid, stream)
+                                   : launch<kDim>(a, static_cast<__half*>(out), grid, stream);
+  };
+  if (head_dim == 64) return with_type.template operator()<64>();
+  if (head_dim == 128) return with_type.template operator()<128>();
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace kivi::cuda
