@@ -36,11 +36,14 @@ int64_t staged_tokens_max(const EngineConfig& config, const KvCapacity& capacity
 }
 
 std::string describe_prompts(const EngineConfig& config, const KvLayout& layout,
-                             const KvCapacity& capacity) {
+                             const KvCapacity& capacity, int max_model_len) {
   if (layout.format.kind != KvKind::kivi) return "";
   const bool exact = config.kivi_prefill == PrefillMode::exact;
   const int64_t most = std::max<int64_t>(config.prefill_chunk_tokens,
                                          exact ? staged_tokens_max(config, capacity) : 0);
+  if (most >= max_model_len)
+    return fmt::format("all attend to the whole prompt in 16 bits ({})",
+                       max_model_len > config.prefill_chunk_tokens ? "exact" : "one chunk");
   return fmt::format(
       "up to {} tokens attend to the whole prompt in 16 bits ({}); in longer ones each chunk of {} "
       "attends to the chunks before it as quantized (stream)",
@@ -89,7 +92,7 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
   plan.capacity.pages = int(std::min<int64_t>(pages, INT32_MAX));
   plan.pages = plan.capacity.pages * page;
 
-  plan.prompts = describe_prompts(config, layout, plan.capacity);
+  plan.prompts = describe_prompts(config, layout, plan.capacity, max_model_len);
   const int page_tokens = layout.page_tokens();
   plan.tokens_capacity = int64_t(plan.capacity.pages) * page_tokens;
   plan.sequences_max = std::min<int64_t>(

@@ -154,8 +154,8 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
     if (launch.tiles_max > 0)
       KIVI_CUDA_VERIFY(cuda::kv_dequantize(a, d, launch.tiles_max, stream_.get()));
     if (cuda::has_prefill_hopper(d) && !launch.reads_codes)
-      KIVI_CUDA_VERIFY(
-          cuda::prefill_attend_hopper(a, out.data, out.dtype, d, launch.rows_max, stream_.get()));
+      KIVI_CUDA_VERIFY(cuda::prefill_attend_hopper(a, out.data, out.dtype, d,
+                                                   properties_.multiprocessors, stream_.get()));
     else
       KIVI_CUDA_VERIFY(cuda::prefill_attend(a, out.data, out.dtype, d, a.work_count,
                                             launch.rows_max, stream_.get()));

@@ -20,6 +20,7 @@ inline constexpr int kHistoryTile = 64;
 // in several launches, which hand on softmax states.
 struct PrefillWork {
   int32_t sequence = 0;
+  int32_t rows = 0;  // its row_count
   // Blocks of 64 tokens of the history that scratch holds in this launch: [tile_begin, tile_end).
   int32_t tile_begin = 0;
   int32_t tile_end = 0;
@@ -61,7 +62,7 @@ cudaError_t prefill_attend(const PrefillArguments& a, void* out, DType out_type,
 // format has to be in scratch.
 bool has_prefill_hopper(int head_dim);
 cudaError_t prefill_attend_hopper(const PrefillArguments& a, void* out, DType out_type,
-                                  int head_dim, int rows_max, cudaStream_t stream);
+                                  int head_dim, int multiprocessors, cudaStream_t stream);
 
 // Writes the history tiles of `a.work` into scratch: codes become f16, 16-bit rows are copied, what
 // is behind a history's end in its last tile becomes zero. `tiles_max`: of one sequence.

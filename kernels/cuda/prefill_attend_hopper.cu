@@ -1,12 +1,13 @@
 // Flash attention over ragged prompt chunks on Hopper's warpgroup products (wgmma). The same result
 // as prefill_attend.cu, whose header says what is computed; head sizes 64 and 128.
 //
-// Mapping: one block owns 128 packed query rows of one sequence and KV head (row = token * group +
-// head). Two warpgroups multiply 64 rows each, a third one brings keys and values, 128 tokens at a
-// time and two tiles deep, to shared memory. Its 16-byte asynchronous copies read any 16-bit
-// source: the step's own rows, staging, f16 pages, scratch (kv_dequantize). Tiles go from the
-// step's own last row back to the first row of the history, so that the tiles with a causal edge
-// come first.
+// Mapping: a job is a tile of 128 packed query rows of one sequence and KV head (row = token *
+// group
+// + head); a block a multiprocessor takes job after job. Two warpgroups multiply 64 rows each, a
+// third one brings keys and values, 128 tokens at a time and two tiles deep, to shared memory. Its
+// 16-byte asynchronous copies read any 16-bit source: the step's own rows, staging, f16 pages,
+// scratch (kv_dequantize). Tiles go from the step's own last row back to the first row of the
+// history, so that the tiles with a causal edge come first.
 //
 // A warpgroup has S = Q K^T of one tile under way together with O += P V of the tile before, and
 // takes the exponentials of S while the tensor cores still work on O. Named barriers let the two
@@ -44,14 +45,21 @@ struct Shared {
   static constexpr int kParts = kDim / 64;
   static constexpr int kQuery = kParts * kGroupRows * kRowBytes;  // of a warpgroup
   static constexpr int kSide = kParts * kTile * kRowBytes;        // keys or values of a stage
-  static constexpr int kKeys = kGroups * kQuery;
+  static constexpr int kKeys = kStages * kGroups * kQuery;
   static constexpr int kValues = kKeys + kStages * kSide;
   static constexpr int kBarriers = kValues + kStages * kSide;
-  static constexpr int kBytes = kBarriers + 4 * kStages * 8;
+  static constexpr int kBytes = kBarriers + 6 * kStages * 8;
 };
 
-// Barriers of a stage: keys and values have arrived, keys and values have been used.
-enum class Barrier { keys_full, values_full, keys_empty, values_empty };
+// Barriers of a stage: queries, keys and values have arrived, and have been used.
+enum class Barrier {
+  queries_full,
+  keys_full,
+  values_full,
+  queries_empty,
+  keys_empty,
+  values_empty
+};
 
 __device__ __forceinline__ uint32_t barrier_at(uint32_t barriers, Barrier which, int stage) {
   return barriers + (int(which) * kStages + stage) * 8;
@@ -59,18 +67,22 @@ __device__ __forceinline__ uint32_t barrier_at(uint32_t barriers, Barrier which,
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Named barriers of the block: 1 and 2 give a warpgroup its turn, 3 and 4 are within one.
+// Waits for fill number `n` of a ring of stages to have arrived, or for room for it.
+__device__ __forceinline__ void wait_full(uint32_t barriers, Barrier full, uint32_t n) {
+  barrier_wait(barrier_at(barriers, full, int(n % kStages)), (n / kStages) & 1);
+}
+__device__ __forceinline__ void wait_empty(uint32_t barriers, Barrier empty, uint32_t n) {
+  if (n >= kStages)
+    barrier_wait(barrier_at(barriers, empty, int(n % kStages)), (n / kStages - 1) & 1);
+}
+// Named barriers of the block: 1 and 2 give a warpgroup its turn.
 __device__ __forceinline__ void turn_wait(int group) {
   asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kGroups * kGroupThreads) : "memory");
 }
 __device__ __forceinline__ void turn_give(int group) {
   asm volatile("bar.arrive %0, %1;" ::"r"(1 + group), "n"(kGroups * kGroupThreads) : "memory");
 }
-__device__ __forceinline__ void group_wait(int group) {
-  asm volatile("bar.sync %0, %1;" ::"r"(3 + group), "n"(kGroupThreads) : "memory");
-}
-
-// A block's part of the work: which tiles of keys it goes through.
+// A tile of query rows of one KV head, and the tiles of keys that it goes through.
 struct Job {
   StepSequence s;
   PrefillWork work;
@@ -90,16 +102,26 @@ struct Job {
   __device__ __forceinline__ int count() const { return own_tiles + history_tiles; }
 };
 
-__device__ __forceinline__ bool find_job(const PrefillArguments& a, Job& job) {
-  job.work = a.work[blockIdx.z];
+// Job number `round` of a block: jobs are sorted by weight within a sequence, so blocks take them
+// in turn, forth and back. False: there is none.
+__device__ __forceinline__ bool find_job(const PrefillArguments& a, int round, Job& job) {
+  const int blocks = int(gridDim.x), block = int(blockIdx.x);
+  int index = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+  const int heads = a.store.layout.shape.heads;
+  job.group = a.heads_q / heads;
+  int w = 0, tiles = 0;
+  for (;; ++w) {
+    if (w == a.work_count) return false;
+    tiles = (a.work[w].rows * job.group + kRows - 1) / kRows;
+    if (index < tiles * heads) break;
+    index -= tiles * heads;
+  }
+  job.work = a.work[w];
   job.s = a.sequences[job.work.sequence];
   const StepSequence& s = job.s;
-  job.head = int(blockIdx.x);
-  job.group = a.heads_q / a.store.layout.shape.heads;
   job.packed = s.row_count * job.group;
-  // The last rows see the most keys: start them first.
-  const int tile = (job.packed + kRows - 1) / kRows - 1 - int(blockIdx.y);
-  if (tile < 0) return false;
+  job.head = index % heads;
+  const int tile = tiles - 1 - index / heads;  // the last rows see the most keys
   job.row_first = tile * kRows;
   const int position_first = s.past + job.row_first / job.group;
   const int position_last = s.past + (min(job.row_first + kRows, job.packed) - 1) / job.group;
@@ -167,40 +189,63 @@ __device__ __forceinline__ void load_tile(const PrefillArguments& a, const Job& 
   }
 }
 
-// Keys of tile 0, then keys of tile i and values of tile i - 1. A copy is known to be complete when
-// the one after it has been issued; then its writes are shown to wgmma.
+// Packed row p is token p / group, head `head * group + p % group`.
 template <int kDim>
-__device__ __forceinline__ void load(const PrefillArguments& a, const Job& job, uint32_t shared) {
+__device__ __forceinline__ void load_queries(const PrefillArguments& a, const Job& job,
+                                             uint32_t to) {
+  constexpr int kChunks = kDim / 8, kRowsAtOnce = kGroupThreads / kChunks;
+  const int thread = int(threadIdx.x) % kGroupThreads;
+  const int chunk = thread % kChunks, row0 = thread / kChunks;
+  to += uint32_t(chunk / 8 * kGroupRows * kRowBytes + (chunk % 8 ^ row0 % 8) * 16);
+  for (int row = row0; row < kRows; row += kRowsAtOnce) {
+    const int p = min(job.row_first + row, job.packed - 1);
+    copy_async_16(
+        to + uint32_t(row / kGroupRows * Shared<kDim>::kQuery + row % kGroupRows * kRowBytes),
+        a.q + state_row(a, job.s, job.head, job.group, p) * kDim + chunk * 8,
+        job.row_first + row < job.packed);
+  }
+}
+
+// Of each job its queries, the keys of tile 0, then the keys of tile i and the values of tile i
+// - 1. A copy is known to be complete when the one after it has been issued; then its writes are
+// shown to wgmma.
+template <int kDim>
+__device__ __forceinline__ void load(const PrefillArguments& a, uint32_t shared) {
   const uint32_t barriers = shared + Shared<kDim>::kBarriers;
   uint32_t issued = 0;  // barrier of the copy before
-  const auto announce = [&](uint32_t barrier) {
+  const auto announce = [&](Barrier full, uint32_t n) {
     asm volatile("cp.async.commit_group;" ::: "memory");
     if (issued != 0) {
       asm volatile("cp.async.wait_group 1;" ::: "memory");
       fence_before_async_copy();
       barrier_arrive(issued);
     }
-    issued = barrier;
+    issued = barrier_at(barriers, full, int(n % kStages));
   };
-  const int count = job.count();
-  for (int i = 0; i <= count; ++i) {
-    if (i < count) {
-      const int stage = i % kStages;
-      if (i >= kStages)
-        barrier_wait(barrier_at(barriers, Barrier::keys_empty, stage),
-                     uint32_t(i / kStages - 1) & 1);
-      load_tile<kDim, true>(a, job, i, shared + Shared<kDim>::kKeys + stage * Shared<kDim>::kSide);
-      announce(barrier_at(barriers, Barrier::keys_full, stage));
+  Job job;
+  uint32_t filled = 0;  // tiles before this job
+  for (int round = 0; find_job(a, round, job); ++round) {
+    wait_empty(barriers, Barrier::queries_empty, uint32_t(round));
+    load_queries<kDim>(a, job, shared + uint32_t(round % kStages * kGroups) * Shared<kDim>::kQuery);
+    announce(Barrier::queries_full, uint32_t(round));
+    const int count = job.count();
+    for (int i = 0; i <= count; ++i) {
+      if (i < count) {
+        const uint32_t n = filled + uint32_t(i);
+        wait_empty(barriers, Barrier::keys_empty, n);
+        load_tile<kDim, true>(a, job, i,
+                              shared + Shared<kDim>::kKeys + n % kStages * Shared<kDim>::kSide);
+        announce(Barrier::keys_full, n);
+      }
+      if (i > 0) {
+        const uint32_t n = filled + uint32_t(i - 1);
+        wait_empty(barriers, Barrier::values_empty, n);
+        load_tile<kDim, false>(a, job, i - 1,
+                               shared + Shared<kDim>::kValues + n % kStages * Shared<kDim>::kSide);
+        announce(Barrier::values_full, n);
+      }
     }
-    if (i > 0) {
-      const int v = i - 1, stage = v % kStages;
-      if (v >= kStages)
-        barrier_wait(barrier_at(barriers, Barrier::values_empty, stage),
-                     uint32_t(v / kStages - 1) & 1);
-      load_tile<kDim, false>(a, job, v,
-                             shared + Shared<kDim>::kValues + stage * Shared<kDim>::kSide);
-      announce(barrier_at(barriers, Barrier::values_full, stage));
-    }
+    filled += uint32_t(count);
   }
   asm volatile("cp.async.wait_group 0;" ::: "memory");
   fence_before_async_copy();
@@ -258,30 +303,19 @@ __device__ __forceinline__ void pack(const float (&scores)[kTile / 2], uint32_t 
     p[i] = as_u32(__floats2half2_rn(scores[2 * i], scores[2 * i + 1]));
 }
 
+// `filled`: tiles before this job.
 template <int kDim, class Out>
-__device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const Job& job, int wg,
-                                               uint32_t shared, Out* __restrict__ out) {
+__device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const Job& job, int round,
+                                               uint32_t filled, int wg, uint32_t shared,
+                                               Out* __restrict__ out) {
   const uint32_t barriers = shared + Shared<kDim>::kBarriers;
   const int thread = int(threadIdx.x) % kGroupThreads;
   const int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
   const StepSequence& s = job.s;
   const int group = job.group, packed = job.packed;
   const int group_row = job.row_first + wg * kGroupRows;  // first packed row of the warpgroup
-  const uint32_t q_tile = shared + uint32_t(wg * Shared<kDim>::kQuery);
-
-  // Q: packed row p is token p / group, head `head * group + p % group`.
-  constexpr int kChunks = kDim / 8;
-  for (int i = thread; i < kGroupRows * kChunks; i += kGroupThreads) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    const int p = min(group_row + row, packed - 1);
-    copy_async_16(q_tile + uint32_t(chunk / 8 * kGroupRows * kRowBytes + row * kRowBytes +
-                                    (chunk % 8 ^ row % 8) * 16),
-                  a.q + state_row(a, s, job.head, group, p) * kDim + chunk * 8,
-                  group_row + row < packed);
-  }
-  asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
-  fence_before_async_copy();
-  group_wait(wg);
+  const uint32_t q_tile =
+      shared + uint32_t((round % kStages * kGroups + wg) * Shared<kDim>::kQuery);
 
   // This lane's rows: their packed numbers and positions (-1: none).
   int position[2];
@@ -315,8 +349,8 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const 
 
   float scores[kTile / 2];
   uint32_t p[kTile / 4];
-  const auto score = [&](int stage) {
-    const uint32_t k_tile = shared + uint32_t(Shared<kDim>::kKeys + stage * Shared<kDim>::kSide);
+  const auto score = [&](uint32_t n) {
+    const uint32_t k_tile = shared + Shared<kDim>::kKeys + n % kStages * Shared<kDim>::kSide;
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k)
       wgmma_shared(
@@ -325,8 +359,8 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const 
           swizzled_operand(k_tile + k / 4 * kTile * kRowBytes + k % 4 * 32, 16, 8 * kRowBytes),
           k > 0);
   };
-  const auto accumulate = [&](int stage) {
-    const uint32_t v_tile = shared + uint32_t(Shared<kDim>::kValues + stage * Shared<kDim>::kSide);
+  const auto accumulate = [&](uint32_t n) {
+    const uint32_t v_tile = shared + Shared<kDim>::kValues + n % kStages * Shared<kDim>::kSide;
 #pragma unroll
     for (int k = 0; k < kTile / 16; ++k)
       wgmma_registers(
@@ -346,54 +380,61 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const 
     }
   };
 
+  const auto release = [&](Barrier empty, uint32_t n) {
+    barrier_arrive(barrier_at(barriers, empty, int(n % kStages)));
+  };
+
   const int count = job.count();
+  wait_full(barriers, Barrier::queries_full, uint32_t(round));
   if (count > 0) {
-    barrier_wait(barrier_at(barriers, Barrier::keys_full, 0), 0);
+    wait_full(barriers, Barrier::keys_full, filled);
     wgmma_begin();
-    score(0);
+    score(filled);
     wgmma_commit();
     wgmma_wait<0>();
     pin(scores);
-    barrier_arrive(barrier_at(barriers, Barrier::keys_empty, 0));
+    release(Barrier::keys_empty, filled);
     mask(0);
     softmax.update(scores, a.scale_log2);
     rescale<kDim>(o, softmax.shrink);
     pack(scores, p);
-    if (wg == 1) turn_give(0);
+    if (wg == 1 && count > 1) turn_give(0);
     for (int i = 1; i < count; ++i) {
-      const int stage = i % kStages, before = (i - 1) % kStages;
-      barrier_wait(barrier_at(barriers, Barrier::keys_full, stage), uint32_t(i / kStages) & 1);
+      const uint32_t n = filled + uint32_t(i);
+      wait_full(barriers, Barrier::keys_full, n);
       turn_wait(wg);
       pin(o);
       wgmma_begin();
-      score(stage);
+      score(n);
       wgmma_commit();
-      barrier_wait(barrier_at(barriers, Barrier::values_full, before),
-                   uint32_t((i - 1) / kStages) & 1);
+      wait_full(barriers, Barrier::values_full, n - 1);
       wgmma_begin();
-      accumulate(before);
+      accumulate(n - 1);
       wgmma_commit();
       if (wg == 0 || i + 1 < count) turn_give(1 - wg);
       wgmma_wait<1>();
       pin(scores);
-      barrier_arrive(barrier_at(barriers, Barrier::keys_empty, stage));
+      release(Barrier::keys_empty, n);
       mask(i);
       softmax.update(scores, a.scale_log2);
       wgmma_wait<0>();
       pin(o);
-      barrier_arrive(barrier_at(barriers, Barrier::values_empty, before));
+      release(Barrier::values_empty, n - 1);
       rescale<kDim>(o, softmax.shrink);
       pack(scores, p);
     }
-    const int last = (count - 1) % kStages;
-    barrier_wait(barrier_at(barriers, Barrier::values_full, last),
-                 uint32_t((count - 1) / kStages) & 1);
+    release(Barrier::queries_empty, uint32_t(round));
+    const uint32_t n = filled + uint32_t(count - 1);
+    wait_full(barriers, Barrier::values_full, n);
     pin(o);
     wgmma_begin();
-    accumulate(last);
+    accumulate(n);
     wgmma_commit();
     wgmma_wait<0>();
     pin(o);
+    release(Barrier::values_empty, n);
+  } else {
+    release(Barrier::queries_empty, uint32_t(round));
   }
 
 #pragma unroll
@@ -419,7 +460,7 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const 
   }
 }
 
-// Grid (KV heads, tiles of rows, work).
+// One block a multiprocessor, or one a job where there are fewer.
 template <int kDim, class Out>
 __global__ void __launch_bounds__(kThreads, 1)
     prefill_attend_hopper_kernel(const __grid_constant__ PrefillArguments a,
@@ -427,25 +468,29 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (KIVI_WGMMA != 0) {
     extern __shared__ __align__(1024) unsigned char memory[];
     const uint32_t shared = shared_address(memory);
-    Job job;
-    if (!find_job(a, job)) return;
     const int wg = __shfl_sync(0xffffffffu, int(threadIdx.x) / kGroupThreads, 0);  // uniform
     if (threadIdx.x == 0) {
+      const uint32_t barriers = shared + Shared<kDim>::kBarriers;
       for (int stage = 0; stage < kStages; ++stage) {
-        const uint32_t barriers = shared + Shared<kDim>::kBarriers;
-        barrier_init(barrier_at(barriers, Barrier::keys_full, stage), kGroupThreads);
-        barrier_init(barrier_at(barriers, Barrier::values_full, stage), kGroupThreads);
-        barrier_init(barrier_at(barriers, Barrier::keys_empty, stage), kGroups * kGroupThreads);
-        barrier_init(barrier_at(barriers, Barrier::values_empty, stage), kGroups * kGroupThreads);
+        for (const Barrier full : {Barrier::queries_full, Barrier::keys_full, Barrier::values_full})
+          barrier_init(barrier_at(barriers, full, stage), kGroupThreads);
+        for (const Barrier empty :
+             {Barrier::queries_empty, Barrier::keys_empty, Barrier::values_empty})
+          barrier_init(barrier_at(barriers, empty, stage), kGroups * kGroupThreads);
       }
     }
     __syncthreads();
     if (wg == kGroups) {
       registers_down<kLoaderRegisters>();
-      load<kDim>(a, job, shared);
+      load<kDim>(a, shared);
     } else {
       registers_up<kProductRegisters>();
-      multiply_tiles<kDim>(a, job, wg, shared, out);
+      Job job;
+      uint32_t filled = 0;
+      for (int round = 0; find_job(a, round, job); ++round) {
+        multiply_tiles<kDim>(a, job, round, filled, wg, shared, out);
+        filled += uint32_t(job.count());
+      }
     }
   }
 }
@@ -478,10 +523,12 @@ bool has_prefill_hopper(int head_dim) {
 }
 
 cudaError_t prefill_attend_hopper(const PrefillArguments& a, void* out, DType out_type,
-                                  int head_dim, int rows_max, cudaStream_t stream) {
-  const int group = a.heads_q / a.store.layout.shape.heads;
-  const dim3 grid(unsigned(a.store.layout.shape.heads),
-                  unsigned((rows_max * group + kRows - 1) / kRows), unsigned(a.work_count));
+                                  int head_dim, int multiprocessors, cudaStream_t stream) {
+  const int heads = a.store.layout.shape.heads, group = a.heads_q / heads;
+  int64_t jobs = 0;
+  for (int i = 0; i < a.work_count; ++i)
+    jobs += int64_t(a.work[i].rows * group + kRows - 1) / kRows * heads;
+  const dim3 grid(unsigned(std::min<int64_t>(jobs, multiprocessors)));
   const auto with_type = [&]<int kDim>() {
     return out_type == DType::bf16 ? launch<kDim>(a, static_cast<__nv_bfloat16*>(out), grid, stream)
                                    : launch<kDim>(a, static_cast<__half*>(out), grid, stream);

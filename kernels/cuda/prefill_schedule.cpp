@@ -49,11 +49,12 @@ class Scheduler {
   void add(int index, const StepSequence& s) {
     PrefillWork work;
     work.sequence = index;
+    work.rows = s.row_count;
     work.block = -1;
     const int first = first_tile(s), end = tiles_of(s.past), tiles = end - first;
     if (!uses_scratch(s) || tiles <= 0 || tiles_ < std::min<int64_t>(tiles, kTilesMin)) {
       next_.reads_codes = next_.reads_codes || (uses_scratch(s) && tiles > 0);
-      return push(work, s.row_count);
+      return push(work);
     }
     if (used_ > 0 && used_ + tiles > tiles_) flush();
     for (int at = first; at < end;) {
@@ -65,14 +66,14 @@ class Scheduler {
       work.is_last = at + count == end;
       used_ += count;
       next_.tiles_max = std::max(next_.tiles_max, count);
-      push(work, s.row_count);
+      push(work);
       at += count;
       if (at < end) flush();
     }
   }
-  void push(const PrefillWork& work, int rows) {
+  void push(const PrefillWork& work) {
     next_.work.push_back(work);
-    next_.rows_max = std::max(next_.rows_max, rows);
+    next_.rows_max = std::max(next_.rows_max, work.rows);
     if (next_.work.size() == size_t(kPrefillWorkMax)) flush();
   }
   void flush() {

@@ -128,6 +128,8 @@ TEST_CASE("A plan says up to which length prompts attend in 16 bits") {
     CHECK(plan->text().find(text) != std::string::npos);
   };
   says("up to 1024 tokens attend to the whole prompt in 16 bits (exact)");
+  config.prefill_staging_tokens = 4096;
+  says("all attend to the whole prompt in 16 bits (exact)");
   config.kivi_prefill = PrefillMode::stream;
   says("up to 512 tokens attend to the whole prompt in 16 bits (one chunk)");
   CHECK(plan_store(config, kF16, 4096, budget)->prompts.empty());
