@@ -109,7 +109,7 @@ __device__ __forceinline__ void dequantize_side(int bits, const uint32_t* codes,
 
 // Grid (KV heads, tiles, work).
 template <int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     kv_dequantize_kernel(const __grid_constant__ PrefillArguments a) {
   constexpr int kChunks = kDim / 8;
   __shared__ __align__(16) __half rows[2][kHistoryTile * kDim];
@@ -154,6 +154,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t block = work.block + int64_t(tile - work.tile_begin);
   auto* target = reinterpret_cast<__half*>(a.store.scratch) +
                  (block * layout.shape.heads + head) * 2 * kHistoryTile * kDim;
+  if (first + kHistoryTile <= min(keys_quantized, values_quantized)) {  // nothing but codes
+    for (int i = threadIdx.x; i < 2 * kHistoryTile * kChunks; i += kThreads)
+      reinterpret_cast<uint4*>(target)[i] = reinterpret_cast<const uint4*>(rows)[i];
+    return;
+  }
   for (int i = threadIdx.x; i < 2 * kHistoryTile * kChunks; i += kThreads) {
     const int side = i / (kHistoryTile * kChunks), row = i / kChunks % kHistoryTile;
     const int c = i % kChunks * 8, token = first + row;

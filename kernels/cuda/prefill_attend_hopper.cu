@@ -64,8 +64,11 @@ enum class Barrier {
 __device__ __forceinline__ uint32_t barrier_at(uint32_t barriers, Barrier which, int stage) {
   return barriers + (int(which) * kStages + stage) * 8;
 }
+// One arrival a warp, when all its lanes are here.
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+  __syncwarp();
+  if (threadIdx.x % 32 == 0)
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // Waits for fill number `n` of a ring of stages to have arrived, or for room for it.
 __device__ __forceinline__ void wait_full(uint32_t barriers, Barrier full, uint32_t n) {
@@ -137,54 +140,66 @@ __device__ __forceinline__ bool find_job(const PrefillArguments& a, int round, J
 
 // --- the warpgroup that loads -------------------------------------------------------------------
 
+// Where the two blocks of 64 tokens of a tile of history lie; found before there is room for it.
+struct TileBlocks {
+  const std::byte* at[kTile / kHistoryTile];
+};
+
+__device__ __forceinline__ TileBlocks find_blocks(const PrefillArguments& a, const Job& job,
+                                                  int i) {
+  TileBlocks blocks;
+  const int heads = a.store.layout.shape.heads;
+#pragma unroll
+  for (int h = 0; h < kTile / kHistoryTile; ++h) {
+    const int tile = job.first(i) / kHistoryTile + h;
+    if (job.is_own(i) || tile * kHistoryTile >= job.history_end)
+      blocks.at[h] = a.store.pages;  // not read
+    else if (job.work.block >= 0)
+      blocks.at[h] = a.store.scratch +
+                     ((job.work.block + int64_t(tile - job.work.tile_begin)) * heads + job.head) *
+                         a.store.layout.staging_block_bytes();
+    else if (job.s.mode != KvMode::append)
+      blocks.at[h] =
+          a.store.staging_block(a.layer, a.page_table[job.s.staging_begin + tile], job.head);
+    else
+      blocks.at[h] = a.store.page_block(a.layer, a.page_table[job.s.pages_begin + tile], job.head);
+  }
+  return blocks;
+}
+
 template <int kDim, bool kKeys>
 __device__ __forceinline__ void load_tile(const PrefillArguments& a, const Job& job, int i,
-                                          uint32_t to) {
+                                          const TileBlocks& blocks, uint32_t to) {
   constexpr int kChunks = kDim / 8, kRowsAtOnce = kGroupThreads / kChunks;
   static_assert(kRowsAtOnce % 8 == 0);
   const int thread = int(threadIdx.x) % kGroupThreads;
   const int chunk = thread % kChunks, row0 = thread / kChunks;
   const int swizzled = (chunk % 8 ^ row0 % 8) * 16;
-  const int first = job.first(i), end = job.end(i);
-  const KvLayout& layout = a.store.layout;
-  const int heads = layout.shape.heads;
+  const int left = job.end(i) - job.first(i) - row0;  // rows from row0 on that exist
   to += uint32_t(chunk / 8 * kTile * kRowBytes + row0 * kRowBytes + swizzled);
   if (job.is_own(i)) {
-    const int64_t row = job.s.row_begin + (first - job.s.past) + row0;
+    const int heads = a.store.layout.shape.heads;
+    const int64_t row = job.s.row_begin + (job.first(i) - job.s.past) + row0;
     const int64_t stride = int64_t(2) * heads * kDim;
     const __half* from = a.kv + row * stride + ((kKeys ? 0 : heads) + job.head) * kDim + chunk * 8;
 #pragma unroll
     for (int j = 0; j < kTile / kRowsAtOnce; ++j) {
-      const bool inside = first + row0 + j * kRowsAtOnce < end;
+      const bool inside = j * kRowsAtOnce < left;
       copy_async_16(to + j * kRowsAtOnce * kRowBytes, inside ? from : a.kv, inside);
       from += kRowsAtOnce * stride;
     }
     return;
   }
+  const int offset =
+      (kKeys ? 0 : kHistoryTile * kDim * 2) + row0 * kDim * 2 + chunk / 8 * kRowBytes + swizzled;
 #pragma unroll
   for (int h = 0; h < kTile / kHistoryTile; ++h) {
-    const int tile = first / kHistoryTile + h;
-    const bool exists = tile * kHistoryTile < end;
-    const std::byte* block = a.store.pages;
-    if (exists) {
-      if (job.work.block >= 0)
-        block = a.store.scratch +
-                ((job.work.block + int64_t(tile - job.work.tile_begin)) * heads + job.head) *
-                    layout.staging_block_bytes();
-      else if (job.s.mode != KvMode::append)
-        block = a.store.staging_block(a.layer, a.page_table[job.s.staging_begin + tile], job.head);
-      else
-        block = a.store.page_block(a.layer, a.page_table[job.s.pages_begin + tile], job.head);
-    }
-    const std::byte* from = block;
-    if (exists)
-      from += (kKeys ? 0 : kHistoryTile * kDim * 2) + row0 * kDim * 2 + chunk / 8 * kRowBytes +
-              swizzled;
+    const std::byte* from = blocks.at[h] + offset;
 #pragma unroll
     for (int j = 0; j < kHistoryTile / kRowsAtOnce; ++j) {
-      const bool inside = tile * kHistoryTile + row0 + j * kRowsAtOnce < end;
+      const bool inside = h * kHistoryTile + j * kRowsAtOnce < left;
       copy_async_16(to + (h * kHistoryTile + j * kRowsAtOnce) * kRowBytes,
-                    inside ? from + j * kRowsAtOnce * kDim * 2 : block, inside);
+                    inside ? from + j * kRowsAtOnce * kDim * 2 : blocks.at[h], inside);
     }
   }
 }
@@ -229,18 +244,21 @@ __device__ __forceinline__ void load(const PrefillArguments& a, uint32_t shared)
     load_queries<kDim>(a, job, shared + uint32_t(round % kStages * kGroups) * Shared<kDim>::kQuery);
     announce(Barrier::queries_full, uint32_t(round));
     const int count = job.count();
+    TileBlocks blocks{}, blocks_before{};
     for (int i = 0; i <= count; ++i) {
+      blocks_before = blocks;
       if (i < count) {
         const uint32_t n = filled + uint32_t(i);
+        blocks = find_blocks(a, job, i);
         wait_empty(barriers, Barrier::keys_empty, n);
-        load_tile<kDim, true>(a, job, i,
+        load_tile<kDim, true>(a, job, i, blocks,
                               shared + Shared<kDim>::kKeys + n % kStages * Shared<kDim>::kSide);
         announce(Barrier::keys_full, n);
       }
       if (i > 0) {
         const uint32_t n = filled + uint32_t(i - 1);
         wait_empty(barriers, Barrier::values_empty, n);
-        load_tile<kDim, false>(a, job, i - 1,
+        load_tile<kDim, false>(a, job, i - 1, blocks_before,
                                shared + Shared<kDim>::kValues + n % kStages * Shared<kDim>::kSide);
         announce(Barrier::values_full, n);
       }
@@ -261,6 +279,12 @@ struct Softmax {
   float maximum[2] = {-INFINITY, -INFINITY};  // of rows g and g + 8
   float sum[2] = {};
   float shrink[2] = {1, 1};
+
+  // Whether some lane's factors are not 1: seldom, once the first tiles have been seen. The vote
+  // takes the sums in, so that all exponentials come before it.
+  __device__ __forceinline__ bool moved() const {
+    return __any_sync(0xffffffffu, shrink[0] != 1 || shrink[1] != 1 || !(sum[0] + sum[1] >= 0));
+  }
 
   __device__ __forceinline__ void update(float (&scores)[kTile / 2], float scale_log2) {
 #pragma unroll
@@ -349,23 +373,21 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const 
 
   float scores[kTile / 2];
   uint32_t p[kTile / 4];
+  const Operand query_operand(q_tile, 16, 8 * kRowBytes);
+  const Operand key_operand(shared + Shared<kDim>::kKeys, 16, 8 * kRowBytes);
+  const Operand value_operand(shared + Shared<kDim>::kValues, kTile * kRowBytes, 8 * kRowBytes);
   const auto score = [&](uint32_t n) {
-    const uint32_t k_tile = shared + Shared<kDim>::kKeys + n % kStages * Shared<kDim>::kSide;
+    const Operand keys = key_operand.moved(n % kStages * Shared<kDim>::kSide);
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k)
-      wgmma_shared(
-          scores,
-          swizzled_operand(q_tile + k / 4 * kGroupRows * kRowBytes + k % 4 * 32, 16, 8 * kRowBytes),
-          swizzled_operand(k_tile + k / 4 * kTile * kRowBytes + k % 4 * 32, 16, 8 * kRowBytes),
-          k > 0);
+      wgmma_shared(scores, query_operand.at(k / 4 * kGroupRows * kRowBytes + k % 4 * 32),
+                   keys.at(k / 4 * kTile * kRowBytes + k % 4 * 32), k > 0);
   };
   const auto accumulate = [&](uint32_t n) {
-    const uint32_t v_tile = shared + Shared<kDim>::kValues + n % kStages * Shared<kDim>::kSide;
+    const Operand values = value_operand.moved(n % kStages * Shared<kDim>::kSide);
 #pragma unroll
     for (int k = 0; k < kTile / 16; ++k)
-      wgmma_registers(
-          o, p + 4 * k,
-          swizzled_operand(v_tile + k * 16 * kRowBytes, kTile * kRowBytes, 8 * kRowBytes));
+      wgmma_registers(o, p + 4 * k, values.at(k * 16 * kRowBytes));
   };
   // What a row does not see becomes -inf.
   const auto mask = [&](int i) {
@@ -417,10 +439,17 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const 
       release(Barrier::keys_empty, n);
       mask(i);
       softmax.update(scores, a.scale_log2);
-      wgmma_wait<0>();
-      pin(o);
+      // The exponentials are to be taken while O is under way: the compiler keeps them before a
+      // branch that depends on them.
+      if (softmax.moved()) {
+        wgmma_wait<0>();
+        pin(o);
+        rescale<kDim>(o, softmax.shrink);
+      } else {
+        wgmma_wait<0>();
+        pin(o);
+      }
       release(Barrier::values_empty, n - 1);
-      rescale<kDim>(o, softmax.shrink);
       pack(scores, p);
     }
     release(Barrier::queries_empty, uint32_t(round));
@@ -473,10 +502,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       const uint32_t barriers = shared + Shared<kDim>::kBarriers;
       for (int stage = 0; stage < kStages; ++stage) {
         for (const Barrier full : {Barrier::queries_full, Barrier::keys_full, Barrier::values_full})
-          barrier_init(barrier_at(barriers, full, stage), kGroupThreads);
+          barrier_init(barrier_at(barriers, full, stage), kGroupThreads / 32);
         for (const Barrier empty :
              {Barrier::queries_empty, Barrier::keys_empty, Barrier::values_empty})
-          barrier_init(barrier_at(barriers, empty, stage), kGroups * kGroupThreads);
+          barrier_init(barrier_at(barriers, empty, stage), kGroups * kGroupThreads / 32);
       }
     }
     __syncthreads();

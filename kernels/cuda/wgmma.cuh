@@ -19,12 +19,27 @@
 
 namespace kivi::cuda {
 
-// `leading`, `stride`: bytes. k contiguous: `stride` from 8 rows to the next 8. n contiguous:
-// `leading` from 64 columns to the next 64, `stride` from 8 values of k to the next 8.
-__device__ __forceinline__ uint64_t swizzled_operand(uint32_t address, int leading, int stride) {
-  return uint64_t((address & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 |
-         uint64_t(stride >> 4) << 32 | uint64_t(1) << 62;
-}
+// An operand in shared memory. `leading`, `stride`: bytes. k contiguous: `stride` from 8 rows to the
+// next 8. n contiguous: `leading` from 64 columns to the next 64, `stride` from 8 values of k to the
+// next 8.
+class Operand {
+ public:
+  __device__ Operand(uint32_t address, int leading, int stride)
+      : low_(address >> 4 | uint32_t(leading >> 4) << 16),
+        high_(uint32_t(stride >> 4) | 1u << 30) {}
+  // `bytes`: a multiple of 16 further in shared memory.
+  __device__ Operand moved(uint32_t bytes) const {
+    Operand there = *this;
+    there.low_ += bytes >> 4;
+    return there;
+  }
+  __device__ uint64_t at(uint32_t bytes) const {
+    return uint64_t(high_) << 32 | (low_ + (bytes >> 4));
+  }
+
+ private:
+  uint32_t low_, high_;
+};
 
 // Before the first product of a series: registers and shared memory are as the thread left them.
 __device__ __forceinline__ void wgmma_begin() {
