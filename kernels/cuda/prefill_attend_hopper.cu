@@ -1,13 +1,13 @@
 // Flash attention over ragged prompt chunks on Hopper's warpgroup products (wgmma). The same result
 // as prefill_attend.cu, whose header says what is computed; head sizes 64 and 128.
 //
-// Mapping: a job is a tile of 128 packed query rows of one sequence and KV head (row = token *
-// group
-// + head); a block a multiprocessor takes job after job. Two warpgroups multiply 64 rows each, a
-// third one brings keys and values, 128 tokens at a time and two tiles deep, to shared memory. Its
-// 16-byte asynchronous copies read any 16-bit source: the step's own rows, staging, f16 pages,
-// scratch (kv_dequantize). Tiles go from the step's own last row back to the first row of the
-// history, so that the tiles with a causal edge come first.
+// Mapping: a job is a tile of 128 packed query rows of one sequence and KV head, where row is token
+// * group + head. A block a multiprocessor takes job after job. Two warpgroups multiply 64 rows
+// each. A third one brings keys and values, 128 tokens at a time and two tiles deep, to shared
+// memory. Sources are 16-bit: the step's own rows, staging, f16 pages, scratch (kv_dequantize). One
+// thread starts tensor copies of whole tiles. The tile at the end of a history or of a sequence
+// comes in 16-byte asynchronous copies, with zeros behind the end. Tiles go from the step's own
+// last row back to the first row of the history, so that tiles with a causal edge come first.
 //
 // A warpgroup has S = Q K^T of one tile under way together with O += P V of the tile before, and
 // takes the exponentials of S while the tensor cores still work on O. Named barriers let the two
@@ -16,6 +16,7 @@
 //
 // Cost: 4 d FLOP a (query, key) pair; 4 d bytes from L2 a key for each 128 rows. Reference:
 // kernels/cpu kv_attend. Test: tests/cuda/prefill_attend_test.cpp.
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -102,6 +103,7 @@ struct Job {
   __device__ __forceinline__ int end(int i) const {
     return i < own_tiles ? s.past + s.row_count : history_end;
   }
+  __device__ __forceinline__ bool is_staged() const { return s.mode != KvMode::append; }
   __device__ __forceinline__ int count() const { return own_tiles + history_tiles; }
 };
 
@@ -140,9 +142,17 @@ __device__ __forceinline__ bool find_job(const PrefillArguments& a, int round, J
 
 // --- the warpgroup that loads -------------------------------------------------------------------
 
-// Where the two blocks of 64 tokens of a tile of history lie; found before there is room for it.
+// Rows of d halves that tensor copies bring to shared memory, 64 columns at a time.
+struct TensorMaps {
+  CUtensorMap own;      // [t, 2 hk d], permuted as they come
+  CUtensorMap history;  // f16 pages of the layer, or scratch: [blocks hk 2 64, d], permuted already
+  CUtensorMap staging;  // the same of staging pages
+};
+
+// Where the two blocks of 64 tokens of a tile of history lie, in rows of their tensor; found before
+// there is room for the tile.
 struct TileBlocks {
-  const std::byte* at[kTile / kHistoryTile];
+  int row[kTile / kHistoryTile];
 };
 
 __device__ __forceinline__ TileBlocks find_blocks(const PrefillArguments& a, const Job& job,
@@ -152,21 +162,58 @@ __device__ __forceinline__ TileBlocks find_blocks(const PrefillArguments& a, con
 #pragma unroll
   for (int h = 0; h < kTile / kHistoryTile; ++h) {
     const int tile = job.first(i) / kHistoryTile + h;
-    if (job.is_own(i) || tile * kHistoryTile >= job.history_end)
-      blocks.at[h] = a.store.pages;  // not read
-    else if (job.work.block >= 0)
-      blocks.at[h] = a.store.scratch +
-                     ((job.work.block + int64_t(tile - job.work.tile_begin)) * heads + job.head) *
-                         a.store.layout.staging_block_bytes();
-    else if (job.s.mode != KvMode::append)
-      blocks.at[h] =
-          a.store.staging_block(a.layer, a.page_table[job.s.staging_begin + tile], job.head);
-    else
-      blocks.at[h] = a.store.page_block(a.layer, a.page_table[job.s.pages_begin + tile], job.head);
+    int block = 0;
+    if (!job.is_own(i) && tile * kHistoryTile < job.history_end) {
+      if (job.work.block >= 0)
+        block = job.work.block + tile - job.work.tile_begin;
+      else
+        block = a.page_table[(job.is_staged() ? job.s.staging_begin : job.s.pages_begin) + tile];
+    }
+    blocks.row[h] = (block * heads + job.head) * 2 * kHistoryTile;
   }
   return blocks;
 }
 
+__device__ __forceinline__ void copy_tensor(uint32_t to, const CUtensorMap& map, int column,
+                                            int row, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
+// The first block of the region that holds a job's history.
+__device__ __forceinline__ const std::byte* first_block(const PrefillArguments& a, const Job& job) {
+  if (job.work.block >= 0) return a.store.scratch;
+  return job.is_staged() ? a.store.staging_block(a.layer, 0, 0) : a.store.page_block(a.layer, 0, 0);
+}
+
+// A whole tile, by one thread.
+template <int kDim, bool kKeys>
+__device__ __forceinline__ void copy_tile(const PrefillArguments& a, const TensorMaps& maps,
+                                          const Job& job, int i, const TileBlocks& blocks,
+                                          uint32_t to, uint32_t full) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full),
+               "n"(Shared<kDim>::kSide)
+               : "memory");
+#pragma unroll
+  for (int part = 0; part < kDim / 64; ++part, to += kTile * kRowBytes) {
+    if (job.is_own(i)) {
+      const int heads = a.store.layout.shape.heads;
+      copy_tensor(to, maps.own, ((kKeys ? 0 : heads) + job.head) * kDim + part * 64,
+                  job.s.row_begin + job.first(i) - job.s.past, full);
+      continue;
+    }
+    const CUtensorMap& map = job.is_staged() ? maps.staging : maps.history;
+#pragma unroll
+    for (int h = 0; h < kTile / kHistoryTile; ++h)
+      copy_tensor(to + h * kHistoryTile * kRowBytes, map, part * 64,
+                  blocks.row[h] + (kKeys ? 0 : kHistoryTile), full);
+  }
+}
+
+// A tile that ends before its last row.
 template <int kDim, bool kKeys>
 __device__ __forceinline__ void load_tile(const PrefillArguments& a, const Job& job, int i,
                                           const TileBlocks& blocks, uint32_t to) {
@@ -190,16 +237,17 @@ __device__ __forceinline__ void load_tile(const PrefillArguments& a, const Job& 
     }
     return;
   }
-  const int offset =
-      (kKeys ? 0 : kHistoryTile * kDim * 2) + row0 * kDim * 2 + chunk / 8 * kRowBytes + swizzled;
+  const std::byte* base = first_block(a, job);
+  const int offset = row0 * kDim * 2 + chunk / 8 * kRowBytes + swizzled;
 #pragma unroll
   for (int h = 0; h < kTile / kHistoryTile; ++h) {
-    const std::byte* from = blocks.at[h] + offset;
+    const std::byte* from =
+        base + int64_t(blocks.row[h] + (kKeys ? 0 : kHistoryTile)) * (kDim * 2) + offset;
 #pragma unroll
     for (int j = 0; j < kHistoryTile / kRowsAtOnce; ++j) {
       const bool inside = h * kHistoryTile + j * kRowsAtOnce < left;
       copy_async_16(to + (h * kHistoryTile + j * kRowsAtOnce) * kRowBytes,
-                    inside ? from + j * kRowsAtOnce * kDim * 2 : blocks.at[h], inside);
+                    inside ? from + j * kRowsAtOnce * kDim * 2 : base, inside);
     }
   }
 }
@@ -221,54 +269,77 @@ __device__ __forceinline__ void load_queries(const PrefillArguments& a, const Jo
   }
 }
 
-// Of each job its queries, the keys of tile 0, then the keys of tile i and the values of tile i
-// - 1. A copy is known to be complete when the one after it has been issued; then its writes are
-// shown to wgmma.
+// Brings queries, keys and values in the order of their use: of each job the queries, the keys of
+// tile 0, then the keys of tile i and the values of tile i - 1.
 template <int kDim>
-__device__ __forceinline__ void load(const PrefillArguments& a, uint32_t shared) {
-  const uint32_t barriers = shared + Shared<kDim>::kBarriers;
-  uint32_t issued = 0;  // barrier of the copy before
-  const auto announce = [&](Barrier full, uint32_t n) {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-    if (issued != 0) {
-      asm volatile("cp.async.wait_group 1;" ::: "memory");
-      fence_before_async_copy();
-      barrier_arrive(issued);
-    }
-    issued = barrier_at(barriers, full, int(n % kStages));
-  };
-  Job job;
-  uint32_t filled = 0;  // tiles before this job
-  for (int round = 0; find_job(a, round, job); ++round) {
-    wait_empty(barriers, Barrier::queries_empty, uint32_t(round));
-    load_queries<kDim>(a, job, shared + uint32_t(round % kStages * kGroups) * Shared<kDim>::kQuery);
-    announce(Barrier::queries_full, uint32_t(round));
-    const int count = job.count();
-    TileBlocks blocks{}, blocks_before{};
-    for (int i = 0; i <= count; ++i) {
-      blocks_before = blocks;
-      if (i < count) {
-        const uint32_t n = filled + uint32_t(i);
-        blocks = find_blocks(a, job, i);
-        wait_empty(barriers, Barrier::keys_empty, n);
-        load_tile<kDim, true>(a, job, i, blocks,
-                              shared + Shared<kDim>::kKeys + n % kStages * Shared<kDim>::kSide);
-        announce(Barrier::keys_full, n);
+class Loader {
+ public:
+  __device__ Loader(const PrefillArguments& a, const TensorMaps& maps, uint32_t shared)
+      : a_(a), maps_(maps), shared_(shared), barriers_(shared + Shared<kDim>::kBarriers) {}
+
+  __device__ __forceinline__ void run() {
+    uint32_t filled = 0;  // tiles before this job
+    for (int round = 0; find_job(a_, round, job_); ++round) {
+      wait_empty(barriers_, Barrier::queries_empty, uint32_t(round));
+      load_queries<kDim>(a_, job_,
+                         shared_ + uint32_t(round % kStages * kGroups) * Shared<kDim>::kQuery);
+      announce<1>(barrier_at(barriers_, Barrier::queries_full, round % kStages));
+      const int count = job_.count();
+      TileBlocks blocks{}, blocks_before{};
+      for (int i = 0; i <= count; ++i) {
+        blocks_before = blocks;
+        if (i < count) {
+          blocks = find_blocks(a_, job_, i);
+          bring<true>(i, filled + uint32_t(i), blocks);
+        }
+        if (i > 0) bring<false>(i - 1, filled + uint32_t(i - 1), blocks_before);
       }
-      if (i > 0) {
-        const uint32_t n = filled + uint32_t(i - 1);
-        wait_empty(barriers, Barrier::values_empty, n);
-        load_tile<kDim, false>(a, job, i - 1, blocks_before,
-                               shared + Shared<kDim>::kValues + n % kStages * Shared<kDim>::kSide);
-        announce(Barrier::values_full, n);
-      }
+      filled += uint32_t(count);
     }
-    filled += uint32_t(count);
+    announce<0>(0);
   }
-  asm volatile("cp.async.wait_group 0;" ::: "memory");
-  fence_before_async_copy();
-  if (issued != 0) barrier_arrive(issued);
-}
+
+ private:
+  // Tile `i` of the job, number `n` of all.
+  template <bool kKeys>
+  __device__ __forceinline__ void bring(int i, uint32_t n, const TileBlocks& blocks) {
+    const int stage = int(n % kStages);
+    wait_empty(barriers_, kKeys ? Barrier::keys_empty : Barrier::values_empty, n);
+    const uint32_t full =
+        barrier_at(barriers_, kKeys ? Barrier::keys_full : Barrier::values_full, stage);
+    const uint32_t to = shared_ + uint32_t((kKeys ? Shared<kDim>::kKeys : Shared<kDim>::kValues) +
+                                           stage * Shared<kDim>::kSide);
+    if (job_.end(i) - job_.first(i) < kTile) {
+      load_tile<kDim, kKeys>(a_, job_, i, blocks, to);
+      announce<1>(full);
+      return;
+    }
+    if (threadIdx.x % kGroupThreads == 0)
+      copy_tile<kDim, kKeys>(a_, maps_, job_, i, blocks, to, full);
+    else if (threadIdx.x % kGroupThreads % 32 == 0)
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(full) : "memory");
+    announce<0>(0);
+  }
+
+  // 16-byte copies are known to be complete when the next tile has been asked for: then their
+  // writes are shown to wgmma. `barrier`: of the copies that were just issued; 0: none were.
+  template <int kLeft>
+  __device__ __forceinline__ void announce(uint32_t barrier) {
+    if (kLeft > 0) asm volatile("cp.async.commit_group;" ::: "memory");
+    if (issued_ != 0) {
+      asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+      fence_before_async_copy();
+      barrier_arrive(issued_);
+    }
+    issued_ = barrier;
+  }
+
+  const PrefillArguments& a_;
+  const TensorMaps& maps_;
+  const uint32_t shared_, barriers_;
+  Job job_;
+  uint32_t issued_ = 0;
+};
 
 // --- the warpgroups that multiply ---------------------------------------------------------------
 
@@ -493,7 +564,7 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const 
 template <int kDim, class Out>
 __global__ void __launch_bounds__(kThreads, 1)
     prefill_attend_hopper_kernel(const __grid_constant__ PrefillArguments a,
-                                 Out* __restrict__ out) {
+                                 const __grid_constant__ TensorMaps maps, Out* __restrict__ out) {
   if (KIVI_WGMMA != 0) {
     extern __shared__ __align__(1024) unsigned char memory[];
     const uint32_t shared = shared_address(memory);
@@ -511,7 +582,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     if (wg == kGroups) {
       registers_down<kLoaderRegisters>();
-      load<kDim>(a, shared);
+      Loader<kDim>(a, maps, shared).run();
     } else {
       registers_up<kProductRegisters>();
       Job job;
@@ -524,6 +595,50 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+// Rows of `columns` halves, of which a copy brings `box_rows` rows of 64 columns.
+cudaError_t make_tensor_map(const void* data, int64_t rows, int64_t columns, int box_rows,
+                            bool permutes, CUtensorMap& map) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                               12000, cudaEnableDefault, &result);
+    return error == cudaSuccess && result == cudaDriverEntryPointSuccess
+               ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)
+               : nullptr;
+  }();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(std::max<int64_t>(rows, box_rows))};
+  const cuuint64_t strides[1] = {cuuint64_t(columns) * 2};
+  const cuuint32_t box[2] = {64, cuuint32_t(box_rows)}, steps[2] = {1, 1};
+  const CUresult result =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<void*>(data), sizes, strides, box,
+             steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             permutes ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// A region that a step does not have is described, but not read.
+cudaError_t make_tensor_maps(const PrefillArguments& a, int head_dim, TensorMaps& maps) {
+  const KvLayout& layout = a.store.layout;
+  const int64_t heads = layout.shape.heads, block_rows = heads * 2 * kHistoryTile;
+  const auto blocks = [&](const std::byte* data, int64_t count, CUtensorMap& map) {
+    return make_tensor_map(count > 0 ? static_cast<const void*>(data) : a.q, count * block_rows,
+                           head_dim, kHistoryTile, /*permutes=*/false, map);
+  };
+  if (cudaError_t e = make_tensor_map(a.kv, a.rows, 2 * heads * head_dim, kTile,
+                                      /*permutes=*/true, maps.own);
+      e != cudaSuccess)
+    return e;
+  const bool f16 = layout.format.kind == KvKind::f16;
+  const std::byte* history = f16 ? a.store.page_block(a.layer, 0, 0) : a.store.scratch;
+  const int64_t count =
+      f16 ? a.store.page_count : a.store.scratch_bytes / (layout.staging_block_bytes() * heads);
+  if (cudaError_t e = blocks(history, count, maps.history); e != cudaSuccess) return e;
+  return blocks(a.store.staging_block(a.layer, 0, 0), a.store.staging_page_count, maps.staging);
+}
+
 template <int kDim, class Out>
 cudaError_t launch(const PrefillArguments& a, Out* out, dim3 grid, cudaStream_t stream) {
   constexpr int kBytes = Shared<kDim>::kBytes;
@@ -533,7 +648,9 @@ cudaError_t launch(const PrefillArguments& a, Out* out, dim3 grid, cudaStream_t 
       e != cudaSuccess) {
     return e;
   }
-  kernel<<<grid, kThreads, kBytes, stream>>>(a, out);
+  TensorMaps maps;
+  if (cudaError_t e = make_tensor_maps(a, kDim, maps); e != cudaSuccess) return e;
+  kernel<<<grid, kThreads, kBytes, stream>>>(a, maps, out);
   return cudaGetLastError();
 }
 
