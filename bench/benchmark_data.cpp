@@ -117,15 +117,17 @@ Result<BenchmarkStore> BenchmarkStore::create(Backend& backend, const Shape& sha
       shape.layers > 0 ? shape.layers
                        : int(std::clamp<int64_t>(rotation_bytes / layer_bytes + 1, 1, kCopiesMax));
   const int64_t page_bytes = aligned(layout.page_bytes() * pages);
-  KIVI_ASSIGN_OR_RETURN(
-      store.memory_,
-      backend.allocate(size_t(page_bytes + layout.residual_slot_bytes() * shape.sequences),
-                       "the benchmark's key-value store"));
+  const int64_t residual_bytes = aligned(layout.residual_slot_bytes() * shape.sequences);
+  KIVI_ASSIGN_OR_RETURN(store.memory_,
+                        backend.allocate(size_t(page_bytes + residual_bytes + shape.scratch_bytes),
+                                         "the benchmark's key-value store"));
   store.view_ = {.layout = layout,
                  .pages = store.memory_.data(),
                  .residual = store.memory_.data() + page_bytes,
+                 .scratch = store.memory_.data() + page_bytes + residual_bytes,
                  .page_count = pages,
-                 .slot_count = shape.sequences};
+                 .slot_count = shape.sequences,
+                 .scratch_bytes = shape.scratch_bytes};
   store.page_table_.resize(size_t(pages));
   std::iota(store.page_table_.begin(), store.page_table_.end(), 0);
   std::shuffle(store.page_table_.begin(), store.page_table_.end(), std::mt19937(5));

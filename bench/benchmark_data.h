@@ -65,6 +65,7 @@ class BenchmarkStore {
     int cached = 0;  // tokens of each
     int room = 0;    // tokens that its pages hold
     int layers = 0;  // 0: as many as `rotation_bytes` asks for
+    int64_t scratch_bytes = 0;
   };
   // kv: random rows [rows, 2 hk d] f16, more than
   // sequences.

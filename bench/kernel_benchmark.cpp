@@ -27,21 +27,37 @@ constexpr int kFillRows = 2048;       // of a step that fills a store
 constexpr int kStepStores = 2;        // models whose steps are stored in turn
 constexpr int kIdSets = 64;           // different ids for embed and gather
 
+// New tokens of one sequence upon cached ones.
+struct PromptCase {
+  int past, rows;
+};
+
 // What differs between a device with its own memory and a CPU.
 struct Scale {
   std::vector<int> rows;
   std::vector<CacheCase> caches;
+  std::vector<PromptCase> prompts;
   int64_t rotation_bytes;
   int64_t copy_bytes;
   int matrix_size;
 };
 const Scale kDeviceScale = {{1, 64, 4096},
                             {{1, 32768}, {8, 4096}, {32, 2048}, {64, 1024}, {8, 32768}},
+                            {{0, 1024},
+                             {0, 4096},
+                             {0, 8192},
+                             {0, 16384},
+                             {0, 32768},
+                             {0, 131072},
+                             {4096, 4096},
+                             {32768, 512},
+                             {32768, 4096},
+                             {131072, 4096}},
                             int64_t(800) << 20,
                             int64_t(2) << 30,
                             8192};
-const Scale kCpuScale = {
-    {1, 8, 64}, {{1, 1024}, {8, 512}}, int64_t(96) << 20, int64_t(128) << 20, 1024};
+const Scale kCpuScale = {{1, 8, 64},        {{1, 1024}, {8, 512}}, {{0, 64}, {64, 64}},
+                         int64_t(96) << 20, int64_t(128) << 20,    1024};
 
 // As in service: each sequence completes its R keys at a step of its own.
 std::vector<int> staggered_pasts(std::vector<int> pasts) {
@@ -64,7 +80,15 @@ class Benchmark {
         observer_(observer),
         timer_(backend),
         scale_(backend.asynchronous() ? kDeviceScale : kCpuScale) {
-    if (!options.rows.empty()) scale_.rows = options.rows;
+    if (!options.rows.empty()) {
+      scale_.rows = options.rows;
+      scale_.prompts.clear();
+      for (const int t : options.rows) {
+        if (t < kPromptRowsMin) continue;
+        scale_.prompts.push_back({0, t});
+        scale_.prompts.push_back({t, t});
+      }
+    }
     if (!options.caches.empty()) scale_.caches = options.caches;
   }
 
@@ -218,6 +242,9 @@ Status Benchmark::make_data() {
   if (any({"kv_attend", "kv_append", "kv_append_step", "kv_attend_prompt", "kv_append_prompt"})) {
     int64_t rows = std::max<int64_t>(t, kFillRows), rows_kv = rows;
     const int layers = wanted("kv_append_step") ? spec_.layers : 1;
+    if (any({"kv_attend_prompt", "kv_append_prompt"}))
+      for (const PromptCase& prompt : scale_.prompts)
+        rows = rows_kv = std::max<int64_t>(rows, prompt.rows);
     for (const CacheCase& cache : scale_.caches) {
       rows = std::max<int64_t>(rows, cache.sequences);
       rows_kv = std::max<int64_t>(rows_kv, int64_t(cache.sequences) * layers);
@@ -395,11 +422,8 @@ Status Benchmark::measure_format(const KvFormat& format) {
     for (const int batch : batches) KIVI_RETURN_IF_ERROR(measure_append_step(text, format, batch));
   }
   if (wanted("kv_attend_prompt") || wanted("kv_append_prompt"))
-    for (const int t : scale_.rows) {
-      if (t < kPromptRowsMin) continue;
-      KIVI_RETURN_IF_ERROR(measure_prompt(text, format, 0, t));
-      KIVI_RETURN_IF_ERROR(measure_prompt(text, format, t, t));
-    }
+    for (const PromptCase& prompt : scale_.prompts)
+      KIVI_RETURN_IF_ERROR(measure_prompt(text, format, prompt.past, prompt.rows));
   return ok_status();
 }
 
@@ -461,8 +485,11 @@ Status Benchmark::measure_prompt(const std::string& name, const KvFormat& format
                                  int rows) {
   const std::string shape =
       past == 0 ? fmt::format("{} new", rows) : fmt::format("{} new upon {}", rows, past);
+  const KvLayout layout = {format, {1, spec_.heads_kv, spec_.head_dim}};
+  const int64_t scratch =
+      std::min(config_.prefill_scratch_bytes, backend_.scratch_bytes_for(layout, past));
   const auto store = BenchmarkStore::create(
-      backend_, {format, spec_.heads_kv, spec_.head_dim, 1, past, past + rows},
+      backend_, {format, spec_.heads_kv, spec_.head_dim, 1, past, past + rows, 0, scratch},
       kv_.matrix(0, kFillRows, spec_.kv_size()), scale_.rotation_bytes);
   if (!store.ok()) {
     skip("kv_attend_prompt", shape, name, store.error().message);

@@ -72,6 +72,13 @@ class Backend {
     return ok_status();
   }
 
+  // The bytes of scratch memory (KvView::scratch) that hold one layer's history of `tokens` tokens
+  // in 16 bits. 0 where this device reads a history of this format where it lies.
+  virtual int64_t scratch_bytes_for([[maybe_unused]] const KvLayout& layout,
+                                    [[maybe_unused]] int64_t tokens) const {
+    return 0;
+  }
+
   // --- memory -----------------------------------------------------------------------------------
   // Allocates uninitialized memory, aligned to 256 bytes. Returns `resource_exhausted`, naming
   // `what` and the bytes, if the device has not enough.

@@ -261,9 +261,12 @@ struct KvView {
   std::byte* pages = nullptr;
   std::byte* residual = nullptr;
   std::byte* staging = nullptr;
+  // Memory that one op may use and no op keeps: a prompt chunk's history of one layer in 16 bits.
+  std::byte* scratch = nullptr;
   int64_t page_count = 0;
   int64_t slot_count = 0;
   int64_t staging_page_count = 0;
+  int64_t scratch_bytes = 0;  // 0: no such memory
 
   KIVI_HOST_DEVICE std::byte* page_block(int layer, int64_t page, int head) const {
     return pages + ((layer * page_count + page) * layout.shape.heads + head) * layout.block_bytes();

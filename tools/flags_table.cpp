@@ -358,8 +358,8 @@ std::vector<Flag> cache_flags(Settings& s) {
        choice<PrefillMode>(e.kivi_prefill,
                            {{"exact", PrefillMode::exact}, {"stream", PrefillMode::stream}})},
       {"kv-cache-memory-bytes", "BYTES",
-       "Reserve this many bytes for the KV cache: pages, residuals and staging (0 = derive from "
-       "--gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
+       "Reserve this many bytes for the KV cache: pages, residuals, staging and scratch (0 = derive "
+       "from --gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
        group, kEngineCommands, bytes(e.kv_cache_memory_bytes, 0)},
       {"gpu-memory-utilization", "X",
        "Use at most this share of the GPU's memory for weights, KV cache and workspace.", group,
@@ -385,6 +385,10 @@ std::vector<Flag> scheduler_flags(Settings& s) {
        "Keep at most this many prompt tokens in 16 bits while prompts are computed in chunks with "
        "--kivi-prefill exact (0 = quantize each chunk).",
        group, kEngineCommands, integer(e.prefill_staging_tokens, 0, 1 << 24)},
+      {"prefill-scratch-bytes", "BYTES",
+       "Use at most this much CUDA memory for one layer's quantized history in 16 bits while a "
+       "prompt chunk attends to it (0 = read the codes where they lie, which is slow).",
+       group, kEngineCommands | kKernels, bytes(e.prefill_scratch_bytes, 0)},
       {"scheduling-policy", "fcfs|priority",
        "Admit waiting requests in order of arrival (fcfs) or of their priority field (priority).",
        group, kEngineCommands,

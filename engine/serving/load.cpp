@@ -104,7 +104,7 @@ int64_t workspace_bytes(const Blueprint& b) {
          ModelRunner::sampled_ids_bytes(b.model_limits.logits_rows);
 }
 
-// Bytes for pages, residual and staging.
+// Bytes for pages, residual, staging and scratch.
 int64_t store_budget(const EngineConfig& config, const DeviceInfo& device, int64_t others) {
   if (config.kv_cache_memory_bytes > 0) return config.kv_cache_memory_bytes;
   if (device.kind == "cpu") return kDefaultCpuStoreBytes;
@@ -146,7 +146,9 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
 
   const int64_t weights = weight_bytes(spec, b.dtype), workspace = workspace_bytes(b);
   const int64_t budget = store_budget(config, device, weights + workspace);
-  KIVI_ASSIGN_OR_RETURN(b.plan, plan_store(config, b.layout, max_model_len, budget));
+  const int64_t scratch =
+      std::min(config.prefill_scratch_bytes, b.backend->scratch_bytes_for(b.layout, max_model_len));
+  KIVI_ASSIGN_OR_RETURN(b.plan, plan_store(config, b.layout, max_model_len, budget, scratch));
   b.plan.device = fmt::format("{} ({})", device.kind, device.name);
   b.plan.weights = weights;
   b.plan.workspace = workspace;

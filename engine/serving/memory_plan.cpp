@@ -25,6 +25,32 @@ int staging_pages_wanted(const EngineConfig& config, const KvLayout& layout, int
   return int(ceil_div(tokens, KvLayout::kStagingTokens));
 }
 
+// The longest prompt that is staged: the scheduler's rule.
+int64_t staged_tokens_max(const EngineConfig& config, const KvCapacity& capacity) {
+  const int64_t chunk = config.prefill_chunk_tokens;
+  const int64_t whole_chunks =
+      int64_t(capacity.staging_pages) * KvLayout::kStagingTokens / chunk * chunk;
+  return capacity.staging_pages == 0
+             ? 0
+             : std::min<int64_t>(config.prefill_staging_tokens, whole_chunks + chunk);
+}
+
+std::string describe_prompts(const EngineConfig& config, const KvLayout& layout,
+                             const KvCapacity& capacity, int max_model_len) {
+  if (layout.format.kind != KvKind::kivi) return "";
+  const bool exact = config.kivi_prefill == PrefillMode::exact;
+  const int64_t most = std::max<int64_t>(config.prefill_chunk_tokens,
+                                         exact ? staged_tokens_max(config, capacity) : 0);
+  if (most >= max_model_len)
+    return fmt::format("all attend to the whole prompt in 16 bits ({})",
+                       max_model_len > config.prefill_chunk_tokens ? "exact" : "one chunk");
+  return fmt::format(
+      "up to {} tokens attend to the whole prompt in 16 bits ({}); in longer ones each chunk of {} "
+      "attends to the chunks before it as quantized (stream)",
+      most, exact && most > config.prefill_chunk_tokens ? "exact" : "one chunk",
+      config.prefill_chunk_tokens);
+}
+
 }  // namespace
 
 std::string describe(const KvFormat& format) {
@@ -33,11 +59,15 @@ std::string describe(const KvFormat& format) {
 }
 
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
-                              int64_t budget) {
+                              int64_t budget, int64_t scratch_wanted) {
   MemoryPlan plan;
   plan.format = describe(layout.format);
   plan.budget = budget;
   plan.max_model_len = max_model_len;
+
+  plan.scratch = std::min(scratch_wanted, std::max<int64_t>(budget, 0) / 8) / 256 * 256;
+  plan.scratch_tokens = plan.scratch / (int64_t(4) * layout.shape.heads * layout.shape.head_dim);
+  budget -= plan.scratch;
 
   const int64_t staging_page = layout.staging_page_bytes();
   plan.capacity.staging_pages =
@@ -57,11 +87,12 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
     return Error{ErrorCode::resource_exhausted,
                  fmt::format("memory for the key-value store is {} bytes, must be at least {}: one "
                              "page ({}) and the residual of one sequence ({})",
-                             budget, page + slot, page, slot),
+                             plan.budget, page + slot, page, slot),
                  "kv_cache_memory_bytes"};
   plan.capacity.pages = int(std::min<int64_t>(pages, INT32_MAX));
   plan.pages = plan.capacity.pages * page;
 
+  plan.prompts = describe_prompts(config, layout, plan.capacity, max_model_len);
   const int page_tokens = layout.page_tokens();
   plan.tokens_capacity = int64_t(plan.capacity.pages) * page_tokens;
   plan.sequences_max = std::min<int64_t>(
@@ -71,16 +102,20 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
   return plan;
 }
 
-int64_t store_bytes(const MemoryPlan& plan) { return plan.pages + plan.residual + plan.staging; }
+int64_t store_bytes(const MemoryPlan& plan) {
+  return plan.pages + plan.residual + plan.staging + plan.scratch;
+}
 
 KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* base) {
   // Every region's unit is a multiple of 256 bytes, so the regions need no padding between them.
-  KIVI_VERIFY(plan.pages % 256 == 0 && plan.residual % 256 == 0);
+  KIVI_VERIFY(plan.pages % 256 == 0 && plan.residual % 256 == 0 && plan.staging % 256 == 0);
   KvView view;
   view.layout = layout;
   view.pages = base;
   view.residual = view.pages + plan.pages;
   view.staging = view.residual + plan.residual;
+  view.scratch = view.staging + plan.staging;
+  view.scratch_bytes = plan.scratch;
   view.page_count = plan.capacity.pages;
   view.slot_count = plan.capacity.slots;
   view.staging_page_count = plan.capacity.staging_pages;
@@ -104,12 +139,17 @@ std::string MemoryPlan::text() const {
                 staging == 0 ? "not needed"
                              : fmt::format("{} prompt tokens in flight",
                                            capacity.staging_pages * KvLayout::kStagingTokens));
+  if (scratch > 0)
+    table += line("scratch", scratch,
+                  fmt::format("{} tokens of one layer's history in 16 bits, while a chunk attends",
+                              scratch_tokens));
   table += line("workspace", workspace, "activations, logits, step input");
-  table += line("total", weights + pages + residual + staging + workspace,
-                fmt::format("pages, residual and staging are cut from {:.1f} MiB",
+  table += line("total", weights + pages + residual + staging + scratch + workspace,
+                fmt::format("pages, residual, staging and scratch are cut from {:.1f} MiB",
                             double(budget) / (1 << 20)));
   table += fmt::format("  sequences at once: {} in all; {} of {} tokens\n", capacity.slots,
                        sequences_max, max_model_len);
+  if (!prompts.empty()) table += fmt::format("  prompts: {}\n", prompts);
   return table;
 }
 

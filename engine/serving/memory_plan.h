@@ -15,16 +15,18 @@ namespace kivi {
 
 // The plan. It is printed at start-up and by --dry-run.
 struct MemoryPlan {
-  std::string device;                                                        // "cpu (AMD EPYC ...)"
-  std::string format;                                                        // "kivi2 G32 R128"
-  int64_t weights = 0, pages = 0, residual = 0, staging = 0, workspace = 0;  // bytes
-  int64_t budget = 0;  // bytes that pages + residual + staging were cut from
+  std::string device;  // "cpu (AMD EPYC ...)"
+  std::string format;  // "kivi2 G32 R128"
+  int64_t weights = 0, pages = 0, residual = 0, staging = 0, scratch = 0, workspace = 0;  // bytes
+  int64_t budget = 0;  // bytes that pages + residual + staging + scratch were cut from
   KvCapacity capacity;
   int max_model_len = 0;        // tokens
   int64_t tokens_capacity = 0;  // tokens in pages
   int64_t sequences_max = 0;    // sequences of max_model_len tokens at once
   double bytes_per_token = 0;   // in pages, all layers, with scales and minima
   double bytes_per_token_f16 = 0;
+  int64_t scratch_tokens = 0;  // of one layer's history that scratch holds in 16 bits
+  std::string prompts;       // which prompts attend in 16 bits; "" for formats that do not quantize
   std::string text() const;  // the table
 };
 
@@ -34,15 +36,17 @@ inline constexpr int64_t kDefaultCpuStoreBytes = 512 << 20;
 // Returns text such as "kivi2 G32 R128" or "fp16".
 std::string describe(const KvFormat& format);
 
-// Cuts `budget` bytes into the store's three regions:
+// Cuts `budget` bytes into the store's regions:
+//   scratch   `scratch_wanted` bytes, at most an eighth of the budget. They hold the history of one
+//             layer at a time, so their number does not depend on the number of layers.
 //   staging   only in prefill mode exact, for kivi formats, where prompts can need more than one
 //             chunk: prefill_staging_tokens, at most a quarter of the budget
 //   residual  one slot for each of max_num_seqs sequences, at most half of what is left then
 //   pages     the rest
-// Fills pages, residual, staging, budget, capacity and what follows from them. Error
+// Fills pages, residual, staging, scratch, budget, capacity and what follows from them. Error
 // resource_exhausted, with the bytes, where not even one page and one slot fit.
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
-                              int64_t budget);
+                              int64_t budget, int64_t scratch_wanted = 0);
 
 // Places the store's regions in one allocation of store_bytes(plan) bytes at `base`.
 int64_t store_bytes(const MemoryPlan& plan);

@@ -50,6 +50,7 @@ class CudaBackend final : public Backend {
   DType activation_type(DType weight) const override { return weight; }
   DType query_type() const override { return DType::f16; }
   Status check_shape(const KvShape& shape, int hidden) const override;
+  int64_t scratch_bytes_for(const KvLayout& layout, int64_t tokens) const override;
 
   void upload(void* device, const void* source, size_t bytes) override;
   void download(void* target, const void* device, size_t bytes) override;

@@ -1,4 +1,5 @@
 // CudaBackend's ops around attention: each is one launcher.
+#include <algorithm>
 #include <numbers>
 
 #include "kernels/cuda/cuda_backend.h"
@@ -6,6 +7,7 @@
 #include "kernels/cuda/kv_attend_decode.h"
 #include "kernels/cuda/matmul_few_rows.h"
 #include "kernels/cuda/prefill_attend.h"
+#include "kernels/cuda/prefill_schedule.h"
 #include "kernels/cuda/trace_range.h"
 
 namespace kivi {
@@ -96,16 +98,16 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
   const float scale_log2 = scale * std::numbers::log2e_v<float>;
   const int heads_q = int(q.shape[1]) / d;
   const bool decode_kernel = d == 64 || d == 128;
-  int decodes = 0, rows_max = 0;
+  int decodes = 0, chunks = 0;
   for (const StepSequence& s : step.sequences) {
-    if (decode_kernel && s.row_count == 1 && s.mode == KvMode::append)
+    if (s.row_count == 1 && s.mode == KvMode::append)
       ++decodes;
-    else
-      rows_max = std::max(rows_max, s.row_count);
+    else if (s.row_count > 0)
+      ++chunks;
   }
   const auto* sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data);
   const int count = int(step.sequences.size());
-  if (decodes > 0) {
+  if (decodes > 0 && decode_kernel) {
     const cuda::DecodeArguments a{.q = q.as<__half>(),
                                   .kv = kv.as<__half>(),
                                   .out = out.data,
@@ -130,20 +132,38 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
                             properties_, decode_workspace_, stream_.get()));
     if (!reuse) decode_plan_ = plan, appended_last_ = -1;
   }
-  if (rows_max > 0) {
-    const cuda::PrefillArguments a{.q = q.as<__half>(),
-                                   .kv = kv.as<__half>(),
-                                   .store = store,
-                                   .sequences = sequences,
-                                   .page_table = step.device_page_table.as<int32_t>(),
-                                   .heads_q = heads_q,
-                                   .layer = layer,
-                                   .window = step.sliding_window,
-                                   .scale_log2 = scale_log2,
-                                   .skip_decodes = decode_kernel};
-    KIVI_CUDA_VERIFY(
-        cuda::prefill_attend(a, out.data, out.dtype, d, count, rows_max, stream_.get()));
+  cuda::PrefillArguments a{.q = q.as<__half>(),
+                           .kv = kv.as<__half>(),
+                           .store = store,
+                           .sequences = sequences,
+                           .page_table = step.device_page_table.as<int32_t>(),
+                           .rows = step.rows,
+                           .heads_q = heads_q,
+                           .layer = layer,
+                           .window = step.sliding_window,
+                           .scale_log2 = scale_log2,
+                           .work = {}};
+  if (decodes > 0 && !decode_kernel)
+    KIVI_CUDA_VERIFY(cuda::prefill_attend(a, out.data, out.dtype, d, count, 1, stream_.get()));
+  if (chunks == 0) return;
+  const cuda::PrefillSchedule schedule = cuda::schedule_prefill(store, step, heads_q);
+  a.states = reinterpret_cast<float*>(store.scratch + schedule.states_offset);
+  for (const cuda::PrefillLaunch& launch : schedule.launches) {
+    a.work_count = int(launch.work.size());
+    std::ranges::copy(launch.work, a.work);
+    if (launch.tiles_max > 0)
+      KIVI_CUDA_VERIFY(cuda::kv_dequantize(a, d, launch.tiles_max, stream_.get()));
+    if (cuda::has_prefill_hopper(d) && !launch.reads_codes)
+      KIVI_CUDA_VERIFY(cuda::prefill_attend_hopper(a, out.data, out.dtype, d,
+                                                   properties_.multiprocessors, stream_.get()));
+    else
+      KIVI_CUDA_VERIFY(cuda::prefill_attend(a, out.data, out.dtype, d, a.work_count,
+                                            launch.rows_max, stream_.get()));
   }
+}
+
+int64_t CudaBackend::scratch_bytes_for(const KvLayout& layout, int64_t tokens) const {
+  return cuda::prefill_scratch_bytes(layout, tokens);
 }
 
 }  // namespace kivi

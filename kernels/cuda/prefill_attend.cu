@@ -14,7 +14,8 @@
 // one stride; codes are dequantized by the threads as they load. Each warp keeps 32 query rows, so
 // that a fragment of keys or values read from shared memory serves two products: S = Q K^T and O +=
 // P V by mma.m16n8k16, P stays in registers (FlashAttention-2, Dao 2023, section 3). A warp skips
-// tiles behind its rows and before its window.
+// tiles behind its rows and before its window. Codes that kv_dequantize has put into scratch are
+// read from there.
 //
 // Cost: 4 d FLOP a (query, key) pair; bytes are negligible beside it. Reference: kernels/cpu
 // kv_attend. Test: tests/cuda/prefill_attend_test.cpp.
@@ -24,6 +25,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/prefill_attend.h"
+#include "kernels/cuda/prefill_state.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace kivi::cuda {
@@ -35,26 +37,12 @@ constexpr int kWarpRows = 32;  // packed query rows
 constexpr int kRows = kWarps * kWarpRows;
 constexpr int kThreads = kWarps * 32;
 
-// 16 bytes, or zeros.
-__device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-               "r"(inside ? 16 : 0)
-               : "memory");
-}
-
 __device__ __forceinline__ uint32_t pack_half2(float a, float b) {
   return as_u32(__floats2half2_rn(a, b));
 }
 
 __device__ __forceinline__ float half_bits_to_float(uint16_t bits) {
   return __half2float(__ushort_as_half(bits));
-}
-
-__device__ __forceinline__ void store_pair(__half* out, float a, float b) {
-  *reinterpret_cast<__half2*>(out) = __floats2half2_rn(a, b);
-}
-__device__ __forceinline__ void store_pair(__nv_bfloat16* out, float a, float b) {
-  *reinterpret_cast<__nv_bfloat162*>(out) = __floats2bfloat162_rn(a, b);
 }
 
 // Eight dequantized halves of channels [c, c + 8) of one token of a page block.
@@ -86,11 +74,21 @@ __device__ uint4 dequantize_chunk(const KvLayout& layout, const std::byte* block
           pack_half2(x[6], x[7])};
 }
 
+// The rows of a tile of history that scratch holds.
+template <bool kKeys, int kDim>
+__device__ const __half* scratch_rows(const PrefillArguments& a, const PrefillWork& work, int head,
+                                      int tile) {
+  const int64_t block = work.block + int64_t(tile - work.tile_begin);
+  return reinterpret_cast<const __half*>(a.store.scratch) +
+         ((block * a.store.layout.shape.heads + head) * 2 + (kKeys ? 0 : 1)) * kHistoryTile * kDim;
+}
+
 // Where the 16-byte chunk (8 channels from c) of one token's key or value lies in f16, or nullptr
 // if it must be dequantized from `block`.
 template <bool kKeys, int kDim>
-__device__ const void* source_of(const PrefillArguments& a, const StepSequence& s, int head,
-                                 int token, int c, const std::byte*& block) {
+__device__ const void* source_of(const PrefillArguments& a, const StepSequence& s,
+                                 const PrefillWork& work, int head, int token, int c,
+                                 const std::byte*& block) {
   const KvLayout& layout = a.store.layout;
   const int32_t* table = a.page_table;
   if (token >= s.past) {  // the step's own row
@@ -105,6 +103,11 @@ __device__ const void* source_of(const PrefillArguments& a, const StepSequence& 
     const auto* rows =
         reinterpret_cast<const __half*>(b + (kKeys ? 0 : layout.staging_values_offset()));
     return rows + row * kDim + swizzled_channel(row, c, kDim);
+  }
+  if (work.block >= 0) {
+    const int row = token % kHistoryTile;
+    return scratch_rows<kKeys, kDim>(a, work, head, token / kHistoryTile) + row * kDim +
+           swizzled_channel(row, c, kDim);
   }
   const int quantized = kKeys ? key_tokens_quantized(layout.format, s.past)
                               : value_tokens_quantized(layout.format, s.past);
@@ -132,8 +135,8 @@ struct TileSource {
 };
 
 template <bool kKeys, int kDim>
-__device__ TileSource tile_source(const PrefillArguments& a, const StepSequence& s, int head,
-                                  int first) {
+__device__ TileSource tile_source(const PrefillArguments& a, const StepSequence& s,
+                                  const PrefillWork& work, int head, int first) {
   const KvLayout& layout = a.store.layout;
   const int heads = layout.shape.heads;
   if (first >= s.past) {
@@ -149,6 +152,7 @@ __device__ TileSource tile_source(const PrefillArguments& a, const StepSequence&
     return {reinterpret_cast<const __half*>(block + (kKeys ? 0 : layout.staging_values_offset())),
             kDim, true};
   }
+  if (work.block >= 0) return {scratch_rows<kKeys, kDim>(a, work, head, first / kTile), kDim, true};
   if (layout.format.kind != KvKind::f16) return {};
   const int page_tokens = layout.page_tokens();
   const std::byte* block =
@@ -162,9 +166,10 @@ __device__ TileSource tile_source(const PrefillArguments& a, const StepSequence&
 // tokens at or beyond `end` become zeros.
 template <bool kKeys, int kDim>
 __device__ __forceinline__ void load_tile(const PrefillArguments& a, const StepSequence& s,
-                                          int head, int first, int end, __half* tile) {
+                                          const PrefillWork& work, int head, int first, int end,
+                                          __half* tile) {
   constexpr int kChunks = kDim / 8;
-  const TileSource source = tile_source<kKeys, kDim>(a, s, head, first);
+  const TileSource source = tile_source<kKeys, kDim>(a, s, work, head, first);
   if (source.rows != nullptr) {
     const uint32_t target = shared_address(tile);
 #pragma unroll
@@ -187,7 +192,7 @@ __device__ __forceinline__ void load_tile(const PrefillArguments& a, const StepS
       continue;
     }
     const std::byte* block = nullptr;
-    const void* from = source_of<kKeys, kDim>(a, s, head, token, c, block);
+    const void* from = source_of<kKeys, kDim>(a, s, work, head, token, c, block);
     if (from != nullptr) {
       copy_async_16(shared_address(target), from, true);
     } else {
@@ -236,8 +241,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   __half* k_tiles = q_tile + kRows * kDim;           // [2, kTile, d]
   __half* v_tiles = k_tiles + 2 * kTile * kDim;      // [2, kTile, d]
 
-  const StepSequence s = a.sequences[blockIdx.z];
-  if (a.skip_decodes && s.row_count == 1 && s.mode == KvMode::append) return;
+  PrefillWork work;
+  work.block = -1;
+  if (a.work_count > 0)
+    work = a.work[blockIdx.z];
+  else
+    work.sequence = int(blockIdx.z);
+  const StepSequence s = a.sequences[work.sequence];
+  if (a.work_count == 0 && (s.row_count != 1 || s.mode != KvMode::append)) return;
   const int heads_kv = a.store.layout.shape.heads;
   const int group = a.heads_q / heads_kv;
   const int head = blockIdx.x;
@@ -263,11 +274,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const int position_first = s.past + row_first / group;
   const int position_last = s.past + (min(row_first + kRows, packed) - 1) / group;
-  const int end = position_last + 1;
-  const int begin = a.window > 0 ? max(0, position_first - a.window + 1) / kTile * kTile : 0;
+  const int end = work.is_last ? position_last + 1 : work.tile_end * kTile;
+  const int begin = max(a.window > 0 ? (position_first - a.window + 1) / kTile * kTile : 0,
+                        work.tile_begin * kTile);
 
-  load_tile<true, kDim>(a, s, head, begin, end, k_tiles);
-  load_tile<false, kDim>(a, s, head, begin, end, v_tiles);
+  if (begin < end) {
+    load_tile<true, kDim>(a, s, work, head, begin, end, k_tiles);
+    load_tile<false, kDim>(a, s, work, head, begin, end, v_tiles);
+  }
   asm volatile("cp.async.commit_group;" ::: "memory");
 
   float o[kRowTiles][kDim / 8][4] = {};
@@ -287,6 +301,25 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int warp_first = s.past + warp_row / group;
   const int warp_last =
       warp_row < packed ? s.past + (min(warp_row + kWarpRows, packed) - 1) / group : -1;
+  if (!work.is_first) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int p = warp_row + m * 16 + g + 8 * i;
+        if (p >= packed) continue;
+        const int64_t row = state_row(a, s, head, group, p);
+        const float* from = a.states + row * kDim;
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n) {
+          const float2 pair = *reinterpret_cast<const float2*>(from + n * 8 + 2 * t);
+          o[m][n][2 * i] = pair.x, o[m][n][2 * i + 1] = pair.y;
+        }
+        const float2 state = state_sums(a, kDim)[row];
+        maximum[m][i] = state.x;
+        sum[m][i] = t == 0 ? state.y : 0.f;  // the lanes' sums are added up at the end
+      }
+  }
   const LaneRows<kDim> q_rows(q_tile, warp * kWarpRows + lane % 16, lane / 16);
   // Of a pair of n-tiles: tokens 0-7 and 8-15, channels in two halves; of values transposed.
   const LaneRows<kDim> key_rows(k_tiles, lane / 16 * 8 + lane % 8, lane / 8 % 2);
@@ -296,8 +329,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     asm volatile("cp.async.wait_group 0;" ::: "memory");
     __syncthreads();
     if (first + kTile < end) {  // the other stage was last read before the barrier
-      load_tile<true, kDim>(a, s, head, first + kTile, end, k_tiles + (stage ^ 1) * kTile * kDim);
-      load_tile<false, kDim>(a, s, head, first + kTile, end, v_tiles + (stage ^ 1) * kTile * kDim);
+      load_tile<true, kDim>(a, s, work, head, first + kTile, end,
+                            k_tiles + (stage ^ 1) * kTile * kDim);
+      load_tile<false, kDim>(a, s, work, head, first + kTile, end,
+                             v_tiles + (stage ^ 1) * kTile * kDim);
       asm volatile("cp.async.commit_group;" ::: "memory");
     }
     if (first > warp_last || (a.window > 0 && first + kTile <= warp_first - a.window + 1)) continue;
@@ -395,6 +430,15 @@ __global__ void __launch_bounds__(kThreads, 2)
       sum[m][i] += __shfl_xor_sync(0xffffffffu, sum[m][i], 2);
       const int p = warp_row + m * 16 + g + 8 * i;
       if (p >= packed) continue;
+      if (!work.is_last) {
+        const int64_t at = state_row(a, s, head, group, p);
+        float* to = a.states + at * kDim;
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n)
+          *reinterpret_cast<float2*>(to + n * 8 + 2 * t) = {o[m][n][2 * i], o[m][n][2 * i + 1]};
+        if (t == 0) state_sums(a, kDim)[at] = {maximum[m][i], sum[m][i]};
+        continue;
+      }
       const float inverse = 1.f / sum[m][i];
       const int64_t row = s.row_begin + p / group;
       Out* target = out + (row * a.heads_q + head * group + p % group) * kDim;
@@ -420,10 +464,10 @@ cudaError_t launch(const PrefillArguments& a, Out* out, dim3 grid, cudaStream_t 
 }  // namespace
 
 cudaError_t prefill_attend(const PrefillArguments& a, void* out, DType out_type, int head_dim,
-                           int sequences, int rows_max, cudaStream_t stream) {
+                           int count, int rows_max, cudaStream_t stream) {
   const int group = a.heads_q / a.store.layout.shape.heads;
   const dim3 grid(unsigned(a.store.layout.shape.heads),
-                  unsigned((rows_max * group + kRows - 1) / kRows), unsigned(sequences));
+                  unsigned((rows_max * group + kRows - 1) / kRows), unsigned(count));
   const auto with_type = [&]<int kDim>() {
     return out_type == DType::bf16 ? launch<kDim>(a, static_cast<__nv_bfloat16*>(out), grid, stream)
                                    : launch<kDim>(a, static_cast<__half*>(out), grid, stream);

@@ -1,4 +1,6 @@
-// Launcher of the ragged flash attention of prompt chunks (kernels/cuda/prefill_attend.cu).
+// Launchers of the ragged flash attention of prompt chunks: prefill_attend.cu (any GPU),
+// prefill_attend_hopper.cu (wgmma), and the pass before them that puts a quantized history into
+// scratch memory in 16 bits (kv_dequantize.cu).
 #pragma once
 
 #include <cuda_fp16.h>
@@ -9,24 +11,62 @@
 
 namespace kivi::cuda {
 
+// Tokens of a block of 16-bit history. Scratch memory is a sequence of such blocks for each KV
+// head, with the layout of an f16 page: [block][KV head] K rows [64][d], then V rows [64][d],
+// swizzled.
+inline constexpr int kHistoryTile = 64;
+
+// What one launch computes of one sequence. A history that scratch cannot hold at once is attended
+// in several launches, which hand on softmax states.
+struct PrefillWork {
+  int32_t sequence = 0;
+  int32_t rows = 0;  // its row_count
+  // Blocks of 64 tokens of the history that scratch holds in this launch: [tile_begin, tile_end).
+  int32_t tile_begin = 0;
+  int32_t tile_end = 0;
+  int32_t block = 0;     // where tile_begin lies in scratch, in blocks; -1: not in scratch
+  uint8_t is_first = 1;  // no launch before has left a state
+  uint8_t is_last = 1;   // the step's own rows are attended too, and the result is written
+  uint8_t padding[2] = {};
+};
+inline constexpr int kPrefillWorkMax = 64;  // of one launch: they are kernel parameters
+
 struct PrefillArguments {
   const __half* q = nullptr;   // [t, hq d]
   const __half* kv = nullptr;  // [t, 2 hk d], the step's own rows
   KvView store;
   const StepSequence* sequences = nullptr;  // device
   const int32_t* page_table = nullptr;      // device
+  int rows = 0;                             // t
   int heads_q = 0;
   int layer = 0;
-  int window = 0;             // sliding window in tokens; 0: none
-  float scale_log2 = 0;       // scale * log2(e)
-  bool skip_decodes = false;  // sequences of one row in mode store are not touched
+  int window = 0;        // sliding window in tokens; 0: none
+  float scale_log2 = 0;  // scale * log2(e)
+  // Softmax states between launches: O [t hq, d] f32, then maximum and sum [t hq, 2] f32.
+  float* states = nullptr;
+  // 0: all sequences of one row in mode append, codes read where they lie; their lengths may change
+  // from replay to replay of a graph.
+  int work_count = 0;
+  PrefillWork work[kPrefillWorkMax];
 };
 
 inline bool prefill_has_head_dim(int d) { return d == 64 || d == 80 || d == 96 || d == 128; }
 
-// out [t, hq d] of `out_type` (f16 or bf16). `rows_max` is the largest row_count of the step.
-// cudaErrorInvalidValue where prefill_has_head_dim does not hold.
+// out [t, hq d] of `out_type` (f16 or bf16). `count` is work_count, or the number of sequences
+// where that is 0; `rows_max` is the largest row_count among them. cudaErrorInvalidValue where
+// prefill_has_head_dim does not hold.
 cudaError_t prefill_attend(const PrefillArguments& a, void* out, DType out_type, int head_dim,
-                           int sequences, int rows_max, cudaStream_t stream);
+                           int count, int rows_max, cudaStream_t stream);
+
+// The same on wgmma, where has_prefill_hopper holds: never reads codes, so a history of a quantized
+// format has to be in scratch.
+bool has_prefill_hopper(int head_dim);
+cudaError_t prefill_attend_hopper(const PrefillArguments& a, void* out, DType out_type,
+                                  int head_dim, int multiprocessors, cudaStream_t stream);
+
+// Writes the history tiles of `a.work` into scratch: codes become f16, 16-bit rows are copied, what
+// is behind a history's end in its last tile becomes zero. `tiles_max`: of one sequence.
+cudaError_t kv_dequantize(const PrefillArguments& a, int head_dim, int tiles_max,
+                          cudaStream_t stream);
 
 }  // namespace kivi::cuda

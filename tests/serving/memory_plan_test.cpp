@@ -100,6 +100,42 @@ TEST_CASE("Every format and shape leaves whole regions inside the budget") {
       }
 }
 
+TEST_CASE("Scratch is what is asked for, at most an eighth, and independent of the layers") {
+  const int64_t budget = int64_t(8) << 30, wanted = 256 << 20;
+  const EngineConfig config = config_with(8, 512, 1024);
+  const auto plan = plan_store(config, kKivi2, 4096, budget, wanted);
+  REQUIRE(plan.ok());
+  CHECK(plan->scratch == wanted);
+  CHECK(plan->scratch_tokens == wanted / (32 * 128 * 4));
+  CHECK(store_bytes(*plan) <= budget);
+  CHECK(store_bytes(*plan) > budget - kKivi2.page_bytes());
+  KvLayout half = kKivi2;
+  half.shape.layers = 16;
+  CHECK(plan_store(config, half, 4096, budget, wanted)->scratch == wanted);
+  const KvView view = lay_out_store(*plan, kKivi2, nullptr);
+  CHECK(view.scratch_bytes == wanted);
+  CHECK(view.scratch - view.staging == plan->staging);
+  CHECK(plan_store(config, kKivi2, 4096, 1 << 30, wanted)->scratch == 128 << 20);
+  CHECK(plan_store(config, kKivi2, 4096, budget)->scratch == 0);
+}
+
+TEST_CASE("A plan says up to which length prompts attend in 16 bits") {
+  const int64_t budget = int64_t(8) << 30;
+  EngineConfig config = config_with(8, 512, 1024);
+  const auto says = [&](const char* text) {
+    const auto plan = plan_store(config, kKivi2, 4096, budget);
+    REQUIRE(plan.ok());
+    CAPTURE(plan->text());
+    CHECK(plan->text().find(text) != std::string::npos);
+  };
+  says("up to 1024 tokens attend to the whole prompt in 16 bits (exact)");
+  config.prefill_staging_tokens = 4096;
+  says("all attend to the whole prompt in 16 bits (exact)");
+  config.kivi_prefill = PrefillMode::stream;
+  says("up to 512 tokens attend to the whole prompt in 16 bits (one chunk)");
+  CHECK(plan_store(config, kF16, 4096, budget)->prompts.empty());
+}
+
 TEST_CASE("--dry-run and loading agree on the plan") {
   const EngineConfig config = test_config("tales-llama", "kivi4");
   const auto dry = plan_memory(config);
