@@ -107,8 +107,7 @@ void check(const Case& c, std::mt19937& random) {
     gpu().kv_attend(q.on_gpu(), kv.on_gpu(), device_view, step, 1, scale, out.on_gpu());
     CAPTURE(name_of(out_type), int(c.format.kind), c.format.key_bits, c.heads_q, c.heads_kv,
             c.head_dim, c.window, int(c.mode));
-    REQUIRE(relative_error(out.gpu_result(), out.cpu_result()) <
-            (out_type == DType::f16 ? 2e-3 : 5e-3));
+    REQUIRE(out.agrees(attention_tolerance(out_type), c.head_dim));
   }
 }
 
