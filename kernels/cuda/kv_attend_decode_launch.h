@@ -15,7 +15,7 @@ struct DecodeGrid {
   bool overlaps;  // with the kernel before
 };
 
-// Explicitly instantiated in kv_attend_decode_*.cu.
+// Explicitly instantiated by the files that CMake makes of kv_attend_decode_instance.cu.in.
 template <int D, int KB, int VB>
 cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, cudaStream_t stream);
 

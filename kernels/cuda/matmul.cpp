@@ -1,64 +1,62 @@
 #include "kernels/cuda/matmul.h"
 
-#include <cstdio>
-#include <cstdlib>
-
 #include "base/verify.h"
 
 namespace kivi::cuda {
 namespace {
 
-void verify_blas(cublasStatus_t status, const char* call) {
-  if (status == CUBLAS_STATUS_SUCCESS) return;
-  std::fprintf(stderr, "%s: %s\n", call, cublasLtGetStatusString(status));
-  std::abort();
-}
-#define KIVI_BLAS_VERIFY(call) verify_blas((call), #call)
-
 cudaDataType_t data_type_of(DType t) {
   return t == DType::f32 ? CUDA_R_32F : t == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
-cublasLtMatrixLayout_t make_layout(DType type, int64_t rows, int64_t columns, int64_t stride) {
-  cublasLtMatrixLayout_t layout;
-  KIVI_BLAS_VERIFY(cublasLtMatrixLayoutCreate(&layout, data_type_of(type), uint64_t(rows),
-                                              uint64_t(columns), stride));
-  return layout;
+struct LayoutDeleter {
+  void operator()(cublasLtMatrixLayout_t layout) const {
+    KIVI_CUBLAS_VERIFY(cublasLtMatrixLayoutDestroy(layout));
+  }
+};
+struct OperationDeleter {
+  void operator()(cublasLtMatmulDesc_t operation) const {
+    KIVI_CUBLAS_VERIFY(cublasLtMatmulDescDestroy(operation));
+  }
+};
+struct PreferenceDeleter {
+  void operator()(cublasLtMatmulPreference_t preference) const {
+    KIVI_CUBLAS_VERIFY(cublasLtMatmulPreferenceDestroy(preference));
+  }
+};
+template <class Handle, class Deleter>
+using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, Deleter>;
+using Layout = Owned<cublasLtMatrixLayout_t, LayoutDeleter>;
+using Operation = Owned<cublasLtMatmulDesc_t, OperationDeleter>;
+using Preference = Owned<cublasLtMatmulPreference_t, PreferenceDeleter>;
+
+Layout make_layout(DType type, int64_t rows, int64_t columns, int64_t stride) {
+  cublasLtMatrixLayout_t layout = nullptr;
+  KIVI_CUBLAS_VERIFY(cublasLtMatrixLayoutCreate(&layout, data_type_of(type), uint64_t(rows),
+                                                uint64_t(columns), stride));
+  return Layout(layout);
 }
 
 }  // namespace
 
+void HandleDeleter::operator()(cublasLtHandle_t handle) const {
+  KIVI_CUBLAS_VERIFY(cublasLtDestroy(handle));
+}
+
 // In cuBLAS's column-major words: C [n, t] = op(A) B with A = W^T stored [k, n], B = x^T [k, t].
 struct Matmul::Plan {
-  cublasLtMatmulDesc_t operation = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  Operation operation;
+  Layout a, b, c;
   cublasLtMatmulAlgo_t algorithm{};
-
-  Plan() = default;
-  Plan(Plan&& o) noexcept
-      : operation(std::exchange(o.operation, nullptr)),
-        a(std::exchange(o.a, nullptr)),
-        b(std::exchange(o.b, nullptr)),
-        c(std::exchange(o.c, nullptr)),
-        algorithm(o.algorithm) {}
-  ~Plan() {
-    if (a != nullptr) cublasLtMatrixLayoutDestroy(a);
-    if (b != nullptr) cublasLtMatrixLayoutDestroy(b);
-    if (c != nullptr) cublasLtMatrixLayoutDestroy(c);
-    if (operation != nullptr) cublasLtMatmulDescDestroy(operation);
-  }
 };
 
-Matmul::Matmul() {
-  KIVI_BLAS_VERIFY(cublasLtCreate(&handle_));
-  KIVI_VERIFY(cudaMalloc(&workspace_, kMatmulWorkspaceBytes) == cudaSuccess);
+Matmul::Matmul() : workspace_(make_device_memory(kMatmulWorkspaceBytes)) {
+  cublasLtHandle_t handle = nullptr;
+  KIVI_CUBLAS_VERIFY(cublasLtCreate(&handle));
+  handle_.reset(handle);
 }
 
-Matmul::~Matmul() {
-  plans_.clear();
-  cudaFree(workspace_);
-  cublasLtDestroy(handle_);
-}
+Matmul::~Matmul() = default;
 
 const Matmul::Plan& Matmul::plan_of(const Tensor& x, const Tensor& w, const Tensor& bias,
                                     const Tensor& out) {
@@ -75,32 +73,35 @@ const Matmul::Plan& Matmul::plan_of(const Tensor& x, const Tensor& w, const Tens
   if (auto it = plans_.find(key); it != plans_.end()) return it->second;
 
   Plan plan;
-  KIVI_BLAS_VERIFY(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  cublasLtMatmulDesc_t operation = nullptr;
+  KIVI_CUBLAS_VERIFY(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  plan.operation.reset(operation);
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  KIVI_BLAS_VERIFY(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA,
-                                                  &transposed, sizeof transposed));
+  KIVI_CUBLAS_VERIFY(cublasLtMatmulDescSetAttribute(
+      plan.operation.get(), CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
   if (!bias.empty()) {
     const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    KIVI_BLAS_VERIFY(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE,
-                                                    &epilogue, sizeof epilogue));
+    KIVI_CUBLAS_VERIFY(cublasLtMatmulDescSetAttribute(
+        plan.operation.get(), CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
     const cudaDataType_t type = data_type_of(bias.dtype);
-    KIVI_BLAS_VERIFY(cublasLtMatmulDescSetAttribute(
-        plan.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
+    KIVI_CUBLAS_VERIFY(cublasLtMatmulDescSetAttribute(
+        plan.operation.get(), CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
   }
   plan.a = make_layout(w.dtype, k, n, w.row_stride);
   plan.b = make_layout(x.dtype, k, t, x.row_stride);
   plan.c = make_layout(out.dtype, n, t, out.row_stride);
 
-  cublasLtMatmulPreference_t preference;
-  KIVI_BLAS_VERIFY(cublasLtMatmulPreferenceCreate(&preference));
-  KIVI_BLAS_VERIFY(
-      cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                           &kMatmulWorkspaceBytes, sizeof kMatmulWorkspaceBytes));
+  cublasLtMatmulPreference_t created = nullptr;
+  KIVI_CUBLAS_VERIFY(cublasLtMatmulPreferenceCreate(&created));
+  const Preference preference(created);
+  KIVI_CUBLAS_VERIFY(cublasLtMatmulPreferenceSetAttribute(
+      preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kMatmulWorkspaceBytes,
+      sizeof kMatmulWorkspaceBytes));
   cublasLtMatmulHeuristicResult_t best{};
   int found = 0;
-  KIVI_BLAS_VERIFY(cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.a, plan.b, plan.c,
-                                                  plan.c, preference, 1, &best, &found));
-  cublasLtMatmulPreferenceDestroy(preference);
+  KIVI_CUBLAS_VERIFY(cublasLtMatmulAlgoGetHeuristic(
+      handle_.get(), plan.operation.get(), plan.a.get(), plan.b.get(), plan.c.get(), plan.c.get(),
+      preference.get(), 1, &best, &found));
   KIVI_VERIFY(found == 1);
   plan.algorithm = best.algo;
   return plans_.emplace(key, std::move(plan)).first->second;
@@ -111,13 +112,14 @@ void Matmul::run(const Tensor& x, const Tensor& w, const Tensor& bias, const Ten
   if (x.rows() == 0) return;
   const Plan& plan = plan_of(x, w, bias, out);
   if (!bias.empty()) {
-    KIVI_BLAS_VERIFY(cublasLtMatmulDescSetAttribute(
-        plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.data, sizeof bias.data));
+    KIVI_CUBLAS_VERIFY(cublasLtMatmulDescSetAttribute(
+        plan.operation.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.data, sizeof bias.data));
   }
   const float one = 1, zero = 0;
-  KIVI_BLAS_VERIFY(cublasLtMatmul(handle_, plan.operation, &one, w.data, plan.a, x.data, plan.b,
-                                  &zero, out.data, plan.c, out.data, plan.c, &plan.algorithm,
-                                  workspace_, kMatmulWorkspaceBytes, stream));
+  KIVI_CUBLAS_VERIFY(cublasLtMatmul(handle_.get(), plan.operation.get(), &one, w.data, plan.a.get(),
+                                    x.data, plan.b.get(), &zero, out.data, plan.c.get(), out.data,
+                                    plan.c.get(), &plan.algorithm, workspace_.get(),
+                                    kMatmulWorkspaceBytes, stream));
 }
 
 }  // namespace kivi::cuda

@@ -5,14 +5,20 @@
 #include <cuda_runtime.h>
 
 #include <map>
+#include <memory>
 #include <tuple>
 
+#include "kernels/cuda/cuda_handles.h"
 #include "kernels/tensor.h"
 
 namespace kivi::cuda {
 
 // Device memory for split-K and the like; cuBLASLt's recommendation for Hopper.
 inline constexpr size_t kMatmulWorkspaceBytes = 32 << 20;
+
+struct HandleDeleter {
+  void operator()(cublasLtHandle_t handle) const;
+};
 
 class Matmul {
  public:
@@ -33,8 +39,8 @@ class Matmul {
 
   // t, n, k, row strides of x, w and out, input type, output type, has bias.
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, bool>;
-  cublasLtHandle_t handle_ = nullptr;
-  void* workspace_ = nullptr;
+  std::unique_ptr<cublasLtContext, HandleDeleter> handle_;
+  DeviceMemory workspace_;
   std::map<Key, Plan> plans_;
 };
 

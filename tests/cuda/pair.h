@@ -10,6 +10,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/half.h"
+#include "tests/cuda/tolerances.h"
 
 namespace kivi::test {
 
@@ -57,6 +58,8 @@ class Pair {
   Tensor on_gpu() { return make_tensor(buffer_.data() + kGuard, type_, rows_, columns_); }
   const std::vector<float>& values() const { return values_; }
 
+  int64_t columns() const { return columns_; }
+
   std::vector<float> cpu_result() { return decode(cpu_bytes_.data(), cpu_type_); }
   std::vector<float> gpu_result() {
     std::vector<std::byte> all(buffer_.bytes());
@@ -64,6 +67,12 @@ class Pair {
     for (size_t i = 0; i < kGuard; ++i)
       REQUIRE((all[i] == std::byte{0xA5} && all[all.size() - 1 - i] == std::byte{0xA5}));
     return decode(all.data() + kGuard, type_);
+  }
+
+  // Whether the GPU's elements are the CPU's, judged in rows of `columns` (default: of the matrix).
+  bool agrees(const RowTolerance& tolerance, int64_t columns = 0) {
+    return close_everywhere(gpu_result(), cpu_result(), columns > 0 ? columns : columns_,
+                            tolerance);
   }
 
  private:
@@ -115,21 +124,5 @@ class PairOfInts {
   std::vector<int32_t> values_;
   Buffer buffer_;
 };
-
-// |a - b| / |b| over all elements; NaN never passes.
-inline double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
-  double difference = 0, norm = 0;
-  REQUIRE(a.size() == b.size());
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += double(a[i] - b[i]) * double(a[i] - b[i]);
-    norm += double(b[i]) * double(b[i]);
-  }
-  return std::sqrt(difference / std::max(norm, 1e-30));
-}
-
-// Rounding of one 16-bit result (and of the 16-bit intermediates of a norm).
-inline double tolerance(DType t) {
-  return t == DType::f16 ? 2e-3 : t == DType::bf16 ? 1.2e-2 : 1e-5;
-}
 
 }  // namespace kivi::test

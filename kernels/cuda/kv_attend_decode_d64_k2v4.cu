@@ -1,5 +1,0 @@
-#include "kernels/cuda/kv_attend_decode_launch.cuh"
-
-namespace kivi::cuda {
-template cudaError_t launch_decode<64, 2, 4>(const DecodeLaunch&, const DecodeGrid&, cudaStream_t);
-}

@@ -1,0 +1,103 @@
+// The one table of tolerances of the GPU tests, and the judgment of a result by it.
+//
+// Every element is judged by itself: it passes where
+//   |got - want| <= of_rms * rms(row of want) + relative * |want|.
+// The first part is for the rounding of the terms of a sum, which does not shrink with the sum; the
+// second is for the rounding of the result. A norm over the row would let one element be wrong.
+#pragma once
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace kivi::test {
+
+struct RowTolerance {
+  const char* name;
+  double of_rms;
+  double relative;
+};
+
+// fp32 inside, one rounding to the type of the result: half a unit is 2^-12 of f16, 2^-9 of bf16.
+// A norm rounds its normalized row once more before the weight.
+inline RowTolerance elementwise_tolerance(DType type) {
+  if (type == DType::f16) return {"elementwise f16", 1e-4, 1.5e-3};
+  if (type == DType::bf16) return {"elementwise bf16", 1e-3, 1.2e-2};
+  return {"elementwise f32", 1e-5, 1e-5};
+}
+// Sums of a few thousand products in fp32.
+inline RowTolerance product_tolerance(DType out) {
+  if (out == DType::f16) return {"product f16", 1e-4, 1e-3};
+  if (out == DType::bf16) return {"product bf16", 1e-4, 8e-3};
+  return {"product f32", 2e-5, 1e-5};
+}
+// The probabilities are rounded to f16 before they meet the values: 2^-12 of each term at most.
+inline RowTolerance attention_tolerance(DType out) {
+  if (out == DType::f16) return {"attention f16", 3e-3, 1e-3};
+  return {"attention bf16", 3e-3, 8e-3};
+}
+// Angles of up to 131,072 radians in fp32 are rounded to 2^-8 of a radian at worst; both sides
+// compute them alike, so what is left is the sine's own error and one rounding to f16.
+inline constexpr RowTolerance kRope{"rope", 1e-3, 1e-3};
+
+// The largest share of each tolerance that a run has used. Printed at exit where
+// KIVI_PRINT_TOLERANCES is set, so that the table can be checked for being too wide.
+class ToleranceUse {
+ public:
+  static void record(const char* name, double share) {
+    static ToleranceUse use;
+    double& most = use.most_[name];
+    most = std::max(most, share);
+  }
+  ~ToleranceUse() {
+    if (std::getenv("KIVI_PRINT_TOLERANCES") == nullptr) return;
+    for (const auto& [name, share] : most_)
+      std::printf("tolerance \"%s\": %.0f %% used\n", name.c_str(), 100 * share);
+  }
+
+ private:
+  std::map<std::string, double> most_;
+};
+
+// Whether every element of `got` is within the tolerance of `want`; a NaN never is. Rows of
+// `columns` elements. On false the message names the worst element.
+inline bool close_everywhere(const std::vector<float>& got, const std::vector<float>& want,
+                             int64_t columns, const RowTolerance& tolerance) {
+  REQUIRE(got.size() == want.size());
+  REQUIRE(columns > 0);
+  REQUIRE(got.size() % size_t(columns) == 0);
+  double worst = 0;
+  size_t at = 0;
+  for (size_t row = 0; row < got.size(); row += size_t(columns)) {
+    double squares = 0;
+    for (size_t i = row; i < row + size_t(columns); ++i) squares += double(want[i]) * want[i];
+    const double rms = std::sqrt(squares / double(columns));
+    for (size_t i = row; i < row + size_t(columns); ++i) {
+      const double allowed = tolerance.of_rms * rms + tolerance.relative * std::abs(want[i]);
+      const double off = std::abs(double(got[i]) - want[i]);
+      const double share = off == 0 ? 0 : off / allowed;
+      if (!(share <= worst)) {
+        worst = share;
+        at = i;
+        if (std::isnan(share)) break;
+      }
+    }
+    if (std::isnan(worst)) break;
+  }
+  ToleranceUse::record(tolerance.name, worst);
+  if (worst <= 1) return true;
+  UNSCOPED_INFO("row " << at / size_t(columns) << ", column " << at % size_t(columns) << ": got "
+                       << got[at] << ", want " << want[at] << ", " << worst
+                       << " of the tolerance \"" << tolerance.name << "\"");
+  return false;
+}
+
+}  // namespace kivi::test
