@@ -270,7 +270,8 @@ TEST_CASE("a full queue is RESOURCE_EXHAUSTED and says when to try again") {
   GrpcTest t(options);
   v1::GenerateRequest request = text_request("a tale", 400);
   request.set_n(2);
-  std::thread first([&] { CHECK(generate(*t.stub, request).status.ok()); });
+  bool first_ok = false;
+  std::thread first([&, running = request] { first_ok = generate(*t.stub, running).status.ok(); });
   const auto is_full = [&] {
     const EngineStats stats = t.engine->stats();
     return stats.running == 1 && stats.waiting == 1;
@@ -280,6 +281,7 @@ TEST_CASE("a full queue is RESOURCE_EXHAUSTED and says when to try again") {
   CHECK(out.status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
   CHECK(details_of(out.status).detail.retry_after_seconds() > 0);
   first.join();
+  CHECK(first_ok);
   // What could never fit is an error of its own, which names the field.
   request.set_n(8);
   const Streamed never = generate(*t.stub, request);
