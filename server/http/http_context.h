@@ -25,11 +25,14 @@ class HttpContext {
       : config_(config),
         metrics_(metrics),
         keys_(config.api_keys),
+        is_local_(is_loopback(config.host)),
         worker_(size_t(std::max(kMinWorkers, config.io_threads))) {}
 
   const ServerConfig& config() const { return config_; }
   Metrics& metrics() { return metrics_; }
   ApiKeys& keys() { return keys_; }
+  // Is the listening address reached from this machine only?
+  bool is_local() const { return is_local_; }
 
   ServerPhase phase() const { return phase_.load(std::memory_order_acquire); }
   // Null while loading. Once set it stays until the io threads have ended.
@@ -63,6 +66,7 @@ class HttpContext {
   const ServerConfig& config_;
   Metrics& metrics_;
   ApiKeys keys_;
+  const bool is_local_;
   std::atomic<ServerPhase> phase_{ServerPhase::loading};
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<bool> grpc_answers_{true};

@@ -87,16 +87,11 @@ bool is_address(std::string name) {
   return !error;
 }
 
-bool is_loopback(const std::string& host) {
-  boost::system::error_code error;
-  const auto address = boost::asio::ip::make_address(host, error);
-  return error ? host == "localhost" : address.is_loopback();
-}
-
 // On a loopback address a foreign name is a page's whose name server says 127.0.0.1 (DNS
 // rebinding). Without a Host (HTTP/1.0) it is no browser.
-bool host_allowed(const ServerConfig& config, const HttpRequest& request) {
-  if (!is_loopback(config.host) || request.host.empty()) return true;
+bool host_allowed(const HttpContext& context, const HttpRequest& request) {
+  const ServerConfig& config = context.config();
+  if (!context.is_local() || request.host.empty()) return true;
   const std::string name = host_name(request.host);
   if (name == "localhost" || name.ends_with(".localhost") || name == config.host ||
       is_address(name))
@@ -108,9 +103,9 @@ bool host_allowed(const ServerConfig& config, const HttpRequest& request) {
 
 // Without keys, being reachable is all that a request needs: a page in its user's browser is. With
 // keys the page would have to know one.
-bool origin_allowed(const ServerConfig& config, const HttpRequest& request) {
-  if (!config.api_keys.empty()) return true;
-  const auto& allowed = config.allowed_origins;
+bool origin_allowed(HttpContext& context, const HttpRequest& request) {
+  if (!context.keys().open()) return true;
+  const auto& allowed = context.config().allowed_origins;
   if (std::ranges::find(allowed, "*") != allowed.end()) return true;
   if (request.origin.empty()) return request.sec_fetch_site != "cross-site";
   if (std::ranges::find(allowed, request.origin) != allowed.end()) return true;
@@ -155,7 +150,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     refusal = error_reply(error);
     return false;
   }
-  if (!host_allowed(config, request)) {
+  if (!host_allowed(context, request)) {
     refusal = refuse(403, "host_not_allowed",
                      fmt::format("Host is {}, must be localhost, an IP address or a name given by "
                                  "--allowed-hosts",
@@ -163,7 +158,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     return false;
   }
   // A preflight changes nothing, and is answered below.
-  if (request.method != "OPTIONS" && !origin_allowed(config, request)) {
+  if (request.method != "OPTIONS" && !origin_allowed(context, request)) {
     refusal = refuse(
         403, "origin_not_allowed",
         fmt::format("Origin is {} and Sec-Fetch-Site is {}: a page of another site must be allowed "
