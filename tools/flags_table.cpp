@@ -358,7 +358,8 @@ std::vector<Flag> cache_flags(Settings& s) {
        choice<PrefillMode>(e.kivi_prefill,
                            {{"exact", PrefillMode::exact}, {"stream", PrefillMode::stream}})},
       {"kv-cache-memory-bytes", "BYTES",
-       "Reserve this many bytes for the KV cache: pages, residuals, staging and scratch (0 = derive "
+       "Reserve this many bytes for the KV cache: pages, residuals, staging and scratch (0 = "
+       "derive "
        "from --gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
        group, kEngineCommands, bytes(e.kv_cache_memory_bytes, 0)},
       {"gpu-memory-utilization", "X",

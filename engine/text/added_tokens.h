@@ -11,8 +11,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "base/result.h"
 #include "base/regex.h"
+#include "base/result.h"
 
 namespace kivi {
 

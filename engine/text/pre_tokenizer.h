@@ -11,8 +11,8 @@
 #include <string_view>
 #include <vector>
 
-#include "base/result.h"
 #include "base/regex.h"
+#include "base/result.h"
 
 namespace kivi {
 

@@ -19,9 +19,9 @@
 
 namespace kivi::cuda {
 
-// An operand in shared memory. `leading`, `stride`: bytes. k contiguous: `stride` from 8 rows to the
-// next 8. n contiguous: `leading` from 64 columns to the next 64, `stride` from 8 values of k to the
-// next 8.
+// An operand in shared memory. `leading`, `stride`: bytes. k contiguous: `stride` from 8 rows to
+// the next 8. n contiguous: `leading` from 64 columns to the next 64, `stride` from 8 values of k
+// to the next 8.
 class Operand {
  public:
   __device__ Operand(uint32_t address, int leading, int stride)
