@@ -12,7 +12,7 @@
 namespace kivi {
 
 enum class PrefillMode { exact, stream };
-enum class SchedulingPolicy { fcfs, priority };
+enum class SchedulingPolicy { fair, fcfs, priority };
 
 struct EngineConfig {
   std::string model;                 // a Hugging Face folder, a .gguf file or a folder with one
@@ -36,7 +36,7 @@ struct EngineConfig {
   int max_num_batched_tokens = 2048;  // rows of a step; >= max_num_seqs + prefill_chunk_tokens
   int prefill_chunk_tokens = 512;  // a prompt longer than this is computed in chunks of this length
   int prefill_staging_tokens = 4096;  // mode exact: prompt tokens in flight of chunked prompts
-  SchedulingPolicy scheduling_policy = SchedulingPolicy::fcfs;
+  SchedulingPolicy scheduling_policy = SchedulingPolicy::fair;
   int max_num_queued_reqs = 1024;           // waiting requests; more are refused (503)
   int64_t max_num_queued_tokens = 4 << 20;  // prompt tokens of waiting requests
   int max_logprobs = kDefaultMaxLogprobs;
