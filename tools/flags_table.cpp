@@ -358,8 +358,13 @@ std::vector<Flag> scheduler_flags(Settings& s) {
        kEngineCommands, integer(e.prefill_chunk_tokens, 1, 1 << 20)},
       {"prefill-staging-tokens", "N", "kivi-prefill exact: tokens in flight of chunked prompts",
        group, kEngineCommands, integer(e.prefill_staging_tokens, 0, 1 << 24)},
-      {"scheduling-policy", "fcfs|priority", "order of waiting requests", group, kEngineCommands,
-       choice<SchedulingPolicy>(e.scheduling_policy, {{"fcfs", SchedulingPolicy::fcfs},
+      {"scheduling-policy", "fair|fcfs|priority",
+       "Choose which waiting request runs next: fair shares tokens between API keys (between "
+       "client "
+       "addresses without keys), fcfs goes by arrival, priority goes by the request's priority",
+       group, kEngineCommands,
+       choice<SchedulingPolicy>(e.scheduling_policy, {{"fair", SchedulingPolicy::fair},
+                                                      {"fcfs", SchedulingPolicy::fcfs},
                                                       {"priority", SchedulingPolicy::priority}})},
       {"max-num-queued-reqs", "N", "waiting requests; more are refused with 503", group,
        kEngineCommands, integer(e.max_num_queued_reqs, 0, kIntMax)},
@@ -428,6 +433,19 @@ std::vector<Flag> limit_flags(Settings& s) {
        integer(c.idle_timeout, 1, 86400)},
       {"request-timeout", "SECONDS", "from accept to the last token; 0: none", group, kServe,
        integer(c.request_timeout, 0, 86400)},
+      {"limit-requests-per-minute", "N",
+       "Refuse completions of an API key (of a client address without keys) beyond this many a "
+       "minute with 429 (0 = off)",
+       group, kServe, integer(c.limit_requests_per_minute, 0, kIntMax)},
+      {"limit-tokens-per-minute", "N",
+       "Refuse completions of an API key (of a client address without keys) that has used this "
+       "many "
+       "prompt and output tokens a minute with 429 (0 = off)",
+       group, kServe, integer(c.limit_tokens_per_minute, 0, std::numeric_limits<int64_t>::max())},
+      {"limit-concurrent-requests", "N",
+       "Refuse completions of an API key (of a client address without keys) while this many of it "
+       "run or wait with 429 (0 = off)",
+       group, kServe, integer(c.limit_concurrent_requests, 0, kIntMax)},
   };
 }
 

@@ -136,6 +136,7 @@ Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) 
       engine_request.sampling.seed = seed_of_choice(*request.sampling.seed, i % computed_);
     }
     engine_request.priority = request.priority;
+    engine_request.tenant = request.tenant;
     engine_request.arrival = request.arrival;
     engine_request.deadline = request.deadline;
     auto stream = engine.submit(std::move(engine_request), [news = news_, i] { news->put(i); });

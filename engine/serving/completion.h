@@ -49,6 +49,7 @@ struct CompletionRequest {
   bool add_special_tokens = true;
   int truncate_prompt_tokens = -1;  // > 0: keep the last n
   int priority = 0;
+  std::string tenant;      // for fair scheduling; "" is a tenant too
   bool streaming = false;  // deliver chunks as they come; else one chunk a choice at its end
   std::optional<Clock::time_point> deadline;
   Clock::time_point arrival =

@@ -7,6 +7,7 @@
 #include "base/result.h"
 #include "engine/serving/completion.h"
 #include "server/metrics.h"
+#include "server/rate_limit.h"
 #include "server/server_config.h"
 
 namespace kivi {
@@ -19,6 +20,9 @@ class GrpcServer {
   ~GrpcServer();  // stop()
   GrpcServer(const GrpcServer&) = delete;
   GrpcServer& operator=(const GrpcServer&) = delete;
+
+  // Shares the rate limits with the other front end. Before start().
+  void set_rate_limiter(std::shared_ptr<RateLimiter> limiter);
 
   // Listens on host:grpc_port. Health: NOT_SERVING. Error invalid, with field grpc_port or host,
   // where the address cannot be had.

@@ -12,6 +12,7 @@
 #include "server/auth.h"
 #include "server/grpc/grpc_generation.h"
 #include "server/request_id.h"
+#include "server/tenant.h"
 
 namespace kivi {
 namespace {
@@ -47,6 +48,9 @@ CallInfo begin_call(grpc::CallbackServerContext& context, const GrpcCore& core, 
   CallInfo call;
   call.method = method;
   call.authenticated = authenticated(core.config(), context);
+  call.tenant = core.config().api_keys.empty()
+                    ? tenant_of_grpc_peer(context.peer())
+                    : tenant_of_key(metadata_of(context, "authorization"));
   call.traceparent = metadata_of(context, "traceparent").substr(0, kMaxRequestIdBytes);
   call.deadline = deadline_of(context, core.config(), call.arrival);
   call.request_id = wanted_id.empty() ? metadata_of(context, "x-request-id") : wanted_id;

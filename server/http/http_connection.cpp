@@ -14,6 +14,7 @@
 
 #include "engine/limits.h"
 #include "server/request_id.h"
+#include "server/tenant.h"
 
 namespace kivi {
 namespace {
@@ -65,6 +66,8 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.non_blocking(true, ignored);
+  const auto client = socket_.remote_endpoint(ignored);
+  if (!ignored) tenant_ = tenant_of_address(client.address().to_string());
 }
 
 HttpConnection::~HttpConnection() {
@@ -175,6 +178,7 @@ void HttpConnection::take_head() {
   request_.origin = text_of(head[http::field::origin]);
   request_.request_id = text_of(head["X-Request-Id"]);
   if (!usable_request_id(request_.request_id)) request_.request_id = make_request_id();
+  request_.tenant = tenant_;
   request_.http_1_1 = head.version() >= 11;
   request_.keep_alive = head.keep_alive() && shared_.phase() != ServerPhase::draining;
   request_.head = request_.method == "HEAD";

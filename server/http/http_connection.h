@@ -47,6 +47,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // ---- for handlers ----
 
   const HttpRequest& request() const { return request_; }
+  RateLimiter::Permit& permit() { return request_.permit; }
   HttpContext& shared() { return shared_; }
 
   // The whole reply. Counted and logged.
@@ -101,6 +102,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   std::optional<Parser> parser_;
   HttpRequest request_;
   Clock::time_point accepted_;
+  std::string tenant_;  // of the client's address
   bool first_request_ = true;
   bool timed_out_ = false;
   bool must_close_ = false;  // what follows in the socket cannot be made sense of

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <boost/asio/thread_pool.hpp>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "engine/serving/completion.h"
 #include "server/metrics.h"
+#include "server/rate_limit.h"
 #include "server/server_config.h"
 
 namespace kivi {
@@ -23,6 +25,11 @@ class HttpContext {
 
   const ServerConfig& config() const { return config_; }
   Metrics& metrics() { return metrics_; }
+  RateLimiter& rate_limiter() { return *rate_limiter_; }
+  // Shares the limits with another front end. Before the first connection.
+  void set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
+    rate_limiter_ = std::move(limiter);
+  }
 
   ServerPhase phase() const { return phase_.load(std::memory_order_acquire); }
   // Null while loading. Once set it stays until the io threads have ended.
@@ -46,6 +53,7 @@ class HttpContext {
  private:
   const ServerConfig& config_;
   Metrics& metrics_;
+  std::shared_ptr<RateLimiter> rate_limiter_ = RateLimiter::make(rate_limits_of(config_));
   std::atomic<ServerPhase> phase_{ServerPhase::loading};
   std::atomic<const ServedModel*> model_{nullptr};
   boost::asio::thread_pool worker_{1};

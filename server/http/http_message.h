@@ -8,6 +8,7 @@
 
 #include "engine/request.h"
 #include "server/api_error.h"
+#include "server/rate_limit.h"
 
 namespace kivi {
 
@@ -20,7 +21,9 @@ struct HttpRequest {
   std::string content_encoding;
   std::string authorization;
   std::string origin;
-  std::string request_id;  // X-Request-Id as sent where it is usable, else made
+  std::string tenant;          // tenant.h
+  RateLimiter::Permit permit;  // of a completion that was admitted, until the next request
+  std::string request_id;      // X-Request-Id as sent where it is usable, else made
   Clock::time_point arrival;
   bool http_1_1 = true;  // false: 1.0, no chunked coding
   bool keep_alive = true;
