@@ -12,7 +12,7 @@
 namespace kivi {
 
 enum class PrefillMode { exact, stream };
-enum class SchedulingPolicy { fcfs, priority };
+enum class SchedulingPolicy { fair, fcfs, priority };
 
 struct EngineConfig {
   std::string model;                 // a Hugging Face folder, a .gguf file or a folder with one
@@ -39,7 +39,7 @@ struct EngineConfig {
   // CUDA, quantized formats: at most this much memory for the history of a chunk in 16 bits, of one
   // layer at a time; 0: its codes are read where they lie.
   int64_t prefill_scratch_bytes = 256 << 20;
-  SchedulingPolicy scheduling_policy = SchedulingPolicy::fcfs;
+  SchedulingPolicy scheduling_policy = SchedulingPolicy::fair;
   int max_num_queued_reqs = 1024;           // waiting requests; more are refused (503)
   int64_t max_num_queued_tokens = 4 << 20;  // prompt tokens of waiting requests
   int max_logprobs = kDefaultMaxLogprobs;

@@ -40,7 +40,8 @@ struct Request {
   std::string id;
   std::vector<int32_t> prompt;  // at least one token
   SamplingParams sampling;
-  int priority = 0;  // lower goes first (policy `priority`)
+  int priority = 0;    // lower goes first (policy `priority`)
+  std::string tenant;  // whom the tokens are counted for (policy `fair`); "" is a tenant too
   Clock::time_point arrival = Clock::now();
   std::optional<Clock::time_point> deadline;
 };

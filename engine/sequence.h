@@ -21,13 +21,17 @@ struct SequenceKv {
   int tokens = 0;                      // cached
 };
 
+struct Tenant;  // fair_queue.h
+
 enum class SequenceState { waiting, running, finished };
 
 struct Sequence {
   Request request;  // its prompt has moved to `tokens`
   std::shared_ptr<TokenStream> stream;
-  uint64_t order = 0;  // admission order; the smallest is the oldest
-  uint64_t seed = 0;   // resolved
+  uint64_t order = 0;        // admission order; the smallest is the oldest
+  uint64_t seed = 0;         // resolved
+  Tenant* tenant = nullptr;  // of the scheduler's queue, while the sequence waits or runs
+  int charged_tokens = 0;    // the first so many tokens have been counted for the tenant
   SequenceState state = SequenceState::waiting;
 
   std::vector<int32_t> tokens;  // prompt, then output; -1 = a step that is running samples it

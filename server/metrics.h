@@ -43,7 +43,7 @@ class Metrics {
   // grpc_method: "/kivi.v1.Kivi/Generate"; grpc_code: "OK", "INVALID_ARGUMENT", ...
   void grpc_handled(std::string_view grpc_method, std::string_view grpc_code);
   // A request that was refused before it had a sequence: "queue_full", "draining", "loading",
-  // "context_length", "connections", "body_bytes".
+  // "context_length", "connections", "body_bytes", "rate_limit".
   void admission_rejected(std::string_view reason);
   // The reason of a rejection by the engine or by Completion::start; counts nothing for errors that
   // are not refusals (invalid values).

@@ -127,6 +127,9 @@ class FrontEnds {
       : config_(config), open_(config.api_keys.empty()) {
     if (config.port >= 0) http_.emplace(config, metrics);
     if (config.grpc_port >= 0) grpc_.emplace(config, metrics);
+    const auto limiter = RateLimiter::make(rate_limits_of(config));
+    if (http_) http_->set_rate_limiter(limiter);
+    if (grpc_) grpc_->set_rate_limiter(limiter);
   }
 
   Status start() {

@@ -38,6 +38,10 @@ struct ServerConfig {
   int write_timeout = 60;   // seconds a client may leave our bytes unread
   int idle_timeout = 120;   // seconds a kept-alive connection may be silent
   int request_timeout = 0;  // seconds from accept to the last token; 0: none
+  // Per API key, or per client address without keys; 0 is off.
+  int limit_requests_per_minute = 0;
+  int64_t limit_tokens_per_minute = 0;
+  int limit_concurrent_requests = 0;
 };
 
 }  // namespace kivi

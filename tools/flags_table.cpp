@@ -390,10 +390,14 @@ std::vector<Flag> scheduler_flags(Settings& s) {
        "Use at most this much CUDA memory for one layer's quantized history in 16 bits while a "
        "prompt chunk attends to it (0 = read the codes where they lie, which is slow).",
        group, kEngineCommands | kKernels, bytes(e.prefill_scratch_bytes, 0)},
-      {"scheduling-policy", "fcfs|priority",
-       "Admit waiting requests in order of arrival (fcfs) or of their priority field (priority).",
+      {"scheduling-policy", "fair|fcfs|priority",
+       "Choose which waiting request runs next. fair shares tokens between API keys, or between "
+       "client addresses if there are no keys; fcfs goes by arrival; priority goes by the "
+       "request's "
+       "priority field.",
        group, kEngineCommands,
-       choice<SchedulingPolicy>(e.scheduling_policy, {{"fcfs", SchedulingPolicy::fcfs},
+       choice<SchedulingPolicy>(e.scheduling_policy, {{"fair", SchedulingPolicy::fair},
+                                                      {"fcfs", SchedulingPolicy::fcfs},
                                                       {"priority", SchedulingPolicy::priority}})},
       {"max-num-queued-reqs", "N",
        "Queue at most this many waiting requests; refuse more with status 503.", group,
@@ -516,6 +520,18 @@ std::vector<Flag> limit_flags(Settings& s) {
       {"request-timeout", "SECONDS",
        "End a request this many seconds after the server accepted it (0 = never).", group, kServe,
        integer(c.request_timeout, 0, 86400)},
+      {"limit-requests-per-minute", "N",
+       "Refuse a completion with status 429 if its API key (without keys: its client address) has "
+       "sent more than this many in a minute (0 = off).",
+       group, kServe, integer(c.limit_requests_per_minute, 0, kIntMax)},
+      {"limit-tokens-per-minute", "N",
+       "Refuse a completion with status 429 if its API key (without keys: its client address) has "
+       "used more than this many prompt and output tokens in a minute (0 = off).",
+       group, kServe, integer(c.limit_tokens_per_minute, 0, std::numeric_limits<int64_t>::max())},
+      {"limit-concurrent-requests", "N",
+       "Refuse a completion with status 429 if this many of its API key (without keys: of its "
+       "client address) run or wait (0 = off).",
+       group, kServe, integer(c.limit_concurrent_requests, 0, kIntMax)},
   };
 }
 

@@ -138,6 +138,7 @@ Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) 
       engine_request.sampling.seed = seed_of_choice(*request.sampling.seed, i % computed_);
     }
     engine_request.priority = request.priority;
+    engine_request.tenant = request.tenant;
     engine_request.arrival = request.arrival;
     engine_request.deadline = request.deadline;
   }

@@ -51,6 +51,7 @@ struct CompletionRequest {
   bool add_special_tokens = true;
   int truncate_prompt_tokens = -1;  // > 0: keep the last n tokens; -1 = all
   int priority = 0;
+  std::string tenant;      // for fair scheduling; "" is a tenant too
   bool streaming = false;  // deliver chunks as they come; else one chunk a choice at its end
   std::optional<Clock::time_point> deadline;
   std::stop_token stop_token;  // requested: tokenizing the prompts has become pointless

@@ -150,6 +150,12 @@ grpc::Status unauthenticated_status() {
                      "");
 }
 
+grpc::Status rate_limited_status(const std::string& message, int retry_after_seconds) {
+  return make_status(
+      {grpc::StatusCode::RESOURCE_EXHAUSTED, "rate_limit_exceeded", retry_after_seconds}, message,
+      "");
+}
+
 Status check_model_name(const ServedModel& model, const std::string& name) {
   if (name.empty() || name == model.name) return ok_status();
   return Error{ErrorCode::not_found,

@@ -17,6 +17,8 @@ enum class Delivery { stream, whole };
 grpc::Status to_grpc_status(const Error& error);
 // UNAUTHENTICATED, for a missing or wrong key.
 grpc::Status unauthenticated_status();
+// RESOURCE_EXHAUSTED, for a key or address that is over its limits.
+grpc::Status rate_limited_status(const std::string& message, int retry_after_seconds);
 
 // Error not_found where `name` is not empty and not the served model's.
 Status check_model_name(const ServedModel& model, const std::string& name);

@@ -15,6 +15,7 @@
 #include "server/grpc/grpc_executor.h"
 #include "server/grpc/pending_reads.h"
 #include "server/metrics.h"
+#include "server/rate_limit.h"
 #include "server/server_config.h"
 
 namespace kivi {
@@ -52,12 +53,18 @@ class GrpcCore {
   const ApiKeys& keys() const { return keys_; }
   GrpcExecutor& executor() { return executor_; }
   PendingReads& pending_reads() { return pending_reads_; }
+  RateLimiter& rate_limiter() { return *rate_limiter_; }
+  // Shares the limits with another front end. Before the first call.
+  void set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
+    rate_limiter_ = std::move(limiter);
+  }
   Clock::time_point started() const { return started_; }
 
  private:
   const ServerConfig config_;
   Metrics& metrics_;
   ApiKeys keys_;
+  std::shared_ptr<RateLimiter> rate_limiter_ = RateLimiter::make(rate_limits_of(config_));
   const Clock::time_point started_ = Clock::now();
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<bool> draining_{false};

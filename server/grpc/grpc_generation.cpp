@@ -165,10 +165,15 @@ void Generation::start() {
     if (core_.config().strict_params) return conclude(to_grpc_status(known.error()));
     core_.warn_once(known.error().message);
   }
+  if (const auto over = core_.rate_limiter().admit(call_.tenant, permit_)) {
+    core_.metrics().admission_rejected("rate_limit");
+    return conclude(rate_limited_status(over->message, over->retry_after));
+  }
   auto request = to_completion_request(request_, *model_, delivery_);
   if (!request.ok()) return conclude(to_grpc_status(request.error()));
   request->id = call_.request_id;
   request->arrival = call_.arrival;
+  request->tenant = call_.tenant;
   request->deadline = call_.deadline;
   // The Completion may call after this object is gone: it holds no share of it.
   auto completion = Completion::start(*model_, std::move(*request), [weak = weak_from_this()] {
@@ -187,6 +192,7 @@ void Generation::pump() {
   chunks_.clear();
   const bool ended = completion_->poll(chunks_);
   metrics_->polled(*completion_, chunks_);
+  count_usage();
   if (const Error* error = find_error(chunks_)) {
     // One choice failed: the call has, whatever the others would still say.
     if (error->code == ErrorCode::deadline) core_.metrics().request_aborted("deadline");
@@ -231,13 +237,20 @@ void Generation::end_for_gone_client() {
                 : grpc::Status(grpc::StatusCode::CANCELLED, "the client is gone"));
 }
 
+void Generation::count_usage() {
+  const Usage usage = completion_->usage();
+  permit_.used(int64_t(usage.prompt_tokens) + usage.completion_tokens);
+}
+
 void Generation::conclude(grpc::Status status) {
   finished_ = true;
   Usage usage;
   if (completion_) {
     usage = completion_->usage();
     metrics_->finished(*completion_);
+    count_usage();
   }
+  permit_.reset();
   call_handled(core_, call_, status.error_code(), usage);
   finish(std::move(status));
   completion_.reset();  // cancels what is unfinished

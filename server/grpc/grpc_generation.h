@@ -28,6 +28,7 @@ namespace kivi {
 struct CallInfo {
   const char* method = "";  // "/kivi.v1.Kivi/Generate"
   std::string request_id;
+  std::string tenant;       // tenant.h
   std::string traceparent;  // "": none
   Clock::time_point arrival = Clock::now();
   std::optional<Clock::time_point> deadline;
@@ -98,6 +99,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void pump();
   void watch_writer();
   void end_for_gone_client();
+  void count_usage();
   void conclude(grpc::Status status);
 
   GrpcCore& core_;
@@ -112,6 +114,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   // Of the turn.
   const ServedModel* model_ = nullptr;
   std::shared_ptr<Completion> completion_;
+  RateLimiter::Permit permit_;
   std::optional<RequestMetrics> metrics_;
   std::vector<TextChunk> chunks_;
   bool ended_ = false;     // the last chunks have been written, or are in flight

@@ -101,6 +101,10 @@ GrpcServer::GrpcServer(const ServerConfig& config, Metrics& metrics)
 
 GrpcServer::~GrpcServer() { stop(); }
 
+void GrpcServer::set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
+  impl_->core.set_rate_limiter(std::move(limiter));
+}
+
 Status GrpcServer::start(std::function<void(bool answers)> answers_changed) {
   const ServerConfig& config = impl_->core.config();
   // Both are switches of the library for the whole process.

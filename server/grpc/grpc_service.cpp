@@ -17,6 +17,7 @@
 #include "server/auth.h"
 #include "server/grpc/grpc_generation.h"
 #include "server/request_id.h"
+#include "server/tenant.h"
 
 namespace kivi {
 namespace {
@@ -49,6 +50,8 @@ CallInfo begin_call(const grpc::CallbackServerContext& context, const GrpcCore& 
                     const char* method) {
   CallInfo call;
   call.method = method;
+  call.tenant = core.keys().open() ? tenant_of_grpc_peer(context.peer())
+                                   : tenant_of_key(metadata_of(context, "authorization"));
   call.traceparent = metadata_of(context, "traceparent").substr(0, kMaxRequestIdBytes);
   call.deadline = deadline_of(context, core.config(), call.arrival);
   call.request_id = metadata_of(context, "x-request-id");

@@ -29,6 +29,7 @@ Result<Started> start(HttpConnection& connection, CompletionCall call, const cha
   context.note_unknown_fields(call.unknown_fields);
   call.request.id = id_prefix + (call.request_id.empty() ? request.request_id : call.request_id);
   call.request.arrival = request.arrival;
+  call.request.tenant = request.tenant;
   if (const int timeout = context.config().request_timeout; timeout > 0)
     call.request.deadline = request.arrival + std::chrono::seconds(timeout);
   // The prompts are not kept: only their ids, and their number, are needed from now on.
@@ -81,6 +82,7 @@ class Reader {
     bool ended = completion_.poll(chunks);
     const std::span<const TextChunk> fresh = std::span<const TextChunk>(chunks).subspan(before);
     metrics_.polled(completion_, fresh);
+    count_usage();
     for (const TextChunk& chunk : fresh) {
       if (chunk.finish == FinishReason::abort && !aborted_) aborted_ = "api";
       if (error_ || (!chunk.error && chunk.finish != FinishReason::error)) continue;
@@ -104,9 +106,16 @@ class Reader {
       aborted_ = "shutdown";
     if (aborted_) connection_.shared().metrics().request_aborted(aborted_);
     metrics_.finished(completion_);
+    count_usage();
+    connection_.permit().reset();
   }
 
  private:
+  void count_usage() {
+    const Usage usage = completion_.usage();
+    connection_.permit().used(int64_t(usage.prompt_tokens) + usage.completion_tokens);
+  }
+
   HttpConnection& connection_;
   Completion& completion_;
   RequestMetrics metrics_;
@@ -192,6 +201,7 @@ asio::awaitable<void> handle(HttpConnection& connection,
   if (!started->ok()) {
     const Error& error = started->error();
     connection.shared().metrics().admission_rejected(error);
+    connection.permit().reset();
     HttpReply reply = error_reply(error);
     co_await connection.reply(std::move(reply));
     co_return;

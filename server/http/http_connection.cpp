@@ -18,6 +18,7 @@
 #include "server/http/chunked_body.h"
 #include "server/http/http_head.h"
 #include "server/request_id.h"
+#include "server/tenant.h"
 
 namespace kivi {
 namespace {
@@ -94,6 +95,8 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.non_blocking(true, ignored);
+  const auto client = socket_.remote_endpoint(ignored);
+  if (!ignored) tenant_ = tenant_of_address(client.address().to_string());
 }
 
 HttpConnection::~HttpConnection() {
@@ -305,6 +308,7 @@ void HttpConnection::take_head() {
   request_.origin = text_of(head[http::field::origin]);
   request_.request_id = text_of(head["X-Request-Id"]);
   if (!usable_request_id(request_.request_id)) request_.request_id = make_request_id();
+  request_.tenant = tenant_;
   request_.http_1_1 = head.version() >= 11;
   request_.keep_alive = head.keep_alive() && shared_.phase() != ServerPhase::draining && !reserved_;
   request_.head = request_.method == "HEAD";

@@ -59,6 +59,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // ---- for handlers ----
 
   const HttpRequest& request() const { return request_; }
+  RateLimiter::Permit& permit() { return request_.permit; }
   HttpContext& shared() { return shared_; }
 
   // The whole reply. Counted and logged.
@@ -139,6 +140,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   std::optional<std::list<HttpConnection*>::iterator> idle_;  // its place in IoThread::idle
   Clock::time_point idle_since_;
   Clock::time_point accepted_;
+  std::string tenant_;  // of the client's address
   bool first_request_ = true;
   bool timed_out_ = false;
   bool must_close_ = false;  // what follows in the socket cannot be made sense of

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <boost/asio/thread_pool.hpp>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -12,6 +13,7 @@
 #include "engine/serving/completion.h"
 #include "server/auth.h"
 #include "server/metrics.h"
+#include "server/rate_limit.h"
 #include "server/server_config.h"
 
 namespace kivi {
@@ -33,6 +35,11 @@ class HttpContext {
   ApiKeys& keys() { return keys_; }
   // Is the listening address reached from this machine only?
   bool is_local() const { return is_local_; }
+  RateLimiter& rate_limiter() { return *rate_limiter_; }
+  // Shares the limits with another front end. Before the first connection.
+  void set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
+    rate_limiter_ = std::move(limiter);
+  }
 
   ServerPhase phase() const { return phase_.load(std::memory_order_acquire); }
   // Null while loading. Once set it stays until the io threads have ended.
@@ -67,6 +74,7 @@ class HttpContext {
   Metrics& metrics_;
   ApiKeys keys_;
   const bool is_local_;
+  std::shared_ptr<RateLimiter> rate_limiter_ = RateLimiter::make(rate_limits_of(config_));
   std::atomic<ServerPhase> phase_{ServerPhase::loading};
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<bool> grpc_answers_{true};

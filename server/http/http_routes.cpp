@@ -8,6 +8,7 @@
 
 #include "server/auth.h"
 #include "server/json_writer.h"
+#include "server/tenant.h"
 
 namespace kivi {
 namespace {
@@ -211,6 +212,16 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
   if (route->new_work && context.phase() == ServerPhase::draining) {
     refusal = refuse_unavailable(context, "draining", "the server is shutting down");
     return false;
+  }
+  if (route->new_work) {
+    if (!context.keys().open()) request.tenant = tenant_of_key(request.authorization);
+    if (const auto over = context.rate_limiter().admit(request.tenant, request.permit)) {
+      context.metrics().admission_rejected("rate_limit");
+      ApiError error{429, "rate_limit_error", "rate_limit_exceeded", over->message};
+      error.retry_after = over->retry_after;
+      refusal = error_reply(error);
+      return false;
+    }
   }
   return true;
 }

@@ -27,6 +27,11 @@ class HttpServer {
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
 
+  // Shares the rate limits with the other front end. Before start().
+  void set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
+    shared_.set_rate_limiter(std::move(limiter));
+  }
+
   // Binds, listens and starts the io threads; from now on /health answers (503, loading). Errors
   // name the address.
   Status start();

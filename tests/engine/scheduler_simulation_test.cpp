@@ -2,23 +2,21 @@
 // cancels; after every step the sums must hold. The store is simulated too, as it treats keys:
 // pages, residual rows and staging pages remember which token of which sequence was written where,
 // and every planned row must find its whole history there.
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <array>
 #include <catch2/catch.hpp>
 #include <map>
-#include <random>
 #include <set>
-#include <stdexcept>
 
 #include "engine/scheduler.h"
-#include "kernels/kv_codec.h"
+#include "tests/engine/simulation.h"
 
 using namespace kivi;
+using namespace kivi::testing;
 
 namespace {
-
-void expect(bool condition, const char* what) {
-  if (!condition) throw std::runtime_error(what);
-}
 
 const KvFormat kFormats[] = {
     {KvKind::f16, 16, 16, 0, 0},  {KvKind::f8, 8, 8, 0, 0},      {KvKind::kivi, 2, 2, 32, 32},
@@ -27,34 +25,14 @@ const KvFormat kFormats[] = {
 
 constexpr int kHeads = 2;
 
-using Random = std::mt19937;
-int between(Random& random, int low, int high) {
-  return std::uniform_int_distribution(low, high)(random);
-}
-
-// What stands where in one region: (order of the sequence, position), by page and offset.
-using Token = std::pair<uint64_t, int>;
-class Region {
- public:
-  Region(int pages, int page_tokens)
-      : page_tokens_(page_tokens), tokens_(size_t(pages) * page_tokens, Token{~0ull, -1}) {}
-  Token& at(const std::vector<int32_t>& pages, int position) {
-    return tokens_[size_t(pages.at(size_t(position / page_tokens_))) * page_tokens_ +
-                   position % page_tokens_];
-  }
-
- private:
-  int page_tokens_;
-  std::vector<Token> tokens_;
-};
-
 // The world is made from one seed.
 struct World {
   explicit World(uint32_t seed) : random(seed) {
     format = kFormats[between(random, 0, 5)];
     layout = {format, {2, kHeads, 128}};
     config.kivi_prefill = random() % 2 ? PrefillMode::exact : PrefillMode::stream;
-    config.scheduling_policy = random() % 3 ? SchedulingPolicy::fcfs : SchedulingPolicy::priority;
+    config.scheduling_policy = SchedulingPolicy(random() % 3);
+    tenants = random() % 3 ? between(random, 1, 5) : 1;
     config.max_num_seqs = between(random, 1, 9);
     config.prefill_chunk_tokens = between(random, 1, 200);
     config.max_num_batched_tokens =
@@ -71,7 +49,24 @@ struct World {
     cancel_per_mille = random() % 2 ? between(random, 0, 30) : 0;
     failure_per_mille = random() % 3 ? 0 : between(random, 0, 20);
   }
+
+  std::string describe() const {
+    return fmt::format(
+        "format {} G {} R {}, prefill {}, policy {}, tenants {}, max_num_seqs {}, chunk {}, "
+        "max_num_batched_tokens {}, staging {} tokens, pages {} of {} tokens, slots {}, staging "
+        "pages {}, prompts to {}, outputs to {}, requests {}, arrivals {} %, cancels {} of 1000, "
+        "failures {} of 1000",
+        name_of(format), format.group, format.residual,
+        config.kivi_prefill == PrefillMode::exact ? "exact" : "stream",
+        std::array{"fair", "fcfs", "priority"}[size_t(config.scheduling_policy)], tenants,
+        config.max_num_seqs, config.prefill_chunk_tokens, config.max_num_batched_tokens,
+        config.prefill_staging_tokens, capacity.pages, layout.page_tokens(), capacity.slots,
+        capacity.staging_pages, prompt_max, output_max, requests, arrival_percent, cancel_per_mille,
+        failure_per_mille);
+  }
+
   Random random;
+  int tenants = 1;
   EngineConfig config;
   KvFormat format;
   KvLayout layout;
@@ -80,15 +75,32 @@ struct World {
   int cancel_per_mille, failure_per_mille;  // of a sequence a step, of a step
 };
 
+// Faults that a canary plants, once, between two steps. The checks must find each.
+enum class Fault {
+  none,
+  page_given_back,  // a page is free while a sequence still holds it
+  page_dropped,     // a page is held by nobody and not free
+  page_shared,      // two sequences hold the same page, and one of theirs is lost
+  pages_swapped,    // a sequence finds its pages in the wrong order
+  slot_swapped,     // two sequences exchange their residual slots
+  write_lost,       // a token is computed and not stored
+  end_lost,         // a sequence is gone without an end
+};
+
 class Simulation {
  public:
-  explicit Simulation(uint32_t seed)
+  explicit Simulation(uint32_t seed, Fault fault = Fault::none)
       : w_(seed),
+        fault_(fault),
         cache_(w_.layout, w_.capacity),
         scheduler_(w_.config, cache_),
-        pages_(w_.capacity.pages, w_.layout.page_tokens()),
-        residual_(w_.capacity.slots, std::max(1, w_.format.residual)),
-        staging_(w_.capacity.staging_pages, KvLayout::kStagingTokens) {}
+        store_(w_.layout, w_.capacity) {
+    // What was planted must not end before it is seen.
+    if (fault != Fault::none) w_.cancel_per_mille = w_.failure_per_mille = 0;
+  }
+
+  std::string world() const { return w_.describe(); }
+  bool planted() const { return fault_ != Fault::none && planted_; }
 
   void run() {
     for (int step = 0; arrived_ < w_.requests || scheduler_.running() + scheduler_.waiting() > 0;
@@ -96,17 +108,19 @@ class Simulation {
       expect(step < 200'000, "it ends");
       arrive();
       cancel_some();
+      if (fault_ != Fault::none && !planted_ && step > 3) planted_ = plant();
       const std::map<const Sequence*, size_t> before = running_pages();
-      const uint64_t preemptions_before = preemptions();
+      const uint64_t preemptions_before = preemptions_for_pages();
+      const std::set<const Tenant*> tenants_before = running_tenants();
       const BatchPlan plan = scheduler_.plan();
       check_plan(plan);
-      check_moves(before, plan, preemptions() > preemptions_before);
+      check_moves(before, tenants_before, plan, preemptions_for_pages() > preemptions_before);
       check_sums();
       if (between(w_.random, 1, 1000) <=
           w_.failure_per_mille) {  // a step that fails takes its sequences away, and no others
         for (const PlannedSequence& part : plan.sequences) end(part.sequence);
       } else {
-        compute(plan);
+        store_.compute(plan);
         scheduler_.commit(plan);
         sample(plan);
       }
@@ -122,6 +136,7 @@ class Simulation {
   }
 
   uint64_t preemptions() const { return scheduler_.preemptions(); }
+  uint64_t preemptions_for_tenants() const { return scheduler_.preemptions_for_tenants(); }
   int staged_chunks() const { return staged_chunks_; }
 
  private:
@@ -133,6 +148,9 @@ class Simulation {
       s->prompt_tokens = s->prefill_tokens = int(s->tokens.size());
       s->request.sampling.max_tokens = between(w_.random, 0, w_.output_max);
       s->request.priority = between(w_.random, -1, 1);
+      // The first tenant sends half of all.
+      if (w_.random() % 2 == 0)
+        s->request.tenant = std::to_string(between(w_.random, 1, w_.tenants));
       expect(cache_.fits_ever(s->prompt_tokens + s->request.sampling.max_tokens), "it fits");
       scheduler_.add(std::move(s));
     }
@@ -171,7 +189,7 @@ class Simulation {
     expect(rows == plan.rows, "rows are the sum of the counts");
     if (all.empty()) return;
     expect(planned.count(all.front()) == 1, "the oldest running sequence moves");
-    if (w_.config.scheduling_policy == SchedulingPolicy::fcfs)
+    if (w_.config.scheduling_policy == SchedulingPolicy::fcfs)  // and so is fair with one tenant
       for (const Sequence* s : all)
         expect(all.front()->order <= s->order, "the oldest of all runs, under fcfs");
   }
@@ -184,20 +202,106 @@ class Simulation {
     return pages;
   }
 
-  // Who was preempted had something to give; nobody comes in while pages are short.
-  void check_moves(const std::map<const Sequence*, size_t>& before, const BatchPlan& plan,
+  uint64_t preemptions_for_pages() const {
+    return scheduler_.preemptions() - scheduler_.preemptions_for_tenants();
+  }
+
+  std::set<const Tenant*> running_tenants() const {
+    std::set<const Tenant*> tenants;
+    for (const Sequence* s : scheduler_.sequences())
+      if (s->state == SequenceState::running) tenants.insert(s->tenant);
+    return tenants;
+  }
+
+  // While pages are short nobody is admitted, but for one sequence of a tenant that ran nothing.
+  // A tenant that ran still runs, or was preempted for pages.
+  void check_moves(const std::map<const Sequence*, size_t>& before,
+                   const std::set<const Tenant*>& tenants_before, const BatchPlan& plan,
                    bool preempted) {
-    for (const auto& [s, pages] : before)
-      expect(s->state == SequenceState::running || pages > 0, "a victim holds pages");
-    size_t ran_before = 0;
-    for (const PlannedSequence& part : plan.sequences) ran_before += before.count(part.sequence);
-    bool stalled = false;
-    for (const auto& [s, unused] : before) {
+    const bool fair = w_.config.scheduling_policy == SchedulingPolicy::fair;
+    bool short_of_pages = preempted;
+    for (const auto& [s, pages] : before) {
+      if (!fair) expect(s->state == SequenceState::running || pages > 0, "a victim holds pages");
       const auto is = [s = s](const PlannedSequence& part) { return part.sequence == s; };
-      stalled = stalled || std::ranges::none_of(plan.sequences, is);
+      if (s->state == SequenceState::running && std::ranges::none_of(plan.sequences, is))
+        short_of_pages = true;
     }
-    if (preempted || stalled)
-      expect(ran_before == plan.sequences.size(), "nobody is admitted while pages are short");
+    if (!preempted)
+      expect(std::ranges::includes(running_tenants(), tenants_before),
+             "no tenant loses its last running sequence to another");
+    int admitted = 0;
+    for (const PlannedSequence& part : plan.sequences) {
+      if (before.count(part.sequence) == 1) continue;
+      ++admitted;
+      if (short_of_pages)
+        expect(fair && tenants_before.count(part.sequence->tenant) == 0,
+               "nobody is admitted while pages are short");
+    }
+    if (short_of_pages) expect(admitted <= 1, "at most one is admitted while pages are short");
+  }
+
+  // Plants the fault where the world has what it takes.
+  bool plant() {
+    std::vector<Sequence*> running;
+    for (Sequence* s : scheduler_.sequences())
+      if (s->state == SequenceState::running) running.push_back(s);
+    const auto first_with_pages = [&](size_t pages) -> Sequence* {
+      const auto it = std::ranges::find_if(running, [&](const Sequence* s) {
+        return s->kv.pages.size() >= pages && !s->prefilling();
+      });
+      return it == running.end() ? nullptr : *it;
+    };
+    Sequence* s = first_with_pages(fault_ == Fault::pages_swapped ? 2 : 1);
+    switch (fault_) {
+      case Fault::page_given_back: {
+        // The oldest one is not preempted before the checks look at it.
+        if (running.empty() || running.front()->kv.pages.empty()) return false;
+        SequenceKv copy;
+        copy.pages = {running.front()->kv.pages.front()};
+        cache_.release(copy);
+        return true;
+      }
+      case Fault::page_dropped:
+        if (s == nullptr) return false;
+        s->kv.pages.erase(s->kv.pages.begin());
+        return true;
+      case Fault::page_shared:
+        if (s == nullptr) return false;
+        for (Sequence* other : running) {
+          if (other == s || other->kv.pages.empty()) continue;
+          s->kv.pages.front() = other->kv.pages.front();
+          return true;
+        }
+        return false;
+      case Fault::pages_swapped:
+        // Both pages hold quantized tokens that the next step reads.
+        if (s == nullptr ||
+            key_tokens_quantized(w_.format, s->kv.tokens) <= w_.layout.page_tokens())
+          return false;
+        std::swap(s->kv.pages[0], s->kv.pages[1]);
+        return true;
+      case Fault::slot_swapped: {
+        // Somebody's next step reads its residual rows.
+        const auto reads_residual = [&](const Sequence* r) {
+          return !r->prefilling() && w_.format.kind == KvKind::kivi &&
+                 key_tokens_quantized(w_.format, r->kv.tokens) < r->kv.tokens;
+        };
+        if (running.size() < 2 || std::ranges::none_of(running, reads_residual)) return false;
+        const auto it = std::ranges::find_if(running, reads_residual);
+        std::swap((*it)->kv.slot, running[it == running.begin() ? 1 : 0]->kv.slot);
+        return true;
+      }
+      case Fault::write_lost:
+        store_.lose_next_write();
+        return true;
+      case Fault::end_lost:
+        if (running.empty()) return false;
+        scheduler_.remove(running.back());
+        return true;
+      case Fault::none:
+        break;
+    }
+    return false;
   }
 
   void check_part(const PlannedSequence& part, const Sequence& s) {
@@ -269,43 +373,6 @@ class Simulation {
     expect(bytes == cache_.bytes_held(), "bytes held are the sum over sequences");
   }
 
-  // Reads every part's history and writes its tokens, as the kernels would.
-  void compute(const BatchPlan& plan) {
-    for (const PlannedSequence& part : plan.sequences) {
-      const Sequence& s = *part.sequence;
-      const SequenceKv& kv = s.kv;
-      const bool from_staging = part.mode != KvMode::append;
-      for (int t = 0; t < part.past; ++t) {
-        const Token& token = from_staging ? staging_.at(kv.staging_pages, t)
-                             : t < key_tokens_quantized(w_.format, part.past)
-                                 ? pages_.at(kv.pages, t)
-                                 : residual_row(kv, t);
-        expect(token == Token{s.order, t}, "the history is where it was written");
-      }
-      const int begin = part.mode == KvMode::seal ? 0 : part.past;
-      for (int t = begin; t < part.past + part.count; ++t) {
-        if (part.mode == KvMode::stage)
-          staging_.at(kv.staging_pages, t) = {s.order, t};
-        else
-          append(s, t);
-      }
-    }
-  }
-
-  Token& residual_row(const SequenceKv& kv, int t) {
-    return residual_.at({kv.slot}, t % w_.format.residual);
-  }
-  void append(const Sequence& s, int t) {
-    if (w_.format.kind != KvKind::kivi) {
-      pages_.at(s.kv.pages, t) = {s.order, t};
-      return;
-    }
-    residual_row(s.kv, t) = {s.order, t};
-    const int quantized = key_tokens_quantized(w_.format, t + 1);
-    for (int i = std::max(0, t + 1 - w_.format.residual); i < quantized; ++i)
-      pages_.at(s.kv.pages, i) = residual_row(s.kv, i);
-  }
-
   void sample(const BatchPlan& plan) {
     for (const PlannedSequence& part : plan.sequences) {
       Sequence& s = *part.sequence;
@@ -316,9 +383,11 @@ class Simulation {
   }
 
   World w_;
+  const Fault fault_;
+  bool planted_ = false;
   KvCache cache_;
   Scheduler scheduler_;
-  Region pages_, residual_, staging_;
+  SimulatedStore store_;
   std::map<uint64_t, int> finals_;
   int arrived_ = 0;
   int staged_chunks_ = 0;
@@ -327,16 +396,53 @@ class Simulation {
 }  // namespace
 
 TEST_CASE("the sums hold after every step, for whatever a seed decides") {
-  uint64_t preemptions = 0;
+  uint64_t preemptions = 0, preemptions_for_tenants = 0;
   int staged_chunks = 0;
-  for (uint32_t seed = 1; seed <= 600; ++seed) {
-    INFO("seed " << seed);
+  const bool all = for_each_seed(600, [&](uint32_t seed) {
     Simulation simulation(seed);
+    INFO("KIVI_SIMULATION_SEED=" << seed << ": " << simulation.world());
     REQUIRE_NOTHROW(simulation.run());
     preemptions += simulation.preemptions();
+    preemptions_for_tenants += simulation.preemptions_for_tenants();
     staged_chunks += simulation.staged_chunks();
-  }
+  });
+  if (!all) return;
   // The seeds reach what they are meant to reach.
   CHECK(preemptions > 100);
+  CHECK(preemptions_for_tenants > 20);
   CHECK(staged_chunks > 100);
+}
+
+// Canaries: checks that never fail would prove nothing.
+TEST_CASE("the simulation finds every fault that is planted") {
+  const auto [fault, name] = GENERATE(table<Fault, const char*>({
+      {Fault::page_given_back, "a page is given back while it is held"},
+      {Fault::page_dropped, "a page is dropped"},
+      {Fault::page_shared, "two sequences share a page"},
+      {Fault::pages_swapped, "two pages are swapped"},
+      {Fault::slot_swapped, "two slots are swapped"},
+      {Fault::write_lost, "a write is lost"},
+      {Fault::end_lost, "an end is lost"},
+  }));
+  INFO(name);
+  int planted = 0, missed = 0;
+  for (uint32_t seed = 1; seed <= 60; ++seed) {
+    INFO("seed " << seed);
+    Simulation simulation(seed, fault);
+    std::string found;
+    try {
+      simulation.run();
+    } catch (const std::exception& e) {
+      found = e.what();
+    }
+    if (!simulation.planted()) REQUIRE(found.empty());
+    if (!simulation.planted()) continue;
+    ++planted;
+    missed += found.empty();
+  }
+  // A sequence whose history is wrong may be preempted before it reads it, and computed again.
+  const bool in_history =
+      fault == Fault::pages_swapped || fault == Fault::slot_swapped || fault == Fault::write_lost;
+  CHECK(missed <= (in_history ? planted / 4 : 0));
+  CHECK(planted >= 5);
 }
