@@ -24,7 +24,7 @@ constexpr int kSideThreads = kThreads / 2;  // keys, values
 
 // The pair of codes in slot `s` of a word as two halves.
 template <int kBits>
-__device__ __forceinline__ uint32_t codes_of(uint32_t word, int s) {
+__device__ __forceinline__ uint32_t codes_of(uint32_t word, unsigned s) {
   if constexpr (kBits == 8) {
     const __half2_raw pair =
         __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(word >> (16 * s)), __NV_E4M3);
@@ -37,60 +37,73 @@ __device__ __forceinline__ uint32_t codes_of(uint32_t word, int s) {
 }
 
 // Parameters of the pairs of a lane, four chunks of 8 positions at a time (lane_parameter).
-__device__ __forceinline__ uint4 plane_words(const __half* plane, int chunk, int t) {
+__device__ __forceinline__ uint4 plane_words(const __half* plane, unsigned chunk, unsigned t) {
   return *reinterpret_cast<const uint4*>(plane + ((chunk / 4) * 4 + t) * 8);
 }
-__device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
+__device__ __forceinline__ uint32_t word_of(const uint4& v, unsigned i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// The pair of channels 8 `channels` + 2 t of token `tokens` + g, where `tokens` is a multiple of 8.
+// Rows that are whole runs of 128 bytes begin at multiples of 128, so the swizzle is one XOR.
+template <int kDim>
+__device__ __forceinline__ uint32_t* pair_place(unsigned char* rows, unsigned tokens,
+                                                unsigned channels, unsigned g, unsigned t) {
+  if constexpr (kDim % 64 == 0) {
+    const unsigned base = g * (kDim * 2 + 16) + t * 4;  // of token g, channels 0
+    return reinterpret_cast<uint32_t*>(
+        rows + ((base ^ (channels % 8 * 16)) + channels / 8 * 128 + tokens * kDim * 2));
+  }
+  const int row = int(tokens + g);
+  return reinterpret_cast<uint32_t*>(
+      rows + (row * kDim + swizzled_channel(row, int(channels) * 8, kDim) + 2 * int(t)) * 2);
 }
 
 // The codes of one side of a tile into `rows` [64][d] f16, swizzled. 128 threads. `codes` and
 // `parameters` are those of the tile's first token.
 template <int kDim, int kBits, bool kKeys>
 __device__ void dequantize_side(const uint32_t* codes, const __half* parameters, int group,
-                                __half* rows) {
-  constexpr int kSlots = kBits == 8 ? 2 : 16 / kBits;  // pairs in a word
-  constexpr int kColumns = kKeys ? kDim : kHistoryTile;
-  constexpr int kRowTiles = (kKeys ? kHistoryTile : kDim) / 16;
-  constexpr int kRowWords = (kColumns / 8 + kSlots - 1) / kSlots;
-  constexpr int kLaneWords = kRowTiles * 2 * kRowWords;
+                                unsigned char* rows) {
+  constexpr unsigned kSlots = kBits == 8 ? 2 : 16 / kBits;  // pairs in a word
+  constexpr unsigned kColumns = kKeys ? kDim : kHistoryTile;
+  constexpr unsigned kRowTiles = (kKeys ? kHistoryTile : kDim) / 16;
+  constexpr unsigned kRowWords = (kColumns / 8 + kSlots - 1) / kSlots;
+  constexpr unsigned kLaneWords = kRowTiles * 2 * kRowWords;
   static_assert(kLaneWords % 4 == 0);
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  for (int i4 = int(threadIdx.x) % kSideThreads / 32 * 4; i4 < kLaneWords;
+  const unsigned lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  for (unsigned i4 = threadIdx.x % kSideThreads / 32 * 4; i4 < kLaneWords;
        i4 += kSideThreads / 32 * 4) {
     const uint4 four = *reinterpret_cast<const uint4*>(codes + (i4 * 32 + lane * 4));
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const int i = i4 + q, tile = i / (2 * kRowWords), rest = i % (2 * kRowWords);
-      const int half = kKeys ? rest % 2 : rest / kRowWords;
-      const int j = kKeys ? rest / 2 : rest % kRowWords;  // word of the row
-      const int row_chunk = tile * 2 + half;              // 8 rows: this lane's is g
+    for (unsigned q = 0; q < 4; ++q) {
+      const unsigned i = i4 + q, tile = i / (2 * kRowWords), rest = i % (2 * kRowWords);
+      const unsigned half = kKeys ? rest % 2 : rest / kRowWords;
+      const unsigned j = kKeys ? rest / 2 : rest % kRowWords;  // word of the row
+      const unsigned row_chunk = tile * 2 + half;              // 8 rows: this lane's is g
       const uint32_t word = word_of(four, q);
       const __half* scales = nullptr;
-      if constexpr (kBits != 8) scales = parameters + row_chunk * 8 / group * 2 * kColumns;
+      if constexpr (kBits != 8)
+        scales = parameters + row_chunk * 8 / unsigned(group) * 2 * kColumns;
 #pragma unroll
-      for (int s0 = 0; s0 < kSlots; s0 += 4) {
+      for (unsigned s0 = 0; s0 < kSlots; s0 += 4) {
         uint4 scale{}, minimum{};
-        const int chunk0 = j * kSlots + s0;
+        const unsigned chunk0 = j * kSlots + s0;
         if (chunk0 * 8 >= kColumns) break;
         if constexpr (kBits != 8) {
           scale = plane_words(scales, chunk0, t);
           minimum = plane_words(scales + kColumns, chunk0, t);
         }
 #pragma unroll
-        for (int s = s0; s < s0 + 4 && s < kSlots; ++s) {
-          const int chunk = j * kSlots + s;  // 8 columns: this lane's are 2 t and 2 t + 1
+        for (unsigned s = s0; s < s0 + 4 && s < kSlots; ++s) {
+          const unsigned chunk = j * kSlots + s;  // 8 columns: this lane's are 2 t and 2 t + 1
           uint32_t pair = codes_of<kBits>(word, s);
           if constexpr (kBits != 8)
             pair = as_u32(__hfma2(as_half2(word_of(scale, s - s0)), as_half2(pair),
                                   as_half2(word_of(minimum, s - s0))));
-          int token = row_chunk * 8 + g, channels = chunk * 8;
-          if constexpr (!kKeys) {
-            pair = transpose(pair);
-            token = chunk * 8 + g, channels = row_chunk * 8;
-          }
-          *reinterpret_cast<uint32_t*>(rows + token * kDim +
-                                       swizzled_channel(token, channels, kDim) + 2 * t) = pair;
+          if constexpr (!kKeys) pair = transpose(pair);
+          const unsigned tokens = (kKeys ? row_chunk : chunk) * 8;
+          const unsigned channels = kKeys ? chunk : row_chunk;
+          *pair_place<kDim>(rows, tokens, channels, g, t) = pair;
         }
       }
     }
@@ -99,7 +112,8 @@ __device__ void dequantize_side(const uint32_t* codes, const __half* parameters,
 
 template <int kDim, bool kKeys>
 __device__ __forceinline__ void dequantize_side(int bits, const uint32_t* codes,
-                                                const __half* parameters, int group, __half* rows) {
+                                                const __half* parameters, int group,
+                                                unsigned char* rows) {
   if constexpr (kDim % 32 == 0) {  // groups are of 32 channels at least
     if (bits == 2) return dequantize_side<kDim, 2, kKeys>(codes, parameters, group, rows);
     if (bits == 4) return dequantize_side<kDim, 4, kKeys>(codes, parameters, group, rows);
@@ -112,7 +126,7 @@ template <int kDim>
 __global__ void __launch_bounds__(kThreads, 4)
     kv_dequantize_kernel(const __grid_constant__ PrefillArguments a) {
   constexpr int kChunks = kDim / 8;
-  __shared__ __align__(16) __half rows[2][kHistoryTile * kDim];
+  __shared__ __align__(128) unsigned char rows[2][kHistoryTile * kDim * 2];
   const PrefillWork& work = a.work[blockIdx.z];
   const int tile = work.tile_begin + int(blockIdx.y), head = int(blockIdx.x);
   if (work.block < 0 || tile >= work.tile_end) return;
@@ -165,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const int at = row * kDim + swizzled_channel(row, c, kDim);
     uint4 x{};
     if (token < (side == 0 ? keys_quantized : values_quantized)) {
-      x = *reinterpret_cast<const uint4*>(rows[side] + at);
+      x = *reinterpret_cast<const uint4*>(rows[side] + at * 2);
     } else if (token < s.past) {
       const int r = token % layout.format.residual;
       const auto* residual = reinterpret_cast<const __half*>(
