@@ -217,7 +217,7 @@ TEST_CASE("Benchmark lengths and concurrency are read") {
   CHECK(s.throughput.concurrency == std::vector<int>{1, 2, 32});
 }
 
-TEST_CASE("Help is grouped and lists the command's flags and no flag that is not supported") {
+TEST_CASE("Help is grouped and lists the command's flags and no other command's") {
   Settings settings;
   const auto outcome = parse_settings(kServe, {"--help"}, {}, settings);
   REQUIRE(outcome.ok());
@@ -225,7 +225,7 @@ TEST_CASE("Help is grouped and lists the command's flags and no flag that is not
   for (const char* text : {"Usage: kivi serve MODEL", "\nKV cache:\n", "\nScheduling:\n",
                            "--kivi-residual-length R", "(default 8000)"})
     CHECK(help.find(text) != std::string::npos);
-  CHECK(help.find("--ssl-keyfile") == std::string::npos);
+  CHECK(help.find("--ssl-keyfile") != std::string::npos);
   CHECK(help.find("--num-prompts") == std::string::npos);
   std::istringstream lines(help);
   for (std::string line; std::getline(lines, line);) CHECK(line.size() <= 100);
