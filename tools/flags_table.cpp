@@ -393,8 +393,7 @@ std::vector<Flag> scheduler_flags(Settings& s) {
       {"scheduling-policy", "fair|fcfs|priority",
        "Choose which waiting request runs next. fair shares tokens between API keys, or between "
        "client addresses if there are no keys; fcfs goes by arrival; priority goes by the "
-       "request's "
-       "priority field.",
+       "priority field of the request.",
        group, kEngineCommands,
        choice<SchedulingPolicy>(e.scheduling_policy, {{"fair", SchedulingPolicy::fair},
                                                       {"fcfs", SchedulingPolicy::fcfs},

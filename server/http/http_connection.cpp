@@ -95,8 +95,7 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.non_blocking(true, ignored);
-  const auto client = socket_.remote_endpoint(ignored);
-  if (!ignored) tenant_ = tenant_of_address(client.address().to_string());
+  tenant_ = tenant_of_address(peer_.to_string());
 }
 
 HttpConnection::~HttpConnection() {

@@ -252,12 +252,12 @@ Crowded run_in_51_pages(SchedulingPolicy policy, int prompt) {
 
 }  // namespace
 
-TEST_CASE("a cache of 51 pages serves 72 large requests, and computes a token twice at most") {
+TEST_CASE("a cache of 51 pages serves 72 large requests, and computes 2.5 rows for one at most") {
   for (const SchedulingPolicy policy : {SchedulingPolicy::fcfs, SchedulingPolicy::fair}) {
     for (const int prompt : {1, 10, 64, 200, 500, 1000, 1300}) {
       INFO("policy " << int(policy) << ", prompt " << prompt);
       const Crowded run = run_in_51_pages(policy, prompt);
-      CHECK(run.cost <= 2);
+      CHECK(run.cost <= 2.5);
       CHECK(run.steps <= 72 * 1910);  // no slower than one after the other
     }
   }
