@@ -22,7 +22,6 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/prefill_attend.h"
 #include "kernels/cuda/prefill_state.cuh"
 #include "kernels/cuda/ptx.cuh"
