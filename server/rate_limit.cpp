@@ -9,9 +9,14 @@
 namespace kivi {
 namespace {
 
+// A bucket that has waited exactly long enough may lack this much, because its level is rounded.
+constexpr double kRounding = 1e-6;
+
+bool holds_one(double level) { return level >= 1 - kRounding; }
+
 // Seconds until a bucket at `level` holds one again.
 int seconds_until_one(double level, double per_minute) {
-  const double seconds = std::ceil((1 - level) * 60 / per_minute);
+  const double seconds = std::ceil((1 - kRounding - level) * 60 / per_minute);
   return int(std::clamp(seconds, 1.0, 86400.0));
 }
 
@@ -59,11 +64,11 @@ std::optional<RateRefusal> RateLimiter::judge(const Account& account) const {
   if (limits_.concurrent_requests > 0 && account.running >= limits_.concurrent_requests)
     return RateRefusal{fmt::format("{} requests of this key or address are running, at most {} may",
                                    account.running, limits_.concurrent_requests)};
-  if (limits_.requests_per_minute > 0 && account.requests < 1)
+  if (limits_.requests_per_minute > 0 && !holds_one(account.requests))
     return RateRefusal{fmt::format("this key or address has sent its {} requests of this minute",
                                    limits_.requests_per_minute),
                        seconds_until_one(account.requests, limits_.requests_per_minute)};
-  if (limits_.tokens_per_minute > 0 && account.tokens < 1)
+  if (limits_.tokens_per_minute > 0 && !holds_one(account.tokens))
     return RateRefusal{fmt::format("this key or address has used its {} tokens of this minute",
                                    limits_.tokens_per_minute),
                        seconds_until_one(account.tokens, double(limits_.tokens_per_minute))};

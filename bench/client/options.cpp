@@ -204,7 +204,9 @@ Status read_server(const Words& w, ServeOptions& o) {
 Status read_work(const Words& w, const CLI::App& app, ServeOptions& o) {
   for (const char* flag : {"input-len", "output-len", "prefix-len", "prefix-count"}) {
     const CLI::Option* option = app.get_option(fmt::format("--{}", flag));
-    if (!o.sharegpt.empty() && option->count() > 0) return conflict(flag, "--sharegpt");
+    if (!o.sharegpt.empty() && option->count() > 0)
+      return bad(flag, option->results().front(),
+                 "left out beside --sharegpt, whose conversations say what is asked");
   }
   KIVI_ASSIGN_OR_RETURN(o.work.prompt,
                         named(parse_lengths(w.input_len, kShareGptPromptMean, o.length_max),

@@ -17,7 +17,7 @@ from attack_harness import harness
 
 
 def openssl(*arguments, **options):
-    return subprocess.run(["openssl", *arguments], capture_output=True, text=True, timeout=30,
+    return subprocess.run(["openssl", *arguments], capture_output=True, text=True, errors="replace", timeout=30,
                           **options)
 
 

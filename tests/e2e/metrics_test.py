@@ -38,6 +38,8 @@ FAMILIES = {
     "prefix_cache_queries_total": ("counter", (), None),
     "prefix_cache_hits_total": ("counter", (), None),
     "admission_rejections_total": ("counter", ("reason",), None),
+    "broken_logits_total": ("counter", (), None),
+    "log_lines_dropped_total": ("counter", (), None),
     "requests_aborted_total": ("counter", ("reason",), None),
     "http_requests_total": ("counter", ("handler", "method", "status"), None),
     "grpc_server_handled_total": ("counter", ("grpc_code", "grpc_method"), None),

@@ -144,7 +144,7 @@ class Connections(harness.WithServer):
             self.assertEqual(sum(still), 20)
             self.assertEqual(attack.grpc_code(self.server, 2), "UNAVAILABLE")
             self.assertEqual(self.server.get("/health/ready").status, 200)
-            self.assertGreater(self.server.metric("admission_rejected_total",
+            self.assertGreater(self.server.metric("admission_rejections_total",
                                                   reason="connections"), 0)
         finally:
             for connection in held:
