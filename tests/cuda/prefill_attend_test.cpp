@@ -116,7 +116,7 @@ void check(const Case& c, std::mt19937& random) {
     gpu().kv_attend(q.on_gpu(), kv.on_gpu(), device_view, step, 1, scale, out.on_gpu());
     CAPTURE(name_of(out_type), int(c.format.kind), c.format.key_bits, c.heads_q, c.heads_kv,
             c.head_dim, c.window, int(c.mode), c.scratch_bytes, c.sequences.front().first);
-    REQUIRE(out.agrees(attention_tolerance(out_type), c.head_dim));
+    CHECK(out.agrees(attention_tolerance(out_type), c.head_dim));
   }
 }
 
