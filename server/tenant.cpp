@@ -41,17 +41,4 @@ std::string tenant_of_address(std::string_view address) {
   return fmt::format("address:{}", text);
 }
 
-std::string tenant_of_grpc_peer(std::string_view peer) {
-  const size_t scheme = peer.find(':');
-  if (scheme == std::string_view::npos || !peer.starts_with("ipv")) return "address:local";
-  std::string_view rest = peer.substr(scheme + 1);
-  if (const size_t port = rest.rfind(':'); port != std::string_view::npos)
-    rest = rest.substr(0, port);
-  for (const std::string_view open : {"[", "%5B"})
-    if (rest.starts_with(open)) rest.remove_prefix(open.size());
-  for (const std::string_view close : {"]", "%5D"})
-    if (rest.ends_with(close)) rest.remove_suffix(close.size());
-  return tenant_of_address(rest);
-}
-
 }  // namespace kivi

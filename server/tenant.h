@@ -15,8 +15,4 @@ std::string tenant_of_key(std::string_view authorization);
 // that is no address is taken as it is.
 std::string tenant_of_address(std::string_view address);
 
-// The tenant of a gRPC peer: "ipv4:127.0.0.1:40000", "ipv6:[::1]:40000" (the brackets may be
-// percent-encoded), "unix:/path".
-std::string tenant_of_grpc_peer(std::string_view peer);
-
 }  // namespace kivi

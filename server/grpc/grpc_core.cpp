@@ -3,6 +3,8 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <charconv>
+#include <string_view>
 #include <vector>
 
 #include "server/grpc/grpc_generation.h"
@@ -58,6 +60,15 @@ void GrpcCore::warn_once(const std::string& message) {
 int GrpcCore::running() const {
   std::lock_guard lock(mutex_);
   return int(calls_.size());
+}
+
+std::string GrpcCore::judge(const std::string& peer) const {
+  constexpr std::string_view kName = "fd:";
+  int descriptor = -1;
+  if (!judge_ || !peer.starts_with(kName)) return "local";
+  std::from_chars(peer.data() + kName.size(), peer.data() + peer.size(), descriptor);
+  const std::string address = judge_(descriptor);
+  return address.empty() ? "local" : address;
 }
 
 }  // namespace kivi

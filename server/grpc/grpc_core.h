@@ -53,6 +53,12 @@ class GrpcCore {
   const ApiKeys& keys() const { return keys_; }
   GrpcExecutor& executor() { return executor_; }
   PendingReads& pending_reads() { return pending_reads_; }
+  // Who finds the client of a connection's descriptor, and notes that it has shown a call that is
+  // allowed. Before the first call.
+  void set_judge(std::function<std::string(int descriptor)> judge) { judge_ = std::move(judge); }
+  // The client's address of a gRPC peer that is named "fd:N". Any thread.
+  std::string judge(const std::string& peer) const;
+
   RateLimiter& rate_limiter() { return *rate_limiter_; }
   // Shares the limits with another front end. Before the first call.
   void set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
@@ -64,6 +70,7 @@ class GrpcCore {
   const ServerConfig config_;
   Metrics& metrics_;
   ApiKeys keys_;
+  std::function<std::string(int)> judge_;
   std::shared_ptr<RateLimiter> rate_limiter_ = RateLimiter::make(rate_limits_of(config_));
   const Clock::time_point started_ = Clock::now();
   std::atomic<const ServedModel*> model_{nullptr};

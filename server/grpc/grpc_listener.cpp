@@ -1,10 +1,11 @@
 #include "server/grpc/grpc_listener.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/tcp.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -15,6 +16,7 @@
 #include <chrono>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -29,6 +31,11 @@ namespace {
 // How long the listener waits before it accepts again when no descriptor is left. The kernel keeps
 // the connection in its backlog meanwhile.
 constexpr int kPauseMs = 100;
+// What a connection may send before the headers of one of its calls have been judged, and how often
+// that is checked while there is such a connection.
+constexpr uint64_t kUnjudgedBytes = 1 << 20;
+constexpr uint64_t kUnjudgedBytesPerSecond = 64 << 10;
+constexpr int kCheckMs = 250;
 // Refusals and failed accepts are logged at most this often: strangers cause them.
 constexpr std::chrono::seconds kLogInterval{10};
 
@@ -78,6 +85,35 @@ class LogGate {
   std::optional<Clock::time_point> last_;
 };
 
+// An accepted connection. The listener's mutex guards all but `judged`.
+struct Client {
+  std::string address;
+  int descriptor = -1;  // as handed out
+  int plain = -1;       // behind a relay
+  Clock::time_point opened = Clock::now();
+  std::atomic<bool> judged{false};
+};
+
+std::string text_of(const sockaddr_storage& address) {
+  std::array<char, INET6_ADDRSTRLEN> text{};
+  const void* bytes =
+      address.ss_family == AF_INET6
+          ? static_cast<const void*>(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr)
+          : &reinterpret_cast<const sockaddr_in&>(address).sin_addr;
+  inet_ntop(address.ss_family, bytes, text.data(), socklen_t(text.size()));
+  return text.data();
+}
+
+// Has the peer sent more than a connection may that has shown no call to be judged?
+bool sent_too_much(int descriptor, const Client& client) {
+  tcp_info info{};
+  socklen_t length = sizeof(info);
+  if (getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return false;
+  const auto age = std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - client.opened);
+  return info.tcpi_bytes_received >
+         kUnjudgedBytes + kUnjudgedBytesPerSecond * uint64_t(age.count());
+}
+
 }  // namespace
 
 int port_of(const sockaddr_storage& address) {
@@ -98,6 +134,8 @@ struct GrpcListener::Impl {
   void admit(int descriptor, const sockaddr_storage& peer);
   void forget(int watched);
   bool is_probe(const sockaddr_storage& peer);
+  // Ends the unjudged connections that have sent too much; whether any unjudged one is left.
+  bool check_unjudged();
 
   Options options;
   Take take;
@@ -106,14 +144,19 @@ struct GrpcListener::Impl {
   int listening = -1, epoll = -1, stopping = -1;
   std::thread thread;
   std::atomic<int> connections{0};
-  std::mutex mutex;  // guards probe
+  std::mutex mutex;  // guards probe and clients
   std::optional<sockaddr_storage> probe;
+  std::unordered_map<int, std::shared_ptr<Client>> clients;  // by descriptor, and by plain one
 
   // Of the thread. `watched` holds a duplicate of each connection's descriptor: its hang-up says
   // that the taker has shut the socket down, or that the peer has reset it.
-  std::unordered_map<int, Source> watched;
+  struct Watched {
+    Source source;
+    std::shared_ptr<Client> client;
+  };
+  std::unordered_map<int, Watched> watched;
   std::map<Source, int> per_source;
-  LogGate refusal_log, failure_log;
+  LogGate refusal_log, failure_log, excess_log;
 };
 
 GrpcListener::GrpcListener() : impl_(std::make_unique<Impl>()) {}
@@ -182,12 +225,30 @@ void GrpcListener::expect_probe(const sockaddr_storage& address) {
   impl_->probe = address;
 }
 
+std::string GrpcListener::judge(int descriptor) {
+  const std::lock_guard lock(impl_->mutex);
+  const auto found = impl_->clients.find(descriptor);
+  if (found == impl_->clients.end()) return {};
+  found->second->judged = true;
+  return found->second->address;
+}
+
+void GrpcListener::relayed(int descriptor, int plain) {
+  const std::lock_guard lock(impl_->mutex);
+  const auto found = impl_->clients.find(descriptor);
+  if (found == impl_->clients.end()) return;
+  const std::shared_ptr<Client> client = found->second;
+  client->plain = plain;
+  impl_->clients.insert_or_assign(plain, client);
+}
+
 void GrpcListener::Impl::run() {
   std::array<epoll_event, 64> events;
-  bool paused = false;
+  bool paused = false, unjudged = false;
   for (;;) {
     // While the listener pauses, the level-triggered listening socket would wake it at once.
-    const int count = epoll_wait(epoll, events.data(), int(events.size()), -1);
+    const int count =
+        epoll_wait(epoll, events.data(), int(events.size()), unjudged ? kCheckMs : -1);
     for (int i = 0; i < count; ++i) {
       const int descriptor = events[size_t(i)].data.fd;
       if (descriptor == stopping) {
@@ -200,6 +261,7 @@ void GrpcListener::Impl::run() {
       else if ((events[size_t(i)].events & EPOLLHUP) != 0)
         forget(descriptor);
     }
+    unjudged = check_unjudged();
     if (std::exchange(paused, false))
       std::this_thread::sleep_for(std::chrono::milliseconds(kPauseMs));
   }
@@ -245,7 +307,14 @@ void GrpcListener::Impl::admit(int descriptor, const sockaddr_storage& peer) {
           watched.size(), options.connections_max, options.connections_per_source);
     return refused();
   }
-  watched.emplace(copy, source);
+  auto client = std::make_shared<Client>();
+  client->address = text_of(peer);
+  client->descriptor = descriptor;
+  {
+    const std::lock_guard lock(mutex);
+    clients.insert_or_assign(descriptor, client);
+  }
+  watched.emplace(copy, Watched{source, std::move(client)});
   ++per_source[source];
   ++connections;
   take(descriptor, false);
@@ -254,12 +323,40 @@ void GrpcListener::Impl::admit(int descriptor, const sockaddr_storage& peer) {
 void GrpcListener::Impl::forget(int copy) {
   const auto it = watched.find(copy);
   if (it == watched.end()) return;
-  if (const auto held = per_source.find(it->second); --held->second == 0) per_source.erase(held);
+  if (const auto held = per_source.find(it->second.source); --held->second == 0)
+    per_source.erase(held);
+  {
+    // A number may belong to a later connection by now.
+    const std::lock_guard lock(mutex);
+    const std::shared_ptr<Client>& client = it->second.client;
+    for (const int number : {client->descriptor, client->plain})
+      if (const auto known = clients.find(number);
+          known != clients.end() && known->second == client)
+        clients.erase(known);
+  }
   watched.erase(it);
   --connections;
   // Closing alone would leave the registration as long as the taker's descriptor is open.
   epoll_ctl(epoll, EPOLL_CTL_DEL, copy, nullptr);
   close(copy);
+}
+
+bool GrpcListener::Impl::check_unjudged() {
+  bool left = false;
+  for (const auto& [copy, connection] : watched) {
+    if (connection.client->judged) continue;
+    left = true;
+    if (!sent_too_much(copy, *connection.client)) continue;
+    shutdown(copy, SHUT_RDWR);  // the hang-up follows
+    refused();
+    if (excess_log.open())
+      spdlog::warn(
+          "gRPC: a connection of {} is ended: it has sent more than {} bytes and begun no call "
+          "that "
+          "is allowed",
+          connection.client->address, kUnjudgedBytes);
+  }
+  return left;
 }
 
 bool GrpcListener::Impl::is_probe(const sockaddr_storage& peer) {

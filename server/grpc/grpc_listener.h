@@ -2,7 +2,9 @@
 // their descriptors to the gRPC library, so that limits hold before the library sees a byte.
 //
 // Why not the library's own listener: version 1.51 never accepts again after the process ran out of
-// file descriptors (CVE-2023-4785), and it has no limit of connections.
+// file descriptors (CVE-2023-4785), and it has no limit of connections. It also takes any number of
+// header bytes before it tells us of a call, in quadratic time (CVE-2023-33953). So a connection
+// that has begun no call which judge() was told of may send 1 MiB and 64 KiB a second.
 #pragma once
 
 #include <sys/socket.h>
@@ -51,6 +53,13 @@ class GrpcListener {
   // The next connection from exactly this address is the server's own probe: no limit holds for it.
   // Any thread.
   void expect_probe(const sockaddr_storage& address);
+  // The headers of a call are in order, on the connection that `descriptor` was handed out for:
+  // its bytes are not counted any more. Returns the client's address, without its port; "" where
+  // the descriptor is none of the listener's. Any thread.
+  std::string judge(int descriptor);
+  // From now on `plain` stands for `descriptor` in judge(): a relay speaks TLS between them. Any
+  // thread.
+  void relayed(int descriptor, int plain);
 
  private:
   struct Impl;

@@ -111,6 +111,8 @@ Status GrpcServer::start(std::function<void(bool answers)> answers_changed) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 
+  impl_->core.set_judge(
+      [impl = impl_.get()](int descriptor) { return impl->listener.judge(descriptor); });
   KIVI_ASSIGN_OR_RETURN(impl_->certificates, TlsCertificates::load(config, "h2"));
   GrpcListener& listener = impl_->listener;
   KIVI_RETURN_IF_ERROR(
@@ -135,8 +137,9 @@ Status GrpcServer::start(std::function<void(bool answers)> answers_changed) {
   // The probe comes from this process, and needs no TLS.
   listener.start(
       [impl = impl_.get()](int descriptor, bool is_probe) {
-        const auto serve = [server = impl->server.get()](int plain) {
-          grpc::AddInsecureChannelFromFd(server, plain);
+        const auto serve = [impl, descriptor](int plain) {
+          if (plain != descriptor) impl->listener.relayed(descriptor, plain);
+          grpc::AddInsecureChannelFromFd(impl->server.get(), plain);
         };
         impl->relay && !is_probe ? impl->relay->serve(descriptor, serve) : serve(descriptor);
       },

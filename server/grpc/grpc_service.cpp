@@ -50,7 +50,7 @@ CallInfo begin_call(const grpc::CallbackServerContext& context, const GrpcCore& 
                     const char* method) {
   CallInfo call;
   call.method = method;
-  call.tenant = core.keys().open() ? tenant_of_grpc_peer(context.peer())
+  call.tenant = core.keys().open() ? tenant_of_address(core.judge(context.peer()))
                                    : tenant_of_key(metadata_of(context, "authorization"));
   call.traceparent = metadata_of(context, "traceparent").substr(0, kMaxRequestIdBytes);
   call.deadline = deadline_of(context, core.config(), call.arrival);
@@ -281,8 +281,10 @@ class KiviService final : public grpc::Service {
     MarkMethodCallback(
         added_++, new grpc::internal::CallbackBidiHandler<Request, Response>(
                       [this, name, make](grpc::CallbackServerContext* context) -> Reactor* {
-                        if (core_.keys().match(metadata_of(*context, "authorization")))
+                        if (core_.keys().match(metadata_of(*context, "authorization"))) {
+                          core_.judge(context->peer());
                           return make(*context);
+                        }
                         grpc::Status status = unauthenticated_status();
                         call_handled(core_, begin_call(*context, core_, name), status.error_code());
                         return new RefusedCall<Request, Response>(std::move(status));

@@ -51,12 +51,6 @@ ApiError too_many_connections() {
   return error;
 }
 
-asio::ip::address address_of(const asio::ip::tcp::socket& socket) {
-  error_code error;
-  const auto endpoint = socket.remote_endpoint(error);
-  return error ? asio::ip::address() : endpoint.address();
-}
-
 std::string text_of(boost::beast::string_view view) {
   return std::string(view.data(), view.size());
 }
@@ -71,7 +65,7 @@ struct HttpConnection::Mailbox {
 };
 
 HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp::socket socket,
-                               Clock::time_point accepted)
+                               const asio::ip::address& client, Clock::time_point accepted)
     : shared_(shared),
       io_(io),
       socket_(std::move(socket)),
@@ -86,7 +80,7 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
       mailbox_(std::make_shared<Mailbox>(io.context)),
       buffer_(2 * kMaxHeaderBytes),
       body_share_(shared),
-      peer_(address_of(socket_)),
+      peer_(client),
       accepted_(accepted) {
   mailbox_->connection = this;
   io_.connections.insert(this);

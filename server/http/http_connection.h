@@ -39,7 +39,7 @@ struct IoThread {
 class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
  public:
   HttpConnection(HttpContext& shared, IoThread& io, boost::asio::ip::tcp::socket socket,
-                 Clock::time_point accepted);
+                 const boost::asio::ip::address& client, Clock::time_point accepted);
   ~HttpConnection();
 
   // Serves requests until either side closes.

@@ -105,15 +105,18 @@ asio::awaitable<void> HttpServer::accept() {
       continue;
     }
     try {
+      error_code unknown;
+      const asio::ip::address client = socket.remote_endpoint(unknown).address();
       if (relay_) {
-        relay_->serve(socket.release(),
-                      [this, &io](int descriptor) { open_relayed(io, descriptor); });
+        relay_->serve(socket.release(), [this, &io, client](int descriptor) {
+          open_relayed(io, descriptor, client);
+        });
         continue;
       }
-      asio::post(io.context,
-                 [this, &io, socket = std::move(socket), accepted = Clock::now()]() mutable {
-                   open(io, std::move(socket), accepted);
-                 });
+      asio::post(io.context, [this, &io, client, socket = std::move(socket),
+                              accepted = Clock::now()]() mutable {
+        open(io, std::move(socket), client, accepted);
+      });
     } catch (const std::exception& e) {
       spdlog::error("a connection was dropped by an exception: {}", e.what());
     }
@@ -122,7 +125,7 @@ asio::awaitable<void> HttpServer::accept() {
 
 // A connection whose TLS the relay speaks. It is no TCP socket, but it is used as one: nothing but
 // reads, writes and shutdowns matters.
-void HttpServer::open_relayed(IoThread& io, int descriptor) {
+void HttpServer::open_relayed(IoThread& io, int descriptor, const asio::ip::address& client) {
   tcp::socket socket(io.context);
   error_code failed;
   socket.assign(tcp::v4(), descriptor, failed);
@@ -131,19 +134,18 @@ void HttpServer::open_relayed(IoThread& io, int descriptor) {
     return;
   }
   asio::post(io.context,
-             [this, &io, socket = std::move(socket), accepted = Clock::now()]() mutable {
-               open(io, std::move(socket), accepted);
+             [this, &io, client, socket = std::move(socket), accepted = Clock::now()]() mutable {
+               open(io, std::move(socket), client, accepted);
              });
 }
 
-void HttpServer::open(IoThread& io, tcp::socket socket, Clock::time_point accepted) {
+void HttpServer::open(IoThread& io, tcp::socket socket, const asio::ip::address& client,
+                      Clock::time_point accepted) {
   if (stopping_) return;
-  error_code unknown;
-  const auto peer = socket.remote_endpoint(unknown);
   const auto connection =
-      std::make_shared<HttpConnection>(shared_, io, std::move(socket), accepted);
+      std::make_shared<HttpConnection>(shared_, io, std::move(socket), client, accepted);
   const int beyond = shared_.connections - config_.max_connections;
-  if (beyond <= 0 || HttpConnection::close_idle(io, peer.address()))
+  if (beyond <= 0 || HttpConnection::close_idle(io, client))
     connection->start();
   else if (beyond <= kReservedConnections)
     connection->start_reserved();

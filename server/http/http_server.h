@@ -55,8 +55,9 @@ class HttpServer {
 
  private:
   boost::asio::awaitable<void> accept();
-  void open_relayed(IoThread& io, int descriptor);
-  void open(IoThread& io, boost::asio::ip::tcp::socket socket, Clock::time_point accepted);
+  void open_relayed(IoThread& io, int descriptor, const boost::asio::ip::address& client);
+  void open(IoThread& io, boost::asio::ip::tcp::socket socket,
+            const boost::asio::ip::address& client, Clock::time_point accepted);
 
   const ServerConfig& config_;
   HttpContext shared_;

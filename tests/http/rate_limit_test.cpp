@@ -43,12 +43,6 @@ TEST_CASE("an address is a tenant, and an IPv6 network is one") {
   CHECK(tenant_of_address("2001:db8:1:2:3:4:5:6") == tenant_of_address("2001:db8:1:2::1"));
   CHECK(tenant_of_address("2001:db8:1:2::1") != tenant_of_address("2001:db8:1:3::1"));
   CHECK(tenant_of_address("fe80::1%eth0") == tenant_of_address("fe80::2"));
-  CHECK(tenant_of_grpc_peer("ipv4:192.0.2.7:4711") == tenant_of_address("192.0.2.7"));
-  CHECK(tenant_of_grpc_peer("ipv6:%5B2001:db8:1:2::9%5D:4711") ==
-        tenant_of_address("2001:db8:1:2::1"));
-  CHECK(tenant_of_grpc_peer("ipv6:[::1]:4711") == tenant_of_address("::1"));
-  CHECK(tenant_of_grpc_peer("unix:/run/kivi.sock") == "address:local");
-  CHECK(tenant_of_grpc_peer("") == "address:local");
 }
 
 TEST_CASE("without limits everything is admitted and nothing is remembered") {
