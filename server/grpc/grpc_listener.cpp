@@ -3,15 +3,17 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <linux/tcp.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <array>
+#include <boost/asio/post.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -24,6 +26,7 @@
 #include <utility>
 
 #include "engine/request.h"
+#include "server/grpc/received_bytes.h"
 
 namespace kivi {
 namespace {
@@ -36,6 +39,8 @@ constexpr int kPauseMs = 100;
 constexpr uint64_t kUnjudgedBytes = 1 << 20;
 constexpr uint64_t kUnjudgedBytesPerSecond = 64 << 10;
 constexpr int kCheckMs = 250;
+// Threads that hand connections over. One that reads a flood is freed when the flood is ended.
+constexpr int kTakers = 2;
 // Refusals and failed accepts are logged at most this often: strangers cause them.
 constexpr std::chrono::seconds kLogInterval{10};
 
@@ -106,11 +111,8 @@ std::string text_of(const sockaddr_storage& address) {
 
 // Has the peer sent more than a connection may that has shown no call to be judged?
 bool sent_too_much(int descriptor, const Client& client) {
-  tcp_info info{};
-  socklen_t length = sizeof(info);
-  if (getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return false;
   const auto age = std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - client.opened);
-  return info.tcpi_bytes_received >
+  return received_bytes(descriptor) >
          kUnjudgedBytes + kUnjudgedBytesPerSecond * uint64_t(age.count());
 }
 
@@ -143,6 +145,7 @@ struct GrpcListener::Impl {
   sockaddr_storage address{};
   int listening = -1, epoll = -1, stopping = -1;
   std::thread thread;
+  boost::asio::thread_pool takers{kTakers};
   std::atomic<int> connections{0};
   std::mutex mutex;  // guards probe and clients
   std::optional<sockaddr_storage> probe;
@@ -212,6 +215,7 @@ void GrpcListener::stop() {
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t written = write(impl_->stopping, &one, sizeof(one));
   impl_->thread.join();
+  impl_->takers.join();
 }
 
 const sockaddr_storage& GrpcListener::address() const { return impl_->address; }
@@ -252,6 +256,9 @@ void GrpcListener::Impl::run() {
     for (int i = 0; i < count; ++i) {
       const int descriptor = events[size_t(i)].data.fd;
       if (descriptor == stopping) {
+        // A taker that still reads an unjudged connection comes back when this has ended.
+        for (const auto& [copy, connection] : watched)
+          if (!connection.client->judged) shutdown(copy, SHUT_RDWR);
         while (!watched.empty()) forget(watched.begin()->first);
         close(std::exchange(listening, -1));
         return;
@@ -290,7 +297,10 @@ bool GrpcListener::Impl::accept_all() {
 void GrpcListener::Impl::admit(int descriptor, const sockaddr_storage& peer) {
   const int on = 1;
   setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-  if (is_probe(peer)) return take(descriptor, true);
+  const auto hand_over = [this, descriptor](bool probe) {
+    boost::asio::post(takers, [this, descriptor, probe] { take(descriptor, probe); });
+  };
+  if (is_probe(peer)) return hand_over(true);
   const Source source = source_of(peer);
   const auto held = per_source.find(source);
   int copy = -1;
@@ -317,7 +327,7 @@ void GrpcListener::Impl::admit(int descriptor, const sockaddr_storage& peer) {
   watched.emplace(copy, Watched{source, std::move(client)});
   ++per_source[source];
   ++connections;
-  take(descriptor, false);
+  hand_over(false);
 }
 
 void GrpcListener::Impl::forget(int copy) {

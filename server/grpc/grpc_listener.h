@@ -28,7 +28,8 @@ class GrpcListener {
   };
   // Takes over a connected descriptor: non-blocking, close-on-exec, without Nagle's delay. Whoever
   // takes it must call shutdown() on the socket before it closes the descriptor. `is_probe`: the
-  // peer is the address that expect_probe() named. Called on the listener's thread.
+  // peer is the address that expect_probe() named. Called on one of a few threads of the listener,
+  // because the library may read from the connection before it returns.
   using Take = std::function<void(int descriptor, bool is_probe)>;
   // A connection was closed because a limit was reached. Called on the listener's thread.
   using Refused = std::function<void()>;
