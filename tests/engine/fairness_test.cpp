@@ -111,7 +111,7 @@ int64_t steps_behind_a_flood(SchedulingPolicy policy, int pages, int steps) {
 
 }  // namespace
 
-TEST_CASE("with one tenant the policy fair plans exactly what fcfs plans") {
+TEST_CASE("with one tenant the policy fair plans exactly what fcfs plans", "[long]") {
   uint64_t preemptions = 0;
   for (uint32_t seed = 1; seed <= 200; ++seed) {
     INFO("seed " << seed);
@@ -142,7 +142,8 @@ TEST_CASE("with one tenant the policy fair plans exactly what fcfs plans") {
   CHECK(preemptions > 1000);
 }
 
-TEST_CASE("a short request behind another tenant's 501 long ones starts within 34 steps") {
+TEST_CASE("a short request behind another tenant's 501 long ones starts within 34 steps",
+          "[long]") {
   // 64 sequences decode: 128 weighted tokens a step, kLeadTokensMax after 32; one step admits.
   for (const int steps : {1, 10, 70, 300, 1000, 1800, 1950, 4000}) {
     INFO("sent after " << steps << " steps");
@@ -161,7 +162,7 @@ TEST_CASE("the bound also holds where pages are short in every step") {
   }
 }
 
-TEST_CASE("a tenant's wait is bounded by the lead, for whatever a seed decides") {
+TEST_CASE("a tenant's wait is bounded by the lead, for whatever a seed decides", "[long]") {
   int64_t longest = 0;
   for_each_seed(100, [&](uint32_t seed) {
     INFO("KIVI_SIMULATION_SEED=" << seed);
@@ -252,7 +253,8 @@ Crowded run_in_51_pages(SchedulingPolicy policy, int prompt) {
 
 }  // namespace
 
-TEST_CASE("a cache of 51 pages serves 72 large requests, and computes 2.5 rows for one at most") {
+TEST_CASE("a cache of 51 pages serves 72 large requests, and computes 2.5 rows for one at most",
+          "[long]") {
   for (const SchedulingPolicy policy : {SchedulingPolicy::fcfs, SchedulingPolicy::fair}) {
     for (const int prompt : {1, 10, 64, 200, 500, 1000, 1300}) {
       INFO("policy " << int(policy) << ", prompt " << prompt);

@@ -395,7 +395,7 @@ class Simulation {
 
 }  // namespace
 
-TEST_CASE("the sums hold after every step, for whatever a seed decides") {
+TEST_CASE("the sums hold after every step, for whatever a seed decides", "[long]") {
   uint64_t preemptions = 0, preemptions_for_tenants = 0;
   int staged_chunks = 0;
   const bool all = for_each_seed(600, [&](uint32_t seed) {
@@ -414,7 +414,7 @@ TEST_CASE("the sums hold after every step, for whatever a seed decides") {
 }
 
 // Canaries: checks that never fail would prove nothing.
-TEST_CASE("the simulation finds every fault that is planted") {
+TEST_CASE("the simulation finds every fault that is planted", "[long]") {
   const auto [fault, name] = GENERATE(table<Fault, const char*>({
       {Fault::page_given_back, "a page is given back while it is held"},
       {Fault::page_dropped, "a page is dropped"},
