@@ -3,12 +3,13 @@
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
-#include <openssl/sha.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
+
+#include "server/auth.h"
 
 namespace kivi {
 
@@ -18,11 +19,7 @@ std::string tenant_of_key(std::string_view authorization) {
   std::string_view key =
       blank == std::string_view::npos ? std::string_view() : authorization.substr(blank);
   key.remove_prefix(std::min(key.find_first_not_of(' '), key.size()));
-  std::array<unsigned char, SHA256_DIGEST_LENGTH> digest;
-  SHA256(reinterpret_cast<const unsigned char*>(key.data()), key.size(), digest.data());
-  uint64_t id = 0;
-  std::memcpy(&id, digest.data(), sizeof id);
-  return fmt::format("key:{:016x}", id);
+  return fmt::format("key:{:016x}", key_id(key));
 }
 
 std::string tenant_of_address(std::string_view address) {
