@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reads the JSON files of a model folder. Size and depth are bounded. Every error names the file,
 // the key, its value and what it must be.
 #pragma once

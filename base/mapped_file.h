@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // MappedFile is a read-only mapping of a whole file.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The percentile of a sample. All reports use this definition.
 #pragma once
 

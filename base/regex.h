@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Regex is a PCRE2 pattern over UTF-8 with Unicode classes. Tokenizers split text with it.
 #pragma once
 

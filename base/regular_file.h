@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Opens a regular file for reading, and refuses everything else that a path may name.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Result<T> holds a value or an Error. It is for mistakes of users and files. Our own mistakes fail
 // a KIVI_VERIFY.
 #pragma once

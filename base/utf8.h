@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checks and counts UTF-8, and turns a stream of bytes into whole characters. UTF-8 is that of
 // RFC 3629: no surrogates, no overlong forms, at most U+10FFFF.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What ops are timed on: random numbers that rotate over more memory than a cache holds, and a
 // key-value store with the caches of equal sequences in it.
 #pragma once

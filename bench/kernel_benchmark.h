@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Times each op of a decoder step on a device, over the shapes of a model's config.json, beside the
 // device's copy rate and matrix rate measured in the same run. Written against the Backend contract
 // alone, so it says the same of every device. Public header: plain data.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What an op of one layer must move and multiply, exactly: the figures that measured times are
 // divided into. Bytes are those of the contract (kernels/backend.h), each read or written once;
 // whatever a kernel reads besides (padding, a page twice) is not credited to it. Pure arithmetic.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // KernelTimer: how long one call of an op takes on a device, by the device's own clock.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From a kernel benchmark to its table and JSON. Pure functions.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The options of `kivi bench throughput`. Plain data.
 #pragma once
 

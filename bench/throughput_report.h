@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From the records of a throughput run to figures, and their text and JSON. Pure functions.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One run of `kivi bench throughput`: a fixed set of requests through an engine on the caller's
 // thread, at a given number in flight, with a record of every request and every step.
 #pragma once

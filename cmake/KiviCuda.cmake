@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Decides whether kernels/cuda is built: sets KIVI_WITH_CUDA.
 set(KIVI_WITH_CUDA OFF)
 if(KIVI_CUDA STREQUAL "ON" OR KIVI_CUDA STREQUAL "AUTO")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # kivi::grpc: gRPC, Protobuf and Abseil, linked statically.
 #
 # Why static: Debian's libsentencepiece.so carries and exports its own, older protobuf-lite. Beside

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Flags that make a memory error in the program hard to use. They stand before the user's own flags
 # (CMAKE_CXX_FLAGS, CMAKE_EXE_LINKER_FLAGS), so that the user's win. tests/attack/binary_test.py reads
 # the result.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # What `cmake --install` and `cpack -G DEB` put where. Components:
 #   kivi          the program, ready-made settings, documents
 #   kivi_models   the demo model that needs no download

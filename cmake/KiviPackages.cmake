@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # All dependencies are Debian 12 packages (scripts/setup installs them by name).
 find_package(Threads REQUIRED)
 find_package(PkgConfig REQUIRED)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // BatchPlan says what the next step computes. The Scheduler makes it, a StepRunner computes it, and
 // the engine reads it again to commit and emit. It is valid for one step.
 #pragma once

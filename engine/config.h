@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The settings of an engine: plain data with defaults. tools/flags maps every field to a flag, a
 // variable KIVI_<FLAG> and a key of a --config file. `validate` is the only judge of combinations.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Engine takes token ids and returns token ids. Any thread may call `submit`. One engine thread
 // owns everything else. It runs steps while there is work and sleeps otherwise.
 #pragma once

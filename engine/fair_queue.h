@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // FairQueue: the sequences that wait, in one queue for each tenant, and how much each tenant has
 // been served. A tenant is whoever pays for a request: an API key, or a client's address. The
 // scheduler admits the oldest sequence of the tenant that has been served least.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "engine/id_pool.h"
 
 #include "base/verify.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // IdPool knows which of n equal things (pages, slots, staging pages) are free. It is last in, first
 // out, so that recently used memory is used again. Giving an id back twice fails a KIVI_VERIFY.
 // Engine thread only.

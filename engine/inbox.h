@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Inbox: where requests enter the engine, and the one door through which other threads reach those
 // that run. Many writers; the engine thread reads. One mutex.
 #pragma once

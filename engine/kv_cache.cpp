@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "engine/kv_cache.h"
 
 #include "base/verify.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // KvCache knows which pages, residual slot and staging pages each sequence holds. It keeps the
 // books; Backend::kv_append writes the bytes. The books are exact: what is held is the sum over
 // sequences of what the format says, in whole pages and slots. Engine thread only.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every fixed limit of the engine and the server, with its reason, and the defaults of some
 // configurable limits.
 #pragma once

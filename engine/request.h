@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // All that crosses between the front ends' threads and the engine's: Request in, TokenEvent out.
 // Plain data.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Scheduler: which tokens of which sequences the next step computes (continuous batching with
 // chunked prefill). Pure bookkeeping: no device, no clock, no text. Engine thread only.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Sequence is the engine's record of a request. Plain data. Engine thread only.
 #pragma once
 

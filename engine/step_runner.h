@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // StepRunner computes a BatchPlan. ModelRunner is the real one: step input, model and sampler on a
 // Backend. Tests and the front end's benchmark use runners that invent tokens, so that the
 // scheduler, the engine and the servers can run without a model.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // TokenStream carries a running request's tokens to its reader. The engine thread writes, and one
 // reader drains it on any thread. No thread waits: the writer calls `notify`, which must only post
 // to the reader's executor.

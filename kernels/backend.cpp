@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The public ops: what every device may rely on is checked here, once.
 #include "kernels/backend.h"
 

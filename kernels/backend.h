@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Backend: one device that computes. It offers memory, an order of work, and the ops of a decoder
 // step.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Buffer owns one device allocation of a Backend. It can be moved but not copied, and it frees its
 // memory on destruction. The Backend must outlive it.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // fp16 and bf16 as bit patterns, and their conversions to and from fp32 (round to nearest even).
 // These scalar functions define every 16-bit value in the program. The vector code of kernels/cpu
 // and the hardware conversions of kernels/cuda must produce the same bits.

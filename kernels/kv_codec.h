@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The executable definition of the cache formats: plain scalar functions that quantize, pack,
 // unpack and dequantize. Every backend must write the same bits and read the same numbers
 // (docs/design/kv-format.md, section 1).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The layout of the key-value store. This header computes where every byte is, for the host, the
 // CPU kernels and the CUDA kernels. docs/design/kv-format.md explains the format with drawings and
 // says which tokens are quantized (section 2).

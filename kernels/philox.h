@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Philox4x32-10, the counter-based random numbers of the sampler (Salmon et al., "Parallel random
 // numbers: as easy as 1, 2, 3", SC 2011). The noise of a token is a function of (seed, position,
 // token id) and is the same on every device. So a seed gives the same text, whatever runs beside

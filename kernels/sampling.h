@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the sampler needs for one row of logits, and what it returns. Plain data.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One step as the device sees it: which rows belong to which sequence, and what they attend to.
 // Plain data. The host arrays live until the step's ops are enqueued. engine/model/step_input makes
 // the device copies (tensors) in one packed transfer.

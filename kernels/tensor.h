@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tensor is a view of memory that a Buffer, a file mapping or a vector owns. It owns nothing.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What gRPC's status codes are called, for logs, metrics and reports: its own library does not say.
 #pragma once
 

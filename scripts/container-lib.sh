@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Shared by container-test, cuda-image-test and engine-test, after lib.sh: sourced, not run. Needs root.
 #
 #   APT_MIRROR   another mirror than http://deb.debian.org/debian

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """scripts/golden.py MODEL prompt           prints the golden prompt's ids, comma separated
 scripts/golden.py MODEL compare < ids   compares greedy ids; a first difference is allowed only where
                                         the two best logits are within 0.05 (greedy_gaps)"""

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "server/api_error.h"
 
 #include "server/json_writer.h"

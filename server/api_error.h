@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The error replies of the HTTP API (docs/api.md, section "Errors"): one place that knows which
 // failure has which status, type and code.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // API keys: reading them, judging them, replacing them while the server runs. HTTP and gRPC send
 // them alike, as `authorization: Bearer KEY`.
 #pragma once

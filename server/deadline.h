@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Deadline: a time limit that is moved far more often than it is reached. Moving it later only
 // stores a number; the timer behind it looks again when it fires.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The file descriptors that the process may open, and the limits of connections that follow.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // JSON text by hand, appended to a buffer that is used again: for replies on the hot path.
 #pragma once
 

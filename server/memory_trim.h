@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // MemoryTrim: gives memory that the process has freed back to the system. The C library keeps it
 // otherwise: after a burst of calls, hundreds of megabytes would stay resident.
 #pragma once

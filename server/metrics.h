@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Metrics: every number that /metrics shows (docs/api.md, section "Metrics"), kept for both front
 // ends. RequestMetrics: the part of it that follows one API request, so that HTTP and gRPC count
 // alike.

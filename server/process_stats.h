@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the kernel says about this process, for the process_* metrics.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // RateLimiter: limits per tenant (tenant.h) of requests a minute, tokens a minute and requests at
 // once. Both front ends share one, so that a key cannot have twice its share by speaking both.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Request ids, for both front ends: they stand in log lines, headers, metadata and replies.
 #pragma once
 

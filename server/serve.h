@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `kivi serve`: both front ends over one model, from the first socket to the last reply.
 #pragma once
 

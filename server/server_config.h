@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the front ends are started with. Plain data with the defaults; tools/flags maps every field.
 #pragma once
 

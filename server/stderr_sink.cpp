@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "server/stderr_sink.h"
 
 #include <fmt/format.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // StderrSink: spdlog's sink for standard error that a stalled reader cannot hold for ever.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tenants: whom the tokens of a request are counted for, by the scheduler and by the rate limits.
 // A tenant is an API key. Without keys it is the client's address.
 #pragma once

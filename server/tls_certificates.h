@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // TlsCertificates: the server's certificate and key, and the authorities of its clients, as OpenSSL
 // wants them. They may be read again while the server runs.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "server/tls_relay.h"
 
 #include <openssl/ssl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // TlsRelay: speaks TLS with clients and plain bytes with a front end. Each connection becomes a
 // pair of sockets inside the process, whose far end the front end takes for its client.
 //

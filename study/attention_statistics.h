@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Attention probabilities of one layer and sequence on the host: how sparse they are, and how far
 // simulated keys move them. A plain loop: every kRowStride-th query is enough for means.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Multiple-choice tasks by log likelihood: which of several continuations of a context does the
 // model find likeliest? Read from JSON lines.
 #pragma once

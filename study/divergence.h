@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How far a cache format's next-token distributions are from those of the fp16 cache, over the
 // whole vocabulary: Kullback-Leibler divergence and agreement of the most likely token.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What `kivi eval` prints of its figures.
 #pragma once
 

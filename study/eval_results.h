@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The results file of `kivi eval`: a JSON line a measured cell, keyed by all settings that its
 // figures depend on, so that an interrupted grid goes on where it was.
 #pragma once

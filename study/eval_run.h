@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Measures a model's quality over a grid of formats of the key-value store: `kivi eval` without its
 // command line and its table.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // PNG as its specification (RFC 2083) has it: 8-bit palette, and a zlib stream (RFC 1950) of stored
 // blocks, since maps are a few kilobytes.
 #include "study/heat_map.h"

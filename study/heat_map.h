@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Heat maps as PNG images inside a page: no library, no other file.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // KvLayerStudy: gathers one layer's statistics, window after window.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Quantizes and dequantizes keys or values of one sequence along either axis: the simulation of
 // stores that are not built, beside those that are.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which format of the key-value store suits a model, from what a study measured. Pure functions.
 #pragma once
 

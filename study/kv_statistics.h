@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a study of a model's keys, values and attention finds (study/kv_study.h). Public header:
 // plain data. After Liu et al., KIVI (ICML 2024), section 3.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The page of `kivi kv-stats --html`: one self-contained file, readable in light and in dark.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What `kivi kv-stats` prints, and its JSON. Pure functions.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `kivi kv-stats` without its command line and its reports: studies a model's keys, values and
 // attention on a text.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // KvStudy: a loaded model whose keys and values can be looked at, or replaced by what a format of
 // the store would give back, while the engine scores windows of a text. Public header.
 //

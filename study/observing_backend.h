@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ObservingBackend: another backend, and somebody who sees each layer's queries, keys and values
 // before attention and before the store do, and may change the keys and values. For studies
 // (study/kv_study.h); what serves is never wrapped. Same thread rule as the backend inside.

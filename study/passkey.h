@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Pass key retrieval (Mohtashami and Jaggi 2023): a number stands at some depth of a long text, and
 // the model is asked for it at the end. Does it find what lies far back, in the quantized pages?
 #pragma once

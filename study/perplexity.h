@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Perplexity of a model on a text, through the engine: what `kivi eval` prints. Two protocols:
 // windowed, the usual Transformers evaluation loop (and that of models/train.py), and strided, that
 // of Transformers' page "Perplexity of fixed-length models".

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Log probabilities of given tokens, through the engine: what perplexity, choices and pass keys are
 // made of.
 #pragma once

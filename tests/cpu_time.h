@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CPU time: what a bound on time is held against, so that a busy machine breaks no test.
 #pragma once
 

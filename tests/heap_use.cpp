@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "tests/heap_use.h"
 
 #include <malloc.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Bytes of the heap in use, for tests of what something allocates. A program that links
 // heap_use.cpp has its operator new and delete count.
 #pragma once

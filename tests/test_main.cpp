@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The main function of every test program.
 #include <filesystem>
 #include <system_error>

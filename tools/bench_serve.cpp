@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kivi bench serve: loads a running server, over HTTP or gRPC, and reports what clients see.
 #include <fmt/format.h>
 #include <sys/resource.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Code that all commands share: reading settings, printing errors, loading a model.
 #include "tools/commands.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `kivi eval` measures what each format of the KV cache costs a model in quality. It prints a table
 // and writes JSON. docs/benchmarks/perplexity.md describes the measurements.
 #include <fmt/format.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reads flags, variables and files into Settings, by the table.
 #include "tools/flags.h"
 

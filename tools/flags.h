@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Flags: one table lists what a user can set. Everything else about a setting is made from the
 // table: the command line, KIVI_<FLAG> variables, the keys of --config files, --help,
 // docs/configuration.md and configs/default.json. A flag wins over a variable, a variable over the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The table of flags: names, defaults (those of the structs), ranges, help texts. To add a setting,
 // add its field to a struct and its row here.
 #include <fmt/format.h>

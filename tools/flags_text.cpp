@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Prints --help and docs/configuration.md from the table of flags.
 #include <fmt/format.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kivi generate MODEL -p TEXT: one completion on the terminal, without a server. The engine runs on
 // this thread, a step at a time, and the text is printed as it comes.
 #include <fmt/format.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kivi health: asks the server on this machine whether it can serve (GET /health/ready). For a
 // container's health check: the image has no other HTTP client.
 #include <fmt/format.h>

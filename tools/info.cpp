@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kivi info MODEL: what a model folder or GGUF file holds, and what its cache costs in each format.
 #include <fmt/format.h>
 

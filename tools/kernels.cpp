@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kivi bench kernels MODEL: how fast each op of a step is, beside the device's own rates.
 #include <fmt/format.h>
 

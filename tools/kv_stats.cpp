@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `kivi kv-stats` repeats the KIVI paper's study on any model and text: how keys and values are
 // distributed, and what quantizing them along either axis costs. docs/kv-stats.md describes the
 // measurements.

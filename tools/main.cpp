@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The program `kivi`: its first words name a command, and this file finds that command.
 #include <fmt/format.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kivi serve MODEL: both front ends over one model. What happens is in server/serve.h.
 #include "server/serve.h"
 

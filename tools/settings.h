@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Settings: all that a command of `kivi` can be told, with the defaults. Plain data; tools/flags
 // fills it from flags, KIVI_* variables and a --config file.
 #pragma once

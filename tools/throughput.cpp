@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kivi bench throughput MODEL: how fast the engine is, without a server.
 #include <fmt/format.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Text in an HTML or SVG page.
 #pragma once
 

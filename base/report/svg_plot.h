@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A plot as inline SVG: lines or dots over two axes, for the pages of `kivi bench serve` and `kivi
 // kv-stats`. Colours come from a style sheet, so that they follow the page's light or dark scheme.
 #pragma once

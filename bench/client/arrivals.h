@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // When requests are due: a schedule that is known before the first of them is sent.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // LoadClient: sends one request and records what comes back. One a thread of the generator; all
 // calls come on that thread.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "bench/client/figures.h"
 
 #include <fmt/format.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From the records of a run to figures. Pure functions.
 #pragma once
 

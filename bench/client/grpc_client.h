@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // GrpcClient: kivi.v1's Generate stream. Messages are taken on gRPC's own threads.
 #pragma once
 

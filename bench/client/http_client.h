@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // HttpClient: OpenAI-compatible servers over HTTP/1.1, streamed, on connections that are kept
 // alive.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How long prompts and outputs are: fixed, uniform, or log-normal. Tokens.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "bench/client/load_run.h"
 
 #include <sys/resource.h>

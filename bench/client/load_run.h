@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One run: requests sent when they are due, or as places come free; what became of each.
 #pragma once
 

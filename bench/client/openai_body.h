@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Requests of OpenAI's protocol, and where they go.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The flags of `kivi bench serve`. A flag that `vllm bench serve` has too bears the same name.
 #include "bench/client/options.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What `kivi bench serve` can be told.
 #pragma once
 

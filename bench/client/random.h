@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Random numbers of a workload: the same on every machine and library (std's distributions are
 // not).
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What is kept of one request: times, counts, how it ended.
 #pragma once
 

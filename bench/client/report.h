@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The figures of runs as text and as JSON.
 #pragma once
 

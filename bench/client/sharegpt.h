@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Prompts and lengths from a JSON file in ShareGPT's format: a list of conversations, each with
 // "conversations": [{"from": "human"|..., "value": TEXT}, ...].
 #pragma once

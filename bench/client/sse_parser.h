@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // SseParser: server-sent events from bytes that come in any pieces. Of the fields only `data` is
 // kept, which is all that OpenAI's protocol uses.
 #pragma once

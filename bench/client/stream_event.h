@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What one event of an OpenAI stream says to a load generator. Events are scanned for a few keys;
 // only those with usage or an error, one a stream, are parsed as JSON.
 #pragma once

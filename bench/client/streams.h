@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Streams of Random (random.h): one a purpose. Bits 40 and up are for a run of a sweep.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Small things about text that the load generator's files share.
 #pragma once
 

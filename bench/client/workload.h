@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The work of a run: what is asked, how long, what is cut short. A pure function of its options, so
 // that the same seed asks the same of every server, at every rate and concurrency.
 #pragma once

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Asks a Prometheus every query of the Grafana dashboard and of the alert rules, and fails where one
 returns no data, or only NaN. A rule is asked without its threshold: each side of `and`, up to the
 comparison with a number.

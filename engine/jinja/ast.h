@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The tree of a template. Names of variables are numbers (`Template::names`), so that scopes are
 // short lists of numbers and values.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Arguments, attributes, items, loops over values, functions and JSON.
 #include "engine/jinja/builtins.h"
 

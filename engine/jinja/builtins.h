@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Filters, tests, methods and functions: what Jinja and Python give to templates.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Statements, scopes, loops and macros. Expressions: evaluate.cpp.
 #include "engine/jinja/evaluator.h"
 

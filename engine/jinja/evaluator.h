@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The evaluator: runs a template's tree over variables. What it costs is bounded, whatever the
 // template: steps, bytes of values, bytes of output, depth of recursion.
 #pragma once

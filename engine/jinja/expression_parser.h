@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The grammar of expressions, and the stream of tokens that both parsers read.
 #pragma once
 

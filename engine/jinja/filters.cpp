@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The filters of `x | ...`.
 #include <fmt/format.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The lexer of templates: text and tags, white space control as Transformers sets it up
 // (trim_blocks, lstrip_blocks), one trailing line break of the template dropped.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The methods of strings, lists and dicts.
 #include <fmt/format.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From a template's text to its tree.
 #pragma once
 

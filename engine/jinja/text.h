@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Python's strings, as far as templates use them: UTF-8 whose characters are code points.
 #pragma once
 

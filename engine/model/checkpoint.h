@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checkpoint: a model's tensors by name, as they lie in its files. `weights` reads them from here,
 // whatever kind of file they come from.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // DecoderModel: one forward pass of a decoder-only transformer, for every family, by the switches
 // of its DecoderSpec. All buffers are taken once, here; the structs show every shape. Engine thread
 // only.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // DecoderSpec: everything that tells one decoder-only transformer from another, as sizes and
 // switches. One DecoderModel computes them all; engine/model/families/<family>.cpp fills a spec
 // from a config.json.

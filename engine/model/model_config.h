@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ModelConfig: what config.json and generation_config.json of a Hugging Face folder say, checked.
 // Reads the files of Transformers 5 (rope_parameters, dtype) and older ones (rope_theta,
 // rope_scaling, torch_dtype).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ModelRunner: the StepRunner of the product. A step is: fill the input, run the layers, then,
 // block by block of gathered rows, logits and sampler. Owns the model and the store's memory.
 // Engine thread only.

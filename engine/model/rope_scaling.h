@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rotary embeddings: what config.json says about them, and the frequencies that follow. The rules
 // of scaling are those of Transformers' modeling_rope_utils.
 #pragma once

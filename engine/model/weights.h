@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // DecoderWeights: a decoder's matrices on the device, in one allocation, with q|k|v and gate|up
 // fused. They come from a checkpoint (checked and converted on the way) or from a random generator
 // of the real shapes (load_format dummy).

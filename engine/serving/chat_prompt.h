@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ChatPrompt turns a chat into the token ids of its prompt. The model's template writes the text.
 // Special tokens that the template spells become their ids. Those that a message spells stay text,
 // so that a message cannot forge a turn.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ChatTemplate is a model's Jinja template, which turns a chat into the text that the model was
 // trained on. Its language is that of Transformers: an ImmutableSandboxedEnvironment with
 // trim_blocks, lstrip_blocks and loop controls, a `tojson` that keeps every character,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Finds a model's chat template: the text of its Jinja template and the file that holds it.
 #pragma once
 

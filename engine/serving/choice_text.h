@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ChoiceText makes the text of one choice of a completion. It takes token events and yields text,
 // the tokens of that text, and the end. It knows nothing of engines and threads.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Completion is one API request, from text to chunks of text. It tokenizes, submits one engine
 // request for each (prompt, choice), detokenizes, finds stop strings, and counts tokens. HTTP and
 // gRPC are thin layers over it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checks the parameters of a completion and turns its prompts into ids.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Chooses the device that computes and the type of its weights.
 #pragma once
 

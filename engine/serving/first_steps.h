@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The first steps on a device load its code, choose its matrix products and record its graphs. We
 // run them before the first request arrives.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Turns an EngineConfig into everything that serves: device, weights, store, runner, engine,
 // tokenizer.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // MemoryPlan says how the device's memory is divided. It is made once at start-up. This is
 // arithmetic only, exact to the byte.
 #pragma once

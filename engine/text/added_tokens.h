@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // AddedTokens: finds the tokens that a tokenizer.json adds to its model (special or not) in a text,
 // before the model sees what lies between them. The rules are those of tokenizers' AddedVocabulary:
 // the leftmost, then the longest; a token that is not `normalized` is looked for in the text as it

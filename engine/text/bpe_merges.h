@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // BpeMerges: byte-pair encoding of one piece of a text. The pair of neighbours that was learnt
 // first is merged first (at equal rank the leftmost), until no pair is known.
 #pragma once

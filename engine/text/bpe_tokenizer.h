@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tokenizers of BPE (tokenizer.json of Hugging Face's tokenizers): byte-level (Falcon, GPT-2,
 // Llama 3, Qwen2) and with byte fallback (Llama 2, Mistral).
 #pragma once

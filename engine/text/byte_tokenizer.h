@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ByteTokenizer: a tokenizer for dummy models (--load-format dummy) that come without one, so that
 // servers and load tests have text to carry. A byte of text is the token of its value; tokens above
 // are spelled " #<id>".

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Detokenizer: ids in, whole UTF-8 out, a token at a time. For every split of the ids the pieces
 // join to the same text, and that text is Tokenizer::decode of all of them.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // PreTokenizer: the part of a tokenizer.json that cuts a text into the pieces inside which BPE
 // merges, and writes spaces as visible characters: for byte-level BPE all bytes (GPT-2's alphabet,
 // where "Ġ" is the space), for SentencePiece's kind the spaces alone ("▁", Metaspace).

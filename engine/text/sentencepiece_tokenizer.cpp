@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "engine/text/sentencepiece_tokenizer.h"
 
 // Defines absl::string_view itself: this must stay the only source that includes it.

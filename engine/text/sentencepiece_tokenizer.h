@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tokenizers of the SentencePiece library (tokenizer.model): Llama 1 and 2, Mistral, and others.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "engine/text/stop_matcher.h"
 
 #include "base/verify.h"

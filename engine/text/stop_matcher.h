@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Stop strings: text is let through until one of them is complete; what could be the beginning of
 // one is held back. The outcome depends on the text alone, not on how it is split.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // TextNormalizer: the part of a tokenizer.json that rewrites a text before it is cut
 // ("normalizer"): Prepend, Replace of a string, NFC, and Sequences of them.
 #pragma once

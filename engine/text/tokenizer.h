@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tokenizer: text <-> token ids. Implementations are immutable after load and may be used from any
 // thread at once.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // TokenizerConfig: what the JSON files beside a tokenizer's model say about it
 // (tokenizer_config.json, special_tokens_map.json, added_tokens.json of Hugging Face). What a file
 // does not say is absent here; the tokenizer knows its own defaults.

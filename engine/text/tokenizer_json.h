@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // TokenizerPart: one object of a tokenizer.json (a normalizer, a pre-tokenizer, ...), read
 // strictly: a key that is not known is an error, since whatever it means would be skipped.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Vocabulary: what each token id is called and which bytes it stands for. Filled at load, then
 // immutable; shared by all kinds of tokenizers.
 #pragma once

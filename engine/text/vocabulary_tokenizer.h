@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // VocabularyTokenizer: what tokenizers over a Vocabulary and AddedTokens have in common. They
 // differ in how a text becomes ids, which is `ids_of`.
 #pragma once

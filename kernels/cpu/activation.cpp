@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // gated_activation, activate: out = act(gate) * up, x = act(x).
 //   silu(x) = x / (1 + exp(-x));  gelu(x) = x (1 + erf(x / sqrt 2)) / 2;
 //   gelu_tanh(x) = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2  (Hendrycks and Gimpel 2016)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CpuBackend: the meaning of every op, on the host's memory and threads. One source file for each
 // group of ops; the vector code in them is compiled for AVX2, AVX-512 and the baseline, and chosen
 // at run time (kernels/cpu/simd-inl.h).

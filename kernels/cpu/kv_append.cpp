@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kv_append: stores a step's keys and values.
 //
 // The tokens of a sequence are appended one after the other. So the store after T tokens is a

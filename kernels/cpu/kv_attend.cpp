@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kv_attend: out = softmax(q K^T * scale) V, causal, over a sequence's history and its own tokens.
 //
 // q [t, hq d] f32, kv [t, 2 hk d] f16, out [t, hq d] f32. Cost: 4 d operations for each pair of a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where the bytes of one (sequence, KV head) of a step lie: pages, residual, staging, or the step's
 // own rows. Shared by kv_attend and kv_append.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tiles: 64 consecutive tokens of one KV head in f32, from wherever they lie.
 //
 //   keys   [d][64]: a channel's 64 tokens side by side (scores then need no sums over lanes)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // matmul: out = x W^T (+ bias).
 //
 // x [t, k] f32, W [n, k] f32, f16 or bf16, out [t, n] f32; sums in f32. Cost: 2 t k n operations;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // add_norm: x += delta; out = norm(x) * weight (+ bias), norm being
 //   rms:   x / sqrt(mean(x^2) + eps)                  (Zhang and Sennrich 2019)
 //   layer: (x - mean(x)) / sqrt(var(x) + eps)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // rope: splits q|k|v, turns q and k, narrows k and v to f16.
 //   x'[i] = x[i] cos a - x[i + h] sin a;  x'[i + h] = x[i + h] cos a + x[i] sin a;
 //   a = position * inverse_frequency[i], h = rotary_dim / 2  (Su et al. 2021; the angle in f32, as

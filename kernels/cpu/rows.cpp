@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // embed, gather_rows, add: ops that move rows. Cost: the bytes of the rows, read and written.
 // Reference: the formulas in kernels/backend.h. Test: tests/kernels/rows_test.cpp.
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // sample: one token a row, in the order of operations of kernels/sampling.h.
 //
 // Cost of a row without top-k, top-p or min-p: two passes over the vocabulary, one of them with a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which instruction sets the vector code is compiled for: AVX2 (the build's baseline on x86-64, see
 // kernels/CMakeLists.txt) and AVX-512 (Highway's AVX3). Include before hwy/foreach_target.h.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // SoftmaxState: attention so far. Over any set of tokens with scores s and values v, a state is
 //   max = max s, sum = sum exp(s - max), out = sum exp(s - max) v;
 // `update` adds tokens, `merge` joins two states over disjoint sets; out / sum is the attention

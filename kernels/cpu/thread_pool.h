@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ThreadPool: the threads of the CPU backend. One caller at a time hands it a job of equal tasks;
 // the caller works too and returns when all tasks are done. Idle workers sleep.
 #pragma once

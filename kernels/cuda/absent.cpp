@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Stands in for the CUDA backend where CMake found no CUDA toolkit.
 #include "kernels/backend.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CudaBackend: the Backend on one NVIDIA GPU (sm_80 and newer; Hopper's paths where it has them).
 //
 // All work goes to one stream, in the order of the calls. Nothing but `download`, `synchronize`,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // KIVI_CUDA_VERIFY and KIVI_CUBLAS_VERIFY: a call that must succeed. After a failed call the
 // context is lost, so the process stops with file, line, the call and CUDA's words; a supervisor
 // starts it again.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Owners of CUDA's handles: each is made in its constructor and released in its destructor.
 // Move only. The device that was current at construction must be current at destruction.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How decode attention is cut into work: units, segments, and each warp's share of the line.
 //
 // A *segment* is the attention of one sequence, one KV head and one block of query heads. It is a

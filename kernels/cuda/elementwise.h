@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Launchers of the ops that move one row at a time: embedding, residual add, norms, activations,
 // rope, gather. All check nothing: Backend has. Errors are the launch's.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kv_append writes a step's keys and values into the store (docs/design/kv-format.md, sections 2
 // and 7). Every code, scale and minimum has the bits that kernels/kv_codec and
 // CpuBackend::do_kv_append write.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Launchers of kv_append: a step's keys and values into pages, residual and staging.
 #pragma once
 

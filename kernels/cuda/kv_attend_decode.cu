@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Host side of decode attention, and the kernel that cuts a step into pieces.
 #include <algorithm>
 #include <bit>

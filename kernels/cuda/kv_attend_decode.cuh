@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Decode attention over the paged KIVI store, on tensor cores
 // (docs/design/decode-attention.md).
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Launcher of decode attention: one new token a sequence, over the paged store
 // (docs/design/decode-attention.md).
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The definition of launch_decode, for the files that instantiate it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One launcher for each format and head_dim of decode attention, so that they compile side by side.
 #pragma once
 

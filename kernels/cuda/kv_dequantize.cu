@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kv_dequantize: the history of prompt chunks, one layer of it, from pages and residual into
 // scratch memory in 16 bits, so that prefill attention reads it like f16 pages.
 //

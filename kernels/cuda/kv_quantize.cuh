@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The quantizer on the device, and the words of codes that it fills: values and keys of one page
 // and head. Every code, scale and minimum has the bits that kernels/kv_codec writes. What takes
 // `rows` or `codes` works on [tokens][d] halves in shared memory, by all threads of a block of 256.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Matrix products through cuBLASLt, with algorithms chosen once a shape and a planned workspace.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // out = x W^T (+ bias) for 1 to 8 rows of x.
 //
 // Bytes: W once, 2 n k; everything else is small. So all that matters is that memory is never idle:

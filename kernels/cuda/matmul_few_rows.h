@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // out = x W^T (+ bias) for up to 8 rows of x: bound by reading W once.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CudaBackend's ops around attention: each is one launcher.
 #include <algorithm>
 #include <numbers>

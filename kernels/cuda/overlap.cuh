@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Kernels that start while the one before them in the stream still runs (programmatic dependent
 // launch, Hopper and newer; elsewhere all of this is an ordinary launch).
 //

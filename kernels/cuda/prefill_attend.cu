@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Flash attention over ragged prompt chunks (and any step with several rows a sequence).
 //
 //   out[r, h] = softmax(scale * q[r, h] K^T) V   causal, sliding window, GQA

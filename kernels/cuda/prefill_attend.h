@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Launchers of the ragged flash attention of prompt chunks: prefill_attend.cu (any GPU),
 // prefill_attend_hopper.cu (wgmma), and the pass before them that puts a quantized history into
 // scratch memory in 16 bits (kv_dequantize.cu).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Flash attention over ragged prompt chunks on Hopper's warpgroup products (wgmma). The same result
 // as prefill_attend.cu, whose header says what is computed; head sizes 64 and 128.
 //

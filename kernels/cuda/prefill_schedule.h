@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How the attention of a step's prompt chunks is cut into launches: what of each history is put
 // into scratch memory when. Arithmetic on the host; the sequences' lengths decide.
 #pragma once

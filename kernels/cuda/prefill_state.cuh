@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Softmax states that prefill attention hands on from launch to launch (PrefillArguments::states),
 // and how results are written.
 #pragma once

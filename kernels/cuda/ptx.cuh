@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The PTX instructions that CUDA C++ has no name for: matrix products of a warp, the loads that
 // feed them, barriers in shared memory and asynchronous copies.
 #pragma once

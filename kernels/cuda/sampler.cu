@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Sampling on the device. A row's logits (4 vocab bytes) are read once for the largest and once
 // more (from L2) for the choice.
 //

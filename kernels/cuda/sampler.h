@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The device sampler: penalties, bias, temperature, top-k, top-p, min-p, Gumbel-max choice, log
 // probabilities. Results come back in one copy.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rows with top-k, top-p, min-p or log probabilities: one block a row, since each step needs the
 // whole row's answer of the step before.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the sampler's kernels share: rows, results, and the order of tokens.
 #pragma once
 

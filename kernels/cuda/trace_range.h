@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A named range of host time in a trace of Nsight Systems; costs nothing where none is taken.
 #pragma once
 

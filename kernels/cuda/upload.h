@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Uploader: host to device copies through pinned memory. Small ones cost one memcpy on the caller's
 // thread; large ones (weights) are read by several threads at once, each with two staging buffers,
 // so that reading a mapped file, copying into pinned memory and the transfer overlap.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Eight 16-bit elements as one 16-byte access, seen as floats; and the dispatch over f16 and bf16.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Hopper's matrix products of a warpgroup (wgmma, sm_90a): four warps multiply a tile of 64 rows.
 //
 // Operands in shared memory are described by 64 bits. Ours are swizzled in 128 bytes: rows of 64

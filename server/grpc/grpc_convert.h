@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The messages of kivi.v1 <-> the engine's types. Pure functions: no calls, no clocks.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // GrpcCore: what all calls of a GrpcServer share: the model (once it is loaded), the limits, the
 // metrics, the executor, and which calls are running.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // GrpcExecutor: the few threads on which gRPC calls do their own work (tokenizing, detokenizing,
 // building messages), so that gRPC's threads and the engine's thread only ever post to it.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Generation: one Generate or Complete call, between gRPC's reactions, the executor and a
 // Completion.
 //

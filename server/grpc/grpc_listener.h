@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // GrpcListener: the listening socket of the gRPC front end. It accepts connections itself and hands
 // their descriptors to the gRPC library, so that limits hold before the library sees a byte.
 //

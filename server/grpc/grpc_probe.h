@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // GrpcProbe: asks the server's own gRPC port every few seconds whether it still answers, so that
 // readiness says so when it does not.
 #pragma once

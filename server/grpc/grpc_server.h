@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // GrpcServer: the gRPC front end (proto/kivi/v1/kivi.proto), with health checking and reflection.
 // It may start before the model is loaded: calls then end with UNAVAILABLE.
 #pragma once

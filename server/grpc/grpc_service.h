@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The methods of kivi.v1.Kivi over a GrpcCore: callback API, no thread per call.
 #pragma once
 

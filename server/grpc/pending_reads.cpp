@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "server/grpc/pending_reads.h"
 
 #include <algorithm>

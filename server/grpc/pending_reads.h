@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // PendingReads: the calls whose request message has not arrived yet. Each has the same time for it.
 // One timer serves all of them, because most messages arrive at once.
 #pragma once

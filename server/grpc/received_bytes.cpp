@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "server/grpc/received_bytes.h"
 
 // The kernel's header, because the C library's tcp_info lacks the count. The two cannot be in one

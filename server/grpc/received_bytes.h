@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How many bytes a TCP connection has received, as the kernel counts them.
 #pragma once
 

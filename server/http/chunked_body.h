@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ChunkedBody: decodes the chunked transfer coding (RFC 9112, 7.1), piece by piece.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // GET /health, /health/ready, /ping (can it serve?), /health/live (does it run?), /version,
 // /metrics.
 #include "base/version.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // HttpConnection: one client's socket. Reads requests one after the other, hands each to its
 // route's handler, and gives handlers the means to reply, to stream and to wait.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // HttpContext: what all HTTP connections and handlers share.
 #pragma once
 

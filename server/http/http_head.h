@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What of a request's head is judged by us and not by the parser: where it ends, and the demands of
 // RFC 9110 and RFC 9112 whose neglect would let two readers of the same bytes disagree.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // An HTTP request as handlers see it, and a whole reply. Plain data; no sockets.
 #pragma once
 

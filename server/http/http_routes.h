@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The route table: every path the server answers, who may call it, and what handles it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // HttpServer: the listening socket, the io threads, and the life of the HTTP front end: loading,
 // ready, draining, stopped.
 #pragma once

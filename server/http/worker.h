@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // run_by_size: keeps long work away from the io threads.
 #pragma once
 

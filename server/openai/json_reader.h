@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reads a request's JSON strictly: syntax with limits first, then field by field with types and
 // ranges. Every error names the field at fault. Included by .cpp files only (nlohmann/json is slow
 // to compile).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The engine's types -> the JSON of /v1/chat/completions (openai_api.h).
 #include <algorithm>
 

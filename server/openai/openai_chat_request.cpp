@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The JSON of chats -> the engine's types (openai_api.h).
 #include <fmt/format.h>
 

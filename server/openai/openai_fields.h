@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Readers of the fields that completions and chats have in common (openai_request.cpp). Included by
 // openai_*.cpp alone.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The engine's types -> reply JSON (openai_api.h).
 #include <algorithm>
 #include <map>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Request JSON -> the engine's types (openai_api.h).
 #include <fmt/format.h>
 

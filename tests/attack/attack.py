@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the attack tests share: raw sockets, and the server's memory and CPU time from /proc."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the attacks share beside the harness of the end-to-end tests: a server under a limit of file
 descriptors, its memory, and whether it still serves both of its ports."""
 

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """The program as it was built: what makes a memory error hard to use, and what it is made of.
 
     BINARY_UNDER_TEST=build/kivi tests/attack/binary_test.py [-k NAME]

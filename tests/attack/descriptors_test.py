@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The limit of file descriptors: the server starts within it, survives its end, and tells when its
 gRPC port no longer answers."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a stranger may send to the gRPC port: none of it may cost memory, or other clients."""
 
 import socket

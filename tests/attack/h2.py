@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTTP/2 by hand, for attacks that no client library sends. Frames go out as they are asked for,
 whatever flow control or the protocol says. Header names and values are not compressed."""
 

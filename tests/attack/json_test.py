@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Bodies that are made to be slow to parse.
 
     BINARY_UNDER_TEST=build/kivi tests/attack/json_test.py [-k NAME]

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """API keys: a source of keys that has none, odd key files, an open server, and a reload.
 
     BINARY_UNDER_TEST=build/kivi tests/attack/keys_test.py [-k NAME]

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """The log: a reader that goes away or stalls, and peers that would write lines of their own.
 
     BINARY_UNDER_TEST=build/kivi tests/attack/logs_test.py [-k NAME]

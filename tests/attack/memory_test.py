@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Requests that are made to take memory.
 
     BINARY_UNDER_TEST=build/kivi tests/attack/memory_test.py [-k NAME]

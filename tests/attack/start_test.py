@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """What a start refuses: files that are no files, and more memory than there is.
 
     BINARY_UNDER_TEST=build/kivi tests/attack/start_test.py [-k NAME]

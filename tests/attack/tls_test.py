@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS on both ports: what is taken and what is not, and certificates that change while it serves."""
 
 import concurrent.futures

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Percentiles against numpy's definition.
 #include "base/percentile.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // UTF-8: whole characters out of bytes, for every split, against an independent reading of the
 // rules that knows well-formed characters only as a list.
 #include "base/utf8.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The benchmark's bytes and operations against values worked out by hand.
 #include "bench/kernel_costs.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `kivi bench kernels`: the figures follow from time, bytes and operations, and every op of every
 // format that was asked for is measured.
 #include <catch2/catch.hpp>

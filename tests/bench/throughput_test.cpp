@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The offline benchmark over an engine that invents tokens: the figures' sums hold.
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kernels_bench: decode attention over what `kivi bench kernels` cannot reach: its warps, stages
 // and blocks (DecodeTuning).
 //

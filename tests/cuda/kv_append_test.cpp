@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kv_append: the GPU's store equals the CPU's byte for byte, whatever the steps are.
 #include "tests/cuda/store.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Decode attention against fp64 over the numbers that the store holds.
 #include "kernels/kv_codec.h"
 #include "tests/cuda/store.h"

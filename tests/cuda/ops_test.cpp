@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Ops of a decoder step around attention: CUDA against the CPU.
 #include "tests/cuda/pair.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The two backends side by side: the same values as f32 on the CPU and as 16 bits on the GPU, with
 // guard bytes round what the GPU writes.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Flash prefill against the CPU: own rows, staging, f16 pages, quantized pages and residual as
 // history; ragged sequences, GQA, sliding windows. The store's bytes come from the CPU's append.
 #include <cstring>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One KV store in two places: in host memory for the CPU backend and on the GPU, with the same
 // bytes to begin with: every byte 0xFF, so that whatever is read before it is written is NaN.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The one table of tolerances of the GPU tests, and the judgment of a result by it.
 //
 // Every element is judged by itself: it passes where

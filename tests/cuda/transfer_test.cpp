@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Uploads of every size arrive, in order with what follows; copies and marks tell the truth.
 #include <chrono>
 #include <cstring>

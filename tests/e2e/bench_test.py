@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """`kivi bench serve` against the real server: what it counts is what the server's ledger says.
 
     BINARY_UNDER_TEST=build/kivi tests/e2e/bench_test.py [-k NAME]

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Chats end to end: the real program with a template of --chat-template, curl as the client.
 
     BINARY_UNDER_TEST=build/kivi tests/e2e/chat_test.py [-k NAME]

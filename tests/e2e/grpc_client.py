@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """A gRPC client of kivi.v1.Kivi: python3-grpcio, with stubs made from proto/ by protoc when it runs.
 Debian packages: python3-grpcio python3-protobuf protobuf-compiler protobuf-compiler-grpc.
 

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """gRPC end to end, through a client that is not ours: grpc_client.py (python3-grpcio).
 
     BINARY_UNDER_TEST=build/kivi tests/e2e/grpc_test.py [-k NAME]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starts the real `kivi` on loopback and talks to it with curl and plain sockets (standard library
 only). A server's log is printed when a test with it fails."""
 

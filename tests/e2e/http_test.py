@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """HTTP end to end: the real program on loopback, with curl and plain sockets as clients.
 
     BINARY_UNDER_TEST=build/kivi tests/e2e/http_test.py [-k NAME]

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """GET /metrics against the contract: every family with its type, labels and buckets, and nothing
 else; and what a client counts equals what the server counted.
 

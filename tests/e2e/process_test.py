@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """The program as a process: shutdown by signals, and the commands that are no server.
 
     BINARY_UNDER_TEST=build/kivi tests/e2e/process_test.py [-k NAME]

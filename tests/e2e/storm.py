@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """2,000 streamed completions against a running server, with random lengths, a third of them cut by the
 client; then the server must be empty and its counters equal to what the clients saw.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // EngineConfig and SamplingParams: every wrong value is refused by an error that names the field,
 // the value and what was expected.
 #include "engine/config.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Asynchronous scheduling against the plain kind: a runner whose steps are collected one step late
 // must give every request the same tokens, and leave nothing behind.
 #include <catch2/catch.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The engine simulation: the real Engine, driven step by step, with a runner that keeps a simulated
 // store. A seed decides the sizes, the policy, whether steps overlap, arrivals, lengths, cancels,
 // aborts and failing steps. Every planned row must find its whole history, every request must end

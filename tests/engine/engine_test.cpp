@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Engine with a runner that invents tokens, stepped by the test: finish rules, limits, failures,
 // preemption, accounting.
 #include "engine/engine.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Engine with its own thread: submitting, cancelling and draining from many threads, shutdown,
 // idleness. Runs under ThreadSanitizer too.
 #include <catch2/catch.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Fairness between tenants, with the bounds that docs/design/scheduling.md states: how long a
 // tenant that runs nothing waits, how equally tenants are served, and how much is computed twice.
 #include <array>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // FakeRunner: a StepRunner that invents tokens, so that the scheduler, the engine and the front
 // ends can be tried (and timed) without a model. A token is a pure function of the sequence's seed
 // and its position, or of a script, or of the prompt: never of the company, as with the real

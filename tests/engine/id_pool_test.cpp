@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // IdPool against the stupid version of itself: a std::set of the ids that are taken.
 #include "engine/id_pool.h"
 

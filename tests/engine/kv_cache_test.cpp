@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // KvCache: all or nothing, exact accounting, for every format.
 #include "engine/kv_cache.h"
 

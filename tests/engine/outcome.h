@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a reader got from a TokenStream, and short ways to make requests.
 #pragma once
 

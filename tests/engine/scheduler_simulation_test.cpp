@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The scheduler simulation: a seed decides pool sizes, formats, modes, arrivals, lengths and
 // cancels; after every step the sums must hold. The store is simulated too, as it treats keys:
 // pages, residual rows and staging pages remember which token of which sequence was written where,

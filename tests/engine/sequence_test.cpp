@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Sequence: what the sampler needs of it is kept up to date token by token.
 #include "engine/sequence.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the simulations of the scheduler and of the engine share: randomness from a seed, a store
 // that remembers what was written where, and the seeds to run.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The trace of an engine's steps: its sums are the engine's own counters, and off means off.
 #include <catch2/catch.hpp>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // frontend_bench: how many SSE tokens a second the HTTP front end carries, with a model that costs
 // nothing. The server (engine over a runner that invents tokens, real tokenizer) runs in this
 // process, the client in a forked one: it keeps --connections streams open, each with its next

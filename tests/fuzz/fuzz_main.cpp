@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // libFuzzer's entry for one target, which the build chooses (KIVI_FUZZ_TARGET).
 #include <cstddef>
 #include <cstdint>

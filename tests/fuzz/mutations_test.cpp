@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Ten thousand seeded mutations of each kind of file: none crashes, hangs (a second of CPU time) or
 // holds more than kBytesMax of heap at once.
 #include <catch2/catch.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A small valid file of each kind, from which mutations and fuzzing start.
 #pragma once
 

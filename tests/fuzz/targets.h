@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What is done with the bytes of a file that may be anything: read as far as a server would read it
 // before it serves. One function a kind of file, for the seeded mutations (mutations_test.cpp) and
 // for libFuzzer (fuzz_main.cpp) alike. An error is a fine answer; a crash, a hang or a large

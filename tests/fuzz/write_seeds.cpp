@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // fuzz_seeds FOLDER: writes a seed corpus, a folder for each target.
 #include <cstdio>
 #include <filesystem>

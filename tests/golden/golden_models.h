@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Golden models: small random models of every family, whose weights are a function of their
 // tensors' names (make_goldens.py has the same function), written out as model folders.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every family and variant against Hugging Face Transformers, on small random models with awkward
 // shapes (tests/golden/*.json, made by make_goldens.py), through the whole engine.
 #include "tests/golden/golden_models.h"

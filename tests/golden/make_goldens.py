@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Makes the golden files of tests/golden. Run by hand, from here:
 
     python3 make_goldens.py [NAME...]      (transformers 5.17.0, torch 2.15.0 on the CPU)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The golden models on the GPU: greedy ids and log probabilities of Hugging Face Transformers.
 #include <cmath>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Calls that end before their tokens: cancelled, late, aborted, not read, cut off by a shutdown.
 #include <atomic>
 #include <future>

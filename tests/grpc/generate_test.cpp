@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Generate and Complete: what comes out, and what is refused.
 #include <limits>
 #include <thread>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A GrpcServer over a fake engine and the real tokenizer of tales-llama, and a client of it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Limits per key over gRPC.
 #include "tests/grpc/grpc_fixture.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What stands around the calls: health, reflection, keys, sizes, the other methods, and the two
 // copies of Protobuf in one process.
 #include <google/protobuf/io/coded_stream.h>

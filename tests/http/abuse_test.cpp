@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What clients do that they should not: broken, hostile, slow and gone.
 #include <catch2/catch.hpp>
 #include <random>

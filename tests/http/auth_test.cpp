@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // API keys and log lines: what both front ends share.
 #include "server/auth.h"
 

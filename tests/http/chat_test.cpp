@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // POST /v1/chat/completions and /tokenize with messages: replies to the byte, streams, errors, and
 // that every parameter does something.
 #include <catch2/catch.hpp>

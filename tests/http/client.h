@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A small HTTP/1.1 client on a raw socket: what it sends is exactly what the test wrote. Every wait
 // has a limit.
 #pragma once

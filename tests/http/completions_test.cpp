@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // POST /v1/completions: replies to the byte, streams, usage, and that every parameter does
 // something.
 #include <catch2/catch.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Limits of connections and the file descriptors that the process may open.
 #include "server/descriptor_limit.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Requests and replies of every endpoint.
 #include <catch2/catch.hpp>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // An HTTP server in this process, on a port of its own, over an engine whose runner invents tokens
 // and the tokenizer of models/tales-llama.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where a head ends, and the chunked coding: for every split of their bytes.
 #include "server/http/http_head.h"
 

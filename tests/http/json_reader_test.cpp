@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reading a body's JSON: against the library's own parser, and its limits.
 #include "server/openai/json_reader.h"
 

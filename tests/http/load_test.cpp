@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Many clients at once: limits, cancels, sums.
 #include <atomic>
 #include <catch2/catch.hpp>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The JSON of the API without sockets: where each field goes, and what is written.
 #include "server/openai/openai_api.h"
 

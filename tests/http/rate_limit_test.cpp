@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tenants and the limits per tenant, with a clock of the test's own, and as HTTP replies.
 #include "server/rate_limit.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every parameter wrong in each way: 400 (or 501, 404) with the right `param`.
 #include <catch2/catch.hpp>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kv_attend against dense attention in fp64 over the numbers that the store is defined to hold
 // (kivi_reference.h, e4m3, fp16), and the bit-for-bit promises.
 #include "tests/kernels/store_harness.h"

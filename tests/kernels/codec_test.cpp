@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One group, one number: the scalar codec against the page, and 16-bit conversions.
 #include <catch2/catch.hpp>
 #include <limits>

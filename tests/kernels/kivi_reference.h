@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A literal transcription, in doubles, of docs/design/kv-format.md, sections 1 and 2. It says what
 // codes, scales, minima and lengths the store must hold for T tokens. It was written from the page
 // and shares no code with the product. It is slow on purpose.

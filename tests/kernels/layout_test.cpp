@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where every byte of the store lies: no two codes or parameters share a place, none is outside.
 #include <catch2/catch.hpp>
 #include <set>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // matmul against fp64, and the promise that a row of `out` depends on its row of x alone.
 #include "tests/kernels/support.h"
 

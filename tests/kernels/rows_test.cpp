@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // embed, norms, add, rope, activations, gather against their formulas in fp64.
 #include "tests/kernels/support.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The sampler: sets, penalties, scores, and that a token depends on its own row alone.
 #include <algorithm>
 #include <map>

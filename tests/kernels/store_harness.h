@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A small store with sequences in it: what kv_append and kv_attend tests run steps on. Pages, slots
 // and staging pages are handed out in a shuffled order, so that nothing works by being adjacent.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // kv_append against the literal transcription of docs/design/kv-format.md (kivi_reference.h).
 #include "tests/kernels/store_harness.h"
 

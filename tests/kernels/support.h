@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the kernel tests share: guarded tensors, random numbers from a printed seed.
 #pragma once
 

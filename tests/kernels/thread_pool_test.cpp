@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every task runs once, on one thread at a time, however many jobs follow each other.
 #include "kernels/cpu/thread_pool.h"
 

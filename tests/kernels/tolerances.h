@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The one table of tolerances of the kernel tests. A value passes where
 // |got - want| <= absolute + relative * |want|, want being the fp64 formula on the stored inputs.
 #pragma once

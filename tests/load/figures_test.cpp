@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The arithmetic of the figures, on records whose times are given: exact, without a clock.
 #include "bench/client/figures.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The HTTP client against scripted servers: what is measured is what they did, and whatever they do
 // is counted; nothing hangs.
 #include "bench/client/http_client.h"

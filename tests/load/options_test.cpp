@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The flags of `kivi bench serve`: what is meant is understood, what is not is refused by name.
 #include "bench/client/options.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A server that does what a test wrote: each request is answered by a script of bytes and waits. It
 // keeps when it did what, by the clock that the client under test reads.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Events of a stream: found under every split of the bytes, and read for what they say.
 #include <catch2/catch.hpp>
 #include <vector>

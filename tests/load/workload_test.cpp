@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The load generator's work: lengths, arrivals and prompts are what was asked for, and the same
 // for the same seed.
 #include "bench/client/workload.h"

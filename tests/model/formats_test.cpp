@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The quantized formats through the whole engine: what must not depend on company, chunks or mode.
 #include <cmath>
 #include <set>

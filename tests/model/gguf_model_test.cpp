@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Demo models as GGUF files give the text of the folders that they were made from; and what
 // Transformers computes with a quantized file that the gguf package wrote.
 #include "engine/model/files/gguf_model.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // 10,000 broken GGUF files, all the way from the bytes to the weights: none crashes, hangs, leads
 // out of the file, or makes us allocate more than a bound that its size gives.
 #include <fmt/format.h>

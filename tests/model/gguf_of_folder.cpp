@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "tests/model/gguf_of_folder.h"
 
 #include <bit>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A Hugging Face folder as a GGUF file, as llama.cpp's converter writes it: tensors renamed, rows
 // reordered, sizes and the tokenizer as metadata.
 #pragma once

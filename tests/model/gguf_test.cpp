@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // GGUF files as such: what is read of right ones, and that wrong ones give an error that says what
 // and where. Their models are in gguf_model_test.
 #include "engine/model/files/gguf.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Writes GGUF files for the tests, right and wrong ones, without the engine's help.
 #pragma once
 

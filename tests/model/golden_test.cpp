@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Greedy text and logits of the demo models against Hugging Face Transformers (golden.json), alone
 // and in company, for every way in which the engine can split the work.
 #include <algorithm>

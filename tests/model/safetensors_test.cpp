@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Safetensors files that are wrong in every way: each gives an error that says what and where, and
 // none makes the reader leave the file.
 #include "engine/model/files/safetensors.h"

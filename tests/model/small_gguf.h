@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Two whole GGUF models of a few kilobytes, with either kind of tokenizer, and a reader that goes
 // all the way: where mutations and fuzzing of that format start.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Helpers of the model tests: load a demo model, run prompts through the whole engine, read golden
 // data.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A folder that lives as long as a test case, and helpers that write model files into it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Weights: what a checkpoint must hold, and where its rows go.
 #include "engine/model/weights.h"
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tools/data/make_cloze.py: the right choice is what the text goes on with, the others are not, and the
 same text gives the same tasks; the committed tasks have the same form."""
 

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Makes the Debian packages of a build folder and reads what is in them.
 
     tests/scripts/package_test.py BUILD_DIR     (dpkg-deb, and dpkg-shlibdeps of dpkg-dev)

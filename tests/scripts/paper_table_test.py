@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/paper-table and kv-table: figures stand in their cells, and an ordering that does not hold is called so."""
 
 import json

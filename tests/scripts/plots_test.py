@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/plot: what is drawn is what the JSON says, in its place; what no file has is not drawn."""
 
 import json

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Fails if the files that state the program's version disagree."""
 
 import pathlib

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From chats to ids: special tokens of the template become ids, those of a message stay text.
 #include "engine/serving/chat_prompt.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Templates are other people's files: what is refused by name, and what a hostile one can cost.
 #include <catch2/catch.hpp>
 #include <filesystem>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which of a folder's files the chat template is taken from.
 #include "engine/serving/chat_template_source.h"
 

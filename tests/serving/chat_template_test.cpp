@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The template language against Jinja: golden files made by python3-jinja2 (make_cases.py beside
 // them), what is refused, and what hostile templates cost.
 #include "engine/serving/chat_template.h"

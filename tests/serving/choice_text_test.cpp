@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ChoiceText: the text of one choice out of token events; alignment of tokens, offsets and text.
 #include "engine/serving/choice_text.h"
 

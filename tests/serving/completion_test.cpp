@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Completion over a real Engine whose runner invents tokens.
 #include "engine/serving/completion.h"
 

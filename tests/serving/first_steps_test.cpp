@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The first steps of a device, made before anybody waits for them.
 #include "engine/serving/first_steps.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The memory plan's arithmetic, exact to the byte.
 #include "engine/serving/memory_plan.h"
 

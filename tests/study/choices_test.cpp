@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Multiple-choice tasks: what a file may hold, and which choice wins.
 #include "study/choices.h"
 

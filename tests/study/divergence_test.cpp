@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // KL divergence by hand, and from one cache format to another through the engine.
 #include "study/divergence.h"
 

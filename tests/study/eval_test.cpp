@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The grid of `kivi eval`, its results file, and what it refuses.
 #include <algorithm>
 #include <catch2/catch.hpp>

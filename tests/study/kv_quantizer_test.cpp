@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a study computes from keys, values and queries, on constructed ones.
 #include "study/kv_quantizer.h"
 

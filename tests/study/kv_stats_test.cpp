@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `kivi kv-stats`: a small study from end to end, its recommendation, and its page.
 #include <algorithm>
 #include <catch2/catch.hpp>

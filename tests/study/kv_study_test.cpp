@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a study sees of a model is what the model computes, and its simulations are the store's.
 #include "study/kv_study.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Pass key prompts: the key stands where it was asked for, and the scores are what they say.
 #include "study/passkey.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Perplexity through the engine: the protocol, and figures on a held-out sample.
 #include "study/perplexity.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // tales-llama as the tests of scores have it: every token's history is read from the store.
 #pragma once
 

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """The walls of the house. Fails on an #include that a layer must not have, on a header that does not
 compile alone, on paths that lead out of the repository, on links between its pages that lead nowhere, on
-a page, path or section that a comment or a page names and that does not exist, and on a drawing that is
-not current. Long files are warned of.
+a page, path or section that a comment or a page names and that does not exist, on a drawing that is not
+current, and on a source whose first line does not name its license. Long files are warned of.
 
     tests/style/check_style.py [--compiler g++]        all checks (python3 only, no other packages)
 """
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.MULTILINE)
+LICENSE = "SPDX-License-Identifier: Apache-2.0"
 SOURCES = (".h", ".cpp", ".cu", ".cuh")
 
 # The rooms and what each may include, from the lowest to the highest. This table is the order: a file
@@ -102,6 +104,12 @@ def own_files():
         for path in sorted((ROOT / top).rglob("*")):
             if path.is_file() and path.suffix in SOURCES:
                 yield path.relative_to(ROOT).as_posix()
+
+
+def check_licenses(files):
+    """Every source of ours names its license in its first line."""
+    return [f"{path}:1: expected '// {LICENSE}'" for path in files
+            if not (ROOT / path).read_text(encoding="utf-8").startswith(f"// {LICENSE}\n")]
 
 
 def check_layers(files):
@@ -376,7 +384,8 @@ def main():
     self_test()
     files = list(own_files())
     assert files, f"no sources under {ROOT}"
-    failures = check_layers(files) + check_paths() + check_links() + check_names() + check_drawings()
+    failures = check_licenses(files) + check_layers(files) + check_paths() + check_links()
+    failures += check_names() + check_drawings()
     failures += check_headers_compile(files, arguments.compiler)
     check_lengths(files)
     for failure in failures:

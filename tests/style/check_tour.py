@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Keeps docs/tour.md true: every stop quotes lines that are in the file it names.
 
     tests/style/check_tour.py            fails if a quoted line is not in its file, or is there twice

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Byte-level BPE against Hugging Face's tokenizers, against the stupid version of itself, and with
 // files that ask for what is not built.
 #include "engine/text/bpe_tokenizer.h"

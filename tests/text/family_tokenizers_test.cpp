@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // tokenizer.json in the configuration of every family against Hugging Face's tokenizers
 // (tests/data/text/families, family_goldens.json, made by make_family_goldens.py), and against
 // itself.

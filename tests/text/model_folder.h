@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A model folder for a test: a tokenizer's file with configurations of the test's own beside it.
 #pragma once
 

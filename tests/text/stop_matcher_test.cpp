@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Stop strings against the stupid version: look at every end, compare every string.
 #include "engine/text/stop_matcher.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Texts that break things: for the property tests of text handling. All are valid UTF-8.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tokenizers against Hugging Face's ids, against themselves (round trips), and with files that are
 // not as they should be.
 #include "engine/text/tokenizer.h"

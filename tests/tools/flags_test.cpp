@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The table of flags: precedence, messages, and that files made from it are current.
 #include "tools/flags.h"
 

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Throughput of Hugging Face Transformers with its 16-bit cache: the baseline of the paper's figure 5.
 
     python3 tools/baselines/transformers_throughput.py configs/shapes/llama-2-7b \\

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Makes multiple-choice tasks for `kivi eval --choices` from a text: make_cloze.py TEXT OUT.jsonl
 
 How does a sentence that a passage ends in go on? TEXT is UTF-8 with a line `<|story|>` before each

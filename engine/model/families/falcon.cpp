@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Falcon 7B, 40B and Falcon 2: layer norms, attention and MLP in parallel, one or few KV heads, one
 // fused q|k|v matrix, plain GELU (Almazrouei et al. 2023; Transformers' modeling_falcon).
 #include "engine/model/families/registry.h"

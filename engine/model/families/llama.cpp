@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Llama 1-3 and models of its shape: RMS norm, rotary embedding, grouped queries, gated SiLU
 // (Touvron et al. 2023; Transformers' modeling_llama).
 #include "engine/model/families/registry.h"

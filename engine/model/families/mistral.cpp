@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Mistral: Llama with a sliding window (Jiang et al. 2023; Transformers' modeling_mistral). The
 // window counts the token itself: a query at p attends (p - window, p]. v0.2 and later have none
 // (null); a config that does not mention it has Transformers' default.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Qwen2 and Qwen2.5: Llama with biases on q, k and v (Transformers' modeling_qwen2).
 #include <fmt/format.h>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The model families: one row of a table each. To add one, write engine/model/families/<family>.cpp
 // (spec from config.json, tensor names), declare its two functions here and add its row in
 // registry.cpp.

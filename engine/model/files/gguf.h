@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // GGUF files, versions 2 and 3, little-endian (github.com/ggml-org/ggml, docs/gguf.md): a header,
 // metadata as (key, type, value), a table of tensors, then their bytes. As with safetensors nothing
 // is believed before it is checked. What is parsed points into the file's bytes: a file of n bytes

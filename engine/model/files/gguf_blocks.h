@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How GGUF stores the numbers of a tensor: plain, or in blocks of 32 or 256 that share scales
 // (ggml's quantization types; github.com/ggml-org/ggml, ggml-quants.c has their meaning).
 #pragma once

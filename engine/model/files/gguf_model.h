@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a GGUF file says of its model, put as a config.json would put it, so that one reader judges
 // both: sizes from the metadata (llama.block_count, ...), switches from which tensors there are.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Safetensors files: an 8-byte little-endian header length, a JSON header {name: {dtype, shape,
 // data_offsets}}, then the bytes (github.com/huggingface/safetensors, "Format"). Files are mapped,
 // never read whole, and nothing in them is believed before it is checked: a file can be wrong, but

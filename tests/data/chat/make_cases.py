@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Makes the golden files of the chat templates with Debian's python3-jinja2 (3.1.2), set up as
 Transformers sets up Jinja for chat templates (5.17: chat_template_utils.py).
 

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Writes the golden files of this folder, with seeds:
 
     python3 make_goldens.py        (gguf 0.19.0, numpy 2.4.6, torch 2.15.0, transformers 5.17.0,

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Makes families/*.json (small tokenizers) and family_goldens.json. Run by hand, from here:
 
     python3 make_family_goldens.py      (tokenizers 0.23.3)

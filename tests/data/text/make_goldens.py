@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Makes sentencepiece_goldens.json and the two small models beside it. Run by hand, from here:
 
     python3 make_goldens.py      (sentencepiece 0.2.3, transformers 4.57.6, protobuf)
