@@ -32,7 +32,7 @@ endif()
 add_library(kivi_flags INTERFACE)
 target_include_directories(kivi_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(kivi_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wconversion -Wno-missing-field-initializers>
   $<$<AND:$<BOOL:${KIVI_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
 if(KIVI_SANITIZE)
   target_compile_options(kivi_flags INTERFACE
