@@ -33,6 +33,8 @@ add_library(kivi_flags INTERFACE)
 target_include_directories(kivi_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(kivi_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wconversion -Wno-missing-field-initializers>
+  # Clang's -Wconversion includes signs, GCC's does not.
+  $<$<COMPILE_LANG_AND_ID:CXX,Clang>:-Wno-sign-conversion>
   $<$<AND:$<BOOL:${KIVI_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
 if(KIVI_SANITIZE)
   target_compile_options(kivi_flags INTERFACE

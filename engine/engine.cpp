@@ -28,16 +28,16 @@ uint64_t mix(uint64_t x) {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(const EngineConfig& config, EngineLimits model, const KvLayout& layout,
-       const KvCapacity& capacity, std::unique_ptr<StepRunner> runner)
-      : config(config),
-        model(std::move(model)),
+  Impl(const EngineConfig& settings, EngineLimits limits, const KvLayout& layout,
+       const KvCapacity& capacity, std::unique_ptr<StepRunner> step_runner)
+      : config(settings),
+        model(std::move(limits)),
         inbox(config.max_num_queued_reqs, config.max_num_queued_tokens),
         cache(layout, capacity),
         scheduler(config, cache),
-        runner(std::move(runner)) {
+        runner(std::move(step_runner)) {
     context_tokens =
-        int(std::min<int64_t>(this->model.max_model_len, layout.tokens_within(capacity.pages)));
+        int(std::min<int64_t>(model.max_model_len, layout.tokens_within(capacity.pages)));
     take_snapshot();
   }
 

@@ -62,8 +62,8 @@ class Value {
           Value>)&&(!std::is_same_v<std::remove_cvref_t<T>,
                                     std::string>)&&(!std::
                                                         is_integral_v<std::remove_cvref_t<
-                                                            T>>)explicit Value(T state)
-      : state(std::move(state)) {}
+                                                            T>>)explicit Value(T value)
+      : state(std::move(value)) {}
   explicit Value(std::string text) : state(std::make_shared<const std::string>(std::move(text))) {}
   static Value none() { return Value(None{}); }
   static Value boolean(bool value) { return Value(State(value), 0); }

@@ -298,8 +298,8 @@ bool GrpcListener::Impl::accept_all() {
 void GrpcListener::Impl::admit(int descriptor, const sockaddr_storage& peer) {
   const int on = 1;
   setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-  const auto hand_over = [this, descriptor](bool probe) {
-    boost::asio::post(takers, [this, descriptor, probe] { take(descriptor, probe); });
+  const auto hand_over = [this, descriptor](bool from_probe) {
+    boost::asio::post(takers, [this, descriptor, from_probe] { take(descriptor, from_probe); });
   };
   if (is_probe(peer)) return hand_over(true);
   const Source source = source_of(peer);

@@ -205,12 +205,12 @@ TEST_CASE("a JSON string reads back as what was written, for any UTF-8") {
   for (int round = 0; round < 300; ++round) {
     std::string text;
     for (int i = 0; i < 60; ++i) {
-      const uint32_t pick = random() % 5;
-      uint32_t c = pick == 0   ? random() % 0x80
-                   : pick == 1 ? random() % 0x800
-                   : pick == 2 ? random() % 0x10000
-                   : pick == 3 ? random() % 0x110000
-                               : (random() % 2 ? 0x2028u : 0x85u);
+      const auto pick = random() % 5;
+      uint_fast32_t c = pick == 0   ? random() % 0x80
+                        : pick == 1 ? random() % 0x800
+                        : pick == 2 ? random() % 0x10000
+                        : pick == 3 ? random() % 0x110000
+                                    : (random() % 2 ? 0x2028u : 0x85u);
       if (c >= 0xD800 && c < 0xE000) c = '?';
       if (c < 0x80) {
         text += char(c);
@@ -252,7 +252,7 @@ TEST_CASE("bytes that are not UTF-8 become U+FFFD, and the JSON stays valid") {
 TEST_CASE("a float is written with the digits that read back as itself") {
   std::mt19937 random(5);
   for (int round = 0; round < 2000; ++round) {
-    const uint32_t bits = random();
+    const auto bits = uint32_t(random());
     float value;
     std::memcpy(&value, &bits, sizeof value);
     if (!std::isfinite(value)) continue;

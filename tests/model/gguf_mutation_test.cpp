@@ -18,7 +18,7 @@ namespace {
 
 // Bytes, lengths and whole stretches are changed, four times out of five before the tensors' bytes.
 std::string mutated(std::string bytes, size_t header_bytes, std::mt19937& random) {
-  for (unsigned n = 1 + random() % 3; n > 0; --n) {
+  for (auto n = 1 + random() % 3; n > 0; --n) {
     const size_t room = random() % 5 == 0 ? bytes.size() : std::min(header_bytes, bytes.size());
     const size_t at = random() % room;
     const size_t length = std::min<size_t>(1 + random() % 24, bytes.size() - at);
