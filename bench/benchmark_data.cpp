@@ -112,19 +112,18 @@ Result<BenchmarkStore> BenchmarkStore::create(Backend& backend, const Shape& sha
   KvLayout layout{shape.format, {1, shape.heads, shape.head_dim}};
   store.pages_each_ = (shape.room + layout.page_tokens() - 1) / layout.page_tokens();
   const int64_t pages = int64_t(store.pages_each_) * shape.sequences;
-  const int64_t layer_bytes =
-      layout.page_bytes() * pages + layout.residual_slot_bytes() * shape.sequences;
+  const int64_t layer_bytes = layout.page_bytes() * pages + layout.slot_bytes() * shape.sequences;
   layout.shape.layers =
       shape.layers > 0 ? shape.layers
                        : int(std::clamp<int64_t>(rotation_bytes / layer_bytes + 1, 1, kCopiesMax));
   const int64_t page_bytes = aligned(layout.page_bytes() * pages);
-  const int64_t residual_bytes = aligned(layout.residual_slot_bytes() * shape.sequences);
+  const int64_t residual_bytes = aligned(layout.slot_bytes() * shape.sequences);
   KIVI_ASSIGN_OR_RETURN(store.memory_,
                         backend.allocate(size_t(page_bytes + residual_bytes + shape.scratch_bytes),
                                          "the benchmark's key-value store"));
   store.view_ = {.layout = layout,
                  .pages = store.memory_.data(),
-                 .residual = store.memory_.data() + page_bytes,
+                 .slots = store.memory_.data() + page_bytes,
                  .scratch = store.memory_.data() + page_bytes + residual_bytes,
                  .page_count = pages,
                  .slot_count = shape.sequences,

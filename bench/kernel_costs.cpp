@@ -10,12 +10,12 @@ constexpr int kHalf = 2;   // bytes of a 16-bit number
 constexpr int kIndex = 4;  // bytes of an id
 
 // Bytes of `tokens` quantized tokens of one head; keys share scale and minimum over G tokens of a
-// channel, values over G channels of a token: 2 halves for G elements, either way.
+// channel, values over G channels of a token: two parameters for G elements, either way.
 int64_t quantized_bytes(const KvLayout& layout, int64_t tokens, int bits) {
   const int64_t elements = tokens * layout.shape.head_dim;
   const int64_t codes = elements * bits / 8;
   if (layout.format.kind != KvKind::kivi) return codes;
-  return codes + elements / layout.format.group * 2 * kHalf;
+  return codes + elements / layout.format.group * layout.parameter_pair_bytes();
 }
 
 }  // namespace
@@ -47,8 +47,8 @@ OpCost sample_cost(int64_t t, int64_t vocab) { return {t * vocab * 4, 0}; }
 
 int64_t layer_bytes_held(const KvLayout& layout, int tokens) {
   const KvFormat& format = layout.format;
-  const int keys = key_tokens_quantized(format, tokens);
-  const int values = value_tokens_quantized(format, tokens);
+  const int keys = keys_paged(format, tokens);
+  const int values = values_paged(format, tokens);
   const int64_t rows = 2 * int64_t(tokens) - keys - values;  // of K and V, in 16 bits
   return layout.shape.heads * (quantized_bytes(layout, keys, format.key_bits) +
                                quantized_bytes(layout, values, format.value_bits) +
@@ -72,9 +72,8 @@ OpCost append_cost(const KvLayout& layout, int past, int rows) {
     head += quantized_bytes(layout, after - before, bits);
     head += (from_residual + to_residual) * layout.shape.head_dim * kHalf;
   };
-  side(key_tokens_quantized(format, past), key_tokens_quantized(format, end), format.key_bits);
-  side(value_tokens_quantized(format, past), value_tokens_quantized(format, end),
-       format.value_bits);
+  side(keys_paged(format, past), keys_paged(format, end), format.key_bits);
+  side(values_paged(format, past), values_paged(format, end), format.value_bits);
   return {head * layout.shape.heads, 0};
 }
 

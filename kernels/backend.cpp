@@ -126,6 +126,7 @@ void Backend::rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
   if (rope.dynamic_factor > 0)
     KIVI_VERIFY(rope.trained > 0 && rope.rotary_dim > 2 && rope.lengths.dtype == DType::i32 &&
                 is_vector(rope.lengths, t));
+  KIVI_VERIFY(!rope.hadamard || (d & (d - 1)) == 0);
   if (t > 0) do_rope(qkv, positions, rope, shape, q, kv);
 }
 

@@ -50,6 +50,10 @@ struct Rope {
   float dynamic_factor = 0;
   int trained = 0;
   Tensor lengths;  // [t] i32, device
+  // After the rotary embedding, every head of q, k and v is multiplied by the Hadamard matrix of
+  // Sylvester's construction, divided by sqrt(head_dim) (docs/design/kv-format.md, section 10).
+  // head_dim is a power of two.
+  bool hadamard = false;
 };
 
 struct DeviceInfo {
@@ -136,7 +140,8 @@ class Backend {
   // On the CPU, each row of `out` depends on its row of `x` alone, bit for bit.
   void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out);
 
-  // Splits qkv into heads, rotates q and k by RoPE, and writes q and kv. kv is saturated to f16.
+  // Splits qkv into heads, rotates q and k by RoPE, multiplies q, k and v by the Hadamard matrix if
+  // asked to, and writes q and kv. kv is saturated to f16.
   // qkv [t, (hq + 2 hk) d] a: q heads, k heads, v heads; positions [t] i32;
   // q [t, hq d] query_type(); kv [t, 2 hk d] f16: k heads, v heads.
   void rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,

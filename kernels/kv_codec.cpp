@@ -42,7 +42,31 @@ float read_f16_row(const std::byte* rows, int token, int channel, int head_dim) 
 
 }  // namespace
 
-GroupParameters quantize_group(std::span<const f16> x, int bits, std::span<uint8_t> codes) {
+GroupParameters group_parameters(float low, float high, int bits, int parameter_bits) {
+  const float largest = float((1 << bits) - 1);
+  const f16 scale = to_f16(round_f16(round_f16(high - low) / largest));
+  if (parameter_bits == 16) return {scale, to_f16(low)};
+  const float unit = byte_minimum_unit(bits);
+  const f16 reach = to_f16(std::fabs(low) * (1.0f / (float(kByteMinimumMax) * unit)));
+  const int byte =
+      std::min(std::max(byte_scale_nearest(scale), byte_scale_above(reach)), kByteScaleMax);
+  if (byte == 0) return {};
+  const float step = unit * to_float(byte_scale_value(byte));
+  // A minimum beyond the largest f16 would be infinite.
+  const float most = std::min(float(kByteMinimumMax), std::floor(kF16Max / step));
+  const float m = std::clamp(std::nearbyint(low / step), -most, most);
+  return {byte_scale_value(byte), to_f16(m * step + 0.0f)};
+}
+
+ByteParameters to_byte_parameters(GroupParameters p, int bits) {
+  const float scale = to_float(p.scale);
+  if (scale == 0) return {};
+  const float m = to_float(p.minimum) / (byte_minimum_unit(bits) * scale);
+  return {uint8_t(p.scale.bits >> 7), uint8_t(int(std::nearbyint(m)) + 128)};
+}
+
+GroupParameters quantize_group(std::span<const f16> x, int bits, int parameter_bits,
+                               std::span<uint8_t> codes) {
   KIVI_VERIFY(x.size() == codes.size() && !x.empty() && bits >= 1 && bits <= 8);
   float low = finite(x[0]), high = low;
   for (const f16 v : x) {
@@ -52,13 +76,14 @@ GroupParameters quantize_group(std::span<const f16> x, int bits, std::span<uint8
   low += 0.0f;  // zeros are +0, whichever came first
   high += 0.0f;
   const float largest = float((1 << bits) - 1);
-  const float scale = round_f16(round_f16(high - low) / largest);
+  const GroupParameters parameters = group_parameters(low, high, bits, parameter_bits);
+  const float scale = to_float(parameters.scale), minimum = to_float(parameters.minimum);
   for (size_t i = 0; i < x.size(); ++i) {
     // A constant group (or one so narrow that the scale rounds to zero) has codes 0.
-    const float q = scale == 0 ? 0.0f : round_f16(round_f16(finite(x[i]) - low) / scale);
+    const float q = scale == 0 ? 0.0f : round_f16(round_f16(finite(x[i]) - minimum) / scale);
     codes[i] = uint8_t(std::clamp(std::nearbyint(q), 0.0f, largest));
   }
-  return {to_f16(scale), to_f16(low)};
+  return parameters;
 }
 
 // The product of an 11-bit significand and a code of at most 8 bits is exact in fp32, so a separate
@@ -109,30 +134,56 @@ uint8_t read_value_code(const KvLayout& layout, const std::byte* block, int toke
                    layout.format.value_bits);
 }
 
+namespace {
+
+void write_parameters(const KvLayout& layout, std::byte* region, int scale, int minimum, int bits,
+                      GroupParameters p) {
+  if (layout.format.parameter_bits == 8) {
+    const ByteParameters bytes = to_byte_parameters(p, bits);
+    region[scale] = std::byte(bytes.scale);
+    region[minimum] = std::byte(bytes.minimum);
+    return;
+  }
+  f16* plane = reinterpret_cast<f16*>(region);
+  plane[scale] = p.scale;
+  plane[minimum] = p.minimum;
+}
+
+GroupParameters read_parameters(const KvLayout& layout, const std::byte* region, int scale,
+                                int minimum, int bits) {
+  if (layout.format.parameter_bits == 8)
+    return to_group_parameters({uint8_t(region[scale]), uint8_t(region[minimum])}, bits);
+  const f16* plane = reinterpret_cast<const f16*>(region);
+  return {plane[scale], plane[minimum]};
+}
+
+}  // namespace
+
 void write_key_parameters(const KvLayout& layout, std::byte* block, int token, int channel,
                           GroupParameters p) {
-  f16* plane = reinterpret_cast<f16*>(block + layout.key_parameters_offset());
-  plane[layout.key_scale(token, channel)] = p.scale;
-  plane[layout.key_minimum(token, channel)] = p.minimum;
+  write_parameters(layout, block + layout.key_parameters_offset(), layout.key_scale(token, channel),
+                   layout.key_minimum(token, channel), layout.format.key_bits, p);
 }
 
 void write_value_parameters(const KvLayout& layout, std::byte* block, int token, int channel,
                             GroupParameters p) {
-  f16* plane = reinterpret_cast<f16*>(block + layout.value_parameters_offset());
-  plane[layout.value_scale(token, channel)] = p.scale;
-  plane[layout.value_minimum(token, channel)] = p.minimum;
+  write_parameters(layout, block + layout.value_parameters_offset(),
+                   layout.value_scale(token, channel), layout.value_minimum(token, channel),
+                   layout.format.value_bits, p);
 }
 
 GroupParameters read_key_parameters(const KvLayout& layout, const std::byte* block, int token,
                                     int channel) {
-  const f16* plane = reinterpret_cast<const f16*>(block + layout.key_parameters_offset());
-  return {plane[layout.key_scale(token, channel)], plane[layout.key_minimum(token, channel)]};
+  return read_parameters(layout, block + layout.key_parameters_offset(),
+                         layout.key_scale(token, channel), layout.key_minimum(token, channel),
+                         layout.format.key_bits);
 }
 
 GroupParameters read_value_parameters(const KvLayout& layout, const std::byte* block, int token,
                                       int channel) {
-  const f16* plane = reinterpret_cast<const f16*>(block + layout.value_parameters_offset());
-  return {plane[layout.value_scale(token, channel)], plane[layout.value_minimum(token, channel)]};
+  return read_parameters(layout, block + layout.value_parameters_offset(),
+                         layout.value_scale(token, channel), layout.value_minimum(token, channel),
+                         layout.format.value_bits);
 }
 
 float read_key(const KvLayout& layout, const std::byte* block, int token, int channel) {
@@ -172,6 +223,11 @@ Status check_kv_format(const KvFormat& f, const KvShape& shape) {
                    "model");
   const int d = shape.head_dim;
   if (f.kind != KvKind::kivi) {
+    if (f.sinks != 0 || f.parameter_bits != 16 || f.key_bias || f.rotation)
+      return invalid(
+          "sinks, 8-bit parameters, key bias and rotation need a KIVI format, not fp16 "
+          "or fp8",
+          "kv_cache_dtype");
     const int bits = f.kind == KvKind::f16 ? 16 : 8;
     if (f.key_bits != bits || f.value_bits != bits || f.group != 0 || f.residual != 0)
       return invalid(fmt::format("{}-bit KV format has key bits {}, value bits {}, group {} and "
@@ -205,6 +261,16 @@ Status check_kv_format(const KvFormat& f, const KvShape& shape) {
                                "{}, at most 1024",
                                f.residual, f.group),
                    "kivi_residual_length");
+  if (f.sinks < 0 || f.sinks > 1024 || f.sinks % f.group != 0)
+    return invalid(fmt::format("KV sinks are {}, must be 0 or a multiple of the group size {}, at "
+                               "most 1024",
+                               f.sinks, f.group),
+                   "kv_sinks");
+  if (f.parameter_bits != 8 && f.parameter_bits != 16)
+    return invalid(fmt::format("KV parameter bits are {}, must be 8 or 16", f.parameter_bits),
+                   "kv_parameter_bits");
+  if (f.rotation && (d & (d - 1)) != 0)
+    return invalid(fmt::format("head_dim is {}, rotation needs a power of two", d), "kv_rotation");
   return ok_status();
 }
 
@@ -212,9 +278,11 @@ KvBytes kv_bytes(const KvLayout& layout, int tokens) {
   if (tokens <= 0) return {};
   const int64_t blocks =
       int64_t(layout.pages_for(tokens)) * layout.shape.layers * layout.shape.heads;
+  const int64_t slot_bytes = layout.slot_bytes(), sinks = layout.slot_sinks_bytes();
   return {.codes = blocks * (layout.key_codes_bytes() + layout.value_codes_bytes()),
           .parameters = blocks * (layout.key_parameters_bytes() + layout.value_parameters_bytes()),
-          .residual = layout.residual_slot_bytes()};
+          .residual = slot_bytes - sinks,
+          .sinks = sinks};
 }
 
 }  // namespace kivi

@@ -9,21 +9,28 @@
 
 #include "base/result.h"
 #include "kernels/kv_page.h"
+#include "kernels/kv_parameters.h"
 
 namespace kivi {
-
-// The parameters of one group.
-struct GroupParameters {
-  f16 scale;
-  f16 minimum;
-};
 
 // Quantizes `x` (f16, G values, stride 1) at `bits`, all in fp16 arithmetic:
 //   scale = (max - min) / (2^b - 1);  code = clamp(round_half_even((x - min) / scale), 0, 2^b - 1).
 // Each operation is rounded to fp16 by itself, to nearest even. A difference beyond 65504 becomes
 // 65504. A constant group has scale 0 and codes 0. Scales and minima of zero are +0. A NaN is read
 // as 0, an infinity as +-65504.
-GroupParameters quantize_group(std::span<const f16> x, int bits, std::span<uint8_t> codes);
+//
+// With `parameter_bits` 8, scale and minimum are the nearest numbers that 8 bits each can say
+// (kernels/kv_parameters.h), and codes refer to these. The scale grows where its minimum would
+// otherwise be out of reach.
+GroupParameters quantize_group(std::span<const f16> x, int bits, int parameter_bits,
+                               std::span<uint8_t> codes);
+
+// Returns the parameters of a group whose least and largest numbers are `low` and `high` (finite
+// f16 values, zeros +0).
+GroupParameters group_parameters(float low, float high, int bits, int parameter_bits);
+
+// Returns the 8-bit form of parameters that have one.
+ByteParameters to_byte_parameters(GroupParameters p, int bits);
 
 // Returns scale * code + minimum in fp32, as one fused multiply-add.
 float dequantize(uint8_t code, GroupParameters p);
@@ -55,7 +62,8 @@ float read_value(const KvLayout& layout, const std::byte* block, int token, int 
 
 // Checks that format and shape fit. Returns `invalid`, naming the values and what is allowed,
 // unless bits are 2 or 4; G is 32, 64 or 128 and divides head_dim; R is a positive multiple of G,
-// at most 1024; head_dim is 64, 96 or 128 (f16 and f8: a multiple of 16, at most 256, head_dim % 64
+// at most 1024; S is 0 or a multiple of G, at most 1024; parameter bits are 8 or 16; head_dim is
+// 64, 96 or 128, with rotation 64 or 128 (f16 and f8: a multiple of 16, at most 256, head_dim % 64
 // != 48).
 Status check_kv_format(const KvFormat& format, const KvShape& shape);
 

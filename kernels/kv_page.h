@@ -6,14 +6,15 @@
 // The store has three regions, carved from one allocation at start-up:
 //
 // clang-format off
-//   pages     [layer][page][kv head]          blocks of KvLayout::block_bytes()
-//   residual  [layer][slot][kv head]          slabs: K rows [R][d] f16, then V rows [R][d] f16
+//   pages     [page][layer][kv head]          blocks of KvLayout::block_bytes()
+//   slots     [slot][layer][kv head]          slabs, f16: residual K rows [R][d], residual V rows [R][d],
+//                                             sink K rows [S][d], sink V rows [S][d]
 //   staging   [layer][staging page][kv head]  blocks of 64 tokens, f16: prompts of prefill mode `exact`
 // clang-format on
 //
-// A page holds `page_tokens` consecutive tokens of one sequence: 64, or 128 if G = 128. One page id
-// means the same page in the pools of all layers. A block is contiguous, so that one bulk copy
-// brings it on chip:
+// A page holds `page_tokens` consecutive tokens of one sequence: 64, or 128 if G = 128. All layers
+// of a page are one contiguous piece, so a page can be copied to another memory as it is. A block
+// is contiguous, so that one bulk copy brings it on chip:
 //
 //   K codes | K parameters | V codes | V parameters
 //
@@ -32,9 +33,10 @@
 // lie side by side, lane by lane (`lane_word`), so the 16-byte loads of a warp have no bank
 // conflicts.
 //
-// Parameters (scale and minimum, f16 each) lie in planes ordered in the same way
+// Parameters (scale and minimum, of 16 or 8 bits each) lie in planes ordered in the same way
 // (`lane_parameter`). Keys have, for each group of tokens, the d scales and then the d minima.
 // Values have, for each 64 tokens and channel group, the 64 scales and then the 64 minima.
+// kernels/kv_codec.h says what parameters of 8 bits mean.
 //
 // f16 pages, staging blocks and the residual are rows of d halves. The 16-byte chunks of a row are
 // permuted by XOR with (row % 8), so that ldmatrix has no bank conflicts.
@@ -49,14 +51,24 @@ namespace kivi {
 
 enum class KvKind : uint8_t { f16, f8, kivi };
 
-// How a page stores keys and values. `group` is G, `residual` is R, in tokens; both are 0 for f16
-// and f8. Bits are 2, 4 for kivi, chosen for K and V separately; 16 and 8 otherwise.
+// How the store keeps keys and values. `group` is G, `residual` is R and `sinks` is S, in tokens;
+// all are 0 for f16 and f8. Bits are 2, 4 for kivi, chosen for K and V separately; 16 and 8
+// otherwise.
 struct KvFormat {
   KvKind kind = KvKind::f16;
   int key_bits = 16;
   int value_bits = 16;
   int group = 0;
   int residual = 0;
+  // The first S tokens of a sequence stay in 16 bits and belong to no group.
+  int sinks = 0;
+  int parameter_bits = 16;  // of a scale and of a minimum: 16, or 8 (kivi alone)
+  // A decode takes from the logits of quantized keys what their noise adds to them on average
+  // (docs/design/kv-format.md, section 9).
+  bool key_bias = false;
+  // Queries, keys and values are multiplied by a Hadamard matrix before they are stored (section
+  // 10 of that page). head_dim is a power of two.
+  bool rotation = false;
 
   friend constexpr bool operator==(const KvFormat&, const KvFormat&) = default;
 };
@@ -70,13 +82,25 @@ struct KvShape {
   friend constexpr bool operator==(const KvShape&, const KvShape&) = default;
 };
 
-// Return how many of T cached keys (values) are in pages. For f16 and f8 these are all.
-KIVI_HOST_DEVICE constexpr int key_tokens_quantized(const KvFormat& f, int tokens) {
-  return f.kind == KvKind::kivi ? tokens - tokens % f.residual : tokens;
-}
-KIVI_HOST_DEVICE constexpr int value_tokens_quantized(const KvFormat& f, int tokens) {
+enum class Side : uint8_t { key, value };
+
+// The *paged position* of a token is its position less S. Tokens of a negative paged position are
+// sinks. Pages, groups and the residual are counted in paged positions.
+//
+// Return how many of T cached tokens have their key (value) in pages. These are the tokens of the
+// paged positions from 0 on. For f16 and f8 they are all tokens.
+KIVI_HOST_DEVICE constexpr int keys_paged(const KvFormat& f, int tokens) {
   if (f.kind != KvKind::kivi) return tokens;
-  return tokens > f.residual ? tokens - f.residual : 0;
+  const int rest = tokens - f.sinks;
+  return rest > 0 ? rest - rest % f.residual : 0;
+}
+KIVI_HOST_DEVICE constexpr int values_paged(const KvFormat& f, int tokens) {
+  if (f.kind != KvKind::kivi) return tokens;
+  const int rest = tokens - f.sinks - f.residual;
+  return rest > 0 ? rest : 0;
+}
+KIVI_HOST_DEVICE constexpr int tokens_paged(const KvFormat& f, int tokens, Side side) {
+  return side == Side::key ? keys_paged(f, tokens) : values_paged(f, tokens);
 }
 
 // The position of one code: bits [bit, bit + b) of the 32-bit word `word` of the codes region.
@@ -139,16 +163,16 @@ struct KvLayout {
   KvShape shape;
 
   KIVI_HOST_DEVICE constexpr int page_tokens() const { return format.group > 64 ? 128 : 64; }
-  // Returns the pages that `tokens` cached tokens of one sequence take. Tokens whose key is still
-  // in the residual need no page. (Values are never quantized beyond keys.)
+  // Returns the pages that `tokens` cached tokens of one sequence take. Sinks, and tokens whose key
+  // is still in the residual, need no page. (Values are never quantized beyond keys.)
   KIVI_HOST_DEVICE constexpr int pages_for(int tokens) const {
-    return (key_tokens_quantized(format, tokens) + page_tokens() - 1) / page_tokens();
+    return (keys_paged(format, tokens) + page_tokens() - 1) / page_tokens();
   }
   // Returns the largest number of cached tokens that `pages` pages allow.
   KIVI_HOST_DEVICE constexpr int64_t tokens_within(int64_t pages) const {
     const int64_t quantized = pages * page_tokens();
     if (format.kind != KvKind::kivi) return quantized;
-    return quantized / format.residual * format.residual + format.residual - 1;
+    return format.sinks + quantized / format.residual * format.residual + format.residual - 1;
   }
   KIVI_HOST_DEVICE constexpr int key_groups() const {  // token groups a page
     return format.kind == KvKind::kivi ? page_tokens() / format.group : 0;
@@ -166,20 +190,26 @@ struct KvLayout {
     return 64 * format.value_bits / 128;
   }
 
+  // Bytes of one scale and one minimum.
+  KIVI_HOST_DEVICE constexpr int parameter_pair_bytes() const { return format.parameter_bits / 4; }
+
   KIVI_HOST_DEVICE constexpr int key_codes_bytes() const {
     if (format.kind == KvKind::f16) return page_tokens() * shape.head_dim * 2;
     return page_tokens() / 16 * 2 * key_words_per_row() * 32 * 4;
   }
   KIVI_HOST_DEVICE constexpr int key_parameters_bytes() const {
-    return key_groups() * shape.head_dim * 4;
+    return key_groups() * shape.head_dim * parameter_pair_bytes();
   }
   KIVI_HOST_DEVICE constexpr int value_codes_bytes() const {
     return page_tokens() * shape.head_dim * format.value_bits / 8;
   }
   KIVI_HOST_DEVICE constexpr int value_parameters_bytes() const {
-    return page_tokens() * value_groups() * 4;
+    return page_tokens() * value_groups() * parameter_pair_bytes();
   }
 
+  KIVI_HOST_DEVICE constexpr int codes_offset(Side side) const {
+    return side == Side::key ? key_codes_offset() : value_codes_offset();
+  }
   KIVI_HOST_DEVICE constexpr int key_codes_offset() const { return 0; }
   KIVI_HOST_DEVICE constexpr int key_parameters_offset() const { return key_codes_bytes(); }
   KIVI_HOST_DEVICE constexpr int value_codes_offset() const {
@@ -196,15 +226,24 @@ struct KvLayout {
     return int64_t(block_bytes()) * shape.layers * shape.heads;
   }
 
-  // Residual: K rows, then V rows, f16, swizzled.
-  KIVI_HOST_DEVICE constexpr int residual_values_offset() const {
-    return format.residual * shape.head_dim * 2;
+  // A slab: residual K rows, residual V rows, sink K rows, sink V rows; f16, swizzled by the row
+  // within its part.
+  KIVI_HOST_DEVICE constexpr int row_bytes() const { return shape.head_dim * 2; }
+  KIVI_HOST_DEVICE constexpr int residual_offset(Side side) const {
+    return side == Side::key ? 0 : format.residual * row_bytes();
   }
-  KIVI_HOST_DEVICE constexpr int residual_slab_bytes() const {
-    return 2 * residual_values_offset();
+  KIVI_HOST_DEVICE constexpr int sinks_offset(Side side) const {
+    return (2 * format.residual + (side == Side::key ? 0 : format.sinks)) * row_bytes();
   }
-  KIVI_HOST_DEVICE constexpr int64_t residual_slot_bytes() const {  // all layers and heads
-    return int64_t(residual_slab_bytes()) * shape.layers * shape.heads;
+  KIVI_HOST_DEVICE constexpr int slab_bytes() const {
+    return 2 * (format.residual + format.sinks) * row_bytes();
+  }
+  KIVI_HOST_DEVICE constexpr int64_t slot_bytes() const {  // all layers and heads
+    return int64_t(slab_bytes()) * shape.layers * shape.heads;
+  }
+
+  KIVI_HOST_DEVICE constexpr int64_t slot_sinks_bytes() const {  // of these, sinks
+    return int64_t(2 * format.sinks * row_bytes()) * shape.layers * shape.heads;
   }
 
   // Staging block: 64 tokens, K rows, then V rows, f16, swizzled.
@@ -212,10 +251,12 @@ struct KvLayout {
   KIVI_HOST_DEVICE static constexpr int staging_pages_for(int tokens) {
     return (tokens + kStagingTokens - 1) / kStagingTokens;
   }
-  KIVI_HOST_DEVICE constexpr int staging_values_offset() const {
-    return kStagingTokens * shape.head_dim * 2;
+  KIVI_HOST_DEVICE constexpr int staging_offset(Side side) const {
+    return side == Side::key ? 0 : kStagingTokens * row_bytes();
   }
-  KIVI_HOST_DEVICE constexpr int staging_block_bytes() const { return 2 * staging_values_offset(); }
+  KIVI_HOST_DEVICE constexpr int staging_block_bytes() const {
+    return 2 * kStagingTokens * row_bytes();
+  }
   KIVI_HOST_DEVICE constexpr int64_t staging_page_bytes() const {
     return int64_t(staging_block_bytes()) * shape.layers * shape.heads;
   }
@@ -236,15 +277,15 @@ struct KvLayout {
                              /*row_inner=*/false);
   }
 
-  // Returns the index of the scale of a key group, in halves from the start of the region. Its
-  // minimum is `head_dim` halves later.
+  // Returns the index of the scale of a key group, in parameters from the start of the region. Its
+  // minimum is `head_dim` parameters later.
   KIVI_HOST_DEVICE constexpr int key_scale(int token, int channel) const {
     return (token / format.group) * 2 * shape.head_dim + lane_parameter(channel);
   }
   KIVI_HOST_DEVICE constexpr int key_minimum(int token, int channel) const {
     return key_scale(token, channel) + shape.head_dim;
   }
-  // The same for a value group. Its minimum is 64 halves later.
+  // The same for a value group. Its minimum is 64 parameters later.
   KIVI_HOST_DEVICE constexpr int value_scale(int token, int channel) const {
     return ((token / 64) * value_groups() + channel / format.group) * 128 +
            lane_parameter(token % 64);
@@ -260,7 +301,7 @@ struct KvLayout {
 struct KvView {
   KvLayout layout;
   std::byte* pages = nullptr;
-  std::byte* residual = nullptr;
+  std::byte* slots = nullptr;
   std::byte* staging = nullptr;
   // Memory that one op may use and no op keeps: a prompt chunk's history of one layer in 16 bits.
   std::byte* scratch = nullptr;
@@ -270,11 +311,12 @@ struct KvView {
   int64_t scratch_bytes = 0;  // 0: no such memory
 
   KIVI_HOST_DEVICE std::byte* page_block(int layer, int64_t page, int head) const {
-    return pages + ((layer * page_count + page) * layout.shape.heads + head) * layout.block_bytes();
+    return pages + ((page * layout.shape.layers + layer) * layout.shape.heads + head) *
+                       layout.block_bytes();
   }
-  KIVI_HOST_DEVICE std::byte* residual_slab(int layer, int64_t slot, int head) const {
-    return residual +
-           ((layer * slot_count + slot) * layout.shape.heads + head) * layout.residual_slab_bytes();
+  KIVI_HOST_DEVICE std::byte* slab(int layer, int64_t slot, int head) const {
+    return slots +
+           ((slot * layout.shape.layers + layer) * layout.shape.heads + head) * layout.slab_bytes();
   }
   KIVI_HOST_DEVICE std::byte* staging_block(int layer, int64_t page, int head) const {
     return staging + ((layer * staging_page_count + page) * layout.shape.heads + head) *
@@ -288,6 +330,7 @@ struct KvBytes {
   int64_t codes = 0;       // codes of the pages (for f16 and f8: the values themselves)
   int64_t parameters = 0;  // scales and minima
   int64_t residual = 0;
+  int64_t sinks = 0;
   friend constexpr bool operator==(const KvBytes&, const KvBytes&) = default;
 };
 
@@ -295,5 +338,6 @@ struct KvBytes {
 static_assert(KvLayout{{KvKind::kivi, 2, 2, 32, 32}, {1, 1, 128}}.block_bytes() == 6 * 1024);
 static_assert(KvLayout{{KvKind::kivi, 4, 4, 32, 32}, {1, 1, 128}}.block_bytes() == 10 * 1024);
 static_assert(KvLayout{{KvKind::f16, 16, 16, 0, 0}, {1, 1, 128}}.block_bytes() == 32 * 1024);
+static_assert(KvLayout{{KvKind::kivi, 2, 2, 32, 32, 32, 8}, {1, 1, 128}}.block_bytes() == 5 * 1024);
 
 }  // namespace kivi

@@ -18,7 +18,7 @@ void simulate_group(f16* x, int64_t stride, int count, int bits, std::vector<f16
   group.resize(size_t(count));
   codes.resize(size_t(count));
   for (int i = 0; i < count; ++i) group[size_t(i)] = x[i * stride];
-  const GroupParameters parameters = quantize_group(group, bits, codes);
+  const GroupParameters parameters = quantize_group(group, bits, 16, codes);
   for (int i = 0; i < count; ++i)
     x[i * stride] = to_f16_saturated(dequantize(codes[size_t(i)], parameters));
 }

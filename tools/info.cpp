@@ -26,7 +26,7 @@ void print_formats(const ModelSummary& m) {
     const KvLayout layout{*format, shape};
     const double bytes_per_token = double(layout.page_bytes()) / layout.page_tokens();
     fmt::print("  {:<10} {:>14.0f} {:>15.0f} {:>18.2f} MiB\n", name, bytes_per_token,
-               double(1 << 30) / bytes_per_token, double(layout.residual_slot_bytes()) / (1 << 20));
+               double(1 << 30) / bytes_per_token, double(layout.slot_bytes()) / (1 << 20));
   }
   config.kv_cache_dtype = "auto";
   const auto chosen = kv_format_of(config, KvShape{m.layers, m.heads_kv, m.head_dim}, m.heads_q);

@@ -76,7 +76,7 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
                             std::max<int64_t>(budget, 0) / 4 / staging_page));
   plan.staging = plan.capacity.staging_pages * staging_page;
 
-  const int64_t slot = layout.residual_slot_bytes();  // 0 for f16 and f8
+  const int64_t slot = layout.slot_bytes();  // 0 for f16 and f8
   const int64_t slots_that_fit =
       slot == 0 ? config.max_num_seqs : (budget - plan.staging) / 2 / slot;
   plan.capacity.slots = int(std::clamp<int64_t>(slots_that_fit, 1, config.max_num_seqs));
@@ -113,8 +113,8 @@ KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* 
   KvView view;
   view.layout = layout;
   view.pages = base;
-  view.residual = view.pages + plan.pages;
-  view.staging = view.residual + plan.residual;
+  view.slots = view.pages + plan.pages;
+  view.staging = view.slots + plan.residual;
   view.scratch = view.staging + plan.staging;
   view.scratch_bytes = plan.scratch;
   view.page_count = plan.capacity.pages;

@@ -3,9 +3,9 @@
 //
 // The tokens of a sequence are appended one after the other. So the store after T tokens is a
 // function of these tokens alone, however they were divided into steps
-// (docs/design/kv-format.md, section 2). Appending token p moves the value of token p - R from the
-// residual to its page and writes token p into the freed row. If p + 1 is a multiple of R, the R
-// keys of the residual become page codes.
+// (docs/design/kv-format.md, section 2). The first S tokens become sinks. With paged positions
+// (kv_page.h), appending p moves the value of p - R from the residual to its page and writes p into
+// the freed row. If p + 1 is a multiple of R, the R keys of the residual become page codes.
 //
 // kv [t, 2 hk d] f16. Cost: for each token and head 4 d bytes copied, and 2 d numbers quantized:
 // the token's own or those that make room for it. Codes, scales and minima have the bits of
@@ -50,10 +50,24 @@ struct Quantizer {
   V8 largest;  // 2^bits - 1
 
   // From minimum and maximum. Zeros are +0.
-  HWY_INLINE Quantizer(V8 min, V8 max, int bits)
+  HWY_INLINE Quantizer(V8 min, V8 max, int bits, int parameter_bits)
       : low(hn::Add(min, hn::Zero(D8()))), largest(hn::Set(D8(), float((1 << bits) - 1))) {
     const V8 high = hn::Add(max, hn::Zero(D8()));
-    scale = round_f16(hn::Div(round_f16(hn::Sub(high, low)), largest));
+    if (parameter_bits == 16) {
+      scale = round_f16(hn::Div(round_f16(hn::Sub(high, low)), largest));
+      return;
+    }
+    HWY_ALIGN float lows[8], highs[8];  // eight groups of 32 or more numbers: no hot place
+    hn::Store(low, D8(), lows);
+    hn::Store(high, D8(), highs);
+    HWY_ALIGN float scales[8], minima[8];
+    for (int i = 0; i < 8; ++i) {
+      const GroupParameters p = group_parameters(lows[i], highs[i], bits, parameter_bits);
+      scales[i] = to_float(p.scale);
+      minima[i] = to_float(p.minimum);
+    }
+    scale = hn::Load(D8(), scales);
+    low = hn::Load(D8(), minima);
   }
   // Codes in 16 bits each.
   HWY_INLINE V8x16 codes(V8 x) const {
@@ -131,20 +145,24 @@ class Appender {
   void run() const {
     const StepSequence& s = source_.sequence;
     const int end = s.past + s.row_count;
-    if (s.mode == KvMode::stage) {
-      for (int token = s.past; token < end; ++token)
-        for (const bool keys : {true, false})
-          copy(row_of(token, keys), source_.staging_rows(token, keys),
-               token % KvLayout::kStagingTokens);
-      return;
-    }
-    for (int token = s.mode == KvMode::seal ? 0 : s.past; token < end; ++token) append(token);
+    for (int token = s.mode == KvMode::seal ? 0 : s.past; token < end; ++token)
+      if (s.mode == KvMode::stage)
+        arrive(token, KvMode::stage);
+      else
+        append(token);
   }
 
  private:
   // A token of this step, or of the staging area before it.
-  F16Row row_of(int token, bool keys) const {
-    return token < source_.sequence.past ? source_.staged(token, keys) : source_.own(token, keys);
+  F16Row row_of(int token, Side side) const {
+    return source_.row(read_place(layout_, source_.sequence, token, side), side);
+  }
+
+  // Puts the token's rows where they land first.
+  void arrive(int token, KvMode mode) const {
+    const KvPlace place = arrival_place(layout_, mode, token);
+    for (const Side side : {Side::key, Side::value})
+      copy(row_of(token, side), source_.rows(place, side), place.row);
   }
 
   // Into row `row` of swizzled rows.
@@ -155,27 +173,22 @@ class Appender {
   }
 
   void append(int token) const {
-    const int t = token % layout_.page_tokens();
-    if (layout_.format.kind == KvKind::f16) {
-      for (const bool keys : {true, false})
-        copy(row_of(token, keys), source_.page_rows(token, keys), t);
-      return;
-    }
-    if (layout_.format.kind == KvKind::f8) {
+    const KvFormat& f = layout_.format;
+    const KvPlace place = arrival_place(layout_, KvMode::append, token);
+    if (place.region == KvRegion::codes) {  // f8
       HWY_ALIGN uint16_t codes[kHeadDimMax];
-      narrow_f8(row_of(token, /*keys=*/true), codes);
-      write_key_row(layout_, source_.page(token), t, codes);
-      narrow_f8(row_of(token, /*keys=*/false), codes);
-      write_value_row(layout_, source_.page(token), t, codes);
+      narrow_f8(row_of(token, Side::key), codes);
+      write_key_row(layout_, source_.page(place.page), place.row, codes);
+      narrow_f8(row_of(token, Side::value), codes);
+      write_value_row(layout_, source_.page(place.page), place.row, codes);
       return;
     }
-    const int r = layout_.format.residual, row = token % r;
-    std::byte* values = source_.residual_rows(/*keys=*/false);
-    if (token >= r) quantize_value(token - r, source_.swizzled(values, row));
-    copy(row_of(token, /*keys=*/true), source_.residual_rows(/*keys=*/true), row);
-    copy(row_of(token, /*keys=*/false), values, row);
-    if (row == r - 1)
-      for (int first = token + 1 - r; first <= token; first += layout_.format.group)
+    const int position = token - f.sinks;
+    if (place.region == KvRegion::residual && position >= f.residual)
+      quantize_value(position - f.residual, source_.row(place, Side::value));
+    arrive(token, KvMode::append);
+    if (place.region == KvRegion::residual && place.row == f.residual - 1)
+      for (int first = position + 1 - f.residual; first <= position; first += f.group)
         quantize_keys(first);
   }
 
@@ -184,10 +197,11 @@ class Appender {
       hn::Store(to_e4m3_8(finite_8(chunk_of(row, c, d_))), D8x16(), codes + c);
   }
 
-  void quantize_value(int token, const F16Row& row) const {
+  // The value of a paged position, from its row.
+  void quantize_value(int position, const F16Row& row) const {
     HWY_ALIGN uint16_t codes[kHeadDimMax];
-    std::byte* block = source_.page(token);
-    const int t = token % layout_.page_tokens(), group = layout_.format.group;
+    std::byte* block = source_.page(position / layout_.page_tokens());
+    const int t = position % layout_.page_tokens(), group = layout_.format.group;
     for (int begin = 0; begin < d_; begin += group) {
       V8 min = finite_8(chunk_of(row, begin, d_)), max = min;
       for (int c = begin + 8; c < begin + group; c += 8) {
@@ -196,7 +210,7 @@ class Appender {
         max = hn::Max(max, x);
       }
       const Quantizer quantizer(hn::MinOfLanes(D8(), min), hn::MaxOfLanes(D8(), max),
-                                layout_.format.value_bits);
+                                layout_.format.value_bits, layout_.format.parameter_bits);
       for (int c = begin; c < begin + group; c += 8)
         hn::Store(quantizer.codes(finite_8(chunk_of(row, c, d_))), D8x16(), codes + c);
       f16 scale[8], minimum[8];
@@ -207,15 +221,14 @@ class Appender {
     write_value_row(layout_, block, t, codes);
   }
 
-  // One group of tokens of all channels, from the residual.
+  // One group of all channels, from the paged position `first` on, from the residual.
   void quantize_keys(int first) const {
     HWY_ALIGN uint16_t codes[128 * 128];  // [G][d]
-    std::byte* block = source_.page(first);
-    const std::byte* residual = source_.residual_rows(/*keys=*/true);
+    std::byte* block = source_.page(first / layout_.page_tokens());
     const int t = first % layout_.page_tokens(), group = layout_.format.group;
     const auto key = [&](int i, int c) HWY_ATTR {
-      const int row = (first + i) % layout_.format.residual;
-      return finite_8(chunk_of(source_.swizzled(residual, row), c, d_));
+      const KvPlace place{KvRegion::residual, 0, (first + i) % layout_.format.residual};
+      return finite_8(chunk_of(source_.row(place, Side::key), c, d_));
     };
     for (int c = 0; c < d_; c += 8) {
       V8 min = key(0, c), max = min;
@@ -224,7 +237,7 @@ class Appender {
         min = hn::Min(min, x);
         max = hn::Max(max, x);
       }
-      const Quantizer quantizer(min, max, layout_.format.key_bits);
+      const Quantizer quantizer(min, max, layout_.format.key_bits, layout_.format.parameter_bits);
       for (int i = 0; i < group; ++i)
         hn::Store(quantizer.codes(key(i, c)), D8x16(), codes + i * d_ + c);
       f16 scale[8], minimum[8];

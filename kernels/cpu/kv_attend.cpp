@@ -5,9 +5,9 @@
 // query and a token it sees; each tile of the history is read and dequantized once for a block of
 // up to 64 queries, which are the rows and the query heads of one KV head.
 //
-// Tokens are taken in tiles of 64 at absolute positions (kv_tile-inl.h), tiles in segments of
-// 1,024. A query's softmax state runs over the tiles of a segment in ascending order; the states of
-// its segments are merged in ascending order. All sums of one query run in an order that depends on
+// Tokens are taken in tiles of 64 paged positions (kv_tile-inl.h), tiles in segments of 1,024. A
+// query's softmax state runs over the tiles of a segment in ascending order; the states of its
+// segments are merged in ascending order. All sums of one query run in an order that depends on
 // positions alone (a score adds up its channels one by one, an output its tokens one by one, and
 // what a mask hides adds an exact zero). So where the numbers are the same, as they are for f16
 // pages, staging and own tokens, the result is the same bit for bit: in one chunk or in many, alone
@@ -41,7 +41,7 @@ struct AttendTask {
   KvSource source;
   int query_begin;
   int query_count;
-  int segment;         // tokens [segment, segment + 1) * kSegmentTokens
+  int segment;         // places [segment, segment + 1) * kSegmentTokens
   float* partial;      // [query_count][d + 2] states (out, max, sum); null: the only segment
   int partial_stride;  // floats between the partials of one block's segments
 };
@@ -53,6 +53,10 @@ struct AttendArguments {
   int window;
   float scale;
 };
+
+// The *place* of a token is its position plus this. Tiles begin at places that are multiples of 64;
+// these are the paged positions that are such multiples.
+inline int place_shift(const KvFormat& f) { return (64 - f.sinks % 64) % 64; }
 
 }  // namespace kivi
 #endif
@@ -126,13 +130,14 @@ void AttendBlock(const AttendArguments& args, const AttendTask& task, float* scr
 
   SoftmaxState state[kBlockQueries];
   const float* q[kBlockQueries];
-  int first[kBlockQueries], last[kBlockQueries];  // tokens that a query sees, inclusive
+  const int shift = place_shift(source.store.layout.format);
+  int first[kBlockQueries], last[kBlockQueries];  // places that a query sees, inclusive
   for (int i = 0; i < queries; ++i) {
     const int m = task.query_begin + i, row = sequence.row_begin + m / group;
     const int64_t column = int64_t(source.head * group + m % group) * d;
     q[i] = args.q.row<float>(row) + column;
-    last[i] = sequence.past + m / group;
-    first[i] = args.window > 0 ? HWY_MAX(0, last[i] + 1 - args.window) : 0;
+    last[i] = sequence.past + m / group + shift;
+    first[i] = args.window > 0 ? HWY_MAX(shift, last[i] + 1 - args.window) : shift;
     state[i].out = task.partial == nullptr ? args.out.row<float>(row) + column
                                            : task.partial + int64_t(i) * (d + 2);
     for (int c = 0; c < d; c += kLanes) hn::StoreU(hn::Zero(df), df, state[i].out + c);
@@ -140,10 +145,15 @@ void AttendBlock(const AttendArguments& args, const AttendTask& task, float* scr
 
   // Positions grow with the query: the block sees [first[0], last[queries - 1]].
   const TileReader reader(source);
+  const KvFormat& format = source.store.layout.format;
+  // A decode alone: a prompt that sees codes reads them without (docs/design/kv-format.md, 9).
+  const bool biased = format.key_bias && sequence.mode == KvMode::append && sequence.row_count == 1;
+  const float bias = -args.scale / 24;
+  const int to_paged = -shift - format.sinks;
   const int begin = HWY_MAX(first[0], task.segment * kSegmentTokens);
   const int end = HWY_MIN(last[queries - 1] + 1, (task.segment + 1) * kSegmentTokens);
   for (int tile = begin / kTileTokens * kTileTokens; tile < end; tile += kTileTokens) {
-    reader.read(tile, sequence.past + sequence.row_count, keys, values);
+    reader.read(tile + to_paged, sequence.past + sequence.row_count, keys, values);
     const float* a[kBlockQueries];
     float* c[kBlockQueries];
     int active[kBlockQueries], count = 0;  // queries that see some of the tile
@@ -155,6 +165,8 @@ void AttendBlock(const AttendArguments& args, const AttendTask& task, float* scr
       active[count++] = i;
     }
     add_matrix(a, count, 0, d, keys, kTileTokens, c);
+    if (biased)
+      for (int n = 0; n < count; ++n) reader.add_key_bias(tile + to_paged, a[n], bias, c[n]);
     int low = kTileTokens, high = 0;
     for (int n = 0; n < count; ++n) {
       SoftmaxState& s = state[active[n]];
@@ -217,6 +229,7 @@ void CpuBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& s
                               const StepView& step, int layer, float scale, const Tensor& out) {
   const int d = store.layout.shape.head_dim, heads = store.layout.shape.heads;
   const AttendArguments args{q, out, int(q.shape[1] / d) / heads, step.sliding_window, scale};
+  const int shift = place_shift(store.layout.format);
   std::vector<AttendTask> tasks;
   struct Merge {
     size_t task;  // the first segment's
@@ -230,9 +243,9 @@ void CpuBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& s
       for (int begin = 0; begin < s.row_count * args.group; begin += kBlockQueries) {
         const int count = std::min(kBlockQueries, s.row_count * args.group - begin);
         const int row = begin / args.group, last_row = (begin + count - 1) / args.group;
-        const int first =
-            args.window > 0 ? std::max(0, s.past + row + 1 - args.window) / kSegmentTokens : 0;
-        const int segments = (s.past + last_row) / kSegmentTokens + 1 - first;
+        const int seen = args.window > 0 ? std::max(0, s.past + row + 1 - args.window) : 0;
+        const int first = (seen + shift) / kSegmentTokens;
+        const int segments = (s.past + last_row + shift) / kSegmentTokens + 1 - first;
         if (segments > 1) merges.push_back({tasks.size(), segments});
         const int stride = count * (d + 2);
         for (int segment = 0; segment < segments; ++segment)

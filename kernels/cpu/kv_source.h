@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the bytes of one (sequence, KV head) of a step lie: pages, residual, staging, or the step's
-// own rows. Shared by kv_attend and kv_append.
+// The bytes of one (sequence, KV head) of a step on the host, by their places (kv_place.h). Page
+// ids are checked. Shared by kv_attend and kv_append.
 #pragma once
 
 #include "base/verify.h"
 #include "kernels/half.h"
-#include "kernels/kv_page.h"
-#include "kernels/step_view.h"
+#include "kernels/kv_place.h"
 
 namespace kivi {
 
@@ -30,42 +29,32 @@ struct KvSource {
   int head;
 
   int head_dim() const { return store.layout.shape.head_dim; }
+  KvLocator locator() const { return {store, sequence, step.page_table.data(), layer, head}; }
 
-  std::byte* page(int token) const {
-    const int index = sequence.pages_begin + token / store.layout.page_tokens();
-    const int32_t id = step.page_table[size_t(index)];
+  // The block of a page, by its index in the sequence's part of the page table.
+  std::byte* page(int index) const {
+    const int32_t id = step.page_table[size_t(sequence.pages_begin + index)];
     KIVI_VERIFY(id >= 0 && id < store.page_count);
     return store.page_block(layer, id, head);
   }
-  std::byte* staging(int token) const {
-    const int index = sequence.staging_begin + token / KvLayout::kStagingTokens;
-    const int32_t id = step.page_table[size_t(index)];
-    KIVI_VERIFY(id >= 0 && id < store.staging_page_count);
-    return store.staging_block(layer, id, head);
-  }
-  std::byte* residual() const { return store.residual_slab(layer, sequence.slot, head); }
 
-  // Rows of the three regions that hold f16, as places to read or to write.
-  std::byte* staging_rows(int token, bool keys) const {
-    return staging(token) + (keys ? 0 : store.layout.staging_values_offset());
+  // The f16 row at a place that is not `codes`.
+  F16Row row(const KvPlace& place, Side side) const {
+    if (place.region == KvRegion::own) {
+      const f16* row = kv.row<f16>(sequence.row_begin + place.row);
+      return {row +
+              (int64_t(side == Side::key ? 0 : store.layout.shape.heads) + head) * head_dim()};
+    }
+    return {reinterpret_cast<const f16*>(rows(place, side)) + int64_t(place.row) * head_dim(),
+            place.row};
   }
-  std::byte* page_rows(int token, bool keys) const {
-    const KvLayout& l = store.layout;
-    return page(token) + (keys ? l.key_codes_offset() : l.value_codes_offset());
-  }
-  std::byte* residual_rows(bool keys) const {
-    return residual() + (keys ? 0 : store.layout.residual_values_offset());
-  }
-
-  F16Row own(int token, bool keys) const {
-    const f16* row = kv.row<f16>(sequence.row_begin + token - sequence.past);
-    return {row + (int64_t(keys ? 0 : store.layout.shape.heads) + head) * head_dim()};
-  }
-  F16Row swizzled(const std::byte* rows, int row) const {
-    return {reinterpret_cast<const f16*>(rows) + int64_t(row) * head_dim(), row};
-  }
-  F16Row staged(int token, bool keys) const {
-    return swizzled(staging_rows(token, keys), token % KvLayout::kStagingTokens);
+  std::byte* rows(const KvPlace& place, Side side) const {
+    if (place.region == KvRegion::page) return page(place.page) + store.layout.codes_offset(side);
+    if (place.region == KvRegion::staging) {
+      const int32_t id = step.page_table[size_t(sequence.staging_begin + place.page)];
+      KIVI_VERIFY(id >= 0 && id < store.staging_page_count);
+    }
+    return locator().rows(place, side);
   }
 };
 

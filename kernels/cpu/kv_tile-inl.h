@@ -4,8 +4,9 @@
 //   keys   [d][64]: a channel's 64 tokens side by side (scores then need no sums over lanes)
 //   values [64][d]
 //
-// A tile begins at an absolute token position that is a multiple of 64, so a token stands at the
-// same place of the same tile whatever step reads it.
+// A tile begins at a paged position that is a multiple of 64 (kv_page.h), so a token stands at the
+// same place of the same tile whatever step reads it. If S is no multiple of 64, the first tile
+// begins before token 0.
 #if defined(KIVI_KV_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KIVI_KV_TILE_INL_H_
 #undef KIVI_KV_TILE_INL_H_
@@ -15,6 +16,7 @@
 
 #include "kernels/cpu/kv_source.h"
 #include "kernels/cpu/simd-inl.h"
+#include "kernels/kv_parameters.h"
 
 #ifndef KIVI_KV_TILE_CONSTANTS_
 #define KIVI_KV_TILE_CONSTANTS_
@@ -118,6 +120,33 @@ HWY_INLINE void read_plane(const f16* plane, int n, float* to) {
   }
 }
 
+// Reads the scales and minima of a group's `n` positions, in their natural order, from the planes
+// that begin at parameter `first` of the region: n scales, then n minima.
+HWY_INLINE void read_parameters(const std::byte* region, int first, int parameter_bits,
+                                int code_bits, int n, float* scales, float* minima) {
+  if (parameter_bits == 16) {
+    const f16* plane = reinterpret_cast<const f16*>(region) + first;
+    read_plane(plane, n, scales);
+    read_plane(plane + n, n, minima);
+    return;
+  }
+  const auto* bytes = reinterpret_cast<const uint8_t*>(region) + first;
+  HWY_ALIGN f16 scale[kHeadDimMax], minimum[kHeadDimMax];
+  const hn::FixedTag<uint8_t, 8> d8;
+  const D8x16 d16;
+  const D8 df;
+  for (int i = 0; i < n; i += 8) {
+    const V8x16 bits = hn::ShiftLeft<7>(hn::PromoteTo(d16, hn::LoadU(d8, bytes + i)));
+    hn::Store(bits, d16, &scale[i].bits);
+    const hn::Vec<D8> m =
+        hn::Sub(numbers_8(hn::PromoteTo(d16, hn::LoadU(d8, bytes + n + i))), hn::Set(df, 128.0f));
+    const hn::Vec<D8> step = hn::Mul(widen_8(bits), hn::Set(df, byte_minimum_unit(code_bits)));
+    store_f16(df, hn::Mul(m, step), minimum + i);
+  }
+  read_plane(scale, n, scales);
+  read_plane(minimum, n, minima);
+}
+
 // Unpacks a region of codes of 64 tokens. To the fragment order, keys and values look alike: rows
 // (keys: tokens; values: channels) by columns (channels; tokens). A lane's word i holds one row
 // g = lane / 4 of eight rows, and columns of the pairs of t = lane % 4: the four lanes of a row
@@ -214,12 +243,10 @@ HWY_INLINE void read_key_codes(const KvLayout& l, const std::byte* block, int to
   const int d = l.shape.head_dim, group = l.format.group;
   float scales[2 * kHeadDimMax], minima[2 * kHeadDimMax];
   if (l.format.kind == KvKind::kivi) {
-    const auto* planes = reinterpret_cast<const f16*>(block + l.key_parameters_offset());
-    for (int t = 0; t < kTileTokens; t += group) {
-      const f16* plane = planes + (token + t) / group * 2 * d;
-      read_plane(plane, d, scales + t / group * d);
-      read_plane(plane + d, d, minima + t / group * d);
-    }
+    for (int t = 0; t < kTileTokens; t += group)
+      read_parameters(block + l.key_parameters_offset(), (token + t) / group * 2 * d,
+                      l.format.parameter_bits, l.format.key_bits, d, scales + t / group * d,
+                      minima + t / group * d);
   }
   const int row_words = l.key_words_per_row();
   const int before = token / 16 * 2 * row_words * 32 * 4;  // bytes; a multiple of 4 words a lane
@@ -233,12 +260,11 @@ HWY_INLINE void read_value_codes(const KvLayout& l, const std::byte* block, int 
   const int d = l.shape.head_dim, group = l.format.group;
   float scales[4 * kTileTokens], minima[4 * kTileTokens];
   if (l.format.kind == KvKind::kivi) {
-    const auto* planes = reinterpret_cast<const f16*>(block + l.value_parameters_offset());
-    for (int c = 0; c < d; c += group) {
-      const f16* plane = planes + (token / 64 * l.value_groups() + c / group) * 128;
-      read_plane(plane, kTileTokens, scales + c / group * kTileTokens);
-      read_plane(plane + 64, kTileTokens, minima + c / group * kTileTokens);
-    }
+    for (int c = 0; c < d; c += group)
+      read_parameters(block + l.value_parameters_offset(),
+                      (token / 64 * l.value_groups() + c / group) * 128, l.format.parameter_bits,
+                      l.format.value_bits, kTileTokens, scales + c / group * kTileTokens,
+                      minima + c / group * kTileTokens);
   }
   const int before = token / 64 * d / 16 * 2 * l.value_words_per_row() * 32 * 4;
   read_codes(l.format.value_bits, block + l.value_codes_offset() + before, d, kTileTokens,
@@ -252,21 +278,24 @@ class TileReader {
     const KvFormat& f = layout_.format;
     const int past = source.sequence.past;
     const bool paged = source.sequence.mode == KvMode::append && f.kind != KvKind::f16;
-    key_codes_ = paged ? key_tokens_quantized(f, past) : 0;
-    value_codes_ = paged ? value_tokens_quantized(f, past) : 0;
+    key_codes_ = paged ? keys_paged(f, past) : 0;
+    value_codes_ = paged ? values_paged(f, past) : 0;
   }
 
-  // The tile [first, first + 64); tokens from `end` on read as zero. keys [d][64], values [64][d].
+  // The tile of the paged positions [first, first + 64). Positions before token 0, and tokens from
+  // `end` on, read as zero. keys [d][64], values [64][d].
   void read(int first, int end, float* keys, float* values) const {
-    const int d = source_.head_dim();
-    const int token = first % layout_.page_tokens();
-    if (first < key_codes_) read_key_codes(layout_, source_.page(first), token, keys);
-    if (first < value_codes_) read_value_codes(layout_, source_.page(first), token, values);
+    const int d = source_.head_dim(), sinks = layout_.format.sinks;
+    const int page = first / layout_.page_tokens(), row = first % layout_.page_tokens();
+    const bool paged = first >= 0;
+    if (paged && first < key_codes_) read_key_codes(layout_, source_.page(page), row, keys);
+    if (paged && first < value_codes_) read_value_codes(layout_, source_.page(page), row, values);
     for (int t = 0; t < kTileTokens; t += 8) {
-      const int codes = HWY_MAX(0, HWY_MIN(8, key_codes_ - first - t));  // of these eight tokens
+      // Of these eight tokens.
+      const int codes = paged ? HWY_MAX(0, HWY_MIN(8, key_codes_ - first - t)) : 0;
       if (codes == 8) continue;
       F16Row rows[8];
-      for (int i = codes; i < 8; ++i) rows[i] = row_of(first + t + i, end, /*keys=*/true);
+      for (int i = codes; i < 8; ++i) rows[i] = row_of(first + t + i + sinks, end, Side::key);
       if (codes == 0) {
         read_key_rows(rows, t, d, keys);
         continue;
@@ -275,25 +304,39 @@ class TileReader {
         for (int c = 0; c < d; ++c)
           keys[c * kTileTokens + t + i] = to_float(rows[i].chunk(c / 8 * 8, d)[c % 8]);
     }
-    for (int t = HWY_MAX(0, value_codes_ - first); t < kTileTokens; ++t)
-      read_value_row(row_of(first + t, end, /*keys=*/false), t, d, values);
+    for (int t = paged ? HWY_MAX(0, value_codes_ - first) : 0; t < kTileTokens; ++t)
+      read_value_row(row_of(first + t + sinks, end, Side::value), t, d, values);
+  }
+
+  // Adds `factor` times the sum over channels of (q D)^2 to the scores of the tile's tokens whose
+  // keys are codes; D is the channel's scale. q [d], scores [64]. KIVI formats alone.
+  void add_key_bias(int first, const float* q, float factor, float* scores) const {
+    if (first < 0 || first >= key_codes_) return;
+    const int d = source_.head_dim(), group = layout_.format.group;
+    const std::byte* region =
+        source_.page(first / layout_.page_tokens()) + layout_.key_parameters_offset();
+    float scales[kHeadDimMax], minima[kHeadDimMax];
+    for (int t = 0; t < kTileTokens && first + t < key_codes_; t += group) {
+      const int place = (first + t) % layout_.page_tokens() / group * 2 * d;
+      read_parameters(region, place, layout_.format.parameter_bits, layout_.format.key_bits, d,
+                      scales, minima);
+      float sum = 0;
+      for (int c = 0; c < d; ++c) sum += q[c] * scales[c] * (q[c] * scales[c]);
+      for (int i = t; i < HWY_MIN(t + group, kTileTokens); ++i) scores[i] += factor * sum;
+    }
   }
 
  private:
-  F16Row row_of(int token, int end, bool keys) const {
+  F16Row row_of(int token, int end, Side side) const {
     static constexpr f16 kZeros[kHeadDimMax] = {};
-    if (token >= end) return {kZeros};
-    if (token >= source_.sequence.past) return source_.own(token, keys);
-    if (source_.sequence.mode != KvMode::append) return source_.staged(token, keys);
-    if (layout_.format.kind == KvKind::f16)
-      return source_.swizzled(source_.page_rows(token, keys), token % layout_.page_tokens());
-    return source_.swizzled(source_.residual_rows(keys), token % layout_.format.residual);
+    if (token < 0 || token >= end) return {kZeros};
+    return source_.row(read_place(layout_, source_.sequence, token, side), side);
   }
 
   const KvSource& source_;
   const KvLayout& layout_;
-  int key_codes_ = 0;    // tokens whose keys are read from codes
-  int value_codes_ = 0;  // tokens whose values are read from codes
+  int key_codes_ = 0;    // paged positions whose keys are read from codes: [0, key_codes_)
+  int value_codes_ = 0;  // the same for values
 };
 
 }  // namespace HWY_NAMESPACE

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// rope: splits q|k|v, turns q and k, narrows k and v to f16.
+// rope: splits q|k|v, turns q and k, multiplies all by the Hadamard matrix where asked to, narrows
+// k and v to f16.
 //   x'[i] = x[i] cos a - x[i + h] sin a;  x'[i + h] = x[i + h] cos a + x[i] sin a;
 //   a = position * inverse_frequency[i], h = rotary_dim / 2  (Su et al. 2021; the angle in f32, as
 //   Hugging Face has it).
+//   Hadamard: d log2(d) additions a head, in f32, then one multiplication by 1 / sqrt(d).
 //
 // qkv [t, (hq + 2 hk) d] f32, q [t, hq d] f32, kv [t, 2 hk d] f16. Cost: the bytes of the rows, and
 // rotary_dim sines and cosines a row in the first layer of a step: the next layers ask for the same
@@ -40,6 +42,31 @@ void RotateHead(const float* from, const float* turn, int half, int head_dim, fl
     std::memcpy(to + 2 * half, from + 2 * half, size_t(head_dim - 2 * half) * sizeof(float));
 }
 
+// One head x [d] times the Hadamard matrix, divided by sqrt(d): in each round, pairs that are `h`
+// apart become their sum and difference. d is a power of two, at least 16.
+void TransformHead(float* x, int d) {
+  const hn::CappedTag<float, 8> df;
+  const int lanes = int(hn::Lanes(df));
+  for (int h = d / 2; h >= 1; h /= 2)
+    for (int i = 0; i < d; i += 2 * h) {
+      if (h >= lanes) {
+        for (int j = i; j < i + h; j += lanes) {
+          const auto a = hn::LoadU(df, x + j), b = hn::LoadU(df, x + j + h);
+          hn::StoreU(hn::Add(a, b), df, x + j);
+          hn::StoreU(hn::Sub(a, b), df, x + j + h);
+        }
+        continue;
+      }
+      for (int j = i; j < i + h; ++j) {
+        const float a = x[j], b = x[j + h];
+        x[j] = a + b;
+        x[j + h] = a - b;
+      }
+    }
+  const auto factor = hn::Set(df, 1 / std::sqrt(float(d)));
+  for (int i = 0; i < d; i += lanes) hn::StoreU(hn::Mul(hn::LoadU(df, x + i), factor), df, x + i);
+}
+
 // n numbers (a multiple of 16) in f16, saturated.
 void NarrowRow(const float* from, int64_t n, f16* to) {
   const hn::CappedTag<float, 16> df;
@@ -55,6 +82,7 @@ HWY_AFTER_NAMESPACE();
 namespace kivi {
 HWY_EXPORT(RotateHead);
 HWY_EXPORT(NarrowRow);
+HWY_EXPORT(TransformHead);
 
 namespace {
 
@@ -120,12 +148,17 @@ void CpuBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope&
     float* to = q.row<float>(row);
     for (int64_t c = 0; c < q_columns; c += d)
       HWY_DYNAMIC_DISPATCH(RotateHead)(from + c, turn, half, d, to + c);
-    float* keys = scratch_[size_t(worker)].floats(size_t(k_columns));
+    // Keys, then values.
+    float* rows = scratch_[size_t(worker)].floats(size_t(2 * k_columns));
     for (int64_t c = 0; c < k_columns; c += d)
-      HWY_DYNAMIC_DISPATCH(RotateHead)(from + q_columns + c, turn, half, d, keys + c);
-    f16* narrow = kv.row<f16>(row);
-    HWY_DYNAMIC_DISPATCH(NarrowRow)(keys, k_columns, narrow);
-    HWY_DYNAMIC_DISPATCH(NarrowRow)(from + q_columns + k_columns, k_columns, narrow + k_columns);
+      HWY_DYNAMIC_DISPATCH(RotateHead)(from + q_columns + c, turn, half, d, rows + c);
+    std::memcpy(rows + k_columns, from + q_columns + k_columns, size_t(k_columns) * sizeof(float));
+    if (rope.hadamard) {
+      for (int64_t c = 0; c < q_columns; c += d) HWY_DYNAMIC_DISPATCH(TransformHead)(to + c, d);
+      for (int64_t c = 0; c < 2 * k_columns; c += d)
+        HWY_DYNAMIC_DISPATCH(TransformHead)(rows + c, d);
+    }
+    HWY_DYNAMIC_DISPATCH(NarrowRow)(rows, 2 * k_columns, kv.row<f16>(row));
   });
 }
 

@@ -134,7 +134,7 @@ struct Extent {
   }
 };
 
-// As key_tokens_quantized and value_tokens_quantized say.
+// As keys_paged and values_paged say.
 __device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int past) {
   Extent e;
   e.past = past;

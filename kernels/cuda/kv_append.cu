@@ -56,7 +56,7 @@ struct Head {
     return a.store.page_block(layer(), a.page_table[s.pages_begin + i], head);
   }
   __device__ __half* residual(int which) const {
-    return reinterpret_cast<__half*>(a.store.residual_slab(layer(), s.slot, head) +
+    return reinterpret_cast<__half*>(a.store.slab(layer(), s.slot, head) +
                                      which * a.store.layout.residual_values_offset());
   }
   __device__ __half* staging(int token, int which) const {
@@ -260,10 +260,10 @@ __global__ void append_page_kernel(const __grid_constant__ Append a, int layer) 
   const int before = s.mode == KvMode::seal ? 0 : s.past;
   const int after = s.past + s.row_count, tokens = layout.page_tokens();
   // Tokens whose keys (values) leave 16 bits in this step.
-  const int keys_begin = key_tokens_quantized(format, before);
-  const int keys_end = key_tokens_quantized(format, after);
-  const int values_begin = value_tokens_quantized(format, before);
-  const int values_end = value_tokens_quantized(format, after);
+  const int keys_begin = keys_paged(format, before);
+  const int keys_end = keys_paged(format, after);
+  const int values_begin = values_paged(format, before);
+  const int values_end = values_paged(format, after);
   const int page = min(keys_begin, values_begin) / tokens + blockIdx.x, first = page * tokens;
   if (first >= max(keys_end, values_end)) return;
   std::byte* block = h.page(page);
@@ -424,8 +424,8 @@ void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const Step
     }
     chunks.quantizes = true;
     const int before = s.mode == KvMode::seal ? 0 : s.past;
-    const int first = std::min(key_tokens_quantized(layout.format, before),
-                               value_tokens_quantized(layout.format, before));
+    const int first = std::min(keys_paged(layout.format, before),
+                               values_paged(layout.format, before));
     const int pages = layout.pages_for(s.past + s.row_count) - first / layout.page_tokens();
     chunks.pages_max = std::max(chunks.pages_max, pages);
   }

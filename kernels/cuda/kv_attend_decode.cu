@@ -29,11 +29,11 @@ DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   DecodeLaunch a{};
   a.q = s.q, a.kv = s.kv, a.out = s.out;
   a.q_stride = s.q_stride, a.kv_stride = s.kv_stride, a.out_stride = s.out_stride;
-  a.block_bytes = layout.block_bytes(), a.slab_bytes = layout.residual_slab_bytes();
+  a.block_bytes = layout.block_bytes(), a.slab_bytes = layout.slab_bytes();
   a.page_stride = int64_t(a.block_bytes) * layout.shape.heads;
   a.slot_stride = int64_t(a.slab_bytes) * layout.shape.heads;
   a.pages = s.store.page_block(s.layer, 0, 0);
-  if (s.store.residual != nullptr) a.residual = s.store.residual_slab(s.layer, 0, 0);
+  if (s.store.slots != nullptr) a.residual = s.store.slab(s.layer, 0, 0);
   a.sequences = s.sequences, a.page_table = s.page_table;
   a.kind = layout.format.kind;
   a.group = std::max(1, layout.format.group);

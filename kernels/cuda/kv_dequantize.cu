@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   const StepSequence s = a.sequences[work.sequence];
   const KvLayout& layout = a.store.layout;
   const int first = tile * kHistoryTile;
-  const int keys_quantized = key_tokens_quantized(layout.format, s.past);
-  const int values_quantized = value_tokens_quantized(layout.format, s.past);
+  const int keys_quantized = keys_paged(layout.format, s.past);
+  const int values_quantized = values_paged(layout.format, s.past);
 
   const bool values = threadIdx.x >= kSideThreads;
   if (first < (values ? values_quantized : keys_quantized)) {
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     } else if (token < s.past) {
       const int r = token % layout.format.residual;
       const auto* residual = reinterpret_cast<const __half*>(
-          a.store.residual_slab(a.layer, s.slot, head) + side * layout.residual_values_offset());
+          a.store.slab(a.layer, s.slot, head) + side * layout.residual_values_offset());
       x = *reinterpret_cast<const uint4*>(residual + r * kDim + swizzled_channel(r, c, kDim));
     }
     *reinterpret_cast<uint4*>(target + side * kHistoryTile * kDim + at) = x;

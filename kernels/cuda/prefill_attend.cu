@@ -110,10 +110,10 @@ __device__ const void* source_of(const PrefillArguments& a, const StepSequence& 
     return scratch_rows<kKeys, kDim>(a, work, head, token / kHistoryTile) + row * kDim +
            swizzled_channel(row, c, kDim);
   }
-  const int quantized = kKeys ? key_tokens_quantized(layout.format, s.past)
-                              : value_tokens_quantized(layout.format, s.past);
+  const int quantized = kKeys ? keys_paged(layout.format, s.past)
+                              : values_paged(layout.format, s.past);
   if (token >= quantized) {
-    const std::byte* slab = a.store.residual_slab(a.layer, s.slot, head);
+    const std::byte* slab = a.store.slab(a.layer, s.slot, head);
     const int row = token % layout.format.residual;
     const auto* rows =
         reinterpret_cast<const __half*>(slab + (kKeys ? 0 : layout.residual_values_offset()));

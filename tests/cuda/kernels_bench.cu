@@ -102,8 +102,8 @@ double bytes_of(const KvLayout& layout, int sequences, int past) {
   if (layout.format.kind == KvKind::f16) {
     bytes += 2.0 * past * row;
   } else {
-    const int values = value_tokens_quantized(layout.format, past);
-    const int keys = key_tokens_quantized(layout.format, past);
+    const int values = values_paged(layout.format, past);
+    const int keys = keys_paged(layout.format, past);
     const double units = (values + 63) / 64;
     bytes += units * layout.block_bytes() * 64 / layout.page_tokens();
     bytes += double(past - values) * row + double(past - keys) * row;
@@ -122,18 +122,18 @@ class StoreBench {
     const int pages_each = shape.tokens / layout.page_tokens() + 1;
     const int64_t pages = int64_t(pages_each) * shape.sequences;
     const int64_t layer_bytes =
-        layout.page_bytes() * pages + layout.residual_slot_bytes() * shape.sequences;
+        layout.page_bytes() * pages + layout.slot_bytes() * shape.sequences;
     layers_ = int(std::clamp<int64_t>(int64_t(kRotationBytes) / layer_bytes + 1, 1, 64));
     layout.shape.layers = layers_;
     view_.layout = layout;
     view_.page_count = pages;
     view_.slot_count = shape.sequences;
     const int64_t page_bytes = layout.page_bytes() * pages;
-    const int64_t residual_bytes = layout.residual_slot_bytes() * shape.sequences;
+    const int64_t residual_bytes = layout.slot_bytes() * shape.sequences;
     pages_ = make_device_memory(size_t(page_bytes));
     residual_ = make_device_memory(size_t(std::max<int64_t>(residual_bytes, 256)));
     view_.pages = pages_.get();
-    view_.residual = residual_.get();
+    view_.slots = residual_.get();
     fill_pages<<<2048, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(view_.pages), page_bytes / 4,
                                           layout);
     fill_rows<<<2048, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(view_.residual),

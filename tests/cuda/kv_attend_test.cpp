@@ -13,11 +13,11 @@ struct Shape {
 double read_token(const TestStore& store, int sequence, int which, int head, int token, int c) {
   const KvLayout& layout = store.layout();
   const StoredSequence& s = store.sequence(sequence);
-  const int quantized = which == 0 ? key_tokens_quantized(layout.format, s.past)
-                                   : value_tokens_quantized(layout.format, s.past);
+  const int quantized =
+      which == 0 ? keys_paged(layout.format, s.past) : values_paged(layout.format, s.past);
   if (token >= quantized) {
     const int row = token % layout.format.residual;
-    const auto* slab = reinterpret_cast<const f16*>(store.host().residual_slab(0, s.slot, head) +
+    const auto* slab = reinterpret_cast<const f16*>(store.host().slab(0, s.slot, head) +
                                                     which * layout.residual_values_offset());
     return to_float(
         slab[row * layout.shape.head_dim + swizzled_channel(row, c, layout.shape.head_dim)]);

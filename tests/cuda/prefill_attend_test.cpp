@@ -52,7 +52,7 @@ void check(const Case& c, std::mt19937& random) {
   view.slot_count = n;
   view.staging_page_count = staging_pages;
   Region pool(size_t(layout.page_bytes()) * size_t(pages)),
-      residual(size_t(layout.residual_slot_bytes()) * size_t(n)),
+      residual(size_t(layout.slot_bytes()) * size_t(n)),
       staging(size_t(layout.staging_page_bytes()) * size_t(staging_pages)),
       scratch(size_t(c.scratch_bytes));
   // What is read before it is written is NaN.
@@ -60,7 +60,7 @@ void check(const Case& c, std::mt19937& random) {
   for (Region* region : {&pool, &residual, &staging})
     std::memset(region->host.data(), 0xFF, region->host.size());
   view.pages = pool.host.data();
-  view.residual = residual.host.data();
+  view.slots = residual.host.data();
   view.staging = staging.host.data();
 
   // History: appended on the CPU with random values.
@@ -88,7 +88,7 @@ void check(const Case& c, std::mt19937& random) {
   device_view.scratch = scratch.device.data();
   device_view.scratch_bytes = c.scratch_bytes;
   device_view.pages = pool.device.data();
-  device_view.residual = residual.device.data();
+  device_view.slots = residual.device.data();
   device_view.staging = staging.device.data();
 
   std::vector<int32_t> packed(size_t(n) * 9);

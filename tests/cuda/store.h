@@ -48,7 +48,7 @@ class TestStore {
     host_.slot_count = device_.slot_count = sequences + 1;
     host_.staging_page_count = device_.staging_page_count = int64_t(staged.size());
     const size_t bytes[3] = {size_t(layout.page_bytes()) * ids.size(),
-                             size_t(layout.residual_slot_bytes()) * size_t(sequences + 1),
+                             size_t(layout.slot_bytes()) * size_t(sequences + 1),
                              size_t(layout.staging_page_bytes()) * staged.size()};
     std::byte** host[3] = {&host_.pages, &host_.residual, &host_.staging};
     std::byte** device[3] = {&device_.pages, &device_.residual, &device_.staging};

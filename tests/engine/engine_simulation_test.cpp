@@ -84,13 +84,13 @@ class CheckedRunner : public FakeRunner {
     SequenceKv& b = decoding[1]->kv;
     if (fault_ == Fault::slot_swapped) {
       const bool reads_residual =
-          format_.kind == KvKind::kivi && key_tokens_quantized(format_, a.tokens) < a.tokens;
+          format_.kind == KvKind::kivi && keys_paged(format_, a.tokens) < a.tokens;
       if (!reads_residual) return false;
       std::swap(a.slot, b.slot);
       return true;
     }
     if (a.pages.empty() || b.pages.empty()) return false;
-    if (key_tokens_quantized(format_, a.tokens) == 0) return false;
+    if (keys_paged(format_, a.tokens) == 0) return false;
     std::swap(a.pages[0], b.pages[0]);  // both are still given back once
     return true;
   }

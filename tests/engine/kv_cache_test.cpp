@@ -97,7 +97,7 @@ TEST_CASE("a staged prompt holds staging pages until its commit, and pages from 
     cache.commit(kv, 96, KvMode::stage);
   }
   CHECK((kv.pages.empty() && kv.staging_pages.size() == 3));
-  CHECK(cache.bytes_held() == KvBytes{0, 0, layout.residual_slot_bytes()});
+  CHECK(cache.bytes_held() == KvBytes{0, 0, layout.slot_bytes()});
 
   REQUIRE(cache.reserve(kv, 10, KvMode::seal));
   CHECK((kv.pages.size() == 2 && kv.staging_pages.size() == 3));  // 128 keys; 74 in the residual

@@ -276,8 +276,7 @@ class Simulation {
         return false;
       case Fault::pages_swapped:
         // Both pages hold quantized tokens that the next step reads.
-        if (s == nullptr ||
-            key_tokens_quantized(w_.format, s->kv.tokens) <= w_.layout.page_tokens())
+        if (s == nullptr || keys_paged(w_.format, s->kv.tokens) <= w_.layout.page_tokens())
           return false;
         std::swap(s->kv.pages[0], s->kv.pages[1]);
         return true;
@@ -285,7 +284,7 @@ class Simulation {
         // Somebody's next step reads its residual rows.
         const auto reads_residual = [&](const Sequence* r) {
           return !r->prefilling() && w_.format.kind == KvKind::kivi &&
-                 key_tokens_quantized(w_.format, r->kv.tokens) < r->kv.tokens;
+                 keys_paged(w_.format, r->kv.tokens) < r->kv.tokens;
         };
         if (running.size() < 2 || std::ranges::none_of(running, reads_residual)) return false;
         const auto it = std::ranges::find_if(running, reads_residual);
@@ -353,7 +352,7 @@ class Simulation {
         bytes.codes += blocks * (w_.layout.key_codes_bytes() + w_.layout.value_codes_bytes());
         bytes.parameters +=
             blocks * (w_.layout.key_parameters_bytes() + w_.layout.value_parameters_bytes());
-        bytes.residual += w_.layout.residual_slot_bytes();
+        bytes.residual += w_.layout.slot_bytes();
         expect(kv.slot >= 0, "who runs has a slot");
       } else {
         ++waiting;

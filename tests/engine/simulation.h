@@ -69,9 +69,8 @@ class SimulatedStore {
       const bool from_staging = part.mode != KvMode::append;
       for (int t = 0; t < part.past; ++t) {
         const Region::Token& token = from_staging ? staging_.at(kv.staging_pages, t)
-                                     : t < key_tokens_quantized(format_, part.past)
-                                         ? pages_.at(kv.pages, t)
-                                         : residual_row(kv, t);
+                                     : t < keys_paged(format_, part.past) ? pages_.at(kv.pages, t)
+                                                                          : residual_row(kv, t);
         expect(token == Region::Token{s.order, t}, "the history is where it was written");
       }
       const int begin = part.mode == KvMode::seal ? 0 : part.past;
@@ -102,7 +101,7 @@ class SimulatedStore {
       return;
     }
     residual_row(s.kv, t) = {s.order, t};
-    const int quantized = key_tokens_quantized(format_, t + 1);
+    const int quantized = keys_paged(format_, t + 1);
     for (int i = std::max(0, t + 1 - format_.residual); i < quantized; ++i)
       pages_.at(s.kv.pages, i) = residual_row(s.kv, i);
   }

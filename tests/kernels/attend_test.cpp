@@ -18,17 +18,28 @@ struct Case {
 KvLayout kivi_layout(int k, int v, int group, int residual, int d, int heads = 2) {
   return {{KvKind::kivi, k, v, group, residual}, {1, heads, d}};
 }
+// With sinks and parameters of 8 bits, and the correction of keys.
+KvLayout second_layout(int k, int v, int group, int residual, int d, int sinks, bool key_bias,
+                       int heads = 2) {
+  return {{KvKind::kivi, k, v, group, residual, sinks, 8, key_bias}, {1, heads, d}};
+}
 KvLayout f16_layout(int d, int heads = 2) { return {{KvKind::f16, 16, 16, 0, 0}, {1, heads, d}}; }
 KvLayout f8_layout(int d, int heads = 2) { return {{KvKind::f8, 8, 8, 0, 0}, {1, heads, d}}; }
 
-// Keys or values [tokens][d] that rows of a step read, of one KV head: history of `past` tokens as
-// stored (or f16, where it stands in staging), then the step's own in f16.
-std::vector<std::vector<double>> visible(const KvLayout& l, const TestSequence& s, int head,
-                                         bool keys, int past, int tokens) {
+// What rows of a step read of one KV head: history of `past` tokens as stored (or f16, where it
+// stands in staging), then the step's own in f16.
+struct Visible {
+  std::vector<std::vector<double>> keys, values;  // [tokens][d]
+  std::vector<std::vector<double>> steps;  // [tokens][d]: scales of keys that are codes; else empty
+};
+
+Visible visible(const KvLayout& l, const TestSequence& s, int head, int past, int tokens) {
   const int d = l.shape.head_dim;
-  KiviReference reference(l.format.key_bits, l.format.value_bits, std::max(1, l.format.group),
-                          std::max(1, l.format.residual), d);
-  std::vector<std::vector<double>> out;
+  const KvFormat& f = l.format;
+  KiviReference reference(f.key_bits, f.value_bits, std::max(1, f.group), std::max(1, f.residual),
+                          d, f.sinks, f.parameter_bits);
+  Visible out;
+  out.steps.resize(size_t(tokens));
   for (int t = 0; t < tokens; ++t) {
     std::vector<double> key, value;
     for (int c = 0; c < d; ++c) {
@@ -37,36 +48,49 @@ std::vector<std::vector<double>> visible(const KvLayout& l, const TestSequence& 
           double(to_float(s.tokens[0][size_t(t)][size_t((l.shape.heads + head) * d + c)])));
     }
     reference.append(key, value);
-    out.push_back(keys ? key : value);
+    out.keys.push_back(key);
+    out.values.push_back(value);
   }
-  if (s.in_staging || l.format.kind == KvKind::f16) return out;
+  if (s.in_staging || f.kind == KvKind::f16) return out;
   for (int t = 0; t < past; ++t)
     for (int c = 0; c < d; ++c) {
-      double& x = out[size_t(t)][size_t(c)];
-      if (l.format.kind == KvKind::f8) x = double(from_e4m3(to_e4m3(float(x))));
-      if (l.format.kind != KvKind::kivi) continue;
-      if (keys && t < reference.keys_quantized(past)) x = reference.dequantized_key(t, c);
-      if (!keys && t < reference.values_quantized(past)) x = reference.dequantized_value(t, c);
+      double& key = out.keys[size_t(t)][size_t(c)];
+      double& value = out.values[size_t(t)][size_t(c)];
+      if (f.kind == KvKind::f8) {
+        key = double(from_e4m3(to_e4m3(float(key))));
+        value = double(from_e4m3(to_e4m3(float(value))));
+        continue;
+      }
+      if (reference.key_is_quantized(t, past)) {
+        key = reference.dequantized_key(t, c);
+        out.steps[size_t(t)].push_back(reference.key_group(t, c).scale);
+      }
+      if (reference.value_is_quantized(t, past)) value = reference.dequantized_value(t, c);
     }
   return out;
 }
 
-std::vector<double> dense(const std::vector<std::vector<double>>& keys,
-                          const std::vector<std::vector<double>>& values, const float* q,
-                          int position, int window, double scale) {
+// With `biased`, the logits of keys that are codes lose what their noise adds to them on average:
+// (scale q_c D_c)^2 / 24, summed over channels c of step D_c (docs/design/kv-format.md, section 9).
+std::vector<double> dense(const Visible& seen, const float* q, int position, int window,
+                          double scale, bool biased) {
   const int begin = window > 0 ? std::max(0, position - window + 1) : 0;
-  std::vector<double> scores, out(values[0].size());
+  std::vector<double> scores, out(seen.values[0].size());
   double largest = -1e300, sum = 0;
   for (int t = begin; t <= position; ++t) {
     double score = 0;
-    for (size_t c = 0; c < out.size(); ++c) score += double(q[c]) * keys[size_t(t)][c];
-    scores.push_back(score * scale);
+    for (size_t c = 0; c < out.size(); ++c) score += double(q[c]) * seen.keys[size_t(t)][c];
+    score *= scale;
+    if (biased)
+      for (size_t c = 0; c < seen.steps[size_t(t)].size(); ++c)
+        score -= std::pow(scale * double(q[c]) * seen.steps[size_t(t)][c], 2) / 24;
+    scores.push_back(score);
     largest = std::max(largest, scores.back());
   }
   for (int t = begin; t <= position; ++t) {
     const double p = std::exp(scores[size_t(t - begin)] - largest);
     sum += p;
-    for (size_t c = 0; c < out.size(); ++c) out[c] += p * values[size_t(t)][c];
+    for (size_t c = 0; c < out.size(); ++c) out[c] += p * seen.values[size_t(t)][c];
   }
   for (double& x : out) x /= sum;
   return out;
@@ -102,13 +126,14 @@ std::vector<float> attend(Backend& backend, const TestStore& store, const Case& 
     const TestSequence& s = *part.sequence;
     for (int head = 0; head < heads; ++head) {
       const int total = s.past + part.count;
-      const auto keys = visible(c.layout, s, head, true, s.past, total);
-      const auto values = visible(c.layout, s, head, false, s.past, total);
+      const Visible seen = visible(c.layout, s, head, s.past, total);
+      const bool biased =
+          c.layout.format.key_bias && part.count == 1 && part.mode == KvMode::append;
       for (int i = 0; i < part.count; ++i)
         for (int h = 0; h < c.group; ++h) {
           const int column = (head * c.group + h) * d;
-          const auto want = dense(keys, values, q->row<float>(row + i) + column, s.past + i,
-                                  c.window, double(scale));
+          const auto want = dense(seen, q->row<float>(row + i) + column, s.past + i, c.window,
+                                  double(scale), biased);
           for (int x = 0; x < d; ++x)
             worst.add(double(out->row<float>(row + i)[column + x]), want[size_t(x)]);
         }
@@ -122,9 +147,11 @@ std::vector<float> attend(Backend& backend, const TestStore& store, const Case& 
 std::string text(const Case& c) {
   const KvFormat& f = c.layout.format;
   return "K" + std::to_string(f.key_bits) + "V" + std::to_string(f.value_bits) + " G " +
-         std::to_string(f.group) + " R " + std::to_string(f.residual) + " d " +
-         std::to_string(c.layout.shape.head_dim) + " query heads a KV head " +
-         std::to_string(c.group) + " window " + std::to_string(c.window);
+         std::to_string(f.group) + " R " + std::to_string(f.residual) + " S " +
+         std::to_string(f.sinks) + " parameters " + std::to_string(f.parameter_bits) +
+         (f.key_bias ? " biased" : "") + " d " + std::to_string(c.layout.shape.head_dim) +
+         " query heads a KV head " + std::to_string(c.group) + " window " +
+         std::to_string(c.window);
 }
 
 }  // namespace
@@ -138,7 +165,11 @@ TEST_CASE("Decode attention equals dense attention over the stored numbers at ev
                         {kivi_layout(2, 4, 64, 128, 128), 1},
                         {kivi_layout(4, 4, 128, 128, 128), 4},
                         {f16_layout(64), 2},
-                        {f8_layout(64), 2}}) {
+                        {f8_layout(64), 2},
+                        {second_layout(2, 2, 32, 32, 64, 32, true), 2},
+                        {second_layout(4, 2, 64, 64, 128, 64, false), 1},
+                        {second_layout(4, 4, 32, 64, 96, 96, true), 2},
+                        {second_layout(2, 2, 128, 128, 128, 128, true), 1}}) {
     INFO(text(c));
     const int tokens = 270;
     TestStore store(*backend, c.layout, 1, tokens, seed);
@@ -172,7 +203,10 @@ TEST_CASE("Any format, head size, GQA ratio, row count and window equals dense a
                                          kivi_layout(2, 4, 32, 128, 96),
                                          kivi_layout(2, 2, 32, 128, 128),
                                          kivi_layout(4, 4, 64, 128, 128),
-                                         kivi_layout(2, 2, 128, 128, 128)};
+                                         kivi_layout(2, 2, 128, 128, 128),
+                                         second_layout(2, 2, 32, 32, 64, 32, true),
+                                         second_layout(2, 4, 64, 64, 128, 0, true),
+                                         second_layout(4, 2, 32, 64, 128, 96, true)};
   for (size_t i = 0; i < layouts.size(); ++i)
     for (int repeat = 0; repeat < 4; ++repeat) {
       const int groups[] = {1, 2, 3, 4, 8}, counts[] = {1, 3, 17, 64, 65};
@@ -206,8 +240,9 @@ TEST_CASE("One KV head serves 71 query heads") {
 
 TEST_CASE("Chunks of a prompt in staging attend its f16 history, then commit leaves the pages") {
   const auto backend = make_cpu_backend(2);
-  for (const KvLayout& layout : {f16_layout(64), f8_layout(96), kivi_layout(2, 2, 32, 64, 64),
-                                 kivi_layout(4, 4, 64, 64, 128)})
+  for (const KvLayout& layout :
+       {f16_layout(64), f8_layout(96), kivi_layout(2, 2, 32, 64, 64),
+        kivi_layout(4, 4, 64, 64, 128), second_layout(2, 2, 32, 32, 128, 32, true)})
     for (const int window : {0, 70}) {
       const Case c{layout, 2, window};
       INFO(text(c));
@@ -256,8 +291,9 @@ TEST_CASE("fp16: a row's bits do not depend on where its history came from") {
 TEST_CASE("A sequence's attention has the same bits alone and between poisoned neighbours") {
   const uint32_t seed = 16;
   const auto one = make_cpu_backend(1), two = make_cpu_backend(2);
-  for (const KvLayout& layout : {f16_layout(64), f8_layout(64), kivi_layout(2, 2, 32, 32, 64),
-                                 kivi_layout(4, 4, 64, 128, 128)}) {
+  for (const KvLayout& layout :
+       {f16_layout(64), f8_layout(64), kivi_layout(2, 2, 32, 32, 64),
+        kivi_layout(4, 4, 64, 128, 128), second_layout(2, 2, 32, 32, 64, 32, true)}) {
     const Case c{layout, 4};
     INFO(text(c));
     TestStore store(*one, layout, 4, 220, seed);
@@ -292,7 +328,8 @@ TEST_CASE("Histories of several segments equal dense attention, whole, in chunks
   const auto one = make_cpu_backend(1), two = make_cpu_backend(2);
   for (const int window : {0, 1500}) {
     const Case f16{f16_layout(64, 1), 2, window},
-        codes{kivi_layout(4, 2, 32, 64, 64, 1), 2, window};
+        codes{kivi_layout(4, 2, 32, 64, 64, 1), 2, window},
+        second{second_layout(2, 2, 32, 32, 64, 32, true, 1), 2, window};
     const int tokens = 2120, columns = 2 * 64;
     TestStore store(*one, f16.layout, 2, tokens, seed), packed(*one, codes.layout, 1, tokens, seed);
     TestSequence whole = store.sequence(tokens), parts = store.twin(whole);
@@ -306,6 +343,10 @@ TEST_CASE("Histories of several segments equal dense attention, whole, in chunks
     TestSequence s = packed.sequence(tokens);
     append(*two, packed, {{&s, 2100}});
     attend(*two, packed, codes, {{&s, 3}}, seed);
+    TestStore sinks(*one, second.layout, 1, tokens, seed);
+    TestSequence z = sinks.sequence(tokens);
+    append(*two, sinks, {{&z, 2100}});
+    attend(*two, sinks, second, {{&z, 1}}, seed);
   }
 }
 

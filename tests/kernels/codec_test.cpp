@@ -12,12 +12,12 @@ using namespace kivi::test;
 
 namespace {
 
-void check_group(const std::vector<f16>& x, int bits) {
+void check_group(const std::vector<f16>& x, int bits, int parameter_bits) {
   std::vector<double> numbers;
   for (const f16 v : x) numbers.push_back(double(to_float(v)));
-  const ReferenceGroup want = reference_quantize(numbers, bits);
+  const ReferenceGroup want = reference_quantize(numbers, bits, parameter_bits);
   std::vector<uint8_t> codes(x.size());
-  const GroupParameters got = quantize_group(x, bits, codes);
+  const GroupParameters got = quantize_group(x, bits, parameter_bits, codes);
   REQUIRE(double(to_float(got.scale)) == want.scale);
   REQUIRE(double(to_float(got.minimum)) == want.minimum);
   for (size_t i = 0; i < x.size(); ++i) REQUIRE(int(codes[i]) == want.codes[i]);
@@ -37,7 +37,35 @@ TEST_CASE("A group's codes, scale and minimum equal the page's formula in fp16")
     const float size = std::exp2(float(repeat % 41) - 25.0f);
     std::vector<f16> x;
     for (size_t i = 0; i < n; ++i) x.push_back(to_f16_saturated(normal(random) * size));
-    check_group(x, bits);
+    check_group(x, bits, 16);
+    check_group(x, bits, 8);
+  }
+}
+
+TEST_CASE("Every pair of 8-bit parameters is an exact pair of f16 and comes back") {
+  int wrong = 0;
+  for (const int bits : {2, 4})
+    for (int scale = 1; scale <= kByteScaleMax; ++scale)
+      for (int m = -127; m <= 127; ++m) {
+        const ByteParameters bytes{uint8_t(scale), uint8_t(m + 128)};
+        const GroupParameters p = to_group_parameters(bytes, bits);
+        const double exact = double(m) * (bits == 2 ? 0.25 : 0.5) * double(to_float(p.scale));
+        if (std::abs(exact) > 65504) continue;  // no group of finite numbers has such a minimum
+        wrong += double(to_float(p.minimum)) != exact;
+        wrong += !(to_byte_parameters(p, bits) == bytes);
+      }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("8-bit parameters cover groups far from zero, with a scale that grows") {
+  for (const int bits : {2, 4}) {
+    std::vector<f16> x;
+    for (int i = 0; i < 32; ++i) x.push_back(to_f16(100.0f + float(i) / 32));  // range 1 at 100
+    std::vector<uint8_t> codes(32);
+    const GroupParameters p = quantize_group(x, bits, 8, codes);
+    for (size_t i = 0; i < x.size(); ++i)
+      CHECK(std::abs(dequantize(codes[i], p) - to_float(x[i])) <= to_float(p.scale) * 0.75f);
+    CHECK(to_float(p.scale) < (bits == 2 ? 4 : 2));
   }
 }
 
@@ -46,7 +74,7 @@ TEST_CASE("A constant group has scale 0 and codes 0 and is read back exactly") {
     for (const int bits : {2, 4}) {
       const std::vector<f16> x(32, to_f16(value));
       std::vector<uint8_t> codes(32, 9);
-      const GroupParameters p = quantize_group(x, bits, codes);
+      const GroupParameters p = quantize_group(x, bits, 16, codes);
       CHECK(to_float(p.scale) == 0);
       for (const uint8_t code : codes) {
         CHECK(code == 0);
@@ -62,17 +90,18 @@ TEST_CASE("Non-finite elements become numbers and leave the others of their grou
       std::vector<f16> x;
       for (int i = 0; i < 32; ++i) x.push_back(to_f16(float(i) * 0.25f));
       x[7] = to_f16(bad);
-      check_group(x, bits);
+      check_group(x, bits, 16);
+      check_group(x, bits, 8);
       std::vector<uint8_t> codes(32);
-      const GroupParameters p = quantize_group(x, bits, codes);
+      const GroupParameters p = quantize_group(x, bits, 16, codes);
       for (const uint8_t code : codes) CHECK(std::isfinite(dequantize(code, p)));
     }
   // The widest group there is: the difference of its ends is no fp16 number.
   std::vector<f16> x(32, to_f16(0));
   x[0] = to_f16(-65504);
   x[1] = to_f16(65504);
-  check_group(x, 2);
-  check_group(x, 4);
+  check_group(x, 2, 16);
+  check_group(x, 4, 16);
 }
 
 TEST_CASE("fp16: every number survives a round trip, halves round to even, all ties are checked") {

@@ -127,7 +127,7 @@ TEST_CASE("Block sizes are bits per element times elements, regions start on 16 
 TEST_CASE("Bytes of a sequence count whole pages and its residual slot") {
   const KvLayout layout{{KvKind::kivi, 4, 2, 32, 64}, {3, 2, 64}};
   CHECK(kv_bytes(layout, 0) == KvBytes{});
-  CHECK(kv_bytes(layout, 1) == KvBytes{0, 0, layout.residual_slot_bytes()});
+  CHECK(kv_bytes(layout, 1) == KvBytes{0, 0, layout.slot_bytes()});
   CHECK(kv_bytes(layout, 63).codes == 0);  // all keys are in the residual
   const KvBytes one = kv_bytes(layout, 64);
   CHECK(one.codes == 6 * (64 * 64 / 2 + 64 * 64 / 4));

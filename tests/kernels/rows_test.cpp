@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // embed, norms, add, rope, activations, gather against their formulas in fp64.
+#include <bit>
+
 #include "tests/kernels/support.h"
 
 using namespace kivi;
@@ -131,15 +133,19 @@ TEST_CASE("Activations equal their formulas, from very negative to very positive
 TEST_CASE("rope turns q and k by the formula and narrows k and v to fp16") {
   std::mt19937 random(35);
   const auto backend = make_cpu_backend(2);
-  for (const auto& [d, rotary, dynamic] : {std::tuple{64, 64, 0.f},
-                                           {128, 128, 0.f},
-                                           {96, 96, 0.f},
-                                           {64, 32, 0.f},
-                                           {80, 0, 0.f},
-                                           {64, 64, 2.5f},
-                                           {96, 48, 4.f}})
+  for (const auto& [d, rotary, dynamic, hadamard] : {std::tuple{64, 64, 0.f, false},
+                                                     {128, 128, 0.f, false},
+                                                     {96, 96, 0.f, false},
+                                                     {64, 32, 0.f, false},
+                                                     {80, 0, 0.f, false},
+                                                     {64, 64, 2.5f, false},
+                                                     {96, 48, 4.f, false},
+                                                     {64, 64, 0.f, true},
+                                                     {128, 32, 0.f, true},
+                                                     {16, 0, 0.f, true}})
     for (const int t : {1, 3, 65}) {
-      INFO("d " << d << " rotary " << rotary << " dynamic " << dynamic << " t " << t);
+      INFO("d " << d << " rotary " << rotary << " dynamic " << dynamic << " t " << t
+                << (hadamard ? " Hadamard" : ""));
       constexpr int kTrained = 200;
       const uint32_t positions_max = dynamic > 0 ? 600 : 2048;  // r costs a rounding of the angle
       const int heads = 2, q_heads = 6, columns = (q_heads + 2 * heads) * d;
@@ -149,19 +155,21 @@ TEST_CASE("rope turns q and k by the formula and narrows k and v to fp16") {
       Guarded q(DType::f32, t, q_heads * d, 3), kv(DType::f16, t, 2 * heads * d, 8);
       qkv.fill(random);
       qkv.set(0, columns - 1, 1e9f);
-      qkv.set(0, columns - 2, std::nanf(""));
+      if (!hadamard) qkv.set(0, columns - 2, std::nanf(""));  // it would spread over the head
       for (int i = 0; i < t; ++i) positions.set(0, i, float(random() % positions_max));
       for (int i = 0; i < t; ++i) lengths.set(0, i, positions.get(0, i) + float(1 + random() % 9));
       for (int i = 0; i < rotary / 2; ++i)
         frequencies.set(0, i, std::pow(10000.0f, -2.0f * float(i) / float(rotary)));
-      const Rope rope{frequencies.vector(), rotary, 1.25f, dynamic, kTrained, lengths.vector()};
+      const Rope rope{frequencies.vector(), rotary,  1.25f, dynamic, kTrained,
+                      lengths.vector(),     hadamard};
       backend->rope(*qkv, positions.vector(), rope, {1, heads, d}, *q, *kv);
       Worst wide(kRope), narrow(kRopeF16);
       for (int i = 0; i < t; ++i)
-        for (int head = 0; head < q_heads + 2 * heads; ++head)
+        for (int head = 0; head < q_heads + 2 * heads; ++head) {
+          std::vector<double> turned(static_cast<size_t>(d));
           for (int c = 0; c < d; ++c) {
             const auto in = [&](int channel) { return double(qkv.get(i, head * d + channel)); };
-            double want = in(c);
+            double x = in(c);
             const int half = rotary / 2;
             if (head < q_heads + heads && c < rotary) {
               double angle = double(positions.get(0, i)) * double(frequencies.get(0, c % half));
@@ -169,15 +177,27 @@ TEST_CASE("rope turns q and k by the formula and narrows k and v to fp16") {
               if (dynamic > 0 && length > kTrained)
                 angle *= std::pow(double(dynamic) * length / kTrained - (double(dynamic) - 1),
                                   -2.0 * (c % half) / (rotary - 2));
-              const double turned = c < half ? -in(c + half) : in(c - half);
-              want = (want * std::cos(angle) + turned * std::sin(angle)) * 1.25;
+              const double other = c < half ? -in(c + half) : in(c - half);
+              x = (x * std::cos(angle) + other * std::sin(angle)) * 1.25;
+            }
+            turned[size_t(c)] = x;
+          }
+          for (int c = 0; c < d; ++c) {
+            double want = turned[size_t(c)];
+            if (hadamard) {
+              want = 0;
+              for (int j = 0; j < d; ++j)
+                want += (std::popcount(unsigned(c & j)) % 2 ? -1 : 1) * turned[size_t(j)] /
+                        std::sqrt(double(d));
             }
             if (std::isnan(want)) want = 0;
             if (head < q_heads)
               wide.add(double(q.get(i, head * d + c)), want);
             else
-              narrow.add(double(kv.get(i, (head - q_heads) * d + c)), std::min(want, 65504.0));
+              narrow.add(double(kv.get(i, (head - q_heads) * d + c)),
+                         std::clamp(want, -65504.0, 65504.0));
           }
+        }
       REQUIRE(wide.ok());
       REQUIRE(narrow.ok());
       CHECK(q.intact());

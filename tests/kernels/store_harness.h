@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "kernels/kv_codec.h"
+#include "kernels/kv_place.h"
 #include "tests/kernels/kivi_reference.h"
 #include "tests/kernels/support.h"
 
@@ -40,7 +41,7 @@ class TestStore {
     view_.slot_count = sequences + 1;
     view_.staging_page_count = int64_t(sequences) * staging_each_ + 1;
     view_.pages = region(size_t(view_.page_count * layout.page_bytes()));
-    view_.residual = region(size_t(view_.slot_count * layout.residual_slot_bytes()));
+    view_.slots = region(size_t(view_.slot_count * layout.slot_bytes()));
     view_.staging = region(size_t(view_.staging_page_count * layout.staging_page_bytes()));
     shuffle(free_pages_, view_.page_count);
     shuffle(free_slots_, view_.slot_count);
@@ -76,46 +77,52 @@ class TestStore {
     return s;
   }
 
-  // Bits of the codes, parameters and residual rows that the formulas of kv_page.h call stored,
+  // Bits of the codes, parameters and f16 rows that the formulas of kv_place.h call stored,
   // for the first `s.past` tokens: equal for equal content, whatever pages hold it.
   std::vector<uint16_t> content(const TestSequence& s) const {
     std::vector<uint16_t> out;
     const KvFormat& f = layout_.format;
-    const int d = layout_.shape.head_dim, p = layout_.page_tokens();
-    const int keys = key_tokens_quantized(f, s.past), values = value_tokens_quantized(f, s.past);
+    const int d = layout_.shape.head_dim;
     for (int layer = 0; layer < layout_.shape.layers; ++layer)
       for (int head = 0; head < layout_.shape.heads; ++head)
-        for (int t = 0; t < s.past; ++t) {
-          const std::byte* block = view_.page_block(layer, s.pages[size_t(t / p)], head);
-          for (const bool key : {true, false}) {
-            if (t >= (key ? keys : values)) {
-              for (int c = 0; c < d; ++c) out.push_back(residual(s, layer, head, key, t, c).bits);
+        for (int token = 0; token < s.past; ++token)
+          for (const Side side : {Side::key, Side::value}) {
+            const KvPlace place = place_of(s, token, side);
+            if (place.region != KvRegion::codes) {
+              for (int c = 0; c < d; ++c)
+                out.push_back(row_of(s, layer, head, side, token, c).bits);
               continue;
             }
+            const std::byte* block = view_.page_block(layer, s.pages[size_t(place.page)], head);
+            const bool key = side == Side::key;
             for (int c = 0; c < d; ++c) {
-              if (f.kind == KvKind::f16) {
-                out.push_back(page_f16(block, key, t % p, c).bits);
-                continue;
-              }
-              out.push_back(key ? read_key_code(layout_, block, t % p, c)
-                                : read_value_code(layout_, block, t % p, c));
+              out.push_back(key ? read_key_code(layout_, block, place.row, c)
+                                : read_value_code(layout_, block, place.row, c));
               if (f.kind == KvKind::f8) continue;
-              const GroupParameters g = key ? read_key_parameters(layout_, block, t % p, c)
-                                            : read_value_parameters(layout_, block, t % p, c);
+              const GroupParameters g = key ? read_key_parameters(layout_, block, place.row, c)
+                                            : read_value_parameters(layout_, block, place.row, c);
               out.push_back(g.scale.bits);
               out.push_back(g.minimum.bits);
             }
           }
-        }
     return out;
   }
 
-  f16 residual(const TestSequence& s, int layer, int head, bool key, int token, int channel) const {
-    const int row = token % layout_.format.residual, d = layout_.shape.head_dim;
-    const std::byte* slab = view_.residual_slab(layer, s.slot, head);
-    const f16* rows =
-        reinterpret_cast<const f16*>(slab + (key ? 0 : layout_.residual_values_offset()));
-    return rows[row * d + swizzled_channel(row, channel, d)];
+  // Where a token that is stored lies.
+  KvPlace place_of(const TestSequence& s, int token, Side side) const {
+    StepSequence sequence;
+    sequence.past = s.past;
+    return read_place(layout_, sequence, token, side);
+  }
+  // Of a token that is stored in 16 bits.
+  f16 row_of(const TestSequence& s, int layer, int head, Side side, int token, int channel) const {
+    const KvPlace place = place_of(s, token, side);
+    StepSequence sequence;
+    sequence.slot = s.slot;
+    const KvLocator locator{view_, sequence, s.pages.data(), layer, head};
+    const int d = layout_.shape.head_dim;
+    const f16* row = reinterpret_cast<const f16*>(locator.rows(place, side)) + place.row * d;
+    return row[swizzled_channel(place.row, channel, d)];
   }
 
  private:
@@ -135,13 +142,6 @@ class TestStore {
       from.pop_back();
     }
   }
-  f16 page_f16(const std::byte* block, bool key, int t, int channel) const {
-    const int d = layout_.shape.head_dim;
-    const std::byte* rows =
-        block + (key ? layout_.key_codes_offset() : layout_.value_codes_offset());
-    return reinterpret_cast<const f16*>(rows)[t * d + swizzled_channel(t, channel, d)];
-  }
-
   Backend& backend_;
   std::mt19937 random_;
   KvLayout layout_;

@@ -8,14 +8,15 @@ using namespace kivi::test;
 namespace {
 
 KvLayout layout_of(int key_bits, int value_bits, int group, int residual, int head_dim = 64,
-                   int heads = 1, int layers = 1) {
-  return {{KvKind::kivi, key_bits, value_bits, group, residual}, {layers, heads, head_dim}};
+                   int heads = 1, int layers = 1, int sinks = 0, int parameter_bits = 16) {
+  return {{KvKind::kivi, key_bits, value_bits, group, residual, sinks, parameter_bits},
+          {layers, heads, head_dim}};
 }
 
 KiviReference reference_of(const KvLayout& l, const TestSequence& s, int layer, int head) {
   const int d = l.shape.head_dim;
   KiviReference reference(l.format.key_bits, l.format.value_bits, l.format.group, l.format.residual,
-                          d);
+                          d, l.format.sinks, l.format.parameter_bits);
   for (const std::vector<f16>& row : s.tokens[size_t(layer)]) {
     std::vector<double> key, value;
     for (int c = 0; c < d; ++c) {
@@ -31,31 +32,36 @@ KiviReference reference_of(const KvLayout& l, const TestSequence& s, int layer, 
 int differences(const TestStore& store, const TestSequence& s, int layer, int head,
                 KiviReference& reference) {
   const KvLayout& l = store.layout();
-  const int tokens = s.past, d = l.shape.head_dim, p = l.page_tokens();
-  const int keys = reference.keys_quantized(tokens), values = reference.values_quantized(tokens);
-  int wrong = key_tokens_quantized(l.format, tokens) != keys;
-  wrong += value_tokens_quantized(l.format, tokens) != values;
+  const int tokens = s.past, d = l.shape.head_dim, g = l.format.group;
+  int wrong = keys_paged(l.format, tokens) != reference.keys_quantized(tokens);
+  wrong += values_paged(l.format, tokens) != reference.values_quantized(tokens);
   for (int t = 0; t < tokens; ++t) {
-    const std::byte* block = store.view().page_block(layer, s.pages[size_t(t / p)], head);
+    const int position = t - l.format.sinks;  // negative: a sink, which has no page
+    const std::byte* block = nullptr;
+    int row = 0;
+    if (position >= 0) {
+      block = store.view().page_block(layer, s.pages[size_t(position / l.page_tokens())], head);
+      row = position % l.page_tokens();
+    }
     for (int c = 0; c < d; ++c) {
-      if (t < keys) {
-        const GroupParameters g = read_key_parameters(l, block, t % p, c);
+      if (reference.key_is_quantized(t, tokens)) {
+        const GroupParameters got = read_key_parameters(l, block, row, c);
         const ReferenceGroup& want = reference.key_group(t, c);
-        wrong += read_key_code(l, block, t % p, c) != want.codes[size_t(t % l.format.group)];
-        wrong += double(to_float(g.scale)) != want.scale;
-        wrong += double(to_float(g.minimum)) != want.minimum;
+        wrong += read_key_code(l, block, row, c) != want.codes[size_t(position % g)];
+        wrong += double(to_float(got.scale)) != want.scale;
+        wrong += double(to_float(got.minimum)) != want.minimum;
       } else {
-        wrong += double(to_float(store.residual(s, layer, head, true, t, c))) !=
+        wrong += double(to_float(store.row_of(s, layer, head, Side::key, t, c))) !=
                  reference.key(t)[size_t(c)];
       }
-      if (t < values) {
-        const GroupParameters g = read_value_parameters(l, block, t % p, c);
+      if (reference.value_is_quantized(t, tokens)) {
+        const GroupParameters got = read_value_parameters(l, block, row, c);
         const ReferenceGroup& want = reference.value_group(t, c);
-        wrong += read_value_code(l, block, t % p, c) != want.codes[size_t(c % l.format.group)];
-        wrong += double(to_float(g.scale)) != want.scale;
-        wrong += double(to_float(g.minimum)) != want.minimum;
+        wrong += read_value_code(l, block, row, c) != want.codes[size_t(c % g)];
+        wrong += double(to_float(got.scale)) != want.scale;
+        wrong += double(to_float(got.minimum)) != want.minimum;
       } else {
-        wrong += double(to_float(store.residual(s, layer, head, false, t, c))) !=
+        wrong += double(to_float(store.row_of(s, layer, head, Side::value, t, c))) !=
                  reference.value(t)[size_t(c)];
       }
     }
@@ -66,7 +72,8 @@ int differences(const TestStore& store, const TestSequence& s, int layer, int he
 std::string text(const KvLayout& l) {
   return "K" + std::to_string(l.format.key_bits) + "V" + std::to_string(l.format.value_bits) +
          " G " + std::to_string(l.format.group) + " R " + std::to_string(l.format.residual) +
-         " d " + std::to_string(l.shape.head_dim);
+         " S " + std::to_string(l.format.sinks) + " parameters " +
+         std::to_string(l.format.parameter_bits) + " d " + std::to_string(l.shape.head_dim);
 }
 
 std::vector<KvLayout> all_layouts() {
@@ -78,6 +85,13 @@ std::vector<KvLayout> all_layouts() {
   all.push_back(layout_of(2, 4, 32, 32, 96, 1));
   all.push_back(layout_of(4, 2, 128, 128, 128, 1));
   all.push_back(layout_of(2, 2, 32, 64, 128, 2, 2));
+  // Sinks and parameters of 8 bits.
+  all.push_back(layout_of(2, 2, 32, 32, 64, 1, 1, 32));
+  all.push_back(layout_of(2, 2, 32, 64, 64, 2, 2, 32, 8));
+  all.push_back(layout_of(4, 2, 32, 32, 96, 1, 1, 96, 8));
+  all.push_back(layout_of(4, 4, 64, 64, 128, 1, 1, 64, 8));
+  all.push_back(layout_of(2, 4, 128, 128, 128, 1, 1, 128, 8));
+  all.push_back(layout_of(2, 2, 64, 128, 64, 1, 1, 0, 8));
   return all;
 }
 
@@ -89,7 +103,7 @@ TEST_CASE("Grown token by token, the store equals the page for every T from 0 to
   const auto backend = make_cpu_backend(1);
   for (const KvLayout& l : all_layouts()) {
     INFO(text(l));
-    const int tokens = 3 * l.format.residual + 5;
+    const int tokens = l.format.sinks + 3 * l.format.residual + 5;
     TestStore store(*backend, l, 1, tokens, seed);
     TestSequence s = store.sequence(tokens);
     std::vector<KiviReference> references;
@@ -113,7 +127,7 @@ TEST_CASE("Grown by chunks of any sizes, the store equals the page") {
   const auto backend = make_cpu_backend(2);
   for (const KvLayout& l : all_layouts()) {
     INFO(text(l));
-    const int tokens = 3 * l.format.residual + 5;
+    const int tokens = l.format.sinks + 3 * l.format.residual + 5;
     std::mt19937 random(seed);
     TestStore store(*backend, l, 8, tokens, seed);
     // Sizes of the chunks, over and over; 0: random ones.
@@ -138,7 +152,7 @@ TEST_CASE("A prompt that goes through the staging area leaves the same store") {
   const auto backend = make_cpu_backend(2);
   for (const KvLayout& l : all_layouts()) {
     INFO(text(l));
-    const int tokens = 3 * l.format.residual + 5;
+    const int tokens = l.format.sinks + 3 * l.format.residual + 5;
     TestStore store(*backend, l, 4, tokens, seed);
     for (const int chunk : {17, 64, 100}) {
       TestSequence s = store.sequence(tokens);
@@ -208,7 +222,7 @@ TEST_CASE("A sequence's bits are the same alone and between poisoned neighbours"
     CHECK(store.content(alone) == store.content(company));
     // The poisoned ones hold finite numbers in their pages.
     int bad = 0;
-    for (int t = 0; t < key_tokens_quantized(l.format, tokens); ++t)
+    for (int t = 0; t < keys_paged(l.format, tokens); ++t)
       for (int c = 0; c < l.shape.head_dim; ++c) {
         const int p = l.page_tokens();
         const std::byte* block = store.view().page_block(0, before.pages[size_t(t / p)], 0);
@@ -248,8 +262,10 @@ TEST_CASE("The store has the codec's bits for numbers of every kind") {
   CAPTURE(seed);
   std::mt19937 random(seed);
   const auto backend = make_cpu_backend(1);
-  for (const KvLayout& l : {layout_of(2, 4, 32, 32, 96), layout_of(4, 2, 64, 64, 128),
-                            layout_of(2, 2, 32, 64), layout_of(4, 4, 128, 128, 128)}) {
+  for (const KvLayout& l :
+       {layout_of(2, 4, 32, 32, 96), layout_of(4, 2, 64, 64, 128), layout_of(2, 2, 32, 64),
+        layout_of(4, 4, 128, 128, 128), layout_of(2, 4, 32, 32, 64, 1, 1, 0, 8),
+        layout_of(4, 2, 64, 64, 128, 1, 1, 0, 8)}) {
     INFO(text(l));
     const int r = l.format.residual, g = l.format.group, d = l.shape.head_dim, p = l.page_tokens();
     TestStore store(*backend, l, 1, 2 * r, seed);
@@ -273,7 +289,8 @@ TEST_CASE("The store has the codec's bits for numbers of every kind") {
       for (int c = 0; c < d; ++c) {
         std::vector<f16> x;
         for (int i = 0; i < g; ++i) x.push_back(s.tokens[0][size_t(t + i)][size_t(c)]);
-        const GroupParameters want = quantize_group(x, l.format.key_bits, codes);
+        const GroupParameters want =
+            quantize_group(x, l.format.key_bits, l.format.parameter_bits, codes);
         const std::byte* block = store.view().page_block(0, s.pages[size_t(t / p)], 0);
         const GroupParameters got = read_key_parameters(l, block, t % p, c);
         wrong += got.scale.bits != want.scale.bits || got.minimum.bits != want.minimum.bits;
@@ -284,7 +301,8 @@ TEST_CASE("The store has the codec's bits for numbers of every kind") {
     for (int t = 0; t < r; ++t)
       for (int c = 0; c < d; c += g) {
         const auto begin = s.tokens[0][size_t(t)].begin() + d + c;
-        const GroupParameters want = quantize_group({begin, begin + g}, l.format.value_bits, codes);
+        const GroupParameters want =
+            quantize_group({begin, begin + g}, l.format.value_bits, l.format.parameter_bits, codes);
         const std::byte* block = store.view().page_block(0, s.pages[size_t(t / p)], 0);
         const GroupParameters got = read_value_parameters(l, block, t % p, c);
         wrong += got.scale.bits != want.scale.bits || got.minimum.bits != want.minimum.bits;

@@ -72,7 +72,7 @@ TEST_CASE("Staging takes at most a quarter and residuals at most half of the res
 }
 
 TEST_CASE("A budget that does not hold one page and one residual is refused with the bytes") {
-  const int64_t least = kKivi2.page_bytes() + kKivi2.residual_slot_bytes();
+  const int64_t least = kKivi2.page_bytes() + kKivi2.slot_bytes();
   EngineConfig config = config_with(4, 512, 0);
   CHECK(plan_store(config, kKivi2, 4096, least).ok());
   for (const int64_t budget : {least - 1, int64_t(0), int64_t(-5)}) {
