@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
+#include <string_view>
 
 #include "base/result.h"
 #include "engine/limits.h"
@@ -13,6 +15,7 @@
 namespace kivi {
 
 enum class PrefillMode { exact, stream };
+enum class Switch { automatic, off, on };
 enum class SchedulingPolicy { fair, fcfs, priority };
 
 struct EngineConfig {
@@ -26,9 +29,13 @@ struct EngineConfig {
   int max_model_len = 0;             // tokens; 0: the model's max_position_embeddings
   uint64_t seed = 0;                 // for requests without a seed: mixed with a request counter
 
-  std::string kv_cache_dtype = "auto";  // auto | fp16 | fp8 | kivi4 | kivi2 | kivi-k4v2 | kivi-k2v4
-  int kivi_group_size = 32;             // G
-  int kivi_residual_length = 128;       // R
+  std::string kv_cache_dtype = "auto";  // auto, or a format with additions (kv_format_names)
+  int kivi_group_size = 0;              // G; 0: the format's
+  int kivi_residual_length = 0;         // R; 0: the format's
+  int kv_sinks = -1;                    // S; -1: the format's
+  int kv_parameter_bits = 0;            // of scales and minima: 8 or 16; 0: the format's
+  Switch kv_key_bias = Switch::automatic;
+  Switch kv_rotation = Switch::automatic;
   PrefillMode kivi_prefill = PrefillMode::exact;
   int64_t kv_cache_memory_bytes = 0;  // 0: CUDA: from gpu_memory_utilization; CPU: 512 MiB
   double gpu_memory_utilization = 0.9;
@@ -49,12 +56,21 @@ struct EngineConfig {
   bool enforce_eager = false;                             // CUDA: no graphs
 };
 
-// Returns the format that kv_cache_dtype names, with G and R. `auto` is kivi2 for multi-head models
-// and kivi4 for GQA and MQA models (heads_q > heads_kv). Errors name kv_cache_dtype,
-// kivi_group_size or kivi_residual_length.
+// The names of the cache formats, without auto. fp16 and fp8 do not quantize in groups. kivi4,
+// kivi2, kivi-k4v2 and kivi-k2v4 are the paper's formats. kivi4.5, kivi4.25, kivi3.5, kivi3.25,
+// kivi2.5 and kivi2.25 say their bits a value with parameters; they have sinks, parameters of 8 bits,
+// the key bias and the rotation (docs/design/kv-format.md, section 12).
+// Additions can be appended to a KIVI name: kivi2+s32+p8+bias+rotation is kivi2.5.
+std::span<const std::string_view> kv_format_names();
+
+// Returns the format that kv_cache_dtype names, with what the other settings change in it. `auto`
+// is kivi2.5 for multi-head models, kivi3.5 for GQA and MQA models (heads_q > heads_kv), and fp16
+// where the head size has no KIVI format. Errors name kv_cache_dtype, kivi_group_size,
+// kivi_residual_length, kv_sinks, kv_parameter_bits or kv_rotation.
 Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, int query_heads);
 
-// Returns the name that a user gives to a format ("kivi4", "fp16", ...), for logs and replies.
+// Returns the name that a user gives to a format ("kivi4", "fp16", ...), for logs and replies. A
+// format that has no name of its own gets one that says its bits and additions.
 std::string name_of(const KvFormat& format);
 
 // Checks ranges and combinations that do not depend on the model. The error's field is the name of

@@ -77,7 +77,8 @@ KvBytes KvCache::bytes_held() const {
   const int64_t slots = slots_.total() - slots_.free();
   return {blocks * (layout_.key_codes_bytes() + layout_.value_codes_bytes()),
           blocks * (layout_.key_parameters_bytes() + layout_.value_parameters_bytes()),
-          slots * layout_.slot_bytes()};
+          slots * (layout_.slot_bytes() - layout_.slot_sinks_bytes()),
+          slots * layout_.slot_sinks_bytes()};
 }
 
 }  // namespace kivi

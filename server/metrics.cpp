@@ -176,7 +176,8 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
       name("kv_cache_bytes"), "Bytes of the store that are held.", MetricType::Gauge, {}};
   const std::pair<const char*, int64_t> parts[] = {{"codes", stats.kv_bytes.codes},
                                                    {"scales", stats.kv_bytes.parameters},
-                                                   {"residual", stats.kv_bytes.residual}};
+                                                   {"residual", stats.kv_bytes.residual},
+                                                   {"sinks", stats.kv_bytes.sinks}};
   for (const auto& [part, value] : parts) {
     ClientMetric metric;
     metric.label = {{"model_name", model_name}, {"part", part}};

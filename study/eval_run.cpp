@@ -42,8 +42,8 @@ Result<std::string> read_file(const std::string& path) {
 EngineConfig config_of(const EvalOptions& o, const EvalCell& cell) {
   EngineConfig config = o.engine;
   config.kv_cache_dtype = cell.format;
-  if (cell.group != 0) config.kivi_group_size = cell.group;
-  if (cell.residual != 0) config.kivi_residual_length = cell.residual;
+  config.kivi_group_size = cell.group;
+  config.kivi_residual_length = cell.residual;
   config.kivi_prefill = o.prefill;
   config.prefill_chunk_tokens = chunk_of(o, cell.format);
   config.max_num_batched_tokens = std::max(512, config.max_num_seqs + config.prefill_chunk_tokens);
@@ -54,7 +54,8 @@ EngineConfig config_of(const EvalOptions& o, const EvalCell& cell) {
 
 bool refusal(const Error& error) {
   return error.field == "kv_cache_dtype" || error.field == "kivi_group_size" ||
-         error.field == "kivi_residual_length";
+         error.field == "kivi_residual_length" || error.field == "kv_rotation" ||
+         error.field == "kv_sinks";
 }
 
 Json json_of(const Perplexity& p, size_t windows) {

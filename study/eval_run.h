@@ -17,8 +17,8 @@ struct EvalOptions {
   EngineConfig engine;                          // format, G, R, prefill and chunk are set by cell
   std::string text;                             // file
   std::vector<std::string> formats = {"auto"};  // --kv-cache-dtype
-  std::vector<int> groups = {32};               // G
-  std::vector<int> residuals = {128};           // R
+  std::vector<int> groups = {0};                // G; 0: the format's own
+  std::vector<int> residuals = {0};             // R; 0: the format's own
   PrefillMode prefill = PrefillMode::stream;
   int chunk = 0;            // tokens; 0: 1, and 256 for fp16, which reads the same numbers
   int window = 1024;        // tokens

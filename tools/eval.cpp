@@ -25,15 +25,15 @@ struct EvalCommand {
 
 void add_grid(CLI::App& app, EvalOptions& o) {
   app.add_option("--kv-cache-dtype", o.formats,
-                 "Measure these cache formats, separated by commas: auto, fp16, fp8, kivi4, kivi2, "
-                 "kivi-k4v2, kivi-k2v4.")
+                 "Measure these cache formats, separated by commas. The names are those of kivi "
+                 "serve; additions may follow, as in kivi2+s32+p8+bias+rotation.")
       ->delimiter(',');
   app.add_option("--kivi-group-size", o.groups,
-                 "Measure these group sizes G, separated by commas: 32, 64, 128.")
+                 "Measure these group sizes G, separated by commas: 32, 64, 128 (0 = the format's own).")
       ->delimiter(',');
   app.add_option("--kivi-residual-length", o.residuals,
                  "Measure these residual lengths R in tokens, separated by commas. Each must be a "
-                 "multiple of G.")
+                 "multiple of G (0 = the format's own).")
       ->delimiter(',');
   app.add_option(
          "--chunk", o.chunk,

@@ -338,20 +338,39 @@ std::vector<Flag> model_flags(Settings& s) {
 std::vector<Flag> cache_flags(Settings& s) {
   const std::string group = "KV cache";
   EngineConfig& e = s.engine;
+  std::string formats = "auto";
+  for (const std::string_view name : kv_format_names()) formats.append(", ").append(name);
+  const std::vector<std::pair<std::string, Switch>> switches = {
+      {"auto", Switch::automatic}, {"on", Switch::on}, {"off", Switch::off}};
   return {
       {"kv-cache-dtype", "FORMAT",
-       "Store keys and values as fp16, fp8, kivi4, kivi2, kivi-k4v2 or kivi-k2v4 (auto = kivi2 for "
-       "multi-head models, kivi4 for GQA and MQA models).",
-       group, kEngineCommands,
-       choice(e.kv_cache_dtype,
-              {"auto", "fp16", "fp8", "kivi4", "kivi2", "kivi-k4v2", "kivi-k2v4"})},
+       "Store keys and values in this format. kivi2.25 to kivi4.5 say their bits a value; kivi2, "
+       "kivi4, kivi-k4v2 and kivi-k2v4 are the paper's formats (auto = kivi2.5 for multi-head "
+       "models, kivi3.5 for GQA and MQA models). Formats: " + formats + ".",
+       group, kEngineCommands, text(e.kv_cache_dtype)},
       {"kivi-group-size", "G",
-       "Share one scale and one minimum among this many quantized values: 32, 64 or 128.", group,
-       kEngineCommands | kKernels, integer(e.kivi_group_size, 32, 128)},
+       "Share one scale and one minimum among this many quantized values: 32, 64 or 128 (0 = the "
+       "format's own).",
+       group, kEngineCommands | kKernels, integer(e.kivi_group_size, 0, 128)},
       {"kivi-residual-length", "R",
        "Keep up to this many of a sequence's newest tokens in 16 bits. The length must be a "
-       "multiple of the group size.",
-       group, kEngineCommands | kKernels, integer(e.kivi_residual_length, 32, 1024)},
+       "multiple of the group size (0 = the format's own, 128).",
+       group, kEngineCommands | kKernels, integer(e.kivi_residual_length, 0, 1024)},
+      {"kv-sinks", "S",
+       "Keep this many of a sequence's first tokens in 16 bits. The number must be a multiple of "
+       "the group size (-1 = the format's own).",
+       group, kEngineCommands | kKernels, integer(e.kv_sinks, -1, 1024)},
+      {"kv-parameter-bits", "BITS",
+       "Store each scale and each minimum in 8 or in 16 bits (0 = the format's own).", group,
+       kEngineCommands | kKernels, integer(e.kv_parameter_bits, 0, 16)},
+      {"kv-key-bias", "auto|on|off",
+       "Subtract from attention logits what the noise of quantized keys adds to them on average "
+       "(auto = as the format says).",
+       group, kEngineCommands | kKernels, choice<Switch>(e.kv_key_bias, switches)},
+      {"kv-rotation", "auto|on|off",
+       "Multiply queries, keys and values by a Hadamard matrix before they are stored (auto = as "
+       "the format says).",
+       group, kEngineCommands, choice<Switch>(e.kv_rotation, switches)},
       {"kivi-prefill", "exact|stream",
        "Choose how a prompt that is computed in chunks reads its own cache. exact = in 16 bits "
        "until the last chunk; stream = quantize each chunk before the next one reads it.",

@@ -11,11 +11,10 @@ namespace {
 // One line a format: bytes a token in pages, tokens a GiB, and the 16-bit residual of a sequence.
 void print_formats(const ModelSummary& m) {
   EngineConfig config;
-  fmt::print("\nKV cache (group {}, residual {}; pages with scales and minima)\n",
-             config.kivi_group_size, config.kivi_residual_length);
-  fmt::print("  {:<10} {:>14} {:>15} {:>22}\n", "format", "bytes a token", "tokens a GiB",
-             "residual a sequence");
-  for (const char* name : {"fp16", "fp8", "kivi4", "kivi-k4v2", "kivi-k2v4", "kivi2"}) {
+  fmt::print("\nKV cache (pages with scales and minima; residual and sinks of a sequence)\n");
+  fmt::print("  {:<10} {:>14} {:>15} {:>22} {:>16}\n", "format", "bytes a token", "tokens a GiB",
+             "residual", "sinks");
+  for (const std::string_view name : kv_format_names()) {
     config.kv_cache_dtype = name;
     const KvShape shape{m.layers, m.heads_kv, m.head_dim};
     const Result<KvFormat> format = kv_format_of(config, shape, m.heads_q);
@@ -25,8 +24,11 @@ void print_formats(const ModelSummary& m) {
     }
     const KvLayout layout{*format, shape};
     const double bytes_per_token = double(layout.page_bytes()) / layout.page_tokens();
-    fmt::print("  {:<10} {:>14.0f} {:>15.0f} {:>18.2f} MiB\n", name, bytes_per_token,
-               double(1 << 30) / bytes_per_token, double(layout.slot_bytes()) / (1 << 20));
+    const auto mebibytes = [](int64_t bytes) { return double(bytes) / (1 << 20); };
+    fmt::print("  {:<10} {:>14.0f} {:>15.0f} {:>18.2f} MiB {:>12.2f} MiB\n", name, bytes_per_token,
+               double(1 << 30) / bytes_per_token,
+               mebibytes(layout.slot_bytes() - layout.slot_sinks_bytes()),
+               mebibytes(layout.slot_sinks_bytes()));
   }
   config.kv_cache_dtype = "auto";
   const auto chosen = kv_format_of(config, KvShape{m.layers, m.heads_kv, m.head_dim}, m.heads_q);

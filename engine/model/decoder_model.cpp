@@ -8,14 +8,15 @@ namespace kivi {
 
 namespace {
 
-Rope rope_of(const RopeSpec& spec, const Tensor& inverse_frequencies) {
+Rope rope_of(const DecoderSpec& spec, const Tensor& inverse_frequencies) {
   Rope rope;
   rope.inverse_frequencies = inverse_frequencies;
-  rope.rotary_dim = spec.rotary_dim;
-  rope.attention_factor = float(spec.attention_factor);
-  if (spec.scaling != RopeScaling::dynamic) return rope;
-  rope.dynamic_factor = float(spec.factor);
-  rope.trained = spec.original_max_position_embeddings;
+  rope.rotary_dim = spec.rope.rotary_dim;
+  rope.attention_factor = float(spec.rope.attention_factor);
+  rope.hadamard = spec.rotated_heads;
+  if (spec.rope.scaling != RopeScaling::dynamic) return rope;
+  rope.dynamic_factor = float(spec.rope.factor);
+  rope.trained = spec.rope.original_max_position_embeddings;
   return rope;
 }
 
@@ -57,7 +58,7 @@ DecoderModel::DecoderModel(Backend& backend, const DecoderSpec& spec, DecoderWei
     : backend_(backend),
       spec_(spec),
       weights_(std::move(weights)),
-      rope_(rope_of(spec.rope, weights_.inverse_frequencies)) {}
+      rope_(rope_of(spec, weights_.inverse_frequencies)) {}
 
 Result<std::unique_ptr<DecoderModel>> DecoderModel::create(Backend& backend,
                                                            const DecoderSpec& spec,

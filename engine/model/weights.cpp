@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "engine/model/rope_scaling.h"
+#include "kernels/hadamard.h"
 #include "kernels/half.h"
 
 namespace kivi {
@@ -42,6 +43,7 @@ struct WeightItem {
   int64_t columns = 0;  // 0: a vector
   WeightKind kind = WeightKind::matrix;
   QkvOrder order = QkvOrder::heads;  // of its rows in the checkpoint
+  bool rotated = false;              // columns are multiplied by the Hadamard matrix, head by head
 
   int64_t rows() const {
     int64_t n = 0;
@@ -83,6 +85,9 @@ class WeightList {
     linear(&layer.qkv, spec_.qkv_bias ? &layer.qkv_bias : nullptr, qkv, n, names_.qkv_order);
     linear(&layer.output, spec_.output_bias ? &layer.output_bias : nullptr,
            {{at + names_.output, n}}, q);
+    // Values are stored rotated, so attention's output is. This undoes it.
+    for (WeightItem& item : items_)
+      if (item.target == &layer.output) item.rotated = spec_.rotated_heads;
     Tensor* up_bias = spec_.mlp_bias ? &layer.up_bias : nullptr;
     linear(&layer.up, up_bias, stacked(at, names_.up, std::vector(names_.up.size(), f)), n);
     linear(&layer.down, spec_.mlp_bias ? &layer.down_bias : nullptr, {{at + names_.down, n}}, f);
@@ -288,12 +293,15 @@ void convert_rows(const DecoderSpec& spec, const WeightItem& item, const WeightP
     int64_t from = row;
     if (item.order == QkvOrder::groups) from = grouped_row(spec, row);
     if (part.rotary_pairs) from = paired_row(spec, row);
-    if (source.dtype == dtype) {  // only the order differs
+    if (source.dtype == dtype && !item.rotated) {  // only the order differs
       std::memcpy(out, source.data + from * row_size * element, size_t(row_size * element));
       out += row_size * element;
       continue;
     }
     read_row(source, from, values);
+    if (item.rotated)
+      for (int64_t c = 0; c < row_size; c += spec.head_dim)
+        hadamard_transform(&values[size_t(c)], spec.head_dim);
     for (const float x : values) {
       store_element(dtype, x, out);
       out += element;
@@ -328,7 +336,8 @@ void upload_converted(Uploader& uploader, const DecoderSpec& spec, const WeightI
 
 void upload_tensor(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
                    const WeightPart& part, const FileTensor& source) {
-  if (source.dtype != uploader.dtype() || item.order == QkvOrder::groups || part.rotary_pairs) {
+  if (source.dtype != uploader.dtype() || item.order == QkvOrder::groups || part.rotary_pairs ||
+      item.rotated) {
     upload_converted(uploader, spec, item, part, source);
     return;
   }

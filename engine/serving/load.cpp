@@ -138,6 +138,7 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   KIVI_ASSIGN_OR_RETURN(const int max_model_len, model_length(config, spec));
   b.layout.shape = spec.kv_shape();
   KIVI_ASSIGN_OR_RETURN(b.layout.format, kv_format_of(config, b.layout.shape, spec.heads_q));
+  b.model.spec.rotated_heads = b.layout.format.rotation;
 
   b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin)};
   const int64_t pages_a_sequence =
@@ -151,6 +152,8 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
       std::min(config.prefill_scratch_bytes, b.backend->scratch_bytes_for(b.layout, max_model_len));
   KIVI_ASSIGN_OR_RETURN(b.plan, plan_store(config, b.layout, max_model_len, budget, scratch));
   b.plan.device = fmt::format("{} ({})", device.kind, device.name);
+  if (config.kv_cache_dtype == "auto" && b.layout.format.kind == KvKind::f16)
+    b.plan.format += fmt::format(" (auto: no KIVI format has a head_dim of {})", spec.head_dim);
   b.plan.weights = weights;
   b.plan.workspace = workspace;
   clock.end("plan");

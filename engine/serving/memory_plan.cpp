@@ -56,7 +56,9 @@ std::string describe_prompts(const EngineConfig& config, const KvLayout& layout,
 
 std::string describe(const KvFormat& format) {
   if (format.kind != KvKind::kivi) return name_of(format);
-  return fmt::format("{} G{} R{}", name_of(format), format.group, format.residual);
+  const std::string text =
+      fmt::format("{} G{} R{}", name_of(format), format.group, format.residual);
+  return format.sinks == 0 ? text : fmt::format("{} S{}", text, format.sinks);
 }
 
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
@@ -80,14 +82,16 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
   const int64_t slots_that_fit =
       slot == 0 ? config.max_num_seqs : (budget - plan.staging) / 2 / slot;
   plan.capacity.slots = int(std::clamp<int64_t>(slots_that_fit, 1, config.max_num_seqs));
-  plan.residual = plan.capacity.slots * slot;
+  plan.residual = plan.capacity.slots * (slot - layout.slot_sinks_bytes());
+  plan.sinks = plan.capacity.slots * layout.slot_sinks_bytes();
+  const int64_t slots_bytes = plan.residual + plan.sinks;
 
   const int64_t page = layout.page_bytes();
-  const int64_t pages = (budget - plan.staging - plan.residual) / page;
-  if (budget - plan.staging - plan.residual < page)
+  const int64_t pages = (budget - plan.staging - slots_bytes) / page;
+  if (budget - plan.staging - slots_bytes < page)
     return Error{ErrorCode::resource_exhausted,
                  fmt::format("memory for the key-value store is {} bytes, must be at least {}: one "
-                             "page ({}) and the residual of one sequence ({})",
+                             "page ({}) and the residual and sinks of one sequence ({})",
                              plan.budget, page + slot, page, slot),
                  "kv_cache_memory_bytes"};
   plan.capacity.pages = int(std::min<int64_t>(pages, INT32_MAX));
@@ -104,17 +108,18 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
 }
 
 int64_t store_bytes(const MemoryPlan& plan) {
-  return plan.pages + plan.residual + plan.staging + plan.scratch;
+  return plan.pages + plan.residual + plan.sinks + plan.staging + plan.scratch;
 }
 
 KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* base) {
   // Every region's unit is a multiple of 256 bytes, so the regions need no padding between them.
-  KIVI_VERIFY(plan.pages % 256 == 0 && plan.residual % 256 == 0 && plan.staging % 256 == 0);
+  const int64_t slots = plan.residual + plan.sinks;
+  KIVI_VERIFY(plan.pages % 256 == 0 && slots % 256 == 0 && plan.staging % 256 == 0);
   KvView view;
   view.layout = layout;
   view.pages = base;
   view.slots = view.pages + plan.pages;
-  view.staging = view.slots + plan.residual;
+  view.staging = view.slots + slots;
   view.scratch = view.staging + plan.staging;
   view.scratch_bytes = plan.scratch;
   view.page_count = plan.capacity.pages;
@@ -136,6 +141,10 @@ std::string MemoryPlan::text() const {
                 residual == 0 ? "this format has none"
                               : fmt::format("{} sequences of {:.2f} MiB", capacity.slots,
                                             double(residual) / capacity.slots / (1 << 20)));
+  if (sinks > 0)
+    table += line("sinks", sinks,
+                  fmt::format("{} sequences of {:.2f} MiB", capacity.slots,
+                              double(sinks) / capacity.slots / (1 << 20)));
   table += line("staging", staging,
                 staging == 0 ? "not needed"
                              : fmt::format("{} prompt tokens in flight",
@@ -145,8 +154,8 @@ std::string MemoryPlan::text() const {
                   fmt::format("{} tokens of one layer's history in 16 bits, while a chunk attends",
                               scratch_tokens));
   table += line("workspace", workspace, "activations, logits, step input");
-  table += line("total", weights + pages + residual + staging + scratch + workspace,
-                fmt::format("pages, residual, staging and scratch are cut from {:.1f} MiB",
+  table += line("total", weights + pages + residual + sinks + staging + scratch + workspace,
+                fmt::format("pages, residual, sinks, staging and scratch are cut from {:.1f} MiB",
                             double(budget) / (1 << 20)));
   table += fmt::format("  sequences at once: {} in all; {} of {} tokens\n", capacity.slots,
                        sequences_max, max_model_len);

@@ -18,8 +18,9 @@ namespace kivi {
 struct MemoryPlan {
   std::string device;  // "cpu (AMD EPYC ...)"
   std::string format;  // "kivi2 G32 R128"
-  int64_t weights = 0, pages = 0, residual = 0, staging = 0, scratch = 0, workspace = 0;  // bytes
-  int64_t budget = 0;  // bytes that pages + residual + staging + scratch were cut from
+  int64_t weights = 0, pages = 0, residual = 0, sinks = 0, staging = 0, scratch = 0,
+          workspace = 0;   // bytes
+  int64_t budget = 0;  // bytes that pages + residual + sinks + staging + scratch were cut from
   KvCapacity capacity;
   int max_model_len = 0;        // tokens
   int64_t tokens_capacity = 0;  // tokens in pages
@@ -34,7 +35,7 @@ struct MemoryPlan {
 // The default bytes for pages, residual and staging on the CPU.
 inline constexpr int64_t kDefaultCpuStoreBytes = 512 << 20;
 
-// Returns text such as "kivi2 G32 R128" or "fp16".
+// Returns text such as "kivi2 G32 R128", "kivi2.5 G32 R128 S32" or "fp16".
 std::string describe(const KvFormat& format);
 
 // Cuts `budget` bytes into the store's regions:
@@ -42,9 +43,9 @@ std::string describe(const KvFormat& format);
 //             layer at a time, so their number does not depend on the number of layers.
 //   staging   only in prefill mode exact, for kivi formats, where prompts can need more than one
 //             chunk: prefill_staging_tokens, at most a quarter of the budget
-//   residual  one slot for each of max_num_seqs sequences, at most half of what is left then
+//   residual, sinks  one slot for each of max_num_seqs sequences, at most half of what is left then
 //   pages     the rest
-// Fills pages, residual, staging, scratch, budget, capacity and what follows from them. Error
+// Fills pages, residual, sinks, staging, scratch, budget, capacity and what follows from them. Error
 // resource_exhausted, with the bytes, where not even one page and one slot fit.
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
                               int64_t budget, int64_t scratch_wanted = 0);

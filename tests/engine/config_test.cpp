@@ -50,7 +50,7 @@ TEST_CASE("every wrong engine setting is refused by name and value") {
       {"max_model_len", "-5", [](C& c) { c.max_model_len = -5; }},
       {"kv_cache_dtype", "kivi3", [](C& c) { c.kv_cache_dtype = "kivi3"; }},
       {"kivi_group_size", "48", [](C& c) { c.kivi_group_size = 48; }},
-      {"kivi_residual_length", "0", [](C& c) { c.kivi_residual_length = 0; }},
+      {"kivi_residual_length", "-32", [](C& c) { c.kivi_residual_length = -32; }},
       {"kivi_residual_length", "100", [](C& c) { c.kivi_residual_length = 100; }},
       {"kivi_residual_length", "2048", [](C& c) { c.kivi_residual_length = 2048; }},
       {"kivi_residual_length", "32",
@@ -58,6 +58,9 @@ TEST_CASE("every wrong engine setting is refused by name and value") {
          c.kivi_group_size = 64;
          c.kivi_residual_length = 32;
        }},
+      {"kv_sinks", "-2", [](C& c) { c.kv_sinks = -2; }},
+      {"kv_sinks", "40", [](C& c) { c.kv_sinks = 40; }},
+      {"kv_parameter_bits", "4", [](C& c) { c.kv_parameter_bits = 4; }},
       {"kv_cache_memory_bytes", "-1", [](C& c) { c.kv_cache_memory_bytes = -1; }},
       {"gpu_memory_utilization", "0", [](C& c) { c.gpu_memory_utilization = 0; }},
       {"gpu_memory_utilization", "1.5", [](C& c) { c.gpu_memory_utilization = 1.5; }},
@@ -80,30 +83,69 @@ TEST_CASE("every wrong engine setting is refused by name and value") {
   CHECK(validate(config).ok());
 }
 
-TEST_CASE("format auto is kivi2 for multi-head and kivi4 for GQA and MQA") {
+TEST_CASE("format auto is kivi2.5 for multi-head and kivi3.5 for GQA and MQA") {
   const KvShape shape{2, 8, 64};
-  CHECK(name_of(*kv_format_of({}, shape, 8)) == "kivi2");
-  CHECK(name_of(*kv_format_of({}, shape, 32)) == "kivi4");
-  CHECK(name_of(*kv_format_of({}, {2, 1, 64}, 71)) == "kivi4");
+  CHECK(name_of(*kv_format_of({}, shape, 8)) == "kivi2.5");
+  CHECK(name_of(*kv_format_of({}, shape, 32)) == "kivi3.5");
+  CHECK(name_of(*kv_format_of({}, {2, 1, 64}, 71)) == "kivi3.5");
+  CHECK(name_of(*kv_format_of({}, {2, 1, 80}, 8)) == "fp16");  // no KIVI format for this head size
 }
 
 TEST_CASE("every preset is understood and named back") {
-  for (const char* name : {"fp16", "fp8", "kivi4", "kivi2", "kivi-k4v2", "kivi-k2v4"}) {
+  for (const std::string_view name : kv_format_names()) {
     EngineConfig config;
     config.kv_cache_dtype = name;
-    config.kivi_group_size = 64;
     config.kivi_residual_length = 64;
     const auto format = kv_format_of(config, {2, 8, 128}, 8);
     REQUIRE(format.ok());
     CHECK(name_of(*format) == name);
     const bool quantized = format->kind == KvKind::kivi;
-    CHECK(format->group == (quantized ? 64 : 0));
     CHECK(format->residual == (quantized ? 64 : 0));
+    CHECK(format->group % 32 == 0);
+    CHECK((format->group > 0) == quantized);
+    // A name with a fraction says the bits of a value and its share of the parameters.
+    if (name.find('.') == std::string_view::npos) continue;
+    const KvLayout layout{*format, {1, 1, 128}};
+    const double bits = 8.0 * layout.block_bytes() / (2 * 128 * layout.page_tokens());
+    CHECK(name == "kivi" + std::to_string(bits).substr(0, name.size() - 4));
   }
   EngineConfig config;
   config.kv_cache_dtype = "kivi-k4v2";
   CHECK(kv_format_of(config, {2, 8, 128}, 8)->key_bits == 4);
   CHECK(kv_format_of(config, {2, 8, 128}, 8)->value_bits == 2);
+}
+
+TEST_CASE("settings change a format, and its name says so") {
+  EngineConfig config;
+  config.kv_cache_dtype = "kivi2";
+  config.kv_sinks = 64;
+  config.kv_parameter_bits = 8;
+  config.kv_key_bias = Switch::on;
+  const auto format = kv_format_of(config, {2, 8, 128}, 8);
+  REQUIRE(format.ok());
+  CHECK(*format == KvFormat{KvKind::kivi, 2, 2, 32, 128, 64, 8, true, false});
+  CHECK(name_of(*format) == "kivi2+p8+bias");
+  config.kv_rotation = Switch::on;
+  CHECK(name_of(*kv_format_of(config, {2, 8, 128}, 8)) == "kivi2.5");
+  CHECK(kv_format_of(config, {2, 8, 96}, 8).error().field == "kv_rotation");
+  config.kivi_group_size = 64;
+  CHECK(name_of(*kv_format_of(config, {2, 8, 128}, 8)) == "kivi2.25");
+
+  EngineConfig named;
+  named.kv_cache_dtype = "kivi2+s32+p8+bias+rotation";
+  EngineConfig preset;
+  preset.kv_cache_dtype = "kivi2.5";
+  CHECK(*kv_format_of(named, {2, 8, 128}, 8) == *kv_format_of(preset, {2, 8, 128}, 8));
+  CHECK(kv_format_of(named, {2, 8, 96}, 8).error().field == "kv_rotation");  // asked for by name
+  CHECK_FALSE(kv_format_of(preset, {2, 8, 96}, 8)->rotation);
+  for (const char* bad : {"kivi2+", "kivi2+s", "kivi2+s3x", "kivi2++p8", "+p8", "kivi2+p8 "}) {
+    named.kv_cache_dtype = bad;
+    CHECK(validate(named).error().field == "kv_cache_dtype");
+  }
+  named.kv_cache_dtype = "kivi2+p7";
+  CHECK(kv_format_of(named, {2, 8, 128}, 8).error().field == "kv_parameter_bits");
+  named.kv_cache_dtype = "fp16+s32";
+  CHECK(kv_format_of(named, {2, 8, 128}, 8).error().field == "kv_cache_dtype");
 }
 
 TEST_CASE("a format that the model's shape cannot have is refused") {
@@ -115,6 +157,7 @@ TEST_CASE("a format that the model's shape cannot have is refused") {
   CHECK(falcon.error().message.find("64") != std::string::npos);
 
   config = {};
+  config.kv_cache_dtype = "kivi4";
   const auto odd = kv_format_of(config, {2, 1, 160}, 8);  // no KIVI layout for head_dim 160
   REQUIRE_FALSE(odd.ok());
   CHECK_FALSE(odd.error().field.empty());

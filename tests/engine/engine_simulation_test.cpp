@@ -110,8 +110,9 @@ struct World {
     const KvFormat formats[] = {{KvKind::f16, 16, 16, 0, 0},
                                 {KvKind::f8, 8, 8, 0, 0},
                                 {KvKind::kivi, 2, 2, 32, 32},
-                                {KvKind::kivi, 4, 2, 32, 128}};
-    format = formats[between(random, 0, 3)];
+                                {KvKind::kivi, 4, 2, 32, 128},
+                                {KvKind::kivi, 2, 2, 64, 64, /*sinks=*/64, /*parameter_bits=*/8}};
+    format = formats[between(random, 0, 4)];
     asynchronous = random() % 4 != 0;
     config.scheduling_policy = SchedulingPolicy(random() % 3);
     config.kivi_prefill = random() % 2 ? PrefillMode::exact : PrefillMode::stream;

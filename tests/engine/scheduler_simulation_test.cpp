@@ -22,6 +22,7 @@ namespace {
 const KvFormat kFormats[] = {
     {KvKind::f16, 16, 16, 0, 0},  {KvKind::f8, 8, 8, 0, 0},      {KvKind::kivi, 2, 2, 32, 32},
     {KvKind::kivi, 4, 4, 64, 64}, {KvKind::kivi, 4, 2, 32, 128}, {KvKind::kivi, 2, 2, 128, 128},
+    {KvKind::kivi, 2, 2, 32, 32, /*sinks=*/32, /*parameter_bits=*/8},
 };
 
 constexpr int kHeads = 2;
@@ -29,7 +30,7 @@ constexpr int kHeads = 2;
 // The world is made from one seed.
 struct World {
   explicit World(uint32_t seed) : random(seed) {
-    format = kFormats[between(random, 0, 5)];
+    format = kFormats[between(random, 0, 6)];
     layout = {format, {2, kHeads, 128}};
     config.kivi_prefill = random() % 2 ? PrefillMode::exact : PrefillMode::stream;
     config.scheduling_policy = SchedulingPolicy(random() % 3);
@@ -352,7 +353,8 @@ class Simulation {
         bytes.codes += blocks * (w_.layout.key_codes_bytes() + w_.layout.value_codes_bytes());
         bytes.parameters +=
             blocks * (w_.layout.key_parameters_bytes() + w_.layout.value_parameters_bytes());
-        bytes.residual += w_.layout.slot_bytes();
+        bytes.residual += w_.layout.slot_bytes() - w_.layout.slot_sinks_bytes();
+        bytes.sinks += w_.layout.slot_sinks_bytes();
         expect(kv.slot >= 0, "who runs has a slot");
       } else {
         ++waiting;

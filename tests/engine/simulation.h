@@ -58,6 +58,7 @@ class SimulatedStore {
       : format_(layout.format),
         pages_(capacity.pages, layout.page_tokens()),
         residual_(capacity.slots, std::max(1, layout.format.residual)),
+        sinks_(capacity.slots, std::max(1, layout.format.sinks)),
         staging_(capacity.staging_pages, KvLayout::kStagingTokens) {}
 
   // Reads every part's history and writes its tokens, as the kernels would. Throws where a part
@@ -68,9 +69,12 @@ class SimulatedStore {
       const SequenceKv& kv = s.kv;
       const bool from_staging = part.mode != KvMode::append;
       for (int t = 0; t < part.past; ++t) {
-        const Region::Token& token = from_staging ? staging_.at(kv.staging_pages, t)
-                                     : t < keys_paged(format_, part.past) ? pages_.at(kv.pages, t)
-                                                                          : residual_row(kv, t);
+        const int position = t - format_.sinks;
+        const Region::Token& token =
+            from_staging   ? staging_.at(kv.staging_pages, t)
+            : position < 0 ? sinks_.at({kv.slot}, t)
+            : position < keys_paged(format_, part.past) ? pages_.at(kv.pages, position)
+                                                        : residual_row(kv, position);
         expect(token == Region::Token{s.order, t}, "the history is where it was written");
       }
       const int begin = part.mode == KvMode::seal ? 0 : part.past;
@@ -92,22 +96,27 @@ class SimulatedStore {
   bool lost_a_write() const { return lost_; }
 
  private:
-  Region::Token& residual_row(const SequenceKv& kv, int t) {
-    return residual_.at({kv.slot}, t % format_.residual);
+  Region::Token& residual_row(const SequenceKv& kv, int position) {
+    return residual_.at({kv.slot}, position % format_.residual);
   }
   void append(const Sequence& s, int t) {
     if (format_.kind != KvKind::kivi) {
       pages_.at(s.kv.pages, t) = {s.order, t};
       return;
     }
-    residual_row(s.kv, t) = {s.order, t};
+    const int position = t - format_.sinks;
+    if (position < 0) {
+      sinks_.at({s.kv.slot}, t) = {s.order, t};
+      return;
+    }
+    residual_row(s.kv, position) = {s.order, t};
     const int quantized = keys_paged(format_, t + 1);
-    for (int i = std::max(0, t + 1 - format_.residual); i < quantized; ++i)
+    for (int i = std::max(0, position + 1 - format_.residual); i < quantized; ++i)
       pages_.at(s.kv.pages, i) = residual_row(s.kv, i);
   }
 
   KvFormat format_;
-  Region pages_, residual_, staging_;
+  Region pages_, residual_, sinks_, staging_;
   bool lose_next_write_ = false;
   bool lost_ = false;
 };
