@@ -25,23 +25,18 @@ constexpr KvFormat first_edition(int key_bits, int value_bits) {
   return {KvKind::kivi, key_bits, value_bits, 32, 128};
 }
 constexpr KvFormat second_edition(int key_bits, int value_bits, int group) {
-  return {KvKind::kivi, key_bits, value_bits, group, 128, /*sinks=*/group, /*parameter_bits=*/8,
-          /*key_bias=*/true, /*rotation=*/true};
+  return {KvKind::kivi,         key_bits,         value_bits, group, 128, /*sinks=*/group,
+          /*parameter_bits=*/8,
+          /*key_bias=*/true,    /*rotation=*/true};
 }
 
 constexpr std::array kPresets = {
-    Preset{"fp16", {KvKind::f16, 16, 16}},
-    Preset{"fp8", {KvKind::f8, 8, 8}},
-    Preset{"kivi4.5", second_edition(4, 4, 32)},
-    Preset{"kivi4.25", second_edition(4, 4, 64)},
-    Preset{"kivi3.5", second_edition(4, 2, 32)},
-    Preset{"kivi3.25", second_edition(4, 2, 64)},
-    Preset{"kivi2.5", second_edition(2, 2, 32)},
-    Preset{"kivi2.25", second_edition(2, 2, 64)},
-    Preset{"kivi4", first_edition(4, 4)},
-    Preset{"kivi2", first_edition(2, 2)},
-    Preset{"kivi-k4v2", first_edition(4, 2)},
-    Preset{"kivi-k2v4", first_edition(2, 4)},
+    Preset{"fp16", {KvKind::f16, 16, 16}},       Preset{"fp8", {KvKind::f8, 8, 8}},
+    Preset{"kivi4.5", second_edition(4, 4, 32)}, Preset{"kivi4.25", second_edition(4, 4, 64)},
+    Preset{"kivi3.5", second_edition(4, 2, 32)}, Preset{"kivi3.25", second_edition(4, 2, 64)},
+    Preset{"kivi2.5", second_edition(2, 2, 32)}, Preset{"kivi2.25", second_edition(2, 2, 64)},
+    Preset{"kivi4", first_edition(4, 4)},        Preset{"kivi2", first_edition(2, 2)},
+    Preset{"kivi-k4v2", first_edition(4, 2)},    Preset{"kivi-k2v4", first_edition(2, 4)},
 };
 
 constexpr auto kPresetNames = [] {
@@ -97,10 +92,7 @@ std::optional<KvFormat> parse_format(std::string_view name) {
 }
 
 Error unknown_format(const std::string& name) {
-  return wrong("kv_cache_dtype", '"' + name + '"',
-               fmt::format("one of auto, {}; to one that begins with kivi, +s32 (sinks), +p8 "
-                           "(parameter bits), +bias and +rotation may be added",
-                           fmt::join(kPresetNames, ", ")));
+  return wrong("kv_cache_dtype", '"' + name + '"', kv_format_expectation());
 }
 
 Status one_of(const char* field, const std::string& value,
@@ -122,9 +114,9 @@ Status check_format_settings(const EngineConfig& c) {
   const int group = c.kivi_group_size == 0 ? 32 : c.kivi_group_size;
   const auto multiple = [&](const char* field, int value, int least) {
     if (value >= least && value <= 1024 && value % group == 0) return ok_status();
-    return Status(wrong(field, std::to_string(value),
-                        fmt::format("a multiple of the group size {}, from {} to 1024", group,
-                                    least)));
+    return Status(
+        wrong(field, std::to_string(value),
+              fmt::format("a multiple of the group size {}, from {} to 1024", group, least)));
   };
   if (c.kivi_residual_length != 0)
     KIVI_RETURN_IF_ERROR(multiple("kivi_residual_length", c.kivi_residual_length, group));
@@ -160,6 +152,17 @@ Status check_batch_sizes(const EngineConfig& c) {
 
 std::span<const std::string_view> kv_format_names() { return kPresetNames; }
 
+bool is_kv_format_name(const std::string& name) {
+  return name == "auto" || parse_format(name).has_value();
+}
+
+std::string kv_format_expectation() {
+  return fmt::format(
+      "one of auto, {}; to one that begins with kivi, +s32 (sinks), +p8 (parameter "
+      "bits), +bias and +rotation may be added",
+      fmt::join(kPresetNames, ", "));
+}
+
 Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, int query_heads) {
   std::string name = config.kv_cache_dtype;
   if (name == "auto") name = automatic_format(shape, query_heads);
@@ -180,8 +183,8 @@ Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, 
     if (config.kv_parameter_bits != 0) format.parameter_bits = config.kv_parameter_bits;
     format.key_bias = resolve(config.kv_key_bias, format.key_bias);
     const bool named = name.find("+rotation") != std::string::npos;
-    format.rotation = resolve(config.kv_rotation,
-                              format.rotation && (named || is_power_of_two(shape.head_dim)));
+    format.rotation =
+        resolve(config.kv_rotation, format.rotation && (named || is_power_of_two(shape.head_dim)));
   }
   if (const Status status = check_kv_format(format, shape); !status.ok()) {
     Error error = status.error();
@@ -214,8 +217,7 @@ Status validate(const EngineConfig& c) {
       one_of("load_format", c.load_format, {"auto", "safetensors", "gguf", "dummy"}));
   KIVI_RETURN_IF_ERROR(in_range("threads", c.threads, 0, 4096));
   KIVI_RETURN_IF_ERROR(in_range("max_model_len", c.max_model_len, 0, 1 << 24));
-  if (c.kv_cache_dtype != "auto" && !parse_format(c.kv_cache_dtype))
-    return unknown_format(c.kv_cache_dtype);
+  if (!is_kv_format_name(c.kv_cache_dtype)) return unknown_format(c.kv_cache_dtype);
   KIVI_RETURN_IF_ERROR(check_format_settings(c));
   KIVI_RETURN_IF_ERROR(
       in_range("kv_cache_memory_bytes", c.kv_cache_memory_bytes, 0, int64_t(1) << 50));

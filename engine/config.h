@@ -58,10 +58,15 @@ struct EngineConfig {
 
 // The names of the cache formats, without auto. fp16 and fp8 do not quantize in groups. kivi4,
 // kivi2, kivi-k4v2 and kivi-k2v4 are the paper's formats. kivi4.5, kivi4.25, kivi3.5, kivi3.25,
-// kivi2.5 and kivi2.25 say their bits a value with parameters; they have sinks, parameters of 8 bits,
-// the key bias and the rotation (docs/design/kv-format.md, section 12).
-// Additions can be appended to a KIVI name: kivi2+s32+p8+bias+rotation is kivi2.5.
+// kivi2.5 and kivi2.25 say their bits a value with parameters; they have sinks, parameters of 8
+// bits, the key bias and the rotation (docs/design/kv-format.md, section 12). Additions can be
+// appended to a KIVI name: kivi2+s32+p8+bias+rotation is kivi2.5.
 std::span<const std::string_view> kv_format_names();
+
+// Returns true if `name` is auto, or a format with additions that are known. kv_format_expectation
+// says what a name must be, for errors: "one of auto, ...".
+bool is_kv_format_name(const std::string& name);
+std::string kv_format_expectation();
 
 // Returns the format that kv_cache_dtype names, with what the other settings change in it. `auto`
 // is kivi2.5 for multi-head models, kivi3.5 for GQA and MQA models (heads_q > heads_kv), and fp16

@@ -28,8 +28,9 @@ void add_grid(CLI::App& app, EvalOptions& o) {
                  "Measure these cache formats, separated by commas. The names are those of kivi "
                  "serve; additions may follow, as in kivi2+s32+p8+bias+rotation.")
       ->delimiter(',');
-  app.add_option("--kivi-group-size", o.groups,
-                 "Measure these group sizes G, separated by commas: 32, 64, 128 (0 = the format's own).")
+  app.add_option(
+         "--kivi-group-size", o.groups,
+         "Measure these group sizes G, separated by commas: 32, 64, 128 (0 = the format's own).")
       ->delimiter(',');
   app.add_option("--kivi-residual-length", o.residuals,
                  "Measure these residual lengths R in tokens, separated by commas. Each must be a "

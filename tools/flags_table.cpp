@@ -90,6 +90,17 @@ FlagValue text(std::string& field) {
           .get = [&field] { return ordered_json(field); }};
 }
 
+// The name of a cache format, additions included.
+FlagValue cache_format(std::string& field) {
+  return {.kind = FlagKind::text,
+          .set = [&field](const std::string& text) -> std::optional<std::string> {
+            if (!is_kv_format_name(text)) return kv_format_expectation();
+            field = text;
+            return std::nullopt;
+          },
+          .get = [&field] { return ordered_json(field); }};
+}
+
 FlagValue choice(std::string& field, std::vector<std::string> choices) {
   return {.kind = FlagKind::text,
           .set = [&field, choices](const std::string& text) -> std::optional<std::string> {
@@ -346,8 +357,9 @@ std::vector<Flag> cache_flags(Settings& s) {
       {"kv-cache-dtype", "FORMAT",
        "Store keys and values in this format. kivi2.25 to kivi4.5 say their bits a value; kivi2, "
        "kivi4, kivi-k4v2 and kivi-k2v4 are the paper's formats (auto = kivi2.5 for multi-head "
-       "models, kivi3.5 for GQA and MQA models). Formats: " + formats + ".",
-       group, kEngineCommands, text(e.kv_cache_dtype)},
+       "models, kivi3.5 for GQA and MQA models). Formats: " +
+           formats + ".",
+       group, kEngineCommands, cache_format(e.kv_cache_dtype)},
       {"kivi-group-size", "G",
        "Share one scale and one minimum among this many quantized values: 32, 64 or 128 (0 = the "
        "format's own).",

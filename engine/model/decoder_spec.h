@@ -60,8 +60,8 @@ struct DecoderSpec {
   bool gated = true;  // down(act(gate(h)) * up(h)); else down(act(up(h)))
   Activation activation = Activation::silu;
   bool qkv_bias = false, output_bias = false, mlp_bias = false;
-  // The cache's rotation (KvFormat::rotation): queries, keys and values are multiplied by a Hadamard
-  // matrix, and the output matrix undoes it. No property of the checkpoint.
+  // The cache's rotation (KvFormat::rotation): queries, keys and values are multiplied by a
+  // Hadamard matrix, and the output matrix undoes it. No property of the checkpoint.
   bool rotated_heads = false;
   RopeSpec rope;
   int sliding_window = 0;        // tokens; 0: none

@@ -19,8 +19,8 @@ struct MemoryPlan {
   std::string device;  // "cpu (AMD EPYC ...)"
   std::string format;  // "kivi2 G32 R128"
   int64_t weights = 0, pages = 0, residual = 0, sinks = 0, staging = 0, scratch = 0,
-          workspace = 0;   // bytes
-  int64_t budget = 0;  // bytes that pages + residual + sinks + staging + scratch were cut from
+          workspace = 0;  // bytes
+  int64_t budget = 0;     // bytes that pages + residual + sinks + staging + scratch were cut from
   KvCapacity capacity;
   int max_model_len = 0;        // tokens
   int64_t tokens_capacity = 0;  // tokens in pages
@@ -45,8 +45,8 @@ std::string describe(const KvFormat& format);
 //             chunk: prefill_staging_tokens, at most a quarter of the budget
 //   residual, sinks  one slot for each of max_num_seqs sequences, at most half of what is left then
 //   pages     the rest
-// Fills pages, residual, sinks, staging, scratch, budget, capacity and what follows from them. Error
-// resource_exhausted, with the bytes, where not even one page and one slot fit.
+// Fills pages, residual, sinks, staging, scratch, budget, capacity and what follows from them.
+// Error resource_exhausted, with the bytes, where not even one page and one slot fit.
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
                               int64_t budget, int64_t scratch_wanted = 0);
 

@@ -20,8 +20,12 @@ using namespace kivi::testing;
 namespace {
 
 const KvFormat kFormats[] = {
-    {KvKind::f16, 16, 16, 0, 0},  {KvKind::f8, 8, 8, 0, 0},      {KvKind::kivi, 2, 2, 32, 32},
-    {KvKind::kivi, 4, 4, 64, 64}, {KvKind::kivi, 4, 2, 32, 128}, {KvKind::kivi, 2, 2, 128, 128},
+    {KvKind::f16, 16, 16, 0, 0},
+    {KvKind::f8, 8, 8, 0, 0},
+    {KvKind::kivi, 2, 2, 32, 32},
+    {KvKind::kivi, 4, 4, 64, 64},
+    {KvKind::kivi, 4, 2, 32, 128},
+    {KvKind::kivi, 2, 2, 128, 128},
     {KvKind::kivi, 2, 2, 32, 32, /*sinks=*/32, /*parameter_bits=*/8},
 };
 

@@ -70,11 +70,11 @@ class SimulatedStore {
       const bool from_staging = part.mode != KvMode::append;
       for (int t = 0; t < part.past; ++t) {
         const int position = t - format_.sinks;
-        const Region::Token& token =
-            from_staging   ? staging_.at(kv.staging_pages, t)
-            : position < 0 ? sinks_.at({kv.slot}, t)
-            : position < keys_paged(format_, part.past) ? pages_.at(kv.pages, position)
-                                                        : residual_row(kv, position);
+        const Region::Token& token = from_staging   ? staging_.at(kv.staging_pages, t)
+                                     : position < 0 ? sinks_.at({kv.slot}, t)
+                                     : position < keys_paged(format_, part.past)
+                                         ? pages_.at(kv.pages, position)
+                                         : residual_row(kv, position);
         expect(token == Region::Token{s.order, t}, "the history is where it was written");
       }
       const int begin = part.mode == KvMode::seal ? 0 : part.past;
