@@ -3,11 +3,13 @@
 //
 // A *segment* is the attention of one sequence, one KV head and one block of query heads. It is a
 // row of *units*: first pages (64 quantized tokens), then tiles (16 tokens whose values, and mostly
-// keys, are 16-bit rows), the last of which ends with the step's own token. A unit's weight is
-// about its bytes. All segments one after the other form a line, which is cut into equal *pieces*,
-// one a warp; the warps of a block have neighbouring pieces. A unit belongs to the piece in which
-// it begins. So the grid is fixed, whatever the lengths are, and no warp has more than one unit
-// above its share.
+// keys, are 16-bit rows): those of sinks, then those of the residual. The last tile ends with the
+// step's own token. A unit's weight is about its bytes. All segments one after the other form a
+// line, which is cut into equal *pieces*, one a warp; the warps of a block have neighbouring
+// pieces. A unit belongs to the piece in which it begins. So the grid is fixed, whatever the
+// lengths are, and no warp has more than one unit above its share.
+//
+// Tokens are counted in paged positions here (kv_page.h): sinks have negative ones.
 //
 // The cut depends on lengths and shapes alone, so it is made once a step (plan_decode, in
 // kv_attend_decode.cu) and read by the launches of all layers.
@@ -59,7 +61,7 @@ struct DecodeLaunch {
   int64_t q_stride, kv_stride, out_stride;  // elements
   const std::byte* pages;                   // of this layer
   const std::byte* residual;                // of this layer
-  int64_t page_stride, slot_stride;         // bytes, all heads
+  int64_t page_stride, slot_stride;         // bytes, all layers and heads
   int block_bytes, slab_bytes;
   const StepSequence* sequences;
   const int32_t* page_table;
@@ -72,6 +74,8 @@ struct DecodeLaunch {
   int group_shift, page_shift;  // log2 of G and of the tokens of a page
   int residual_rows;            // R; 1 where there is none
   float residual_inverse;       // 1 / R
+  int sinks;                    // S
+  int sink_rows;                // where a slab's sinks begin, in bytes
   int group;
   int sequence_count, kv_heads, ratio, head_blocks;
   int window;
@@ -81,14 +85,20 @@ struct DecodeLaunch {
   // stage, which holds 64 tokens; and the bytes of a 64-token unit.
   int block_kp, block_vc, block_vp;
   int stage_kp, stage_vc, stage_vp, unit_bytes;
-  int stages, stage_bytes;
+  int key_group_bytes;  // of the parameters of one group of keys
+  int stages, stage_bytes, ring_bytes;
+  // Parameters of 8 bits are expanded to f16 for each unit: at planes_base + stage * planes_stride
+  // of a warp's ring those of the keys, planes_values bytes further those of the values.
+  bool byte_parameters;
+  int planes_base, planes_stride, planes_values;
+  float bias;  // of quantized keys, times the factor of a head (DecodeWarp::key_bias); 0: none
   int page_weight, tile_weight;
   int pair_shift;  // log2 of the pairs of query heads that a state in memory has room for
   float page_weight_inverse, tile_weight_inverse, weight_max_inverse;
 
-  // token % R.
-  __device__ __forceinline__ int residual_row(int token) const {
-    return token - quotient_of(token, residual_rows, residual_inverse) * residual_rows;
+  // position % R.
+  __device__ __forceinline__ int residual_row(int position) const {
+    return position - quotient_of(position, residual_rows, residual_inverse) * residual_rows;
   }
 };
 
@@ -118,35 +128,52 @@ __host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, 
   return s;
 }
 
-// Token ranges of one sequence; equal for all of its segments.
+// Ranges of paged positions of one sequence; equal for all of its segments.
 struct Extent {
-  int past;          // T: tokens cached
-  int low;           // first token inside the sliding window
+  int past;          // of the step's own token
+  int low;           // the first inside the sliding window
   int keys_end;      // keys [0, keys_end) are quantized
   int values_end;    // values [0, values_end) are read from page units
-  int values_begin;  // first token of the tiles, which end with token `past`
+  int values_begin;  // the first of the residual's tiles, which end with `past`
   int page_first, pages;
+  int sink_first, sinks;  // tiles, from a negative one on
   int tile_first, tiles;
 
-  __device__ int units() const { return pages + tiles; }
+  __device__ int units() const { return pages + sinks + tiles; }
   __device__ int weight(const DecodeLaunch& a) const {
-    return pages * a.page_weight + tiles * a.tile_weight;
+    return pages * a.page_weight + (sinks + tiles) * a.tile_weight;
+  }
+  // The first position of a unit that is a tile.
+  __device__ __forceinline__ int tile_position(int unit) const {
+    const int i = unit - pages;
+    return (i + (i < sinks ? sink_first : tile_first - sinks)) * kTileTokens;
+  }
+  // The first position that counts, of the tile that begins at `position`.
+  __device__ __forceinline__ int tile_low(int position) const {
+    return max(position, position < 0 ? low : values_begin);
+  }
+  __device__ __forceinline__ bool is_coded(int position) const {
+    return position >= 0 && position < keys_end;
   }
 };
 
-// As keys_paged and values_paged say.
-__device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int past) {
+// As keys_paged and values_paged say, of `tokens` cached tokens.
+__device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int tokens) {
   Extent e;
-  e.past = past;
-  e.low = a.window > 0 ? max(0, past - a.window + 1) : 0;
+  e.past = tokens - a.sinks;
+  e.low = (a.window > 0 ? max(0, tokens - a.window + 1) : 0) - a.sinks;
   const bool kivi = a.kind == KvKind::kivi;
-  e.keys_end = kivi ? past - a.residual_row(past) : past;
-  e.values_end = a.kind == KvKind::f16 ? 0 : kivi ? max(0, past - a.residual_rows) : past;
+  e.keys_end = kivi ? e.past > 0 ? e.past - a.residual_row(e.past) : 0 : e.past;
+  e.values_end = a.kind == KvKind::f16 ? 0 : kivi ? max(0, e.past - a.residual_rows) : e.past;
   e.values_begin = max(e.values_end, e.low);
-  e.page_first = e.low / kUnitTokens;
+  e.page_first = max(0, e.low) / kUnitTokens;
   e.pages = max(0, (e.values_end + kUnitTokens - 1) / kUnitTokens - e.page_first);
+  static_assert(kTileTokens == 1 << 4);  // shifts round down
+  const int tile_end = (e.past >> 4) + 1;
+  e.sink_first = e.low >> 4;
+  e.sinks = max(0, min(0, tile_end) - e.sink_first);
   e.tile_first = e.values_begin / kTileTokens;
-  e.tiles = past / kTileTokens - e.tile_first + 1;
+  e.tiles = max(0, tile_end - e.tile_first);
   return e;
 }
 

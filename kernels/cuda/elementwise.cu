@@ -182,10 +182,36 @@ struct DynamicRope {
   }
 };
 
+// One head of 32 kSlices channels times the Hadamard matrix, divided by the root of their number. A
+// warp has it; x[i] is channel lane + 32 i. The sums are the CPU's.
+template <int kSlices>
+__device__ __forceinline__ void transform_head(float (&x)[kSlices], float factor) {
+#pragma unroll
+  for (int h = kSlices / 2; h >= 1; h /= 2)
+#pragma unroll
+    for (int i = 0; i < kSlices; ++i) {
+      if ((i & h) != 0) continue;
+      const float first = x[i], second = x[i + h];
+      x[i] = first + second, x[i + h] = first - second;
+    }
+#pragma unroll
+  for (int h = 16; h >= 1; h /= 2) {
+    const bool is_second = (threadIdx.x & unsigned(h)) != 0;
+#pragma unroll
+    for (int i = 0; i < kSlices; ++i) {
+      const float other = __shfl_xor_sync(0xffffffffu, x[i], h);
+      x[i] = is_second ? other - x[i] : x[i] + other;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kSlices; ++i) x[i] *= factor;
+}
+
 // Splits qkv, turns q and k, writes q f16 and kv f16 (saturated). A block has 8 warps: 8 heads of
 // one row. The angles of a row are computed by each of its blocks, into shared memory. Grid (rows,
-// heads / 8). Bytes: 4 (hq + 2 hk) d a row.
-template <class T>
+// heads / 8). Bytes: 4 (hq + 2 hk) d a row. kSlices: 0, or head_dim / 32 where heads are multiplied
+// by the Hadamard matrix, in registers and by shuffles.
+template <class T, int kSlices>
 __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restrict__ positions,
                             const float* __restrict__ inverse_frequencies, int rotary, float factor,
                             DynamicRope dynamic, int heads_q, int heads_kv, int d,
@@ -212,6 +238,24 @@ __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restr
   __syncthreads();
   if (!inside) return;
   const int turned = head < turning ? rotary : 0;
+  if constexpr (kSlices > 0) {
+    float x[kSlices];
+#pragma unroll
+    for (int i = 0; i < kSlices; ++i) {
+      const int c = lane + 32 * i;
+      x[i] = as_float(from[c]);
+      if (c >= turned) continue;
+      const bool is_first = c < half;
+      const int angle = is_first ? c : c - half;
+      const float other = as_float(from[is_first ? c + half : c - half]);
+      const float sine = angles[half + angle];
+      x[i] = x[i] * angles[angle] + other * (is_first ? -sine : sine);
+    }
+    transform_head(x, rsqrtf(float(32 * kSlices)));
+#pragma unroll
+    for (int i = 0; i < kSlices; ++i) to[lane + 32 * i] = saturated_half(x[i]);
+    return;
+  }
   const auto turn = [&](int c, float first, float second) {
     const float cosine = angles[c], sine = angles[half + c];
     return float2{first * cosine - second * sine, second * cosine + first * sine};
@@ -317,15 +361,21 @@ cudaError_t rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, c
   DynamicRope dynamic;
   if (rope.dynamic_factor > 0)
     dynamic = {rope.lengths.as<int32_t>(), rope.dynamic_factor, rope.trained};
-  return with_half_type(qkv.dtype, [&]<class T>() {
+  const auto launch = [&]<class T, int kSlices>() {
     constexpr int kHeads = kThreads / 32;  // a block
     const dim3 grid(unsigned(qkv.rows()),
                     unsigned((heads_q + 2 * shape.heads + kHeads - 1) / kHeads));
-    return launch_overlapped(rope_kernel<T>, grid, dim3(kThreads), size_t(rope.rotary_dim) * 4,
-                             stream, qkv.as<T>(), qkv.row_stride, positions.as<int32_t>(),
-                             rope.inverse_frequencies.as<float>(), rope.rotary_dim,
-                             rope.attention_factor, dynamic, heads_q, shape.heads, d,
-                             q.as<__half>(), kv.as<__half>());
+    return launch_overlapped(rope_kernel<T, kSlices>, grid, dim3(kThreads),
+                             size_t(rope.rotary_dim) * 4, stream, qkv.as<T>(), qkv.row_stride,
+                             positions.as<int32_t>(), rope.inverse_frequencies.as<float>(),
+                             rope.rotary_dim, rope.attention_factor, dynamic, heads_q, shape.heads,
+                             d, q.as<__half>(), kv.as<__half>());
+  };
+  return with_half_type(qkv.dtype, [&]<class T>() {
+    if (!rope.hadamard) return launch.template operator()<T, 0>();
+    if (d == 64) return launch.template operator()<T, 2>();
+    if (d == 128) return launch.template operator()<T, 4>();
+    return cudaErrorInvalidValue;
   });
 }
 

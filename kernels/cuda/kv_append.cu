@@ -13,13 +13,14 @@
 //
 // Chunks (append_chunks). Rows (f16 pages, staging, residual) are copied by one warp a token and
 // head; quantized pages are written by one block a page and head: codes to shared memory, then
-// whole words of them in page order, so that the stores are coalesced. The residual is
-// written by a second launch, since the first reads what it overwrites.
+// whole words of them in page order, so that the stores are coalesced. The slab (sinks and
+// residual) is written by a second launch, since the first reads what it overwrites.
 // Test: tests/cuda/kv_append_test.cpp.
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/kv_append.h"
 #include "kernels/cuda/kv_quantize.cuh"
 #include "kernels/cuda/overlap.cuh"
+#include "kernels/kv_place.h"
 
 namespace kivi::cuda {
 namespace {
@@ -52,41 +53,34 @@ struct Head {
   int head;
 
   __device__ int layer() const { return a.first_layer + index; }
-  __device__ std::byte* page(int i) const {
-    return a.store.page_block(layer(), a.page_table[s.pages_begin + i], head);
+  __device__ KvLocator locator() const { return {a.store, s, a.page_table, layer(), head}; }
+  __device__ std::byte* page(int i) const { return locator().page_block(i); }
+  // The 16-bit rows among which a place lies.
+  __device__ __half* rows(const KvPlace& place, Side side) const {
+    return reinterpret_cast<__half*>(locator().rows(place, side));
   }
-  __device__ __half* residual(int which) const {
-    return reinterpret_cast<__half*>(a.store.slab(layer(), s.slot, head) +
-                                     which * a.store.layout.residual_values_offset());
-  }
-  __device__ __half* staging(int token, int which) const {
-    const int i = s.staging_begin + token / KvLayout::kStagingTokens;
-    return reinterpret_cast<__half*>(a.store.staging_block(layer(), a.page_table[i], head) +
-                                     which * a.store.layout.staging_values_offset());
-  }
-  // Channel c (a multiple of 8 for 16-byte reads) of a token's key (0) or value (1), wherever it is
+  // Channel c (a multiple of 8 for 16-byte reads) of a token's key or value that is in 16 bits
   // before this step's writes.
-  __device__ const __half* source(int token, int which, int c) const {
+  __device__ const __half* source(int token, Side side, int c) const {
     const KvLayout& layout = a.store.layout;
     if (token >= s.past)
       return a.kv + index * a.kv_layer_stride + (s.row_begin + token - s.past) * a.kv_stride +
-             (which * layout.shape.heads + head) * a.d() + c;
-    const bool staged = s.mode != KvMode::append;
-    const int row = token % (staged ? KvLayout::kStagingTokens : layout.format.residual);
-    const __half* rows = staged ? staging(token, which) : residual(which);
-    return rows + row * a.d() + swizzled_channel(row, c, a.d());
+             ((side == Side::key ? 0 : layout.shape.heads) + head) * a.d() + c;
+    const KvMode mode = s.mode == KvMode::append ? KvMode::append : KvMode::stage;
+    const KvPlace place = arrival_place(layout, mode, token);
+    return rows(place, side) + place.row * a.d() + swizzled_channel(place.row, c, a.d());
   }
 };
 
 // --- decode -----------------------------------------------------------------------------------
 
-// Rows of `count` tokens from `first` on into shared memory, [count][d]. Keys: which 0.
-__device__ void load_rows(const Head& h, int which, int first, int count, __half* rows) {
+// Rows of `count` tokens from `first` on into shared memory, [count][d].
+__device__ void load_rows(const Head& h, Side side, int first, int count, __half* rows) {
   const int d = h.a.d(), chunks = d / 8;
   for (int i = threadIdx.x; i < count * chunks; i += blockDim.x) {
     const int row = i / chunks, c = i % chunks * 8;
     *reinterpret_cast<uint4*>(rows + row * d + c) =
-        *reinterpret_cast<const uint4*>(h.source(first + row, which, c));
+        *reinterpret_cast<const uint4*>(h.source(first + row, side, c));
   }
 }
 
@@ -95,19 +89,21 @@ __device__ void load_rows(const Head& h, int which, int first, int count, __half
 __device__ void append_rows(const Head& h) {
   const KvLayout& layout = h.a.store.layout;
   const int token = h.s.past, residual = layout.format.residual, d = h.a.d();
-  const int row = token % residual, lane = threadIdx.x % 32;
-  const bool evicts = token >= residual;
+  const int lane = threadIdx.x % 32, oldest_position = token - layout.format.sinks - residual;
+  const KvPlace place = arrival_place(layout, KvMode::append, token);
+  const int row = place.row;
+  const bool evicts = oldest_position >= 0;
   Eviction eviction;
   if (evicts) {
-    eviction.token = (token - residual) % layout.page_tokens();
-    eviction.block = h.page((token - residual) / layout.page_tokens());
+    eviction.token = oldest_position % layout.page_tokens();
+    eviction.block = h.page(oldest_position / layout.page_tokens());
     eviction.first = layout.value_code(eviction.token, lane);
   }
-  __half* keys = h.residual(0) + row * d;
-  __half* values = h.residual(1) + row * d;
+  __half* keys = h.rows(place, Side::key) + row * d;
+  __half* values = h.rows(place, Side::value) + row * d;
   if (evicts) read_words(layout, eviction);
-  const __half* new_key = h.source(token, 0, lane);
-  const __half* new_value = h.source(token, 1, lane);
+  const __half* new_key = h.source(token, Side::key, lane);
+  const __half* new_value = h.source(token, Side::value, lane);
   __half key[kSlicesMax], value[kSlicesMax], oldest[kSlicesMax];
 #pragma unroll
   for (int i = 0; i < kSlicesMax; ++i) {
@@ -133,13 +129,13 @@ __device__ void flush_keys(const Append& a, int sequences, int layers, int block
                            uint16_t* codes) {
   __shared__ int found[kDecodeThreads];
   const KvLayout& layout = a.store.layout;
-  const int residual = layout.format.residual;
+  const int residual = layout.format.residual, sinks = layout.format.sinks;
   const int heads = layout.shape.heads, groups = residual / GROUP;
   for (int base = 0; base < sequences; base += kDecodeThreads) {
     // A list in the order of the sequences: each block must see the same.
     const int index = base + threadIdx.x;
-    const bool flushes = index < sequences && a.is_decode(a.sequences[index]) &&
-                         (a.sequences[index].past + 1) % residual == 0;
+    const int paged = index < sequences ? a.sequences[index].past + 1 - sinks : 0;
+    const bool flushes = paged > 0 && paged % residual == 0 && a.is_decode(a.sequences[index]);
     __shared__ uint32_t votes[kDecodeThreads / 32];
     const uint32_t vote = __ballot_sync(0xffffffffu, flushes);
     __syncthreads();
@@ -157,10 +153,10 @@ __device__ void flush_keys(const Append& a, int sequences, int layers, int block
       const StepSequence& s = a.sequences[found[item / of_sequence]];
       const int part = item % of_sequence;
       const Head h{a, s, part / groups / heads, part / groups % heads};
-      const int first = s.past + 1 - residual + part % groups * GROUP;
+      const int first = s.past + 1 - sinks - residual + part % groups * GROUP;
       quantize_keys<GROUP>(layout, h.page(first / layout.page_tokens()),
                            first % layout.page_tokens(), codes,
-                           [&](int i, int c) { return h.source(first + i, 0, c); });
+                           [&](int i, int c) { return h.source(sinks + first + i, Side::key, c); });
       __syncthreads();
     }
   }
@@ -198,7 +194,7 @@ __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
   const Head h{a, s, int(blockIdx.z), int(blockIdx.x)};
   const int token = s.past, c = threadIdx.x;
   const int t = token % layout.page_tokens();
-  const __half key = *h.source(token, 0, c), value = *h.source(token, 1, c);
+  const __half key = *h.source(token, Side::key, c), value = *h.source(token, Side::value, c);
   std::byte* block = h.page(token / layout.page_tokens());
   std::byte* keys = block + layout.key_codes_offset();
   std::byte* values = block + layout.value_codes_offset();
@@ -215,36 +211,31 @@ __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
 
 // --- chunks -----------------------------------------------------------------------------------
 
-enum class Rows { pages, staging, residual };
+enum class Rows { pages, staging, slab };
 
-// Copies the rows of new tokens. Grid (tokens / 8, heads, sequences), 8 warps: a token each.
+// Copies the rows of new tokens. Grid (tokens / 8, heads, sequences), 8 warps: a token each. Of
+// those that go to the slab, sinks come first, then the last R.
 __global__ void append_rows_kernel(const __grid_constant__ Append a, int layer, Rows target) {
   const StepSequence& s = a.sequences[blockIdx.z];
   const bool staged = s.mode == KvMode::stage;
   if (a.is_decode(s) || staged != (target == Rows::staging)) return;
   const KvLayout& layout = a.store.layout;
   const Head h{a, s, layer, int(blockIdx.y)};
-  const int end = s.past + s.row_count;
-  int first = s.mode == KvMode::seal ? 0 : s.past;
-  if (target == Rows::residual) first = max(first, end - layout.format.residual);
-  const int token = first + blockIdx.x * 8 + threadIdx.x / 32;
+  const int end = s.past + s.row_count, first = s.mode == KvMode::seal ? 0 : s.past;
+  int token = first + blockIdx.x * 8 + threadIdx.x / 32;
+  if (target == Rows::slab && token >= layout.format.sinks) {
+    const int sinks = max(0, min(layout.format.sinks, end) - first);
+    token += max(first + sinks, end - layout.format.residual) - (first + sinks);
+  }
   if (token >= end) return;
+  const KvPlace place = arrival_place(layout, staged ? KvMode::stage : KvMode::append, token);
   const int chunks = a.d() / 8;
   for (int i = threadIdx.x % 32; i < 2 * chunks; i += 32) {
-    const int which = i / chunks, c = i % chunks * 8;
-    int row = token % KvLayout::kStagingTokens;
-    __half* rows;
-    if (target == Rows::staging) {
-      rows = h.staging(token, which);
-    } else if (target == Rows::residual) {
-      row = token % layout.format.residual;
-      rows = h.residual(which);
-    } else {
-      rows = reinterpret_cast<__half*>(h.page(token / layout.page_tokens()) +
-                                       which * layout.value_codes_offset());
-    }
-    *reinterpret_cast<uint4*>(rows + row * a.d() + swizzled_channel(row, c, a.d())) =
-        *reinterpret_cast<const uint4*>(h.source(token, which, c));
+    const Side side = i < chunks ? Side::key : Side::value;
+    const int c = i % chunks * 8;
+    *reinterpret_cast<uint4*>(h.rows(place, side) + place.row * a.d() +
+                              swizzled_channel(place.row, c, a.d())) =
+        *reinterpret_cast<const uint4*>(h.source(token, side, c));
   }
 }
 
@@ -258,8 +249,8 @@ __global__ void append_page_kernel(const __grid_constant__ Append a, int layer) 
   const KvFormat& format = layout.format;
   const Head h{a, s, layer, int(blockIdx.y)};
   const int before = s.mode == KvMode::seal ? 0 : s.past;
-  const int after = s.past + s.row_count, tokens = layout.page_tokens();
-  // Tokens whose keys (values) leave 16 bits in this step.
+  const int after = s.past + s.row_count, tokens = layout.page_tokens(), sinks = format.sinks;
+  // Paged positions whose keys (values) leave 16 bits in this step.
   const int keys_begin = keys_paged(format, before);
   const int keys_end = keys_paged(format, after);
   const int values_begin = values_paged(format, before);
@@ -275,9 +266,9 @@ __global__ void append_page_kernel(const __grid_constant__ Append a, int layer) 
     if (begin >= end) continue;  // kivi: groups are whole
     if (kivi) {
       quantize_keys<GROUP>(layout, block, t, reinterpret_cast<uint16_t*>(rows),
-                           [&](int i, int c) { return h.source(begin + i, 0, c); });
+                           [&](int i, int c) { return h.source(sinks + begin + i, Side::key, c); });
     } else {
-      load_rows(h, 0, begin, end - begin, rows);
+      load_rows(h, Side::key, begin, end - begin, rows);
       __syncthreads();
       convert_e4m3((end - begin) * a.d(), rows);
       __syncthreads();
@@ -291,9 +282,9 @@ __global__ void append_page_kernel(const __grid_constant__ Append a, int layer) 
     if (begin >= end) continue;
     if (kivi) {
       quantize_values(layout, block, begin - first, end - begin, reinterpret_cast<uint16_t*>(rows),
-                      [&](int i, int c) { return h.source(begin + i, 1, c); });
+                      [&](int i, int c) { return h.source(sinks + begin + i, Side::value, c); });
     } else {
-      load_rows(h, 1, begin, end - begin, rows);
+      load_rows(h, Side::value, begin, end - begin, rows);
       __syncthreads();
       convert_e4m3((end - begin) * a.d(), rows);
     }
@@ -376,7 +367,7 @@ cudaError_t append_chunks_of_layer(const AppendArguments& a, int index, const Ch
       return cudaGetLastError();
     });
   if (error != cudaSuccess || layout.format.kind != KvKind::kivi) return error;
-  return copy_rows(Rows::residual, layout.format.residual);
+  return copy_rows(Rows::slab, layout.format.sinks + layout.format.residual);
 }
 
 }  // namespace
@@ -424,8 +415,8 @@ void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const Step
     }
     chunks.quantizes = true;
     const int before = s.mode == KvMode::seal ? 0 : s.past;
-    const int first = std::min(keys_paged(layout.format, before),
-                               values_paged(layout.format, before));
+    const int first =
+        std::min(keys_paged(layout.format, before), values_paged(layout.format, before));
     const int pages = layout.pages_for(s.past + s.row_count) - first / layout.page_tokens();
     chunks.pages_max = std::max(chunks.pages_max, pages);
   }

@@ -2,6 +2,7 @@
 // Host side of decode attention, and the kernel that cuts a step into pieces.
 #include <algorithm>
 #include <bit>
+#include <numbers>
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/decode_work.cuh"
@@ -18,6 +19,8 @@ constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
 constexpr int kPiecesMin = 4;          // of a block, where there are few
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
+// ln 2 / 24, in the unit of a code step of operand A (DecodeWarp::key_bias).
+constexpr float kKeyBias = std::numbers::ln2_v<float> / 24 * 0x1p-24f;
 
 // Floats of one partial state, at most: 16 heads (two blocks of 8) of 128 channels, maxima and
 // sums.
@@ -30,10 +33,10 @@ DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   a.q = s.q, a.kv = s.kv, a.out = s.out;
   a.q_stride = s.q_stride, a.kv_stride = s.kv_stride, a.out_stride = s.out_stride;
   a.block_bytes = layout.block_bytes(), a.slab_bytes = layout.slab_bytes();
-  a.page_stride = int64_t(a.block_bytes) * layout.shape.heads;
-  a.slot_stride = int64_t(a.slab_bytes) * layout.shape.heads;
+  a.page_stride = layout.page_bytes(), a.slot_stride = layout.slot_bytes();
   a.pages = s.store.page_block(s.layer, 0, 0);
   if (s.store.slots != nullptr) a.residual = s.store.slab(s.layer, 0, 0);
+  a.sinks = layout.format.sinks, a.sink_rows = layout.sinks_offset(Side::key);
   a.sequences = s.sequences, a.page_table = s.page_table;
   a.kind = layout.format.kind;
   a.group = std::max(1, layout.format.group);
@@ -52,12 +55,17 @@ DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   a.block_vp = layout.value_parameters_offset();
   const bool kivi = layout.format.kind == KvKind::kivi;
   a.stage_kp = layout.key_codes_bytes() / halves;
-  a.stage_vc = a.stage_kp + (kivi ? 4 * d * std::max(1, kUnitTokens / layout.format.group) : 0);
+  a.key_group_bytes = kivi ? layout.parameter_pair_bytes() * d : 0;
+  const int key_groups = std::max(1, kUnitTokens / a.group);  // of a unit
+  a.stage_vc = a.stage_kp + a.key_group_bytes * key_groups;
   a.stage_vp = a.stage_vc + layout.value_codes_bytes() / halves;
   a.unit_bytes = a.stage_vp + layout.value_parameters_bytes() / halves;
   const int tile_bytes = 4 * kTileTokens * d;  // also holds the step's own token
   a.stage_bytes =
       layout.format.kind == KvKind::f16 ? tile_bytes : std::max(a.unit_bytes, tile_bytes);
+  a.byte_parameters = layout.format.parameter_bits == 8;
+  a.planes_values = 4 * d * key_groups;
+  a.bias = layout.format.key_bias ? kKeyBias : 0.f;
   a.page_weight = a.unit_bytes / kWeightBytes;
   a.tile_weight = tile_bytes / kWeightBytes;
   const int weight_max =
@@ -154,15 +162,21 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
 
 using Launcher = cudaError_t (*)(const DecodeLaunch&, const DecodeGrid&, cudaStream_t);
 
+template <int D, bool X>
+Launcher launcher_of_codes(const KvFormat& f) {
+  if (f.key_bits == 2 && f.value_bits == 2) return launch_decode<D, 2, 2, X>;
+  if (f.key_bits == 4 && f.value_bits == 4) return launch_decode<D, 4, 4, X>;
+  if (f.key_bits == 4 && f.value_bits == 2) return launch_decode<D, 4, 2, X>;
+  if (f.key_bits == 2 && f.value_bits == 4) return launch_decode<D, 2, 4, X>;
+  return nullptr;
+}
+
 template <int D>
 Launcher launcher_of(const KvFormat& f) {
-  if (f.kind == KvKind::f16) return launch_decode<D, 16, 16>;
-  if (f.kind == KvKind::f8) return launch_decode<D, 8, 8>;
-  if (f.key_bits == 2 && f.value_bits == 2) return launch_decode<D, 2, 2>;
-  if (f.key_bits == 4 && f.value_bits == 4) return launch_decode<D, 4, 4>;
-  if (f.key_bits == 4 && f.value_bits == 2) return launch_decode<D, 4, 2>;
-  if (f.key_bits == 2 && f.value_bits == 4) return launch_decode<D, 2, 4>;
-  return nullptr;
+  if (f.kind == KvKind::f16) return launch_decode<D, 16, 16, false>;
+  if (f.kind == KvKind::f8) return launch_decode<D, 8, 8, false>;
+  return f.parameter_bits == 8 || f.key_bias ? launcher_of_codes<D, true>(f)
+                                             : launcher_of_codes<D, false>(f);
 }
 
 }  // namespace
@@ -196,9 +210,17 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodePlanning planning,
   // A multiprocessor keeps 1 KB of each block's shared memory for itself.
   const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
   grid.warps = tuning.warps > 0 ? std::min(tuning.warps, warps_most) : warps_default;
+  // Expanded parameters lie behind their unit where a stage has room for them, else behind the
+  // ring.
+  const int planes_bytes =
+      a.byte_parameters ? a.planes_values + 256 * s.store.layout.value_groups() : 0;
+  const bool in_stage = a.unit_bytes + planes_bytes <= a.stage_bytes;
   auto shared_bytes = [&] {
+    a.ring_bytes = a.stages * a.stage_bytes + (in_stage ? 0 : planes_bytes);
+    a.planes_base = in_stage ? a.unit_bytes : a.stages * a.stage_bytes;
+    a.planes_stride = in_stage ? a.stage_bytes : 0;
     return decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift).ring +
-           grid.warps * a.stages * a.stage_bytes;
+           grid.warps * a.ring_bytes;
   };
   a.stages = tuning.stages > 0 ? tuning.stages : 2;
   while (shared_bytes() > room && a.stages > 2) --a.stages;

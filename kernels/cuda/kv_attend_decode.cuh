@@ -19,6 +19,10 @@
 // accumulator that a group's tiles start from); sum(P * min) and sum(P) are one more whose A rows
 // are the minima of the channel groups and a row of ones.
 //
+// Parameters of 8 bits (X) are expanded to the f16 planes of other formats once a unit, by the
+// whole warp. A key bias (X) takes C factor ln 2 / 24 from a head's accumulators, where C is the
+// sum over channels of q'^2: the diagonal of q' q'^T, which is one more product of q' with itself.
+//
 // Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, about 600 instructions a warp
 // (76 of them mma). docs/design/decode-attention.md has the count and the times.
 // Reference: CpuBackend::do_kv_attend. Test: tests/cuda/kv_attend_test.cpp.
@@ -26,6 +30,7 @@
 
 #include <cuda_bf16.h>
 
+#include "kernels/cuda/byte_parameters.cuh"
 #include "kernels/cuda/decode_work.cuh"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -83,9 +88,20 @@ __device__ __forceinline__ void load_words(uint32_t (&w)[N], const std::byte* fr
   }
 }
 
+// Eight scales and eight minima of 8 bits each to f16. `plane`: bytes of a plane of either; that of
+// the minima follows that of the scales.
+__device__ __forceinline__ void expand_planes(const std::byte* from, std::byte* to, int plane,
+                                              bool two_bits) {
+  uint4 scale, minimum;
+  expand_parameters(*reinterpret_cast<const uint2*>(from),
+                    *reinterpret_cast<const uint2*>(from + plane), two_bits, scale, minimum);
+  *reinterpret_cast<uint4*>(to) = scale;
+  *reinterpret_cast<uint4*>(to + 2 * plane) = minimum;
+}
+
 // One warp's attention over one segment. D: head_dim; KB, VB: bits of keys and values; NT: blocks
-// of 8 query heads.
-template <int D, int KB, int VB, int NT>
+// of 8 query heads; X: parameters may be bytes, and keys have a bias.
+template <int D, int KB, int VB, int NT, bool X>
 struct DecodeWarp {
   static constexpr int kKeyTiles = D / 16;
   static constexpr int kKeyWords = KB == 16 ? 4 : 2 * ((D * KB + 127) / 128);  // a lane and tile
@@ -236,6 +252,67 @@ struct DecodeWarp {
     }
   }
 
+  // What the noise of a group's keys adds to logits on average, for heads 2t and 2t + 1: the sum of
+  // q'^2 over channels. Each pair of channels is multiplied with itself; A holds two pairs, in rows
+  // 0-7 and 8-15 of C, and what they make of each other is not read. Lane 4 g + t has the products
+  // of heads g and 2t, 2t + 1.
+  __device__ __forceinline__ void key_noise(float (&noise)[NT][2],
+                                            const uint32_t (&scaled)[NT][kKeyTiles * 2]) const {
+    // A pair carries 4^-p (16^-p), p = power_of_pair: four kinds of pairs are summed up apart.
+    constexpr auto kWeight = [](int pair) {
+      const float root = float(1 << (KB * power_of_pair(KB, pair)));
+      return root * root;
+    };
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      float c[4][4] = {};
+#pragma unroll
+      for (int k = 0; k < kKeyTiles; ++k)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          mma_k8(c[k % 2 * 2 + i], scaled[n][2 * k], scaled[n][2 * k + 1], scaled[n][2 * k + i]);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float sum = c[0][j];
+        sum = fmaf(c[1][2 + j], kWeight(1), sum);
+        sum = fmaf(c[2][j], kWeight(2), sum);
+        sum = fmaf(c[3][2 + j], kWeight(3), sum);
+        noise[n][j] = __shfl_sync(0xffffffffu, sum, 9 * t + 4 * j);
+      }
+    }
+  }
+
+  // The accumulators of a tile of keys start from q . min, less the bias.
+  __device__ __forceinline__ void start_scores(float (&start)[NT][2], const float (&minimum)[NT][4],
+                                               int half,
+                                               const uint32_t (&scaled)[NT][kKeyTiles * 2]) const {
+    float noise[NT][2] = {};
+    if constexpr (X) key_noise(noise, scaled);
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        start[n][j] = X ? fmaf(noise[n][j], -a.bias * factor[n][j], minimum[n][2 * half + j])
+                        : minimum[n][2 * half + j];
+  }
+
+  // The parameters of a unit of 64 tokens, of 8 bits, into f16 planes.
+  __device__ __forceinline__ void expand_page(const std::byte* stage, std::byte* planes) const {
+    const int keys = (a.group == 32 ? 2 : 1) * (D / 8), values = (D >> a.group_shift) * 8;
+#pragma unroll 1
+    for (int base = 0; base < keys + values; base += 32) {
+      const bool of_keys = base + lane < keys;
+      const int i = of_keys ? base + lane : base + lane - keys;
+      const int plane = of_keys ? D : kUnitTokens;
+      const int at = i * 8 + (of_keys ? i / (D / 8) * D : i / 8 * kUnitTokens);
+      if (base + lane < keys + values)
+        expand_planes(stage + (of_keys ? a.stage_kp : a.stage_vp) + at,
+                      planes + (of_keys ? 0 : a.planes_values) + 2 * at, plane,
+                      KB == VB || of_keys ? KB == 2 : VB == 2);
+    }
+    __syncwarp();
+  }
+
   // Where a lane's key words of tile `tile` lie, from the start of the codes.
   __device__ __forceinline__ const std::byte* key_words(const std::byte* codes, int tile) const {
     return kKeyWords == 2 ? codes + tile / 2 * 512 + lane * 16 + tile % 2 * 8
@@ -261,9 +338,9 @@ struct DecodeWarp {
 
   // Values beyond `end` or before `low` (positions in the unit) take no part: their P is zero, but
   // what lies there may be anything, and 0 * NaN is NaN. Writes zeros over it.
-  __device__ __forceinline__ void clean_values(std::byte* stage, int low, int end) const {
+  __device__ __forceinline__ void clean_values(std::byte* stage, std::byte* parameters, int low,
+                                               int end) const {
     if constexpr (kCodes) {
-      std::byte* parameters = stage + a.stage_vp;
       const int groups = (D >> a.group_shift);
       for (int token = lane; token < kUnitTokens; token += 32)
         if (token < low || token >= end)
@@ -292,12 +369,19 @@ struct DecodeWarp {
     fence_before_async_copy();
   }
 
-  // A unit of 64 quantized tokens, of which [low, end) count.
-  __device__ __forceinline__ void page_unit(std::byte* stage, int low, int end) {
+  // A unit of 64 quantized tokens, of which [low, end) count. `planes`: room for its parameters.
+  __device__ __forceinline__ void page_unit(std::byte* stage, std::byte* planes, int low, int end) {
     if constexpr (KB != 16) {
       float s[4][NT][4];
+      std::byte *keys = stage + a.stage_kp, *values = stage + a.stage_vp;
+      if constexpr (X) {
+        if (a.byte_parameters) {
+          expand_page(stage, planes);
+          keys = planes;
+          values = planes + a.planes_values;
+        }
+      }
       if constexpr (kCodes) {
-        const std::byte* keys = stage + a.stage_kp;
         const int second = a.group == 32 ? 4 * D : 0;  // bytes to the second token group
         float minimum[NT][4];
         minimum_product(minimum, keys + 2 * D, keys + second + 2 * D);
@@ -305,12 +389,14 @@ struct DecodeWarp {
         for (int h = 0; h < 2; ++h) {
           uint32_t scaled[NT][kKeyTiles * 2];
           scale_queries(scaled, keys + h * second);
+          float start[NT][2];
+          start_scores(start, minimum, h, scaled);
 #pragma unroll
           for (int i = 2 * h; i < 2 * h + 2; ++i) {
 #pragma unroll
             for (int n = 0; n < NT; ++n) {
-              s[i][n][0] = s[i][n][2] = minimum[n][2 * h];
-              s[i][n][1] = s[i][n][3] = minimum[n][2 * h + 1];
+              s[i][n][0] = s[i][n][2] = start[n][0];
+              s[i][n][1] = s[i][n][3] = start[n][1];
             }
             key_tile(s[i], key_words(stage, i), scaled);
           }
@@ -324,7 +410,7 @@ struct DecodeWarp {
         }
       }
       if (low > 0 || end < kUnitTokens) {
-        clean_values(stage, low, end);
+        clean_values(stage, values, low, end);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -346,15 +432,15 @@ struct DecodeWarp {
           probabilities(s[i][n], n, kUnit, b);
           p[n][2 * i] = b[0], p[n][2 * i + 1] = b[1];
         }
-      page_values(stage, p);
+      page_values(stage, values, p);
       pages_open = true;
     }
   }
 
   // O^T += V^T P^T of 64 quantized tokens.
-  __device__ __forceinline__ void page_values(const std::byte* stage, uint32_t (&p)[NT][8]) {
+  __device__ __forceinline__ void page_values(const std::byte* stage, const std::byte* parameters,
+                                              uint32_t (&p)[NT][8]) {
     const std::byte* codes = stage + a.stage_vc + lane * 16;
-    const std::byte* parameters = stage + a.stage_vp;
     constexpr int kPairs = 16 / VB;  // of a word
     if constexpr (kCodes) {
       // Rows below the number of value groups are their minima, the others ones.
@@ -450,14 +536,24 @@ struct DecodeWarp {
     if (kCodes && coded) {
       if constexpr (kCodes) {
         float minimum[NT][4];
-        const std::byte* keys = stage + 16 * D;
+        std::byte* keys = stage + 16 * D;
+        if constexpr (X) {
+          if (a.byte_parameters) {
+            if (lane < D / 8) expand_planes(keys + lane * 8, keys + 4 * D + lane * 16, D, KB == 2);
+            keys += 4 * D;
+            __syncwarp();
+            fence_before_async_copy();
+          }
+        }
         minimum_product(minimum, keys + 2 * D, keys + 2 * D);
         uint32_t scaled[NT][kKeyTiles * 2];
         scale_queries(scaled, keys);
+        float start[NT][2];
+        start_scores(start, minimum, 0, scaled);
 #pragma unroll
         for (int n = 0; n < NT; ++n)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) s[0][n][i] = minimum[n][i];
+          for (int i = 0; i < 4; ++i) s[0][n][i] = start[n][i % 2];
         key_tile(s[0], key_words(stage, kKeyWords == 2 ? parity : 0), scaled);
         unit = 1 / kCodeUnit;
       }
@@ -573,7 +669,7 @@ struct DecodeWarp {
 };
 
 // The copies of a warp's units, in the order in which it will use them.
-template <int D, int KB, int VB, int NT>
+template <int D, int KB, int VB, int NT, bool X>
 struct DecodeProducer {
   static constexpr int kKeyTileBytes = 16 * D * KB / 8 < 512 ? 512 : 16 * D * KB / 8;
 
@@ -607,16 +703,13 @@ struct DecodeProducer {
     slot = s.slot;
     look_up();
   }
-  __device__ __forceinline__ int tile_token() const {
-    return (extent.tile_first + cursor.unit - extent.pages) * kTileTokens;
-  }
   __device__ __forceinline__ void look_up() {
-    int token = (extent.page_first + cursor.unit) * kUnitTokens;
+    int position = (extent.page_first + cursor.unit) * kUnitTokens;
     if (KB == 16 || cursor.unit >= extent.pages) {
-      token = tile_token();
-      if (KB < 16 && token >= extent.keys_end) return;  // a tile of the residual needs no page
+      position = extent.tile_position(cursor.unit);
+      if (KB < 16 && !extent.is_coded(position)) return;  // rows of the slab need no page
     }
-    page = __ldg(table + (token >> a.page_shift));
+    page = __ldg(table + (position >> a.page_shift));
   }
 
   // Starts the copies of the cursor's unit and moves on.
@@ -650,41 +743,44 @@ struct DecodeProducer {
         const int half = (extent.page_first + cursor.unit) % 2;
         const int vc = a.stage_vp - a.stage_vc, vp = all - a.stage_vp;
         to = piece == 0 ? 0 : piece == 1 ? a.stage_vc : piece == 2 ? a.stage_kp : a.stage_vp;
-        bytes = piece == 0 ? a.stage_kp : piece == 1 ? vc : piece == 2 ? 4 * D : vp;
+        bytes = piece == 0 ? a.stage_kp : piece == 1 ? vc : piece == 2 ? a.key_group_bytes : vp;
         from += piece == 0   ? half * a.stage_kp
                 : piece == 1 ? a.block_vc + half * vc
                 : piece == 2 ? a.block_kp
                              : a.block_vp + half * vp;
       }
     } else {
-      const int token = tile_token();
-      const int low = max(token, extent.values_begin), rows = min(token + 16, extent.past) - low;
+      // Expanded parameters are written where this copy may go.
+      if constexpr (X) fence_before_async_copy();
+      const int position = extent.tile_position(cursor.unit);
+      const int low = extent.tile_low(position), rows = min(position + 16, extent.past) - low;
       const int row_bytes = rows * 2 * D;
       int64_t values;
       if constexpr (KB == 16) {
         from += low % kUnitTokens * (2 * D);
         values = a.block_vc;
       } else {
+        const bool sink = position < 0;
         from = a.residual + slot * a.slot_stride + int64_t(head) * a.slab_bytes +
-               a.residual_row(low) * (2 * D);
-        values = a.slab_bytes / 2;
+               (sink ? a.sink_rows + (low + a.sinks) * (2 * D) : a.residual_row(low) * (2 * D));
+        values = (sink ? a.sinks : a.residual_rows) * (2 * D);
       }
-      const bool coded = KB < 8 && token < extent.keys_end;
-      all = coded ? row_bytes + kKeyTileBytes + 4 * D : 2 * row_bytes;
+      const bool coded = KB < 8 && extent.is_coded(position);
+      all = coded ? row_bytes + kKeyTileBytes + a.key_group_bytes : 2 * row_bytes;
       bytes = piece < 2 ? row_bytes : 0;
-      to = (low - token) * 2 * D + piece * 32 * D;
+      to = (low - position) * 2 * D + piece * 32 * D;
       if (piece == 1) from += values;
       if (coded && piece != 1) {
-        const int in_page = token & ((1 << a.page_shift) - 1);
+        const int in_page = position & ((1 << a.page_shift) - 1);
         to = piece == 0 ? 0 : 16 * D;
-        bytes = piece == 0 ? kKeyTileBytes : piece == 2 ? 4 * D : 0;
+        bytes = piece == 0 ? kKeyTileBytes : piece == 2 ? a.key_group_bytes : 0;
         from = block + (piece == 0 ? in_page * (D * KB / 8) / kKeyTileBytes * kKeyTileBytes
-                                   : a.block_kp + (in_page >> a.group_shift) * (4 * D));
+                                   : a.block_kp + (in_page >> a.group_shift) * a.key_group_bytes);
       }
       if (at_own_token()) {
         all += 4 * D;
         const int which = copy.lane / (D / 8), chunk = copy.lane % (D / 8);
-        const int row = extent.past - token;
+        const int row = extent.past - position;
         if (which < 2)
           own = a.kv + kv_row * a.kv_stride + (head + which * a.kv_heads) * D + chunk * 8;
         own_to = which * 32 * D + row * 2 * D + (chunk ^ row % 8) * 16;
@@ -846,14 +942,14 @@ struct DecodeMerge {
   }
 };
 
-template <int D, int KB, int VB, int NT>
+template <int D, int KB, int VB, int NT, bool X>
 __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
     kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const DecodeShared at = decode_shared(warps, a.stages, D, NT, a.pair_shift);
   auto* slots = reinterpret_cast<PartialSlot*>(shared + at.slots);
-  std::byte* ring = shared + at.ring + warp * a.stages * a.stage_bytes;
+  std::byte* ring = shared + at.ring + warp * a.ring_bytes;
   const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
 
   let_next_start();
@@ -871,10 +967,10 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
   if (!(piece.begin == piece.end)) {
     Cursor cursor = piece.begin;
     const Cursor end = piece.end;
-    DecodeProducer<D, KB, VB, NT> producer(a, cursor, end);
+    DecodeProducer<D, KB, VB, NT, X> producer(a, cursor, end);
     bool waited = producer.at_own_token();
     if (waited) wait_for_previous();
-    DecodeWarp<D, KB, VB, NT> state(a, lane, shared + at.ones);
+    DecodeWarp<D, KB, VB, NT, X> state(a, lane, shared + at.ones);
     Extent extent;
     int units = 0, begin = 0, behind = 0, heads = 0, row = 0;  // of the cursor's segment
     int channel = 0;
@@ -914,13 +1010,13 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
       std::byte* data = ring + out * a.stage_bytes;
       barrier_wait(barriers + out * 8, parity);
       if (cursor.unit < extent.pages) {
-        const int token = (extent.page_first + cursor.unit) * kUnitTokens;
-        state.page_unit(data, max(0, extent.low - token), min(64, extent.values_end - token));
+        const int first = (extent.page_first + cursor.unit) * kUnitTokens;
+        state.page_unit(data, ring + a.planes_base + out * a.planes_stride,
+                        max(0, extent.low - first), min(64, extent.values_end - first));
       } else {
-        const int tile = extent.tile_first + cursor.unit - extent.pages;
-        const int token = tile * kTileTokens;
-        state.tile_unit(data, max(0, extent.values_begin - token), min(16, extent.past + 1 - token),
-                        token < extent.keys_end, tile % 2);
+        const int first = extent.tile_position(cursor.unit);
+        state.tile_unit(data, extent.tile_low(first) - first, min(16, extent.past + 1 - first),
+                        extent.is_coded(first), first / kTileTokens % 2);
       }
       __syncwarp();
       if (++out == a.stages) out = 0, parity ^= 1;
@@ -957,7 +1053,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
   DecodeMerge<D, NT>{a, line}.run(
       slots,
       [&](int slot) {
-        return slot % 2 == 1 ? shared + at.ring + slot / 2 * a.stages * a.stage_bytes
+        return slot % 2 == 1 ? shared + at.ring + slot / 2 * a.ring_bytes
                              : shared + at.partials + slot / 2 * at.partial_bytes;
       },
       reinterpret_cast<int*>(shared + at.arrived));

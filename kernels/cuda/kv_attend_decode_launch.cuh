@@ -7,10 +7,10 @@
 
 namespace kivi::cuda {
 
-template <int D, int KB, int VB, int NT>
+template <int D, int KB, int VB, int NT, bool X>
 cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
                                  cudaStream_t stream) {
-  auto* kernel = kv_attend_decode<D, KB, VB, NT>;
+  auto* kernel = kv_attend_decode<D, KB, VB, NT, X>;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
   if (error != cudaSuccess) return error;
@@ -21,10 +21,10 @@ cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
   return cudaGetLastError();
 }
 
-template <int D, int KB, int VB>
+template <int D, int KB, int VB, bool X>
 cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, cudaStream_t stream) {
-  return grid.wide ? launch_decode_kernel<D, KB, VB, wide_head_tiles(D)>(a, grid, stream)
-                   : launch_decode_kernel<D, KB, VB, 1>(a, grid, stream);
+  return grid.wide ? launch_decode_kernel<D, KB, VB, wide_head_tiles(D), X>(a, grid, stream)
+                   : launch_decode_kernel<D, KB, VB, 1, X>(a, grid, stream);
 }
 
 }  // namespace kivi::cuda

@@ -16,8 +16,9 @@ struct DecodeGrid {
   bool overlaps;  // with the kernel before
 };
 
-// Explicitly instantiated by the files that CMake makes of kv_attend_decode_instance.cu.in.
-template <int D, int KB, int VB>
+// X: with parameters of 8 bits, a key bias or both. Explicitly instantiated by the files that CMake
+// makes of kv_attend_decode_instance.cu.in.
+template <int D, int KB, int VB, bool X>
 cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, cudaStream_t stream);
 
 }  // namespace kivi::cuda

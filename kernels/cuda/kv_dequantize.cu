@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// kv_dequantize: the history of prompt chunks, one layer of it, from pages and residual into
-// scratch memory in 16 bits, so that prefill attention reads it like f16 pages.
+// kv_dequantize: the history of prompt chunks, one layer of it, from pages and slabs into scratch
+// memory in 16 bits, so that prefill attention reads it like f16 pages.
 //
 // Mapping: a block of 8 warps writes one tile of 64 tokens of one KV head. Warps 0 to 3 take the
 // codes of its keys apart, warps 4 to 7 those of its values, a 16-byte word of codes a lane at a
@@ -14,6 +14,7 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include "kernels/cuda/byte_parameters.cuh"
 #include "kernels/cuda/prefill_attend.h"
 #include "kernels/cuda/ptx.cuh"
 
@@ -37,10 +38,28 @@ __device__ __forceinline__ uint32_t codes_of(uint32_t word, unsigned s) {
   }
 }
 
-// Parameters of the pairs of a lane, four chunks of 8 positions at a time (lane_parameter).
-__device__ __forceinline__ uint4 plane_words(const __half* plane, unsigned chunk, unsigned t) {
-  return *reinterpret_cast<const uint4*>(plane + ((chunk / 4) * 4 + t) * 8);
-}
+// The regions of parameters of a tile: planes of scales, each with its minima behind it.
+struct ParameterPlanes {
+  const std::byte* data;
+  int group;
+  bool bytes;  // parameters have 8 bits
+
+  // Those of the pairs of a lane, four chunks of 8 positions at a time (lane_parameter), of group
+  // `i` of `columns` positions.
+  template <int kBits>
+  __device__ __forceinline__ void read(unsigned i, unsigned columns, unsigned chunk, unsigned t,
+                                       uint4& scale, uint4& minimum) const {
+    const unsigned at = i * 2 * columns + ((chunk / 4) * 4 + t) * 8;
+    if (bytes) {
+      expand_parameters(*reinterpret_cast<const uint2*>(data + at),
+                        *reinterpret_cast<const uint2*>(data + at + columns), kBits == 2, scale,
+                        minimum);
+      return;
+    }
+    scale = *reinterpret_cast<const uint4*>(data + at * 2);
+    minimum = *reinterpret_cast<const uint4*>(data + (at + columns) * 2);
+  }
+};
 __device__ __forceinline__ uint32_t word_of(const uint4& v, unsigned i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
@@ -63,7 +82,7 @@ __device__ __forceinline__ uint32_t* pair_place(unsigned char* rows, unsigned to
 // The codes of one side of a tile into `rows` [64][d] f16, swizzled. 128 threads. `codes` and
 // `parameters` are those of the tile's first token.
 template <int kDim, int kBits, bool kKeys>
-__device__ void dequantize_side(const uint32_t* codes, const __half* parameters, int group,
+__device__ void dequantize_side(const uint32_t* codes, const ParameterPlanes& parameters,
                                 unsigned char* rows) {
   constexpr unsigned kSlots = kBits == 8 ? 2 : 16 / kBits;  // pairs in a word
   constexpr unsigned kColumns = kKeys ? kDim : kHistoryTile;
@@ -82,18 +101,14 @@ __device__ void dequantize_side(const uint32_t* codes, const __half* parameters,
       const unsigned j = kKeys ? rest / 2 : rest % kRowWords;  // word of the row
       const unsigned row_chunk = tile * 2 + half;              // 8 rows: this lane's is g
       const uint32_t word = word_of(four, q);
-      const __half* scales = nullptr;
-      if constexpr (kBits != 8)
-        scales = parameters + row_chunk * 8 / unsigned(group) * 2 * kColumns;
 #pragma unroll
       for (unsigned s0 = 0; s0 < kSlots; s0 += 4) {
         uint4 scale{}, minimum{};
         const unsigned chunk0 = j * kSlots + s0;
         if (chunk0 * 8 >= kColumns) break;
-        if constexpr (kBits != 8) {
-          scale = plane_words(scales, chunk0, t);
-          minimum = plane_words(scales + kColumns, chunk0, t);
-        }
+        if constexpr (kBits != 8)
+          parameters.read<kBits>(row_chunk * 8 / unsigned(parameters.group), kColumns, chunk0, t,
+                                 scale, minimum);
 #pragma unroll
         for (unsigned s = s0; s < s0 + 4 && s < kSlots; ++s) {
           const unsigned chunk = j * kSlots + s;  // 8 columns: this lane's are 2 t and 2 t + 1
@@ -113,13 +128,13 @@ __device__ void dequantize_side(const uint32_t* codes, const __half* parameters,
 
 template <int kDim, bool kKeys>
 __device__ __forceinline__ void dequantize_side(int bits, const uint32_t* codes,
-                                                const __half* parameters, int group,
+                                                const ParameterPlanes& parameters,
                                                 unsigned char* rows) {
   if constexpr (kDim % 32 == 0) {  // groups are of 32 channels at least
-    if (bits == 2) return dequantize_side<kDim, 2, kKeys>(codes, parameters, group, rows);
-    if (bits == 4) return dequantize_side<kDim, 4, kKeys>(codes, parameters, group, rows);
+    if (bits == 2) return dequantize_side<kDim, 2, kKeys>(codes, parameters, rows);
+    if (bits == 4) return dequantize_side<kDim, 4, kKeys>(codes, parameters, rows);
   }
-  dequantize_side<kDim, 8, kKeys>(codes, parameters, group, rows);
+  dequantize_side<kDim, 8, kKeys>(codes, parameters, rows);
 }
 
 // Grid (KV heads, tiles, work).
@@ -133,35 +148,35 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (work.block < 0 || tile >= work.tile_end) return;
   const StepSequence s = a.sequences[work.sequence];
   const KvLayout& layout = a.store.layout;
-  const int first = tile * kHistoryTile;
+  const KvLocator locator{a.store, s, a.page_table, a.layer, head};
+  const int shift = place_shift(layout.format, s.mode), token_first = tile * kHistoryTile - shift;
+  const int first = token_first - layout.format.sinks;  // paged position
   const int keys_quantized = keys_paged(layout.format, s.past);
   const int values_quantized = values_paged(layout.format, s.past);
 
   const bool values = threadIdx.x >= kSideThreads;
-  if (first < (values ? values_quantized : keys_quantized)) {
+  if (first >= 0 && first < (values ? values_quantized : keys_quantized)) {
     const int half = first % layout.page_tokens() / kHistoryTile;  // of a page of 128 tokens
-    const std::byte* page = a.store.page_block(
-        a.layer, a.page_table[s.pages_begin + first / layout.page_tokens()], head);
-    const int group = layout.format.group;
+    const std::byte* page = locator.page_block(first / layout.page_tokens());
+    const int group = layout.format.group, each = layout.format.parameter_bits / 8;
     const bool kivi = layout.format.kind == KvKind::kivi;
+    ParameterPlanes parameters{page, group, layout.format.parameter_bits == 8};
     if (!values) {
       const int bytes = 8 * layout.key_words_per_row() * 32 * 4;
-      const auto* parameters =
-          reinterpret_cast<const __half*>(page + layout.key_parameters_offset());
-      if (kivi) parameters += half * kHistoryTile / group * 2 * kDim;
+      parameters.data += layout.key_parameters_offset();
+      if (kivi) parameters.data += half * kHistoryTile / group * 2 * kDim * each;
       dequantize_side<kDim, true>(
           layout.format.key_bits,
           reinterpret_cast<const uint32_t*>(page + layout.key_codes_offset() + half * bytes),
-          parameters, group, rows[0]);
+          parameters, rows[0]);
     } else {
       const int bytes = kHistoryTile * kDim * layout.format.value_bits / 8;
-      const auto* parameters =
-          reinterpret_cast<const __half*>(page + layout.value_parameters_offset());
-      if (kivi) parameters += half * layout.value_groups() * 128;
+      parameters.data += layout.value_parameters_offset();
+      if (kivi) parameters.data += half * layout.value_groups() * 128 * each;
       dequantize_side<kDim, false>(
           layout.format.value_bits,
           reinterpret_cast<const uint32_t*>(page + layout.value_codes_offset() + half * bytes),
-          parameters, group, rows[1]);
+          parameters, rows[1]);
     }
   }
   __syncthreads();
@@ -169,23 +184,25 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int64_t block = work.block + int64_t(tile - work.tile_begin);
   auto* target = reinterpret_cast<__half*>(a.store.scratch) +
                  (block * layout.shape.heads + head) * 2 * kHistoryTile * kDim;
-  if (first + kHistoryTile <= min(keys_quantized, values_quantized)) {  // nothing but codes
+  // Nothing but codes:
+  if (first >= 0 && first + kHistoryTile <= min(keys_quantized, values_quantized)) {
     for (int i = threadIdx.x; i < 2 * kHistoryTile * kChunks; i += kThreads)
       reinterpret_cast<uint4*>(target)[i] = reinterpret_cast<const uint4*>(rows)[i];
     return;
   }
   for (int i = threadIdx.x; i < 2 * kHistoryTile * kChunks; i += kThreads) {
     const int side = i / (kHistoryTile * kChunks), row = i / kChunks % kHistoryTile;
-    const int c = i % kChunks * 8, token = first + row;
+    const int c = i % kChunks * 8, token = token_first + row, position = first + row;
     const int at = row * kDim + swizzled_channel(row, c, kDim);
     uint4 x{};
-    if (token < (side == 0 ? keys_quantized : values_quantized)) {
+    if (position >= 0 && position < (side == 0 ? keys_quantized : values_quantized)) {
       x = *reinterpret_cast<const uint4*>(rows[side] + at * 2);
-    } else if (token < s.past) {
-      const int r = token % layout.format.residual;
-      const auto* residual = reinterpret_cast<const __half*>(
-          a.store.slab(a.layer, s.slot, head) + side * layout.residual_values_offset());
-      x = *reinterpret_cast<const uint4*>(residual + r * kDim + swizzled_channel(r, c, kDim));
+    } else if (token >= 0 && token < s.past) {
+      const KvPlace place = arrival_place(layout, KvMode::append, token);
+      const auto* of_slab =
+          reinterpret_cast<const __half*>(locator.rows(place, side == 0 ? Side::key : Side::value));
+      x = *reinterpret_cast<const uint4*>(of_slab + place.row * kDim +
+                                          swizzled_channel(place.row, c, kDim));
     }
     *reinterpret_cast<uint4*>(target + side * kHistoryTile * kDim + at) = x;
   }

@@ -8,6 +8,7 @@
 #include <cuda_fp8.h>
 
 #include "kernels/kv_page.h"
+#include "kernels/kv_parameters.h"
 
 namespace kivi::cuda {
 
@@ -29,24 +30,46 @@ __device__ inline float round_f16(float x) {
 // correctly rounded fp32 quotient: the residual is exact, since scale has 11 bits, and what is left
 // of the error (2^-23 of a unit in the last place) cannot cross a border between two roundings, as
 // such a border times scale would be a number of at least 25 bits, not one of 11. Quotients beyond
-// the largest code may be infinite: they are clamped.
+// the largest code may be infinite: they are clamped. Below a minimum of 8 bits codes are 0.
 struct Quantizer {
   float low, scale, inverse, largest;
+  ByteParameters bytes;  // where parameters have 8 bits
 
-  __device__ Quantizer(float least, float most, int bits)
+  __device__ Quantizer(float least, float most, int bits, int parameter_bits)
       : low(least), largest(float((1 << bits) - 1)) {
     scale = round_f16(__fdiv_rn(round_f16(most - low), largest));
+    if (parameter_bits == 8) narrow_parameters(byte_minimum_unit(bits));
     inverse = scale == 0 ? 0.f : __frcp_rn(scale);  // a constant group has codes 0
   }
   __device__ Quantizer(float minimum, float step, float step_inverse, float code_largest)
       : low(minimum), scale(step), inverse(step_inverse), largest(code_largest) {}
   __device__ uint32_t code(float x) const {
-    const float distance = __half2float(__float2half_rn(fminf(x - low, kF16Max)));
+    const float distance = __half2float(__float2half_rn(fminf(fmaxf(x - low, 0.f), kF16Max)));
     const float estimate = distance * inverse;
     const float q = fmaf(fmaf(-estimate, scale, distance), inverse, estimate);
     const float rounded = fminf(__half2float(__float2half_rn(q)), largest);
     constexpr float kInteger = 0x1p23f;  // added, the last bits are rint's
     return __float_as_uint(rounded + kInteger) & 0xffu;
+  }
+
+ private:
+  // As group_parameters of kernels/kv_codec.cpp.
+  __device__ void narrow_parameters(float unit) {
+    const f16 reach{__half_as_ushort(
+        __float2half_rn(__fmul_rn(fabsf(low), __frcp_rn(float(kByteMinimumMax) * unit))))};
+    const f16 wanted{__half_as_ushort(__float2half_rn(scale))};
+    const int byte =
+        min(max(byte_scale_nearest(wanted), byte_scale_above(reach)), int(kByteScaleMax));
+    if (byte == 0) {
+      low = scale = 0;
+      return;
+    }
+    scale = __half2float(__ushort_as_half(byte_scale_value(byte).bits));
+    const float step = unit * scale;
+    const float most = fminf(float(kByteMinimumMax), floorf(__fdiv_rn(kF16Max, step)));
+    const float m = fminf(fmaxf(rintf(__fdiv_rn(low, step)), -most), most);
+    low = m * step;
+    bytes = {uint8_t(byte), uint8_t(int(m) + 128)};
   }
 };
 
@@ -56,6 +79,19 @@ __device__ inline uint32_t e4m3_of(__half x) {
 }
 // Zeros are +0, as the codec writes them.
 __device__ inline uint16_t bits_of(float x) { return __half_as_ushort(__float2half_rn(x + 0.f)); }
+
+// A group's parameters into a region of them. `scale`, `minimum`: in parameters from its start.
+__device__ inline void store_parameters(const KvLayout& layout, std::byte* region, int scale,
+                                        int minimum, const Quantizer& quantizer) {
+  if (layout.format.parameter_bits == 8) {
+    region[scale] = std::byte(quantizer.bytes.scale);
+    region[minimum] = std::byte(quantizer.bytes.minimum);
+    return;
+  }
+  auto* plane = reinterpret_cast<uint16_t*>(region);
+  plane[scale] = bits_of(quantizer.scale);
+  plane[minimum] = bits_of(quantizer.low);
+}
 
 // Where in its word pair `slot` lies: the bits of its first and second code.
 __device__ inline int pair_bit(int bits, int slot, int half) {
@@ -170,10 +206,10 @@ __device__ inline void quantize_keys(const KvLayout& layout, std::byte* block, i
       least = __hmin(least, lows[w * kChannels]);
       largest = __hmax(largest, highs[w * kChannels]);
     }
-    const Quantizer quantizer(__half2float(least), __half2float(largest), layout.format.key_bits);
-    auto* of_page = reinterpret_cast<uint16_t*>(block + layout.key_parameters_offset());
-    of_page[layout.key_scale(token, c)] = bits_of(quantizer.scale);
-    of_page[layout.key_minimum(token, c)] = bits_of(quantizer.low);
+    const Quantizer quantizer(__half2float(least), __half2float(largest), layout.format.key_bits,
+                              layout.format.parameter_bits);
+    store_parameters(layout, block + layout.key_parameters_offset(), layout.key_scale(token, c),
+                     layout.key_minimum(token, c), quantizer);
     reinterpret_cast<float*>(parameters_of[0])[c] = quantizer.low;
     reinterpret_cast<float*>(parameters_of[1])[c] = quantizer.scale;
     reinterpret_cast<float*>(parameters_of[2])[c] = quantizer.inverse;
@@ -233,7 +269,7 @@ __device__ inline void evict_value(const KvLayout& layout, const Eviction& e,
                                    const __half (&x)[kSlicesMax]) {
   const int lane = threadIdx.x % 32, slices = layout.shape.head_dim / 32;
   const int bits = layout.format.value_bits, group_slices = layout.format.group / 32;
-  auto* parameters = reinterpret_cast<uint16_t*>(e.block + layout.value_parameters_offset());
+  std::byte* parameters = e.block + layout.value_parameters_offset();
   float value[kSlicesMax];
   __half2 least[kSlicesMax];  // of x and of -x: one shuffle for both
 #pragma unroll
@@ -251,13 +287,14 @@ __device__ inline void evict_value(const KvLayout& layout, const Eviction& e,
 #pragma unroll
     for (int j = 0; j < kSlicesMax; ++j)
       if (j < slices && j / group_slices == i / group_slices) group = __hmin2(group, least[j]);
-    const Quantizer quantizer(__low2float(group), -__high2float(group), bits);
+    const Quantizer quantizer(__low2float(group), -__high2float(group), bits,
+                              layout.format.parameter_bits);
     const uint32_t mask = ((1u << bits) - 1) << e.first.bit;
     *e.codes(layout, i) = (e.words[i] & ~mask) | (quantizer.code(value[i]) << e.first.bit);
     const int c = lane + 32 * i;
     if (c % layout.format.group != 0) continue;
-    parameters[layout.value_scale(e.token, c)] = bits_of(quantizer.scale);
-    parameters[layout.value_minimum(e.token, c)] = bits_of(quantizer.low);
+    store_parameters(layout, parameters, layout.value_scale(e.token, c),
+                     layout.value_minimum(e.token, c), quantizer);
   }
 }
 
@@ -272,7 +309,7 @@ __device__ inline void quantize_values(const KvLayout& layout, std::byte* block,
   constexpr int kRows = 16;  // at a time
   const int d = layout.shape.head_dim, group = layout.format.group, bits = layout.format.value_bits;
   const int c = threadIdx.x % 16 * 8;
-  auto* parameters = reinterpret_cast<uint16_t*>(block + layout.value_parameters_offset());
+  std::byte* parameters = block + layout.value_parameters_offset();
   for (int base = 0; base < count; base += kRows) {
     const int i = base + int(threadIdx.x) / 16;
     const bool active = i < count && c < d;
@@ -291,7 +328,8 @@ __device__ inline void quantize_values(const KvLayout& layout, std::byte* block,
     for (int offset = 1; offset < group / 8; offset *= 2)
       extremes = __hmin2(extremes, __shfl_xor_sync(0xffffffffu, extremes, offset));
     if (!active) continue;
-    const Quantizer quantizer(__low2float(extremes), -__high2float(extremes), bits);
+    const Quantizer quantizer(__low2float(extremes), -__high2float(extremes), bits,
+                              layout.format.parameter_bits);
     uint32_t word[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -300,8 +338,8 @@ __device__ inline void quantize_values(const KvLayout& layout, std::byte* block,
     }
     *reinterpret_cast<uint4*>(codes + i * d + c) = make_uint4(word[0], word[1], word[2], word[3]);
     if (c % group != 0) continue;
-    parameters[layout.value_scale(first + i, c)] = bits_of(quantizer.scale);
-    parameters[layout.value_minimum(first + i, c)] = bits_of(quantizer.low);
+    store_parameters(layout, parameters, layout.value_scale(first + i, c),
+                     layout.value_minimum(first + i, c), quantizer);
   }
 }
 

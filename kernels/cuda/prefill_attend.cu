@@ -4,14 +4,14 @@
 //   out[r, h] = softmax(scale * q[r, h] K^T) V   causal, sliding window, GQA
 //
 // q [t, hq d] f16; K and V of a sequence: first the history [0, past) from staging (modes stage and
-// commit) or from pages + residual (mode store), then the step's own rows kv [t, 2 hk d] f16.
+// seal) or from pages and slab (mode append), then the step's own rows kv [t, 2 hk d] f16.
 // out [t, hq d] f16 or bf16. Softmax and accumulation in f32.
 //
 // Mapping: one block of 4 warps owns 128 query rows of one sequence and one KV head, where the
 // hq / hk heads of the group are packed beside the tokens (row = token * group + head), so a tile
 // of keys is read once for the whole group. Keys and values pass through shared memory in tiles of
-// 64 tokens, aligned to absolute positions, two stages deep. f16 sources (own rows, staging, f16
-// pages, residual) arrive by cp.async, a tile of own rows, of staging or of one f16 page as rows of
+// 64 tokens, aligned to places (place_shift), two stages deep. f16 sources (own rows, staging, f16
+// pages, slab) arrive by cp.async, a tile of own rows, of staging or of one f16 page as rows of
 // one stride; codes are dequantized by the threads as they load. Each warp keeps 32 query rows, so
 // that a fragment of keys or values read from shared memory serves two products: S = Q K^T and O +=
 // P V by mma.m16n8k16, P stays in registers (FlashAttention-2, Dao 2023, section 3). A warp skips
@@ -28,6 +28,7 @@
 #include "kernels/cuda/prefill_attend.h"
 #include "kernels/cuda/prefill_state.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/kv_parameters.h"
 
 namespace kivi::cuda {
 namespace {
@@ -46,6 +47,17 @@ __device__ __forceinline__ float half_bits_to_float(uint16_t bits) {
   return __half2float(__ushort_as_half(bits));
 }
 
+// A scale and its minimum, by their indices in a region of parameters.
+__device__ __forceinline__ float2 parameters_at(const std::byte* region, int parameter_bits,
+                                                int code_bits, int scale, int minimum) {
+  if (parameter_bits == 16) {
+    const auto* plane = reinterpret_cast<const uint16_t*>(region);
+    return {half_bits_to_float(plane[scale]), half_bits_to_float(plane[minimum])};
+  }
+  const float step = half_bits_to_float(byte_scale_value(int(region[scale])).bits);
+  return {step, float(int(region[minimum]) - 128) * (byte_minimum_unit(code_bits) * step)};
+}
+
 // Eight dequantized halves of channels [c, c + 8) of one token of a page block.
 template <bool kKeys>
 __device__ uint4 dequantize_chunk(const KvLayout& layout, const std::byte* block, int token,
@@ -53,8 +65,8 @@ __device__ uint4 dequantize_chunk(const KvLayout& layout, const std::byte* block
   const KvFormat& f = layout.format;
   const auto* codes = reinterpret_cast<const uint32_t*>(
       block + (kKeys ? layout.key_codes_offset() : layout.value_codes_offset()));
-  const auto* parameters = reinterpret_cast<const uint16_t*>(
-      block + (kKeys ? layout.key_parameters_offset() : layout.value_parameters_offset()));
+  const std::byte* parameters =
+      block + (kKeys ? layout.key_parameters_offset() : layout.value_parameters_offset());
   const int bits = kKeys ? f.key_bits : f.value_bits;
   float x[8];
 #pragma unroll
@@ -67,8 +79,8 @@ __device__ uint4 dequantize_chunk(const KvLayout& layout, const std::byte* block
     } else {
       const int s = kKeys ? layout.key_scale(token, c + i) : layout.value_scale(token, c + i);
       const int m = kKeys ? layout.key_minimum(token, c + i) : layout.value_minimum(token, c + i);
-      x[i] =
-          fmaf(half_bits_to_float(parameters[s]), float(code), half_bits_to_float(parameters[m]));
+      const float2 p = parameters_at(parameters, f.parameter_bits, bits, s, m);
+      x[i] = fmaf(p.x, float(code), p.y);
     }
   }
   return {pack_half2(x[0], x[1]), pack_half2(x[2], x[3]), pack_half2(x[4], x[5]),
@@ -84,47 +96,39 @@ __device__ const __half* scratch_rows(const PrefillArguments& a, const PrefillWo
          ((block * a.store.layout.shape.heads + head) * 2 + (kKeys ? 0 : 1)) * kHistoryTile * kDim;
 }
 
+// The step's own row of a token.
+template <bool kKeys, int kDim>
+__device__ const __half* own_row(const PrefillArguments& a, const StepSequence& s, int head,
+                                 int token) {
+  const int64_t row = s.row_begin + token - s.past;
+  const int heads = a.store.layout.shape.heads;
+  return a.kv + (row * 2 * heads + (kKeys ? 0 : heads) + head) * kDim;
+}
+
 // Where the 16-byte chunk (8 channels from c) of one token's key or value lies in f16, or nullptr
-// if it must be dequantized from `block`.
+// if it must be dequantized from row `row` of `block`.
 template <bool kKeys, int kDim>
 __device__ const void* source_of(const PrefillArguments& a, const StepSequence& s,
                                  const PrefillWork& work, int head, int token, int c,
-                                 const std::byte*& block) {
+                                 const std::byte*& block, int& row) {
   const KvLayout& layout = a.store.layout;
-  const int32_t* table = a.page_table;
-  if (token >= s.past) {  // the step's own row
-    const int64_t row = s.row_begin + token - s.past;
-    const int heads = layout.shape.heads;
-    return a.kv + (row * 2 * heads + (kKeys ? 0 : heads) + head) * kDim + c;
+  constexpr Side kSide = kKeys ? Side::key : Side::value;
+  const KvPlace place = read_place(layout, s, token, kSide);
+  if (place.region == KvRegion::own) return own_row<kKeys, kDim>(a, s, head, token) + c;
+  const __half* rows;
+  row = place.row;
+  if (s.mode == KvMode::append && work.block >= 0) {
+    const int at = token + place_shift(layout.format, s.mode);
+    row = at % kHistoryTile;
+    rows = scratch_rows<kKeys, kDim>(a, work, head, at / kHistoryTile);
+  } else {
+    const KvLocator locator{a.store, s, a.page_table, a.layer, head};
+    if (place.region == KvRegion::codes) {
+      block = locator.page_block(place.page);
+      return nullptr;
+    }
+    rows = reinterpret_cast<const __half*>(locator.rows(place, kSide));
   }
-  if (s.mode != KvMode::append) {
-    const std::byte* b = a.store.staging_block(
-        a.layer, table[s.staging_begin + token / KvLayout::kStagingTokens], head);
-    const int row = token % KvLayout::kStagingTokens;
-    const auto* rows =
-        reinterpret_cast<const __half*>(b + (kKeys ? 0 : layout.staging_values_offset()));
-    return rows + row * kDim + swizzled_channel(row, c, kDim);
-  }
-  if (work.block >= 0) {
-    const int row = token % kHistoryTile;
-    return scratch_rows<kKeys, kDim>(a, work, head, token / kHistoryTile) + row * kDim +
-           swizzled_channel(row, c, kDim);
-  }
-  const int quantized = kKeys ? keys_paged(layout.format, s.past)
-                              : values_paged(layout.format, s.past);
-  if (token >= quantized) {
-    const std::byte* slab = a.store.slab(a.layer, s.slot, head);
-    const int row = token % layout.format.residual;
-    const auto* rows =
-        reinterpret_cast<const __half*>(slab + (kKeys ? 0 : layout.residual_values_offset()));
-    return rows + row * kDim + swizzled_channel(row, c, kDim);
-  }
-  const int page_tokens = layout.page_tokens();
-  block = a.store.page_block(a.layer, table[s.pages_begin + token / page_tokens], head);
-  if (layout.format.kind != KvKind::f16) return nullptr;
-  const int row = token % page_tokens;
-  const auto* rows =
-      reinterpret_cast<const __half*>(block + (kKeys ? 0 : layout.value_codes_offset()));
   return rows + row * kDim + swizzled_channel(row, c, kDim);
 }
 
@@ -135,36 +139,28 @@ struct TileSource {
   bool swizzled = false;  // as the tile is
 };
 
+// Of the places [first, first + kTile).
 template <bool kKeys, int kDim>
 __device__ TileSource tile_source(const PrefillArguments& a, const StepSequence& s,
                                   const PrefillWork& work, int head, int first) {
   const KvLayout& layout = a.store.layout;
-  const int heads = layout.shape.heads;
-  if (first >= s.past) {
-    const int64_t row = s.row_begin + first - s.past;
-    return {a.kv + (row * 2 * heads + (kKeys ? 0 : heads) + head) * kDim, int64_t(2) * heads * kDim,
-            false};
-  }
-  if (first + kTile > s.past) return {};
+  constexpr Side kSide = kKeys ? Side::key : Side::value;
+  const int token = first - place_shift(layout.format, s.mode);
+  if (token >= s.past)
+    return {own_row<kKeys, kDim>(a, s, head, token), int64_t(2) * layout.shape.heads * kDim, false};
+  if (token + kTile > s.past) return {};
   static_assert(KvLayout::kStagingTokens == kTile);
-  if (s.mode != KvMode::append) {
-    const std::byte* block =
-        a.store.staging_block(a.layer, a.page_table[s.staging_begin + first / kTile], head);
-    return {reinterpret_cast<const __half*>(block + (kKeys ? 0 : layout.staging_values_offset())),
-            kDim, true};
-  }
-  if (work.block >= 0) return {scratch_rows<kKeys, kDim>(a, work, head, first / kTile), kDim, true};
-  if (layout.format.kind != KvKind::f16) return {};
-  const int page_tokens = layout.page_tokens();
-  const std::byte* block =
-      a.store.page_block(a.layer, a.page_table[s.pages_begin + first / page_tokens], head);
-  return {reinterpret_cast<const __half*>(block + (kKeys ? 0 : layout.value_codes_offset())) +
-              first % page_tokens * kDim,
-          kDim, true};
+  if (s.mode == KvMode::append && work.block >= 0)
+    return {scratch_rows<kKeys, kDim>(a, work, head, first / kTile), kDim, true};
+  if (s.mode == KvMode::append && layout.format.kind != KvKind::f16) return {};
+  const KvPlace place = read_place(layout, s, token, kSide);
+  const KvLocator locator{a.store, s, a.page_table, a.layer, head};
+  return {reinterpret_cast<const __half*>(locator.rows(place, kSide)) + place.row * kDim, kDim,
+          true};
 }
 
-// Brings tokens [first, first + kTile) of one side into `tile` (rows of kDim halves, swizzled);
-// tokens at or beyond `end` become zeros.
+// Brings the places [first, first + kTile) of one side into `tile` (rows of kDim halves, swizzled);
+// those without a token, and at or beyond `end`, become zeros.
 template <bool kKeys, int kDim>
 __device__ __forceinline__ void load_tile(const PrefillArguments& a, const StepSequence& s,
                                           const PrefillWork& work, int head, int first, int end,
@@ -187,19 +183,19 @@ __device__ __forceinline__ void load_tile(const PrefillArguments& a, const StepS
   for (int i = threadIdx.x; i < kTile * kChunks; i += kThreads) {
     const int row = i / kChunks, c = (i % kChunks) * 8;
     __half* target = tile + row * kDim + swizzled_channel(row, c, kDim);
-    const int token = first + row;
-    if (token >= end) {
+    const int token = first + row - place_shift(a.store.layout.format, s.mode);
+    if (first + row >= end || token < 0) {
       *reinterpret_cast<uint4*>(target) = uint4{0, 0, 0, 0};
       continue;
     }
     const std::byte* block = nullptr;
-    const void* from = source_of<kKeys, kDim>(a, s, work, head, token, c, block);
-    if (from != nullptr) {
+    int row_of_block = 0;
+    const void* from = source_of<kKeys, kDim>(a, s, work, head, token, c, block, row_of_block);
+    if (from != nullptr)
       copy_async_16(shared_address(target), from, true);
-    } else {
+    else
       *reinterpret_cast<uint4*>(target) =
-          dequantize_chunk<kKeys>(a.store.layout, block, token % a.store.layout.page_tokens(), c);
-    }
+          dequantize_chunk<kKeys>(a.store.layout, block, row_of_block, c);
   }
 }
 
@@ -232,6 +228,49 @@ struct LaneRows {
   int row_, chunk_;
 };
 
+// Takes from the scores of a tile of codes what the noise of the keys adds to them: scale / 24
+// times the sum over channels of (q D)^2 (docs/design/kv-format.md, section 9). `first`: the tile's
+// paged position; q: the warp's `rows` rows; noise [rows][2]: of two groups of keys. G is 32.
+template <int kDim>
+__device__ __noinline__ void add_key_bias(const PrefillArguments& a, const StepSequence& s,
+                                          int head, int first, const __half* q, int rows,
+                                          float (&noise)[kWarpRows][2],
+                                          float (&scores)[kWarpRows / 16][kTile / 8][4]) {
+  const KvLayout& layout = a.store.layout;
+  const int groups = min(kTile, keys_paged(layout.format, s.past) - first) / layout.format.group;
+  if (groups <= 0) return;
+  const int lane = threadIdx.x % 32, g = lane / 4;
+  const KvLocator locator{a.store, s, a.page_table, a.layer, head};
+  const std::byte* parameters =
+      locator.page_block(first / layout.page_tokens()) + layout.key_parameters_offset();
+  const float factor = -a.scale_log2 * 0.69314718056f / 24;
+  for (int i = 0; i < 2 * rows; ++i) {
+    float sum = 0;
+    for (int c = lane; i % 2 < groups && c < kDim; c += 32) {
+      const int token = first % layout.page_tokens() + i % 2 * layout.format.group;
+      const float2 p =
+          parameters_at(parameters, layout.format.parameter_bits, layout.format.key_bits,
+                        layout.key_scale(token, c), layout.key_minimum(token, c));
+      const float x = __half2float(q[i / 2 * kDim + swizzled_channel(i / 2, c, kDim)]) * p.x;
+      sum += x * x;
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (lane == 0) noise[i / 2][i % 2] = factor * sum;
+  }
+  __syncwarp();
+#pragma unroll
+  for (int m = 0; m < kWarpRows / 16; ++m)
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = m * 16 + g + i / 2 * 8;
+        if (row < rows) scores[m][n][i] += noise[row][n / 4];
+      }
+  __syncwarp();
+}
+
 // Two blocks a multiprocessor: 255 registers. Grid (KV heads, tiles of rows, sequences).
 template <int kDim, class Out>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -242,6 +281,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   __half* k_tiles = q_tile + kRows * kDim;           // [2, kTile, d]
   __half* v_tiles = k_tiles + 2 * kTile * kDim;      // [2, kTile, d]
 
+  [[maybe_unused]] __shared__ float noise[kDim == 96 ? kWarps : 1][kWarpRows][2];
   PrefillWork work;
   work.block = -1;
   if (a.work_count > 0)
@@ -273,8 +313,10 @@ __global__ void __launch_bounds__(kThreads, 2)
                   row_first + row < packed);
   }
 
-  const int position_first = s.past + row_first / group;
-  const int position_last = s.past + (min(row_first + kRows, packed) - 1) / group;
+  // Positions are places from here on.
+  const int shift = place_shift(a.store.layout.format, s.mode), past = s.past + shift;
+  const int position_first = past + row_first / group;
+  const int position_last = past + (min(row_first + kRows, packed) - 1) / group;
   const int end = work.is_last ? position_last + 1 : work.tile_end * kTile;
   const int begin = max(a.window > 0 ? (position_first - a.window + 1) / kTile * kTile : 0,
                         work.tile_begin * kTile);
@@ -295,13 +337,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int p = warp_row + m * 16 + g + 8 * i;
-      position[m][i] = p < packed ? s.past + p / group : -1;
+      position[m][i] = p < packed ? past + p / group : -1;
       maximum[m][i] = -INFINITY, sum[m][i] = 0;
     }
   // The warp's first and last positions; none where it has no rows.
-  const int warp_first = s.past + warp_row / group;
+  const int warp_first = past + warp_row / group;
   const int warp_last =
-      warp_row < packed ? s.past + (min(warp_row + kWarpRows, packed) - 1) / group : -1;
+      warp_row < packed ? past + (min(warp_row + kWarpRows, packed) - 1) / group : -1;
   if (!work.is_first) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
@@ -358,9 +400,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
 
+    if constexpr (kDim == 96) {  // decodes of other head sizes have a kernel of their own
+      const int to_paged = first - shift - a.store.layout.format.sinks;
+      if (a.work_count == 0 && a.store.layout.format.key_bias && to_paged >= 0)
+        add_key_bias<kDim>(a, s, head, to_paged, q_tile + warp * kWarpRows * kDim,
+                           min(kWarpRows, packed - warp_row), noise[warp], scores);
+    }
+
     // Mask, running maximum, exponentials (base 2: scale carries log2 e).
-    const bool inside =
-        first + kTile - 1 <= warp_first && (a.window == 0 || first > warp_last - a.window);
+    const bool inside = first >= shift && first + kTile - 1 <= warp_first &&
+                        (a.window == 0 || first > warp_last - a.window);
     if (!inside) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m)
@@ -369,7 +418,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int key = first + n * 8 + 2 * t + i % 2, at = position[m][i / 2];
-            if (key > at || (a.window > 0 && key <= at - a.window)) scores[m][n][i] = -INFINITY;
+            if (key < shift || key > at || (a.window > 0 && key <= at - a.window))
+              scores[m][n][i] = -INFINITY;
           }
     }
 #pragma unroll

@@ -8,6 +8,7 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
+#include "kernels/kv_place.h"
 #include "kernels/step_view.h"
 
 namespace kivi::cuda {
@@ -17,12 +18,18 @@ namespace kivi::cuda {
 // swizzled.
 inline constexpr int kHistoryTile = 64;
 
+// Tiles of tokens count *places*: a token's place is its position plus this. Tiles of 64 places are
+// then tiles of 64 paged positions. Places below the shift hold no token.
+KIVI_HOST_DEVICE constexpr int place_shift(const KvFormat& format, KvMode mode) {
+  return mode == KvMode::append ? -format.sinks & (kHistoryTile - 1) : 0;
+}
+
 // What one launch computes of one sequence. A history that scratch cannot hold at once is attended
 // in several launches, which hand on softmax states.
 struct PrefillWork {
   int32_t sequence = 0;
   int32_t rows = 0;  // its row_count
-  // Blocks of 64 tokens of the history that scratch holds in this launch: [tile_begin, tile_end).
+  // Tiles of 64 places of the history that scratch holds in this launch: [tile_begin, tile_end).
   int32_t tile_begin = 0;
   int32_t tile_end = 0;
   int32_t block = 0;     // where tile_begin lies in scratch, in blocks; -1: not in scratch
@@ -66,7 +73,7 @@ cudaError_t prefill_attend_hopper(const PrefillArguments& a, void* out, DType ou
                                   int head_dim, int multiprocessors, cudaStream_t stream);
 
 // Writes the history tiles of `a.work` into scratch: codes become f16, 16-bit rows are copied, what
-// is behind a history's end in its last tile becomes zero. `tiles_max`: of one sequence.
+// is before its first token or behind its end becomes zero. `tiles_max`: of one sequence.
 cudaError_t kv_dequantize(const PrefillArguments& a, int head_dim, int tiles_max,
                           cudaStream_t stream);
 

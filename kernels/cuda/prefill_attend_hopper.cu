@@ -91,17 +91,19 @@ struct Job {
   StepSequence s;
   PrefillWork work;
   int head, group, packed, row_first;
-  int own_first, own_tiles;  // tiles of own rows, from token past + own_first * kTile
-  int history_begin, history_end, history_tiles;  // tokens; tiles from history_begin
+  // Positions, first and last ones of tiles, and `past`, the sequence's, are places (place_shift).
+  int shift, past;
+  int own_first, own_tiles;  // tiles of own rows, from place past + own_first * kTile
+  int history_begin, history_end, history_tiles;  // places; tiles from history_begin
 
-  // Tile number `i` of the block, counted from the last one: its first token and its end.
+  // Tile number `i` of the block, counted from the last one: its first place and its end.
   __device__ __forceinline__ bool is_own(int i) const { return i < own_tiles; }
   __device__ __forceinline__ int first(int i) const {
-    return i < own_tiles ? s.past + (own_first + own_tiles - 1 - i) * kTile
+    return i < own_tiles ? past + (own_first + own_tiles - 1 - i) * kTile
                          : history_begin + (history_tiles - 1 - (i - own_tiles)) * kTile;
   }
   __device__ __forceinline__ int end(int i) const {
-    return i < own_tiles ? s.past + s.row_count : history_end;
+    return i < own_tiles ? past + s.row_count : history_end;
   }
   __device__ __forceinline__ bool is_staged() const { return s.mode != KvMode::append; }
   __device__ __forceinline__ int count() const { return own_tiles + history_tiles; }
@@ -128,15 +130,18 @@ __device__ __forceinline__ bool find_job(const PrefillArguments& a, int round, J
   job.head = index % heads;
   const int tile = tiles - 1 - index / heads;  // the last rows see the most keys
   job.row_first = tile * kRows;
-  const int position_first = s.past + job.row_first / job.group;
-  const int position_last = s.past + (min(job.row_first + kRows, job.packed) - 1) / job.group;
+  job.shift = place_shift(a.store.layout.format, s.mode);
+  job.past = s.past + job.shift;
+  const int position_first = job.past + job.row_first / job.group;
+  const int position_last = job.past + (min(job.row_first + kRows, job.packed) - 1) / job.group;
   const int seen_first = a.window > 0 ? max(0, position_first - a.window + 1) : 0;
   job.history_begin =
       max(seen_first / kHistoryTile * kHistoryTile, job.work.tile_begin * kHistoryTile);
-  job.history_end = job.work.is_last ? s.past : job.work.tile_end * kHistoryTile;
-  job.history_tiles = max(0, (job.history_end - job.history_begin + kTile - 1) / kTile);
-  job.own_first = max(0, seen_first - s.past) / kTile;
-  job.own_tiles = job.work.is_last ? (position_last - s.past) / kTile + 1 - job.own_first : 0;
+  job.history_end = job.work.is_last ? job.past : job.work.tile_end * kHistoryTile;
+  job.history_tiles =
+      job.s.past == 0 ? 0 : max(0, (job.history_end - job.history_begin + kTile - 1) / kTile);
+  job.own_first = max(0, seen_first - job.past) / kTile;
+  job.own_tiles = job.work.is_last ? (position_last - job.past) / kTile + 1 - job.own_first : 0;
   return true;
 }
 
@@ -144,8 +149,10 @@ __device__ __forceinline__ bool find_job(const PrefillArguments& a, int round, J
 
 // Rows of d halves that tensor copies bring to shared memory, 64 columns at a time.
 struct TensorMaps {
-  CUtensorMap own;      // [t, 2 hk d], permuted as they come
-  CUtensorMap history;  // f16 pages of the layer, or scratch: [blocks hk 2 64, d], permuted already
+  CUtensorMap own;  // [t, 2 hk d], permuted as they come
+  // f16 pages from the layer's first on, or scratch: rows of blocks [blocks 2 64, d], permuted
+  // already
+  CUtensorMap history;
   CUtensorMap staging;  // the same of staging pages
 };
 
@@ -159,6 +166,8 @@ __device__ __forceinline__ TileBlocks find_blocks(const PrefillArguments& a, con
                                                   int i) {
   TileBlocks blocks;
   const int heads = a.store.layout.shape.heads;
+  const bool paged = job.work.block < 0 && !job.is_staged();
+  const int stride = paged ? heads * a.store.layout.shape.layers : heads;  // blocks
 #pragma unroll
   for (int h = 0; h < kTile / kHistoryTile; ++h) {
     const int tile = job.first(i) / kHistoryTile + h;
@@ -169,7 +178,7 @@ __device__ __forceinline__ TileBlocks find_blocks(const PrefillArguments& a, con
       else
         block = a.page_table[(job.is_staged() ? job.s.staging_begin : job.s.pages_begin) + tile];
     }
-    blocks.row[h] = (block * heads + job.head) * 2 * kHistoryTile;
+    blocks.row[h] = (block * stride + job.head) * 2 * kHistoryTile;
   }
   return blocks;
 }
@@ -202,7 +211,7 @@ __device__ __forceinline__ void copy_tile(const PrefillArguments& a, const Tenso
     if (job.is_own(i)) {
       const int heads = a.store.layout.shape.heads;
       copy_tensor(to, maps.own, ((kKeys ? 0 : heads) + job.head) * kDim + part * 64,
-                  job.s.row_begin + job.first(i) - job.s.past, full);
+                  job.s.row_begin + job.first(i) - job.past, full);
       continue;
     }
     const CUtensorMap& map = job.is_staged() ? maps.staging : maps.history;
@@ -226,7 +235,7 @@ __device__ __forceinline__ void load_tile(const PrefillArguments& a, const Job& 
   to += uint32_t(chunk / 8 * kTile * kRowBytes + row0 * kRowBytes + swizzled);
   if (job.is_own(i)) {
     const int heads = a.store.layout.shape.heads;
-    const int64_t row = job.s.row_begin + (job.first(i) - job.s.past) + row0;
+    const int64_t row = job.s.row_begin + (job.first(i) - job.past) + row0;
     const int64_t stride = int64_t(2) * heads * kDim;
     const __half* from = a.kv + row * stride + ((kKeys ? 0 : heads) + job.head) * kDim + chunk * 8;
 #pragma unroll
@@ -417,10 +426,10 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const 
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int p = group_row + warp * 16 + g + 8 * i;
-    position[i] = p < packed ? s.past + p / group : -1;
+    position[i] = p < packed ? job.past + p / group : -1;
   }
-  const int position_first = group_row < packed ? s.past + group_row / group : -1;
-  const int position_last = s.past + (min(group_row + kGroupRows, packed) - 1) / group;
+  const int position_first = group_row < packed ? job.past + group_row / group : -1;
+  const int position_last = job.past + (min(group_row + kGroupRows, packed) - 1) / group;
 
   float o[kDim / 2];
 #pragma unroll
@@ -463,13 +472,14 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a, const 
   // What a row does not see becomes -inf.
   const auto mask = [&](int i) {
     const int first = job.first(i), end = job.end(i);
-    const bool inside = first + kTile - 1 <= position_first && first + kTile <= end &&
-                        (a.window == 0 || first > position_last - a.window);
+    const bool inside = first >= job.shift && first + kTile - 1 <= position_first &&
+                        first + kTile <= end && (a.window == 0 || first > position_last - a.window);
     if (inside) return;
 #pragma unroll
     for (int n = 0; n < kTile / 2; ++n) {
       const int key = first + n / 4 * 8 + 2 * t + n % 2, at = position[n / 2 % 2];
-      if (key > at || key >= end || (a.window > 0 && key <= at - a.window)) scores[n] = -INFINITY;
+      if (key < job.shift || key > at || key >= end || (a.window > 0 && key <= at - a.window))
+        scores[n] = -INFINITY;
     }
   };
 
@@ -622,10 +632,11 @@ cudaError_t make_tensor_map(const void* data, int64_t rows, int64_t columns, int
 // A region that a step does not have is described, but not read.
 cudaError_t make_tensor_maps(const PrefillArguments& a, int head_dim, TensorMaps& maps) {
   const KvLayout& layout = a.store.layout;
-  const int64_t heads = layout.shape.heads, block_rows = heads * 2 * kHistoryTile;
+  const int64_t heads = layout.shape.heads;
   const auto blocks = [&](const std::byte* data, int64_t count, CUtensorMap& map) {
-    return make_tensor_map(count > 0 ? static_cast<const void*>(data) : a.q, count * block_rows,
-                           head_dim, kHistoryTile, /*permutes=*/false, map);
+    return make_tensor_map(count > 0 ? static_cast<const void*>(data) : a.q,
+                           count * 2 * kHistoryTile, head_dim, kHistoryTile, /*permutes=*/false,
+                           map);
   };
   if (cudaError_t e = make_tensor_map(a.kv, a.rows, 2 * heads * head_dim, kTile,
                                       /*permutes=*/true, maps.own);
@@ -633,10 +644,11 @@ cudaError_t make_tensor_maps(const PrefillArguments& a, int head_dim, TensorMaps
     return e;
   const bool f16 = layout.format.kind == KvKind::f16;
   const std::byte* history = f16 ? a.store.page_block(a.layer, 0, 0) : a.store.scratch;
-  const int64_t count =
-      f16 ? a.store.page_count : a.store.scratch_bytes / (layout.staging_block_bytes() * heads);
+  const int64_t count = f16 ? (a.store.page_count * layout.shape.layers - a.layer) * heads
+                            : a.store.scratch_bytes / layout.staging_block_bytes();
   if (cudaError_t e = blocks(history, count, maps.history); e != cudaSuccess) return e;
-  return blocks(a.store.staging_block(a.layer, 0, 0), a.store.staging_page_count, maps.staging);
+  return blocks(a.store.staging_block(a.layer, 0, 0), a.store.staging_page_count * heads,
+                maps.staging);
 }
 
 template <int kDim, class Out>

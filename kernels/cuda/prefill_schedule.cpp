@@ -9,18 +9,19 @@ namespace {
 // Less than this at a time, and the launches cost more than the codes taken apart where they lie.
 constexpr int64_t kTilesMin = 16;
 
-int tiles_of(int tokens) { return (tokens + kHistoryTile - 1) / kHistoryTile; }
+int tiles_of(int places) { return (places + kHistoryTile - 1) / kHistoryTile; }
 
 class Scheduler {
  public:
-  Scheduler(const KvView& store, const StepView& step, int heads_q) : step_(step) {
+  Scheduler(const KvView& store, const StepView& step, int heads_q)
+      : step_(step), format_(store.layout.format) {
     const KvShape& shape = store.layout.shape;
     const int64_t block = int64_t(store.layout.staging_block_bytes()) * shape.heads;
     // f16 pages are read where they lie.
     tiles_ = store.layout.format.kind == KvKind::f16 ? 0 : store.scratch_bytes / block;
     quantized_ = store.layout.format.kind != KvKind::f16;
     const bool splits = std::ranges::any_of(step.sequences, [&](const StepSequence& s) {
-      return uses_scratch(s) && tiles_of(s.past) - first_tile(s) > tiles_;
+      return uses_scratch(s) && end_tile(s) - first_tile(s) > tiles_;
     });
     if (!splits) return;
     const int64_t states = int64_t(step.rows) * heads_q * (shape.head_dim + 2) * 4;
@@ -44,7 +45,11 @@ class Scheduler {
   // The first row's window begins here.
   int first_tile(const StepSequence& s) const {
     const int window = step_.sliding_window;
-    return window > 0 ? std::max(0, s.past + 1 - window) / kHistoryTile : 0;
+    const int seen = window > 0 ? std::max(0, s.past + 1 - window) : 0;
+    return (seen + place_shift(format_, s.mode)) / kHistoryTile;
+  }
+  int end_tile(const StepSequence& s) const {
+    return tiles_of(s.past + place_shift(format_, s.mode));
   }
 
   void add(int index, const StepSequence& s) {
@@ -52,7 +57,7 @@ class Scheduler {
     work.sequence = index;
     work.rows = s.row_count;
     work.block = -1;
-    const int first = first_tile(s), end = tiles_of(s.past), tiles = end - first;
+    const int first = first_tile(s), end = end_tile(s), tiles = end - first;
     if (!uses_scratch(s) || tiles <= 0 || tiles_ < std::min<int64_t>(tiles, kTilesMin)) {
       next_.reads_codes = next_.reads_codes || (uses_scratch(s) && tiles > 0);
       return push(work);
@@ -84,6 +89,7 @@ class Scheduler {
   }
 
   const StepView& step_;
+  const KvFormat format_;
   int64_t tiles_ = 0;  // that scratch holds
   int64_t used_ = 0;   // by next_
   bool quantized_ = false;
@@ -99,7 +105,8 @@ PrefillSchedule schedule_prefill(const KvView& store, const StepView& step, int 
 
 int64_t prefill_scratch_bytes(const KvLayout& layout, int64_t tokens) {
   if (layout.format.kind == KvKind::f16) return 0;
-  const int64_t tiles = (tokens + kHistoryTile - 1) / kHistoryTile;
+  const int64_t places = tokens + place_shift(layout.format, KvMode::append);
+  const int64_t tiles = (places + kHistoryTile - 1) / kHistoryTile;
   return tiles * layout.staging_block_bytes() * layout.shape.heads;
 }
 

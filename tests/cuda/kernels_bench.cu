@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// kernels_bench: decode attention over what `kivi bench kernels` cannot reach: its warps, stages
-// and blocks (DecodeTuning).
+// kernels_bench: decode attention over formats, shapes and tunings that `kivi bench kernels` does
+// not name.
 //
-//   kernels_bench [--only FORMAT]
+//   kernels_bench [--only FORMAT] [--sweep]
 //
-// Prints, for each shape and format, BLOCKSxWARPSxSTAGES:PERCENT of the copy rate measured in the
-// same run. Inputs are random and rotate over copies larger than the L2 cache. A time is the median
-// over replays of a CUDA graph of many launches, divided by their number. Bytes are those that the
-// kernel must read of the store: whole 64-token units, 16-bit rows, the step's own rows.
+// Prints, for each shape and format, microseconds a launch, gigabytes a second and the percentage
+// of the copy rate measured in the same run. With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT
+// for the tunings of DecodeTuning instead. Inputs are random and rotate over copies larger than the
+// L2 cache. A time is the median over replays of a CUDA graph of many launches, divided by their
+// number. Bytes are those that the kernel must read of the store: whole 64-token units, 16-bit
+// rows, the step's own rows.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -52,7 +54,8 @@ __global__ void fill_pages(uint32_t* words, int64_t count, KvLayout layout) {
     if (layout.format.kind == KvKind::f8) word = (r & 0x8f8f8f8fu) | 0x30303030u;
     // Parameters: scales and minima alternate by planes; both are small numbers of one sign here.
     if (layout.format.kind == KvKind::kivi && ((at >= kp && at < vc) || at >= vp))
-      word = (r & 0x01ff01ffu) | 0x34003400u;
+      word = layout.format.parameter_bits == 8 ? (r & 0x07070707u) | 0x68686868u
+                                               : (r & 0x01ff01ffu) | 0x34003400u;
     words[i] = word;
   }
 }
@@ -109,7 +112,7 @@ double bytes_of(const KvLayout& layout, int sequences, int past) {
     bytes += double(past - values) * row + double(past - keys) * row;
     if (keys > values)
       bytes += double(keys - values) * d * layout.format.key_bits / 8 +
-               double((keys - values + 15) / 16) * 4 * d;
+               double((keys - values + 15) / 16) * layout.parameter_pair_bytes() * d;
   }
   return bytes * sequences * layout.shape.heads;
 }
@@ -121,23 +124,21 @@ class StoreBench {
     KvLayout layout{format, {1, shape.kv_heads, shape.head_dim}};
     const int pages_each = shape.tokens / layout.page_tokens() + 1;
     const int64_t pages = int64_t(pages_each) * shape.sequences;
-    const int64_t layer_bytes =
-        layout.page_bytes() * pages + layout.slot_bytes() * shape.sequences;
+    const int64_t layer_bytes = layout.page_bytes() * pages + layout.slot_bytes() * shape.sequences;
     layers_ = int(std::clamp<int64_t>(int64_t(kRotationBytes) / layer_bytes + 1, 1, 64));
     layout.shape.layers = layers_;
     view_.layout = layout;
     view_.page_count = pages;
     view_.slot_count = shape.sequences;
     const int64_t page_bytes = layout.page_bytes() * pages;
-    const int64_t residual_bytes = layout.slot_bytes() * shape.sequences;
+    const int64_t slot_bytes = layout.slot_bytes() * shape.sequences;
     pages_ = make_device_memory(size_t(page_bytes));
-    residual_ = make_device_memory(size_t(std::max<int64_t>(residual_bytes, 256)));
+    slots_ = make_device_memory(size_t(std::max<int64_t>(slot_bytes, 256)));
     view_.pages = pages_.get();
-    view_.slots = residual_.get();
+    view_.slots = slots_.get();
     fill_pages<<<2048, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(view_.pages), page_bytes / 4,
                                           layout);
-    fill_rows<<<2048, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(view_.residual),
-                                         residual_bytes / 4);
+    fill_rows<<<2048, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(view_.slots), slot_bytes / 4);
     std::vector<int32_t> table(static_cast<size_t>(pages));
     std::iota(table.begin(), table.end(), 0);
     std::shuffle(table.begin(), table.end(), std::mt19937(5));
@@ -194,7 +195,7 @@ class StoreBench {
   cudaStream_t stream_;
   int layers_ = 1;
   KvView view_;
-  DeviceMemory pages_, residual_, table_, sequences_, q_, out_, kv_;
+  DeviceMemory pages_, slots_, table_, sequences_, q_, out_, kv_;
 };
 
 // Device-to-device copy, 2 GiB: bytes read and written a second. Also brings the clocks up.
@@ -222,20 +223,27 @@ double copy_gb_s(cudaStream_t stream) {
   return 2.0 * double(bytes) / times[times.size() / 2] / 1e6;
 }
 
-const ShapeCase kShapes[] = {
-    {"llama2-7b", 32, 1, 128, 64, 1024},
-    {"mistral-7b", 8, 4, 128, 8, 4096},
-    {"mistral-7b", 8, 4, 128, 32, 2048},
-    {"mistral-7b", 8, 4, 128, 64, 1024},
+// KV heads, query heads a KV head, head size.
+const ShapeCase kModels[] = {
+    {"llama-2-7b", 32, 1, 128, 0, 0},
+    {"mistral-7b", 8, 4, 128, 0, 0},
+    {"llama-3.2-1b", 8, 4, 64, 0, 0},
+    {"smollm2-135m", 3, 3, 64, 0, 0},
 };
+const std::pair<int, int> kCaches[] = {{64, 2048}, {32, 2048}, {8, 4096}, {8, 32768}};
 const FormatCase kFormats[] = {
     {"fp16", {}},
     {"fp8", {KvKind::f8, 8, 8, 0, 0}},
-    {"kivi4-r128", {KvKind::kivi, 4, 4, 32, 128}},
     {"kivi4", {KvKind::kivi, 4, 4, 32, 32}},
-    {"kivi-k4v2", {KvKind::kivi, 4, 2, 32, 32}},
+    {"kivi4.5", {KvKind::kivi, 4, 4, 32, 32, 32, 8, true}},
+    {"kivi3.5", {KvKind::kivi, 4, 2, 32, 32, 32, 8, true}},
     {"kivi2-r128", {KvKind::kivi, 2, 2, 32, 128}},
     {"kivi2", {KvKind::kivi, 2, 2, 32, 32}},
+    {"kivi2-sinks", {KvKind::kivi, 2, 2, 32, 32, 32}},
+    {"kivi2.5-r128", {KvKind::kivi, 2, 2, 32, 128, 32, 8, true}},
+    {"kivi2.5", {KvKind::kivi, 2, 2, 32, 32, 32, 8, true}},
+    {"kivi2-g64", {KvKind::kivi, 2, 2, 64, 64}},
+    {"kivi2.25", {KvKind::kivi, 2, 2, 64, 64, 64, 8, true}},
 };
 
 std::string describe(const ShapeCase& s) {
@@ -256,22 +264,34 @@ void sweep(const StoreBench& bench, const DecodeWorkspace& workspace, double cop
 
 int run(int argc, char** argv) {
   const char* only = nullptr;
-  for (int i = 1; i + 1 < argc; ++i)
-    if (std::strcmp(argv[i], "--only") == 0) only = argv[i + 1];
+  bool sweeps = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--sweep") == 0) sweeps = true;
+    if (i + 1 < argc && std::strcmp(argv[i], "--only") == 0) only = argv[i + 1];
+  }
   CudaBackend backend(0);
   const DecodeWorkspace workspace =
       cuda::make_decode_workspace(backend.properties(), backend.stream());
   const double copy = copy_gb_s(backend.stream());
   std::printf("%s: copy %.0f GB/s (read + written)\n", backend.properties().name.c_str(), copy);
-  for (const ShapeCase& shape : kShapes)
-    for (const FormatCase& f : kFormats) {
-      if (only != nullptr && std::strcmp(only, f.name) != 0) continue;
-      if (only == nullptr && (f.format.residual == 128 || f.format.key_bits != f.format.value_bits))
-        continue;
-      std::printf("%-24s %-10s ", describe(shape).c_str(), f.name);
-      sweep(StoreBench(backend, shape, f.format), workspace, copy);
-      std::printf("\n");
-    }
+  for (const ShapeCase& model : kModels)
+    for (const auto& [sequences, tokens] : kCaches)
+      for (const FormatCase& f : kFormats) {
+        if (only != nullptr && std::strcmp(only, f.name) != 0) continue;
+        ShapeCase shape = model;
+        shape.sequences = sequences, shape.tokens = tokens;
+        if (f.format.group > 0 && shape.head_dim % f.format.group != 0) continue;
+        const StoreBench bench(backend, shape, f.format);
+        std::printf("%-26s %-12s ", describe(shape).c_str(), f.name);
+        if (sweeps) {
+          sweep(bench, workspace, copy);
+        } else {
+          const double us = bench.attend_us(workspace, {}), rate = bench.bytes() / us / 1e3;
+          std::printf("%8.2f us %7.0f GB/s %5.1f %%", us, rate, rate / copy * 100);
+        }
+        std::printf("\n");
+        std::fflush(stdout);
+      }
   return 0;
 }
 

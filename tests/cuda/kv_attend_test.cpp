@@ -10,22 +10,44 @@ struct Shape {
   int heads_q, heads_kv, head_dim;
 };
 
-double read_token(const TestStore& store, int sequence, int which, int head, int token, int c) {
+// The block of a page, and a token's place in it.
+const std::byte* page_of(const TestStore& store, int sequence, int head, int position, int& row) {
+  const int page_tokens = store.layout().page_tokens();
+  row = position % page_tokens;
+  return store.host().page_block(0, store.sequence(sequence).pages[size_t(position / page_tokens)],
+                                 head);
+}
+
+double read_token(const TestStore& store, int sequence, Side side, int head, int token, int c) {
   const KvLayout& layout = store.layout();
   const StoredSequence& s = store.sequence(sequence);
-  const int quantized =
-      which == 0 ? keys_paged(layout.format, s.past) : values_paged(layout.format, s.past);
-  if (token >= quantized) {
-    const int row = token % layout.format.residual;
-    const auto* slab = reinterpret_cast<const f16*>(store.host().slab(0, s.slot, head) +
-                                                    which * layout.residual_values_offset());
-    return to_float(
-        slab[row * layout.shape.head_dim + swizzled_channel(row, c, layout.shape.head_dim)]);
+  const int position = token - layout.format.sinks, d = layout.shape.head_dim;
+  if (position < 0 || position >= tokens_paged(layout.format, s.past, side)) {
+    const int row = position < 0 ? token : position % layout.format.residual;
+    const auto* rows = reinterpret_cast<const f16*>(
+        store.host().slab(0, s.slot, head) +
+        (position < 0 ? layout.sinks_offset(side) : layout.residual_offset(side)));
+    return to_float(rows[row * d + swizzled_channel(row, c, d)]);
   }
-  const std::byte* block =
-      store.host().page_block(0, s.pages[size_t(token / layout.page_tokens())], head);
-  const int t = token % layout.page_tokens();
-  return which == 0 ? read_key(layout, block, t, c) : read_value(layout, block, t, c);
+  int row = 0;
+  const std::byte* block = page_of(store, sequence, head, position, row);
+  return side == Side::key ? read_key(layout, block, row, c) : read_value(layout, block, row, c);
+}
+
+// The sum over channels of (q D)^2 where the token's key is in codes; else 0.
+double noise_of(const TestStore& store, int sequence, int head, int token, const float* q) {
+  const KvLayout& layout = store.layout();
+  const int position = token - layout.format.sinks;
+  if (position < 0 || position >= keys_paged(layout.format, store.sequence(sequence).past))
+    return 0;
+  int row = 0;
+  const std::byte* block = page_of(store, sequence, head, position, row);
+  double sum = 0;
+  for (int c = 0; c < layout.shape.head_dim; ++c) {
+    const double x = double(q[c]) * to_float(read_key_parameters(layout, block, row, c).scale);
+    sum += x * x;
+  }
+  return sum;
 }
 
 // The output row of one sequence, all heads, in fp64.
@@ -41,14 +63,21 @@ std::vector<float> reference(const TestStore& store, int sequence, const Shape& 
       for (int c = 0; c < d; ++c) {
         const bool own = begin + i == past;
         k[size_t(i * d + c)] =
-            own ? kv[head * d + c] : read_token(store, sequence, 0, head, begin + i, c);
+            own ? kv[head * d + c] : read_token(store, sequence, Side::key, head, begin + i, c);
         v[size_t(i * d + c)] = own ? kv[(shape.heads_kv + head) * d + c]
-                                   : read_token(store, sequence, 1, head, begin + i, c);
+                                   : read_token(store, sequence, Side::value, head, begin + i, c);
       }
     for (int h = head * ratio; h < (head + 1) * ratio; ++h) {
-      double most = -1e300, sum = 0;
+      double most = -1e300, sum = 0, noise = 0;
       for (int i = 0; i < count; ++i) {
         double s = 0;
+        const int position = begin + i - store.layout().format.sinks;
+        if (store.layout().format.key_bias) {
+          const int group = store.layout().format.group;
+          if (i == 0 || position == 0 || (position > 0 && position % group == 0))
+            noise = noise_of(store, sequence, head, begin + i, q + h * d);
+          s = -noise * scale / 24;
+        }
         for (int c = 0; c < d; ++c) s += double(q[h * d + c]) * k[size_t(i * d + c)];
         p[size_t(i)] = s * scale;
         most = std::max(most, p[size_t(i)]);
@@ -67,7 +96,8 @@ std::vector<float> reference(const TestStore& store, int sequence, const Shape& 
 void check(const KvFormat& format, const Shape& shape, const std::vector<int>& lengths, int window,
            DType out_type, unsigned seed) {
   CAPTURE(int(format.kind), format.key_bits, format.value_bits, format.group, format.residual,
-          shape.heads_q, shape.heads_kv, shape.head_dim, window, name_of(out_type), seed);
+          format.sinks, format.parameter_bits, format.key_bias, shape.heads_q, shape.heads_kv,
+          shape.head_dim, window, name_of(out_type), seed);
   std::mt19937 random(seed);
   const int n = int(lengths.size()), d = shape.head_dim;
   const int most = *std::max_element(lengths.begin(), lengths.end());
@@ -109,15 +139,10 @@ std::vector<int> awkward_lengths(const KvFormat& f) {
   if (f.residual > 0)
     for (const int n : {f.residual - 1, f.residual, f.residual + 1, 2 * f.residual - 1,
                         2 * f.residual, 2 * f.residual + 1, 3 * f.residual + 45})
-      lengths.push_back(n);
+      lengths.push_back(f.sinks + n);
+  if (f.sinks > 0)
+    for (const int n : {-17, -16, -1, 0, 1, 15, 16, 63, 64, 65}) lengths.push_back(f.sinks + n);
   return lengths;
-}
-
-std::vector<KvFormat> all_formats(int head_dim) {
-  std::vector<KvFormat> formats = kivi_formats(head_dim);
-  formats.push_back(f16_format());
-  formats.push_back(f8_format());
-  return formats;
 }
 
 }  // namespace
@@ -130,7 +155,9 @@ TEST_CASE("decode attention equals fp64 over the dequantized cache, every format
 
 TEST_CASE("decode attention equals fp64 at every ratio of query heads to KV heads") {
   const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi4{KvKind::kivi, 4, 4, 64, 64};
-  for (const KvFormat& format : {kivi2, kivi4, f16_format(), f8_format()})
+  const KvFormat kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
+  const KvFormat kivi45{KvKind::kivi, 4, 4, 32, 32, 32, 8, true};
+  for (const KvFormat& format : {kivi2, kivi4, kivi25, kivi45, f16_format(), f8_format()})
     for (const Shape& shape : {Shape{2, 2, 128},
                                {4, 2, 128},
                                {6, 2, 128},
@@ -152,7 +179,8 @@ TEST_CASE("decode attention sees the sliding window and nothing before it") {
 
 TEST_CASE("decode attention splits one long sequence over the whole device") {
   const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 128}, kivi4{KvKind::kivi, 4, 4, 128, 128};
-  for (const KvFormat& format : {kivi2, kivi4, f16_format(), f8_format()}) {
+  const KvFormat kivi35{KvKind::kivi, 4, 2, 32, 128, 32, 8, true};
+  for (const KvFormat& format : {kivi2, kivi4, kivi35, f16_format(), f8_format()}) {
     check(format, {4, 1, 128}, {12345}, 0, DType::f16, 25);
     check(format, {4, 1, 128}, {9000, 3, 0, 4100, 64}, 0, DType::f16, 26);
   }
@@ -160,8 +188,8 @@ TEST_CASE("decode attention splits one long sequence over the whole device") {
 
 // Sequences of one length are cut so that blocks end where segments do; others are not.
 TEST_CASE("decode attention of many sequences of one length equals fp64") {
-  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32};
-  for (const KvFormat& format : {kivi2, f16_format()})
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
+  for (const KvFormat& format : {kivi2, kivi25, f16_format()})
     for (const auto& [count, length] : {std::pair{8, 500}, {33, 200}, {64, 130}, {128, 70}})
       check(format, {4, 2, 128}, std::vector<int>(size_t(count), length), 0, DType::f16, 27);
 }
@@ -169,8 +197,10 @@ TEST_CASE("decode attention of many sequences of one length equals fp64") {
 // Layers after a step's first reuse its plan and start while the append before them still runs.
 TEST_CASE("layers share a step's plan, and each step has its own") {
   const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi4{KvKind::kivi, 4, 4, 64, 64};
-  for (const KvFormat& format : {kivi2, kivi4, f16_format(), f8_format()}) {
-    CAPTURE(int(format.kind), format.key_bits);
+  const KvFormat kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
+  const KvFormat kivi35{KvKind::kivi, 4, 2, 64, 64, 64, 8, true};
+  for (const KvFormat& format : {kivi2, kivi4, kivi25, kivi35, f16_format(), f8_format()}) {
+    CAPTURE(int(format.kind), format.key_bits, format.sinks);
     std::mt19937 random(28);
     const Shape shape{8, 2, 128};
     const int layers = 4, sequences = 5;

@@ -186,12 +186,17 @@ TEST_CASE("activations equal the CPU's") {
 TEST_CASE("rope equals the CPU's at small and at large positions") {
   std::mt19937 random(5);
   for (const DType type : kTypes)
-    for (const auto& [hq, hk, d, rotary, dynamic] : {std::tuple{4, 2, 64, 64, 0.f},
-                                                     {32, 8, 128, 128, 0.f},
-                                                     {71, 1, 64, 64, 0.f},
-                                                     {8, 8, 128, 32, 0.f},
-                                                     {6, 2, 96, 96, 4.f}}) {
-      CAPTURE(name_of(type), hq, hk, d, rotary, dynamic);
+    for (const auto& [hq, hk, d, rotary, dynamic, hadamard] : {std::tuple{4, 2, 64, 64, 0.f, false},
+                                                               {32, 8, 128, 128, 0.f, false},
+                                                               {71, 1, 64, 64, 0.f, false},
+                                                               {8, 8, 128, 32, 0.f, false},
+                                                               {6, 2, 96, 96, 4.f, false},
+                                                               {9, 3, 64, 64, 0.f, true},
+                                                               {32, 8, 128, 128, 0.f, true},
+                                                               {8, 8, 128, 32, 0.f, true},
+                                                               {4, 2, 64, 20, 0.f, true},
+                                                               {8, 1, 128, 128, 4.f, true}}) {
+      CAPTURE(name_of(type), hq, hk, d, rotary, dynamic, hadamard);
       const std::vector<int32_t> at = {0, 1, 17, 2047, 131071};
       const int t = int(at.size());
       Pair qkv(t, (hq + 2 * hk) * d, type), q(t, hq * d, DType::f16),
@@ -201,9 +206,15 @@ TEST_CASE("rope equals the CPU's at small and at large positions") {
       for (int i = 0; i < rotary / 2; ++i) f.push_back(float(std::pow(10000.0, -2.0 * i / rotary)));
       frequencies.set(f);
       PairOfInts positions(at), lengths({1, 2, 1000, 2048, 131072});
+      const bool multiplies = hadamard;
       const auto rope_of = [&](Tensor v, Tensor tokens) {
-        return Rope{
-            make_tensor(v.data, DType::f32, rotary / 2), rotary, 1.f, dynamic, 1024, tokens};
+        return Rope{make_tensor(v.data, DType::f32, rotary / 2),
+                    rotary,
+                    1.f,
+                    dynamic,
+                    1024,
+                    tokens,
+                    multiplies};
       };
       const KvShape shape{1, hk, d};
       cpu().rope(qkv.on_cpu(), positions.on_cpu(), rope_of(frequencies.on_cpu(), lengths.on_cpu()),

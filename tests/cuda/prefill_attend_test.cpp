@@ -115,8 +115,9 @@ void check(const Case& c, std::mt19937& random) {
     kv.randomize(random);
     cpu().kv_attend(q.on_cpu(), kv.on_cpu(), view, step, 1, scale, out.on_cpu());
     gpu().kv_attend(q.on_gpu(), kv.on_gpu(), device_view, step, 1, scale, out.on_gpu());
-    CAPTURE(name_of(out_type), int(c.format.kind), c.format.key_bits, c.heads_q, c.heads_kv,
-            c.head_dim, c.window, int(c.mode), c.scratch_bytes, c.sequences.front().first);
+    CAPTURE(name_of(out_type), int(c.format.kind), c.format.key_bits, c.format.sinks, c.heads_q,
+            c.heads_kv, c.head_dim, c.window, int(c.mode), c.scratch_bytes,
+            c.sequences.front().first);
     CHECK(out.agrees(attention_tolerance(out_type), c.head_dim));
   }
 }
@@ -126,7 +127,9 @@ void check(const Case& c, std::mt19937& random) {
 TEST_CASE("flash prefill equals the CPU's attention over every kind of history") {
   std::mt19937 random(7);
   const KvFormat f16{}, f8{KvKind::f8, 8, 8, 0, 0}, kivi2{KvKind::kivi, 2, 2, 32, 32},
-      kivi4{KvKind::kivi, 4, 4, 32, 128}, mixed{KvKind::kivi, 4, 2, 64, 64};
+      kivi4{KvKind::kivi, 4, 4, 32, 128}, mixed{KvKind::kivi, 4, 2, 64, 64},
+      kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true},
+      kivi225{KvKind::kivi, 2, 2, 64, 64, 64, 8, true};
   const std::vector<std::pair<int, int>> fresh = {{0, 1}, {0, 17}, {0, 64}, {0, 130}};
   const std::vector<std::pair<int, int>> ragged = {
       {5, 3}, {64, 65}, {131, 2}, {200, 33}, {300, 64}};
@@ -135,7 +138,7 @@ TEST_CASE("flash prefill equals the CPU's attention over every kind of history")
       check({f16, hq, hk, d, 0, KvMode::append, fresh}, random);
       check({f16, hq, hk, d, 0, KvMode::append, ragged}, random);
     }
-  for (const KvFormat& f : {f8, kivi2, kivi4, mixed})
+  for (const KvFormat& f : {f8, kivi2, kivi4, mixed, kivi25, kivi225})
     for (const int d : {64, 96, 128}) {
       if (d % std::max(1, f.group) != 0) continue;
       check({f, 4, 2, d, 0, KvMode::append, fresh}, random);
@@ -150,11 +153,16 @@ TEST_CASE("flash prefill equals the CPU's attention over every kind of history")
 TEST_CASE("flash prefill equals the CPU's attention upon histories of awkward sizes") {
   std::mt19937 random(8);
   const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi4{KvKind::kivi, 4, 4, 32, 128},
-      k2v4{KvKind::kivi, 2, 4, 32, 96}, g128{KvKind::kivi, 4, 4, 128, 128};
+      k2v4{KvKind::kivi, 2, 4, 32, 96}, g128{KvKind::kivi, 4, 4, 128, 128},
+      kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true},
+      kivi35{KvKind::kivi, 4, 2, 64, 64, 64, 8, true},
+      sinks96{KvKind::kivi, 2, 4, 32, 96, 96, 16, true},
+      sinks128{KvKind::kivi, 4, 4, 128, 128, 128, 8, true};
   std::vector<std::pair<int, int>> sequences;
   for (const int past : {1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 193, 255, 256, 257, 449})
     sequences.emplace_back(past, 2 + past % 5 * 17);
-  for (const KvFormat& f : {f16_format(), f8_format(), kivi2, kivi4, k2v4, g128})
+  for (const KvFormat& f :
+       {f16_format(), f8_format(), kivi2, kivi4, k2v4, g128, kivi25, kivi35, sinks96, sinks128})
     for (const int d : {64, 80, 96, 128}) {
       if (f.kind == KvKind::kivi && d % f.group != 0) continue;
       check({f, 2, 2, d, 0, KvMode::append, sequences}, random);
@@ -163,15 +171,22 @@ TEST_CASE("flash prefill equals the CPU's attention upon histories of awkward si
         check({f, 8, 2, d, window, KvMode::append, sequences}, random);
     }
   check({kivi2, 8, 1, 128, 0, KvMode::append, {{300, 9}, {129, 70}}}, random);
+  // Decodes that no decode kernel computes, with and without a key bias.
+  std::vector<std::pair<int, int>> decodes;
+  for (const int past : {0, 1, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 191, 300, 515})
+    decodes.emplace_back(past, 1);
+  for (const KvFormat& f : {kivi2, kivi25, sinks96})
+    for (const int window : {0, 70}) check({f, 6, 2, 96, window, KvMode::append, decodes}, random);
   check({kivi4, 71, 1, 64, 0, KvMode::append, {{300, 9}, {129, 70}, {0, 30}, {77, 1}}}, random);
 }
 
 // Scratch that holds some of a history at a time, and none.
 TEST_CASE("flash prefill merges the blocks of a history that scratch does not hold at once") {
   std::mt19937 random(9);
-  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi4{KvKind::kivi, 4, 4, 32, 128};
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi4{KvKind::kivi, 4, 4, 32, 128},
+      kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
   const std::vector<std::pair<int, int>> long_ones = {{2500, 40}, {30, 20}, {4000, 131}, {1100, 2}};
-  for (const KvFormat& f : {f8_format(), kivi2, kivi4})
+  for (const KvFormat& f : {f8_format(), kivi2, kivi4, kivi25})
     for (const int d : {64, 96, 128}) {
       const KvLayout layout{f, {2, 2, d}};
       const int64_t tile = 2 * int64_t(layout.staging_block_bytes());
@@ -186,10 +201,10 @@ TEST_CASE("flash prefill merges the blocks of a history that scratch does not ho
 // More sequences than a launch takes.
 TEST_CASE("flash prefill equals the CPU's attention for a step of many sequences") {
   std::mt19937 random(10);
-  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32};
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
   std::vector<std::pair<int, int>> many;
   for (int i = 0; i < 150; ++i) many.emplace_back(i % 7 * 40, 1 + i % 3 * 5);
-  for (const KvFormat& f : {kivi2, f16_format()})
+  for (const KvFormat& f : {kivi2, kivi25, f16_format()})
     for (const int d : {64, 96, 128}) check({f, 2, 1, d, 0, KvMode::append, many}, random);
 }
 

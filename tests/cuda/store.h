@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <tuple>
 
 #include "tests/cuda/pair.h"
 
@@ -50,8 +51,8 @@ class TestStore {
     const size_t bytes[3] = {size_t(layout.page_bytes()) * ids.size(),
                              size_t(layout.slot_bytes()) * size_t(sequences + 1),
                              size_t(layout.staging_page_bytes()) * staged.size()};
-    std::byte** host[3] = {&host_.pages, &host_.residual, &host_.staging};
-    std::byte** device[3] = {&device_.pages, &device_.residual, &device_.staging};
+    std::byte** host[3] = {&host_.pages, &host_.slots, &host_.staging};
+    std::byte** device[3] = {&device_.pages, &device_.slots, &device_.staging};
     for (int i = 0; i < 3; ++i) {
       bytes_[i].assign(std::max<size_t>(bytes[i], 256), std::byte{0xFF});
       auto buffer = gpu().allocate(bytes_[i].size(), "test store");
@@ -105,7 +106,7 @@ class TestStore {
     for (int i = 0; i < 3; ++i)
       gpu().upload(buffers_[i].data(), bytes_[i].data(), bytes_[i].size());
   }
-  // Whether the GPU's pages, residual and staging hold the same bytes as the host's.
+  // Whether the GPU's pages, slots and staging hold the same bytes as the host's.
   bool same_bytes(int region) const {
     std::vector<std::byte> got(bytes_[region].size());
     gpu().download(got.data(), buffers_[region].data(), got.size());
@@ -138,7 +139,30 @@ inline std::vector<KvFormat> kivi_formats(int head_dim) {
       if (head_dim % g == 0) formats.push_back({KvKind::kivi, k, v, g, r});
   return formats;
 }
+// Formats with sinks, parameters of 8 bits and a key bias: all of them at 2 bits, some at others.
+inline std::vector<KvFormat> extended_formats(int head_dim) {
+  std::vector<KvFormat> formats;
+  for (const auto& [k, v] : {std::pair{2, 2}, {4, 4}, {4, 2}, {2, 4}})
+    for (const auto& [g, r, s, parameters, bias] : {std::tuple{32, 32, 32, 8, true},
+                                                    {64, 64, 64, 8, true},
+                                                    {128, 128, 128, 8, true},
+                                                    {32, 128, 96, 8, false},
+                                                    {32, 64, 32, 16, true},
+                                                    {64, 128, 128, 16, false},
+                                                    {32, 32, 0, 8, true}}) {
+      if (head_dim % g != 0 || (k + v != 4 && s != g)) continue;
+      formats.push_back({KvKind::kivi, k, v, g, r, s, parameters, bias});
+    }
+  return formats;
+}
 inline KvFormat f16_format() { return {}; }
 inline KvFormat f8_format() { return {KvKind::f8, 8, 8, 0, 0}; }
+inline std::vector<KvFormat> all_formats(int head_dim) {
+  std::vector<KvFormat> formats = kivi_formats(head_dim);
+  for (const KvFormat& f : extended_formats(head_dim)) formats.push_back(f);
+  formats.push_back(f16_format());
+  formats.push_back(f8_format());
+  return formats;
+}
 
 }  // namespace kivi::test
