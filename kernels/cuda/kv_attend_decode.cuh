@@ -296,18 +296,23 @@ struct DecodeWarp {
                         : minimum[n][2 * half + j];
   }
 
-  // The parameters of a unit of 64 tokens, of 8 bits, into f16 planes.
+  // The parameters of a unit of 64 tokens, of 8 bits, into f16 planes. A lane takes eight
+  // positions.
   __device__ __forceinline__ void expand_page(const std::byte* stage, std::byte* planes) const {
-    const int keys = (a.group == 32 ? 2 : 1) * (D / 8), values = (D >> a.group_shift) * 8;
-#pragma unroll 1
-    for (int base = 0; base < keys + values; base += 32) {
-      const bool of_keys = base + lane < keys;
-      const int i = of_keys ? base + lane : base + lane - keys;
-      const int plane = of_keys ? D : kUnitTokens;
-      const int at = i * 8 + (of_keys ? i / (D / 8) * D : i / 8 * kUnitTokens);
-      if (base + lane < keys + values)
-        expand_planes(stage + (of_keys ? a.stage_kp : a.stage_vp) + at,
-                      planes + (of_keys ? 0 : a.planes_values) + 2 * at, plane,
+    constexpr int kOfKeys = D / 8, kOfValues = kUnitTokens / 8;  // lanes for a group
+    const std::byte *keys = stage + a.stage_kp, *values = stage + a.stage_vp;
+    if (D == 128 && a.group == 32) {  // two groups of keys, four of values: all lanes, twice
+      const int key = lane * 8 + lane / kOfKeys * D, value = lane * 8 + lane / kOfValues * 64;
+      expand_planes(keys + key, planes + 2 * key, D, KB == 2);
+      expand_planes(values + value, planes + a.planes_values + 2 * value, 64, VB == 2);
+    } else {
+      const int key_lanes = (a.group == 32 ? 2 : 1) * kOfKeys;
+      const bool of_keys = lane < key_lanes;
+      const int i = of_keys ? lane : lane - key_lanes;
+      const int at = i * 8 + (of_keys ? i / kOfKeys * D : i / kOfValues * 64);
+      if (lane < key_lanes + (D >> a.group_shift) * kOfValues)
+        expand_planes((of_keys ? keys : values) + at,
+                      planes + (of_keys ? 0 : a.planes_values) + 2 * at, of_keys ? D : 64,
                       KB == VB || of_keys ? KB == 2 : VB == 2);
     }
     __syncwarp();
