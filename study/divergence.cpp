@@ -5,6 +5,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "study/kv_stats_run.h"
+
 namespace kivi {
 
 namespace {
@@ -37,6 +39,15 @@ int64_t ReferenceLogits::bytes(const std::vector<std::vector<int32_t>>& prompts,
   int64_t rows = 0;
   for (const std::vector<int32_t>& prompt : prompts) rows += int64_t(prompt.size()) - 1;
   return rows * vocab * int64_t(sizeof(float));
+}
+
+std::vector<double> ReferenceLogits::prompt_means(std::span<const double> x) const {
+  std::vector<double> means;
+  for (size_t i = 0; i + 1 < first_row_.size(); ++i) {
+    const auto begin = x.begin() + first_row_[i], end = x.begin() + first_row_[i + 1];
+    if (begin != end) means.push_back(std::accumulate(begin, end, 0.0) / double(end - begin));
+  }
+  return means;
 }
 
 LogitsObserver ReferenceLogits::recorder() {
@@ -79,6 +90,7 @@ Divergence DivergenceMeter::result() const {
   std::ranges::sort(sorted);
   const double rows = double(sorted.size());
   return {.kl_mean = std::accumulate(sorted.begin(), sorted.end(), 0.0) / rows,
+          .kl_error = standard_error(reference_.prompt_means(kl_)),
           .kl_p99 = sorted[size_t(std::ceil(0.99 * rows)) - 1],
           .top1_agreement = std::accumulate(same_.begin(), same_.end(), 0.0) / rows};
 }

@@ -26,6 +26,9 @@ class ReferenceLogits {
   // For Engine::on_logits while score_prompts runs the same prompts; must not outlive this.
   LogitsObserver recorder();
 
+  // The means of a number of each row over the rows of each prompt.
+  std::vector<double> prompt_means(std::span<const double> x) const;
+
   int64_t rows() const { return first_row_.back(); }
   // The row that predicts token `position + 1` of prompt `prompt`; -1 if nothing is predicted
   // there.
@@ -40,6 +43,7 @@ class ReferenceLogits {
 
 struct Divergence {
   double kl_mean = 0;         // nats
+  double kl_error = 0;        // standard error of kl_mean, from the prompts' means; 0 for one prompt
   double kl_p99 = 0;          // of the rows, nearest rank
   double top1_agreement = 0;  // share of rows whose most likely token is the reference's
 };

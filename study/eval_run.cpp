@@ -14,6 +14,7 @@
 #include "study/choices.h"
 #include "study/divergence.h"
 #include "study/eval_results.h"
+#include "study/kv_stats_run.h"
 #include "study/perplexity.h"
 
 namespace kivi {
@@ -140,7 +141,13 @@ class Evaluation {
     figures["perplexity"] = json_of(p, prompts.size());
     if (!meter) return ok_status();
     const Divergence d = meter->result();
+    std::vector<double> rise;  // of each token's negative log likelihood
+    for (size_t i = 0; i < p.token_nll.size(); ++i)
+      rise.push_back(double(p.token_nll[i]) - double(reference_->perplexity.token_nll[i]));
     figures["divergence"] = {{"kl_mean", d.kl_mean},
+                             {"kl_error", d.kl_error},
+                             {"rise", p.nll - reference_->perplexity.nll},
+                             {"rise_error", standard_error(reference_->logits.prompt_means(rise))},
                              {"kl_p99", d.kl_p99},
                              {"top1_agreement", d.top1_agreement},
                              {"nll_change", mean_change(p, reference_->perplexity)}};
@@ -270,7 +277,10 @@ Result<std::vector<EvalFigures>> run_evaluation(const EvalOptions& options, cons
     Result<Json> figures = evaluation.measure(cell);
     if (!figures.ok()) {
       if (cells.size() == 1 || !refusal(figures.error())) return figures.error();
-      all.push_back({{"format", fmt::format("{} G{} R{}", cell.format, cell.group, cell.residual)},
+      std::string name = cell.format;
+      if (cell.group != 0) name += fmt::format(" G{}", cell.group);
+      if (cell.residual != 0) name += fmt::format(" R{}", cell.residual);
+      all.push_back({{"format", name},
                      {"refused", figures.error().message}});
       continue;
     }

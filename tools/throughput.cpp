@@ -49,6 +49,7 @@ nlohmann::ordered_json memory_json(const LoadedModel& model) {
   return {{"weights", p.weights},
           {"pages", p.pages},
           {"residual", p.residual},
+          {"sinks", p.sinks},
           {"staging", p.staging},
           {"workspace", p.workspace},
           {"tokens_capacity", p.tokens_capacity},

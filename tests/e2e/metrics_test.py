@@ -104,7 +104,7 @@ class Metrics(WithServer):
                     bounds = [g["le"] for suffix, g, _ in rows if suffix == "_bucket"]
                     self.assertEqual([float(b) for b in bounds], [*buckets, float("inf")])
         self.assertEqual({g["part"] for _, g, _ in samples["kivi:kv_cache_bytes"]},
-                         {"codes", "scales", "residual"})
+                         {"codes", "scales", "residual", "sinks"})
 
     def test_rates_begin_at_zero_for_every_reason(self):
         _, samples = self.scrape()

@@ -103,7 +103,7 @@ class CommandLine(unittest.TestCase):
         code, out, err = kivi("info", MODEL)
         self.assertEqual(code, 0, err)
         for text in ("LlamaForCausalLM", "6852864", "4 query, 2 KV, of 64 channels", "sentencepiece",
-                     "kivi2", "auto is kivi4"):
+                     "kivi2", "auto is kivi3.5"):
             self.assertIn(text, out)
 
     def test_dry_run_prints_the_plan_and_ends(self):
@@ -166,7 +166,7 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(report["runs"][0]["batch_size_max"], 1)
         self.assertEqual(report["runs"][1]["batch_size_max"], 6)
         self.assertGreater(report["runs"][1]["decode"]["throughput"], 0)
-        parts = ("weights", "pages", "residual", "staging", "workspace")
+        parts = ("weights", "pages", "residual", "sinks", "staging", "workspace")
         self.assertTrue(all(report["memory_bytes"][part] > 0 for part in parts), report)
         self.assertAlmostEqual(sum(v for k, v in report["startup_s"].items() if k != "total"),
                                report["startup_s"]["total"], places=6)

@@ -56,6 +56,23 @@ class Plots(unittest.TestCase):
         texts = [t.text for t in drawn["throughput-context"].findall(SVG + "text")]
         self.assertIn("5,000", texts)
 
+    def test_divergence_by_bits(self):
+        def cell(name, size, kl):
+            return {"format": name, "bytes_per_token": size, "divergence": {"kl_mean": kl}}
+        text = lambda kl: {"kind": "eval", "model": "m.gguf", "results": [
+            cell("fp16", 1600, 0), cell("kivi2 G32 R32", 300, 10 * kl),
+            cell("kivi2.5 G32 R32 S32", 250, kl)]}
+        drawn = self.draw({"one": text(0.01), "two": [text(0.03)]})
+        svg = drawn["bits-m"]
+        circles = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.findall(SVG + "circle")]
+        texts = [t.text for t in svg.findall(SVG + "text")]
+        self.assertEqual([t for t in texts if t.startswith("kivi")], ["kivi2.5 0.02", "kivi2 0.2"])
+        zero = float(next(t.get("x") for t in svg.findall(SVG + "text") if t.text == "0"))
+        self.assertAlmostEqual((circles[1][0] - zero) / (circles[0][0] - zero), 3 / 2.5, delta=0.02)
+        # Ten times as much is one decade of the axis.
+        ys = {t.text: float(t.get("y")) for t in svg.findall(SVG + "text")}
+        self.assertAlmostEqual(circles[0][1] - circles[1][1], ys["0.01"] - ys["0.1"], delta=0.2)
+
     def test_memory_stacks_to_the_sum(self):
         memory = {"weights": 2**30, "pages": 2**31, "residual": 2**30, "staging": 0, "workspace": 0,
                   "device_used": 5 * 2**30}

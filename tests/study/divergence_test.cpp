@@ -72,6 +72,10 @@ TEST_CASE("The mean, the 99th percentile and the agreement are over all rows") {
   }
   const Divergence result = meter.result();
   CHECK(result.kl_mean == Approx(std::accumulate(kl.begin(), kl.end(), 0.0) / 201));
+  // Two prompts of 101 and 100 rows: the standard error of two means is half their distance.
+  const double first = std::accumulate(kl.begin(), kl.begin() + 101, 0.0) / 101;
+  const double second = std::accumulate(kl.begin() + 101, kl.end(), 0.0) / 100;
+  CHECK(result.kl_error == Approx(std::abs(first - second) / 2));
   CHECK(result.kl_p99 == kl[198]);  // the 199th of 201, which grow
   CHECK(result.top1_agreement == Approx(double(same) / 201));
 }

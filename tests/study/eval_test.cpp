@@ -78,6 +78,11 @@ TEST_CASE("Finished cells are not measured again, and others are") {
   CHECK(first[1]["format"] == "kivi2 G32 R32");
   CHECK(first[1]["divergence"]["kl_mean"].get<double>() > 1e-5);
   CHECK(first[1]["divergence"]["nll_change"].get<double>() > 1e-4);
+  CHECK(first[1]["divergence"]["kl_error"].get<double>() > 0);
+  CHECK(first[1]["divergence"]["rise"].get<double>() ==
+        Approx(first[1]["perplexity"]["nll"].get<double>() -
+               first[0]["perplexity"]["nll"].get<double>()));
+  CHECK(first[1]["divergence"]["rise_error"].get<double>() > 0);
   CHECK(first[1]["perplexity"]["tokens"] == 2 * 95);
 
   CHECK(run(o, measured) == first);

@@ -26,7 +26,8 @@ SOURCES = (".h", ".cpp", ".cu", ".cuh")
 # belongs to the longest room that is a prefix of its path, and it may include its own room and the rooms
 # and headers listed here. Outside libraries are judged by OUTSIDE below.
 KERNEL_CONTRACT = [f"kernels/{name}.h" for name in (
-    "backend", "buffer", "half", "kv_codec", "kv_page", "philox", "sampling", "step_view", "tensor")]
+    "backend", "buffer", "hadamard", "half", "kv_codec", "kv_page", "kv_parameters", "kv_place", "philox",
+    "sampling", "step_view", "tensor")]
 # What a room above the engine may know of it.
 ENGINE_FACE = ["engine/config.h", "engine/engine.h", "engine/limits.h", "engine/request.h",
                "engine/token_stream.h", "engine/text/tokenizer.h", "engine/serving/chat_prompt.h",
