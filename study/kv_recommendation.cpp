@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "engine/config.h"
+
 namespace kivi {
 
 std::vector<KvNamedSimulation> simulated_formats(int group) {
@@ -20,9 +22,23 @@ std::vector<KvNamedSimulation> simulated_formats(int group) {
           {"fp8", {e4m3, e4m3}}};
 }
 
+std::vector<KvNamedSimulation> stored_formats(int group) {
+  std::vector<KvNamedSimulation> formats;
+  for (const std::string_view name : kv_format_names()) {
+    EngineConfig config;
+    config.kv_cache_dtype = name;
+    const KvFormat f = kv_format_of(config, KvShape{1, 1, 128}, 1).value();
+    if (f.sinks == 0 || f.group != group) continue;
+    formats.push_back({std::string(name),
+                       {{f.key_bits, KvAxis::channel, group, f.parameter_bits},
+                        {f.value_bits, KvAxis::token, group, f.parameter_bits}}});
+  }
+  return formats;
+}
+
 double bits_per_value(const KvSimulation& s) {
   const auto bits = [](const KvQuantizer& q) {
-    return q.bits + (q.bits <= 4 ? 32.0 / q.group : 0);
+    return q.bits + (q.bits <= 4 ? 2.0 * q.parameter_bits / q.group : 0);
   };
   return (bits(s.key) + bits(s.value)) / 2;
 }
@@ -32,8 +48,8 @@ namespace {
 std::string difference(const KvRecommendation& r, const std::vector<KvCandidate>& candidates) {
   if (r.format == r.automatic) return "";
   std::string out =
-      "auto goes by the heads alone (kivi2 where each query head has keys of its own, else "
-      "kivi4); ";
+      "auto goes by the heads alone (kivi2.5 where each query head has keys of its own, else "
+      "kivi3.5); ";
   const KvCandidate* least = nullptr;
   for (const KvCandidate& c : candidates)
     if (c.format == r.automatic && (least == nullptr || c.nll_rise < least->nll_rise)) least = &c;

@@ -39,8 +39,11 @@ struct KvNamedSimulation {
   KvSimulation simulation;
 };
 std::vector<KvNamedSimulation> simulated_formats(int group);
+// The formats of the second edition at group size G. Their sinks, parameters, key bias and rotation
+// are no simulation: they are measured through the store itself.
+std::vector<KvNamedSimulation> stored_formats(int group);
 
-// Mean of keys' and values' bits with one scale and minimum (32 bits) a group.
+// Mean of keys' and values' bits with one scale and minimum a group.
 double bits_per_value(const KvSimulation& simulation);
 
 // The candidate with the fewest bits whose rise is at most nll_rise_max; of those the one with the

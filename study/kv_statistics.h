@@ -22,6 +22,7 @@ struct KvQuantizer {
   int bits = 16;  // 16: left alone; 8: e4m3, no groups; 4, 2: groups of G
   KvAxis axis = KvAxis::channel;
   int group = 32;
+  int parameter_bits = 16;  // of a scale and of a minimum
   friend bool operator==(const KvQuantizer&, const KvQuantizer&) = default;
 };
 

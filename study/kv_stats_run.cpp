@@ -88,10 +88,9 @@ std::vector<int> residuals_of(int group) {
   return {std::max(32, group), 128};
 }
 
-Status measure(KvStudy& study, const KvNamedSimulation& s, int residual, const Windows& windows,
+Status measure(Engine& engine, const KvNamedSimulation& s, int residual, const Windows& windows,
                const Perplexity& exact, KvStatsReport& report) {
-  KIVI_RETURN_IF_ERROR(study.simulate(s.simulation));
-  KIVI_ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(*study.model().engine, windows, {}));
+  KIVI_ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(engine, windows, {}));
   SimulatedQuality q{
       s.simulation,          s.format, residual, p.nll, p.perplexity, p.nll - exact.nll,
       mean_change(p, exact), {},       {}};
@@ -110,6 +109,30 @@ Status measure(KvStudy& study, const KvNamedSimulation& s, int residual, const W
   return ok_status();
 }
 
+Status measure(KvStudy& study, const KvNamedSimulation& s, int residual, const Windows& windows,
+               const Perplexity& exact, KvStatsReport& report) {
+  KIVI_RETURN_IF_ERROR(study.simulate(s.simulation));
+  return measure(*study.model().engine, s, residual, windows, exact, report);
+}
+
+// A format of the second edition through the store, a token at a time, as decoding reads it.
+Status measure_stored(const KvStatsOptions& o, const KvNamedSimulation& s, int residual,
+                      const Windows& windows, const Perplexity& exact, KvStatsReport& report) {
+  EngineConfig config = o.engine;
+  config.kv_cache_dtype = s.format;
+  config.kivi_group_size = 0;
+  config.kivi_residual_length = residual;
+  config.kivi_prefill = PrefillMode::stream;
+  config.prefill_chunk_tokens = 1;
+  config.max_num_queued_reqs = 1 << 20;
+  config.max_num_queued_tokens = int64_t(1) << 40;
+  const Result<std::unique_ptr<LoadedModel>> model = load_model(config, {});
+  // Not every head size has every format.
+  if (!model.ok() && model.error().field.starts_with("k")) return ok_status();
+  if (!model.ok()) return model.error();
+  return measure(*(*model)->engine, s, residual, windows, exact, report);
+}
+
 // The product's formats with a residual: steps of R tokens, so a model of its own for each R.
 Status measure_residuals(const KvStatsOptions& o, int window, const Windows& windows,
                          const Perplexity& exact, const News& news, KvStatsReport& report) {
@@ -120,6 +143,10 @@ Status measure_residuals(const KvStatsOptions& o, int window, const Windows& win
       if (s.simulation.key.bits > 4) continue;
       news(fmt::format("perplexity of {}, R {}", s.format, residual));
       KIVI_RETURN_IF_ERROR(measure(*study, s, residual, windows, exact, report));
+    }
+    for (const KvNamedSimulation& s : stored_formats(o.group)) {
+      news(fmt::format("perplexity of {}, R {}", s.format, residual));
+      KIVI_RETURN_IF_ERROR(measure_stored(o, s, residual, windows, exact, report));
     }
   }
   return ok_status();
