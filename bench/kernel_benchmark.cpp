@@ -516,6 +516,7 @@ void Benchmark::attend(const std::string& name, const BenchmarkStore& store,
   const Tensor kv = kv_.matrix(0, rows, spec_.kv_size());
   const Tensor out = attention_.matrix(0, rows, spec_.query_size());
   const float scale = 1 / std::sqrt(float(spec_.head_dim));
+  backend_.begin_step(step.view(), store.view(), spec_.heads_q);
   record(op, shape, name, cost, timer_.seconds(store.layers(), [&](int layer) {
     backend_.kv_attend(q, kv, store.view(), step.view(), layer, scale, out);
   }));

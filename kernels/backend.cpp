@@ -130,9 +130,16 @@ void Backend::rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
   if (t > 0) do_rope(qkv, positions, rope, shape, q, kv);
 }
 
+void Backend::begin_step(const StepView& step, const KvView& store, int heads_q) {
+  KIVI_VERIFY(heads_q > 0 && heads_q % store.layout.shape.heads == 0);
+  begun_ = step.sequences.data();
+  if (step.rows > 0) do_begin_step(step, store, heads_q);
+}
+
 void Backend::kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
                         const StepView& step, int layer, float scale, const Tensor& out) {
   verify_step(kv, store, step, layer);
+  KIVI_VERIFY(begun_ == step.sequences.data());
   const int64_t columns = q.shape[1];
   KIVI_VERIFY(q.dtype == query_type() && is_matrix(q, step.rows, columns));
   KIVI_VERIFY(columns > 0 &&

@@ -147,6 +147,11 @@ class Backend {
   void rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
             const Tensor& q, const Tensor& kv);
 
+  // Prepares what the attention of all layers of a step shares. Call it once a step, before the
+  // first kv_attend of the step and after the step's sequences are on the device. Until a layer's
+  // kv_attend, nothing may write that layer's part of the store. heads_q: query heads.
+  void begin_step(const StepView& step, const KvView& store, int heads_q);
+
   // out = softmax(q K^T * scale) V for every row. A row attends to its sequence's history (KvMode
   // says where that is) and to the step's own tokens up to itself. Query head h reads KV head
   // h / (hq / hk). The softmax states of pages, residual and own tokens are merged
@@ -199,6 +204,8 @@ class Backend {
                          const Tensor& out) = 0;
   virtual void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
                        const KvShape& shape, const Tensor& q, const Tensor& kv) = 0;
+  virtual void do_begin_step([[maybe_unused]] const StepView& step,
+                             [[maybe_unused]] const KvView& store, [[maybe_unused]] int heads_q) {}
   virtual void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
                             const StepView& step, int layer, float scale, const Tensor& out) = 0;
   virtual void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
@@ -209,6 +216,8 @@ class Backend {
   virtual void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) = 0;
   virtual void do_sample(const Tensor& logits, std::span<const SampleRow> rows,
                          const Tensor& ids) = 0;
+
+  const StepSequence* begun_ = nullptr;  // of the step that begin_step was called for last
 };
 
 // Creates the CPU backend with this many threads (0 = one for each core). Never fails.

@@ -41,6 +41,10 @@ void ObservingBackend::do_rope(const Tensor& qkv, const Tensor& positions, const
   inner_->rope(qkv, positions, rope, shape, q, kv);
 }
 
+void ObservingBackend::do_begin_step(const StepView& step, const KvView& store, int heads_q) {
+  inner_->begin_step(step, store, heads_q);
+}
+
 void ObservingBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
                                     const StepView& step, int layer, float scale,
                                     const Tensor& out) {

@@ -73,6 +73,7 @@ class ObservingBackend final : public Backend {
   void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
   void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
                const Tensor& q, const Tensor& kv) override;
+  void do_begin_step(const StepView& step, const KvView& store, int heads_q) override;
   void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
                     int layer, float scale, const Tensor& out) override;
   void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,

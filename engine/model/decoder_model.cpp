@@ -80,6 +80,7 @@ void DecoderModel::forward(const StepView& step, const KvView& store) {
     if (!tensor->empty()) *tensor = tensor->slice_rows(0, t);
 
   const auto& layers = weights_.layers;
+  backend_.begin_step(step, store, spec_.heads_q);
   backend_.embed(weights_.embedding, step.token_ids, step_.x);  // x [t, n]
   backend_.norm(step_.x, layers[0].attention_norm, layers[0].attention_norm_bias, spec_.norm,
                 float(spec_.norm_eps), step_.h);  // h [t, n]

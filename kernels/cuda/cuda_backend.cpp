@@ -56,7 +56,6 @@ Status CudaBackend::check_shape(const KvShape& shape, int hidden) const {
 }
 
 void CudaBackend::upload(void* device, const void* source, size_t bytes) {
-  decode_plan_ = {};
   uploader_.upload(device, source, bytes, stream_.get());
 }
 
@@ -66,12 +65,10 @@ void CudaBackend::download(void* target, const void* device, size_t bytes) {
 }
 
 void CudaBackend::fill_zero(void* device, size_t bytes) {
-  decode_plan_ = {};
   KIVI_CUDA_VERIFY(cudaMemsetAsync(device, 0, bytes, stream_.get()));
 }
 
 void CudaBackend::copy(void* to, const void* from, size_t bytes) {
-  decode_plan_ = {};
   KIVI_CUDA_VERIFY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
 }
 

@@ -82,6 +82,7 @@ class CudaBackend final : public Backend {
   void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
   void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
                const Tensor& q, const Tensor& kv) override;
+  void do_begin_step(const StepView& step, const KvView& store, int heads_q) override;
   void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
                     int layer, float scale, const Tensor& out) override;
   void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
@@ -100,17 +101,9 @@ class CudaBackend final : public Backend {
 
   std::map<uint64_t, Graph> graphs_;  // null: seen once, not recorded yet
 
-  // What decode attention's plan in the workspace is for; void once the host has sent new data. A
-  // layer appended to since then may not be read before its append has ended: it makes a new plan.
-  struct DecodePlan {
-    const void* sequences = nullptr;  // null: no plan
-    int sequence_count = 0, heads_q = 0, window = 0;
-    KvFormat format;
-    int heads_kv = 0, head_dim = 0;
-    friend bool operator==(const DecodePlan&, const DecodePlan&) = default;
-  };
-  DecodePlan decode_plan_;
-  int appended_last_ = -1;  // the largest layer appended to since the plan was made
+  // No layer has attended since begin_step: the next launch of decode attention must not overtake
+  // the kernel that made the step's plan.
+  bool plan_is_new_ = false;
 
   DecodeWorkspace decode_workspace_;
   cuda::Matmul matmul_;

@@ -388,7 +388,6 @@ namespace kivi {
 // Decode rows and chunks are appended by launches of their own; each leaves the other's alone.
 void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
                                int layer, int layers) {
-  appended_last_ = std::max(appended_last_, layer + layers - 1);
   const cuda::AppendArguments a{
       .kv = kv.as<__half>(),
       .kv_stride = kv.row_stride,

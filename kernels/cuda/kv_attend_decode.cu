@@ -181,7 +181,7 @@ Launcher launcher_of(const KvFormat& f) {
 
 }  // namespace
 
-cudaError_t decode_attend(const DecodeArguments& s, DecodePlanning planning,
+cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
                           const CudaProperties& device, const DecodeWorkspace& workspace,
                           cudaStream_t stream, const DecodeTuning& tuning) {
   const int d = s.store.layout.shape.head_dim;
@@ -227,11 +227,11 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodePlanning planning,
   while (shared_bytes() > room && grid.warps > 1) --grid.warps;
   grid.blocks = device.multiprocessors * per_multiprocessor;
   grid.shared_bytes = size_t(shared_bytes());
-  if (planning == DecodePlanning::make) {
+  if (kind == DecodeLaunchKind::plan) {
     plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, grid.blocks, grid.warps);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    return cudaGetLastError();
   }
-  grid.overlaps = planning == DecodePlanning::reuse;
+  grid.overlaps = kind == DecodeLaunchKind::next;
   return launch(a, grid, stream);
 }
 

@@ -43,16 +43,18 @@ struct DecodeTuning {
 };
 
 // The cut of a step into pieces of work depends on its sequences, on the shapes, the format, the
-// window and the tuning, not on the layer: made by the first launch of a step (a kernel of its own,
-// some microseconds) and reused by the others. A launch that reuses it starts while the kernel
-// before it still runs and reads the layer's store at once: what writes that layer's store must lie
-// before the launch that made the plan.
-enum class DecodePlanning { make, reuse };
+// window and the tuning, not on the layer. So it is made once a step, by a kernel of its own (some
+// microseconds).
+enum class DecodeLaunchKind {
+  plan,   // make the cut; attend to nothing
+  first,  // attend after the cut was made: in order with the kernels before
+  next,   // start while the kernel before still runs, and read the layer's store at once
+};
 
 // out = softmax(q K^T * scale) V for the sequences with row_count 1 and mode `append`; the rows of
 // others are left alone. head_dim 64 or 128; any number of query heads a KV head.
 // cudaErrorInvalidValue for a format or head_dim that has no kernel.
-cudaError_t decode_attend(const DecodeArguments& a, DecodePlanning planning,
+cudaError_t decode_attend(const DecodeArguments& a, DecodeLaunchKind kind,
                           const CudaProperties& device, const DecodeWorkspace& workspace,
                           cudaStream_t stream, const DecodeTuning& tuning = {});
 

@@ -58,11 +58,9 @@ void CudaBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tens
 }
 
 // The first time a key comes its ops run as they are (cuBLASLt chooses algorithms, kernels are
-// loaded); the second time they are recorded; from then on they are replayed. A record makes its
-// own plan of decode attention, and leaves none to others.
+// loaded); the second time they are recorded; from then on they are replayed.
 void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
   const TraceRange range("launch recorded step");
-  decode_plan_ = {};
   const auto [place, first] = graphs_.try_emplace(key);
   if (first) return ops();
   Graph& graph = place->second;
@@ -75,7 +73,6 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
     KIVI_CUDA_VERIFY(cudaGraphInstantiate(&executable, recorded, 0));
     KIVI_CUDA_VERIFY(cudaGraphDestroy(recorded));
     graph = Graph(executable);
-    decode_plan_ = {};
   }
   KIVI_CUDA_VERIFY(cudaGraphLaunch(graph.get(), stream_.get()));
 }
@@ -91,6 +88,35 @@ void CudaBackend::collect_samples(std::vector<SampledToken>& out) {
   sampler_.collect(out);
 }
 
+namespace {
+
+// The kernel of decode attention has these head sizes. Decodes of others go to flash attention.
+bool has_decode_kernel(int head_dim) { return head_dim == 64 || head_dim == 128; }
+
+bool is_decode(const StepSequence& s) { return s.row_count == 1 && s.mode == KvMode::append; }
+
+// What a step's launches of decode attention share.
+cuda::DecodeArguments decode_arguments(const KvView& store, const StepView& step, int heads_q) {
+  return {.store = store,
+          .sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data),
+          .page_table = step.device_page_table.as<int32_t>(),
+          .sequence_count = int(step.sequences.size()),
+          .heads_q = heads_q,
+          .window = step.sliding_window};
+}
+
+}  // namespace
+
+void CudaBackend::do_begin_step(const StepView& step, const KvView& store, int heads_q) {
+  if (!has_decode_kernel(store.layout.shape.head_dim) ||
+      std::ranges::none_of(step.sequences, is_decode))
+    return;
+  plan_is_new_ = true;
+  KIVI_CUDA_VERIFY(cuda::decode_attend(decode_arguments(store, step, heads_q),
+                                       cuda::DecodeLaunchKind::plan, properties_, decode_workspace_,
+                                       stream_.get()));
+}
+
 // Sequences with one new token over the store go to the split-KV decode kernel, all others to flash
 // attention; each kernel leaves the other's rows alone.
 void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
@@ -98,40 +124,26 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
   const int d = store.layout.shape.head_dim;
   const float scale_log2 = scale * std::numbers::log2e_v<float>;
   const int heads_q = int(q.shape[1]) / d;
-  const bool decode_kernel = d == 64 || d == 128;
-  int decodes = 0, chunks = 0;
-  for (const StepSequence& s : step.sequences) {
-    if (s.row_count == 1 && s.mode == KvMode::append)
-      ++decodes;
-    else if (s.row_count > 0)
-      ++chunks;
-  }
+  const auto decodes = std::ranges::count_if(step.sequences, is_decode);
+  const auto chunks = std::ranges::count_if(
+      step.sequences, [](const StepSequence& s) { return s.row_count > 0 && !is_decode(s); });
   const auto* sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data);
   const int count = int(step.sequences.size());
-  if (decodes > 0 && decode_kernel) {
-    const cuda::DecodeArguments a{.q = q.as<__half>(),
-                                  .kv = kv.as<__half>(),
-                                  .out = out.data,
-                                  .q_stride = q.row_stride,
-                                  .kv_stride = kv.row_stride,
-                                  .out_stride = out.row_stride,
-                                  .out_type = out.dtype,
-                                  .store = store,
-                                  .sequences = sequences,
-                                  .page_table = step.device_page_table.as<int32_t>(),
-                                  .sequence_count = count,
-                                  .heads_q = heads_q,
-                                  .layer = layer,
-                                  .window = step.sliding_window,
-                                  .scale_log2 = scale_log2};
-    const KvLayout& layout = store.layout;
-    const DecodePlan plan{sequences,          count, heads_q, a.window, layout.format,
-                          layout.shape.heads, d};
-    const bool reuse = decode_plan_ == plan && layer > appended_last_;
-    KIVI_CUDA_VERIFY(
-        cuda::decode_attend(a, reuse ? cuda::DecodePlanning::reuse : cuda::DecodePlanning::make,
-                            properties_, decode_workspace_, stream_.get()));
-    if (!reuse) decode_plan_ = plan, appended_last_ = -1;
+  if (decodes > 0 && has_decode_kernel(d)) {
+    cuda::DecodeArguments a = decode_arguments(store, step, heads_q);
+    a.q = q.as<__half>();
+    a.kv = kv.as<__half>();
+    a.out = out.data;
+    a.q_stride = q.row_stride;
+    a.kv_stride = kv.row_stride;
+    a.out_stride = out.row_stride;
+    a.out_type = out.dtype;
+    a.layer = layer;
+    a.scale_log2 = scale_log2;
+    KIVI_CUDA_VERIFY(cuda::decode_attend(
+        a, plan_is_new_ ? cuda::DecodeLaunchKind::first : cuda::DecodeLaunchKind::next, properties_,
+        decode_workspace_, stream_.get()));
+    plan_is_new_ = false;
   }
   cuda::PrefillArguments a{.q = q.as<__half>(),
                            .kv = kv.as<__half>(),
@@ -144,7 +156,7 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
                            .window = step.sliding_window,
                            .scale_log2 = scale_log2,
                            .work = {}};
-  if (decodes > 0 && !decode_kernel)
+  if (decodes > 0 && !has_decode_kernel(d))
     KIVI_CUDA_VERIFY(cuda::prefill_attend(a, out.data, out.dtype, d, count, 1, stream_.get()));
   if (chunks == 0) return;
   const cuda::PrefillSchedule schedule = cuda::schedule_prefill(store, step, heads_q);

@@ -182,10 +182,13 @@ class StoreBench {
     a.scale_log2 = 1.4427f / std::sqrt(float(d));
     return median_us(stream_, std::max(layers_, 8), [&](int i) {
       a.layer = i % layers_;
-      const auto planning =  // a model has 32 layers
-          i % 32 == 0 ? cuda::DecodePlanning::make : cuda::DecodePlanning::reuse;
-      KIVI_CUDA_VERIFY(
-          cuda::decode_attend(a, planning, backend_.properties(), workspace, stream_, tuning));
+      const auto launch = [&](cuda::DecodeLaunchKind kind) {
+        KIVI_CUDA_VERIFY(
+            cuda::decode_attend(a, kind, backend_.properties(), workspace, stream_, tuning));
+      };
+      const bool first = i % 32 == 0;  // a model has 32 layers
+      if (first) launch(cuda::DecodeLaunchKind::plan);
+      launch(first ? cuda::DecodeLaunchKind::first : cuda::DecodeLaunchKind::next);
     });
   }
 

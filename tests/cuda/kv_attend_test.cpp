@@ -119,6 +119,7 @@ void check(const KvFormat& format, const Shape& shape, const std::vector<int>& l
   kv.randomize(random);
   const float scale = 1.f / std::sqrt(float(d));
   const StepView& step = store.plan(chunks, window);
+  gpu().begin_step(step, store.device(), shape.heads_q);
   gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, scale, out.on_gpu());
   const std::vector<float> got = out.gpu_result();
   gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, scale, out.on_gpu());
@@ -217,6 +218,8 @@ TEST_CASE("layers share a step's plan, and each step has its own") {
         q.back()->randomize(random, 1.5f);
       }
       kv.randomize(random);
+      cpu().begin_step(view, store.host(), shape.heads_q);
+      gpu().begin_step(view, store.device(), shape.heads_q);
       for (size_t layer = 0; layer < layers; ++layer) {
         if (decodes) {
           cpu().kv_attend(q[layer]->on_cpu(), kv.on_cpu(), store.host(), view, int(layer), scale,
@@ -258,6 +261,8 @@ TEST_CASE("attention after an append to its layer sees what was appended") {
   q.randomize(random);
   kv.randomize(random);
   for (int i = 0; i < 20; ++i) {  // the token's row is overwritten, an old value evicted again
+    cpu().begin_step(step, store.host(), 4);
+    gpu().begin_step(step, store.device(), 4);
     cpu().kv_attend(q.on_cpu(), kv.on_cpu(), store.host(), step, 0, 0.1f, out.on_cpu());
     cpu().kv_append(kv.on_cpu(), store.host(), step, 0);
     gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, 0.1f, out.on_gpu());

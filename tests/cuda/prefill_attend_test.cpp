@@ -113,6 +113,8 @@ void check(const Case& c, std::mt19937& random) {
         out(rows, c.heads_q * c.head_dim, out_type);
     q.randomize(random, 2);
     kv.randomize(random);
+    cpu().begin_step(step, view, c.heads_q);
+    gpu().begin_step(step, device_view, c.heads_q);
     cpu().kv_attend(q.on_cpu(), kv.on_cpu(), view, step, 1, scale, out.on_cpu());
     gpu().kv_attend(q.on_gpu(), kv.on_gpu(), device_view, step, 1, scale, out.on_gpu());
     CAPTURE(name_of(out_type), int(c.format.kind), c.format.key_bits, c.format.sinks, c.heads_q,

@@ -114,6 +114,7 @@ std::vector<float> attend(Backend& backend, const TestStore& store, const Case& 
       for (int x = 0; x < columns; ++x) q.set(row, x, normal(random));
     }
   const float scale = 1 / std::sqrt(float(d));
+  backend.begin_step(step.view(), store.view(), heads * c.group);
   backend.kv_attend(*q, step.kv(0), store.view(), step.view(), 0, scale, *out);
   REQUIRE(out.intact());
   std::vector<float> result;
@@ -370,6 +371,7 @@ TEST_CASE("Bench: decode attention", "[.bench]") {
         Guarded q(DType::f32, 1, columns), out(DType::f32, 1, columns);
         q.fill(random);
         TestStep step(store, {{&s, 1}});
+        backend->begin_step(step.view(), store.view(), shape.heads * shape.group);
         const double us = best_us([&] {
           backend->kv_attend(*q, step.kv(0), store.view(), step.view(), 0, 0.125f, *out);
         });
