@@ -228,21 +228,21 @@ struct LaneRows {
   int row_, chunk_;
 };
 
-// Takes from the scores of a tile of codes what the noise of the keys adds to them: scale / 24
-// times the sum over channels of (q D)^2 (docs/design/kv-format.md, section 9). `first`: the tile's
-// paged position; q: the warp's `rows` rows; noise [rows][2]: of two groups of keys. G is 32.
+// What the noise of a tile's keys adds to the scores of a decode: minus scale / 24 times the sum
+// over channels of (q D)^2, for keys that are codes (docs/design/kv-format.md, section 9). `first`:
+// the tile's paged position; q: the warp's `rows` rows; noise [rows][2]: of two groups of keys. G
+// is 32.
 template <int kDim>
-__device__ __noinline__ void add_key_bias(const PrefillArguments& a, const StepSequence& s,
-                                          int head, int first, const __half* q, int rows,
-                                          float (&noise)[kWarpRows][2],
-                                          float (&scores)[kWarpRows / 16][kTile / 8][4]) {
+__device__ __noinline__ void find_key_noise(const PrefillArguments& a, const StepSequence& s,
+                                            int head, int first, const __half* q, int rows,
+                                            float (*noise)[2]) {
   const KvLayout& layout = a.store.layout;
   const int groups = min(kTile, keys_paged(layout.format, s.past) - first) / layout.format.group;
-  if (groups <= 0) return;
-  const int lane = threadIdx.x % 32, g = lane / 4;
+  const int lane = threadIdx.x % 32;
   const KvLocator locator{a.store, s, a.page_table, a.layer, head};
-  const std::byte* parameters =
-      locator.page_block(first / layout.page_tokens()) + layout.key_parameters_offset();
+  const std::byte* parameters = nullptr;
+  if (groups > 0)
+    parameters = locator.page_block(first / layout.page_tokens()) + layout.key_parameters_offset();
   const float factor = -a.scale_log2 * 0.69314718056f / 24;
   for (int i = 0; i < 2 * rows; ++i) {
     float sum = 0;
@@ -258,16 +258,6 @@ __device__ __noinline__ void add_key_bias(const PrefillArguments& a, const StepS
     for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
     if (lane == 0) noise[i / 2][i % 2] = factor * sum;
   }
-  __syncwarp();
-#pragma unroll
-  for (int m = 0; m < kWarpRows / 16; ++m)
-#pragma unroll
-    for (int n = 0; n < kTile / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = m * 16 + g + i / 2 * 8;
-        if (row < rows) scores[m][n][i] += noise[row][n / 4];
-      }
   __syncwarp();
 }
 
@@ -402,9 +392,21 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     if constexpr (kDim == 96) {  // decodes of other head sizes have a kernel of their own
       const int to_paged = first - shift - a.store.layout.format.sinks;
-      if (a.work_count == 0 && a.store.layout.format.key_bias && to_paged >= 0)
-        add_key_bias<kDim>(a, s, head, to_paged, q_tile + warp * kWarpRows * kDim,
-                           min(kWarpRows, packed - warp_row), noise[warp], scores);
+      if (a.work_count == 0 && a.store.layout.format.key_bias && to_paged >= 0) {
+        const int rows = min(kWarpRows, packed - warp_row);
+        find_key_noise<kDim>(a, s, head, to_paged, q_tile + warp * kWarpRows * kDim, rows,
+                             noise[warp]);
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+          for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const int row = m * 16 + g + i / 2 * 8;
+              if (row < rows) scores[m][n][i] += noise[warp][row][n / 4];
+            }
+        __syncwarp();
+      }
     }
 
     // Mask, running maximum, exponentials (base 2: scale carries log2 e).
