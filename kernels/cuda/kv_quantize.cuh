@@ -38,38 +38,47 @@ struct Quantizer {
   __device__ Quantizer(float least, float most, int bits, int parameter_bits)
       : low(least), largest(float((1 << bits) - 1)) {
     scale = round_f16(__fdiv_rn(round_f16(most - low), largest));
-    if (parameter_bits == 8) narrow_parameters(byte_minimum_unit(bits));
+    if (parameter_bits == 8) narrow_scale(bits);
     inverse = scale == 0 ? 0.f : __frcp_rn(scale);  // a constant group has codes 0
+    if (parameter_bits == 8) narrow_minimum(bits);
   }
   __device__ Quantizer(float minimum, float step, float step_inverse, float code_largest)
       : low(minimum), scale(step), inverse(step_inverse), largest(code_largest) {}
   __device__ uint32_t code(float x) const {
     const float distance = __half2float(__float2half_rn(fminf(fmaxf(x - low, 0.f), kF16Max)));
-    const float estimate = distance * inverse;
-    const float q = fmaf(fmaf(-estimate, scale, distance), inverse, estimate);
+    const float q = quotient(distance, scale, inverse);
     const float rounded = fminf(__half2float(__float2half_rn(q)), largest);
     constexpr float kInteger = 0x1p23f;  // added, the last bits are rint's
     return __float_as_uint(rounded + kInteger) & 0xffu;
   }
 
  private:
-  // As group_parameters of kernels/kv_codec.cpp.
-  __device__ void narrow_parameters(float unit) {
-    const f16 reach{__half_as_ushort(
-        __float2half_rn(__fmul_rn(fabsf(low), __frcp_rn(float(kByteMinimumMax) * unit))))};
+  __device__ static float quotient(float x, float y, float inverse_y) {
+    const float estimate = x * inverse_y;
+    return fmaf(fmaf(-estimate, y, x), inverse_y, estimate);
+  }
+
+  // Both as group_parameters of kernels/kv_codec.cpp.
+  __device__ void narrow_scale(int bits) {
+    constexpr float k2 = 1.f / (float(kByteMinimumMax) * byte_minimum_unit(2));
+    constexpr float k4 = 1.f / (float(kByteMinimumMax) * byte_minimum_unit(4));
+    const f16 reach{__half_as_ushort(__float2half_rn(__fmul_rn(fabsf(low), bits == 2 ? k2 : k4)))};
     const f16 wanted{__half_as_ushort(__float2half_rn(scale))};
     const int byte =
         min(max(byte_scale_nearest(wanted), byte_scale_above(reach)), int(kByteScaleMax));
-    if (byte == 0) {
-      low = scale = 0;
-      return;
-    }
+    bytes.scale = uint8_t(byte);
     scale = __half2float(__ushort_as_half(byte_scale_value(byte).bits));
-    const float step = unit * scale;
-    const float most = fminf(float(kByteMinimumMax), floorf(__fdiv_rn(kF16Max, step)));
-    const float m = fminf(fmaxf(rintf(__fdiv_rn(low, step)), -most), most);
+  }
+  __device__ void narrow_minimum(int bits) {
+    const float step = byte_minimum_unit(bits) * scale;
+    const float inverse_step = inverse * (bits == 2 ? 4.f : 2.f);
+    static_assert(byte_minimum_unit(2) == 0.25f && byte_minimum_unit(4) == 0.5f);
+    float most = float(kByteMinimumMax);
+    if (most * step > kF16Max) most = floorf(__fdiv_rn(kF16Max, step));  // seldom
+    // Of a scale of 0, the inverse and so the minimum is 0.
+    const float m = fminf(fmaxf(rintf(quotient(low, step, inverse_step)), -most), most);
     low = m * step;
-    bytes = {uint8_t(byte), uint8_t(int(m) + 128)};
+    bytes.minimum = uint8_t(int(m) + 128);
   }
 };
 
