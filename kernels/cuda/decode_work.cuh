@@ -87,11 +87,11 @@ struct DecodeLaunch {
   int stage_kp, stage_vc, stage_vp, unit_bytes;
   int key_group_bytes;  // of the parameters of one group of keys
   int stages, stage_bytes, ring_bytes;
-  // Parameters of 8 bits are expanded to f16 for each unit: at planes_base + stage * planes_stride
-  // of a warp's ring those of the keys, planes_values bytes further those of the values.
+  // With parameters of 8 bits or a key bias, those of a unit are expanded to f16: at planes_base +
+  // stage * planes_stride of a warp's ring.
   bool byte_parameters;
-  int planes_base, planes_stride, planes_values;
-  float bias;  // of quantized keys, times the factor of a head (DecodeWarp::key_bias); 0: none
+  int planes_base, planes_stride;
+  float bias;  // of quantized keys, over the factor of a head; 0: none
   int page_weight, tile_weight;
   int pair_shift;  // log2 of the pairs of query heads that a state in memory has room for
   float page_weight_inverse, tile_weight_inverse, weight_max_inverse;

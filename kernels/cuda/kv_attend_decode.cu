@@ -19,8 +19,8 @@ constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
 constexpr int kPiecesMin = 4;          // of a block, where there are few
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
-// ln 2 / 24, in the unit of a code step of operand A (DecodeWarp::key_bias).
-constexpr float kKeyBias = std::numbers::ln2_v<float> / 24 * 0x1p-24f;
+// Times a head's factor (DecodeWarp), this is -scale / 24, for squares of a sixteenth of a scale.
+constexpr float kKeyBias = -256 * std::numbers::ln2_v<float> / 24;
 
 // Floats of one partial state, at most: 16 heads (two blocks of 8) of 128 channels, maxima and
 // sums.
@@ -64,7 +64,6 @@ DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   a.stage_bytes =
       layout.format.kind == KvKind::f16 ? tile_bytes : std::max(a.unit_bytes, tile_bytes);
   a.byte_parameters = layout.format.parameter_bits == 8;
-  a.planes_values = 4 * d * key_groups;
   a.bias = layout.format.key_bias ? kKeyBias : 0.f;
   a.page_weight = a.unit_bytes / kWeightBytes;
   a.tile_weight = tile_bytes / kWeightBytes;
@@ -210,10 +209,11 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   // A multiprocessor keeps 1 KB of each block's shared memory for itself.
   const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
   grid.warps = tuning.warps > 0 ? std::min(tuning.warps, warps_most) : warps_default;
+  const bool extended = a.byte_parameters || s.store.layout.format.key_bias;
   // Expanded parameters lie behind their unit where a stage has room for them, else behind the
   // ring.
   const int planes_bytes =
-      a.byte_parameters ? a.planes_values + 256 * s.store.layout.value_groups() : 0;
+      (extended ? 12 * d : 0) + (a.byte_parameters ? 256 * s.store.layout.value_groups() : 0);
   const bool in_stage = a.unit_bytes + planes_bytes <= a.stage_bytes;
   auto shared_bytes = [&] {
     a.ring_bytes = a.stages * a.stage_bytes + (in_stage ? 0 : planes_bytes);

@@ -19,12 +19,15 @@
 // accumulator that a group's tiles start from); sum(P * min) and sum(P) are one more whose A rows
 // are the minima of the channel groups and a row of ones.
 //
-// Parameters of 8 bits (X) are expanded to the f16 planes of other formats once a unit, by the
-// whole warp. A key bias (X) takes C factor ln 2 / 24 from a head's accumulators, where C is the
-// sum over channels of q'^2: the diagonal of q' q'^T, which is one more product of q' with itself.
+// Where parameters have 8 bits or keys a bias (X), the warp first puts the parameters of a unit
+// into planes of f16 that suit what follows: scales times 4^-p, minima of both token groups side by
+// side, and squares of scales, which the product that makes q . min also multiplies with
+// -q^2 scale / 24: this is the bias.
 //
-// Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, about 600 instructions a warp
-// (76 of them mma). docs/design/decode-attention.md has the count and the times.
+// Products into one accumulator wait for each other, so two tiles always take turns.
+//
+// Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, 677 instructions a warp (76 of
+// them mma); with 8-bit parameters and a bias 5120 bytes, 768 instructions. docs/design/decode-attention.md has the count and the times.
 // Reference: CpuBackend::do_kv_attend. Test: tests/cuda/kv_attend_test.cpp.
 #pragma once
 
@@ -88,17 +91,6 @@ __device__ __forceinline__ void load_words(uint32_t (&w)[N], const std::byte* fr
   }
 }
 
-// Eight scales and eight minima of 8 bits each to f16. `plane`: bytes of a plane of either; that of
-// the minima follows that of the scales.
-__device__ __forceinline__ void expand_planes(const std::byte* from, std::byte* to, int plane,
-                                              bool two_bits) {
-  uint4 scale, minimum;
-  expand_parameters(*reinterpret_cast<const uint2*>(from),
-                    *reinterpret_cast<const uint2*>(from + plane), two_bits, scale, minimum);
-  *reinterpret_cast<uint4*>(to) = scale;
-  *reinterpret_cast<uint4*>(to + 2 * plane) = minimum;
-}
-
 // One warp's attention over one segment. D: head_dim; KB, VB: bits of keys and values; NT: blocks
 // of 8 query heads; X: parameters may be bytes, and keys have a bias.
 template <int D, int KB, int VB, int NT, bool X>
@@ -113,8 +105,12 @@ struct DecodeWarp {
   const int g = lane / 4, t = lane % 4;
   const std::byte* ones;  // 128 bytes of 1.0 in shared memory
 
-  // q in operand B's order, times a power of two for each head; the same times 4^-p.
-  uint32_t q[NT][kKeyTiles * 2], qw[kCodes ? NT : 1][kCodes ? kKeyTiles * 2 : 1];
+  static constexpr bool kWeighs = kCodes && !X;  // scales are used as they lie
+
+  // q in operand B's order, times a power of two for each head; the same times 4^-p; what 1/256 of
+  // the square of a scale is multiplied with for the key bias.
+  uint32_t q[NT][kKeyTiles * 2], qw[kWeighs ? NT : 1][kWeighs ? kKeyTiles * 2 : 1],
+      qb[X ? NT : 1][X ? kKeyTiles * 2 : 1];
   float factor[NT][2];  // from C to the logit in log2, heads 2t and 2t + 1
   // State: running maximum; O^T (channels x heads); row 7 of x is sum(P), rows below the number of
   // value groups sum(P * min).
@@ -149,12 +145,16 @@ struct DecodeWarp {
       const int exponent = min(15, 130 - int(__float_as_uint(largest) >> 23));
       const float normal = __uint_as_float(uint32_t(127 + exponent) << 23);
       const uint32_t normal2 = as_u32(__float2half2_rn(normal));
+      const float f = a.scale_log2 / normal;
+      const uint32_t bias = as_u32(__float2half2_rn(f * a.bias));
 #pragma unroll
       for (int i = 0; i < kKeyTiles * 2; ++i) {
         q[n][i] = multiply(q[n][i], normal2);
-        if constexpr (kCodes) qw[n][i] = multiply(q[n][i], pair_weight(KB, i, 1.f));
+        if constexpr (kWeighs) qw[n][i] = multiply(q[n][i], pair_weight(KB, i, 1.f));
+        if constexpr (X)
+          qb[n][i] = as_u32(__hmax2(as_half2(multiply(multiply(q[n][i], q[n][i]), bias)),
+                                    __float2half2_rn(-65504.f)));
       }
-      const float f = a.scale_log2 / normal;
       factor[n][0] = __shfl_sync(0xffffffffu, f, 8 * t);
       factor[n][1] = __shfl_sync(0xffffffffu, f, 8 * t + 4);
       maximum[n][0] = maximum[n][1] = kNever;
@@ -213,30 +213,119 @@ struct DecodeWarp {
                                              exp2_fast(fmaf(s[2 * i + 1], f1, -maximum[n][1])))));
   }
 
-  // q . min of two token groups: rows 0-7 of C get the first, rows 8-15 the second.
-  __device__ __forceinline__ void minimum_product(float (&c)[NT][4], const std::byte* first,
-                                                  const std::byte* second) const {
+  // Where a unit's parameters lie once they are f16: scales of two groups of keys, minima, squares
+  // of scales, then those of the values. The planes of minima and squares hold, for each tile of 16
+  // channels and each t, pairs of the first and the second group in turn, as operand A takes them.
+  static constexpr int kMinima = 4 * D, kSquares = 8 * D, kValuePlanes = 12 * D;
+
+  // The parameters of two groups of keys that this lane puts into planes: pairs 2 g and 2 g + 1 of
+  // channels, [group][pair].
+  struct KeyParameters {
+    uint32_t scale[2][2], minimum[2][2];
+  };
+  __device__ __forceinline__ int key_position() const {  // lane_parameter
+    return (g / 2 * 4 + t) * 8 + g % 2 * 4;
+  }
+
+  // Reads them; those of the second group are `second` bytes behind. Lanes of no channels read what
+  // they do not use.
+  __device__ __forceinline__ void read_key_bytes(const std::byte* from, int second,
+                                                 KeyParameters& p) const {
+    const std::byte* at = from + (D == 128 ? key_position() : key_position() % D);
+#pragma unroll
+    for (int j = 0; j < 2; ++j, at += second)
+      expand_parameters(*reinterpret_cast<const uint32_t*>(at),
+                        *reinterpret_cast<const uint32_t*>(at + D), KB == 2, p.scale[j],
+                        p.minimum[j]);
+  }
+  __device__ __forceinline__ void read_key_halves(const std::byte* from, int second,
+                                                  KeyParameters& p) const {
+    const std::byte* at = from + 2 * (D == 128 ? key_position() : key_position() % D);
+#pragma unroll
+    for (int j = 0; j < 2; ++j, at += second) {
+      const uint2 u = *reinterpret_cast<const uint2*>(at);
+      const uint2 v = *reinterpret_cast<const uint2*>(at + 2 * D);
+      p.scale[j][0] = u.x, p.scale[j][1] = u.y, p.minimum[j][0] = v.x, p.minimum[j][1] = v.y;
+    }
+  }
+  __device__ __forceinline__ void store_planes(std::byte* planes, const KeyParameters& p) const {
+    if (g >= kKeyTiles) return;
+    // 4^-p: 1, 1/4 and 1/16, 1/64 (2 bits), 1 and 1/16 (4 bits)
+    constexpr uint32_t k1 = 0x3c003c00u, k4 = 0x34003400u, k16 = 0x2c002c00u, k64 = 0x24002400u;
+    const bool even = KB == 4 || g % 2 == 0;
+    const uint32_t weight[2] = {even ? k1 : k16, KB == 4 ? k16 : even ? k4 : k64};
+    uint32_t square[2][2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t part = multiply(p.scale[j][i], k16);
+        square[j][i] = multiply(part, part);
+      }
+      *reinterpret_cast<uint2*>(planes + j * 2 * D + key_position() * 2) =
+          make_uint2(multiply(p.scale[j][0], weight[0]), multiply(p.scale[j][1], weight[1]));
+    }
+    *reinterpret_cast<uint4*>(planes + kMinima + lane * 16) =
+        make_uint4(p.minimum[0][0], p.minimum[1][0], p.minimum[0][1], p.minimum[1][1]);
+    *reinterpret_cast<uint4*>(planes + kSquares + lane * 16) =
+        make_uint4(square[0][0], square[1][0], square[0][1], square[1][1]);
+  }
+
+  // The parameters of 8 bits of 64 values to planes. A lane takes eight positions.
+  __device__ __forceinline__ void expand_values(const std::byte* from, std::byte* planes) const {
+    if (lane >= (D >> a.group_shift) * (kUnitTokens / 8)) return;
+    const int at = lane * 8 + lane / 8 * kUnitTokens;
+    const uint2 u = *reinterpret_cast<const uint2*>(from + at);
+    const uint2 v = *reinterpret_cast<const uint2*>(from + kUnitTokens + at);
+    uint32_t scale[4], minimum[4];
+    expand_parameters(u.x, v.x, VB == 2, scale, minimum);
+    expand_parameters(u.y, v.y, VB == 2, scale + 2, minimum + 2);
+    *reinterpret_cast<uint4*>(planes + 2 * at) = make_uint4(scale[0], scale[1], scale[2], scale[3]);
+    *reinterpret_cast<uint4*>(planes + 2 * (at + kUnitTokens)) =
+        make_uint4(minimum[0], minimum[1], minimum[2], minimum[3]);
+  }
+
+  // q . min of two token groups, and their bias: rows 0-7 of C get the first, rows 8-15 the second.
+  // `keys`: their planes (X), or the parameters of the first; those of the second are `second`
+  // bytes behind.
+  __device__ __forceinline__ void minimum_product(float (&c)[NT][4], const std::byte* keys,
+                                                  int second) const {
+    float part[2][NT][4];
 #pragma unroll
     for (int n = 0; n < NT; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) c[n][i] = 0;
+      for (int i = 0; i < 4; ++i) part[0][n][i] = part[1][n][i] = 0;
+    if constexpr (X) {
 #pragma unroll
-    for (int i = 0; i < kKeyTiles / 2; ++i) {
-      const uint4 u = *reinterpret_cast<const uint4*>(first + (i * 4 + t) * 16);
-      const uint4 v = *reinterpret_cast<const uint4*>(second + (i * 4 + t) * 16);
+      for (int k = 0; k < kKeyTiles; ++k) {
+        const uint4 u = *reinterpret_cast<const uint4*>(keys + kMinima + (k * 4 + t) * 16);
+        const uint4 v = *reinterpret_cast<const uint4*>(keys + kSquares + (k * 4 + t) * 16);
 #pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        mma(c[n], u.x, v.x, u.y, v.y, q[n][4 * i], q[n][4 * i + 1]);
-        mma(c[n], u.z, v.z, u.w, v.w, q[n][4 * i + 2], q[n][4 * i + 3]);
+        for (int n = 0; n < NT; ++n) {
+          mma(part[0][n], u.x, u.y, u.z, u.w, q[n][2 * k], q[n][2 * k + 1]);
+          mma(part[1][n], v.x, v.y, v.z, v.w, qb[n][2 * k], qb[n][2 * k + 1]);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kKeyTiles / 2; ++i) {
+        const int at = 2 * D + (i * 4 + t) * 16;
+        const uint4 u = *reinterpret_cast<const uint4*>(keys + at);
+        const uint4 v = *reinterpret_cast<const uint4*>(keys + second + at);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+          mma(part[0][n], u.x, v.x, u.y, v.y, q[n][4 * i], q[n][4 * i + 1]);
+          mma(part[1][n], u.z, v.z, u.w, v.w, q[n][4 * i + 2], q[n][4 * i + 3]);
+        }
       }
     }
 #pragma unroll
     for (int n = 0; n < NT; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) c[n][i] *= kCodeUnit;
+      for (int i = 0; i < 4; ++i) c[n][i] = (part[0][n][i] + part[1][n][i]) * kCodeUnit;
   }
 
-  // q' = q * 4^-p * scale of one key group.
+  // q' = q * 4^-p * scale of one key group. `scales`: its scales, or its plane of scales (X).
   __device__ __forceinline__ void scale_queries(uint32_t (&scaled)[NT][kKeyTiles * 2],
                                                 const std::byte* scales) const {
 #pragma unroll
@@ -244,78 +333,19 @@ struct DecodeWarp {
       const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
-        scaled[n][4 * i] = multiply(qw[n][4 * i], v.x);
-        scaled[n][4 * i + 1] = multiply(qw[n][4 * i + 1], v.y);
-        scaled[n][4 * i + 2] = multiply(qw[n][4 * i + 2], v.z);
-        scaled[n][4 * i + 3] = multiply(qw[n][4 * i + 3], v.w);
+        scaled[n][4 * i] = multiply(weighted(n, 4 * i), v.x);
+        scaled[n][4 * i + 1] = multiply(weighted(n, 4 * i + 1), v.y);
+        scaled[n][4 * i + 2] = multiply(weighted(n, 4 * i + 2), v.z);
+        scaled[n][4 * i + 3] = multiply(weighted(n, 4 * i + 3), v.w);
       }
     }
   }
 
-  // What the noise of a group's keys adds to logits on average, for heads 2t and 2t + 1: the sum of
-  // q'^2 over channels. Each pair of channels is multiplied with itself; A holds two pairs, in rows
-  // 0-7 and 8-15 of C, and what they make of each other is not read. Lane 4 g + t has the products
-  // of heads g and 2t, 2t + 1.
-  __device__ __forceinline__ void key_noise(float (&noise)[NT][2],
-                                            const uint32_t (&scaled)[NT][kKeyTiles * 2]) const {
-    // A pair carries 4^-p (16^-p), p = power_of_pair: four kinds of pairs are summed up apart.
-    constexpr auto kWeight = [](int pair) {
-      const float root = float(1 << (KB * power_of_pair(KB, pair)));
-      return root * root;
-    };
-#pragma unroll
-    for (int n = 0; n < NT; ++n) {
-      float c[4][4] = {};
-#pragma unroll
-      for (int k = 0; k < kKeyTiles; ++k)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          mma_k8(c[k % 2 * 2 + i], scaled[n][2 * k], scaled[n][2 * k + 1], scaled[n][2 * k + i]);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        float sum = c[0][j];
-        sum = fmaf(c[1][2 + j], kWeight(1), sum);
-        sum = fmaf(c[2][j], kWeight(2), sum);
-        sum = fmaf(c[3][2 + j], kWeight(3), sum);
-        noise[n][j] = __shfl_sync(0xffffffffu, sum, 9 * t + 4 * j);
-      }
-    }
-  }
-
-  // The accumulators of a tile of keys start from q . min, less the bias.
-  __device__ __forceinline__ void start_scores(float (&start)[NT][2], const float (&minimum)[NT][4],
-                                               int half,
-                                               const uint32_t (&scaled)[NT][kKeyTiles * 2]) const {
-    float noise[NT][2] = {};
-    if constexpr (X) key_noise(noise, scaled);
-#pragma unroll
-    for (int n = 0; n < NT; ++n)
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        start[n][j] = X ? fmaf(noise[n][j], -a.bias * factor[n][j], minimum[n][2 * half + j])
-                        : minimum[n][2 * half + j];
-  }
-
-  // The parameters of a unit of 64 tokens, of 8 bits, into f16 planes. A lane takes eight
-  // positions.
-  __device__ __forceinline__ void expand_page(const std::byte* stage, std::byte* planes) const {
-    constexpr int kOfKeys = D / 8, kOfValues = kUnitTokens / 8;  // lanes for a group
-    const std::byte *keys = stage + a.stage_kp, *values = stage + a.stage_vp;
-    if (D == 128 && a.group == 32) {  // two groups of keys, four of values: all lanes, twice
-      const int key = lane * 8 + lane / kOfKeys * D, value = lane * 8 + lane / kOfValues * 64;
-      expand_planes(keys + key, planes + 2 * key, D, KB == 2);
-      expand_planes(values + value, planes + a.planes_values + 2 * value, 64, VB == 2);
-    } else {
-      const int key_lanes = (a.group == 32 ? 2 : 1) * kOfKeys;
-      const bool of_keys = lane < key_lanes;
-      const int i = of_keys ? lane : lane - key_lanes;
-      const int at = i * 8 + (of_keys ? i / kOfKeys * D : i / kOfValues * 64);
-      if (lane < key_lanes + (D >> a.group_shift) * kOfValues)
-        expand_planes((of_keys ? keys : values) + at,
-                      planes + (of_keys ? 0 : a.planes_values) + 2 * at, of_keys ? D : 64,
-                      KB == VB || of_keys ? KB == 2 : VB == 2);
-    }
-    __syncwarp();
+  __device__ __forceinline__ uint32_t weighted(int n, int i) const {
+    if constexpr (X)
+      return q[n][i];
+    else
+      return qw[n][i];
   }
 
   // Where a lane's key words of tile `tile` lie, from the start of the codes.
@@ -324,20 +354,27 @@ struct DecodeWarp {
                           : codes + tile * (kKeyWords * 128) + lane * 16;
   }
 
-  // s += K q^T of one tile of 16 tokens.
-  __device__ __forceinline__ void key_tile(float (&s)[NT][4], const std::byte* words,
-                                           const uint32_t (&b)[NT][kKeyTiles * 2]) const {
-    uint32_t w[kKeyWords];
-    load_words(w, words);
-    constexpr int kPairs = 16 / KB;  // of a word
+  // s += K q^T of TILES tiles of 16 tokens, from `tile` on.
+  template <int TILES>
+  __device__ __forceinline__ void key_tiles(float (*s)[NT][4], const std::byte* codes, int tile,
+                                            const uint32_t (&b)[NT][kKeyTiles * 2]) const {
+    constexpr int kPairs = 16 / KB;                         // of a word
+    constexpr int kWords = kKeyWords < 4 ? kKeyWords : 4;   // at a time
+    constexpr int kSteps = kKeyTiles * kWords / kKeyWords;  // tiles of channels that they hold
+    uint32_t w[TILES][kWords];
 #pragma unroll
     for (int k = 0; k < kKeyTiles; ++k) {
-      const int j = 2 * k / kPairs, slot = 2 * k % kPairs;
-      const uint32_t a0 = fragment<KB>(w[2 * j], slot), a1 = fragment<KB>(w[2 * j + 1], slot);
-      const uint32_t a2 = fragment<KB>(w[2 * j], slot + 1);
-      const uint32_t a3 = fragment<KB>(w[2 * j + 1], slot + 1);
+      const int j = 2 * (k % kSteps) / kPairs, slot = 2 * k % kPairs;
 #pragma unroll
-      for (int n = 0; n < NT; ++n) mma(s[n], a0, a1, a2, a3, b[n][2 * k], b[n][2 * k + 1]);
+      for (int i = 0; i < TILES; ++i) {
+        if (k % kSteps == 0) load_words(w[i], key_words(codes, tile + i) + k / kSteps * 512);
+        const uint32_t a0 = fragment<KB>(w[i][2 * j], slot);
+        const uint32_t a1 = fragment<KB>(w[i][2 * j + 1], slot);
+        const uint32_t a2 = fragment<KB>(w[i][2 * j], slot + 1);
+        const uint32_t a3 = fragment<KB>(w[i][2 * j + 1], slot + 1);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) mma(s[i][n], a0, a1, a2, a3, b[n][2 * k], b[n][2 * k + 1]);
+      }
     }
   }
 
@@ -379,39 +416,45 @@ struct DecodeWarp {
     if constexpr (KB != 16) {
       float s[4][NT][4];
       std::byte *keys = stage + a.stage_kp, *values = stage + a.stage_vp;
-      if constexpr (X) {
-        if (a.byte_parameters) {
-          expand_page(stage, planes);
-          keys = planes;
-          values = planes + a.planes_values;
-        }
-      }
       if constexpr (kCodes) {
-        const int second = a.group == 32 ? 4 * D : 0;  // bytes to the second token group
+        int second = a.group == 32 ? a.key_group_bytes : 0;  // bytes to the second token group
+        if constexpr (X) {
+          KeyParameters p;
+          if (a.byte_parameters) {
+            read_key_bytes(keys, second, p);
+            expand_values(values, planes + kValuePlanes);
+            values = planes + kValuePlanes;
+          } else {
+            read_key_halves(keys, second, p);
+          }
+          store_planes(planes, p);
+          keys = planes;
+          second = 2 * D;
+          __syncwarp();
+        }
         float minimum[NT][4];
-        minimum_product(minimum, keys + 2 * D, keys + second + 2 * D);
+        minimum_product(minimum, keys, second);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           uint32_t scaled[NT][kKeyTiles * 2];
           scale_queries(scaled, keys + h * second);
-          float start[NT][2];
-          start_scores(start, minimum, h, scaled);
 #pragma unroll
-          for (int i = 2 * h; i < 2 * h + 2; ++i) {
+          for (int i = 2 * h; i < 2 * h + 2; ++i)
 #pragma unroll
             for (int n = 0; n < NT; ++n) {
-              s[i][n][0] = s[i][n][2] = start[n][0];
-              s[i][n][1] = s[i][n][3] = start[n][1];
+              s[i][n][0] = s[i][n][2] = minimum[n][2 * h];
+              s[i][n][1] = s[i][n][3] = minimum[n][2 * h + 1];
             }
-            key_tile(s[i], key_words(stage, i), scaled);
-          }
+          key_tiles<2>(s + 2 * h, stage, 2 * h, scaled);
         }
       } else {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 4; i += 2) {
 #pragma unroll
-          for (int n = 0; n < NT; ++n) s[i][n][0] = s[i][n][1] = s[i][n][2] = s[i][n][3] = 0;
-          key_tile(s[i], key_words(stage, i), q);
+          for (int n = 0; n < NT; ++n)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) s[i][n][r] = s[i + 1][n][r] = 0;
+          key_tiles<2>(s + i, stage, i, q);
         }
       }
       if (low > 0 || end < kUnitTokens) {
@@ -451,15 +494,23 @@ struct DecodeWarp {
       // Rows below the number of value groups are their minima, the others ones.
       const bool group_row = g < (D >> a.group_shift);
       const std::byte* row = group_row ? parameters + g * 256 + 128 : ones;
+      float lower[NT][4] = {};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint4 v = *reinterpret_cast<const uint4*>(row + (i * 4 + t) * 16);
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-          mma(x[n], v.x, 0, v.y, 0, p[n][4 * i], p[n][4 * i + 1]);
-          mma(x[n], v.z, 0, v.w, 0, p[n][4 * i + 2], p[n][4 * i + 3]);
+          // A is two pairs, one for the upper and one for the lower rows of C. What they make of
+          // each other's P ends up in the rows that are not read: no register has to be set to
+          // zero.
+          mma_k8(x[n], v.x, v.y, p[n][4 * i]);
+          mma_k8(lower[n], v.x, v.y, p[n][4 * i + 1]);
+          mma_k8(x[n], v.z, v.w, p[n][4 * i + 2]);
+          mma_k8(lower[n], v.z, v.w, p[n][4 * i + 3]);
         }
       }
+#pragma unroll
+      for (int n = 0; n < NT; ++n) x[n][0] += lower[n][2], x[n][1] += lower[n][3];
 #pragma unroll
       for (int n = 0; n < NT; ++n)
 #pragma unroll
@@ -491,11 +542,11 @@ struct DecodeWarp {
       uint32_t w[2 * kValueWords];
       load_words(w, codes + c * (kValueWords * 128));
 #pragma unroll
-      for (int d = 0; d < 2; ++d) {
-        const int top = d * kValueWords, bottom = top + kValueWords / 2;
+      for (int k = 0; k < 4; ++k) {
+        const int j = 2 * k / kPairs, slot = 2 * k % kPairs;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int j = 2 * k / kPairs, slot = 2 * k % kPairs;
+        for (int d = 0; d < 2; ++d) {
+          const int top = d * kValueWords, bottom = top + kValueWords / 2;
           const uint32_t a0 = fragment<VB>(w[top + j], slot);
           const uint32_t a1 = fragment<VB>(w[bottom + j], slot);
           const uint32_t a2 = fragment<VB>(w[top + j], slot + 1);
@@ -543,23 +594,25 @@ struct DecodeWarp {
         float minimum[NT][4];
         std::byte* keys = stage + 16 * D;
         if constexpr (X) {
-          if (a.byte_parameters) {
-            if (lane < D / 8) expand_planes(keys + lane * 8, keys + 4 * D + lane * 16, D, KB == 2);
-            keys += 4 * D;
-            __syncwarp();
-            fence_before_async_copy();
-          }
+          KeyParameters p;
+          if (a.byte_parameters)
+            read_key_bytes(keys, 0, p);
+          else
+            read_key_halves(keys, 0, p);
+          keys += 4 * D;
+          store_planes(keys, p);  // up to the values
+          static_assert(4 * D + kValuePlanes <= 16 * D);
+          __syncwarp();
+          fence_before_async_copy();
         }
-        minimum_product(minimum, keys + 2 * D, keys + 2 * D);
+        minimum_product(minimum, keys, 0);
         uint32_t scaled[NT][kKeyTiles * 2];
         scale_queries(scaled, keys);
-        float start[NT][2];
-        start_scores(start, minimum, 0, scaled);
 #pragma unroll
         for (int n = 0; n < NT; ++n)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) s[0][n][i] = start[n][i % 2];
-        key_tile(s[0], key_words(stage, kKeyWords == 2 ? parity : 0), scaled);
+          for (int i = 0; i < 4; ++i) s[0][n][i] = minimum[n][i];
+        key_tiles<1>(s, stage, kKeyWords == 2 ? parity : 0, scaled);
         unit = 1 / kCodeUnit;
       }
     } else {

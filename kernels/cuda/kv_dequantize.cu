@@ -51,9 +51,13 @@ struct ParameterPlanes {
                                        uint4& scale, uint4& minimum) const {
     const unsigned at = i * 2 * columns + ((chunk / 4) * 4 + t) * 8;
     if (bytes) {
-      expand_parameters(*reinterpret_cast<const uint2*>(data + at),
-                        *reinterpret_cast<const uint2*>(data + at + columns), kBits == 2, scale,
-                        minimum);
+      const uint2 u = *reinterpret_cast<const uint2*>(data + at);
+      const uint2 v = *reinterpret_cast<const uint2*>(data + at + columns);
+      uint32_t s[4], m[4];
+      expand_parameters(u.x, v.x, kBits == 2, s, m);
+      expand_parameters(u.y, v.y, kBits == 2, s + 2, m + 2);
+      scale = make_uint4(s[0], s[1], s[2], s[3]);
+      minimum = make_uint4(m[0], m[1], m[2], m[3]);
       return;
     }
     scale = *reinterpret_cast<const uint4*>(data + at * 2);

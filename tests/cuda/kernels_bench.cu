@@ -233,7 +233,8 @@ const ShapeCase kModels[] = {
     {"llama-3.2-1b", 8, 4, 64, 0, 0},
     {"smollm2-135m", 3, 3, 64, 0, 0},
 };
-const std::pair<int, int> kCaches[] = {{64, 2048}, {32, 2048}, {8, 4096}, {8, 32768}};
+const std::pair<int, int> kCaches[] = {{1000, 330}, {256, 1024}, {64, 2048},
+                                       {32, 2048},  {8, 4096},   {8, 32768}};
 const FormatCase kFormats[] = {
     {"fp16", {}},
     {"fp8", {KvKind::f8, 8, 8, 0, 0}},
@@ -242,6 +243,8 @@ const FormatCase kFormats[] = {
     {"kivi3.5", {KvKind::kivi, 4, 2, 32, 32, 32, 8, true}},
     {"kivi2-r128", {KvKind::kivi, 2, 2, 32, 128}},
     {"kivi2", {KvKind::kivi, 2, 2, 32, 32}},
+    {"kivi2-p8", {KvKind::kivi, 2, 2, 32, 32, 0, 8}},
+    {"kivi2-bias", {KvKind::kivi, 2, 2, 32, 32, 0, 16, true}},
     {"kivi2-sinks", {KvKind::kivi, 2, 2, 32, 32, 32}},
     {"kivi2.5-r128", {KvKind::kivi, 2, 2, 32, 128, 32, 8, true}},
     {"kivi2.5", {KvKind::kivi, 2, 2, 32, 32, 32, 8, true}},
