@@ -8,7 +8,7 @@
 
 #include "base/report/html_text.h"
 #include "base/report/svg_plot.h"
-#include "study/heat_map.h"
+#include "base/report/heat_map.h"
 #include "study/kv_stats_report.h"
 
 namespace kivi {
