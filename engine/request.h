@@ -66,6 +66,7 @@ struct TokenEvent {
   std::optional<FinishReason> finish;
   bool stopped_by_token = false;  // finish stop: `id` is EOS or one of stop_token_ids
   std::optional<Error> error;     // finish error (or abort by deadline)
+  int cached_tokens = 0;          // prompt tokens taken from the prefix cache
   RequestTimes times;             // filled on the last event
 };
 
