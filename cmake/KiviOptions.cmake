@@ -24,7 +24,7 @@ if(KIVI_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   # Paths below the source folder are hashed relative to it, so that build folders and clones share
   # the cache.
   set(kivi_launcher ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1
-    ${KIVI_CCACHE})
+    CCACHE_SLOPPINESS=pch_defines,time_macros ${KIVI_CCACHE})
   set(CMAKE_CXX_COMPILER_LAUNCHER ${kivi_launcher})
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${kivi_launcher})
 endif()

@@ -2,7 +2,6 @@
 #include "engine/engine.h"
 
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <atomic>
@@ -11,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/log.h"
 #include "engine/inbox.h"
 #include "engine/scheduler.h"
 
@@ -245,13 +245,13 @@ void Engine::Impl::end_broken(Sequence& s, int position, Clock::time_point now) 
               fmt::format("the model's logits at position {} are not finite (NaN or infinity): its "
                           "weights or its dtype do not fit",
                           position)};
-  spdlog::error("request {}: {}", s.request.id, error.message);
+  log_error("request {}: {}", s.request.id, error.message);
   finish(s, {.finish = FinishReason::error, .error = std::move(error)}, now);
 }
 
 void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {
-  spdlog::error("a step of {} sequences and {} rows failed: {}", plan.sequences.size(), plan.rows,
-                error.message);
+  log_error("a step of {} sequences and {} rows failed: {}", plan.sequences.size(), plan.rows,
+            error.message);
   const Clock::time_point now = Clock::now();
   for (const PlannedSequence& part : plan.sequences)
     if (part.sequence->state != SequenceState::finished)

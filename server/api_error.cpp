@@ -4,54 +4,48 @@
 #include "server/json_writer.h"
 
 namespace kivi {
+namespace {
 
-ApiError to_api_error(const Error& error) {
-  const auto make = [&](int status, const char* type, const char* code) {
-    return ApiError{status, type, code, error.message, error.field};
-  };
-  ApiError out;
+const ErrorKind& kind_of(const Error& error) {
   switch (error.code) {
     case ErrorCode::invalid:
-      return make(400, "invalid_request_error", "invalid_value");
+      return kInvalidValue;
     case ErrorCode::context_length:
-      return make(400, "invalid_request_error", "context_length_exceeded");
+      return kContextLength;
     case ErrorCode::not_found:
-      return make(404, "invalid_request_error",
-                  error.field == "model" ? "model_not_found" : "not_found");
+      return error.field == "model" ? kModelNotFound : kNotFound;
     case ErrorCode::unsupported:
-      out = make(501, "not_implemented", "not_implemented");
-      out.should_retry = false;
-      return out;
+      return kNotImplemented;
     case ErrorCode::resource_exhausted:
-      out = make(503, "overloaded_error", "queue_full");
-      out.retry_after = 1;
-      return out;
+      return kQueueFull;
     case ErrorCode::unavailable:
-      out = make(503, "unavailable_error", "unavailable");
-      out.retry_after = 5;
-      return out;
+      return kUnavailable;
     case ErrorCode::deadline:
-      return make(408, "timeout_error", "deadline_exceeded");
+      return kDeadlineExceeded;
     case ErrorCode::cancelled:
-      return make(499, "cancelled_error", "client_closed_request");
+      return kClientClosed;
     case ErrorCode::internal:
       break;
   }
-  return make(500, "server_error", "internal_error");
+  return kInternalError;
 }
+
+}  // namespace
+
+ApiError to_api_error(const Error& error) { return {kind_of(error), error.message, error.field}; }
 
 std::string error_json(const ApiError& error) {
   std::string out = "{\"error\":{\"message\":";
   append_json_string(out, error.message);
   out += ",\"type\":";
-  append_json_string(out, error.type);
+  append_json_string(out, error.kind.type);
   out += ",\"param\":";
   if (error.param.empty())
     out += "null";
   else
     append_json_string(out, error.param);
   out += ",\"code\":";
-  append_json_string(out, error.code);
+  append_json_string(out, error.kind.code);
   out += "}}";
   return out;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Deadline: a time limit that is moved far more often than it is reached. Moving it later only
-// stores a number; the timer behind it looks again when it fires.
+// Deadline is a time limit that is moved far more often than it is reached. To move it later only
+// stores a number: when the timer fires, it checks that number again.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -13,7 +13,7 @@
 
 namespace kivi {
 
-// Used on its io context's thread alone. `expired` is called when the limit has been reached, and
+// Only the thread of its io context may use it. `expired` is called when the limit is reached, and
 // never after the destructor.
 class Deadline {
  public:
@@ -34,7 +34,7 @@ class Deadline {
   void clear() { state_->at = Clock::time_point::max(); }
 
  private:
-  // The waiting handler owns a share of it: a handler may run after the Deadline is gone.
+  // The waiting handler shares ownership, because it may run after the Deadline is gone.
   struct State {
     State(boost::asio::io_context& context, std::function<void()> e)
         : timer(context), expired(std::move(e)) {}

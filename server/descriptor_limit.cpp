@@ -2,10 +2,11 @@
 #include "server/descriptor_limit.h"
 
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 #include <sys/resource.h>
 
 #include <algorithm>
+
+#include "base/log.h"
 
 namespace kivi {
 namespace {
@@ -84,7 +85,7 @@ Status fit_connections(ServerConfig& config, long descriptors) {
     if (shrinks.chosen || *shrinks.limit <= shrinks.least) break;
     --*shrinks.limit;
   }
-  spdlog::warn(
+  log_warning(
       "this process may open {} file descriptors: at most {} HTTP and {} gRPC connections are "
       "accepted. Raise the limit (ulimit -n, LimitNOFILE=) for more",
       descriptors, *http.limit, *grpc.limit);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/end_limit.h"
 
-#include <spdlog/spdlog.h>
-
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
 #include <utility>
+
+#include "base/log.h"
 
 namespace kivi {
 
@@ -17,8 +17,7 @@ EndLimit::EndLimit(std::chrono::milliseconds limit, std::function<void()> last_w
         std::unique_lock lock(mutex);
         never.wait_for(lock, stop, limit, [] { return false; });
         if (stop.stop_requested()) return;
-        spdlog::error("the drain is not done after {} s: ending at once",
-                      double(limit.count()) / 1000);
+        log_error("the drain is not done after {} s: ending at once", double(limit.count()) / 1000);
         last_words();
         std::_Exit(1);
       }) {}

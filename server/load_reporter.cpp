@@ -2,9 +2,10 @@
 #include "server/load_reporter.h"
 
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 
 #include <cstdio>
+
+#include "base/log.h"
 
 namespace kivi {
 
@@ -30,13 +31,13 @@ void LoadReporter::progress(const std::string& phase, int64_t done, int64_t tota
   if (terminal_)
     fmt::print(stderr, "\r\x1b[K{}", line());
   else
-    spdlog::info("{}", line());
+    log_info("{}", line());
 }
 
 void LoadReporter::finish() {
   if (phase_.empty()) return;
   if (terminal_) fmt::print(stderr, "\r\x1b[K");
-  spdlog::info("{}", line());
+  log_info("{}", line());
   phase_.clear();
 }
 

@@ -2,13 +2,13 @@
 #include "server/memory_trim.h"
 
 #include <malloc.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
 
+#include "base/log.h"
 #include "server/process_stats.h"
 
 namespace kivi {
@@ -42,7 +42,7 @@ void run(const std::stop_token& stop) {
     if (left > 0) continue;
     malloc_trim(0);
     const int64_t freed = before - resident_bytes();
-    spdlog::debug("memory trim: {} bytes went back to the system", freed);
+    log_debug("memory trim: {} bytes went back to the system", freed);
     pause = freed < kLittleBytes ? std::min(2 * pause, kMaxPause) : 1;
     left = pause;
   }

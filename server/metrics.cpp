@@ -102,13 +102,6 @@ struct Metrics::Impl {
       counters("prompt_tokens_total", "Prompt tokens of started requests.").Add({});
   Counter& generation_tokens =
       counters("generation_tokens_total", "Generated tokens handed to clients.").Add({});
-  // Nothing looks a prefix up while --enable-prefix-caching is not built: queries stay 0, as in a
-  // server whose cache is off; hits follow Usage::cached_tokens.
-  Counter& prefix_queries =
-      counters("prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.")
-          .Add({});
-  Counter& prefix_hits =
-      counters("prefix_cache_hits_total", "Prompt tokens taken from the prefix cache.").Add({});
   Family<Counter>& request_success =
       counters("request_success_total", "Ended choices by finish reason.");
   Family<Counter>& admission_rejections =
@@ -285,8 +278,6 @@ void RequestMetrics::count_usage(const Usage& usage) {
     m.prompt_tokens.Increment(usage.prompt_tokens - counted_.prompt_tokens);
   if (usage.completion_tokens > counted_.completion_tokens)
     m.generation_tokens.Increment(usage.completion_tokens - counted_.completion_tokens);
-  if (usage.cached_tokens > counted_.cached_tokens)
-    m.prefix_hits.Increment(usage.cached_tokens - counted_.cached_tokens);
   counted_ = usage;
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Metrics: every number that /metrics shows (docs/api.md, section "Metrics"), kept for both front
-// ends. RequestMetrics: the part of it that follows one API request, so that HTTP and gRPC count
-// alike.
+// Metrics keeps every number that /metrics shows (docs/api.md, section "Metrics"), for both front
+// ends. RequestMetrics follows one API request, so that HTTP and gRPC count in the same way.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +15,8 @@
 
 namespace kivi {
 
-// Any thread, all members. Counters of tokens count what was handed to a client, not what the
-// engine computed: a client's own count and the counters agree exactly.
+// Any thread may call every member. The token counters count what was handed to clients, not what
+// the engine computed, so the count of a client agrees exactly.
 class Metrics {
  public:
   // `prefix` stands before the colon of every name ("kivi" -> "kivi:num_requests_running");
@@ -27,30 +26,29 @@ class Metrics {
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
 
-  // The model is loaded: from now on a scrape shows the engine's gauges. The engine must outlive
-  // detach().
+  // Shows the gauges of the engine in every later scrape. The engine must outlive detach().
   void attach(const ServedModel& model);
   void detach();
 
-  // A scrape also shows how many log lines were dropped, as `count` says. Before the first scrape;
-  // `count` may be called from any thread until the destructor.
+  // Adds the number of dropped log lines to scrapes. Call this before the first scrape. Any thread
+  // may call `count` until the destructor.
   void attach_log(std::function<int64_t()> count);
 
-  // The text format 0.0.4 of all families.
+  // Returns all families in the text format 0.0.4.
   std::string scrape() const;
 
-  // handler: the route's pattern ("/v1/completions"), "other" where no route matched.
+  // `handler` is the pattern of the route ("/v1/completions"), or "other" if no route matched.
   void http_request(std::string_view handler, std::string_view method, int status);
   // grpc_method: "/kivi.v1.Kivi/Generate"; grpc_code: "OK", "INVALID_ARGUMENT", ...
   void grpc_handled(std::string_view grpc_method, std::string_view grpc_code);
-  // A request that was refused before it had a sequence: "queue_full", "draining", "loading",
-  // "context_length", "connections", "body_bytes", "rate_limit".
+  // Counts a request that was refused before it had a sequence. `reason` is "queue_full",
+  // "draining", "loading", "context_length", "connections", "body_bytes" or "rate_limit".
   void admission_rejected(std::string_view reason);
-  // The reason of a rejection by the engine or by Completion::start; counts nothing for errors that
-  // are not refusals (invalid values).
+  // The same for an error of the engine or of Completion::start. Errors that are no refusals
+  // (invalid values) are not counted.
   void admission_rejected(const Error& error);
-  // A running request that ended early: "client_disconnect", "deadline", "slow_reader", "shutdown",
-  // "api" (Abort).
+  // Counts a running request that ended early. `reason` is "client_disconnect", "deadline",
+  // "slow_reader", "shutdown" or "api" (Abort).
   void request_aborted(std::string_view reason);
   // For Engine::on_step.
   void step(int rows);
@@ -61,18 +59,18 @@ class Metrics {
   std::unique_ptr<Impl> impl_;
 };
 
-// Follows one API request from its arrival. One thread at a time (the reader's executor).
-// Order of calls: polled() after every Completion::poll, first_write() once, finished() once.
+// Follows one API request from its arrival. One thread at a time (the executor of the reader) may
+// use it. Call polled() after every Completion::poll, first_write() once and finished() once.
 class RequestMetrics {
  public:
   RequestMetrics(Metrics& metrics, Clock::time_point arrival);
 
   // Counts the chunks that poll() has just appended.
   void polled(const Completion& completion, std::span<const TextChunk> chunks);
-  // The first bytes that carry a token are being written to a streaming client: TTFT.
+  // Measures TTFT: the first bytes with a token are about to be written to a streaming client.
   void first_write();
-  // The request has ended, by itself or aborted: counts what is left, the latencies of every
-  // engine request in times(), and for a request that did not stream, TTFT from them.
+  // The request has ended, by itself or by an abort. Counts the rest, the latencies of every engine
+  // request in times(), and the TTFT of a request that did not stream.
   void finished(const Completion& completion);
 
  private:

@@ -2,13 +2,14 @@
 // RateLimiter: limits per tenant (tenant.h) of requests a minute, tokens a minute and requests at
 // once. Both front ends share one, so that a key cannot have twice its share by speaking both.
 //
-// A limit per minute is a token bucket that holds one minute's worth and fills evenly. A request
-// takes one from the bucket of requests. Tokens are known only when they have been computed: a
-// request is admitted if the bucket of tokens is not empty, and what it uses is taken as it is
-// used. The bucket may go below zero; then its tenant waits until it has filled up again.
+// A limit per minute is a token bucket that holds the amount of one minute and fills evenly. A
+// request takes one from the bucket of requests. How many tokens a request uses is known only when
+// they have been computed. So a request is admitted if the bucket of tokens is not empty, and its
+// tokens are taken as it uses them. The bucket may go below zero. Then its tenant waits until it is
+// above zero again.
 //
-// At most `tenants_max` tenants are remembered. Beyond them the tenant that was seen least recently
-// and has no running request is forgotten, and would begin with full buckets.
+// At most `tenants_max` tenants are remembered. Beyond them, the tenant that was seen least
+// recently and has no running request is forgotten. It would begin again with full buckets.
 #pragma once
 
 #include <cstddef>
@@ -47,8 +48,8 @@ class RateLimiter : public std::enable_shared_from_this<RateLimiter> {
   static constexpr size_t kTenantsMax = 65536;
   using ClockFunction = std::function<Clock::time_point()>;
 
-  // A request that was admitted. It counts as running until this is destroyed or reset. One thread
-  // at a time; the limiter may be gone before.
+  // A request that was admitted. It counts as running until this object is destroyed or reset. One
+  // thread at a time may use it. It may outlive the limiter.
   class Permit {
    public:
     Permit() = default;
@@ -56,7 +57,7 @@ class RateLimiter : public std::enable_shared_from_this<RateLimiter> {
     Permit& operator=(Permit&& other) noexcept;
     ~Permit() { reset(); }
 
-    // The request has used so many tokens from its beginning: prompt and output.
+    // Sets how many tokens of prompt and output the request has used since its beginning.
     void used(int64_t tokens);
     void reset();
 

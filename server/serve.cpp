@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <pthread.h>
 #include <signal.h>
-#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -15,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/log.h"
 #include "server/auth.h"
 #include "server/body_budget.h"
 #include "server/descriptor_limit.h"
@@ -84,7 +84,7 @@ class SignalWatch {
           actions.stop(signal);
           continue;
         }
-        spdlog::warn("second signal: ending at once");
+        log_warning("second signal: ending at once");
         actions.last_words();
         std::_Exit(128 + signal);
       }
@@ -127,43 +127,24 @@ struct Events {
 // The two front ends, either of which may be off.
 class FrontEnds {
  public:
-  FrontEnds(const ServerConfig& config, Metrics& metrics)
-      : config_(config), open_(config.api_keys.empty()) {
-    if (config.port >= 0) http_.emplace(config, metrics);
-    if (config.grpc_port >= 0) grpc_.emplace(config, metrics);
-    const auto limiter = RateLimiter::make(rate_limits_of(config));
-    if (http_) http_->set_rate_limiter(limiter);
-    if (grpc_) grpc_->set_rate_limiter(limiter);
-    const auto budget = std::make_shared<BodyBudget>(config.max_body_bytes_in_flight);
-    if (http_) http_->set_body_budget(budget);
-    if (grpc_) grpc_->set_body_budget(budget);
+  explicit FrontEnds(ServerState& state) : state_(state), config_(state.config()) {
+    if (config_.port >= 0) http_.emplace(state);
+    if (config_.grpc_port >= 0) grpc_.emplace(state);
   }
 
   Status start() {
     if (http_) {
       KIVI_RETURN_IF_ERROR(http_->start());
-      spdlog::info("HTTP: {}://{}:{}", tls() ? "https" : "http", config_.host, http_->port());
+      log_info("HTTP: {}://{}:{}", tls() ? "https" : "http", config_.host, http_->port());
     }
     if (grpc_) {
-      KIVI_RETURN_IF_ERROR(grpc_->start([this](bool answers) {
-        if (http_) http_->set_grpc_answers(answers);
-      }));
-      spdlog::info("gRPC: {}:{}{}", config_.host, grpc_->port(), tls() ? " (TLS)" : "");
+      KIVI_RETURN_IF_ERROR(grpc_->start());
+      log_info("gRPC: {}:{}{}", config_.host, grpc_->port(), tls() ? " (TLS)" : "");
     }
     started_ = true;
     return ok_status();
   }
-  void set_model(const ServedModel& model) {
-    if (http_) http_->set_model(model);
-    if (grpc_) grpc_->set_model(model);
-  }
-  bool open() const { return open_; }
-  // Never called with less than one key, once there was one.
-  void set_api_keys(const std::vector<std::string>& keys) {
-    open_ = keys.empty();
-    if (http_) http_->set_api_keys(keys);
-    if (grpc_) grpc_->set_api_keys(keys);
-  }
+  ServerState& state() { return state_; }
   bool tls() const { return !config_.ssl_certfile.empty(); }
   // For connections that come later. On an error the old certificates stay.
   Status reload_certificates() {
@@ -171,15 +152,11 @@ class FrontEnds {
     if (http_) KIVI_RETURN_IF_ERROR(http_->reload_certificates());
     return grpc_ ? grpc_->reload_certificates() : ok_status();
   }
-  void begin_drain() {
-    if (http_) http_->begin_drain();
-    if (grpc_) grpc_->begin_drain();
-  }
   // Lets replies go out, then closes everything.
   void stop() {
     const Clock::time_point end = Clock::now() + kFlushTime;
     if (http_ && !http_->wait_idle(kFlushTime))
-      spdlog::warn("some HTTP clients did not take their replies in time");
+      log_warning("some HTTP clients did not take their replies in time");
     while (grpc_ && grpc_->running() > 0 && Clock::now() < end)
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     if (http_) http_->stop();
@@ -187,17 +164,17 @@ class FrontEnds {
   }
 
  private:
+  ServerState& state_;
   const ServerConfig& config_;
   std::optional<HttpServer> http_;
   std::optional<GrpcServer> grpc_;
   std::atomic<bool> started_{false};
-  bool open_;  // no API key is needed; after start(), of the thread that waits for signals
 };
 
 void log_start(const LoadedModel& loaded) {
   std::istringstream plan(loaded.plan.text());
-  for (std::string line; std::getline(plan, line);) spdlog::info("{}", line);
-  for (const LoadPhase& phase : loaded.phases) spdlog::info("start-up: {}", describe(phase));
+  for (std::string line; std::getline(plan, line);) log_info("{}", line);
+  for (const LoadPhase& phase : loaded.phases) log_info("start-up: {}", describe(phase));
 }
 
 // The store's pages are touched as they are used, so a plan that is too large is felt late: the
@@ -207,7 +184,7 @@ void warn_if_too_large(const MemoryPlan& plan, const ServerConfig& config) {
       plan.weights + plan.workspace + store_bytes(plan) + int64_t(config.max_body_bytes_in_flight);
   const std::optional<int64_t> limit = control_group_memory();
   if (!limit || needed <= *limit) return;
-  spdlog::warn(
+  log_warning(
       "the control group of this process has {} MB of memory, and the memory plan and the bodies "
       "of "
       "requests may take {} MB: the kernel may end the process (--kv-cache-memory-bytes, "
@@ -218,22 +195,22 @@ void warn_if_too_large(const MemoryPlan& plan, const ServerConfig& config) {
 void warn_if_open(const ServerConfig& config) {
   if (!config.api_keys.empty()) return;
   if (is_loopback(config.host))
-    spdlog::warn(
+    log_warning(
         "there is no API key: every program on this machine can use the server "
         "(--api-key-file)");
   else
-    spdlog::error(
+    log_error(
         "NO API KEY, AND {} IS REACHED BY OTHER MACHINES: everybody who reaches ports {} "
         "and {} can use the server (--api-key-file; --allow-open permits this)",
         config.host, config.port, config.grpc_port);
 }
 
 // A sentence for the log. Error: the old keys stay.
-Result<std::string> reload_keys(const KeysFunction& read_keys, FrontEnds& fronts) {
+Result<std::string> reload_keys(const KeysFunction& read_keys, ApiKeys& keys_in_force) {
   KIVI_ASSIGN_OR_RETURN(const std::vector<std::string> keys, read_keys());
-  if (keys.empty() && !fronts.open())
+  if (keys.empty() && !keys_in_force.open())
     return Error{ErrorCode::invalid, "there is no API key any more"};
-  fronts.set_api_keys(keys);
+  keys_in_force.replace(keys);
   return fmt::format("{} API keys are in force", keys.size());
 }
 
@@ -247,12 +224,12 @@ void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts, AsyncL
   const Clock::time_point start = Clock::now();
   const EndLimit limit(std::chrono::seconds(config.shutdown_timeout) + 2 * kFlushTime,
                        [&log] { log.flush(AsyncLog::kFlushTime); });
-  fronts.begin_drain();
+  fronts.state().begin_drain();
   if (!engine.drain(std::chrono::seconds(config.shutdown_timeout)))
-    spdlog::warn("shutdown_timeout of {} s is over: running requests are aborted",
-                 config.shutdown_timeout);
+    log_warning("shutdown_timeout of {} s is over: running requests are aborted",
+                config.shutdown_timeout);
   fronts.stop();
-  spdlog::info("drained in {:.2f} s", seconds_since(start));
+  log_info("drained in {:.2f} s", seconds_since(start));
 }
 
 }  // namespace
@@ -266,17 +243,18 @@ int serve(const ServerConfig& given, const std::string& model_name, const LoadFu
   redirect_library_logs();
   ServerConfig config = given;
   if (const Status fits = fit_connections(config, raise_descriptor_limit()); !fits.ok()) {
-    spdlog::error("{}", fits.error().message);
+    log_error("{}", fits.error().message);
     return 1;
   }
   warn_if_open(config);
   Metrics metrics(config.metrics_prefix, model_name);
   metrics.attach_log([&log] { return log.lines_dropped(); });
-  FrontEnds fronts(config, metrics);  // outlives the engine, whose notifications it takes
+  ServerState state(config, metrics);
+  FrontEnds fronts(state);  // outlives the engine, whose notifications it takes
   Events events;
   // What SIGHUP reads again, by name. Each says in one sentence what is in force now.
   const std::vector<std::pair<const char*, std::function<Result<std::string>()>>> reloads = {
-      {"API keys", [&] { return reload_keys(read_keys, fronts); }},
+      {"API keys", [&] { return reload_keys(read_keys, state.keys()); }},
       {"certificates", [&] { return reload_certificates(fronts); }}};
   const SignalWatch signals({.stop = [&](int signal) { events.set_signal(signal); },
                              .last_words = [&] { log.flush(AsyncLog::kFlushTime); },
@@ -285,14 +263,14 @@ int serve(const ServerConfig& given, const std::string& model_name, const LoadFu
                                    for (const auto& [name, reload] : reloads) {
                                      const Result<std::string> done = reload();
                                      if (done.ok())
-                                       spdlog::info("SIGHUP: {}", *done);
+                                       log_info("SIGHUP: {}", *done);
                                      else
-                                       spdlog::error("SIGHUP: the old {} stay: {}", name,
-                                                     done.error().message);
+                                       log_error("SIGHUP: the old {} stay: {}", name,
+                                                 done.error().message);
                                    }
                                  }});
   if (const Status status = fronts.start(); !status.ok()) {
-    spdlog::error("{}", status.error().message);
+    log_error("{}", status.error().message);
     return 1;
   }
 
@@ -311,13 +289,13 @@ int serve(const ServerConfig& given, const std::string& model_name, const LoadFu
   });
   if (const int signal = events.wait(/*or_loaded=*/true); signal != 0) {
     // Loading cannot be interrupted, and nothing can be lost.
-    spdlog::info("{} while loading: ending", strsignal(signal));
+    log_info("{} while loading: ending", strsignal(signal));
     log.flush(AsyncLog::kFlushTime);
     std::_Exit(0);
   }
   loader.join();
   if (!result->ok()) {
-    spdlog::error("{}", result->error().message);
+    log_error("{}", result->error().message);
     return 1;
   }
   const std::unique_ptr<LoadedModel> loaded = std::move(*result).value();
@@ -327,12 +305,12 @@ int serve(const ServerConfig& given, const std::string& model_name, const LoadFu
   loaded->engine->on_step([&metrics](int rows, double) { metrics.step(rows); });
   loaded->engine->start();
   metrics.attach(loaded->served);
-  fronts.set_model(loaded->served);
+  state.set_model(loaded->served);
   const MemoryTrim trim;
-  spdlog::info("{} is ready after {:.2f} s", model_name, seconds_since(start));
+  log_info("{} is ready after {:.2f} s", model_name, seconds_since(start));
 
   const int signal = events.wait(/*or_loaded=*/false);
-  spdlog::info("{}: draining", strsignal(signal));
+  log_info("{}: draining", strsignal(signal));
   drain(config, *loaded->engine, fronts, log);
   metrics.detach();
   return 0;

@@ -18,14 +18,16 @@ using LoadFunction = std::function<Result<std::unique_ptr<LoadedModel>>(const Lo
 // Reads the API keys again, for SIGHUP. Called on the thread that waits for signals.
 using KeysFunction = std::function<Result<std::vector<std::string>>()>;
 
-// Opens the sockets (health: loading), loads, serves, and drains at SIGTERM or SIGINT: health says
-// draining, new work is refused, running work has shutdown_timeout seconds and ends with finish
-// reason abort after them. A second signal ends the process at once. `model_name` is the name in
-// replies and metrics. Returns the process's exit status: 0 after a drain, 1 where the start failed
-// (logged). Logs through spdlog's default logger (setup_logging). Call it once, from the main
-// thread, before there are other threads: it blocks the two signals and SIGHUP in the threads that
-// it starts. SIGHUP replaces the API keys by those of `read_keys`; where these cannot be read, the
-// old ones stay. SIGPIPE is ignored from now on.
+// Opens the sockets (health: loading), loads the model and serves it. At SIGTERM or SIGINT the
+// server drains: health says draining, new work is refused, and running work has shutdown_timeout
+// seconds. What runs after that ends with finish reason abort. A second signal ends the process at
+// once. SIGHUP replaces the API keys by those of `read_keys`. If these cannot be read, the old keys
+// stay.
+//
+// `model_name` is the name in replies and metrics. Returns the exit status of the process: 0 after
+// a drain, 1 if the start failed (the log says why). Call this once, from the main thread, before
+// there are other threads, because it blocks the signals in the threads that it starts. It ignores
+// SIGPIPE.
 int serve(const ServerConfig& config, const std::string& model_name, const LoadFunction& load,
           const KeysFunction& read_keys);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the front ends are started with. Plain data with the defaults; tools/flags maps every field.
+// The settings of the front ends: plain data with the defaults. tools/flags_table.cpp has a row for
+// every field.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// TlsCertificates: the server's certificate and key, and the authorities of its clients, as OpenSSL
-// wants them. They may be read again while the server runs.
+// TlsCertificates holds the certificate and key of the server and the authorities of its clients,
+// in the form that OpenSSL needs. They can be read again while the server runs.
 #pragma once
 
 #include <memory>
@@ -17,12 +17,13 @@ namespace kivi {
 // Any thread.
 class TlsCertificates {
  public:
-  // Reads the ssl_* files of `config`; null where it names none. `protocol`: what ALPN takes ("h2",
-  // "http/1.1"); a client that offers no protocol is taken. Errors name the field and the file.
+  // Reads the ssl_* files of `config`; null if it names none. `protocol` is what ALPN accepts
+  // ("h2", "http/1.1"). A client that offers no protocol is accepted. Errors name the field and the
+  // file.
   static Result<std::unique_ptr<TlsCertificates>> load(const ServerConfig& config,
                                                        std::string protocol);
 
-  // What the next connection uses. TLS 1.2 or 1.3; a connection keeps what it began with.
+  // The context of the next connection, for TLS 1.2 or 1.3. A connection keeps its context.
   std::shared_ptr<ssl_ctx_st> context() const;
 
   // Reads the files again. On an error the old ones stay.

@@ -2,7 +2,6 @@
 #include "server/tls_relay.h"
 
 #include <openssl/ssl.h>
-#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -27,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/log.h"
 #include "server/deadline.h"
 
 namespace kivi {
@@ -198,7 +198,7 @@ TlsRelay::TlsRelay(const TlsCertificates& certificates, const Options& options)
           context.run();
           return;
         } catch (const std::exception& e) {  // memory, say: it costs one connection
-          spdlog::error("a TLS connection ended by an exception: {}", e.what());
+          log_error("a TLS connection ended by an exception: {}", e.what());
         }
       }
     });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// TlsRelay: speaks TLS with clients and plain bytes with a front end. Each connection becomes a
-// pair of sockets inside the process, whose far end the front end takes for its client.
+// TlsRelay speaks TLS with clients and plain bytes with a front end. For each connection it makes a
+// pair of sockets inside the process. The front end uses one of them as if it were its client.
 //
 // Why not TLS inside the front ends: gRPC's own TLS needs gRPC's own listener, which never accepts
 // again after descriptors ran out. And HTTP connections stay free of TLS's hidden buffers.
@@ -21,8 +21,8 @@ class TlsRelay {
     int connections_max = 0;  // handshakes under way and relayed connections together
     std::chrono::seconds handshake_timeout{20};
   };
-  // Takes over the front end's end of a pair: a non-blocking, close-on-exec stream socket. Called
-  // once the handshake is done, on one of the relay's threads.
+  // Receives the socket of a pair that is for the front end: a non-blocking, close-on-exec stream
+  // socket. Called once the handshake is done, on one of the threads of the relay.
   using Take = std::function<void(int descriptor)>;
 
   // `certificates` outlives the relay.
@@ -31,12 +31,12 @@ class TlsRelay {
   TlsRelay(const TlsRelay&) = delete;
   TlsRelay& operator=(const TlsRelay&) = delete;
 
-  // Any thread: serves a client's non-blocking TCP socket, and owns it. A connection beyond the
-  // limit is closed at once.
+  // Serves the non-blocking TCP socket of a client, and owns it. A connection beyond the limit is
+  // closed at once. Any thread.
   void serve(int descriptor, Take take);
-  // No Take is called any more once this has returned. Connections go on.
+  // Once this has returned, no Take is called any more. Open connections continue.
   void stop_accepting();
-  // Closes all connections and joins the threads. No serve() may run or follow.
+  // Closes all connections and joins the threads. No serve() may run at the same time or follow.
   void stop();
 
  private:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Multiple-choice tasks by log likelihood: which of several continuations of a context does the
-// model find likeliest? Read from JSON lines.
+// Multiple-choice tasks: which of several continuations of a context does the model find likeliest?
+// The tasks are read from JSON lines.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +20,11 @@ struct ChoiceTask {
   int line = 0;                      // of the file, from 1
 };
 
-// One JSON object a line, empty lines are skipped:
+// Reads one JSON object from each line that is not empty:
 //   {"context": "...", "choices": ["...", "..."], "answer": 0}
-// "question" may stand for "context"; "answer" is an index from 0 or the right choice's text.
-// Errors (invalid; not_found) name the file, the line, the field, its value and what was expected.
+// "question" is another name for "context". "answer" is an index from 0, or the text of the right
+// choice. Errors (invalid, not_found) name the file, the line, the field, its value and what was
+// expected.
 Result<std::vector<ChoiceTask>> read_choices(const std::string& path);
 
 struct ChoiceScores {
@@ -32,12 +33,12 @@ struct ChoiceScores {
   double accuracy_normalized = 0;  // the same, log probability divided by the choice's bytes
 };
 
-// Index of the largest score; of equal ones the first.
+// Returns the index of the largest score, and of the first one if several are equal.
 int best_choice(const std::vector<double>& scores);
 
-// A prompt for every choice of every task, in order. A space joins context and choice where neither
-// has white space at the seam. Errors name `file`, which the tasks are of, and the task's line: an
-// invalid continuation (continuation_of), and one of more than `tokens_max` tokens.
+// Makes a prompt for every choice of every task, in order. If neither context nor choice has white
+// space at the seam, a space joins them. A continuation that is invalid (continuation_of) or longer
+// than `tokens_max` tokens is an error, which names `file` and the line of the task.
 Result<std::vector<Continuation>> choice_continuations(const Tokenizer& tokenizer,
                                                        const std::vector<ChoiceTask>& tasks,
                                                        const std::string& file, int tokens_max);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How far a cache format's next-token distributions are from those of the fp16 cache, over the
-// whole vocabulary: Kullback-Leibler divergence and agreement of the most likely token.
+// Measures how far the next-token distributions of a cache format are from those of the fp16 cache,
+// over the whole vocabulary: Kullback-Leibler divergence, and how often the likeliest token is
+// equal.
 #pragma once
 
 #include <cstdint>
@@ -12,26 +13,27 @@
 
 namespace kivi {
 
-// KL(p || q) = sum_i p_i log(p_i / q_i) in nats, where p and q are the softmaxes of two rows of
-// logits of the same length. Tokens of p's logit -infinity add nothing. Sums in double.
+// Returns KL(p || q) = sum_i p_i log(p_i / q_i) in nats. p and q are the softmaxes of two rows of
+// logits of the same length. A token whose logit in p is -infinity adds nothing. Sums are in
+// double.
 double kl_divergence(std::span<const float> p_logits, std::span<const float> q_logits);
 
-// The logits of prompts that score_prompts ran: vocab floats a predicted token.
+// Keeps the logits of the prompts that score_prompts ran: vocab floats for each predicted token.
 class ReferenceLogits {
  public:
   ReferenceLogits(const std::vector<std::vector<int32_t>>& prompts, int vocab);
 
   static int64_t bytes(const std::vector<std::vector<int32_t>>& prompts, int vocab);
 
-  // For Engine::on_logits while score_prompts runs the same prompts; must not outlive this.
+  // Returns a function for Engine::on_logits while score_prompts runs the same prompts. This object
+  // must outlive it.
   LogitsObserver recorder();
 
   // The means of a number of each row over the rows of each prompt.
   std::vector<double> prompt_means(std::span<const double> x) const;
 
   int64_t rows() const { return first_row_.back(); }
-  // The row that predicts token `position + 1` of prompt `prompt`; -1 if nothing is predicted
-  // there.
+  // Returns the row that predicts token `position + 1` of prompt `prompt`, or -1 if there is none.
   int64_t row_of(int prompt, int position) const;
   std::span<const float> logits(int64_t row) const;  // [vocab]
 
@@ -42,9 +44,9 @@ class ReferenceLogits {
 };
 
 struct Divergence {
-  double kl_mean = 0;         // nats
-  double kl_error = 0;        // standard error of kl_mean, from the prompts' means; 0 for one prompt
-  double kl_p99 = 0;          // of the rows, nearest rank
+  double kl_mean = 0;   // nats
+  double kl_error = 0;  // standard error of kl_mean, from the prompts' means; 0 for one prompt
+  double kl_p99 = 0;    // of the rows, nearest rank
   double top1_agreement = 0;  // share of rows whose most likely token is the reference's
 };
 

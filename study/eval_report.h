@@ -9,8 +9,9 @@
 
 namespace kivi {
 
-// A line a cell, a column a figure that at least one cell has. "x first" is the ratio of
-// perplexities to the first cell's. Refused cells follow with their reasons.
+// Returns a table with a line for each cell and a column for each figure that at least one cell
+// has. "x first" is the perplexity divided by that of the first cell. Refused cells follow with the
+// reasons.
 std::string eval_table(const std::vector<EvalFigures>& cells);
 
 // {"kind": "eval", "model", "text", "window", "prefill", "results": cells}.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The results file of `kivi eval`: a JSON line a measured cell, keyed by all settings that its
-// figures depend on, so that an interrupted grid goes on where it was.
+// The results file of `kivi eval` has one JSON line for each measured cell. The key of a line is
+// all settings that its figures depend on, so an interrupted grid continues where it stopped.
 #pragma once
 
 #include <cstdint>
@@ -13,23 +13,23 @@
 
 namespace kivi {
 
-// What a text or a model holds, as 16 hexadecimal digits (FNV-1a, Fowler, Noll and Vo).
+// Returns a hash of `text` as 16 hexadecimal digits (FNV-1a, Fowler, Noll and Vo).
 std::string content_hash(std::string_view bytes);
-// Of a file, or of a folder's files: names, sizes, and 64 blocks of 32 KiB spread over each. Enough
-// to tell models apart, not to prove them equal.
+// Returns a hash of a file or of a folder's files: of their names, their sizes, and 64 blocks of 32
+// KiB spread over each. It tells models apart and does not prove them equal.
 Result<std::string> model_hash(const std::string& path);
 
 class EvalResults {
  public:
-  // Reads `path` where it exists; "": nothing is kept. A last line that was cut off is dropped
-  // from it. Errors name the file and the line, and leave it as it is: what is no result, and
-  // results of another model or text.
+  // Reads the file `path` if it exists (empty: keep nothing). If the last line was cut off, it is
+  // removed from the file. A line that is no result, or is of another model or text, is an error,
+  // which names the file and the line. The file then stays as it is.
   static Result<EvalResults> open(const std::string& path, const std::string& model_hash,
                                   const std::string& text_hash);
 
-  // The figures measured under these settings; null if there are none.
+  // Returns the figures measured under these settings, or null.
   const nlohmann::ordered_json* find(const nlohmann::ordered_json& settings) const;
-  // Keeps figures, and writes their line.
+  // Keeps the figures and appends their line to the file.
   Status add(const nlohmann::ordered_json& settings, const nlohmann::ordered_json& values);
 
  private:

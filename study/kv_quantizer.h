@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantizes and dequantizes keys or values of one sequence along either axis: the simulation of
-// stores that are not built, beside those that are.
+// Quantizes and dequantizes keys or values of one sequence along either axis. This simulates the
+// stores that the product has and some that it does not have.
 #pragma once
 
 #include <vector>
@@ -22,7 +22,7 @@ struct KvRows {
 // G must divide head_dim.
 KvRows simulated(const KvRows& rows, const KvQuantizer& quantizer);
 
-// ||a - b|| / ||b|| of one head; 0 where both are zero.
+// Returns ||a - b|| / ||b|| of one head, and 0 if both are zero.
 double relative_error(const KvRows& a, const KvRows& b, int head);
 
 }  // namespace kivi

@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which format of the key-value store suits a model, from what a study measured. Pure functions.
+// Recommends a cache format for a model from what a study measured. Pure functions.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "study/kv_statistics.h"
+#include "study/options.h"
 
 namespace kivi {
-
-// What the recommendation goes by.
-struct KvThresholds {
-  // Largest rise of the mean negative log likelihood over fp16, nats a token, that is taken: 0.01
-  // is 1 % of the perplexity.
-  double nll_rise_max = 0.01;
-};
 
 // A format of the product and what it costs this model.
 struct KvCandidate {
@@ -33,7 +27,8 @@ struct KvRecommendation {
   std::string difference;  // why the two differ; "": they agree
 };
 
-// The formats that are weighed, at group size G: name and simulation, fp16 not among them.
+// Returns the formats that are compared at group size G, with their simulations; fp16 is not among
+// them.
 struct KvNamedSimulation {
   std::string format;
   KvSimulation simulation;
@@ -43,11 +38,11 @@ std::vector<KvNamedSimulation> simulated_formats(int group);
 // are no simulation: they are measured through the store itself.
 std::vector<KvNamedSimulation> stored_formats(int group);
 
-// Mean of keys' and values' bits with one scale and minimum a group.
+// Returns the mean of the bits of a key and of a value, with one scale and minimum a group.
 double bits_per_value(const KvSimulation& simulation);
 
-// The candidate with the fewest bits whose rise is at most nll_rise_max; of those the one with the
-// shortest residual, then the one that rises less.
+// Returns the candidate with the fewest bits whose rise is at most nll_rise_max. Among equals, it
+// is the one with the shortest residual, then the one that rises less.
 KvRecommendation recommend(std::vector<KvCandidate> candidates, const KvThresholds& thresholds,
                            int group, const std::string& automatic);
 

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <iterator>
 
+#include "base/report/heat_map.h"
 #include "base/report/html_text.h"
 #include "base/report/svg_plot.h"
-#include "study/heat_map.h"
 #include "study/kv_stats_report.h"
 
 namespace kivi {

@@ -9,25 +9,11 @@
 
 #include "study/kv_recommendation.h"
 #include "study/kv_study.h"
+#include "study/options.h"
 
 namespace kivi {
 
-struct KvStatsOptions {
-  EngineConfig engine;      // model, tokenizer, device, dtype, threads
-  std::string text;         // file
-  int tokens = 2048;        // of the text, at most
-  int window = 1024;        // tokens; a multiple of kWindowMultiple
-  std::vector<int> layers;  // empty: all
-  int group = 32;           // G
-  double outlier_factor = 3;
-  bool perplexity = true;  // model-level effect of each simulation, and a recommendation
-  KvThresholds thresholds;
-};
-
-// Whole groups and whole pages for every G.
-inline constexpr int kWindowMultiple = 128;
-
-// What simulated keys and values do to the model, not to one layer.
+// What simulated keys and values do to the predictions of the whole model.
 struct SimulatedQuality {
   KvSimulation simulation;
   std::string format;  // the product's name for it; "": not a format of the product
@@ -36,12 +22,12 @@ struct SimulatedQuality {
   double perplexity = 0;
   double nll_rise = 0;  // over fp16
   double change = 0;    // mean |change| of a token's nll
-  // The same two of each window: they say how sure the means are, and two simulations' windows are
-  // pairs.
+  // The same two for each window. They give the standard errors, and the windows of two simulations
+  // can be compared in pairs.
   std::vector<double> window_rise, window_change;
 };
 
-// Standard error of the mean of `x`, from its spread; 0 of fewer than two.
+// Returns the standard error of the mean of `x`, or 0 if there are fewer than two values.
 double standard_error(const std::vector<double>& x);
 
 struct KvStatsReport {
@@ -56,12 +42,9 @@ struct KvStatsReport {
   KvRecommendation recommendation;
 };
 
-// `news` gets a line of progress now and then. Errors name text, tokens, window, layers, group or
-// the model.
+// Runs the study. `news` gets a line of progress now and then. Errors name text, tokens, window,
+// layers, group or the model.
 Result<KvStatsReport> study(const KvStatsOptions& options,
                             const std::function<void(const std::string&)>& news);
-
-// "all", "3", "0,4,7", "2-5": layers as a user writes them. Empty for "all". Error: field layers.
-Result<std::vector<int>> parse_layers(const std::string& text);
 
 }  // namespace kivi

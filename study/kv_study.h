@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// KvStudy: a loaded model whose keys and values can be looked at, or replaced by what a format of
-// the store would give back, while the engine scores windows of a text. Public header.
+// KvStudy is a loaded model whose keys and values can be observed, or replaced by what a cache
+// format would return, while the engine scores windows of a text.
 //
-// Without a residual each window is one step: all of it attends to itself, from the step's rows. A
-// simulation quantizes every token there, the newest as well, as the paper's tables 1 and 2 have
-// it; a group along the channel axis has its scale and minimum from all of its G tokens, also for
-// the query of an earlier one.
+// Without a residual, each window is one step, whose tokens attend to each other from the rows of
+// the step. A simulation then quantizes every token, the newest too, as tables 1 and 2 of the paper
+// do. A group along the channel axis takes its scale and minimum from all of its G tokens, even for
+// the query of an earlier token.
 //
-// With a residual of R a window is computed in steps of R tokens. A step's own tokens are read in
-// 16 bits and simulated as they go to the (fp16) store: of T tokens the newest T % R are exact,
-// which is what the product does with keys; of its values it keeps more.
+// With a residual of R, a window is computed in steps of R tokens. The tokens of a step are read in
+// 16 bits and are simulated when they go to the fp16 store. So the newest T % R of T tokens are
+// exact, as the product keeps keys; of values, the product keeps more.
 //
 // Memory, besides the model's: one window of one layer at a time, about T (40 hk + 16 hq) d bytes,
 // and of each collected layer 2 (map_rows + 4) hk d floats, T doubles.
 //
-// Engine thread only: whoever runs the engine's steps.
+// Only the thread that runs the steps of the engine may use it.
 #pragma once
 
 #include <memory>
@@ -45,13 +45,13 @@ class KvStudy {
 
   LoadedModel& model();
 
-  // From now on every step adds to the statistics, which begin anew. Without a residual only.
-  // Errors name layers or group.
+  // Empties the statistics, to which every later step adds. Only without a residual. Errors name
+  // layers or group.
   Status collect(const KvStudyOptions& options);
-  // From now on keys and values are simulated. R must be a multiple of G. Errors name group:
-  // along a token it must divide head_dim.
+  // Simulates keys and values in every later step. R must be a multiple of G. Along a token, G must
+  // divide head_dim; errors name group.
   Status simulate(const KvSimulation& simulation);
-  // From now on steps are left alone.
+  // Leaves every later step unchanged.
   void rest();
 
   KvStatistics statistics() const;

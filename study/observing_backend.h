@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// ObservingBackend: another backend, and somebody who sees each layer's queries, keys and values
-// before attention and before the store do, and may change the keys and values. For studies
-// (study/kv_study.h); what serves is never wrapped. Same thread rule as the backend inside.
+// ObservingBackend wraps a backend and shows the queries, keys and values of each layer to an
+// observer, before attention and before the store read them. The observer may change the keys and
+// values. Studies use it (study/kv_study.h); the server never does. Its thread rule is that of the
+// wrapped backend.
 #pragma once
 
 #include <functional>
@@ -12,7 +13,7 @@
 
 namespace kivi {
 
-// The arguments of a kv_attend that is about to run. Tensors are the device's.
+// The arguments of a kv_attend that is about to run. The tensors are in device memory.
 struct AttentionCall {
   Tensor q;   // [t, hq d] query type
   Tensor kv;  // [t, 2 hk d] f16: keys after RoPE, then values
@@ -23,8 +24,8 @@ struct AttentionCall {
   DType out = DType::f32;  // type of the output
 };
 
-// May call the ops of `backend`, the one inside, and upload to `kv`: attention, if it has not run
-// yet, and the store read what is there.
+// May call the ops of the wrapped `backend` and upload to `kv`. Attention (if it has not run yet)
+// and the store then read what was uploaded.
 struct AttentionObserver {
   std::function<void(Backend& backend, const AttentionCall& call)> before_attend;
   std::function<void(Backend& backend, const Tensor& kv, const KvView& store, int layer)>

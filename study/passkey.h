@@ -9,16 +9,10 @@
 
 #include "engine/engine.h"
 #include "engine/text/tokenizer.h"
+#include "study/options.h"
 #include "study/score.h"
 
 namespace kivi {
-
-struct PasskeyOptions {
-  std::vector<int> lengths;                      // tokens of a prompt, at most
-  std::vector<double> depths = {0.1, 0.5, 0.9};  // of the filler that stands before the key
-  int trials = 1;                                // keys for each length and depth
-  int distractors = 7;                           // wrong keys that the right one competes with
-};
 
 struct PasskeyPrompt {
   std::string text;                      // filler, the key's sentence, filler, the question

@@ -6,11 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <ctime>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
-#include <thread>
 
+#include "base/regular_file.h"
 #include "base/version.h"
 #include "bench/client/grpc_client.h"
 #include "bench/client/html_report.h"
@@ -33,19 +31,13 @@ constexpr double kAskTimeoutSeconds = 10;  // for what the server is asked befor
 constexpr int kVocabDefault = 1000;        // every served vocabulary is larger
 
 Result<std::string> read_file(const std::string& path, const char* flag) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf()))
-    return Error{ErrorCode::not_found,
-                 fmt::format("--{} is \"{}\", must be a file that can be read", flag, path), flag};
-  return text.str();
-}
-
-Status write_file(const std::string& path, const char* flag, const std::string& text) {
-  std::ofstream file(path, std::ios::binary);
-  if ((file << text) && file.flush()) return ok_status();
-  return Error{ErrorCode::invalid,
-               fmt::format("--{} is \"{}\", must be a file that can be written", flag, path), flag};
+  const Result<RegularFile> file = RegularFile::open(path);
+  Result<std::string> text = file.ok() ? file->read() : file.error();
+  if (text.ok()) return text;
+  return Error{text.error().code,
+               fmt::format("--{} is \"{}\", must be a file that can be read: {}", flag, path,
+                           text.error().message),
+               flag};
 }
 
 // The field of a JSON reply; null where the server does not answer so.
@@ -221,7 +213,7 @@ void raise_open_files() {
   setrlimit(RLIMIT_NOFILE, &files);
 }
 
-Status run_bench(ServeOptions& o) {
+Status run_bench(ServeOptions& o, const std::string& json_file, const std::string& html_file) {
   raise_open_files();
   KIVI_RETURN_IF_ERROR(o.api == Api::grpc ? ask_grpc(o) : ask_http(o));
   Bench bench(o);
@@ -239,11 +231,11 @@ Status run_bench(ServeOptions& o) {
       runs.push_back(bench.run(int(runs.size()), rate, concurrency));
   fmt::print("{}", report_text(runs));
   const ordered_json settings = settings_json(o);
-  if (!o.json.empty())
+  if (!json_file.empty())
     KIVI_RETURN_IF_ERROR(
-        write_file(o.json, "json", report_json(settings, runs, o.detailed).dump(2) + "\n"));
-  if (!o.html.empty())
-    KIVI_RETURN_IF_ERROR(write_file(o.html, "html", html_report(settings, runs)));
+        write_file("json", json_file, report_json(settings, runs, o.detailed).dump(2) + "\n"));
+  if (!html_file.empty())
+    KIVI_RETURN_IF_ERROR(write_file("html", html_file, html_report(settings, runs)));
   for (const RunReport& run : runs)
     if (run.figures.completed + run.figures.cancelled == 0)
       return Error{ErrorCode::unavailable, fmt::format("{}: not one of {} requests was answered",
@@ -254,10 +246,11 @@ Status run_bench(ServeOptions& o) {
 }  // namespace
 
 int run_bench_serve(const Arguments& args) {
-  auto options = parse_serve_options(args);
-  if (!options.ok()) return report(options.error());
-  if (!options->has_value()) return 0;
-  const Status status = run_bench(**options);
+  Settings settings;
+  if (const auto code = read_settings(kBenchServe, args, settings)) return *code;
+  ServeOptions& options = settings.bench_serve;
+  Status status = judge(settings.bench_serve_flags, options);
+  if (status.ok()) status = run_bench(options, settings.json, settings.html);
   return status.ok() ? 0 : report(status.error());
 }
 

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <fstream>
 
 #include "server/logging.h"
 
@@ -27,6 +28,8 @@ std::optional<int> read_settings(Command command, const Arguments& args, Setting
     fmt::print("{}", outcome->help);
     return 0;
   }
+  if ((command & kStudies) != 0 && settings.text.empty())
+    return report({ErrorCode::invalid, "--text is missing. Name the file of the text", "text"});
   if (const Status status = validate(settings.engine); !status.ok()) return report(status.error());
   if (const Status status = setup_logging(settings.server); !status.ok())
     return report(status.error());
@@ -37,6 +40,13 @@ std::optional<int> read_settings(Command command, const Arguments& args, Setting
     return 0;
   }
   return std::nullopt;
+}
+
+Status write_file(const char* flag, const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  if ((file << text) && file.flush()) return ok_status();
+  return Error{ErrorCode::invalid,
+               fmt::format("--{} is \"{}\", must be a file that can be written", flag, path), flag};
 }
 
 Result<std::unique_ptr<LoadedModel>> load_with_progress(const EngineConfig& config) {

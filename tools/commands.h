@@ -38,6 +38,9 @@ int report(const Error& error);
 // printed), a bad setting.
 std::optional<int> read_settings(Command command, const Arguments& args, Settings& settings);
 
+// Writes `text` to the file that --`flag` names. Error: names the flag and the file.
+Status write_file(const char* flag, const std::string& path, const std::string& text);
+
 // load_model with the progress on standard error where that is a terminal.
 Result<std::unique_ptr<LoadedModel>> load_with_progress(const EngineConfig& config);
 

@@ -122,7 +122,7 @@ std::vector<std::string> split(const std::string& text, char separator) {
 Status apply_environment(const std::vector<Flag>& flags, const Environment& environment,
                          std::vector<std::string>& warnings) {
   std::vector<std::string> known;
-  for (const Flag& flag : flags) known.push_back(flag.environment());
+  for (const Flag& flag : flags) known.push_back(flag.in_environment ? flag.environment() : "");
   for (const auto& [name, text] : environment) {
     if (!name.starts_with("KIVI_") || text.empty()) continue;
     const auto found = std::find(known.begin(), known.end(), name);
@@ -192,6 +192,7 @@ class CommandLine {
     if (flag.positional) return app_.add_option(flag.name)->expected(1);
     std::string names = "--" + flag.name;
     if (!flag.short_name.empty()) names = "-" + flag.short_name + "," + names;
+    if (!flag.alias.empty()) names += ",--" + flag.alias;
     if (flag.value.kind == FlagKind::boolean) return app_.add_flag(names + ",!--no-" + flag.name);
     return app_.add_option(names)->expected(1)->multi_option_policy(
         CLI::MultiOptionPolicy::TakeAll);
@@ -319,7 +320,7 @@ Result<ParseOutcome> parse_settings(Command command, const std::vector<std::stri
         parse_api_keys(text, fmt::format("--api-key-file {}", settings.api_key_file)));
     settings.server.api_keys.insert(settings.server.api_keys.end(), keys.begin(), keys.end());
   }
-  if (settings.engine.model.empty())
+  if ((command & kModelCommands) != 0 && settings.engine.model.empty())
     return Error{ErrorCode::invalid,
                  "MODEL is missing. Name a Hugging Face folder or a GGUF file after the command",
                  "model"};

@@ -27,8 +27,12 @@ enum Command : unsigned {
   kThroughput = 4,
   kInfo = 8,
   kKernels = 16,
+  kBenchServe = 32,
+  kEval = 64,
+  kKvStats = 128,
   kEngineCommands = kServe | kGenerate | kThroughput,
-  kAllCommands = kEngineCommands | kInfo | kKernels,
+  kStudies = kEval | kKvStats,
+  kModelCommands = kEngineCommands | kInfo | kKernels | kStudies,  // those that take MODEL
 };
 
 enum class FlagKind { boolean, integer, number, text, bytes, list };
@@ -52,7 +56,9 @@ struct Flag {
   FlagValue value = {};
   std::string short_name = {};
   bool positional = false;
-  bool in_config = true;  // a --config file may set it
+  bool in_config = true;       // a --config file may set it
+  bool in_environment = true;  // a KIVI_ variable may set it
+  std::string alias = {};      // another long name
 
   std::string config_key() const;   // "kv_cache_dtype"
   std::string environment() const;  // "KIVI_KV_CACHE_DTYPE"

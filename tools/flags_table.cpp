@@ -1,277 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table of flags: names, defaults (those of the structs), ranges, help texts. To add a setting,
-// add its field to a struct and its row here.
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-
-#include <algorithm>
-#include <charconv>
-#include <cmath>
-#include <limits>
-#include <nlohmann/json.hpp>
-
-#include "tools/flags.h"
+// add its field to a struct and its row here. The rows of benchmarks and studies are in
+// flags_of_measurements.cpp.
+#include "tools/flag_values.h"
 
 namespace kivi {
 namespace {
-
-using nlohmann::ordered_json;
-
-constexpr int kIntMax = std::numeric_limits<int>::max();
-
-template <class T>
-std::optional<T> parse_number(const std::string& text) {
-  T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
-
-// T: an integer type, or std::optional of one.
-template <class T>
-FlagValue integer(T& field, int64_t min, int64_t max) {
-  return {.kind = FlagKind::integer,
-          .set = [&field, min, max](const std::string& text) -> std::optional<std::string> {
-            const auto value = parse_number<int64_t>(text);
-            if (!value || *value < min || *value > max)
-              return max == std::numeric_limits<int64_t>::max() || max == kIntMax
-                         ? fmt::format("an integer of at least {}", min)
-                         : fmt::format("an integer in [{}, {}]", min, max);
-            field = static_cast<T>(*value);
-            return std::nullopt;
-          },
-          .get = [&field]() -> ordered_json {
-            if constexpr (std::is_integral_v<T>) {
-              return field;
-            } else {
-              return field ? ordered_json(*field) : ordered_json(nullptr);
-            }
-          }};
-}
-
-FlagValue seed(uint64_t& field) {
-  return {.kind = FlagKind::integer,
-          .set = [&field](const std::string& text) -> std::optional<std::string> {
-            const auto value = parse_number<uint64_t>(text);
-            if (!value) return "an integer in [0, 2^64)";
-            field = *value;
-            return std::nullopt;
-          },
-          .get = [&field] { return ordered_json(field); }};
-}
-
-// T: double, or std::optional<double>. NaN is in no range.
-template <class T>
-FlagValue number(T& field, double min, double max) {
-  return {.kind = FlagKind::number,
-          .set = [&field, min, max](const std::string& text) -> std::optional<std::string> {
-            const auto value = parse_number<double>(text);
-            if (!value || !(*value >= min && *value <= max))
-              return std::isinf(max) ? fmt::format("a number of at least {}", min)
-                                     : fmt::format("a number in [{}, {}]", min, max);
-            field = *value;
-            return std::nullopt;
-          },
-          .get = [&field]() -> ordered_json {
-            if constexpr (std::is_same_v<T, double>) {
-              return field;
-            } else {
-              return field ? ordered_json(*field) : ordered_json(nullptr);
-            }
-          }};
-}
-
-FlagValue text(std::string& field) {
-  return {.kind = FlagKind::text,
-          .set = [&field](const std::string& text) -> std::optional<std::string> {
-            field = text;
-            return std::nullopt;
-          },
-          .get = [&field] { return ordered_json(field); }};
-}
-
-// The name of a cache format, additions included.
-FlagValue cache_format(std::string& field) {
-  return {.kind = FlagKind::text,
-          .set = [&field](const std::string& text) -> std::optional<std::string> {
-            if (!is_kv_format_name(text)) return kv_format_expectation();
-            field = text;
-            return std::nullopt;
-          },
-          .get = [&field] { return ordered_json(field); }};
-}
-
-FlagValue choice(std::string& field, std::vector<std::string> choices) {
-  return {.kind = FlagKind::text,
-          .set = [&field, choices](const std::string& text) -> std::optional<std::string> {
-            if (std::find(choices.begin(), choices.end(), text) == choices.end())
-              return fmt::format("one of {}", fmt::join(choices, ", "));
-            field = text;
-            return std::nullopt;
-          },
-          .get = [&field] { return ordered_json(field); }};
-}
-
-template <class Enum>
-FlagValue choice(Enum& field, std::vector<std::pair<std::string, Enum>> choices) {
-  return {.kind = FlagKind::text,
-          .set = [&field, choices](const std::string& text) -> std::optional<std::string> {
-            std::vector<std::string> names;
-            for (const auto& [name, value] : choices) {
-              if (name == text) {
-                field = value;
-                return std::nullopt;
-              }
-              names.push_back(name);
-            }
-            return fmt::format("one of {}", fmt::join(names, ", "));
-          },
-          .get = [&field, choices]() -> ordered_json {
-            for (const auto& [name, value] : choices)
-              if (value == field) return name;
-            return nullptr;
-          }};
-}
-
-FlagValue boolean(bool& field) {
-  return {.kind = FlagKind::boolean,
-          .set = [&field](const std::string& text) -> std::optional<std::string> {
-            const bool yes = text == "true" || text == "1" || text == "yes" || text == "on";
-            const bool no = text == "false" || text == "0" || text == "no" || text == "off";
-            if (!yes && !no) return "true or false";
-            field = yes;
-            return std::nullopt;
-          },
-          .get = [&field] { return ordered_json(field); }};
-}
-
-FlagValue list(std::vector<std::string>& field) {
-  return {.kind = FlagKind::list,
-          .set = [&field](const std::string& text) -> std::optional<std::string> {
-            field.push_back(text);
-            return std::nullopt;
-          },
-          .clear = [&field] { field.clear(); },
-          .get = [&field] { return ordered_json(field); }};
-}
-
-// Calls take(part) for each part between commas, until one returns false.
-template <class F>
-bool each_part(const std::string& text, F&& take) {
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    if (!take(text.substr(begin, end - begin))) return false;
-    begin = end + 1;
-  }
-  return true;
-}
-
-// "embed,norm".
-FlagValue words(std::vector<std::string>& field) {
-  return {.kind = FlagKind::text,
-          .set = [&field](const std::string& text) -> std::optional<std::string> {
-            std::vector<std::string> values;
-            if (!each_part(text, [&](const std::string& part) {
-                  values.push_back(part);
-                  return !part.empty();
-                }))
-              return "a list of words, separated by commas";
-            field = std::move(values);
-            return std::nullopt;
-          },
-          .get = [&field] { return ordered_json(fmt::format("{}", fmt::join(field, ","))); }};
-}
-
-// "8x4096,64x1024".
-FlagValue caches(std::vector<CacheCase>& field) {
-  return {.kind = FlagKind::text,
-          .set = [&field](const std::string& text) -> std::optional<std::string> {
-            std::vector<CacheCase> values;
-            if (!each_part(text, [&](const std::string& part) {
-                  const size_t x = part.find('x');
-                  if (x == std::string::npos) return false;
-                  const auto sequences = parse_number<int>(part.substr(0, x));
-                  const auto tokens = parse_number<int>(part.substr(x + 1));
-                  values.push_back({sequences.value_or(0), tokens.value_or(0)});
-                  return values.back().sequences >= 1 && values.back().tokens >= 2;
-                }))
-              return "a list of SEQUENCESxTOKENS of at least 1x2, separated by commas";
-            field = std::move(values);
-            return std::nullopt;
-          },
-          .get = [&field]() -> ordered_json {
-            std::string text;
-            for (const CacheCase& c : field)
-              text += fmt::format("{}{}x{}", text.empty() ? "" : ",", c.sequences, c.tokens);
-            return text;
-          }};
-}
-
-// "1,2,4".
-FlagValue integers(std::vector<int>& field, int min) {
-  return {.kind = FlagKind::text,
-          .set = [&field, min](const std::string& text) -> std::optional<std::string> {
-            std::vector<int> values;
-            for (size_t begin = 0; begin <= text.size();) {
-              const size_t end = std::min(text.find(',', begin), text.size());
-              const auto value = parse_number<int>(text.substr(begin, end - begin));
-              if (!value || *value < min)
-                return fmt::format("a list of integers of at least {}, separated by commas", min);
-              values.push_back(*value);
-              begin = end + 1;
-            }
-            field = std::move(values);
-            return std::nullopt;
-          },
-          .get = [&field] { return ordered_json(fmt::format("{}", fmt::join(field, ","))); }};
-}
-
-// "128", or "64:512" for a uniform distribution.
-FlagValue length_range(LengthRange& field) {
-  return {.kind = FlagKind::text,
-          .set = [&field](const std::string& text) -> std::optional<std::string> {
-            const size_t colon = text.find(':');
-            const auto min = parse_number<int>(text.substr(0, colon));
-            const auto max =
-                colon == std::string::npos ? min : parse_number<int>(text.substr(colon + 1));
-            if (!min || !max || *min < 1 || *max < *min)
-              return "a number of tokens, or MIN:MAX with 1 <= MIN <= MAX";
-            field = {*min, *max};
-            return std::nullopt;
-          },
-          .get =
-              [&field] {
-                return ordered_json(field.min == field.max
-                                        ? fmt::format("{}", field.min)
-                                        : fmt::format("{}:{}", field.min, field.max));
-              }};
-}
-
-// "1073741824", "512MiB", "8GiB", "40GB".
-template <class T>
-FlagValue bytes(T& field, int64_t min) {
-  return {.kind = FlagKind::bytes,
-          .set = [&field, min](const std::string& text) -> std::optional<std::string> {
-            static constexpr std::pair<std::string_view, int64_t> kUnits[] = {
-                {"KiB", 1LL << 10}, {"MiB", 1LL << 20}, {"GiB", 1LL << 30},
-                {"KB", 1'000},      {"MB", 1'000'000},  {"GB", 1'000'000'000}};
-            std::string digits = text;
-            int64_t unit = 1;
-            for (const auto& [name, size] : kUnits) {
-              if (!digits.ends_with(name)) continue;
-              digits.resize(digits.size() - name.size());
-              unit = size;
-              break;
-            }
-            const auto count = parse_number<int64_t>(digits);
-            if (!count || *count < 0 || *count > (int64_t(1) << 50) / unit || *count * unit < min)
-              return fmt::format(
-                  "a number of bytes of at least {} (suffixes KiB, MiB, GiB, KB, MB, GB)", min);
-            field = static_cast<T>(*count * unit);
-            return std::nullopt;
-          },
-          .get = [&field] { return ordered_json(field); }};
-}
 
 Flag without_config(Flag flag) {
   flag.in_config = false;
@@ -285,7 +19,7 @@ std::vector<Flag> general_flags(Settings& s) {
       "MODEL",
       "Name the model: a Hugging Face folder, a .gguf file, or a folder that holds one .gguf file.",
       group,
-      kAllCommands,
+      kModelCommands,
       text(s.engine.model)};
   model.positional = true;
   return {
@@ -319,7 +53,7 @@ std::vector<Flag> model_flags(Settings& s) {
        group, kServe | kGenerate, text(e.chat_template)},
       {"dtype", "TYPE",
        "Store the weights as float32, float16 or bfloat16 (auto = the type in the checkpoint).",
-       group, kEngineCommands | kKernels,
+       group, kEngineCommands | kKernels | kStudies,
        choice(e.dtype, {"auto", "float32", "float16", "bfloat16"})},
       {"load-format", "FORMAT",
        "Read the checkpoint as safetensors or gguf, or fill the weights with random numbers "
@@ -336,9 +70,9 @@ std::vector<Flag> model_flags(Settings& s) {
       {"device", "auto|cuda|cpu",
        "Compute on cuda or on the cpu (auto = CUDA if this build supports it and a GPU is "
        "present).",
-       group, kEngineCommands | kKernels, choice(e.device, {"auto", "cuda", "cpu"})},
+       group, kEngineCommands | kKernels | kStudies, choice(e.device, {"auto", "cuda", "cpu"})},
       {"threads", "N", "Use this many CPU threads to compute on the CPU (0 = one for each core).",
-       group, kEngineCommands | kKernels, integer(e.threads, 0, 1024)},
+       group, kEngineCommands | kKernels | kStudies, integer(e.threads, 0, 1024)},
       {"enforce-eager", "",
        "Launch CUDA kernels one by one instead of replaying CUDA graphs. This helps when "
        "debugging.",
@@ -393,7 +127,7 @@ std::vector<Flag> cache_flags(Settings& s) {
        "Reserve this many bytes for the KV cache: pages, residuals, staging and scratch (0 = "
        "derive "
        "from --gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
-       group, kEngineCommands, bytes(e.kv_cache_memory_bytes, 0)},
+       group, kEngineCommands | kEval, bytes(e.kv_cache_memory_bytes, 0)},
       {"gpu-memory-utilization", "X",
        "Use at most this share of the GPU's memory for weights, KV cache and workspace.", group,
        kEngineCommands, number(e.gpu_memory_utilization, 0.05, 1)},
@@ -406,7 +140,7 @@ std::vector<Flag> scheduler_flags(Settings& s) {
   return {
       {"max-num-seqs", "N",
        "Compute at most this many sequences in a step, and reserve a residual for each of them.",
-       group, kEngineCommands, integer(e.max_num_seqs, 1, 4096)},
+       group, kEngineCommands | kEval, integer(e.max_num_seqs, 1, 4096)},
       {"max-num-batched-tokens", "N",
        "Compute at most this many tokens in a step; at least --max-num-seqs + "
        "--prefill-chunk-tokens.",
@@ -577,7 +311,7 @@ std::vector<Flag> generate_flags(Settings& s) {
        kGenerate, text(g.prompt), "p"},
       {"prompt-ids", "IDS",
        "Continue these token ids instead of a text: 1,42,7 (empty = use --prompt).", group,
-       kGenerate, integers(g.prompt_ids, 0)},
+       kGenerate, numbers(g.prompt_ids, 0)},
       {"chat", "", "Send the prompt as a user's message through the model's chat template.", group,
        kGenerate, boolean(g.chat)},
       {"system", "TEXT",
@@ -625,62 +359,12 @@ std::vector<Flag> generate_flags(Settings& s) {
   return flags;
 }
 
-std::vector<Flag> throughput_flags(Settings& s) {
-  const std::string group = "Benchmark";
-  ThroughputOptions& t = s.throughput;
-  std::vector<Flag> flags = {
-      {"num-prompts", "N", "Send this many requests in each run.", group, kThroughput,
-       integer(t.num_prompts, 1, 1 << 24)},
-      {"prompt-len", "N|MIN:MAX",
-       "Make prompts of this many random tokens. MIN:MAX draws each length uniformly.", group,
-       kThroughput, length_range(t.prompt_len)},
-      {"output-len", "N|MIN:MAX",
-       "Generate this many tokens for each request; the end of text is ignored. MIN:MAX draws each "
-       "length uniformly.",
-       group, kThroughput, length_range(t.output_len)},
-      {"concurrency", "LIST",
-       "Make one run for each of these numbers of requests in flight: 1,2,4 (unset = one run with "
-       "all requests at once).",
-       group, kThroughput, integers(t.concurrency, 1)},
-      {"json", "FILE", "Write the figures to this file as JSON (empty = no file).", group,
-       kThroughput | kKernels, text(s.json)},
-      {"trace", "FILE",
-       "Write the steps of the last run to this file, one JSON object a line (empty = no file).",
-       group, kThroughput, text(t.trace)},
-  };
-  for (Flag& flag : flags) flag.in_config = false;
-  return flags;
-}
-
-std::vector<Flag> kernel_flags(Settings& s) {
-  const std::string group = "Kernels";
-  KernelBenchmarkOptions& k = s.kernels;
-  std::vector<Flag> flags = {
-      {"ops", "LIST",
-       fmt::format("Measure these ops, of {} (unset = all ops).",
-                   fmt::join(kernel_op_names(), ", ")),
-       group, kKernels, words(k.ops)},
-      {"formats", "LIST", "Measure these cache formats: fp16,kivi2 (unset = all formats).", group,
-       kKernels, words(k.formats)},
-      {"rows", "LIST",
-       "Measure ops that do not read the cache with these numbers of rows (tokens) in a step "
-       "(unset = sizes that suit the device).",
-       group, kKernels, integers(k.rows, 1)},
-      {"caches", "LIST",
-       "Measure ops that read the cache with these caches, as sequences x tokens: 8x4096,64x1024 "
-       "(unset = sizes that suit the device).",
-       group, kKernels, caches(k.caches)},
-  };
-  for (Flag& flag : flags) flag.in_config = false;
-  return flags;
-}
-
 }  // namespace
 
 std::vector<Flag> make_flags(Settings& settings) {
   std::vector<Flag> all;
   for (auto* rows : {general_flags, server_flags, access_flags, limit_flags, generate_flags,
-                     throughput_flags, kernel_flags, model_flags, cache_flags, scheduler_flags}) {
+                     flags_of_measurements, model_flags, cache_flags, scheduler_flags}) {
     for (Flag& flag : rows(settings)) all.push_back(std::move(flag));
   }
   return all;

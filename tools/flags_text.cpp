@@ -88,6 +88,18 @@ const char* usage(Command command) {
       return "kivi info MODEL\n\nPrints what a model folder or GGUF file holds, and how many bytes "
              "a token takes in each\n"
              "cache format.\n";
+    case kBenchServe:
+      return "kivi bench serve [flags]\n\nSends load to a running server and measures what its "
+             "clients "
+             "see.\n";
+    case kEval:
+      return "kivi eval MODEL --text FILE [flags]\n\nMeasures what each format of the KV cache "
+             "costs a "
+             "model in quality.\n";
+    case kKvStats:
+      return "kivi kv-stats MODEL --text FILE [flags]\n\n"
+             "Studies how the keys and values of a model are distributed and what quantizing them "
+             "costs.\n";
     default:
       return "";
   }
@@ -103,7 +115,7 @@ std::vector<std::string> groups_of(const std::vector<Flag>& flags) {
 }
 
 std::string commands_text(unsigned commands) {
-  if (commands == kAllCommands) return "all";
+  if (commands == kModelCommands) return "all but bench serve";
   std::string text;
   const auto add = [&](unsigned bit, const char* name) {
     if ((commands & bit) != 0) text += (text.empty() ? "" : ", ") + std::string(name);
@@ -113,6 +125,9 @@ std::string commands_text(unsigned commands) {
   add(kThroughput, "bench throughput");
   add(kKernels, "bench kernels");
   add(kInfo, "info");
+  add(kBenchServe, "bench serve");
+  add(kEval, "eval");
+  add(kKvStats, "kv-stats");
   return text;
 }
 
@@ -143,6 +158,8 @@ std::string help_text(Command command, const std::vector<Flag>& flags) {
       if (flag.group == group && (flag.commands & command) != 0) lines += help_line(flag);
     if (!lines.empty()) text += fmt::format("\n{}:\n{}", group, lines);
   }
+  if ((command & (kBenchServe | kStudies)) != 0)
+    return text + "\nTo turn a boolean flag off, write --no-x or --x=false.\n";
   return text +
          "\nEvery flag is also an environment variable (KIVI_MAX_NUM_SEQS) and a key of a --config "
          "file\n"
@@ -156,9 +173,10 @@ std::string flags_markdown() {
   const std::vector<Flag> flags = make_flags(defaults);
   std::string text =
       "# Configuration\n\n"
-      "This page lists every setting of `kivi serve`, `generate`, `bench throughput`, `bench "
-      "kernels` and\n`info`, for those who run the server. The command `kivi flags --markdown` "
-      "prints it from the table\nof flags, and a test checks that it is current.\n\n"
+      "This page lists every setting of every command of `kivi`, for those who run it. The "
+      "command\n"
+      "`kivi flags --markdown` prints it from the table of flags, and a test checks that it is "
+      "current.\n\n"
       "You can give a setting in three ways:\n\n"
       "1. as a flag: `--max-num-seqs 32`;\n"
       "2. as an environment variable: `KIVI_MAX_NUM_SEQS=32`;\n"
@@ -169,9 +187,9 @@ std::string flags_markdown() {
       "- Repeat the flag to give a list several elements. In a variable, separate them by commas.\n"
       "- BYTES is a number, alone or with a suffix: KiB, MiB, GiB, KB, MB, GB (`8GiB`).\n"
       "- An unknown flag or key is an error. An unknown `KIVI_` variable is a warning.\n\n"
-      "`kivi health` reads the settings of `kivi serve`. The commands `kivi eval`, `kivi kv-stats` "
-      "and\n`kivi bench serve` have flags only, without variables and files; their `--help` lists "
-      "them.\n";
+      "`kivi health` reads the settings of `kivi serve`. A setting marked \"flag only\" has "
+      "neither "
+      "variable\nnor key.\n";
   for (const std::string& group : groups_of(flags)) {
     text += fmt::format("\n## {}\n\n| flag | default | commands | meaning |\n|---|---|---|---|\n",
                         group);
@@ -183,7 +201,9 @@ std::string flags_markdown() {
           "| `{}{}` | {} | {} | {}{} |\n", spelled,
           flag.positional || flag.value_hint.empty() ? "" : " " + escaped(flag.value_hint),
           value.empty() ? "" : "`" + value + "`", commands_text(flag.commands), escaped(flag.help),
-          flag.in_config ? "" : " (not in files)");
+          flag.in_config        ? ""
+          : flag.in_environment ? " (not in files)"
+                                : " (flag only)");
     }
   }
   return text;

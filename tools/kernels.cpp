@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -26,11 +25,8 @@ int run_kernels(const Arguments& args) {
                         });
   if (!result.ok()) return report(result.error());
   if (settings.json.empty()) return 0;
-  std::ofstream file(settings.json);
-  if ((file << kernels_json(*result).dump(2) << "\n") && file.flush()) return 0;
-  return report({ErrorCode::invalid,
-                 fmt::format("--json is \"{}\", must be a file that can be written", settings.json),
-                 "json"});
+  const Status status = write_file("json", settings.json, kernels_json(*result).dump(2) + "\n");
+  return status.ok() ? 0 : report(status.error());
 }
 
 }  // namespace kivi

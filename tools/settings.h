@@ -7,10 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "bench/client/options.h"
 #include "bench/kernel_benchmark.h"
 #include "bench/throughput_options.h"
 #include "engine/config.h"
 #include "server/server_config.h"
+#include "study/options.h"
 
 namespace kivi {
 
@@ -40,7 +42,12 @@ struct Settings {
   GenerateOptions generate;
   ThroughputOptions throughput;
   KernelBenchmarkOptions kernels;
-  std::string json;  // file for a benchmark's figures; "": none
+  load::ServeOptions bench_serve;
+  load::ServeFlags bench_serve_flags;
+  EvalOptions eval;         // engine and text: those below
+  KvStatsOptions kv_stats;  // the same
+  std::string text;         // file that a study reads
+  std::string json, html;   // files for figures and for a page; "": none
   std::string config_file;
   std::string api_key_file;  // one key a line; added to server.api_keys
   bool dry_run = false;

@@ -2,7 +2,6 @@
 // kivi bench throughput MODEL: how fast the engine is, without a server.
 #include <fmt/format.h>
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/version.h"
@@ -79,13 +78,6 @@ void print_startup(const LoadedModel& model) {
   fmt::print("start-up {:.2f} s: {}\n", total, text);
 }
 
-Status write_text(const std::string& path, const char* flag, const std::string& text) {
-  std::ofstream file(path);
-  if ((file << text) && file.flush()) return ok_status();
-  return Error{ErrorCode::invalid,
-               fmt::format("--{} is \"{}\", must be a file that can be written", flag, path), flag};
-}
-
 Status write_json(const Settings& settings, const LoadedModel& model,
                   const std::vector<ThroughputRun>& runs) {
   const ThroughputOptions& t = settings.throughput;
@@ -103,7 +95,7 @@ Status write_json(const Settings& settings, const LoadedModel& model,
   out["memory_bytes"] = memory_json(model);
   out["runs"] = nlohmann::ordered_json::array();
   for (const ThroughputRun& run : runs) out["runs"].push_back(throughput_json(run));
-  return write_text(settings.json, "json", out.dump(2) + "\n");
+  return write_file("json", settings.json, out.dump(2) + "\n");
 }
 
 }  // namespace
@@ -138,7 +130,7 @@ int run_throughput(const Arguments& args) {
   }
   fmt::print("{}", throughput_text(runs));
   if (!options.trace.empty())
-    if (const Status s = write_text(options.trace, "trace", trace_lines(runs.back().trace));
+    if (const Status s = write_file("trace", options.trace, trace_lines(runs.back().trace));
         !s.ok())
       return report(s.error());
   if (settings.json.empty()) return 0;

@@ -12,9 +12,9 @@
 #include <chrono>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 
+#include "bench/client/options.h"
 #include "bench/client/record.h"
 #include "bench/client/workload.h"
 
@@ -28,17 +28,6 @@ using Task = boost::asio::awaitable<T, Executor>;
 using Timer = boost::asio::basic_waitable_timer<
     std::chrono::steady_clock, boost::asio::wait_traits<std::chrono::steady_clock>, Executor>;
 inline constexpr boost::asio::as_tuple_t<boost::asio::use_awaitable_t<Executor>> kTuple{};
-
-// What every request asks for besides its prompt and lengths.
-struct RequestOptions {
-  std::string model;
-  std::string api_key;  // "": none
-  bool chat = false;
-  bool ignore_eos = false;
-  std::optional<double> temperature;
-  std::string extra_body;  // a JSON object, whose fields go into each HTTP request
-  double timeout_s = 600;  // of one request, connecting included
-};
 
 // The clock of a run, and counts that a progress bar may read at any time.
 struct RunState {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bench/client/load_run.h"
+#include "bench/client/options.h"
 
 namespace kivi::load {
 
@@ -19,14 +20,6 @@ struct Latency {
   std::vector<double> sorted;  // all samples, ascending
 };
 Latency latency_of(std::vector<double> samples_ms);
-
-// Limits, milliseconds; those that are set must all hold for a request to be good.
-struct Slo {
-  std::optional<double> ttft, tpot, e2el;
-  bool any() const { return ttft || tpot || e2el; }
-};
-// "ttft:200,tpot:50,e2el:5000". Error: what was expected.
-Result<Slo> parse_slo(const std::string& text);
 
 struct ErrorCount {
   int count = 0;

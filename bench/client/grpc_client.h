@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// GrpcClient: kivi.v1's Generate stream. Messages are taken on gRPC's own threads.
+// The client of the Generate stream of kivi.v1. It reads messages on the threads of gRPC.
 #pragma once
 
 #include <memory>
@@ -14,12 +14,13 @@ struct GrpcModelInfo {
   std::string model;
   int vocab_size = 0;
 };
-// `target`: "HOST:PORT". Error: not reachable in time, or what the server answered.
+// `target` is "HOST:PORT". Error: the server cannot be reached in time, or it answered with an
+// error.
 Result<GrpcModelInfo> grpc_model_info(const std::string& target, const std::string& api_key,
                                       double timeout_s);
 
-// A client with a channel (a connection) of its own; RequestOptions::chat and extra_body are not
-// for gRPC.
+// Makes a client with its own channel (a connection). It does not use RequestOptions::chat and
+// extra_body.
 std::unique_ptr<LoadClient> make_grpc_client(boost::asio::io_context& io, const std::string& target,
                                              RequestOptions options);
 

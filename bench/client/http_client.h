@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// HttpClient: OpenAI-compatible servers over HTTP/1.1, streamed, on connections that are kept
+// HttpClient streams from an OpenAI-compatible server over HTTP/1.1, on connections that it keeps
 // alive.
 #pragma once
 
@@ -25,7 +25,8 @@ class HttpClient : public LoadClient {
   Task<> send(const LoadRequest& request, std::string prepared, RequestRecord& record,
               RunState& run) override;
 
-  // The reply of a request that is not streamed; error: not reachable, or no reply in time.
+  // The reply to a request that is not streamed. Error: the server cannot be reached, or sends no
+  // reply in time.
   struct Reply {
     int status = 0;
     std::string body;
@@ -39,7 +40,7 @@ class HttpClient : public LoadClient {
   Task<> connect(Connection& connection, Exchange& exchange);
   Task<> perform(std::string message, Exchange& exchange);
   Task<bool> transfer(Connection& connection, const std::string& message, Exchange& exchange);
-  // What a connection gave, up to the end of a reply; false: it was closed before it gave anything.
+  // Reads a connection to the end of a reply. Returns false if it was closed before its first byte.
   Task<bool> read_reply(Connection& connection, Exchange& exchange);
 
   boost::asio::io_context& io_;
@@ -50,7 +51,7 @@ class HttpClient : public LoadClient {
   std::vector<std::shared_ptr<Connection>> idle_;          // the last one was used last
 };
 
-// The status and body of GET `path`, on a thread of the caller's. Error: as HttpClient::get.
+// Returns the reply to GET `path`. Blocks the calling thread. Errors are those of HttpClient::get.
 Result<HttpClient::Reply> http_get(const Endpoint& endpoint, const std::string& path,
                                    const std::string& api_key, double timeout_s);
 

@@ -12,8 +12,8 @@ namespace kivi::load {
 // Mean lengths of ShareGPT's conversations, tokens (Kwon et al., SOSP 2023, section 6.1).
 inline constexpr double kShareGptPromptMean = 161;
 inline constexpr double kShareGptOutputMean = 338;
-// Of the logarithm. The paper gives means only; this spread is our choice: the longest hundredth is
-// six times the mean or more.
+// The standard deviation of the logarithm. The paper gives only means, so this spread is our
+// choice: the longest hundredth is at least six times the mean.
 inline constexpr double kLogNormalSigma = 1.0;
 
 struct Lengths {
@@ -25,14 +25,14 @@ struct Lengths {
 };
 
 // "128", "64:512", "lognormal:161", "lognormal:161:0.8", or "sharegpt": log-normal with
-// `sharegpt_mean`. Log-normal lengths end at `limit`. Error: without the flag's name, what was
-// expected.
+// `sharegpt_mean`. Log-normal lengths are at most `limit`. The error says what was expected,
+// without the name of the flag.
 Result<Lengths> parse_lengths(const std::string& text, double sharegpt_mean, int limit);
-// As parse_lengths reads it.
+// The inverse of parse_lengths.
 std::string describe(const Lengths& lengths);
 
-// Draws lengths; the constructor finds mu such that the mean holds for the distribution cut to
-// [min, max].
+// Draws lengths. The constructor finds the mu for which the distribution, cut to [min, max], has
+// the wanted mean.
 class LengthDrawer {
  public:
   explicit LengthDrawer(const Lengths& lengths);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One run: requests sent when they are due, or as places come free; what became of each.
+// Runs a load: sends each request when it is due, or when the number in flight allows it, and
+// records what became of it.
 #pragma once
 
 #include <functional>
@@ -13,18 +14,18 @@ namespace kivi::load {
 
 struct RunPlan {
   std::span<const LoadRequest> requests;
-  // Open loop: when each is due, seconds, ascending. Empty: closed loop, each is due when a place
-  // comes free.
+  // Open loop: when each request is due, in seconds, ascending. Empty: closed loop, in which a
+  // request is due as soon as fewer than `concurrency` are in flight.
   std::vector<double> due;
   int concurrency = 0;  // requests in flight at most; 0: no limit (open loop only)
   int threads = 1;
 };
 
-// What the generator says of itself.
+// How busy the load generator itself was.
 struct GeneratorLoad {
   double cpu_seconds = 0;  // of the whole process
-  // CPU of the busiest of our threads / duration, [0, 1]. Nothing where the client reads on threads
-  // of a library, which this cannot see.
+  // CPU time of the busiest of our threads / duration, in [0, 1]. Unset if the client reads on
+  // threads of a library, whose time is not visible here.
   std::optional<double> busiest_thread_share;
   int threads = 0;
   int cores = 0;                   // of this machine
@@ -37,8 +38,8 @@ struct RunResult {
   GeneratorLoad generator;
 };
 
-// Runs the plan; `progress` is called on this thread now and then and at the end. Ends when each
-// request has ended, at the latest by its timeout.
+// Runs the plan, and calls `progress` on this thread now and then and at the end. Returns when
+// every request has ended, at the latest by its timeout.
 RunResult run_load(const RunPlan& plan, const ClientFactory& make_client,
                    const std::function<void(const RunState&)>& progress);
 

@@ -10,9 +10,9 @@ namespace kivi::load {
 
 class ProgressBar {
  public:
-  // `total`: requests of the run. Draws nothing where !enabled or standard error is no terminal.
+  // `total`: requests of the run. Draws nothing if !enabled or if standard error is no terminal.
   ProgressBar(std::string label, size_t total, bool enabled);
-  ~ProgressBar();  // takes the bar away
+  ~ProgressBar();  // removes the bar
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random numbers of a workload: the same on every machine and library (std's distributions are
-// not).
+// Random numbers of a workload. They are the same on every machine and library, which the
+// distributions of the standard library are not.
 #pragma once
 
 #include <cmath>
@@ -12,8 +12,8 @@ namespace kivi::load {
 
 class Random {
  public:
-  // Streams of the same seed are independent of each other, so that more draws for one purpose
-  // (arrivals, lengths, a prompt's tokens) change nothing for another.
+  // Streams of the same seed are independent. So more draws for one purpose (arrivals, lengths, the
+  // tokens of a prompt) do not change another.
   Random(uint64_t seed, uint64_t stream) : bits_(mix(mix(seed) + stream)) {}
 
   double uniform() { return double(bits_() >> 11) * 0x1p-53; }  // [0, 1)

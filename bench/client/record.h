@@ -18,12 +18,12 @@ enum class Outcome {
 // Times are seconds since the run's start.
 struct RequestRecord {
   Outcome outcome = Outcome::failed;
-  // The intended start, from which latencies count: the schedule's in an open loop, else when the
-  // request before it left its place free. A late start is the server's or ours to answer for; it
-  // never hides (coordinated omission).
+  // The intended start, from which latencies count. In an open loop the schedule sets it; in a
+  // closed loop it is the end of the request before. So a late start never hides in the figures
+  // (coordinated omission).
   double due = 0;
   double started = 0;  // the generator turned to it
-  double late = 0;     // started, less the time from which nothing but the generator kept it
+  double late = 0;     // by how much the generator alone delayed the start
   double first_token = 0, last_token = 0;
   double ended = 0;
   int prompt_tokens = 0;      // the server's count, else what was asked for
@@ -35,9 +35,9 @@ struct RequestRecord {
   std::string error_message;
 };
 
-// Takes an event that was read at `now`.
+// Adds an event that was read at `now`.
 void note_event(RequestRecord& record, const StreamEvent& event, double now);
-// `now`: a message came that carries text (note_event calls it for events).
+// Notes that a message with text came at `now` (note_event calls this for events).
 void note_token(RequestRecord& record, double now);
 // The stream has ended as it should.
 void note_completed(RequestRecord& record, double now);

@@ -20,16 +20,17 @@ struct RunReport {
   RunResult result;
 };
 
-// Settings that all runs share, as JSON: date, backend, model_id, num_prompts, ...
-// A run's keys are those of `vllm bench serve --save-result`; besides: p50, p90 and p99.9, errors,
-// cancelled, slo and "generator". `detailed`: lengths, ttfts, itls and errors of each request too.
+// Settings that all runs share, as JSON: date, backend, model_id, num_prompts, ... A run has the
+// keys of `vllm bench serve --save-result`, and p50, p90 and p99.9, errors, cancelled, slo and
+// "generator". With `detailed` it also has the lengths, ttfts, itls and errors of each request.
 nlohmann::ordered_json run_json(const nlohmann::ordered_json& settings, const RunReport& run,
                                 bool detailed);
-// One run: its object. Several: the settings, and the objects in "runs".
+// Returns the object of a single run. With several runs, it returns the settings and the objects in
+// "runs".
 nlohmann::ordered_json report_json(const nlohmann::ordered_json& settings,
                                    std::span<const RunReport> runs, bool detailed);
 
-// Tables: throughput, latencies, errors, and what the generator says of itself.
+// Returns tables of throughput, latencies, errors, and how busy the generator was.
 std::string report_text(std::span<const RunReport> runs);
 
 }  // namespace kivi::load

@@ -20,13 +20,13 @@ struct Conversation {
   int output_tokens = 0;  // of the answer
 };
 
-// Ids of a text; where there is no tokenizer (an empty function), a text counts as a token for each
-// four bytes, and there are no ids.
+// Returns the ids of a text. Without a tokenizer the function is empty: then there are no ids, and
+// a text counts as one token for each four bytes.
 using Encode = std::function<std::vector<int32_t>(const std::string&)>;
 
-// All conversations with two turns whose lengths are in [4, prompt_max] and [4, output_max], as
-// vLLM's benchmark keeps them. Error: the file (its name is `file`) is no such JSON, or nothing is
-// left of it.
+// Returns all conversations with two turns whose lengths are in [4, prompt_max] and [4,
+// output_max], as the benchmark of vLLM does. Error: the text of the file `file` is no such JSON,
+// or no conversation is left.
 Result<std::vector<Conversation>> parse_sharegpt(const std::string& json, const std::string& file,
                                                  int prompt_max, int output_max,
                                                  const Encode& encode);

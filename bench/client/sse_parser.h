@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// SseParser: server-sent events from bytes that come in any pieces. Of the fields only `data` is
-// kept, which is all that OpenAI's protocol uses.
+// SseParser reads server-sent events from bytes that come in any pieces. It keeps only the field
+// `data`, which is all that the protocol of OpenAI uses.
 #pragma once
 
 #include <cstring>
@@ -11,9 +11,9 @@ namespace kivi::load {
 
 class SseParser {
  public:
-  // Calls on_event(std::string_view data) for each event that `bytes` complete, in order; an event
-  // without data (comments, "event:" alone) is none. The view ends with the call. Lines end in \n,
-  // \r\n or \r. Several data lines are joined by \n.
+  // Calls on_event(std::string_view data) for each event that `bytes` complete, in order. Events
+  // without data (comments, "event:" alone) are skipped. The view is valid during the call. Lines
+  // end in \n, \r\n or \r. Several data lines are joined by \n.
   template <class F>
   void feed(std::string_view bytes, F&& on_event) {
     while (!bytes.empty()) {
@@ -40,7 +40,7 @@ class SseParser {
     }
   }
 
-  // Forgets what has come of an unfinished event.
+  // Drops the part of an unfinished event.
   void reset() {
     line_.clear();
     data_.clear();

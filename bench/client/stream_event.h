@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one event of an OpenAI stream says to a load generator. Events are scanned for a few keys;
-// only those with usage or an error, one a stream, are parsed as JSON.
+// What a load generator needs to know of one event of an OpenAI stream. Events are scanned for a
+// few keys. Only events with usage or an error (about one a stream) are parsed as JSON.
 #pragma once
 
 #include <string>
@@ -18,11 +18,11 @@ struct StreamEvent {
   bool bad = false;                              // neither [DONE] nor a JSON object
 };
 
-// `data`: of one event; a completion's or a chat's chunk.
+// Reads the data of one event: a chunk of a completion or of a chat.
 StreamEvent read_event(std::string_view data);
 
-// The message of an error reply's body: error.message, detail or message of its JSON, else the
-// beginning of the text.
+// Returns the message of the body of an error reply: error.message, detail or message of its JSON,
+// else the beginning of the text.
 std::string error_message(std::string_view body);
 
 }  // namespace kivi::load

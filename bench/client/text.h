@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small things about text that the load generator's files share.
+// Text functions that the files of the load generator share.
 #pragma once
 
 #include <charconv>
@@ -13,7 +13,7 @@ namespace kivi::load {
 
 inline constexpr int kTokensMax = 1 << 20;  // of one prompt or output; a longer one is a slip
 
-// The whole of `text` as a finite number; nothing where it is not one.
+// Returns the whole of `text` as a finite number, or nothing.
 template <class T>
 std::optional<T> parse_number(std::string_view text) {
   T value{};
@@ -23,7 +23,7 @@ std::optional<T> parse_number(std::string_view text) {
   return value;
 }
 
-// At least one part; empty ones are kept.
+// Returns at least one part, and keeps empty ones.
 inline std::vector<std::string> split(std::string_view text, char separator) {
   std::vector<std::string> parts;
   for (size_t begin = 0;;) {

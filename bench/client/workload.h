@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The work of a run: what is asked, how long, what is cut short. A pure function of its options, so
-// that the same seed asks the same of every server, at every rate and concurrency.
+// The work of a run: prompts, lengths, and which requests are cancelled. It is a pure function of
+// its options, so the same seed sends the same requests to every server, at every rate and
+// concurrency.
 #pragma once
 
 #include <cstdint>
@@ -35,21 +36,21 @@ struct LoadRequest {
   int cancel_after = 0;  // tokens; 0: runs to its end
 };
 
-// The requests of run `run` of a sweep: the same lengths in every run, but other tokens, so that
-// what a server keeps of one run's prompts helps none of the next one's; shared prefixes stay.
+// Makes the requests of run `run` of a sweep. Every run has the same lengths and other tokens, so a
+// server's cache of one run's prompts does not help the next run. Shared prefixes stay the same.
 std::vector<LoadRequest> make_workload(const WorkloadOptions& options, int run);
 
-// options.count requests with prompts and lengths of `conversations` (not empty), in an order of
-// the seed's that is the same in every run; none is asked twice before all were asked. The warm-up
-// takes them from the order's end. Ids where the conversations have them, else texts.
+// Makes options.count requests with the prompts and lengths of `conversations` (not empty). The
+// seed decides their order, which is the same in every run. No conversation comes twice before all
+// came once. The warm-up takes them from the end of the order. Prompts are ids if the conversations
+// have ids.
 std::vector<LoadRequest> make_workload(const WorkloadOptions& options,
                                        const std::vector<Conversation>& conversations, int run);
 
-// Number of the run that warms up.
+// The run number of the warm-up.
 inline constexpr int kWarmUpRun = 1 << 20;
 
-// `count` words that are one token each in the usual vocabularies, each after a space but the
-// first.
+// Returns `count` words, separated by spaces, that are one token each in the usual vocabularies.
 std::string words_of(uint64_t seed, uint64_t stream, int count);
 
 }  // namespace kivi::load

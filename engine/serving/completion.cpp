@@ -80,7 +80,6 @@ class TextCompletion final : public Completion {
   int unfinished_ = 0;              // engine requests
   std::vector<int> unranked_;       // [prompts] choices that have not ended; best_of > n
   std::vector<int> choice_tokens_;  // [prompts * n]
-  std::vector<int> cached_tokens_;  // [prompts]
   std::vector<RequestTimes> times_;
   std::vector<int> ready_;  // kept for their memory
   std::vector<TokenEvent> events_;
@@ -111,8 +110,7 @@ TextCompletion::TextCompletion(const ServedModel& model, const CompletionRequest
       streaming_(request.streaming),
       news_(std::make_shared<ReadyList>(std::move(notify))),
       unranked_(prompts_.size(), computed_),
-      choice_tokens_(prompts_.size() * size_t(delivered_)),
-      cached_tokens_(prompts_.size()) {
+      choice_tokens_(prompts_.size() * size_t(delivered_)) {
   const auto options = options_of(model, request);
   choices_.reserve(prompts_.size() * size_t(computed_));
   for (const PromptIds& prompt : prompts_) {
@@ -166,10 +164,6 @@ void TextCompletion::read(int index, std::vector<TextChunk>& out) {
   choice.engine_ended = choice.stream->drain(events_);
   const bool had_ended = choice.text.ended();
   for (TokenEvent& event : events_) {
-    if (index % computed_ == 0) {
-      cached_tokens_[size_t(prompt)] =
-          std::max(cached_tokens_[size_t(prompt)], event.cached_tokens);
-    }
     if (event.finish) times_.push_back(event.times);
     choice.text.read(std::move(event), choice.chunk);
   }
@@ -217,10 +211,7 @@ void TextCompletion::cancel() {
 
 Usage TextCompletion::usage() const {
   Usage usage;
-  for (size_t p = 0; p < prompts_.size(); ++p) {
-    usage.prompt_tokens += int(prompts_[p]->size());
-    usage.cached_tokens += cached_tokens_[p];
-  }
+  for (const PromptIds& prompt : prompts_) usage.prompt_tokens += int(prompt->size());
   for (const Choice& choice : choices_) usage.completion_tokens += choice.text.completion_tokens();
   return usage;
 }

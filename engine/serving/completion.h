@@ -93,7 +93,6 @@ struct TextChunk {
 struct Usage {
   int prompt_tokens = 0;      // each prompt counted once
   int completion_tokens = 0;  // of all computed choices
-  int cached_tokens = 0;
 };
 
 class Completion {

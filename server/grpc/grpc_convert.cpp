@@ -11,38 +11,6 @@
 namespace kivi {
 namespace {
 
-// What a failure is called, and when trying again makes sense.
-struct ErrorKind {
-  grpc::StatusCode status;
-  const char* code;
-  int retry_after_seconds;
-};
-
-ErrorKind kind_of(const Error& error) {
-  switch (error.code) {
-    case ErrorCode::invalid:
-      return {grpc::StatusCode::INVALID_ARGUMENT, "invalid_value", 0};
-    case ErrorCode::context_length:
-      return {grpc::StatusCode::OUT_OF_RANGE, "context_length_exceeded", 0};
-    case ErrorCode::not_found:
-      return {grpc::StatusCode::NOT_FOUND, error.field == "model" ? "model_not_found" : "not_found",
-              0};
-    case ErrorCode::unsupported:
-      return {grpc::StatusCode::UNIMPLEMENTED, "not_implemented", 0};
-    case ErrorCode::resource_exhausted:
-      return {grpc::StatusCode::RESOURCE_EXHAUSTED, "queue_full", 1};
-    case ErrorCode::unavailable:
-      return {grpc::StatusCode::UNAVAILABLE, "unavailable", 5};
-    case ErrorCode::deadline:
-      return {grpc::StatusCode::DEADLINE_EXCEEDED, "deadline_exceeded", 0};
-    case ErrorCode::cancelled:
-      return {grpc::StatusCode::CANCELLED, "client_closed_request", 0};
-    case ErrorCode::internal:
-      break;
-  }
-  return {grpc::StatusCode::INTERNAL, "internal_error", 0};
-}
-
 // A status travels twice in the trailing metadata (percent-encoded and in the details), of which
 // clients accept 8 KiB. What is longer holds a value of the caller's own.
 constexpr size_t kMaxStatusBytes = 512;
@@ -52,29 +20,6 @@ std::string shortened(const std::string& message) {
   size_t end = kMaxStatusBytes;
   while (end > 0 && (message[end] & 0xC0) == 0x80) --end;  // not inside a character
   return message.substr(0, end) + " ...";
-}
-
-grpc::Status make_status(const ErrorKind& kind, const std::string& long_message,
-                         const std::string& field) {
-  const std::string message = shortened(long_message);
-  v1::Status details;
-  details.set_code(int(kind.status));
-  details.set_message(message);
-  if (!field.empty()) {
-    v1::BadRequest bad_request;
-    auto* violation = bad_request.add_field_violations();
-    violation->set_field(field);
-    violation->set_description(message);
-    auto* any = details.add_details();
-    any->set_type_url("type.googleapis.com/google.rpc.BadRequest");
-    bad_request.SerializeToString(any->mutable_value());
-  }
-  v1::ErrorDetail detail;
-  detail.set_code(kind.code);
-  detail.set_field(field);
-  detail.set_retry_after_seconds(kind.retry_after_seconds);
-  details.add_details()->PackFrom(detail);
-  return grpc::Status(kind.status, message, details.SerializeAsString());
 }
 
 Error invalid(std::string message, const char* field) {
@@ -141,28 +86,29 @@ void append_token(ChunkToken& token, bool with_logprobs, v1::Choice& part) {
 
 }  // namespace
 
-grpc::Status to_grpc_status(const Error& error) {
-  return make_status(kind_of(error), error.message, error.field);
-}
+grpc::Status to_grpc_status(const Error& error) { return to_grpc_status(to_api_error(error)); }
 
-grpc::Status unauthenticated_status() {
-  return make_status({grpc::StatusCode::UNAUTHENTICATED, "invalid_api_key", 0},
-                     "metadata `authorization` must be \"Bearer KEY\" with a key of this server",
-                     "");
-}
-
-grpc::Status rate_limited_status(const std::string& message, int retry_after_seconds) {
-  return make_status(
-      {grpc::StatusCode::RESOURCE_EXHAUSTED, "rate_limit_exceeded", retry_after_seconds}, message,
-      "");
-}
-
-grpc::Status body_bytes_status(size_t bytes_max) {
-  return make_status({grpc::StatusCode::RESOURCE_EXHAUSTED, "too_many_body_bytes", 1},
-                     fmt::format("the bodies and messages of all requests together would exceed {} "
-                                 "bytes (--max-body-bytes-in-flight)",
-                                 bytes_max),
-                     "");
+grpc::Status to_grpc_status(const ApiError& error) {
+  const auto status = static_cast<grpc::StatusCode>(error.kind.rpc);
+  const std::string message = shortened(error.message);
+  v1::Status details;
+  details.set_code(int(status));
+  details.set_message(message);
+  if (!error.param.empty()) {
+    v1::BadRequest bad_request;
+    auto* violation = bad_request.add_field_violations();
+    violation->set_field(error.param);
+    violation->set_description(message);
+    auto* any = details.add_details();
+    any->set_type_url("type.googleapis.com/google.rpc.BadRequest");
+    bad_request.SerializeToString(any->mutable_value());
+  }
+  v1::ErrorDetail detail;
+  detail.set_code(error.kind.code);
+  detail.set_field(error.param);
+  detail.set_retry_after_seconds(error.retry_after);
+  details.add_details()->PackFrom(detail);
+  return grpc::Status(status, message, details.SerializeAsString());
 }
 
 Status check_model_name(const ServedModel& model, const std::string& name) {
@@ -250,7 +196,6 @@ void append_chunks(std::span<TextChunk> chunks, bool with_logprobs,
 void set_usage(const Usage& usage, v1::Usage& message) {
   message.set_prompt_tokens(usage.prompt_tokens);
   message.set_completion_tokens(usage.completion_tokens);
-  message.set_cached_tokens(usage.cached_tokens);
 }
 
 }  // namespace kivi

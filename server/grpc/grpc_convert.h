@@ -9,19 +9,15 @@
 
 #include "engine/serving/completion.h"
 #include "kivi/v1/kivi.pb.h"
+#include "server/api_error.h"
 
 namespace kivi {
 
 enum class Delivery { stream, whole };
 
 // The status of `error`, with the details that error.proto describes.
+grpc::Status to_grpc_status(const ApiError& error);
 grpc::Status to_grpc_status(const Error& error);
-// UNAUTHENTICATED, for a missing or wrong key.
-grpc::Status unauthenticated_status();
-// RESOURCE_EXHAUSTED, for a key or address that is over its limits.
-grpc::Status rate_limited_status(const std::string& message, int retry_after_seconds);
-// RESOURCE_EXHAUSTED, for a message that exceeds the bytes of bodies in flight.
-grpc::Status body_bytes_status(size_t bytes_max);
 
 // Error not_found where `name` is not empty and not the served model's.
 Status check_model_name(const ServedModel& model, const std::string& name);

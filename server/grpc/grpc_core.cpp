@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/grpc/grpc_core.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <charconv>
 #include <string_view>
@@ -12,19 +10,17 @@
 
 namespace kivi {
 
-GrpcCore::GrpcCore(const ServerConfig& config, Metrics& metrics)
-    : config_(config),
-      metrics_(metrics),
-      keys_(config.api_keys),
-      executor_(std::max(1, config.io_threads)),
-      pending_reads_(executor_, std::chrono::seconds(config.header_timeout)) {}
+GrpcCore::GrpcCore(ServerState& shared)
+    : state(shared),
+      executor_(std::max(1, shared.config().io_threads)),
+      pending_reads_(executor_, std::chrono::seconds(shared.config().header_timeout)) {}
 
 GrpcCore::~GrpcCore() { executor_.stop(); }
 
 Result<const ServedModel*> GrpcCore::model() const {
-  if (draining())
+  if (state.draining())
     return Error{ErrorCode::unavailable, "the server is shutting down and takes no new requests"};
-  const ServedModel* model = loaded_model();
+  const ServedModel* model = state.model();
   if (model == nullptr) return Error{ErrorCode::unavailable, "the model is loading"};
   return model;
 }
@@ -52,10 +48,6 @@ int GrpcCore::abort(const std::string& request_id) {
   }
   for (const auto& call : found) call->abort();
   return int(found.size());
-}
-
-void GrpcCore::warn_once(const std::string& message) {
-  if (!warned_.exchange(true)) spdlog::warn("gRPC: {}; further ones are not logged", message);
 }
 
 int GrpcCore::running() const {

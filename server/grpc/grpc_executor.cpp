@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/grpc/grpc_executor.h"
 
-#include <spdlog/spdlog.h>
-
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <new>
 #include <utility>
+
+#include "base/log.h"
 
 namespace kivi {
 
@@ -17,7 +17,7 @@ Status run_guarded(const std::function<Status()>& task) {
   } catch (const std::bad_alloc&) {
     return Error{ErrorCode::resource_exhausted, "the server has no memory left for this request"};
   } catch (const std::exception& e) {
-    spdlog::error("a gRPC call ended by an exception: {}", e.what());
+    log_error("a gRPC call ended by an exception: {}", e.what());
     return Error{ErrorCode::internal, "the request failed"};
   }
 }
@@ -36,7 +36,7 @@ void GrpcExecutor::post(std::function<void()> task) {
     try {
       task();
     } catch (const std::exception& e) {
-      spdlog::error("a gRPC task ended by an exception: {}", e.what());
+      log_error("a gRPC task ended by an exception: {}", e.what());
     }
   });
 }
@@ -48,7 +48,7 @@ void GrpcExecutor::after(std::chrono::milliseconds delay, std::function<void()> 
     try {
       task();
     } catch (const std::exception& e) {
-      spdlog::error("a gRPC timer ended by an exception: {}", e.what());
+      log_error("a gRPC timer ended by an exception: {}", e.what());
     }
   });
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// GrpcExecutor: the few threads on which gRPC calls do their own work (tokenizing, detokenizing,
-// building messages), so that gRPC's threads and the engine's thread only ever post to it.
+// GrpcExecutor has the few threads on which gRPC calls work: they tokenize, detokenize and build
+// messages. The threads of gRPC and of the engine only post to it.
 #pragma once
 
 #include <chrono>
@@ -11,7 +11,7 @@
 
 namespace kivi {
 
-// Calls `task`. An exception that leaves it (memory, say) becomes the error of its call.
+// Calls `task`. An exception (out of memory, for example) becomes the error of the call.
 Status run_guarded(const std::function<Status()>& task);
 
 class GrpcExecutor {
@@ -21,13 +21,13 @@ class GrpcExecutor {
   GrpcExecutor(const GrpcExecutor&) = delete;
   GrpcExecutor& operator=(const GrpcExecutor&) = delete;
 
-  // Any thread. `task` must not block. An exception that leaves it is logged. After stop() it is
-  // dropped.
+  // Runs `task` on one of the threads. It must not block. An exception that leaves it is logged.
+  // After stop() tasks are dropped. Any thread.
   void post(std::function<void()> task);
   // Runs `task` once, after `delay`.
   void after(std::chrono::milliseconds delay, std::function<void()> task);
 
-  // Ends the threads once their running tasks return; what is queued is dropped. Not from a task.
+  // Ends the threads when their running tasks return, and drops the queued tasks. Not from a task.
   void stop();
 
  private:

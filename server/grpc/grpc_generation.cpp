@@ -2,11 +2,11 @@
 #include "server/grpc/grpc_generation.h"
 
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "base/log.h"
 #include "proto/status_name.h"
 #include "server/request_id.h"
 
@@ -39,15 +39,14 @@ bool has_tokens(const std::vector<TextChunk>& chunks) {
 }  // namespace
 
 void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code, const Usage& usage) {
-  core.metrics().grpc_handled(call.method, name_of(code));
-  if (!core.config().enable_log_requests) return;
+  core.state.metrics().grpc_handled(call.method, name_of(code));
+  if (!core.state.config().enable_log_requests) return;
   const auto took =
       std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - call.arrival);
-  spdlog::info(
-      "gRPC {} {} {} ms request_id={} prompt_tokens={} completion_tokens={} traceparent={}",
-      call.method, name_of(code), took.count(), call.request_id.empty() ? "-" : call.request_id,
-      usage.prompt_tokens, usage.completion_tokens,
-      call.traceparent.empty() ? "-" : call.traceparent);
+  log_info("gRPC {} {} {} ms request_id={} prompt_tokens={} completion_tokens={} traceparent={}",
+           call.method, name_of(code), took.count(),
+           call.request_id.empty() ? "-" : call.request_id, usage.prompt_tokens,
+           usage.completion_tokens, call.traceparent.empty() ? "-" : call.traceparent);
 }
 
 Status adopt_request_id(CallInfo& call, const std::string& wanted) {
@@ -63,18 +62,24 @@ Status adopt_request_id(CallInfo& call, const std::string& wanted) {
 }
 
 grpc::Status unreadable_status(const char* method) {
-  return {grpc::StatusCode::INVALID_ARGUMENT,
-          fmt::format("the request message of {} is missing or cannot be parsed", method)};
+  return to_grpc_status(
+      ApiError{kMalformedRequest,
+               fmt::format("the request message of {} is missing or cannot be parsed", method)});
 }
 
 grpc::Status late_message_status(const ServerConfig& config) {
-  return {grpc::StatusCode::DEADLINE_EXCEEDED,
-          fmt::format("the request message did not arrive within {} s", config.header_timeout)};
+  return to_grpc_status(ApiError{
+      kRequestTimeout,
+      fmt::format("the request message did not arrive within {} s", config.header_timeout)});
 }
 
 grpc::Status over_budget_status(GrpcCore& core) {
-  core.metrics().admission_rejected("body_bytes");
-  return body_bytes_status(core.body_budget().limit());
+  core.state.metrics().admission_rejected("body_bytes");
+  return to_grpc_status(
+      ApiError{kTooManyBodyBytes,
+               fmt::format("the bodies and messages of all requests together would exceed {} bytes "
+                           "(--max-body-bytes-in-flight)",
+                           core.state.body_budget().limit())});
 }
 
 Generation::Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request,
@@ -83,7 +88,7 @@ Generation::Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest&
       call_(std::move(call)),
       request_(request),
       delivery_(delivery),
-      body_share_(core.body_budget()) {}
+      body_share_(core.state.body_budget()) {}
 
 void Generation::begin() {
   note(body_share_.grow_to(request_.ByteSizeLong()) ? &Events::begun : &Events::over_budget);
@@ -149,13 +154,13 @@ void Generation::run(const Events& events) {
   if (gone_) return end_for_gone_client();
   if (events.unreadable) return conclude(unreadable_status(call_.method));
   if (events.late && !events.begun && !events.over_budget && model_ == nullptr)
-    return conclude(late_message_status(core_.config()));
+    return conclude(late_message_status(core_.state.config()));
   if (events.over_budget) return conclude(over_budget_status(core_));
   if (events.begun) start();
   if (finished_ || completion_ == nullptr) return;
   if (ended_ && !writing_) return conclude(grpc::Status::OK);
   if (events.aborted && !ended_) {
-    core_.metrics().request_aborted("api");
+    core_.state.metrics().request_aborted("api");
     completion_->cancel();
   }
   if (!writing_) pump();
@@ -170,18 +175,16 @@ void Generation::start() {
   if (!admitted.ok()) return conclude(to_grpc_status(admitted.error()));
   const auto model = core_.model();
   if (!model.ok()) {
-    core_.metrics().admission_rejected(core_.draining() ? "draining" : "loading");
+    core_.state.metrics().admission_rejected(core_.state.draining() ? "draining" : "loading");
     return conclude(to_grpc_status(model.error()));
   }
   model_ = *model;
   if (const Status known = check_known_fields(request_); !known.ok()) {
-    if (core_.config().strict_params) return conclude(to_grpc_status(known.error()));
-    core_.warn_once(known.error().message);
+    if (core_.state.config().strict_params) return conclude(to_grpc_status(known.error()));
+    core_.state.note_unknown_fields({known.error().field});
   }
-  if (const auto over = core_.rate_limiter().admit(call_.tenant, permit_)) {
-    core_.metrics().admission_rejected("rate_limit");
-    return conclude(rate_limited_status(over->message, over->retry_after));
-  }
+  if (const auto over = core_.state.admit(call_.tenant, permit_))
+    return conclude(to_grpc_status(*over));
   auto request = to_completion_request(request_, *model_, delivery_);
   if (!request.ok()) return conclude(to_grpc_status(request.error()));
   request->id = call_.request_id;
@@ -193,11 +196,11 @@ void Generation::start() {
     if (const auto self = weak.lock()) self->note(&Events::ready);
   });
   if (!completion.ok()) {
-    core_.metrics().admission_rejected(completion.error());
+    core_.state.metrics().admission_rejected(completion.error());
     return conclude(to_grpc_status(completion.error()));
   }
   completion_ = std::move(*completion);
-  metrics_.emplace(core_.metrics(), call_.arrival);
+  metrics_.emplace(core_.state.metrics(), call_.arrival);
 }
 
 // Takes what the Completion has and sends it. No write is in flight.
@@ -208,10 +211,11 @@ void Generation::pump() {
   count_usage();
   if (const Error* error = find_error(chunks_)) {
     // One choice failed: the call has, whatever the others would still say.
-    if (error->code == ErrorCode::deadline) core_.metrics().request_aborted("deadline");
+    if (error->code == ErrorCode::deadline) core_.state.metrics().request_aborted("deadline");
     return conclude(to_grpc_status(*error));
   }
-  if (core_.draining() && was_aborted(chunks_)) core_.metrics().request_aborted("shutdown");
+  if (core_.state.draining() && was_aborted(chunks_))
+    core_.state.metrics().request_aborted("shutdown");
   std::erase_if(chunks_, carries_nothing);
   if (delivery_ == Delivery::stream && has_tokens(chunks_)) metrics_->first_write();
   if (!ended && chunks_.empty()) return;
@@ -224,7 +228,7 @@ void Generation::pump() {
 
 // Gives up on a reader that leaves a message unread for too long. One timer a call, lazily moved.
 void Generation::watch_writer() {
-  const auto limit = std::chrono::seconds(core_.config().write_timeout);
+  const auto limit = std::chrono::seconds(core_.state.config().write_timeout);
   const auto waited = Clock::now() - write_started_;
   if (waited >= limit && !std::exchange(dropped_, true)) {
     completion_->cancel();
@@ -243,9 +247,9 @@ void Generation::end_for_gone_client() {
   if (writing_) return;  // written(false) follows
   const bool late = call_.deadline && Clock::now() + kDeadlineSlack >= *call_.deadline;
   if (completion_)
-    core_.metrics().request_aborted(dropped_ ? "slow_reader"
-                                    : late   ? "deadline"
-                                             : "client_disconnect");
+    core_.state.metrics().request_aborted(dropped_ ? "slow_reader"
+                                          : late   ? "deadline"
+                                                   : "client_disconnect");
   conclude(late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the deadline has passed")
                 : grpc::Status(grpc::StatusCode::CANCELLED, "the client is gone"));
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Generation: one Generate or Complete call, between gRPC's reactions, the executor and a
-// Completion.
+// Generation is one Generate or Complete call. It connects the reactions of gRPC, the executor and
+// a Completion.
 //
-// It is an actor. Whatever happens (a reaction of gRPC, tokens, an Abort, a timer) is noted under
-// its mutex and schedules a turn; turns run on the executor, one at a time. So a turn's state needs
-// no lock, and no gRPC or engine thread ever works or waits for a call.
+// It is an actor. Each event (a reaction of gRPC, tokens, an Abort, a timer) is noted under its
+// mutex and schedules a turn. Turns run on the executor, one at a time. So the state of a turn
+// needs no lock, and no thread of gRPC or of the engine ever works or waits for a call.
 //
-// A slow reader holds little: while a write is in flight the Completion is not polled, so that what
-// comes meanwhile stays in its TokenStreams and goes out joined, in the next message.
+// A slow reader holds little memory. While a write is in flight, the Completion is not polled. New
+// tokens stay in its TokenStreams and go out together in the next message.
 #pragma once
 
 #include <grpcpp/support/status.h>
@@ -25,7 +25,7 @@
 
 namespace kivi {
 
-// What a call's headers say.
+// What the headers of a call say.
 struct CallInfo {
   const char* method = "";  // "/kivi.v1.Kivi/Generate"
   std::string request_id;
@@ -35,16 +35,16 @@ struct CallInfo {
   std::optional<Clock::time_point> deadline;
 };
 
-// Counts the call's end and logs it where --enable-log-requests says so. Any thread.
+// Counts the end of the call, and logs it with --enable-log-requests. Any thread.
 void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code,
                   const Usage& usage = {});
 
-// Settles the id of a call whose message has arrived: `wanted` (the message's own field), else the
-// headers' id, else a new one. Error invalid where `wanted` is neither empty nor usable.
+// Sets the id of a call whose message has arrived: `wanted` (a field of the message), else the id
+// of the headers, else a new one. Error invalid if `wanted` is neither empty nor usable.
 Status adopt_request_id(CallInfo& call, const std::string& wanted);
 
-// The ends of calls whose message did not come whole, not in time, or is too much beside the bodies
-// and messages of others (which is counted).
+// The statuses of calls whose message did not arrive whole, or not in time, or is too much beside
+// the bodies and messages of others (which is counted).
 grpc::Status unreadable_status(const char* method);
 grpc::Status late_message_status(const ServerConfig& config);
 grpc::Status over_budget_status(GrpcCore& core);
@@ -53,15 +53,15 @@ class Generation : public std::enable_shared_from_this<Generation> {
  public:
   virtual ~Generation() = default;
 
-  // Any thread: the Completion is to end early, its events still go out.
+  // Ends the Completion early. Its events still go out. Any thread.
   void abort();
 
  protected:
   // `request` lives until the call is done, and is read from begin() on.
   Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request, Delivery delivery);
 
-  // Any thread, once the object is owned by a shared_ptr. One of the first two ends the reading of
-  // the request's message, which counts as body bytes from begin() on. late() has no effect after
+  // Any thread, once a shared_ptr owns the object. begin() or unreadable() ends the reading of the
+  // request message, which counts as body bytes from begin() on. late() has no effect after
   // begin().
   void begin();
   void unreadable();

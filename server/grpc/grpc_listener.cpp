@@ -7,7 +7,6 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -26,6 +25,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "base/log.h"
 #include "engine/request.h"
 #include "server/grpc/received_bytes.h"
 
@@ -295,7 +295,7 @@ bool GrpcListener::Impl::accept_all() {
     }
     if (errno == EAGAIN) return true;
     if (errno == EINTR || errno == ECONNABORTED) continue;
-    if (failure_log.open()) spdlog::warn("gRPC: cannot accept a connection: {}", strerror(errno));
+    if (failure_log.open()) log_warning("gRPC: cannot accept a connection: {}", strerror(errno));
     return false;
   }
   return true;
@@ -319,7 +319,7 @@ void GrpcListener::Impl::admit(int descriptor, const sockaddr_storage& peer) {
     if (copy >= 0) close(copy);
     close(descriptor);
     if (refusal_log.open())
-      spdlog::warn(
+      log_warning(
           "gRPC: a connection is refused: {} are open (at most {}, and {} from one address)",
           watched.size(), options.connections_max, options.connections_per_source);
     return refused();
@@ -383,7 +383,7 @@ bool GrpcListener::Impl::check_unjudged() {
     shutdown(copy, SHUT_RDWR);  // the hang-up follows
     refused();
     if (excess_log.open())
-      spdlog::warn(
+      log_warning(
           "gRPC: a connection of {} is ended: it has sent more than {} bytes and begun no call "
           "that "
           "is allowed",

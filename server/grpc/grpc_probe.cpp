@@ -3,7 +3,6 @@
 
 #include <netinet/in.h>
 #include <poll.h>
-#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -19,6 +18,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/log.h"
 #include "engine/request.h"
 
 namespace kivi {
@@ -159,10 +159,10 @@ struct GrpcProbe::Impl {
       const bool now = answers ? failures < kFailures : failures == 0;
       if (now == std::exchange(answers, now)) continue;
       if (now)
-        spdlog::info("gRPC: the port {} answers again", listener.port());
+        log_info("gRPC: the port {} answers again", listener.port());
       else
-        spdlog::error("gRPC: the port {} did not answer {} probes in a row; health is not ready",
-                      listener.port(), kFailures);
+        log_error("gRPC: the port {} did not answer {} probes in a row; health is not ready",
+                  listener.port(), kFailures);
       changed(now);
     }
   }

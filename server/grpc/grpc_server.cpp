@@ -67,22 +67,15 @@ void set_limits(grpc::ServerBuilder& builder, const ServerConfig& config) {
 }  // namespace
 
 struct GrpcServer::Impl {
-  Impl(const ServerConfig& config, Metrics& metrics)
-      : core(config, metrics), service(make_grpc_service(core)) {}
+  explicit Impl(ServerState& state) : core(state), service(make_grpc_service(core)) {}
 
   // Health is SERVING where nothing speaks against it.
   void tell_health() {
     const std::lock_guard lock(mutex);
-    const bool serving = core.loaded_model() != nullptr && !core.draining() && !paused && answers;
+    if (server == nullptr) return;
+    const bool serving = core.state.phase() == ServerPhase::ready && core.state.grpc_answers();
     for (const char* name : {"", kServiceName})
       server->GetHealthCheckService()->SetServingStatus(name, serving);
-  }
-  void set(bool& what, bool value) {
-    {
-      const std::lock_guard lock(mutex);
-      what = value;
-    }
-    tell_health();
   }
 
   GrpcCore core;
@@ -92,26 +85,16 @@ struct GrpcServer::Impl {
   std::optional<TlsRelay> relay;                  // with certificates
   GrpcListener listener;
   std::optional<GrpcProbe> probe;
-  std::mutex mutex;  // guards what follows, and the order of health's changes
-  bool paused = false;
-  bool answers = true;
+  std::mutex mutex;  // guards the order of health's changes, and that of `server`
 };
 
-GrpcServer::GrpcServer(const ServerConfig& config, Metrics& metrics)
-    : impl_(std::make_unique<Impl>(config, metrics)) {}
+GrpcServer::GrpcServer(ServerState& state) : impl_(std::make_unique<Impl>(state)) {}
 
 GrpcServer::~GrpcServer() { stop(); }
 
-void GrpcServer::set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
-  impl_->core.set_rate_limiter(std::move(limiter));
-}
-
-void GrpcServer::set_body_budget(std::shared_ptr<BodyBudget> budget) {
-  impl_->core.set_body_budget(std::move(budget));
-}
-
-Status GrpcServer::start(std::function<void(bool answers)> answers_changed) {
-  const ServerConfig& config = impl_->core.config();
+Status GrpcServer::start() {
+  ServerState& state = impl_->core.state;
+  const ServerConfig& config = state.config();
   // Both are switches of the library for the whole process.
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -129,9 +112,14 @@ Status GrpcServer::start(std::function<void(bool answers)> answers_changed) {
   grpc::ServerBuilder builder;
   builder.RegisterService(impl_->service.get());
   set_limits(builder, config);
-  impl_->server = builder.BuildAndStart();
-  if (impl_->server == nullptr)
+  auto server = builder.BuildAndStart();
+  if (server == nullptr)
     return Error{ErrorCode::internal, "the gRPC library cannot start its server"};
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->server = std::move(server);
+  }
+  state.on_change([impl = impl_.get()] { impl->tell_health(); });
   impl_->tell_health();
   if (impl_->certificates)
     impl_->relay.emplace(
@@ -148,11 +136,8 @@ Status GrpcServer::start(std::function<void(bool answers)> answers_changed) {
         };
         impl->relay && !is_probe ? impl->relay->serve(descriptor, serve) : serve(descriptor);
       },
-      [core = &impl_->core] { core->metrics().admission_rejected("connections"); });
-  impl_->probe.emplace(listener, [impl = impl_.get(), answers_changed](bool answers) {
-    impl->set(impl->answers, answers);
-    if (answers_changed) answers_changed(answers);
-  });
+      [core = &impl_->core] { core->state.metrics().admission_rejected("connections"); });
+  impl_->probe.emplace(listener, [&state](bool answers) { state.set_grpc_answers(answers); });
   return ok_status();
 }
 
@@ -162,28 +147,13 @@ Status GrpcServer::reload_certificates() {
 
 int GrpcServer::port() const { return impl_->listener.port(); }
 
-void GrpcServer::set_model(const ServedModel& model) {
-  impl_->core.set_model(model);
-  impl_->tell_health();
-}
-
-void GrpcServer::set_serving(bool serving) { impl_->set(impl_->paused, !serving); }
-
-void GrpcServer::set_api_keys(const std::vector<std::string>& keys) {
-  impl_->core.keys().replace(keys);
-}
-
-void GrpcServer::begin_drain() {
-  impl_->core.begin_drain();
-  impl_->tell_health();
-}
-
 int GrpcServer::running() const { return impl_->core.running(); }
 
 void GrpcServer::stop() {
   if (impl_->server == nullptr) return;
-  impl_->core.begin_drain();
+  impl_->core.state.begin_drain();
   impl_->probe.reset();
+  impl_->core.state.on_change({});
   impl_->listener.stop();
   if (impl_->relay) impl_->relay->stop_accepting();
   // Calls are cancelled at once; returns when the last one is done.

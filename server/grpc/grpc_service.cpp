@@ -51,10 +51,10 @@ CallInfo begin_call(const grpc::CallbackServerContext& context, const GrpcCore& 
                     const char* method) {
   CallInfo call;
   call.method = method;
-  call.tenant = core.keys().open() ? tenant_of_address(core.judge(context.peer()))
-                                   : tenant_of_key(metadata_of(context, "authorization"));
+  call.tenant = core.state.keys().open() ? tenant_of_address(core.judge(context.peer()))
+                                         : tenant_of_key(metadata_of(context, "authorization"));
   call.traceparent = metadata_of(context, "traceparent").substr(0, kMaxRequestIdBytes);
-  call.deadline = deadline_of(context, core.config(), call.arrival);
+  call.deadline = deadline_of(context, core.state.config(), call.arrival);
   call.request_id = metadata_of(context, "x-request-id");
   if (!usable_request_id(call.request_id)) call.request_id.clear();
   return call;
@@ -70,14 +70,14 @@ class RefusedCall final : public grpc::ServerBidiReactor<Request, Response> {
   void OnDone() override { delete this; }
 };
 
-class GenerateCall final
-    : public grpc::ServerBidiReactor<v1::GenerateRequest, v1::GenerateResponse>,
-      public Generation {
+// What Generate and Complete share: the object lives from make() to the last reaction of gRPC.
+template <class Response>
+class GenerationCall : public grpc::ServerBidiReactor<v1::GenerateRequest, Response>,
+                       public Generation {
  public:
-  static constexpr const char* kMethod = "/kivi.v1.Kivi/Generate";
-
-  static GenerateCall* make(GrpcCore& core, grpc::CallbackServerContext& context) {
-    auto call = std::make_shared<GenerateCall>(core, context);
+  template <class Call>
+  static Call* make(GrpcCore& core, grpc::CallbackServerContext& context) {
+    auto call = std::make_shared<Call>(core, context);
     call->self_ = call;
     call->ticket_ = core.pending_reads().add([weak = std::weak_ptr(call)] {
       if (const auto self = weak.lock()) self->late();
@@ -85,26 +85,45 @@ class GenerateCall final
     call->StartRead(&call->request_);
     return call.get();
   }
-  GenerateCall(GrpcCore& core, grpc::CallbackServerContext& context)
-      : Generation(core, begin_call(context, core, kMethod), request_, Delivery::stream),
+
+ protected:
+  GenerationCall(GrpcCore& core, grpc::CallbackServerContext& context, const char* method,
+                 Delivery delivery)
+      : Generation(core, begin_call(context, core, method), request_, delivery),
         core_(core),
         context_(context) {}
+
+  grpc::CallbackServerContext& context() { return context_; }
 
  private:
   void OnReadDone(bool ok) override {
     core_.pending_reads().remove(ticket_);
     ok ? begin() : unreadable();
   }
-  void OnWriteDone(bool ok) override { written(ok); }
   void OnCancel() override { client_gone(); }
   void OnDone() override {
     done();
     self_.reset();
   }
-
   void send_request_id(const std::string& id) override {
     context_.AddInitialMetadata("x-request-id", id);
   }
+
+  GrpcCore& core_;
+  grpc::CallbackServerContext& context_;
+  std::shared_ptr<GenerationCall> self_;  // until the last reaction
+  uint64_t ticket_ = 0;                   // of the pending read
+  v1::GenerateRequest request_;
+};
+
+class GenerateCall final : public GenerationCall<v1::GenerateResponse> {
+ public:
+  static constexpr const char* kMethod = "/kivi.v1.Kivi/Generate";
+  GenerateCall(GrpcCore& core, grpc::CallbackServerContext& context)
+      : GenerationCall(core, context, kMethod, Delivery::stream) {}
+
+ private:
+  void OnWriteDone(bool ok) override { written(ok); }
   // The last message is a write of its own, not one with the status: it, too, is timed.
   bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     message_.Clear();
@@ -115,51 +134,19 @@ class GenerateCall final
     return true;
   }
   void finish(grpc::Status status) override { Finish(std::move(status)); }
-  void drop() override { context_.TryCancel(); }
+  void drop() override { context().TryCancel(); }
 
-  GrpcCore& core_;
-  grpc::CallbackServerContext& context_;
-  std::shared_ptr<GenerateCall> self_;  // until the last reaction
-  uint64_t ticket_ = 0;                 // of the pending read
-  v1::GenerateRequest request_;
   v1::GenerateResponse message_;  // the one in flight
   bool begun_ = false;
 };
 
-class CompleteCall final
-    : public grpc::ServerBidiReactor<v1::GenerateRequest, v1::CompleteResponse>,
-      public Generation {
+class CompleteCall final : public GenerationCall<v1::CompleteResponse> {
  public:
   static constexpr const char* kMethod = "/kivi.v1.Kivi/Complete";
-
-  static CompleteCall* make(GrpcCore& core, grpc::CallbackServerContext& context) {
-    auto call = std::make_shared<CompleteCall>(core, context);
-    call->self_ = call;
-    call->ticket_ = core.pending_reads().add([weak = std::weak_ptr(call)] {
-      if (const auto self = weak.lock()) self->late();
-    });
-    call->StartRead(&call->request_);
-    return call.get();
-  }
   CompleteCall(GrpcCore& core, grpc::CallbackServerContext& context)
-      : Generation(core, begin_call(context, core, kMethod), request_, Delivery::whole),
-        core_(core),
-        context_(context) {}
+      : GenerationCall(core, context, kMethod, Delivery::whole) {}
 
  private:
-  void OnReadDone(bool ok) override {
-    core_.pending_reads().remove(ticket_);
-    ok ? begin() : unreadable();
-  }
-  void OnCancel() override { client_gone(); }
-  void OnDone() override {
-    done();
-    self_.reset();
-  }
-
-  void send_request_id(const std::string& id) override {
-    context_.AddInitialMetadata("x-request-id", id);
-  }
   bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     append_chunks(chunks, with_logprobs(), *response_.mutable_choices());
     if (usage != nullptr) {
@@ -181,11 +168,6 @@ class CompleteCall final
   }
   void drop() override {}  // nothing is in flight before the end
 
-  GrpcCore& core_;
-  grpc::CallbackServerContext& context_;
-  std::shared_ptr<CompleteCall> self_;
-  uint64_t ticket_ = 0;
-  v1::GenerateRequest request_;
   v1::CompleteResponse response_;
 };
 
@@ -201,7 +183,7 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
     auto call = std::make_shared<AnsweredCall>(core, context, name, std::move(method));
     call->self_ = call;
     call->ticket_ = core.pending_reads().add([weak = std::weak_ptr(call)] {
-      if (const auto self = weak.lock()) self->end(late_message_status(self->core_.config()));
+      if (const auto self = weak.lock()) self->end(late_message_status(self->core_.state.config()));
     });
     call->StartRead(&call->request_);
     return call.get();
@@ -212,7 +194,7 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
         context_(context),
         call_(begin_call(context, core, name)),
         method_(std::move(method)),
-        body_share_(core.body_budget()) {}
+        body_share_(core.state.body_budget()) {}
 
  private:
   void OnReadDone(bool ok) override {
@@ -259,10 +241,10 @@ class KiviService final : public grpc::Service {
  public:
   explicit KiviService(GrpcCore& core) : core_(core) {
     add<v1::GenerateRequest, v1::GenerateResponse>(GenerateCall::kMethod, [this](auto& context) {
-      return GenerateCall::make(core_, context);
+      return GenerateCall::make<GenerateCall>(core_, context);
     });
     add<v1::GenerateRequest, v1::CompleteResponse>(CompleteCall::kMethod, [this](auto& context) {
-      return CompleteCall::make(core_, context);
+      return CompleteCall::make<CompleteCall>(core_, context);
     });
     answer<v1::TokenizeRequest, v1::TokenizeResponse>("/kivi.v1.Kivi/Tokenize",
                                                       &KiviService::tokenize);
@@ -285,11 +267,14 @@ class KiviService final : public grpc::Service {
     MarkMethodCallback(
         added_++, new grpc::internal::CallbackBidiHandler<Request, Response>(
                       [this, name, make](grpc::CallbackServerContext* context) -> Reactor* {
-                        if (core_.keys().match(metadata_of(*context, "authorization"))) {
+                        if (core_.state.keys().match(metadata_of(*context, "authorization"))) {
                           core_.judge(context->peer());
                           return make(*context);
                         }
-                        grpc::Status status = unauthenticated_status();
+                        grpc::Status status = to_grpc_status(
+                            ApiError{kInvalidApiKey,
+                                     "metadata `authorization` must be \"Bearer KEY\" with a key "
+                                     "of this server"});
                         call_handled(core_, begin_call(*context, core_, name), status.error_code());
                         return new RefusedCall<Request, Response>(std::move(status));
                       }));
@@ -370,12 +355,12 @@ class KiviService final : public grpc::Service {
 
   void set_server_info(v1::GetServerInfoResponse& response) const {
     response.set_version(KIVI_VERSION);
-    const std::chrono::duration<double> up = Clock::now() - core_.started();
+    const std::chrono::duration<double> up = Clock::now() - core_.state.started();
     response.set_uptime_seconds(up.count());
-    const ServedModel* model = core_.loaded_model();
-    response.set_state(core_.draining()   ? v1::SERVER_STATE_DRAINING
-                       : model == nullptr ? v1::SERVER_STATE_LOADING
-                                          : v1::SERVER_STATE_SERVING);
+    const ServedModel* model = core_.state.model();
+    response.set_state(core_.state.draining() ? v1::SERVER_STATE_DRAINING
+                       : model == nullptr     ? v1::SERVER_STATE_LOADING
+                                              : v1::SERVER_STATE_SERVING);
     if (model == nullptr) return;
     const EngineStats stats = model->engine->stats();
     response.set_requests_running(stats.running);

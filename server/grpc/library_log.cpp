@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
-#include <spdlog/spdlog.h>
 
 #include <chrono>
 #include <mutex>
@@ -12,6 +11,8 @@
 #include <string>
 #include <string_view>
 #include <utility>
+
+#include "base/log.h"
 
 namespace kivi {
 namespace {
@@ -45,27 +46,27 @@ class LineLimit {
   int64_t suppressed_ = 0;
 };
 
-void log_line(spdlog::level::level_enum level, std::string_view library, std::string_view text) {
+void log_line(LogLevel level, std::string_view library, std::string_view text) {
   static LineLimit limit;  // of the process, as the libraries' handlers are
-  if (!spdlog::should_log(level)) return;
+  if (!logs(level)) return;
   const std::optional<int64_t> suppressed = limit.admit();
   if (!suppressed) return;
   const std::string note =
       *suppressed == 0 ? "" : fmt::format(" ({} such lines before it are not shown)", *suppressed);
-  spdlog::log(level, "{}: {}{}", library, text.substr(0, kLineBytesMax), note);
+  log_text(level, fmt::format("{}: {}{}", library, text.substr(0, kLineBytesMax), note));
 }
 
 void log_grpc(gpr_log_func_args* args) {
-  const auto level = args->severity == GPR_LOG_SEVERITY_ERROR  ? spdlog::level::err
-                     : args->severity == GPR_LOG_SEVERITY_INFO ? spdlog::level::info
-                                                               : spdlog::level::debug;
+  const auto level = args->severity == GPR_LOG_SEVERITY_ERROR  ? LogLevel::error
+                     : args->severity == GPR_LOG_SEVERITY_INFO ? LogLevel::info
+                                                               : LogLevel::debug;
   log_line(level, "gRPC", args->message);
 }
 
 void log_protobuf(google::protobuf::LogLevel level, const char*, int, const std::string& text) {
-  const auto ours = level == google::protobuf::LOGLEVEL_INFO      ? spdlog::level::info
-                    : level == google::protobuf::LOGLEVEL_WARNING ? spdlog::level::warn
-                                                                  : spdlog::level::err;
+  const auto ours = level == google::protobuf::LOGLEVEL_INFO      ? LogLevel::info
+                    : level == google::protobuf::LOGLEVEL_WARNING ? LogLevel::warning
+                                                                  : LogLevel::error;
   log_line(ours, "Protobuf", text);
 }
 

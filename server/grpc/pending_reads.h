@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// PendingReads: the calls whose request message has not arrived yet. Each has the same time for it.
-// One timer serves all of them, because most messages arrive at once.
+// PendingReads holds the calls whose request message has not arrived yet. All have the same time
+// limit. One timer serves them all, because most messages arrive at once.
 #pragma once
 
 #include <chrono>
@@ -23,7 +23,7 @@ class PendingReads {
 
   // Calls `late` on the executor after the limit, unless the ticket was removed before.
   uint64_t add(std::function<void()> late);
-  // False where `late` was called, or is about to be.
+  // Returns false if `late` was called or is about to be called.
   bool remove(uint64_t ticket);
 
  private:

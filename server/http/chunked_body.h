@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// ChunkedBody: decodes the chunked transfer coding (RFC 9112, 7.1), piece by piece.
+// ChunkedBody decodes the chunked transfer coding (RFC 9112, 7.1), piece by piece.
 #pragma once
 
 #include <cstddef>
@@ -13,11 +13,11 @@ class ChunkedBody {
  public:
   enum class State { incomplete, complete, malformed, too_large };
 
-  // `bytes_max`: of the decoded body.
+  // `bytes_max` limits the decoded body.
   explicit ChunkedBody(size_t bytes_max) : bytes_max_(bytes_max) {}
 
-  // Decodes the beginning of `bytes` onto `body` and takes it off `bytes`. `incomplete`: all of it
-  // was taken. After another state: not again.
+  // Appends the decoded beginning of `bytes` to `body` and removes it from `bytes`. After
+  // `incomplete`, all bytes were taken. After any other state, do not call it again.
   State read(std::string_view& bytes, std::string& body);
 
  private:

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // POST /v1/completions, /v1/chat/completions.
-#include <spdlog/spdlog.h>
 
 #include <ctime>
 #include <utility>
 
+#include "base/log.h"
 #include "server/http/http_connection.h"
 #include "server/http/worker.h"
 #include "server/openai/openai_api.h"
@@ -26,12 +26,12 @@ struct Started {
 Result<Started> start(HttpConnection& connection, CompletionCall call, const char* id_prefix) {
   HttpContext& context = connection.shared();
   const HttpRequest& request = connection.request();
-  const ServedModel& model = *context.model();
-  context.note_unknown_fields(call.unknown_fields);
+  const ServedModel& model = *context.state.model();
+  context.state.note_unknown_fields(call.unknown_fields);
   call.request.id = id_prefix + (call.request_id.empty() ? request.request_id : call.request_id);
   call.request.arrival = request.arrival;
   call.request.tenant = request.tenant;
-  if (const int timeout = context.config().request_timeout; timeout > 0)
+  if (const int timeout = context.state.config().request_timeout; timeout > 0)
     call.request.deadline = request.arrival + std::chrono::seconds(timeout);
   // The prompts are not kept: only their ids, and their number, are needed from now on.
   auto prompts = std::exchange(call.request.prompts, {});
@@ -46,19 +46,21 @@ Result<Started> start(HttpConnection& connection, CompletionCall call, const cha
 // Parses, tokenizes and submits. Any thread.
 Result<Started> start_completion(HttpConnection& connection) {
   HttpContext& context = connection.shared();
-  KIVI_ASSIGN_OR_RETURN(CompletionCall call,
-                        parse_completion(connection.request().body,
-                                         api_rules(*context.model(), context.config().strict_params,
-                                                   connection.stop_token())));
+  KIVI_ASSIGN_OR_RETURN(
+      CompletionCall call,
+      parse_completion(connection.request().body,
+                       api_rules(*context.state.model(), context.state.config().strict_params,
+                                 connection.stop_token())));
   return start(connection, std::move(call), "cmpl-");
 }
 
 Result<Started> start_chat(HttpConnection& connection) {
   HttpContext& context = connection.shared();
-  const ServedModel& model = *context.model();
-  KIVI_ASSIGN_OR_RETURN(ChatCall call, parse_chat(connection.request().body,
-                                                  api_rules(model, context.config().strict_params,
-                                                            connection.stop_token())));
+  const ServedModel& model = *context.state.model();
+  KIVI_ASSIGN_OR_RETURN(
+      ChatCall call,
+      parse_chat(connection.request().body,
+                 api_rules(model, context.state.config().strict_params, connection.stop_token())));
   KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_prompt_ids(model, call.chat));
   call.completion.request.prompts.emplace_back(std::move(ids));
   Result<Started> started = start(connection, std::move(call.completion), "chatcmpl-");
@@ -74,7 +76,7 @@ class Reader {
   Reader(HttpConnection& connection, Completion& completion)
       : connection_(connection),
         completion_(completion),
-        metrics_(connection.shared().metrics(), connection.request().arrival) {}
+        metrics_(connection.shared().state.metrics(), connection.request().arrival) {}
 
   // Appends what is ready to `chunks`; true: the completion has ended, by itself or by the first
   // error of a choice.
@@ -103,9 +105,9 @@ class Reader {
       aborted_ = connection_.gone();
     else if (error_ && error_->code == ErrorCode::deadline)
       aborted_ = "deadline";
-    else if (aborted_ && connection_.shared().phase() == ServerPhase::draining)
+    else if (aborted_ && connection_.shared().state.draining())
       aborted_ = "shutdown";
-    if (aborted_) connection_.shared().metrics().request_aborted(aborted_);
+    if (aborted_) connection_.shared().state.metrics().request_aborted(aborted_);
     metrics_.finished(completion_);
     count_usage();
     connection_.permit().reset();
@@ -201,7 +203,7 @@ asio::awaitable<void> handle(HttpConnection& connection,
   }
   if (!started->ok()) {
     const Error& error = started->error();
-    connection.shared().metrics().admission_rejected(error);
+    connection.shared().state.metrics().admission_rejected(error);
     connection.permit().reset();
     HttpReply reply = error_reply(error);
     co_await connection.reply(std::move(reply));
@@ -210,7 +212,7 @@ asio::awaitable<void> handle(HttpConnection& connection,
   const CompletionCall& call = (*started)->call;
   const std::shared_ptr<Completion> completion = (*started)->completion;
   connection.on_gone([completion] { completion->cancel(); });
-  Writer writer(*connection.shared().model(), call, std::time(nullptr));
+  Writer writer(*connection.shared().state.model(), call, std::time(nullptr));
   if (call.request.streaming)
     co_await answer_stream(connection, *completion, writer);
   else

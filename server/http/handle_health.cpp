@@ -7,20 +7,15 @@
 namespace kivi {
 
 HttpReply handle_health(HttpContext& context, const HttpRequest&) {
-  const ServerPhase phase = context.phase();
-  if (phase == ServerPhase::ready && context.grpc_answers())
-    return json_reply(R"({"status":"ok"})");
-  if (phase == ServerPhase::ready) {
-    ApiError error{503, "unavailable_error", "grpc_unreachable",
-                   "the gRPC port of this server does not answer the server's own probes"};
-    error.retry_after = 5;
-    return error_reply(error);
-  }
-  const bool loading = phase == ServerPhase::loading;
-  ApiError error{503, "unavailable_error", loading ? "loading" : "draining",
-                 loading ? "the model is being loaded" : "the server is shutting down"};
-  error.retry_after = 5;
-  return error_reply(error);
+  const ServerPhase phase = context.state.phase();
+  if (phase == ServerPhase::loading)
+    return error_reply(ApiError{kLoading, "the model is being loaded"});
+  if (phase == ServerPhase::draining)
+    return error_reply(ApiError{kDraining, "the server is shutting down"});
+  if (!context.state.grpc_answers())
+    return error_reply(ApiError{
+        kGrpcUnreachable, "the gRPC port of this server does not answer the server's own probes"});
+  return json_reply(R"({"status":"ok"})");
 }
 
 HttpReply handle_live(HttpContext&, const HttpRequest&) { return json_reply(R"({"status":"ok"})"); }
@@ -32,7 +27,7 @@ HttpReply handle_version(HttpContext&, const HttpRequest&) {
 HttpReply handle_metrics(HttpContext& context, const HttpRequest&) {
   HttpReply reply;
   reply.content_type = "text/plain; version=0.0.4; charset=utf-8";
-  reply.body = context.metrics().scrape();
+  reply.body = context.state.metrics().scrape();
   return reply;
 }
 

@@ -40,12 +40,12 @@ void append_special(std::string& out, const Tokenizer& tokenizer, const char* na
 }  // namespace
 
 HttpReply handle_models(HttpContext& context, const HttpRequest&) {
-  return json_reply("{\"object\":\"list\",\"data\":[" + model_json(*context.model()) + "]}");
+  return json_reply("{\"object\":\"list\",\"data\":[" + model_json(*context.state.model()) + "]}");
 }
 
 HttpReply handle_model(HttpContext& context, const HttpRequest& request) {
   const std::string id = request.path.substr(std::string_view("/v1/models/").size());
-  if (id == context.model()->name) return json_reply(model_json(*context.model()));
+  if (id == context.state.model()->name) return json_reply(model_json(*context.state.model()));
   std::string quoted;
   append_json_string(quoted, id.substr(0, 200));
   return error_reply(
@@ -53,7 +53,7 @@ HttpReply handle_model(HttpContext& context, const HttpRequest& request) {
 }
 
 HttpReply handle_tokenizer_info(HttpContext& context, const HttpRequest&) {
-  const ServedModel& model = *context.model();
+  const ServedModel& model = *context.state.model();
   const Tokenizer& tokenizer = *model.tokenizer;
   std::string out = "{\"tokenizer_class\":";
   append_json_string(out, tokenizer.kind());

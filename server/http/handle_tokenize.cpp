@@ -15,11 +15,11 @@ namespace asio = boost::asio;
 namespace {
 
 HttpReply tokenize(HttpContext& context, const HttpRequest& request, std::stop_token stop) {
-  const ServedModel& model = *context.model();
+  const ServedModel& model = *context.state.model();
   const auto call = parse_tokenize(
-      request.body, api_rules(model, context.config().strict_params, std::move(stop)));
+      request.body, api_rules(model, context.state.config().strict_params, std::move(stop)));
   if (!call.ok()) return error_reply(call.error());
-  context.note_unknown_fields(call->unknown_fields);
+  context.state.note_unknown_fields(call->unknown_fields);
   std::vector<int32_t> ids;
   if (call->chat) {
     auto chat_ids = chat_prompt_ids(model, *call->chat);
@@ -47,11 +47,11 @@ HttpReply tokenize(HttpContext& context, const HttpRequest& request, std::stop_t
 }
 
 HttpReply detokenize(HttpContext& context, const HttpRequest& request, std::stop_token stop) {
-  const ServedModel& model = *context.model();
+  const ServedModel& model = *context.state.model();
   const auto call = parse_detokenize(
-      request.body, api_rules(model, context.config().strict_params, std::move(stop)));
+      request.body, api_rules(model, context.state.config().strict_params, std::move(stop)));
   if (!call.ok()) return error_reply(call.error());
-  context.note_unknown_fields(call->unknown_fields);
+  context.state.note_unknown_fields(call->unknown_fields);
   std::string out = "{\"prompt\":";
   append_json_string(out, model.tokenizer->decode(call->tokens, /*skip_special=*/false));
   out += '}';

@@ -2,8 +2,6 @@
 #include "server/http/http_connection.h"
 
 #include <fmt/format.h>
-#include <poll.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <boost/asio/as_tuple.hpp>
@@ -15,6 +13,7 @@
 #include <boost/asio/write.hpp>
 #include <new>
 
+#include "base/log.h"
 #include "engine/limits.h"
 #include "server/http/chunked_body.h"
 #include "server/http/http_head.h"
@@ -42,14 +41,8 @@ constexpr std::chrono::seconds kReservedTime{1};
 // An idle connection may be closed to make room after this long: a client that is about to send its
 // next request keeps its connection.
 constexpr std::chrono::seconds kIdleBeforeClose{1};
-// How often a client is looked at whose end the reactor does not report.
-constexpr std::chrono::milliseconds kEndInterval{200};
-
 ApiError too_many_connections() {
-  ApiError error{503, "overloaded_error", "too_many_connections",
-                 "the server has as many connections as it takes"};
-  error.retry_after = 1;
-  return error;
+  return {kTooManyConnections, "the server has as many connections as it takes"};
 }
 
 std::string text_of(boost::beast::string_view view) {
@@ -57,13 +50,6 @@ std::string text_of(boost::beast::string_view view) {
 }
 
 }  // namespace
-
-// What notifiers hold: they may outlive the connection, and each other.
-struct HttpConnection::Mailbox {
-  asio::io_context& context;
-  std::atomic<bool> posted{false};
-  HttpConnection* connection = nullptr;  // io thread only; null once it is gone
-};
 
 HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp::socket socket,
                                const asio::ip::address& client, Clock::time_point accepted)
@@ -78,13 +64,12 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
                 }),
       signal_(io.context),
       end_timer_(io.context),
-      mailbox_(std::make_shared<Mailbox>(io.context)),
+      mailbox_(std::make_shared<Mailbox>(io.context, this)),
       buffer_(2 * kMaxHeaderBytes),
-      body_share_(shared.body_budget()),
+      body_share_(shared.state.body_budget()),
       peer_(client),
       accepted_(accepted),
       client_(tenant_of_address(client.to_string())) {
-  mailbox_->connection = this;
   io_.connections.insert(this);
   ++io_.addresses[peer_];
   shared_.clients.add(client_);
@@ -130,7 +115,7 @@ bool HttpConnection::close_idle(IoThread& io, const asio::ip::address& newcomer,
 }
 
 void HttpConnection::refuse(bool patience) {
-  shared_.metrics().admission_rejected("connections");
+  shared_.state.metrics().admission_rejected("connections");
   const HttpReply reply = error_reply(too_many_connections());
   const std::string text =
       reply_head(request_, reply, fmt::format("Content-Length: {}\r\n", reply.body.size()), false,
@@ -157,7 +142,7 @@ asio::awaitable<void> HttpConnection::run() {
     }
   } catch (const std::exception& e) {
     // A library's exception (memory, say) costs its connection, not the server.
-    spdlog::error("connection ended by an exception: {}", e.what());
+    log_error("connection ended by an exception: {}", e.what());
     client_gone("exception");
   }
   on_gone_ = nullptr;
@@ -201,12 +186,10 @@ asio::awaitable<bool> HttpConnection::answer(const Route* route, HttpReply refus
     else
       co_await reply(std::move(refusal));
   } catch (const std::bad_alloc&) {
-    failure = ApiError{503, "overloaded_error", "out_of_memory",
-                       "the server has no memory left for this request"};
-    failure->retry_after = 5;
+    failure = ApiError{kOutOfMemory, "the server has no memory left for this request"};
   } catch (const std::exception& e) {
-    spdlog::error("a request ended by an exception: {}", e.what());
-    failure = ApiError{500, "server_error", "internal_error", "the request failed"};
+    log_error("a request ended by an exception: {}", e.what());
+    failure = ApiError{kInternalError, "the request failed"};
   }
   stop_watching();
   on_gone_ = nullptr;
@@ -226,7 +209,7 @@ asio::awaitable<bool> HttpConnection::answer(const Route* route, HttpReply refus
 
 // Until the first byte of a request is there. False: the connection is to be closed.
 asio::awaitable<bool> HttpConnection::wait_for_request() {
-  const ServerConfig& config = shared_.config();
+  const ServerConfig& config = shared_.state.config();
   if (buffer_.size() == 0) {
     deadline_.set_in(reserved_        ? kReservedTime
                      : first_request_ ? std::chrono::seconds(config.header_timeout)
@@ -265,7 +248,7 @@ asio::awaitable<bool> HttpConnection::read_head() {
                                          : scanner.scan(bytes.substr(0, kMaxHeaderBytes));
     if (state == HeadScanner::State::complete) break;
     if (state == HeadScanner::State::malformed) {
-      ApiError reason{400, "invalid_request_error", "malformed_request",
+      ApiError reason{kMalformedRequest,
                       fmt::format("the request is not HTTP/1.1: {}", scanner.reason())};
       co_return co_await reject(std::move(reason));
     }
@@ -277,7 +260,7 @@ asio::awaitable<bool> HttpConnection::read_head() {
   }
   parser_.emplace();
   parser_->header_limit(kMaxHeaderBytes + 1);
-  parser_->body_limit(shared_.config().max_body_bytes);
+  parser_->body_limit(shared_.state.config().max_body_bytes);
   error_code error;
   parser_->put(asio::buffer(buffer_.data().data(), scanner.size()), error);
   if (!error && !parser_->is_header_done()) error = http::error::bad_field;
@@ -305,7 +288,7 @@ void HttpConnection::take_head() {
   if (!usable_request_id(request_.request_id)) request_.request_id = make_request_id();
   request_.tenant = client_;
   request_.http_1_1 = head.version() >= 11;
-  request_.keep_alive = head.keep_alive() && shared_.phase() != ServerPhase::draining && !reserved_;
+  request_.keep_alive = head.keep_alive() && !shared_.state.draining() && !reserved_;
   request_.head = request_.method == "HEAD";
   if (request_.head) request_.method = "GET";
 }
@@ -325,7 +308,7 @@ asio::awaitable<bool> HttpConnection::read_body(bool refused) {
     constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
     const Buffers buffers{asio::buffer(kContinue)};
     if (!co_await send(buffers)) co_return false;
-    deadline_.set(request_.arrival + std::chrono::seconds(shared_.config().header_timeout));
+    deadline_.set(request_.arrival + std::chrono::seconds(shared_.state.config().header_timeout));
   }
   if (chunked) co_return co_await read_chunked_body();
   co_return co_await read_sized_body(size_t(length));
@@ -366,7 +349,7 @@ asio::awaitable<bool> HttpConnection::read_sized_body(size_t bytes) {
 
 asio::awaitable<bool> HttpConnection::read_chunked_body() {
   constexpr size_t kRead = 16 << 10;
-  ChunkedBody decoder(shared_.config().max_body_bytes);
+  ChunkedBody decoder(shared_.state.config().max_body_bytes);
   for (;;) {
     if (!body_share_.grow_to(request_.body.size() + buffer_.size()))
       co_return co_await refuse_body_bytes();
@@ -386,12 +369,11 @@ asio::awaitable<bool> HttpConnection::read_chunked_body() {
 
 // Always false.
 asio::awaitable<bool> HttpConnection::refuse_body_bytes() {
-  shared_.metrics().admission_rejected("body_bytes");
-  ApiError reason{503, "overloaded_error", "too_many_body_bytes",
+  shared_.state.metrics().admission_rejected("body_bytes");
+  ApiError reason{kTooManyBodyBytes,
                   fmt::format("the bodies of all requests together would exceed {} bytes "
                               "(--max-body-bytes-in-flight)",
-                              shared_.config().max_body_bytes_in_flight)};
-  reason.retry_after = 1;
+                              shared_.state.config().max_body_bytes_in_flight)};
   drop_body();
   co_return co_await reject(std::move(reason));
 }
@@ -403,20 +385,19 @@ void HttpConnection::drop_body() {
 
 // The request cannot be read to its end. Replies where that can help; always false.
 asio::awaitable<bool> HttpConnection::reject_unreadable(error_code error) {
-  ApiError reason{400, "invalid_request_error", "malformed_request",
+  ApiError reason{kMalformedRequest,
                   fmt::format("the request is not HTTP/1.1: {}", error.message())};
   if (must_close_ || gone_ != nullptr) co_return false;
   if (timed_out_ && reserved_) {
     reason = too_many_connections();
   } else if (timed_out_) {
-    reason = {
-        408, "timeout_error", "request_timeout",
-        fmt::format("the request did not arrive within {} s", shared_.config().header_timeout)};
+    reason = {kRequestTimeout, fmt::format("the request did not arrive within {} s",
+                                           shared_.state.config().header_timeout)};
   } else if (error == http::error::body_limit) {
-    reason = {413, "invalid_request_error", "body_too_large",
-              fmt::format("the body is larger than {} bytes", shared_.config().max_body_bytes)};
+    reason = {kBodyTooLarge, fmt::format("the body is larger than {} bytes",
+                                         shared_.state.config().max_body_bytes)};
   } else if (error == http::error::header_limit || error == http::error::buffer_overflow) {
-    reason = {431, "invalid_request_error", "headers_too_large",
+    reason = {kHeadersTooLarge,
               fmt::format("the headers are larger than {} bytes", kMaxHeaderBytes)};
   } else if (error.category() != make_error_code(http::error::end_of_stream).category()) {
     client_gone("client_disconnect");  // closed or reset: nobody reads a reply
@@ -451,13 +432,12 @@ void HttpConnection::count_reply(int status) {
                                                       "PATCH", "OPTIONS", "DELETE"};
   const std::string_view method = request_.head ? std::string_view("HEAD") : request_.method;
   const bool known = std::ranges::find(kKnown, method) != kKnown.end();
-  shared_.metrics().http_request(request_.handler, known ? method : "other", status);
-  if (shared_.config().enable_log_requests)
-    spdlog::info(
-        "{} {} {} {} ms request_id={}", method, request_.handler, status,
-        std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - request_.arrival)
-            .count(),
-        request_.request_id);
+  shared_.state.metrics().http_request(request_.handler, known ? method : "other", status);
+  if (shared_.state.config().enable_log_requests)
+    log_info("{} {} {} {} ms request_id={}", method, request_.handler, status,
+             std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - request_.arrival)
+                 .count(),
+             request_.request_id);
 }
 
 asio::awaitable<void> HttpConnection::reply(HttpReply reply) {
@@ -466,7 +446,7 @@ asio::awaitable<void> HttpConnection::reply(HttpReply reply) {
   const std::string framing =
       reply.status == 204 ? "" : fmt::format("Content-Length: {}\r\n", reply.body.size());
   const std::string head =
-      reply_head(request_, reply, framing, keep, shared_.config().allowed_origins);
+      reply_head(request_, reply, framing, keep, shared_.state.config().allowed_origins);
   if (request_.head) reply.body.clear();
   count_reply(reply.status);
   const Buffers buffers{asio::buffer(head), asio::buffer(reply.body)};
@@ -479,7 +459,7 @@ void HttpConnection::begin_stream(HttpReply head) {
   request_.keep_alive = keep;
   stream_head_ =
       reply_head(request_, head, request_.http_1_1 ? "Transfer-Encoding: chunked\r\n" : "", keep,
-                 shared_.config().allowed_origins);
+                 shared_.state.config().allowed_origins);
   stream_reply_ = std::move(head);
 }
 
@@ -510,7 +490,7 @@ asio::awaitable<bool> HttpConnection::send(Buffers buffers) {
       buffer += skipped;
       sent -= skipped;
     }
-    deadline_.set_in(std::chrono::seconds(shared_.config().write_timeout));
+    deadline_.set_in(std::chrono::seconds(shared_.state.config().write_timeout));
     sending_ = true;
     const auto [write_error, bytes] = co_await asio::async_write(socket_, buffers, kTuple);
     sending_ = false;
@@ -533,19 +513,6 @@ asio::awaitable<void> HttpConnection::linger() {
   }
 }
 
-std::function<void()> HttpConnection::notifier() {
-  return [mailbox = mailbox_] {
-    if (mailbox->posted.exchange(true)) return;
-    asio::post(mailbox->context, [mailbox] {
-      mailbox->posted = false;
-      if (HttpConnection* connection = mailbox->connection) {
-        connection->signalled_ = true;
-        connection->signal_.cancel();
-      }
-    });
-  };
-}
-
 asio::awaitable<void> HttpConnection::wait(Clock::time_point until) {
   if (gone_ != nullptr) co_return;
   if (!watching_) watch();
@@ -554,104 +521,6 @@ asio::awaitable<void> HttpConnection::wait(Clock::time_point until) {
     co_await signal_.async_wait(kTuple);
   }
   signalled_ = false;
-}
-
-void HttpConnection::client_gone(const char* why) {
-  if (gone_ != nullptr) return;
-  gone_ = why;
-  if (stop_.stop_possible()) stop_.request_stop();
-  if (on_gone_) on_gone_();
-  signalled_ = true;
-  signal_.cancel();
-  error_code ignored;
-  socket_.cancel(ignored);  // a write that waits for this client
-}
-
-void HttpConnection::watch() {
-  watching_ = true;
-  socket_.async_wait(asio::socket_base::wait_read,
-                     [self = shared_from_this(), generation = ++watch_generation_](
-                         error_code error) { self->on_readable(error, generation); });
-}
-
-void HttpConnection::begin_long_work() {
-  stop_ = std::stop_source();
-  if (!watching_) watch();
-}
-
-void HttpConnection::stop_watching() {
-  if (!watching_) return;
-  watching_ = false;
-  ++watch_generation_;
-  end_timer_.cancel();
-  error_code ignored;
-  socket_.cancel(ignored);
-}
-
-// Bytes during a reply are the next request's (pipelining). They are kept up to a limit, beyond
-// which they stay in the socket until this reply is out. Only the client's end is watched for then.
-void HttpConnection::on_readable(error_code error, unsigned generation) {
-  if (error || generation != watch_generation_ || !watching_) return;
-  constexpr size_t kRead = 4096;
-  if (buffer_.size() + kRead > kMaxHeaderBytes) return watch_for_end();
-  const size_t bytes = socket_.read_some(buffer_.prepare(kRead), error);
-  if (error == asio::error::eof) {
-    half_closed();
-    if (gone_ == nullptr) watch_for_end();
-    return;
-  }
-  if (error && error != asio::error::would_block) return client_gone("client_disconnect");
-  if (!error) buffer_.commit(bytes);
-  watch();
-}
-
-// Watches for a reset and for the end of the stream, without reading. The reactor reports the first
-// alone, so the timer asks for the second.
-void HttpConnection::watch_for_end() {
-  const unsigned generation = ++watch_generation_;
-  socket_.async_wait(asio::socket_base::wait_error,
-                     [self = shared_from_this(), generation](error_code error) {
-                       if (!error) self->look_for_end(generation);
-                     });
-  look_again(generation);
-}
-
-void HttpConnection::look_again(unsigned generation) {
-  end_timer_.expires_after(kEndInterval);
-  end_timer_.async_wait([self = shared_from_this(), generation](error_code error) {
-    if (error || generation != self->watch_generation_ || !self->watching_) return;
-    self->look_for_end(generation);
-    if (self->gone_ == nullptr) self->look_again(generation);
-  });
-}
-
-void HttpConnection::look_for_end(unsigned generation) {
-  if (generation != watch_generation_ || !watching_ || gone_ != nullptr) return;
-  pollfd state{socket_.native_handle(), POLLRDHUP, 0};
-  if (poll(&state, 1, 0) <= 0) return;
-  if ((state.revents & (POLLERR | POLLHUP | POLLNVAL)) != 0)
-    client_gone("client_disconnect");
-  else if ((state.revents & POLLRDHUP) != 0 && !half_closed_)
-    half_closed();
-}
-
-// The client has sent its last byte. It may have closed the connection, or wait for its reply with
-// the other half open (RFC 9112, 9.6), which looks the same. Only a client that has closed answers
-// further bytes with a reset, so we send some that mean nothing: an interim response before the
-// reply, a comment within a stream of events.
-void HttpConnection::half_closed() {
-  half_closed_ = true;
-  request_.keep_alive = request_.keep_alive && buffer_.size() > 0;
-  if (sending_) return;  // the bytes under way do the same
-  std::string_view probe = "HTTP/1.1 100 Continue\r\n\r\n";
-  if (streaming())
-    probe = request_.http_1_1 ? "3\r\n:\n\n\r\n" : ":\n\n";
-  else if (!request_.http_1_1)
-    return client_gone("client_disconnect");  // HTTP/1.0 has no interim responses
-  error_code error;
-  const size_t sent = socket_.write_some(asio::buffer(probe), error);
-  if (error == asio::error::would_block) return;
-  if (error || sent != probe.size()) client_gone("client_disconnect");
 }
 
 }  // namespace kivi

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// HttpConnection: one client's socket. Reads requests one after the other, hands each to its
-// route's handler, and gives handlers the means to reply, to stream and to wait.
+// HttpConnection is the socket of one client. It reads requests one after the other and hands each
+// to the handler of its route. Handlers use it to reply, to stream and to wait.
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -27,8 +28,8 @@
 
 namespace kivi {
 
-// An io thread's context and the connections that live on it. All but the context is touched by
-// that thread alone.
+// The context of an io thread and the connections on it. Only that thread touches the members,
+// except for the context.
 struct IoThread {
   std::unordered_set<HttpConnection*> connections;
   std::list<HttpConnection*> idle;                    // between requests, the longest idle first
@@ -36,7 +37,7 @@ struct IoThread {
   boost::asio::io_context context{1};
 };
 
-// All members on the io thread, but for what notifier() returns.
+// Only the io thread may call the members. Any thread may call what notifier() returns.
 class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
  public:
   HttpConnection(HttpContext& shared, IoThread& io, boost::asio::ip::tcp::socket socket,
@@ -45,20 +46,20 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   // Serves requests until either side closes.
   void start();
-  // The same for a connection beyond max_connections: one request is served, if its path is open to
-  // anyone. All others are told that there are too many connections.
+  // The same for a connection beyond max_connections. It serves one request if its path is open to
+  // anyone. Other requests are told that there are too many connections.
   void start_reserved();
-  // Tells the client that there are too many connections, and closes. Without `patience` at once,
-  // and the client may lose the reply.
+  // Tells the client that there are too many connections, and closes. Without `patience` it closes
+  // at once, and the client may lose the reply.
   void refuse(bool patience);
   // Closes a connection that has been idle for a while, to make room for one from `newcomer`. The
-  // longest idle one goes first, but an address that holds half of the connections makes room for
-  // itself, and so does every one with `own_only`. False where there is none. `io`: the calling
+  // longest idle one is closed first. If `newcomer` holds half of the connections, or with
+  // `own_only`, one of its own is closed. Returns false if there is none. `io` is the calling
   // thread's.
   static bool close_idle(IoThread& io, const boost::asio::ip::address& newcomer, bool own_only);
-  // How many connections this one's client has open, with this one.
+  // Returns how many connections this one's client has open, this one included.
   int of_client() const { return shared_.clients.of(client_); }
-  // The server stops: the request in progress ends as if the client were gone.
+  // Called when the server stops. The request in progress ends as if the client were gone.
   void close();
 
   // ---- for handlers ----
@@ -67,37 +68,44 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   RateLimiter::Permit& permit() { return request_.permit; }
   HttpContext& shared() { return shared_; }
 
-  // The whole reply. Counted and logged.
+  // Sends the whole reply, counts it and logs it.
   boost::asio::awaitable<void> reply(HttpReply reply);
 
-  // A reply in pieces: the head goes out with the first one. write_stream sends `data` (and clears
-  // it); false: the client is gone. `last` ends the reply.
+  // Sends a reply in pieces. The head goes out with the first piece. write_stream sends `data` and
+  // clears it. `last` ends the reply. Returns false if the client is gone.
   void begin_stream(HttpReply head);
   bool streaming() const { return stream_reply_.has_value(); }
   boost::asio::awaitable<bool> write_stream(std::string& data, bool last);
 
-  // A function for any thread that ends a wait().
+  // Returns a function that ends a wait(). Any thread may call it.
   std::function<void()> notifier();
-  // Until the notifier was called since the last wait, the client is gone, or `until`. Watches the
-  // socket: a client that goes away during a wait is noticed at once.
+  // Waits until the notifier is called, the client is gone, or `until`. A call of the notifier
+  // since the last wait counts. The socket is watched, so a client that goes away is noticed at
+  // once.
   boost::asio::awaitable<void> wait(Clock::time_point until);
 
-  // The body is not needed any more: its memory is free for others.
+  // Frees the memory of the body, which is not needed any more.
   void drop_body();
-  // Watches the client from now on, while a worker works for the request.
+  // Begins to watch the client while a worker works for the request.
   void begin_long_work();
-  // Any thread, after begin_long_work: stop is requested when the client is gone.
+  // Stop is requested when the client is gone. Any thread, after begin_long_work.
   std::stop_token stop_token() const { return stop_.get_token(); }
 
-  // Why the request can have no reply any more; null while it can.
+  // Why the request can have no reply any more, or null while it can.
   const char* gone() const { return gone_; }
-  // Called at the moment the client is found gone, once.
+  // Sets a function that is called once, when the client is found gone.
   void on_gone(std::function<void()> action) { on_gone_ = std::move(action); }
 
  private:
   using Buffers = std::array<boost::asio::const_buffer, 3>;
   using Parser = boost::beast::http::request_parser<boost::beast::http::empty_body>;
-  struct Mailbox;
+  // What notifiers hold: they may outlive the connection, and each other.
+  struct Mailbox {
+    Mailbox(boost::asio::io_context& io, HttpConnection* owner) : context(io), connection(owner) {}
+    boost::asio::io_context& context;
+    std::atomic<bool> posted{false};
+    HttpConnection* connection;  // io thread only; null once it is gone
+  };
 
   boost::asio::awaitable<void> run();
   // False: the connection is to be closed.

@@ -34,9 +34,7 @@ std::string quoted(std::string_view text) {
   return out;
 }
 
-ApiError malformed(std::string message) {
-  return {400, "invalid_request_error", "malformed_request", std::move(message)};
-}
+ApiError malformed(std::string message) { return {kMalformedRequest, std::move(message)}; }
 
 // The codings of all Transfer-Encoding fields, in their order.
 std::vector<std::string_view> transfer_codings(const http::request_header<>& head) {
@@ -65,7 +63,7 @@ std::optional<ApiError> judge_codings(const http::request_header<>& head) {
   for (size_t i = 0; i + 1 < codings.size(); ++i) {
     if (is_chunked(codings[i]))
       return malformed("Transfer-Encoding names chunked before its last coding");
-    return ApiError{501, "not_implemented", "not_implemented",
+    return ApiError{kNotImplemented,
                     fmt::format("Transfer-Encoding has the coding {}, must be chunked alone",
                                 quoted(codings[i]))};
   }
@@ -107,7 +105,7 @@ std::optional<ApiError> judge_head(const http::request_header<>& head) {
   if (head.version() < 11) return std::nullopt;  // HTTP/1.0 has no expectations
   for (auto field = begin; field != end; ++field)
     if (!boost::beast::iequals(field->value(), "100-continue"))
-      return ApiError{417, "invalid_request_error", "expectation_failed",
+      return ApiError{kExpectationFailed,
                       fmt::format("Expect is {}, must be 100-continue or absent",
                                   quoted(view_of(field->value())))};
   return std::nullopt;

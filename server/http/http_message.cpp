@@ -39,11 +39,11 @@ HttpReply json_reply(std::string body) {
 
 HttpReply error_reply(const ApiError& error) {
   HttpReply reply = json_reply(error_json(error));
-  reply.status = error.status;
+  reply.status = error.kind.http;
   if (error.retry_after > 0)
     reply.headers.emplace_back("Retry-After", std::to_string(error.retry_after));
-  if (!error.should_retry) reply.headers.emplace_back("x-should-retry", "false");
-  if (error.status == 401) reply.headers.emplace_back("WWW-Authenticate", "Bearer");
+  if (!error.kind.should_retry) reply.headers.emplace_back("x-should-retry", "false");
+  if (error.kind.http == 401) reply.headers.emplace_back("WWW-Authenticate", "Bearer");
   return reply;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// An HTTP request as handlers see it, and a whole reply. Plain data; no sockets.
+// An HTTP request as handlers see it, and a whole reply. Plain data without sockets.
 #pragma once
 
 #include <string>
@@ -45,12 +45,12 @@ HttpReply json_reply(std::string body);
 HttpReply error_reply(const ApiError& error);
 HttpReply error_reply(const Error& error);
 
-// Status line and headers with the empty line, without the body. `framing` is the line that says
-// how the body is framed ("Content-Length: 12\r\n", "Transfer-Encoding: chunked\r\n", or nothing).
+// Returns status line, headers and the empty line, without the body. `framing` is the header that
+// frames the body ("Content-Length: 12\r\n", "Transfer-Encoding: chunked\r\n", or nothing).
 std::string reply_head(const HttpRequest& request, const HttpReply& reply, std::string_view framing,
                        bool keep_alive, const std::vector<std::string>& allowed_origins);
 
-// "%2F" -> "/"; a broken escape stays as it is.
+// Decodes "%2F" to "/". A broken escape stays as it is.
 std::string percent_decode(std::string_view text);
 
 }  // namespace kivi

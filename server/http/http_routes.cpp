@@ -33,17 +33,13 @@ constexpr Route kRoutes[] = {
     {"/v1/chat/completions", "POST", Access::key, true, true, nullptr, handle_chat_completions},
 };
 
-HttpReply refuse(int status, const char* code, std::string message) {
-  ApiError error{status, "invalid_request_error", code, std::move(message)};
-  if (status == 401) error.type = "authentication_error";
-  return error_reply(error);
+HttpReply refuse(const ErrorKind& kind, std::string message) {
+  return error_reply(ApiError{kind, std::move(message)});
 }
 
-HttpReply refuse_unavailable(HttpContext& context, const char* code, const char* message) {
-  context.metrics().admission_rejected(code);
-  ApiError error{503, "unavailable_error", code, message};
-  error.retry_after = 5;
-  return error_reply(error);
+HttpReply refuse_unavailable(HttpContext& context, const ErrorKind& kind, const char* message) {
+  context.state.metrics().admission_rejected(kind.code);
+  return refuse(kind, message);
 }
 
 // "application/json", with parameters or not. An absent type is none: a browser sends such a body
@@ -92,8 +88,8 @@ bool is_address(std::string name) {
 // On a loopback address a foreign name is a page's whose name server says 127.0.0.1 (DNS
 // rebinding). Without a Host (HTTP/1.0) it is no browser.
 bool host_allowed(const HttpContext& context, const HttpRequest& request) {
-  const ServerConfig& config = context.config();
-  if (!context.is_local() || request.host.empty()) return true;
+  const ServerConfig& config = context.state.config();
+  if (!context.is_local || request.host.empty()) return true;
   const std::string name = host_name(request.host);
   if (name == "localhost" || name.ends_with(".localhost") || name == config.host ||
       is_address(name))
@@ -106,8 +102,8 @@ bool host_allowed(const HttpContext& context, const HttpRequest& request) {
 // Without keys, being reachable is all that a request needs: a page in its user's browser is. With
 // keys the page would have to know one.
 bool origin_allowed(HttpContext& context, const HttpRequest& request) {
-  if (!context.keys().open()) return true;
-  const auto& allowed = context.config().allowed_origins;
+  if (!context.state.keys().open()) return true;
+  const auto& allowed = context.state.config().allowed_origins;
   if (std::ranges::find(allowed, "*") != allowed.end()) return true;
   if (request.origin.empty()) return request.sec_fetch_site != "cross-site";
   if (std::ranges::find(allowed, request.origin) != allowed.end()) return true;
@@ -141,19 +137,16 @@ const Route* find_route(std::string_view path) {
 
 bool admit_request(HttpContext& context, HttpRequest& request, const Route*& route,
                    HttpReply& refusal, bool open_only) {
-  const ServerConfig& config = context.config();
+  const ServerConfig& config = context.state.config();
   route = find_route(request.path);
   request.handler = route == nullptr ? "other" : std::string(route->path);
   if (open_only && (route == nullptr || route->access == Access::key)) {
-    context.metrics().admission_rejected("connections");
-    ApiError error{503, "overloaded_error", "too_many_connections",
-                   "the server has as many connections as it takes"};
-    error.retry_after = 1;
-    refusal = error_reply(error);
+    context.state.metrics().admission_rejected("connections");
+    refusal = refuse(kTooManyConnections, "the server has as many connections as it takes");
     return false;
   }
   if (!host_allowed(context, request)) {
-    refusal = refuse(403, "host_not_allowed",
+    refusal = refuse(kHostNotAllowed,
                      fmt::format("Host is {}, must be localhost, an IP address or a name given by "
                                  "--allowed-hosts",
                                  quoted(request.host)));
@@ -162,7 +155,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
   // A preflight changes nothing, and is answered below.
   if (request.method != "OPTIONS" && !origin_allowed(context, request)) {
     refusal = refuse(
-        403, "origin_not_allowed",
+        kOriginNotAllowed,
         fmt::format("Origin is {} and Sec-Fetch-Site is {}: a page of another site must be allowed "
                     "by --allowed-origins, because this server has no API key",
                     quoted(request.origin), quoted(request.sec_fetch_site)));
@@ -173,26 +166,24 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     refusal = preflight_reply(*route);
     return false;
   }
-  if (needs_key(config, route) && !context.keys().match(request.authorization)) {
-    refusal =
-        refuse(401, "invalid_api_key",
-               request.authorization.empty() ? "an API key is required: Authorization: Bearer KEY"
-                                             : "the API key is not valid");
+  if (needs_key(config, route) && !context.state.keys().match(request.authorization)) {
+    refusal = refuse(kInvalidApiKey, request.authorization.empty()
+                                         ? "an API key is required: Authorization: Bearer KEY"
+                                         : "the API key is not valid");
     return false;
   }
   if (route == nullptr) {
-    refusal = refuse(404, "not_found", fmt::format("no such path: {}", quoted(request.path)));
+    refusal = refuse(kNotFound, fmt::format("no such path: {}", quoted(request.path)));
     return false;
   }
   if (request.method != route->method) {
-    refusal = refuse(
-        405, "method_not_allowed",
-        fmt::format("{} takes {}, not {}", route->path, route->method, quoted(request.method)));
+    refusal = refuse(kMethodNotAllowed, fmt::format("{} takes {}, not {}", route->path,
+                                                    route->method, quoted(request.method)));
     refusal.headers.emplace_back("Allow", route->method == "GET" ? "GET, HEAD" : "POST");
     return false;
   }
   if (route->method == "POST" && !is_json(request.content_type)) {
-    refusal = refuse(415, "unsupported_media_type",
+    refusal = refuse(kUnsupportedMediaType,
                      request.content_type.empty()
                          ? "Content-Type is missing, must be application/json"
                          : fmt::format("Content-Type is {}, must be application/json",
@@ -201,26 +192,23 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
   }
   if (route->method == "POST" && !request.content_encoding.empty() &&
       request.content_encoding != "identity") {
-    refusal = refuse(415, "unsupported_media_type",
+    refusal = refuse(kUnsupportedMediaType,
                      fmt::format("Content-Encoding is {}, must be absent or identity",
                                  quoted(request.content_encoding)));
     return false;
   }
-  if (route->needs_model && context.model() == nullptr) {
-    refusal = refuse_unavailable(context, "loading", "the model is being loaded");
+  if (route->needs_model && context.state.model() == nullptr) {
+    refusal = refuse_unavailable(context, kLoading, "the model is being loaded");
     return false;
   }
-  if (route->new_work && context.phase() == ServerPhase::draining) {
-    refusal = refuse_unavailable(context, "draining", "the server is shutting down");
+  if (route->new_work && context.state.draining()) {
+    refusal = refuse_unavailable(context, kDraining, "the server is shutting down");
     return false;
   }
   if (route->new_work) {
-    if (!context.keys().open()) request.tenant = tenant_of_key(request.authorization);
-    if (const auto over = context.rate_limiter().admit(request.tenant, request.permit)) {
-      context.metrics().admission_rejected("rate_limit");
-      ApiError error{429, "rate_limit_error", "rate_limit_exceeded", over->message};
-      error.retry_after = over->retry_after;
-      refusal = error_reply(error);
+    if (!context.state.keys().open()) request.tenant = tenant_of_key(request.authorization);
+    if (const auto over = context.state.admit(request.tenant, request.permit)) {
+      refusal = error_reply(*over);
       return false;
     }
   }

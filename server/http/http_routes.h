@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The route table: every path the server answers, who may call it, and what handles it.
+// The route table: every path that the server answers, who may call it, and its handler.
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
@@ -19,9 +19,9 @@ enum class Access {
   metrics,  // open, unless metrics_require_key
 };
 
-// A handler that answers at once, and one that takes its time and may stream. Both run on the
-// connection's io thread. The second must end in exactly one reply (HttpConnection::reply or a
-// stream), unless the client is gone.
+// A simple handler answers at once. An async handler may wait and may stream; it must end in
+// exactly one reply (HttpConnection::reply or a stream), unless the client is gone. Both run on the
+// io thread of the connection.
 using SimpleHandler = HttpReply (*)(HttpContext&, const HttpRequest&);
 using AsyncHandler = boost::asio::awaitable<void> (*)(HttpConnection&);
 
@@ -35,12 +35,13 @@ struct Route {
   AsyncHandler async = nullptr;
 };
 
-// Null where no route has this path.
+// Returns the route of a path, or null.
 const Route* find_route(std::string_view path);
 
 // Judges a request by its head: host and origin, authorization, path, method, media type, phase.
-// Fills in request.handler. True: `route` handles it; else `refusal` is the reply. `open_only`:
-// paths that are not open to anyone are refused, because there are too many connections.
+// Fills in request.handler. Returns true if `route` handles the request; otherwise `refusal` is the
+// reply. With `open_only`, only paths that are open to anyone are admitted, because there are too
+// many connections.
 bool admit_request(HttpContext& context, HttpRequest& request, const Route*& route,
                    HttpReply& refusal, bool open_only = false);
 

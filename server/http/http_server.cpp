@@ -2,7 +2,6 @@
 #include "server/http/http_server.h"
 
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,25 +11,12 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
-#include "server/json_writer.h"
+#include "base/log.h"
 
 namespace kivi {
 namespace asio = boost::asio;
 using asio::ip::tcp;
 using boost::system::error_code;
-
-void HttpContext::note_unknown_fields(const std::vector<std::string>& names) {
-  constexpr size_t kMaxNoted = 256;  // names are the clients' choice
-  for (const std::string& name : names) {
-    {
-      std::lock_guard lock(mutex_);
-      if (noted_.size() >= kMaxNoted || !noted_.insert(name).second) continue;
-    }
-    std::string quoted;
-    append_json_string(quoted, name.substr(0, 100));
-    spdlog::warn("unknown request field {} is ignored (noted once)", quoted);
-  }
-}
 
 namespace {
 
@@ -45,16 +31,15 @@ void run_io(asio::io_context& context) {
       context.run();
       return;
     } catch (const std::exception& e) {
-      spdlog::error("an HTTP handler ended by an exception: {}", e.what());
+      log_error("an HTTP handler ended by an exception: {}", e.what());
     }
   }
 }
 
 }  // namespace
 
-HttpServer::HttpServer(const ServerConfig& config, Metrics& metrics)
-    : config_(config), shared_(config, metrics) {
-  for (int i = 0; i < std::max(1, config.io_threads); ++i) {
+HttpServer::HttpServer(ServerState& state) : config_(state.config()), shared_(state) {
+  for (int i = 0; i < std::max(1, config_.io_threads); ++i) {
     io_.push_back(std::make_unique<IoThread>());
     work_.push_back(asio::make_work_guard(io_.back()->context));
   }
@@ -105,7 +90,7 @@ asio::awaitable<void> HttpServer::accept() {
     if (error == asio::error::operation_aborted || !acceptor_->is_open()) co_return;
     if (error) {
       // No file descriptors left, mostly: those that are open will be closed some time.
-      spdlog::warn("accept: {}", error.message());
+      log_warning("accept: {}", error.message());
       pause.expires_after(std::chrono::milliseconds(100));
       co_await pause.async_wait(kTuple);
       continue;
@@ -124,7 +109,7 @@ asio::awaitable<void> HttpServer::accept() {
         open(io, std::move(socket), client, accepted);
       });
     } catch (const std::exception& e) {
-      spdlog::error("a connection was dropped by an exception: {}", e.what());
+      log_error("a connection was dropped by an exception: {}", e.what());
     }
   }
 }
@@ -161,13 +146,9 @@ void HttpServer::open(IoThread& io, tcp::socket socket, const asio::ip::address&
     connection->refuse(/*patience=*/beyond <= kMaxLingering);
 }
 
-void HttpServer::set_model(const ServedModel& model) { shared_.set_model(model); }
-
 Status HttpServer::reload_certificates() {
   return certificates_ ? certificates_->reload() : ok_status();
 }
-
-void HttpServer::begin_drain() { shared_.begin_drain(); }
 
 bool HttpServer::wait_idle(std::chrono::milliseconds timeout) {
   // Once, at the end of a process: looking now and then is good enough.
@@ -197,8 +178,8 @@ void HttpServer::stop() {
   work_.clear();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
-  relay_.reset();           // has handed the last bytes over
-  shared_.worker().join();  // nothing can be given to it any more
+  relay_.reset();         // has handed the last bytes over
+  shared_.worker.join();  // nothing can be given to it any more
 }
 
 }  // namespace kivi

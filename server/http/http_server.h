@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// HttpServer: the listening socket, the io threads, and the life of the HTTP front end: loading,
-// ready, draining, stopped.
+// HttpServer is the HTTP front end: its listening socket and its io threads.
 #pragma once
 
 #include <atomic>
@@ -19,42 +18,24 @@
 
 namespace kivi {
 
-// One owner. `config` and `metrics` must outlive it. The engine's notifications are posted to the
+// One owner. `state` must outlive it. The engine's notifications are posted to the
 // io contexts: the engine must be gone before the destructor, and must still be there for stop().
 class HttpServer {
  public:
-  HttpServer(const ServerConfig& config, Metrics& metrics);
+  explicit HttpServer(ServerState& state);
   ~HttpServer();  // stops
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
 
-  // Shares the rate limits with the other front end. Before start().
-  void set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
-    shared_.set_rate_limiter(std::move(limiter));
-  }
-
-  // Shares the bytes of bodies in flight with the other front end. Before start().
-  void set_body_budget(std::shared_ptr<BodyBudget> budget) {
-    shared_.set_body_budget(std::move(budget));
-  }
-
   // Binds, listens and starts the io threads; from now on /health answers (503, loading). Errors
   // name the address.
   Status start();
-  // Any thread, after start(): reads the certificates again, for connections that come later. On an
-  // error the old ones stay. Nothing happens without TLS.
+  // Reads the certificates again, for later connections. On an error the old ones stay. Without TLS
+  // it does nothing. Any thread, after start().
   Status reload_certificates();
-  // The port that is listened on; after start().
+  // The port of the listening socket, after start().
   int port() const { return port_; }
-  // The model is loaded: requests are taken. It must live until stop() has returned.
-  void set_model(const ServedModel& model);
-  // From now on these API keys count. Any thread.
-  void set_api_keys(const std::vector<std::string>& keys) { shared_.keys().replace(keys); }
-  // New completions are refused with 503; what runs goes on.
-  void begin_drain();
-  // Any thread: whether the gRPC port answers. While it does not, /health/ready is 503.
-  void set_grpc_answers(bool answers) { shared_.set_grpc_answers(answers); }
-  // Waits until no request is being answered; false if some are left after `timeout`.
+  // Waits until no request is being answered. Returns false if some are left after `timeout`.
   bool wait_idle(std::chrono::milliseconds timeout);
   // Closes every connection (unfinished requests are cancelled) and joins the io threads.
   void stop();

@@ -27,7 +27,7 @@ boost::asio::awaitable<std::invoke_result_t<Work>> run_by_size(HttpConnection& c
   using Value = std::invoke_result_t<Work>;
   connection.begin_long_work();
   co_return co_await boost::asio::co_spawn(
-      connection.shared().worker(),
+      connection.shared().worker,
       [&work, bytes]() -> boost::asio::awaitable<Value> {
         // The memory of a large request would stay with this thread's arena.
         constexpr size_t kLargeBody = 256 << 10;

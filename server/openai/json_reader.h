@@ -19,9 +19,9 @@
 
 namespace kivi {
 
-// Empties a DOM from the leaves upward. The library's destructor allocates memory for all children
-// of a container, and an exception in a destructor ends the process. Recurses as deep as `value`
-// nests.
+// Empties a DOM from the leaves upward. The destructor of the library allocates memory for all
+// children of a container, and an exception in a destructor ends the process. Recurses as deep as
+// `value` nests.
 template <class Json>
 void dismantle(Json& value) noexcept {
   if (value.is_array()) {
@@ -65,11 +65,11 @@ using ParsedJson = OwnedJson<nlohmann::json>;
 // cancelled soon after `stop` was requested.
 Result<ParsedJson> parse_request_json(std::string_view body, const std::stop_token& stop = {});
 
-// The fields of one object. The first error is kept; readers return their default from then on.
-// An absent field and null are the same.
+// Reads the fields of one object. After the first error, which is kept, all readers return their
+// default. An absent field and null are the same.
 class JsonFields {
  public:
-  // `path` stands before field names in errors ("stream_options."). `object` must outlive this.
+  // `path` is put before field names in errors ("stream_options."). `object` must outlive this.
   explicit JsonFields(const nlohmann::json& object, std::string path = "");
 
   bool boolean(const char* name, bool otherwise);
@@ -81,7 +81,7 @@ class JsonFields {
   std::vector<int32_t> integers(const char* name, size_t count_max);
   // A string, or a list of strings.
   std::vector<std::string> texts(const char* name, size_t count_max);
-  // The value itself, null where absent: the caller judges its type.
+  // The value itself, or null if it is absent. The caller judges its type.
   const nlohmann::json* raw(const char* name);
 
   // Notes an error, unless there is one already.
@@ -102,11 +102,12 @@ class JsonFields {
   std::optional<Error> error_;
 };
 
-// "3.5 (number)", "\"abc\" (string)": a value as an error message shows it, cut to a few
-// characters.
+// Returns a value as error messages show it, cut to a few characters: "3.5 (number)", "\"abc\"
+// (string)".
 std::string describe(const nlohmann::json& value);
 
-// An integer JSON number within [lowest, highest]; none for everything else (3.0 and true too).
+// Returns an integer JSON number within [lowest, highest], and nothing for all else (3.0 and true
+// too).
 std::optional<int64_t> as_integer(const nlohmann::json& value, int64_t lowest, int64_t highest);
 
 }  // namespace kivi

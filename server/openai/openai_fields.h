@@ -13,23 +13,24 @@
 
 namespace kivi {
 
-// Parameters that this build does not have: understood, and refused (unsupported).
+// Refuses parameters that this build does not have (unsupported).
 void refuse_fields(JsonFields& fields, std::initializer_list<const char*> names);
-// Those that neither completions nor chats have, and a response_format other than text.
+// Refuses those that neither completions nor chats have, and a response_format other than text.
 void refuse_unbuilt(JsonFields& fields);
 
-// `model`, where it stands, must be the served one (not_found).
+// If `model` is given, it must be the served one (not_found).
 Status check_model(JsonFields& fields, const ApiRules& rules);
 
-// Sampling but for max_tokens and logprobs, n, stop, stream and its options, ids, priority, ...
+// Reads sampling (without max_tokens and logprobs), n, stop, stream and its options, ids, priority,
+// ...
 Status parse_shared_fields(JsonFields& fields, const ApiRules& rules, CompletionCall& call);
 
-// What a chat's prompt is made of: messages, tools, documents, add_generation_prompt, ...
-// `body` is what `parsed` was parsed from: the template sees members in their order.
+// Reads what the prompt of a chat is made of: messages, tools, documents, add_generation_prompt,
+// ... `parsed` was parsed from `body`. The template sees members in the order of `body`.
 Result<ChatInput> parse_chat_input(std::string_view body, const nlohmann::json& parsed,
                                    JsonFields& fields);
 
-// Notes the fields that nobody asked for, or refuses them (strict_params). Last of all.
+// Notes the fields that no reader asked for, or refuses them (strict_params). Call it last.
 Status take_unknown(const JsonFields& fields, const ApiRules& rules,
                     std::vector<std::string>& unknown);
 

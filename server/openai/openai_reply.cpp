@@ -11,16 +11,14 @@
 namespace kivi {
 namespace {
 
-void append_usage(std::string& out, int prompt_tokens, int completion_tokens, int cached_tokens) {
+void append_usage(std::string& out, int prompt_tokens, int completion_tokens) {
   out += "{\"prompt_tokens\":";
   append_json_int(out, prompt_tokens);
   out += ",\"completion_tokens\":";
   append_json_int(out, completion_tokens);
   out += ",\"total_tokens\":";
   append_json_int(out, int64_t(prompt_tokens) + completion_tokens);
-  out += ",\"prompt_tokens_details\":{\"cached_tokens\":";
-  append_json_int(out, cached_tokens);
-  out += "}}";
+  out += '}';
 }
 
 // Token text -> logprob: the largest ones, and the token itself where it is not among them. Of two
@@ -150,7 +148,7 @@ void ReplyWriter::end_event(std::string& out, const Completion& completion, int 
     out += ",\"usage\":";
     if (continuous_usage_) {
       const Usage usage = completion.usage();
-      append_usage(out, usage.prompt_tokens, tokens, usage.cached_tokens);
+      append_usage(out, usage.prompt_tokens, tokens);
     } else {
       out += "null";
     }
@@ -181,7 +179,7 @@ void ReplyWriter::append_usage_event(std::string& out, const Usage& usage) const
   if (!include_usage_) return;
   begin_event(out);
   out += "],\"usage\":";
-  append_usage(out, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
+  append_usage(out, usage.prompt_tokens, usage.completion_tokens);
   out += "}\n\n";
 }
 
@@ -203,7 +201,7 @@ std::string ReplyWriter::whole(std::span<const TextChunk> chunks,
   }
   out += "],\"usage\":";
   const Usage usage = completion.usage();
-  append_usage(out, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
+  append_usage(out, usage.prompt_tokens, usage.completion_tokens);
   out += '}';
   return out;
 }

@@ -36,8 +36,6 @@ FAMILIES = {
     "generation_tokens_total": ("counter", (), None),
     "request_success_total": ("counter", ("finished_reason",), None),
     "num_preemptions_total": ("counter", (), None),
-    "prefix_cache_queries_total": ("counter", (), None),
-    "prefix_cache_hits_total": ("counter", (), None),
     "admission_rejections_total": ("counter", ("reason",), None),
     "broken_logits_total": ("counter", (), None),
     "log_lines_dropped_total": ("counter", (), None),

@@ -124,7 +124,7 @@ class CommandLine(unittest.TestCase):
             (("bench", "kernels"), "MODEL is missing"),
             (("bench", "kernels", MODEL, "--ops", "matmull"), 'ops holds "matmull"'),
             (("bench", "serve", "--goodput", "ttft"), '--goodput is "ttft", must be'),
-            (("kv-stats",), "model is required"),
+            (("kv-stats",), "MODEL is missing"),
             ((), "Usage: kivi COMMAND"),
         ]
         for arguments, expected in cases:

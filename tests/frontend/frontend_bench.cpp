@@ -168,6 +168,7 @@ ClientFigures run_client(const BenchOptions& options, int port) {
 struct Served {
   Metrics metrics{"kivi", "bench"};
   ServerConfig config;
+  std::unique_ptr<ServerState> state;
   std::unique_ptr<HttpServer> http;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Engine> engine;
@@ -200,10 +201,11 @@ void start_server(const BenchOptions& options, Served& served) {
   served.model.engine = served.engine.get();
   served.config.port = options.port;
   served.config.io_threads = options.io_threads;
-  served.http = std::make_unique<HttpServer>(served.config, served.metrics);
+  served.state = std::make_unique<ServerState>(served.config, served.metrics);
+  served.http = std::make_unique<HttpServer>(*served.state);
   const Status started = served.http->start();
   KIVI_VERIFY(started.ok());
-  served.http->set_model(served.model);
+  served.state->set_model(served.model);
 }
 
 int serve_only(const BenchOptions& options) {

@@ -49,11 +49,12 @@ ServerConfig http_config() {
 
 // Never destroyed, as the engine's thread may still notify while the process ends.
 struct Front {
-  Front() { context.set_model(fuzz_model()); }
+  Front() { state.set_model(fuzz_model()); }
 
   const ServerConfig config = http_config();
   Metrics metrics{"kivi", "fuzz"};
-  HttpContext context{config, metrics};
+  ServerState state{config, metrics};
+  HttpContext context{state};
   IoThread io;
 };
 
@@ -114,7 +115,7 @@ bool read_http_connection(std::string_view bytes) {
   front.io.context.run();
   KIVI_VERIFY(front.io.connections.empty() && front.io.idle.empty() && front.io.addresses.empty());
   KIVI_VERIFY(front.context.connections == 0 && front.context.exchanges == 0);
-  KIVI_VERIFY(front.context.body_budget().used() == 0);
+  KIVI_VERIFY(front.state.body_budget().used() == 0);
   KIVI_VERIFY(received.empty() || received.starts_with("HTTP/1.1 "));
   return received.find("HTTP/1.1 200 OK") != received.npos;
 }

@@ -226,7 +226,7 @@ TEST_CASE("draining refuses new calls and lets running ones end") {
   auto reader = t.stub->Generate(&context, text_request("a tale", 50));
   v1::GenerateResponse message;
   REQUIRE(reader->Read(&message));
-  t.server->begin_drain();
+  t.state->begin_drain();
   const Streamed refused = generate(*t.stub, text_request("a tale", 5));
   CHECK(refused.status.error_code() == grpc::StatusCode::UNAVAILABLE);
   CHECK(details_of(refused.status).detail.retry_after_seconds() > 0);
@@ -259,7 +259,7 @@ TEST_CASE("an engine that is drained first ends its streams with finish_reason A
   auto call = std::async(std::launch::async,
                          [&] { return generate(*t.stub, text_request("a tale", 1000)); });
   REQUIRE(eventually([&] { return t.engine->stats().generation_tokens > 3; }));
-  t.server->begin_drain();
+  t.state->begin_drain();
   CHECK_FALSE(t.engine->drain(milliseconds(20)));
   const Streamed out = call.get();
   CHECK(out.status.ok());

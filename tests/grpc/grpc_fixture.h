@@ -22,7 +22,7 @@ namespace kivi::testing {
 struct GrpcTestOptions {
   ServerConfig server;
   FakeEngineOptions engine;
-  bool loaded = true;  // false: the test calls set_model itself
+  bool loaded = true;  // false: the test calls state->set_model itself
 };
 
 class GrpcTest {
@@ -41,10 +41,11 @@ class GrpcTest {
     model.tokenizer = tokenizer.get();
     model.engine = engine.get();
     options.server.grpc_port = 0;
-    server = std::make_unique<GrpcServer>(options.server, metrics);
+    state = std::make_unique<ServerState>(options.server, metrics);
+    server = std::make_unique<GrpcServer>(*state);
     const Status started = server->start();
     REQUIRE(started.ok());
-    if (options.loaded) server->set_model(model);
+    if (options.loaded) state->set_model(model);
     channel = connect();
     stub = v1::Kivi::NewStub(channel);
   }
@@ -67,6 +68,7 @@ class GrpcTest {
   }
 
   Metrics metrics;
+  std::unique_ptr<ServerState> state;
   std::unique_ptr<GrpcServer> server;  // destroyed after the engine, see GrpcServer
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Engine> engine;

@@ -122,15 +122,15 @@ TEST_CASE(
   const grpc::Status loading = generate(*t.stub, text_request("a tale", 4)).status;
   CHECK(loading.error_code() == grpc::StatusCode::UNAVAILABLE);
   CHECK(loading.error_message() == "the model is loading");
-  t.server->set_model(t.model);
+  t.state->set_model(t.model);
   all_see(HealthCheckResponse::SERVING);
   CHECK(check(*stub, "") == HealthCheckResponse::SERVING);
   CHECK(generate(*t.stub, text_request("a tale", 4)).status.ok());
-  t.server->set_serving(false);
+  t.state->set_grpc_answers(false);
   all_see(HealthCheckResponse::NOT_SERVING);
-  t.server->set_serving(true);
+  t.state->set_grpc_answers(true);
   all_see(HealthCheckResponse::SERVING);
-  t.server->begin_drain();
+  t.state->begin_drain();
   all_see(HealthCheckResponse::NOT_SERVING);
   CHECK(check(*stub, "kivi.v1.Kivi") == HealthCheckResponse::NOT_SERVING);
   t.server->stop();  // ends the watches
@@ -267,7 +267,7 @@ TEST_CASE("GetModelInfo and GetServerInfo say what is served") {
   CHECK(server.state() == v1::SERVER_STATE_LOADING);
   CHECK(t.stub->GetModelInfo(&b, {}, &info).error_code() == grpc::StatusCode::UNAVAILABLE);
   t.model.default_temperature = 0.5f;
-  t.server->set_model(t.model);
+  t.state->set_model(t.model);
   REQUIRE(t.stub->GetModelInfo(&c, {}, &info).ok());
   CHECK(info.model() == "tales");
   CHECK(info.vocab_size() == 4096);
@@ -281,7 +281,7 @@ TEST_CASE("GetModelInfo and GetServerInfo say what is served") {
   CHECK(server.state() == v1::SERVER_STATE_SERVING);
   CHECK(server.kv_cache_tokens_capacity() == 4096 * 64);
   CHECK(server.uptime_seconds() > 0);
-  t.server->begin_drain();
+  t.state->begin_drain();
   REQUIRE(t.stub->GetServerInfo(&e, {}, &server).ok());
   CHECK(server.state() == v1::SERVER_STATE_DRAINING);
 }
@@ -291,7 +291,8 @@ TEST_CASE("a port that is taken is an error that names grpc_port") {
   ServerConfig config;
   config.grpc_port = t.server->port();
   Metrics metrics("kivi", "tales");
-  GrpcServer second(config, metrics);
+  ServerState state(config, metrics);
+  GrpcServer second(state);
   const Status status = second.start();
   REQUIRE_FALSE(status.ok());
   CHECK(status.error().field == "grpc_port");

@@ -35,7 +35,7 @@ TEST_CASE("the health family tells loading, ready and draining apart") {
     CHECK(ready.status == 200);
     CHECK(ready.json() == json{{"status", "ok"}});
   }
-  server.http().begin_drain();
+  server.state().begin_drain();
   CHECK(server.get("/health/ready").json()["error"]["code"] == "draining");
   CHECK(server.get("/health/live").status == 200);
   const Response refused = server.complete({{"prompt", "a"}});

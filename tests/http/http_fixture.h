@@ -49,8 +49,10 @@ inline const Tokenizer& tales_tokenizer() {
 class TestServer {
  public:
   explicit TestServer(ServerOptions options = server_options())
-      : options_(std::move(options)), metrics_(options_.http.metrics_prefix, "tales") {
-    http_ = std::make_unique<HttpServer>(options_.http, metrics_);
+      : options_(std::move(options)),
+        metrics_(options_.http.metrics_prefix, "tales"),
+        state_(options_.http, metrics_) {
+    http_ = std::make_unique<HttpServer>(state_);
     engine_ = make_fake_engine(options_.engine);
     engine_->on_step([this](int rows, double) { metrics_.step(rows); });
     engine_->start();
@@ -80,9 +82,10 @@ class TestServer {
 
   void set_model() {
     metrics_.attach(model_);
-    http_->set_model(model_);
+    state_.set_model(model_);
   }
   HttpServer& http() { return *http_; }
+  ServerState& state() { return state_; }
   Engine& engine() { return *engine_; }
   Metrics& metrics() { return metrics_; }
   int port() const { return http_->port(); }
@@ -137,6 +140,7 @@ class TestServer {
  private:
   ServerOptions options_;
   Metrics metrics_;
+  ServerState state_;
   std::unique_ptr<HttpServer> http_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ChatPrompt> chat_;

@@ -171,7 +171,7 @@ TEST_CASE("draining lets running streams finish, and aborts what is left with a 
   slow.send(Client::post_text("/v1/completions", stream_body(2, 2000).dump()));
   REQUIRE(quick.read_head());
   REQUIRE(slow.read_head());
-  server.http().begin_drain();
+  server.state().begin_drain();
   CHECK_FALSE(server.engine().drain(std::chrono::milliseconds(500)));
   const auto reason = [](Client& client) {
     std::string body;

@@ -232,11 +232,42 @@ TEST_CASE("Help is grouped and lists the command's flags and no other command's"
   for (std::string line; std::getline(lines, line);) CHECK(line.size() <= 100);
 }
 
+TEST_CASE("A variable sets what eval shares with the other commands, and nothing else of it") {
+  Settings s;
+  const Environment environment = {{"KIVI_THREADS", "3"}, {"KIVI_KV_CACHE_DTYPE", "kivi2"}};
+  REQUIRE(parse_settings(kEval,
+                         {"m", "--text", "t", "--passkey-depths", "0,0.5", "--kivi-group-size",
+                          "32,64", "--no-divergence"},
+                         environment, s)
+              .ok());
+  CHECK(s.engine.threads == 3);
+  CHECK(s.eval.formats == std::vector<std::string>{"auto"});
+  CHECK(s.eval.groups == std::vector<int>{32, 64});
+  CHECK(s.eval.passkey.depths == std::vector<double>{0, 0.5});
+  CHECK(s.text == "t");
+  CHECK(error_of(kEval, {"--passkey-depths", "2"}).find("at most 1") != std::string::npos);
+  CHECK(error_of(kEval, {"--config", "f"}).starts_with("unknown flag --config"));
+}
+
+TEST_CASE("kv-stats takes layers as numbers and ranges") {
+  Settings s;
+  REQUIRE(parse_settings(kKvStats, {"m", "--layers", "0,2-4", "--no-perplexity"}, {}, s).ok());
+  CHECK(s.kv_stats.layers == std::vector<int>{0, 2, 3, 4});
+  CHECK_FALSE(s.kv_stats.perplexity);
+  CHECK(error_of(kKvStats, {"--layers", "x"}).find("ranges such as 0,4,7-9") != std::string::npos);
+  CHECK(error_of(kKvStats, {"--nll-rise-max", "0"}).find("--nll-rise-max") != std::string::npos);
+}
+
 TEST_CASE("Names, keys and variables of the table are unique and follow one rule") {
   Settings settings;
-  std::set<std::string> names;
+  std::set<std::string> names;                            // of settings that have a variable
+  std::set<std::pair<unsigned, std::string>> of_command;  // names of a command's flags
   for (const Flag& flag : make_flags(settings)) {
-    CHECK(names.insert(flag.name).second);
+    CAPTURE(flag.name);
+    if (flag.in_environment) CHECK(names.insert(flag.name).second);
+    CHECK((flag.in_environment || !flag.in_config));
+    for (unsigned command = 1; command <= kKvStats; command *= 2)
+      if ((flag.commands & command) != 0) CHECK(of_command.emplace(command, flag.name).second);
     CHECK(flag.name.find_first_not_of("abcdefghijklmnopqrstuvwxyz-") == std::string::npos);
     CHECK_FALSE(flag.help.empty());
     CHECK(flag.commands != 0);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Heat maps as PNG images inside a page: no library, no other file.
+// Heat maps as PNG images inside a page, so that the page is one file.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// PNG as its specification (RFC 2083) has it: 8-bit palette, and a zlib stream (RFC 1950) of stored
-// blocks, since maps are a few kilobytes.
-#include "study/heat_map.h"
+// PNG as its specification (RFC 2083) has it: one byte a pixel, an index into a palette.
+#include "base/report/heat_map.h"
+
+#include <zlib.h>
 
 #include <algorithm>
 #include <array>
@@ -19,47 +20,20 @@ void append_u32(Bytes& out, uint32_t x) {
   for (const int shift : {24, 16, 8, 0}) out.push_back(uint8_t(x >> shift));
 }
 
-uint32_t crc32(std::span<const uint8_t> data) {
-  uint32_t crc = 0xffffffff;
-  for (const uint8_t byte : data) {
-    crc ^= byte;
-    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xedb88320u : 0u);
-  }
-  return ~crc;
-}
-
-uint32_t adler32(std::span<const uint8_t> data) {
-  uint32_t a = 1, b = 0;
-  for (const uint8_t byte : data) {
-    a = (a + byte) % 65521;
-    b = (b + a) % 65521;
-  }
-  return (b << 16) | a;
-}
-
 void append_chunk(Bytes& out, const char (&type)[5], const Bytes& data) {
   append_u32(out, uint32_t(data.size()));
   Bytes body(type, type + 4);
   body.insert(body.end(), data.begin(), data.end());
   out.insert(out.end(), body.begin(), body.end());
-  append_u32(out, crc32(body));
+  append_u32(out, uint32_t(crc32(0, body.data(), uInt(body.size()))));
 }
 
-// A zlib stream that holds `data` as it is.
-Bytes stored(const Bytes& data) {
-  constexpr size_t kBlock = 65535;
-  Bytes out = {0x78, 0x01};
-  for (size_t begin = 0; begin < data.size() || begin == 0; begin += kBlock) {
-    const size_t count = std::min(kBlock, data.size() - begin);
-    out.push_back(begin + count == data.size() ? 1 : 0);
-    for (const size_t n : {count, ~count}) {
-      out.push_back(uint8_t(n));
-      out.push_back(uint8_t(n >> 8));
-    }
-    out.insert(out.end(), data.begin() + std::ptrdiff_t(begin),
-               data.begin() + std::ptrdiff_t(begin + count));
-  }
-  append_u32(out, adler32(data));
+Bytes compressed(const Bytes& data) {
+  uLongf size = compressBound(uLong(data.size()));
+  Bytes out(size);
+  const int status = compress(out.data(), &size, data.data(), uLong(data.size()));
+  KIVI_VERIFY(status == Z_OK);
+  out.resize(size);
   return out;
 }
 
@@ -112,7 +86,7 @@ std::vector<uint8_t> png_of(const HeatMap& map) {
       pixels.push_back(uint8_t(std::lround(255 * std::sqrt(std::clamp(x, 0.0f, 1.0f)))));
     }
   }
-  append_chunk(out, "IDAT", stored(pixels));
+  append_chunk(out, "IDAT", compressed(pixels));
   append_chunk(out, "IEND", {});
   return out;
 }

@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 // The flags of `kivi bench serve`: what is meant is understood, what is not is refused by name.
-#include "bench/client/options.h"
-
 #include <catch2/catch.hpp>
 #include <cmath>
 
 #include "bench/client/progress.h"
+#include "tools/flags.h"
 
 namespace kivi::load {
 namespace {
 
 using Arguments = std::vector<std::string>;
 
+Result<ServeOptions> try_parse(const Arguments& args) {
+  Settings settings;
+  KIVI_ASSIGN_OR_RETURN(const ParseOutcome outcome,
+                        parse_settings(kBenchServe, args, {}, settings));
+  CHECK(outcome.help.empty());
+  KIVI_RETURN_IF_ERROR(judge(settings.bench_serve_flags, settings.bench_serve));
+  return settings.bench_serve;
+}
+
 ServeOptions parse(const Arguments& args) {
-  const auto options = parse_serve_options(args);
+  const auto options = try_parse(args);
   if (!options.ok()) FAIL(options.error().message);
-  return **options;
+  return *options;
 }
 
 TEST_CASE("Rates and concurrencies make the runs") {
@@ -112,7 +120,7 @@ TEST_CASE("A mistake names its flag, its value and what was expected") {
   };
   for (const Case& c : cases) {
     CAPTURE(c.args);
-    const auto options = parse_serve_options(c.args);
+    const auto options = try_parse(c.args);
     REQUIRE_FALSE(options.ok());
     CHECK(options.error().code == ErrorCode::invalid);
     for (const std::string& part : c.parts) {
