@@ -59,10 +59,11 @@ class Certificates:
 
 
 class TlsServer(harness.Server):
-    def __init__(self, certificates, *arguments, client=False):
+    def __init__(self, certificates, *arguments, client=False, **variables):
         self.certificates, self.client = certificates, client
         super().__init__("--ssl-certfile", certificates.path("current.pem"), "--ssl-keyfile",
-                         certificates.path("current.key"), "--header-timeout", "2", *arguments)
+                         certificates.path("current.key"), "--header-timeout", "2", *arguments,
+                         **variables)
 
     def url(self, path):
         return f"https://127.0.0.1:{self.port}{path}"
