@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
@@ -122,11 +123,32 @@ class BrokenWeights(unittest.TestCase):
 class Memory(unittest.TestCase):
     """With less memory than a start needs, it says so, and does not abort."""
 
+    @staticmethod
+    def limit(megabytes):
+        return lambda: resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
+
+    def start_limited(self, megabytes):
+        """(exit code, log) of a server that does not start; None as a code: it serves."""
+        with tempfile.NamedTemporaryFile("w") as log:
+            text = pathlib.Path(log.name).read_text
+            process = subprocess.Popen(
+                [KIVI, "serve", MODEL, "--port", str(free_port()), "--grpc-port", "-1"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(),
+                preexec_fn=self.limit(megabytes))
+            deadline = time.monotonic() + 60
+            while process.poll() is None:
+                if " is ready after " in text():
+                    process.kill()
+                    process.wait()
+                    return None, ""
+                self.assertLess(time.monotonic(), deadline, "neither an end nor a start")
+                time.sleep(0.02)
+            return process.returncode, text()
+
     def limited(self, megabytes, *arguments):
-        def limit():
-            resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
         run = subprocess.run([KIVI, *arguments], stdin=subprocess.DEVNULL, capture_output=True,
-                             text=True, env=environment(), timeout=60, preexec_fn=limit)
+                             text=True, env=environment(), timeout=60,
+                             preexec_fn=self.limit(megabytes))
         return run.returncode, run.stderr
 
     def test_generate_says_how_much_of_what(self):
@@ -145,11 +167,8 @@ class Memory(unittest.TestCase):
         told = False
         for megabytes in (500, 600, 700, 800, 900):
             with self.subTest(megabytes=megabytes):
-                try:
-                    code, error = self.limited(
-                        megabytes, "serve", MODEL, "--port", str(free_port()), "--grpc-port",
-                        "-1")
-                except subprocess.TimeoutExpired:
+                code, error = self.start_limited(megabytes)
+                if code is None:
                     break  # enough memory: it serves
                 self.assertEqual(code, 1, error)
                 self.assertRegex(error, r"no memory for|out of memory|cannot be mapped", error)
