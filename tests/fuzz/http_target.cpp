@@ -141,8 +141,8 @@ bool read_http_head(std::string_view bytes) {
   if (error || !parser.is_header_done()) return false;
   const auto& head = parser.get();
   const auto reason = judge_head(head);
-  if (reason) KIVI_VERIFY(reason->status >= 400 && reason->status != 500);
-  const Target target = split_target({head.target().data(), head.target().size()});
+  if (reason) KIVI_VERIFY(reason->kind.http >= 400 && reason->kind.http != 500);
+  const kivi::Target target = split_target({head.target().data(), head.target().size()});
   KIVI_VERIFY(percent_decode(target.path).size() <= target.path.size());
   return !reason;
 }
