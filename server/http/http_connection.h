@@ -14,7 +14,6 @@
 #include <boost/beast/http/parser.hpp>
 #include <functional>
 #include <list>
-#include <map>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -32,8 +31,7 @@ namespace kivi {
 // except for the context.
 struct IoThread {
   std::unordered_set<HttpConnection*> connections;
-  std::list<HttpConnection*> idle;                    // between requests, the longest idle first
-  std::map<boost::asio::ip::address, int> addresses;  // connections by their peer
+  std::list<HttpConnection*> idle;  // between requests, the longest idle first
   boost::asio::io_context context{1};
 };
 
@@ -52,11 +50,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // Tells the client that there are too many connections, and closes. Without `patience` it closes
   // at once, and the client may lose the reply.
   void refuse(bool patience);
-  // Closes a connection that has been idle for a while, to make room for one from `newcomer`. The
-  // longest idle one is closed first. If `newcomer` holds half of the connections, or with
-  // `own_only`, one of its own is closed. Returns false if there is none. `io` is the calling
-  // thread's.
-  static bool close_idle(IoThread& io, const boost::asio::ip::address& newcomer, bool own_only);
+  // Closes a connection of this thread that has been idle for a while, to make room for this one.
+  // The longest idle one is closed first. With `own_only` it is one of the same client. Returns
+  // false if there is none.
+  bool make_room(bool own_only);
   // Returns how many connections this one's client has open, this one included.
   int of_client() const { return shared_.clients.of(client_); }
   // Called when the server stops. The request in progress ends as if the client were gone.
@@ -148,7 +145,6 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   HttpRequest request_;
   BodyShare body_share_;
   std::stop_source stop_{std::nostopstate};
-  const boost::asio::ip::address peer_;
   bool reserved_ = false;                                     // start_reserved
   std::optional<std::list<HttpConnection*>::iterator> idle_;  // its place in IoThread::idle
   Clock::time_point idle_since_;
