@@ -17,13 +17,24 @@ namespace kivi {
 // it: an IPv4 address, or a /64 of IPv6. Any thread.
 class ClientCounts {
  public:
+  // `each_max`: beyond so many, connections of one client do not count for others.
+  explicit ClientCounts(int each_max) : each_max_(each_max) {}
+
   void add(const std::string& client) {
     const std::lock_guard lock(mutex_);
-    ++counts_[client];
+    if (++counts_[client] <= each_max_) ++within_;
   }
   void remove(const std::string& client) {
     const std::lock_guard lock(mutex_);
-    if (const auto it = counts_.find(client); --it->second == 0) counts_.erase(it);
+    const auto it = counts_.find(client);
+    if (--it->second < each_max_) --within_;
+    if (it->second == 0) counts_.erase(it);
+  }
+  int each_max() const { return each_max_; }
+  // Connections of all clients, of each at most each_max().
+  int within() const {
+    const std::lock_guard lock(mutex_);
+    return within_;
   }
   int of(const std::string& client) const {
     const std::lock_guard lock(mutex_);
@@ -32,8 +43,10 @@ class ClientCounts {
   }
 
  private:
-  mutable std::mutex mutex_;  // guards counts_
+  const int each_max_;
+  mutable std::mutex mutex_;  // guards the two below
   std::map<std::string, int> counts_;
+  int within_ = 0;
 };
 
 // Any thread.
@@ -41,7 +54,8 @@ struct HttpContext {
   explicit HttpContext(ServerState& shared)
       : state(shared),
         is_local(is_loopback(shared.config().host)),
-        worker(size_t(std::max(kMinWorkers, shared.config().io_threads))) {}
+        worker(size_t(std::max(kMinWorkers, shared.config().io_threads))),
+        clients((shared.config().max_connections + 1) / 2) {}
 
   ServerState& state;
   // Whether the listening address is reached from this machine only.
@@ -50,6 +64,7 @@ struct HttpContext {
   // prompts). It has more than one thread, so that one long body does not hold up all others.
   boost::asio::thread_pool worker;
 
+  // One client has at most half of the connections, so that it cannot keep all others out.
   ClientCounts clients;
   std::atomic<int> connections{0};  // open ones
   std::atomic<int> exchanges{0};    // requests whose header is in and whose reply is not out
