@@ -17,6 +17,7 @@
 
 #include "server/auth.h"
 #include "server/descriptor_limit.h"
+#include "server/end_limit.h"
 #include "server/grpc/grpc_server.h"
 #include "server/grpc/library_log.h"
 #include "server/http/http_server.h"
@@ -221,28 +222,11 @@ Result<std::string> reload_certificates(FrontEnds& fronts) {
   return std::string(fronts.tls() ? "the certificates were read again" : "there is no TLS");
 }
 
-// Ends the process if it still exists after `limit`, whatever its threads wait for.
-class EndLimit {
- public:
-  explicit EndLimit(std::chrono::seconds limit)
-      : thread_([limit](const std::stop_token& stop) {
-          std::mutex mutex;
-          std::condition_variable_any never;
-          std::unique_lock lock(mutex);
-          never.wait_for(lock, stop, limit, [] { return false; });
-          if (stop.stop_requested()) return;
-          spdlog::error("the drain is not done after {} s: ending at once", limit.count());
-          std::_Exit(1);
-        }) {}
-
- private:
-  std::jthread thread_;
-};
-
 // Refuses new work and gives running work its time. Health checks see it at once.
-void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts) {
+void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts, AsyncLog& log) {
   const Clock::time_point start = Clock::now();
-  const EndLimit limit(std::chrono::seconds(config.shutdown_timeout) + 2 * kFlushTime);
+  const EndLimit limit(std::chrono::seconds(config.shutdown_timeout) + 2 * kFlushTime,
+                       [&log] { log.flush(AsyncLog::kFlushTime); });
   fronts.begin_drain();
   if (!engine.drain(std::chrono::seconds(config.shutdown_timeout)))
     spdlog::warn("shutdown_timeout of {} s is over: running requests are aborted",
@@ -328,7 +312,7 @@ int serve(const ServerConfig& given, const std::string& model_name, const LoadFu
 
   const int signal = events.wait(/*or_loaded=*/false);
   spdlog::info("{}: draining", strsignal(signal));
-  drain(config, *loaded->engine, fronts);
+  drain(config, *loaded->engine, fronts, log);
   metrics.detach();
   return 0;
 }
