@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "server/auth.h"
+#include "server/body_budget.h"
 #include "server/descriptor_limit.h"
 #include "server/end_limit.h"
 #include "server/grpc/grpc_server.h"
@@ -132,6 +133,9 @@ class FrontEnds {
     const auto limiter = RateLimiter::make(rate_limits_of(config));
     if (http_) http_->set_rate_limiter(limiter);
     if (grpc_) grpc_->set_rate_limiter(limiter);
+    const auto budget = std::make_shared<BodyBudget>(config.max_body_bytes_in_flight);
+    if (http_) http_->set_body_budget(budget);
+    if (grpc_) grpc_->set_body_budget(budget);
   }
 
   Status start() {

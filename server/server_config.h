@@ -32,7 +32,7 @@ struct ServerConfig {
   int shutdown_timeout = 30;        // seconds of drain
   int io_threads = 2;               // HTTP
   size_t max_body_bytes = kDefaultMaxBodyBytes;
-  size_t max_body_bytes_in_flight = kDefaultMaxBodyBytesInFlight;  // of all connections together
+  size_t max_body_bytes_in_flight = kDefaultMaxBodyBytesInFlight;  // of both front ends
   int max_connections = kDefaultMaxConnections;                    // HTTP
   int max_grpc_connections = kDefaultMaxGrpcConnections;           // half of them from one address
   int header_timeout = 20;  // seconds to send a request's headers and body

@@ -494,8 +494,8 @@ std::vector<Flag> limit_flags(Settings& s) {
       {"max-body-bytes", "BYTES", "Refuse request bodies larger than this, with status 413.", group,
        kServe, bytes(c.max_body_bytes, 1024)},
       {"max-body-bytes-in-flight", "BYTES",
-       "Refuse a request with status 503 if the bodies of all HTTP requests together would exceed "
-       "this many bytes.",
+       "Refuse a request with status 503 (gRPC: RESOURCE_EXHAUSTED) if the bodies and messages of "
+       "all requests together would exceed this many bytes.",
        group, kServe, bytes(c.max_body_bytes_in_flight, 1024)},
       {"max-tokenize-bytes", "BYTES", "Refuse to tokenize a text of more than this many bytes.",
        group, kServe, bytes(s.engine.max_tokenize_bytes, 1)},

@@ -157,6 +157,14 @@ grpc::Status rate_limited_status(const std::string& message, int retry_after_sec
       "");
 }
 
+grpc::Status body_bytes_status(size_t bytes_max) {
+  return make_status({grpc::StatusCode::RESOURCE_EXHAUSTED, "too_many_body_bytes", 1},
+                     fmt::format("the bodies and messages of all requests together would exceed {} "
+                                 "bytes (--max-body-bytes-in-flight)",
+                                 bytes_max),
+                     "");
+}
+
 Status check_model_name(const ServedModel& model, const std::string& name) {
   if (name.empty() || name == model.name) return ok_status();
   return Error{ErrorCode::not_found,

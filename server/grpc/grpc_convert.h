@@ -20,6 +20,8 @@ grpc::Status to_grpc_status(const Error& error);
 grpc::Status unauthenticated_status();
 // RESOURCE_EXHAUSTED, for a key or address that is over its limits.
 grpc::Status rate_limited_status(const std::string& message, int retry_after_seconds);
+// RESOURCE_EXHAUSTED, for a message that exceeds the bytes of bodies in flight.
+grpc::Status body_bytes_status(size_t bytes_max);
 
 // Error not_found where `name` is not empty and not the served model's.
 Status check_model_name(const ServedModel& model, const std::string& name);

@@ -13,6 +13,7 @@
 
 #include "engine/serving/completion.h"
 #include "server/auth.h"
+#include "server/body_budget.h"
 #include "server/grpc/grpc_executor.h"
 #include "server/grpc/pending_reads.h"
 #include "server/metrics.h"
@@ -65,6 +66,10 @@ class GrpcCore {
   void set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
     rate_limiter_ = std::move(limiter);
   }
+  // Bytes of messages that have been read and belong to calls that go on.
+  BodyBudget& body_budget() { return *body_budget_; }
+  // Shares the budget with another front end. Before the first call.
+  void set_body_budget(std::shared_ptr<BodyBudget> budget) { body_budget_ = std::move(budget); }
   Clock::time_point started() const { return started_; }
 
  private:
@@ -73,6 +78,8 @@ class GrpcCore {
   ApiKeys keys_;
   std::function<std::string(int)> judge_;
   std::shared_ptr<RateLimiter> rate_limiter_ = RateLimiter::make(rate_limits_of(config_));
+  std::shared_ptr<BodyBudget> body_budget_ =
+      std::make_shared<BodyBudget>(config_.max_body_bytes_in_flight);
   const Clock::time_point started_ = Clock::now();
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<bool> draining_{false};

@@ -72,11 +72,22 @@ grpc::Status late_message_status(const ServerConfig& config) {
           fmt::format("the request message did not arrive within {} s", config.header_timeout)};
 }
 
+grpc::Status over_budget_status(GrpcCore& core) {
+  core.metrics().admission_rejected("body_bytes");
+  return body_bytes_status(core.body_budget().limit());
+}
+
 Generation::Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request,
                        Delivery delivery)
-    : core_(core), call_(std::move(call)), request_(request), delivery_(delivery) {}
+    : core_(core),
+      call_(std::move(call)),
+      request_(request),
+      delivery_(delivery),
+      body_share_(core.body_budget()) {}
 
-void Generation::begin() { note(&Events::begun); }
+void Generation::begin() {
+  note(body_share_.grow_to(request_.ByteSizeLong()) ? &Events::begun : &Events::over_budget);
+}
 
 void Generation::unreadable() { note(&Events::unreadable); }
 
@@ -137,8 +148,9 @@ void Generation::run(const Events& events) {
   if (events.gone || events.write_failed) gone_ = true;
   if (gone_) return end_for_gone_client();
   if (events.unreadable) return conclude(unreadable_status(call_.method));
-  if (events.late && !events.begun && model_ == nullptr)
+  if (events.late && !events.begun && !events.over_budget && model_ == nullptr)
     return conclude(late_message_status(core_.config()));
+  if (events.over_budget) return conclude(over_budget_status(core_));
   if (events.begun) start();
   if (finished_ || completion_ == nullptr) return;
   if (ended_ && !writing_) return conclude(grpc::Status::OK);

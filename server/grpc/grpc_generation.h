@@ -43,9 +43,11 @@ void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code,
 // headers' id, else a new one. Error invalid where `wanted` is neither empty nor usable.
 Status adopt_request_id(CallInfo& call, const std::string& wanted);
 
-// The ends of calls whose message did not come whole, or not in time.
+// The ends of calls whose message did not come whole, not in time, or is too much beside the bodies
+// and messages of others (which is counted).
 grpc::Status unreadable_status(const char* method);
 grpc::Status late_message_status(const ServerConfig& config);
+grpc::Status over_budget_status(GrpcCore& core);
 
 class Generation : public std::enable_shared_from_this<Generation> {
  public:
@@ -59,7 +61,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
   Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request, Delivery delivery);
 
   // Any thread, once the object is owned by a shared_ptr. One of the first two ends the reading of
-  // the request's message. late() has no effect after begin().
+  // the request's message, which counts as body bytes from begin() on. late() has no effect after
+  // begin().
   void begin();
   void unreadable();
   void late();
@@ -74,11 +77,11 @@ class Generation : public std::enable_shared_from_this<Generation> {
  private:
   // What has happened since the last turn.
   struct Events {
-    bool begun = false, unreadable = false, late = false, ready = false, written = false,
-         write_failed = false, gone = false, aborted = false, timer = false;
+    bool begun = false, unreadable = false, late = false, over_budget = false, ready = false,
+         written = false, write_failed = false, gone = false, aborted = false, timer = false;
     bool any() const {
-      return begun || unreadable || late || ready || written || write_failed || gone || aborted ||
-             timer;
+      return begun || unreadable || late || over_budget || ready || written || write_failed ||
+             gone || aborted || timer;
     }
   };
 
@@ -107,6 +110,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   CallInfo call_;  // of the turn, once begin() or unreadable() was called
   const v1::GenerateRequest& request_;
   const Delivery delivery_;
+  BodyShare body_share_;
 
   std::mutex mutex_;  // guards the two below
   Events events_;

@@ -106,6 +106,10 @@ void GrpcServer::set_rate_limiter(std::shared_ptr<RateLimiter> limiter) {
   impl_->core.set_rate_limiter(std::move(limiter));
 }
 
+void GrpcServer::set_body_budget(std::shared_ptr<BodyBudget> budget) {
+  impl_->core.set_body_budget(std::move(budget));
+}
+
 Status GrpcServer::start(std::function<void(bool answers)> answers_changed) {
   const ServerConfig& config = impl_->core.config();
   // Both are switches of the library for the whole process.

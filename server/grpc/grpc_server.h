@@ -10,6 +10,7 @@
 
 #include "base/result.h"
 #include "engine/serving/completion.h"
+#include "server/body_budget.h"
 #include "server/metrics.h"
 #include "server/rate_limit.h"
 #include "server/server_config.h"
@@ -27,6 +28,9 @@ class GrpcServer {
 
   // Shares the rate limits with the other front end. Before start().
   void set_rate_limiter(std::shared_ptr<RateLimiter> limiter);
+
+  // Shares the bytes of bodies in flight with the other front end. Before start().
+  void set_body_budget(std::shared_ptr<BodyBudget> budget);
 
   // Listens on host:grpc_port. Health: NOT_SERVING. Error invalid, with field grpc_port, where the
   // address cannot be had. The server asks its own port every few seconds whether it still answers

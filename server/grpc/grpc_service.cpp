@@ -211,7 +211,8 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
       : core_(core),
         context_(context),
         call_(begin_call(context, core, name)),
-        method_(std::move(method)) {}
+        method_(std::move(method)),
+        body_share_(core.body_budget()) {}
 
  private:
   void OnReadDone(bool ok) override {
@@ -222,6 +223,7 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
 
   void answer(bool readable) {
     if (!readable) return end(unreadable_status(call_.method));
+    if (!body_share_.grow_to(request_.ByteSizeLong())) return end(over_budget_status(core_));
     const Status named = adopt_request_id(call_, "");
     context_.AddInitialMetadata("x-request-id", call_.request_id);
     const Status result =
@@ -241,6 +243,7 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
   grpc::CallbackServerContext& context_;
   CallInfo call_;
   const Method method_;
+  BodyShare body_share_;
   std::shared_ptr<AnsweredCall> self_;  // until the last reaction
   uint64_t ticket_ = 0;
   Request request_;

@@ -80,7 +80,7 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
       end_timer_(io.context),
       mailbox_(std::make_shared<Mailbox>(io.context)),
       buffer_(2 * kMaxHeaderBytes),
-      body_share_(shared),
+      body_share_(shared.body_budget()),
       peer_(client),
       accepted_(accepted) {
   mailbox_->connection = this;

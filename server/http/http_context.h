@@ -13,6 +13,7 @@
 
 #include "engine/serving/completion.h"
 #include "server/auth.h"
+#include "server/body_budget.h"
 #include "server/metrics.h"
 #include "server/rate_limit.h"
 #include "server/server_config.h"
@@ -63,8 +64,11 @@ class HttpContext {
   // prompts). It has more than one thread, so that one long body does not hold up all others.
   boost::asio::thread_pool& worker() { return worker_; }
 
-  // Bytes of request bodies that are being read or used (BodyShare).
-  std::atomic<size_t> body_bytes{0};
+  // Bytes of request bodies that are being read or used.
+  BodyBudget& body_budget() { return *body_budget_; }
+  // Shares the budget with another front end. Before the first connection.
+  void set_body_budget(std::shared_ptr<BodyBudget> budget) { body_budget_ = std::move(budget); }
+
   std::atomic<int> connections{0};  // open ones
   std::atomic<int> exchanges{0};    // requests whose header is in and whose reply is not out
 
@@ -80,38 +84,10 @@ class HttpContext {
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<bool> grpc_answers_{true};
   boost::asio::thread_pool worker_;
+  std::shared_ptr<BodyBudget> body_budget_ =
+      std::make_shared<BodyBudget>(config_.max_body_bytes_in_flight);
   std::mutex mutex_;  // guards noted_
   std::set<std::string> noted_;
-};
-
-// The share of one request in the body bytes of all connections (max_body_bytes_in_flight). Given
-// back by the destructor. One thread at a time.
-class BodyShare {
- public:
-  explicit BodyShare(HttpContext& context) : context_(context) {}
-  ~BodyShare() { release(); }
-  BodyShare(const BodyShare&) = delete;
-  BodyShare& operator=(const BodyShare&) = delete;
-
-  // Takes what is missing to `bytes`; false, with nothing taken, where that exceeds the limit.
-  bool grow_to(size_t bytes) {
-    if (bytes <= bytes_) return true;
-    const size_t more = bytes - bytes_;
-    if (context_.body_bytes.fetch_add(more) + more > context_.config().max_body_bytes_in_flight) {
-      context_.body_bytes -= more;
-      return false;
-    }
-    bytes_ = bytes;
-    return true;
-  }
-  void release() {
-    context_.body_bytes -= bytes_;
-    bytes_ = 0;
-  }
-
- private:
-  HttpContext& context_;
-  size_t bytes_ = 0;
 };
 
 }  // namespace kivi

@@ -33,6 +33,11 @@ class HttpServer {
     shared_.set_rate_limiter(std::move(limiter));
   }
 
+  // Shares the bytes of bodies in flight with the other front end. Before start().
+  void set_body_budget(std::shared_ptr<BodyBudget> budget) {
+    shared_.set_body_budget(std::move(budget));
+  }
+
   // Binds, listens and starts the io threads; from now on /health answers (503, loading). Errors
   // name the address.
   Status start();
