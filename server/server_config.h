@@ -33,8 +33,9 @@ struct ServerConfig {
   int io_threads = 2;               // HTTP
   size_t max_body_bytes = kDefaultMaxBodyBytes;
   size_t max_body_bytes_in_flight = kDefaultMaxBodyBytesInFlight;  // of both front ends
-  int max_connections = kDefaultMaxConnections;                    // HTTP
-  int max_grpc_connections = kDefaultMaxGrpcConnections;           // half of them from one address
+  // Of these, at most half from one address.
+  int max_connections = kDefaultMaxConnections;  // HTTP
+  int max_grpc_connections = kDefaultMaxGrpcConnections;
   int header_timeout = 20;  // seconds to send a request's headers and body
   int write_timeout = 60;   // seconds a client may leave our bytes unread
   int idle_timeout = 120;   // seconds a kept-alive connection may be silent

@@ -82,15 +82,16 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
       buffer_(2 * kMaxHeaderBytes),
       body_share_(shared.body_budget()),
       peer_(client),
-      accepted_(accepted) {
+      accepted_(accepted),
+      client_(tenant_of_address(client.to_string())) {
   mailbox_->connection = this;
   io_.connections.insert(this);
   ++io_.addresses[peer_];
+  shared_.clients.add(client_);
   ++shared_.connections;
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.non_blocking(true, ignored);
-  tenant_ = tenant_of_address(peer_.to_string());
 }
 
 HttpConnection::~HttpConnection() {
@@ -98,6 +99,7 @@ HttpConnection::~HttpConnection() {
   io_.connections.erase(this);
   if (idle_) io_.idle.erase(*idle_);
   if (const auto held = io_.addresses.find(peer_); --held->second == 0) io_.addresses.erase(held);
+  shared_.clients.remove(client_);
   --shared_.connections;
 }
 
@@ -111,10 +113,11 @@ void HttpConnection::start_reserved() {
   start();
 }
 
-bool HttpConnection::close_idle(IoThread& io, const asio::ip::address& newcomer) {
+bool HttpConnection::close_idle(IoThread& io, const asio::ip::address& newcomer, bool own_only) {
   const Clock::time_point latest = Clock::now() - kIdleBeforeClose;
   const auto held = io.addresses.find(newcomer);
-  const bool own = held != io.addresses.end() && 2 * size_t(held->second) > io.connections.size();
+  const bool own =
+      own_only || (held != io.addresses.end() && 2 * size_t(held->second) > io.connections.size());
   for (HttpConnection* const connection : io.idle) {
     if (connection->idle_since_ > latest) return false;
     if (connection->must_close_ || (own && connection->peer_ != newcomer)) continue;
@@ -126,7 +129,7 @@ bool HttpConnection::close_idle(IoThread& io, const asio::ip::address& newcomer)
   return false;
 }
 
-void HttpConnection::refuse() {
+void HttpConnection::refuse(bool patience) {
   shared_.metrics().admission_rejected("connections");
   const HttpReply reply = error_reply(too_many_connections());
   const std::string text =
@@ -135,9 +138,7 @@ void HttpConnection::refuse() {
       reply.body;
   error_code ignored;
   socket_.write_some(asio::buffer(text), ignored);
-  // A flood gets no such courtesy.
-  constexpr int kMaxLingering = 256;
-  if (shared_.connections > shared_.config().max_connections + kMaxLingering) return;
+  if (!patience) return;
   asio::co_spawn(
       io_.context, [self = shared_from_this()] { return self->linger(); }, asio::detached);
 }
@@ -302,7 +303,7 @@ void HttpConnection::take_head() {
   request_.origin = text_of(head[http::field::origin]);
   request_.request_id = text_of(head["X-Request-Id"]);
   if (!usable_request_id(request_.request_id)) request_.request_id = make_request_id();
-  request_.tenant = tenant_;
+  request_.tenant = client_;
   request_.http_1_1 = head.version() >= 11;
   request_.keep_alive = head.keep_alive() && shared_.phase() != ServerPhase::draining && !reserved_;
   request_.head = request_.method == "HEAD";

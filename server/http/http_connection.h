@@ -48,12 +48,16 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // The same for a connection beyond max_connections: one request is served, if its path is open to
   // anyone. All others are told that there are too many connections.
   void start_reserved();
-  // Tells the client that there are too many connections, and closes.
-  void refuse();
+  // Tells the client that there are too many connections, and closes. Without `patience` at once,
+  // and the client may lose the reply.
+  void refuse(bool patience);
   // Closes a connection that has been idle for a while, to make room for one from `newcomer`. The
   // longest idle one goes first, but an address that holds half of the connections makes room for
-  // itself. False where there is none. `io`: the calling thread's.
-  static bool close_idle(IoThread& io, const boost::asio::ip::address& newcomer);
+  // itself, and so does every one with `own_only`. False where there is none. `io`: the calling
+  // thread's.
+  static bool close_idle(IoThread& io, const boost::asio::ip::address& newcomer, bool own_only);
+  // How many connections this one's client has open, with this one.
+  int of_client() const { return shared_.clients.of(client_); }
   // The server stops: the request in progress ends as if the client were gone.
   void close();
 
@@ -141,7 +145,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   std::optional<std::list<HttpConnection*>::iterator> idle_;  // its place in IoThread::idle
   Clock::time_point idle_since_;
   Clock::time_point accepted_;
-  std::string tenant_;  // of the client's address
+  std::string client_;  // its address, as tenant_of_address() has it
   bool first_request_ = true;
   bool timed_out_ = false;
   bool must_close_ = false;  // what follows in the socket cannot be made sense of

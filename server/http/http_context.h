@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <boost/asio/thread_pool.hpp>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -21,6 +22,29 @@
 namespace kivi {
 
 enum class ServerPhase { loading, ready, draining };
+
+// How many connections each client has open. A client is an address as tenant_of_address() counts
+// it: an IPv4 address, or a /64 of IPv6. Any thread.
+class ClientCounts {
+ public:
+  void add(const std::string& client) {
+    const std::lock_guard lock(mutex_);
+    ++counts_[client];
+  }
+  void remove(const std::string& client) {
+    const std::lock_guard lock(mutex_);
+    if (const auto it = counts_.find(client); --it->second == 0) counts_.erase(it);
+  }
+  int of(const std::string& client) const {
+    const std::lock_guard lock(mutex_);
+    const auto it = counts_.find(client);
+    return it == counts_.end() ? 0 : it->second;
+  }
+
+ private:
+  mutable std::mutex mutex_;  // guards counts_
+  std::map<std::string, int> counts_;
+};
 
 // Any thread.
 class HttpContext {
@@ -69,6 +93,7 @@ class HttpContext {
   // Shares the budget with another front end. Before the first connection.
   void set_body_budget(std::shared_ptr<BodyBudget> budget) { body_budget_ = std::move(budget); }
 
+  ClientCounts clients;
   std::atomic<int> connections{0};  // open ones
   std::atomic<int> exchanges{0};    // requests whose header is in and whose reply is not out
 

@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -32,6 +33,10 @@ void HttpContext::note_unknown_fields(const std::vector<std::string>& names) {
 }
 
 namespace {
+
+// Connections that are refused and stay for a moment, so that their clients read why. A flood gets
+// no such courtesy.
+constexpr int kMaxLingering = 256;
 
 // An exception (memory, say) ends the handler that it leaves, not the server.
 void run_io(asio::io_context& context) {
@@ -145,13 +150,15 @@ void HttpServer::open(IoThread& io, tcp::socket socket, const asio::ip::address&
   if (stopping_) return;
   const auto connection =
       std::make_shared<HttpConnection>(shared_, io, std::move(socket), client, accepted);
-  const int beyond = shared_.connections - config_.max_connections;
-  if (beyond <= 0 || HttpConnection::close_idle(io, client))
+  // One client has at most half of the connections, so that it cannot keep all others out.
+  const int own = connection->of_client() - (config_.max_connections + 1) / 2;
+  const int beyond = std::max(shared_.connections - config_.max_connections, own);
+  if (beyond <= 0 || HttpConnection::close_idle(io, client, /*own_only=*/own > 0))
     connection->start();
   else if (beyond <= kReservedConnections)
     connection->start_reserved();
   else
-    connection->refuse();
+    connection->refuse(/*patience=*/beyond <= kMaxLingering);
 }
 
 void HttpServer::set_model(const ServedModel& model) { shared_.set_model(model); }
