@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ten thousand seeded mutations of each kind of file: none crashes, hangs (a second of CPU time) or
-// holds more than kBytesMax of heap at once.
+// Ten thousand seeded mutations of each kind of input: none crashes, hangs (a second of CPU time)
+// or holds more than kBytesMax of heap at once.
 #include <catch2/catch.hpp>
 #include <cstdio>
 #include <random>
@@ -23,7 +23,8 @@ namespace kivi::fuzz {
 
 namespace {
 
-std::string mutated(std::string file, std::mt19937& random) {
+std::string mutated(std::string file, std::mt19937& random,
+                    const std::vector<std::string>& dictionary) {
   static const std::string kPieces[] = {"null",
                                         "[]",
                                         "{}",
@@ -43,7 +44,9 @@ std::string mutated(std::string file, std::mt19937& random) {
   const auto below = [&](size_t n) { return size_t(random() % std::max<size_t>(n, 1)); };
   for (size_t rounds = 1 + (below(3) == 0 ? below(4) : 0); rounds > 0; --rounds) {
     const size_t at = below(file.size()), length = 1 + below(below(2) == 0 ? 4 : 64);
-    const std::string& piece = kPieces[below(std::size(kPieces))];
+    const std::string& piece = !dictionary.empty() && below(2) == 0
+                                   ? dictionary[below(dictionary.size())]
+                                   : kPieces[below(std::size(kPieces))];
     switch (random() % 8) {
       case 0:
         if (!file.empty()) file[at] = char(file[at] ^ (1 << random() % 8));
@@ -81,11 +84,11 @@ std::string mutated(std::string file, std::mt19937& random) {
 
 }  // namespace
 
-TEST_CASE("ten thousand mutations of each kind of file neither crash, hang nor eat memory") {
+TEST_CASE("ten thousand mutations of each kind of input neither crash, hang nor eat memory") {
   constexpr int kMutations = 10'000;
   for (const Target& target : kTargets) {
     if (target.mutated_elsewhere) continue;
-    const auto seeds = seeds_of(target.name);
+    const auto seeds = seeds_of(target.name), dictionary = dictionary_of(target.name);
     CAPTURE(target.name);
     for (const std::string& seed : seeds) CHECK(target.read(seed));
     int64_t bytes_worst = 0;
@@ -93,7 +96,10 @@ TEST_CASE("ten thousand mutations of each kind of file neither crash, hang nor e
     int accepted = 0;
     for (int i = 0; i < kMutations; ++i) {
       std::mt19937 random{uint32_t(i)};
-      const std::string file = mutated(seeds[size_t(i) % seeds.size()], random);
+      const std::string& seed = seeds[size_t(i) % seeds.size()];
+      const std::string file = target.mutate != nullptr && i % 2 == 1
+                                   ? target.mutate(seed, random)
+                                   : mutated(seed, random, dictionary);
       const double begin = cpu_seconds();
       const int64_t before = heap_bytes;
       heap_peak = before;
