@@ -40,6 +40,9 @@ constexpr int kPauseMs = 100;
 constexpr uint64_t kUnjudgedBytes = 1 << 20;
 constexpr uint64_t kUnjudgedBytesPerSecond = 64 << 10;
 constexpr int kCheckMs = 250;
+// A connection that has begun no call makes room for another one after this long: a client that is
+// about to send its first call keeps its connection.
+constexpr std::chrono::seconds kIdleBeforeClose{1};
 // Threads that hand connections over. One that reads a flood is freed when the flood is ended.
 constexpr int kTakers = 2;
 // Refusals and failed accepts are logged at most this often: strangers cause them.
@@ -136,6 +139,9 @@ struct GrpcListener::Impl {
   bool accept_all();
   void admit(int descriptor, const sockaddr_storage& peer);
   void forget(int watched);
+  // Ends the oldest connection that has begun no call which is allowed, for a newcomer from
+  // `source`. With `own_only`, of that source. False where there is none.
+  bool make_room(const Source& source, bool own_only);
   bool is_probe(const sockaddr_storage& peer);
   // Ends the unjudged connections that have sent too much; whether any unjudged one is left.
   bool check_unjudged();
@@ -304,9 +310,9 @@ void GrpcListener::Impl::admit(int descriptor, const sockaddr_storage& peer) {
   if (is_probe(peer)) return hand_over(true);
   const Source source = source_of(peer);
   const auto held = per_source.find(source);
+  const bool own = held != per_source.end() && held->second >= options.connections_per_source;
   int copy = -1;
-  if (int(watched.size()) < options.connections_max &&
-      (held == per_source.end() || held->second < options.connections_per_source))
+  if ((!own && int(watched.size()) < options.connections_max) || make_room(source, own))
     copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
   epoll_event event{.events = EPOLLET, .data = {.fd = copy}};  // EPOLLHUP needs no asking
   if (copy < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, copy, &event) != 0) {
@@ -350,6 +356,22 @@ void GrpcListener::Impl::forget(int copy) {
   // Closing alone would leave the registration as long as the taker's descriptor is open.
   epoll_ctl(epoll, EPOLL_CTL_DEL, copy, nullptr);
   close(copy);
+}
+
+bool GrpcListener::Impl::make_room(const Source& source, bool own_only) {
+  int oldest = -1;
+  Clock::time_point opened = Clock::now() - kIdleBeforeClose;
+  for (const auto& [copy, connection] : watched) {
+    const Client& client = *connection.client;
+    if (client.judged || client.opened > opened || (own_only && connection.source != source))
+      continue;
+    oldest = copy;
+    opened = client.opened;
+  }
+  if (oldest < 0) return false;
+  shutdown(oldest, SHUT_RDWR);  // the library closes its descriptor
+  forget(oldest);
+  return true;
 }
 
 bool GrpcListener::Impl::check_unjudged() {

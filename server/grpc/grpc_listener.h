@@ -23,8 +23,9 @@ class GrpcListener {
  public:
   struct Options {
     std::string host;
-    int port = 0;                    // 0: any free port
-    int connections_max = 0;         // open ones
+    int port = 0;  // 0: any free port
+    // Open ones. Beyond a limit, a connection that has begun no call makes room.
+    int connections_max = 0;
     int connections_per_source = 0;  // of one IPv4 address, or of one /64 of IPv6
   };
   // Takes over a connected descriptor: non-blocking, close-on-exec, without Nagle's delay. Whoever

@@ -142,10 +142,14 @@ class Connections(harness.WithServer):
     arguments = ("--max-grpc-connections", "40")
 
     def test_one_address_holds_at_most_half_of_the_connections(self):
-        held = [h2.Connection(self.server.grpc_port) for _ in range(60)]
+        held = [h2.Connection(self.server.grpc_port) for _ in range(20)]
         try:
-            still = [connection.is_open(0.05) for connection in held]
-            self.assertEqual(sum(still), 20)
+            for connection in held:
+                connection.open(COMPLETE)  # with a call they do not make room
+            time.sleep(0.5)
+            held += [h2.Connection(self.server.grpc_port) for _ in range(40)]
+            still = [connection.is_open(0.02) for connection in held]
+            self.assertEqual(still, [True] * 20 + [False] * 40)
             self.assertEqual(attack.grpc_code(self.server, 2), "UNAVAILABLE")
             self.assertEqual(self.server.get("/health/ready").status, 200)
             self.assertGreater(self.server.metric("admission_rejections_total",
@@ -155,6 +159,14 @@ class Connections(harness.WithServer):
                 connection.close()
         self.assertTrue(attack.eventually(
             lambda: attack.grpc_code(self.server) == "OK", 10))
+
+    def test_connections_without_a_call_make_room(self):
+        held = [h2.Connection(self.server.grpc_port) for _ in range(20)]
+        self.assertEqual(attack.grpc_code(self.server, 0.5), "UNAVAILABLE")  # they are young
+        self.assertTrue(attack.eventually(lambda: attack.grpc_code(self.server, 1) == "OK", 5))
+        self.assertGreaterEqual(sum(connection.is_open(0.01) for connection in held), 10)
+        for connection in held:
+            connection.close()
 
     def test_connections_that_are_cut_make_room(self):
         for _ in range(100):
