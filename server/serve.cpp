@@ -24,6 +24,7 @@
 #include "server/http/http_server.h"
 #include "server/load_reporter.h"
 #include "server/logging.h"
+#include "server/memory_limit.h"
 #include "server/memory_trim.h"
 #include "server/metrics.h"
 
@@ -199,6 +200,21 @@ void log_start(const LoadedModel& loaded) {
   for (const LoadPhase& phase : loaded.phases) spdlog::info("start-up: {}", describe(phase));
 }
 
+// The store's pages are touched as they are used, so a plan that is too large is felt late: the
+// kernel ends the process under load.
+void warn_if_too_large(const MemoryPlan& plan, const ServerConfig& config) {
+  const int64_t needed =
+      plan.weights + plan.workspace + store_bytes(plan) + int64_t(config.max_body_bytes_in_flight);
+  const std::optional<int64_t> limit = control_group_memory();
+  if (!limit || needed <= *limit) return;
+  spdlog::warn(
+      "the control group of this process has {} MB of memory, and the memory plan and the bodies "
+      "of "
+      "requests may take {} MB: the kernel may end the process (--kv-cache-memory-bytes, "
+      "--max-body-bytes-in-flight)",
+      *limit / 1'000'000, needed / 1'000'000);
+}
+
 void warn_if_open(const ServerConfig& config) {
   if (!config.api_keys.empty()) return;
   if (is_loopback(config.host))
@@ -307,6 +323,7 @@ int serve(const ServerConfig& given, const std::string& model_name, const LoadFu
   const std::unique_ptr<LoadedModel> loaded = std::move(*result).value();
   loaded->served.name = model_name;
   log_start(*loaded);
+  warn_if_too_large(loaded->plan, config);
   loaded->engine->on_step([&metrics](int rows, double) { metrics.step(rows); });
   loaded->engine->start();
   metrics.attach(loaded->served);
