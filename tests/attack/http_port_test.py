@@ -178,7 +178,7 @@ class WithKey(WithServer):
 
 
 class Connections(WithServer):
-    arguments = ("--max-connections", "20")
+    arguments = ("--max-connections", "40")  # at most half of them from one address
 
     def test_idle_connections_make_room(self):
         idle = [connect(self.server) for _ in range(20)]

@@ -11,6 +11,7 @@ import threading
 import time
 import unittest
 
+import attack_harness as attack
 from attack import connect, cpu_seconds, memory_mb, post, read_reply, send_raw, slow
 from harness import Server, WithServer
 
@@ -83,6 +84,9 @@ class Budget(WithServer):
         self.assertEqual(status, 503)
         self.assertIn(b"Retry-After", lines)
         self.assertEqual(json.loads(body)["error"]["code"], "too_many_body_bytes")
+        # Messages of gRPC take from the same budget.
+        self.assertEqual(self.tokenize("x" * 200_000), "RESOURCE_EXHAUSTED")
+        self.assertEqual(self.tokenize("x" * 20_000), "OK")
         # Small ones still fit, and a chunked body is judged as it grows.
         self.assertEqual(self.server.complete(prompt="a", max_tokens=1).status, 200)
         with connect(self.server) as chunked:
@@ -98,6 +102,17 @@ class Budget(WithServer):
         holder.close()
         time.sleep(0.5)
         self.assertEqual(send_raw(self.server, post("/v1/completions", b"x" * 200_000))[0], 400)
+        self.assertEqual(self.tokenize("x" * 200_000), "OK")
+
+    def tokenize(self, text):
+        """The status code of a gRPC call with a message of that size."""
+        request = attack.stubs().kivi.TokenizeRequest(text=text)
+        with attack.grpc.insecure_channel(f"127.0.0.1:{self.server.grpc_port}") as channel:
+            try:
+                attack.stubs().kivi_grpc.KiviStub(channel).Tokenize(request, timeout=20)
+            except attack.grpc.RpcError as error:
+                return error.code().name
+        return "OK"
 
 
 class OutOfMemory(unittest.TestCase):
