@@ -35,8 +35,15 @@ add_library(kivi::grpc ALIAS kivi_grpc_archives)
 target_link_libraries(kivi_grpc_archives INTERFACE
   "$<LINK_GROUP:RESCAN,${kivi_grpc_group}>"
   OpenSSL::SSL OpenSSL::Crypto ZLIB::ZLIB Threads::Threads ${CMAKE_DL_LIBS} rt)
+# Clang's sanitizers are archives too, and their malloc must be seen by the shared libraries: there,
+# gRPC's archives are hidden by name.
+set(kivi_hidden_archives ALL)
+if(KIVI_SANITIZE AND CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  list(TRANSFORM kivi_grpc_names REPLACE "(.+)" "lib\\1.a" OUTPUT_VARIABLE kivi_hidden_archives)
+  list(JOIN kivi_hidden_archives ":" kivi_hidden_archives)
+endif()
 target_link_options(kivi_grpc_archives INTERFACE
-  LINKER:--exclude-libs,ALL
+  LINKER:--exclude-libs,${kivi_hidden_archives}
   LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/hide_protobuf.map)
 
 # kivi_proto_library(target MESSAGES file... SERVICES file...): a static library of the C++ code of

@@ -81,12 +81,10 @@ HttpConnection::HttpConnection(HttpContext& shared, IoThread& io, asio::ip::tcp:
       mailbox_(std::make_shared<Mailbox>(io.context)),
       buffer_(2 * kMaxHeaderBytes),
       body_share_(shared.body_budget()),
-      peer_(client),
       accepted_(accepted),
       client_(tenant_of_address(client.to_string())) {
   mailbox_->connection = this;
   io_.connections.insert(this);
-  ++io_.addresses[peer_];
   shared_.clients.add(client_);
   ++shared_.connections;
   error_code ignored;
@@ -98,7 +96,6 @@ HttpConnection::~HttpConnection() {
   mailbox_->connection = nullptr;
   io_.connections.erase(this);
   if (idle_) io_.idle.erase(*idle_);
-  if (const auto held = io_.addresses.find(peer_); --held->second == 0) io_.addresses.erase(held);
   shared_.clients.remove(client_);
   --shared_.connections;
 }
@@ -113,14 +110,11 @@ void HttpConnection::start_reserved() {
   start();
 }
 
-bool HttpConnection::close_idle(IoThread& io, const asio::ip::address& newcomer, bool own_only) {
+bool HttpConnection::make_room(bool own_only) {
   const Clock::time_point latest = Clock::now() - kIdleBeforeClose;
-  const auto held = io.addresses.find(newcomer);
-  const bool own =
-      own_only || (held != io.addresses.end() && 2 * size_t(held->second) > io.connections.size());
-  for (HttpConnection* const connection : io.idle) {
+  for (HttpConnection* const connection : io_.idle) {
     if (connection->idle_since_ > latest) return false;
-    if (connection->must_close_ || (own && connection->peer_ != newcomer)) continue;
+    if (connection->must_close_ || (own_only && connection->client_ != client_)) continue;
     connection->must_close_ = true;
     error_code ignored;
     connection->socket_.close(ignored);

@@ -13,7 +13,6 @@
 #include <boost/beast/http/parser.hpp>
 #include <functional>
 #include <list>
-#include <map>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -31,8 +30,7 @@ namespace kivi {
 // that thread alone.
 struct IoThread {
   std::unordered_set<HttpConnection*> connections;
-  std::list<HttpConnection*> idle;                    // between requests, the longest idle first
-  std::map<boost::asio::ip::address, int> addresses;  // connections by their peer
+  std::list<HttpConnection*> idle;  // between requests, the longest idle first
   boost::asio::io_context context{1};
 };
 
@@ -51,11 +49,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // Tells the client that there are too many connections, and closes. Without `patience` at once,
   // and the client may lose the reply.
   void refuse(bool patience);
-  // Closes a connection that has been idle for a while, to make room for one from `newcomer`. The
-  // longest idle one goes first, but an address that holds half of the connections makes room for
-  // itself, and so does every one with `own_only`. False where there is none. `io`: the calling
-  // thread's.
-  static bool close_idle(IoThread& io, const boost::asio::ip::address& newcomer, bool own_only);
+  // Closes a connection of this thread that has been idle for a while, to make room for this one.
+  // The longest idle one goes first; with `own_only`, of the same client. False where there is
+  // none.
+  bool make_room(bool own_only);
   // How many connections this one's client has open, with this one.
   int of_client() const { return shared_.clients.of(client_); }
   // The server stops: the request in progress ends as if the client were gone.
@@ -140,7 +137,6 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   HttpRequest request_;
   BodyShare body_share_;
   std::stop_source stop_{std::nostopstate};
-  const boost::asio::ip::address peer_;
   bool reserved_ = false;                                     // start_reserved
   std::optional<std::list<HttpConnection*>::iterator> idle_;  // its place in IoThread::idle
   Clock::time_point idle_since_;

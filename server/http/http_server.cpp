@@ -153,7 +153,7 @@ void HttpServer::open(IoThread& io, tcp::socket socket, const asio::ip::address&
   // One client has at most half of the connections, so that it cannot keep all others out.
   const int own = connection->of_client() - (config_.max_connections + 1) / 2;
   const int beyond = std::max(shared_.connections - config_.max_connections, own);
-  if (beyond <= 0 || HttpConnection::close_idle(io, client, /*own_only=*/own > 0))
+  if (beyond <= 0 || connection->make_room(/*own_only=*/own > 0))
     connection->start();
   else if (beyond <= kReservedConnections)
     connection->start_reserved();

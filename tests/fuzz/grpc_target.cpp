@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+
 #include <condition_variable>
 #include <mutex>
 
@@ -18,6 +21,18 @@ std::unique_ptr<Message> parse(std::string_view bytes) {
   auto message = std::make_unique<T>();
   if (!message->ParseFromArray(bytes.data(), int(bytes.size()))) return nullptr;
   return message;
+}
+
+// Maps in the order of their keys.
+std::string written(const Message& message) {
+  std::string text;
+  {
+    google::protobuf::io::StringOutputStream stream(&text);
+    google::protobuf::io::CodedOutputStream coded(&stream);
+    coded.SetSerializationDeterministic(true);
+    message.SerializeToCodedStream(&coded);
+  }
+  return text;
 }
 
 // What poll() waits for. Shared with the engine's thread, which may notify late.
@@ -90,8 +105,8 @@ bool read_grpc_message(std::string_view bytes) {
   if (message == nullptr) return false;
   // What is written is read as the same.
   const std::unique_ptr<Message> again(message->New());
-  const std::string written = message->SerializeAsString();
-  KIVI_VERIFY(again->ParseFromString(written) && again->SerializeAsString() == written);
+  const std::string text = written(*message);
+  KIVI_VERIFY(again->ParseFromString(text) && written(*again) == text);
   if (!check_known_fields(*message).ok()) return false;
   const auto* generate = dynamic_cast<const v1::GenerateRequest*>(message.get());
   if (generate == nullptr) return true;

@@ -112,7 +112,8 @@ bool read_http_connection(std::string_view bytes) {
   asio::co_spawn(front.io.context, send_all(client, Pieces(bytes)), asio::detached);
   asio::co_spawn(front.io.context, receive_all(client, received), asio::detached);
   front.io.context.run();
-  KIVI_VERIFY(front.io.connections.empty() && front.io.idle.empty() && front.io.addresses.empty());
+  KIVI_VERIFY(front.io.connections.empty() && front.io.idle.empty());
+  KIVI_VERIFY(front.context.clients.of("address:127.0.0.1") == 0);
   KIVI_VERIFY(front.context.connections == 0 && front.context.exchanges == 0);
   KIVI_VERIFY(front.context.body_budget().used() == 0);
   KIVI_VERIFY(received.empty() || received.starts_with("HTTP/1.1 "));
@@ -141,7 +142,7 @@ bool read_http_head(std::string_view bytes) {
   const auto& head = parser.get();
   const auto reason = judge_head(head);
   if (reason) KIVI_VERIFY(reason->status >= 400 && reason->status != 500);
-  const Target target = split_target({head.target().data(), head.target().size()});
+  const kivi::Target target = split_target({head.target().data(), head.target().size()});
   KIVI_VERIFY(percent_decode(target.path).size() <= target.path.size());
   return !reason;
 }
