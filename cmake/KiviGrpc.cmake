@@ -40,6 +40,7 @@ target_link_libraries(kivi_grpc_archives INTERFACE
 set(kivi_hidden_archives ALL)
 if(KIVI_SANITIZE AND CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   list(TRANSFORM kivi_grpc_names REPLACE "(.+)" "lib\\1.a" OUTPUT_VARIABLE kivi_hidden_archives)
+  list(APPEND kivi_hidden_archives libkivi_proto.a libkivi_grpc.a)
   list(JOIN kivi_hidden_archives ":" kivi_hidden_archives)
 endif()
 target_link_options(kivi_grpc_archives INTERFACE

@@ -125,7 +125,8 @@ TEST_CASE("a chat's stream begins with the role, says the same as the whole, and
       }
       begun[index] = true;
     }
-    for (int i = 0; i < 2; ++i) CHECK(text[i] == whole["choices"][size_t(i)]["message"]["content"]);
+    for (int i = 0; i < 2; ++i)
+      CHECK(json(text[i]) == whole["choices"][size_t(i)]["message"]["content"]);
     CHECK(finished == 2);
     CHECK(events[events.size() - 2]["choices"] == json::array());
     CHECK(events[events.size() - 2]["usage"] == whole["usage"]);

@@ -77,7 +77,7 @@ TEST_CASE("a stream says the same as the whole reply, one line an event, and end
       CHECK(stream.body.substr(at, 6) == "data: ");
     const auto events = sse_events(stream.body);
     const json whole = server.complete(base).json();
-    CHECK(sse_text(events) == whole["choices"][0]["text"]);
+    CHECK(json(sse_text(events)) == whole["choices"][0]["text"]);
     // Exactly one event has a finish reason, and it is the last before DONE.
     CHECK(events[events.size() - 2]["choices"][0]["finish_reason"] == "length");
     for (size_t i = 0; i + 2 < events.size(); ++i)
@@ -148,7 +148,8 @@ TEST_CASE("n gives n choices of each prompt, best_of the likeliest of them") {
   const auto events = sse_events(
       server.complete(request({{"n", 3}, {"seed", 1}, {"prompt", {"a", "b"}}, {"stream", true}}))
           .body);
-  for (int i = 0; i < 6; ++i) CHECK(sse_text(events, i) == reply["choices"][size_t(i)]["text"]);
+  for (int i = 0; i < 6; ++i)
+    CHECK(json(sse_text(events, i)) == reply["choices"][size_t(i)]["text"]);
 }
 
 TEST_CASE("stop strings and stop ids end the text and say why") {
