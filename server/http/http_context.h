@@ -27,13 +27,24 @@ enum class ServerPhase { loading, ready, draining };
 // it: an IPv4 address, or a /64 of IPv6. Any thread.
 class ClientCounts {
  public:
+  // `each_max`: beyond so many, connections of one client do not count for others.
+  explicit ClientCounts(int each_max) : each_max_(each_max) {}
+
   void add(const std::string& client) {
     const std::lock_guard lock(mutex_);
-    ++counts_[client];
+    if (++counts_[client] <= each_max_) ++within_;
   }
   void remove(const std::string& client) {
     const std::lock_guard lock(mutex_);
-    if (const auto it = counts_.find(client); --it->second == 0) counts_.erase(it);
+    const auto it = counts_.find(client);
+    if (--it->second < each_max_) --within_;
+    if (it->second == 0) counts_.erase(it);
+  }
+  int each_max() const { return each_max_; }
+  // Connections of all clients, of each at most each_max().
+  int within() const {
+    const std::lock_guard lock(mutex_);
+    return within_;
   }
   int of(const std::string& client) const {
     const std::lock_guard lock(mutex_);
@@ -42,15 +53,18 @@ class ClientCounts {
   }
 
  private:
-  mutable std::mutex mutex_;  // guards counts_
+  const int each_max_;
+  mutable std::mutex mutex_;  // guards the two below
   std::map<std::string, int> counts_;
+  int within_ = 0;
 };
 
 // Any thread.
 class HttpContext {
  public:
   HttpContext(const ServerConfig& config, Metrics& metrics)
-      : config_(config),
+      : clients((config.max_connections + 1) / 2),
+        config_(config),
         metrics_(metrics),
         keys_(config.api_keys),
         is_local_(is_loopback(config.host)),
@@ -93,6 +107,7 @@ class HttpContext {
   // Shares the budget with another front end. Before the first connection.
   void set_body_budget(std::shared_ptr<BodyBudget> budget) { body_budget_ = std::move(budget); }
 
+  // One client has at most half of the connections, so that it cannot keep all others out.
   ClientCounts clients;
   std::atomic<int> connections{0};  // open ones
   std::atomic<int> exchanges{0};    // requests whose header is in and whose reply is not out

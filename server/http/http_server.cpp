@@ -150,15 +150,15 @@ void HttpServer::open(IoThread& io, tcp::socket socket, const asio::ip::address&
   if (stopping_) return;
   const auto connection =
       std::make_shared<HttpConnection>(shared_, io, std::move(socket), client, accepted);
-  // One client has at most half of the connections, so that it cannot keep all others out.
-  const int own = connection->of_client() - (config_.max_connections + 1) / 2;
-  const int beyond = std::max(shared_.connections - config_.max_connections, own);
+  // Of this client alone, and of all.
+  const int own = connection->of_client() - shared_.clients.each_max();
+  const int beyond = std::max(shared_.clients.within() - config_.max_connections, own);
   if (beyond <= 0 || connection->make_room(/*own_only=*/own > 0))
     connection->start();
   else if (beyond <= kReservedConnections)
     connection->start_reserved();
   else
-    connection->refuse(/*patience=*/beyond <= kMaxLingering);
+    connection->refuse(/*patience=*/own <= 0 && beyond <= kMaxLingering);
 }
 
 void HttpServer::set_model(const ServedModel& model) { shared_.set_model(model); }
