@@ -160,8 +160,11 @@ Status SentencePieceTokenizer::load(const std::string& place, std::string model,
   // A field that stands twice in a message counts as merged, so this switches the library's own
   // prefix off: normalizer_spec { add_dummy_prefix: false }.
   if (prefix_ != Prefix::library) model.append("\x1a\x02\x18\x00", 4);
-  if (const auto status = processor_.LoadFromSerializedProto(model); !status.ok()) {
-    return bad_model(place, fmt::format("not a SentencePiece model ({})", status.ToString()));
+  try {
+    if (const auto status = processor_.LoadFromSerializedProto(model); !status.ok())
+      return bad_model(place, fmt::format("not a SentencePiece model ({})", status.ToString()));
+  } catch (const std::exception& e) {  // a piece without a name, say
+    return bad_model(place, fmt::format("not a SentencePiece model ({})", e.what()));
   }
   fill_vocabulary();
   KIVI_RETURN_IF_ERROR(apply_added_tokens(config, vocabulary_));

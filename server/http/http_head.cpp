@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include <boost/beast/core/string.hpp>
+#include <algorithm>
 #include <boost/beast/http/field.hpp>
 #include <vector>
 
@@ -26,6 +26,12 @@ std::string_view trimmed(std::string_view text) {
   const size_t begin = text.find_first_not_of(" \t");
   if (begin == std::string_view::npos) return {};
   return text.substr(begin, text.find_last_not_of(" \t") - begin + 1);
+}
+
+// Beast's own iequals reads a byte behind texts that differ in case.
+bool equal_but_for_case(std::string_view a, std::string_view b) {
+  const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? char(c - 'A' + 'a') : c; };
+  return std::ranges::equal(a, b, {}, lower, lower);
 }
 
 std::string quoted(std::string_view text) {
@@ -60,7 +66,7 @@ std::optional<ApiError> judge_codings(const http::request_header<>& head) {
   if (head.version() < 11)
     return malformed("Transfer-Encoding is not allowed in HTTP/1.0, send Content-Length");
   const auto is_chunked = [](std::string_view coding) {
-    return boost::beast::iequals({coding.data(), coding.size()}, "chunked");
+    return equal_but_for_case(coding, "chunked");
   };
   for (size_t i = 0; i + 1 < codings.size(); ++i) {
     if (is_chunked(codings[i]))
@@ -106,7 +112,7 @@ std::optional<ApiError> judge_head(const http::request_header<>& head) {
   const auto [begin, end] = head.equal_range(http::field::expect);
   if (head.version() < 11) return std::nullopt;  // HTTP/1.0 has no expectations
   for (auto field = begin; field != end; ++field)
-    if (!boost::beast::iequals(field->value(), "100-continue"))
+    if (!equal_but_for_case(view_of(field->value()), "100-continue"))
       return ApiError{417, "invalid_request_error", "expectation_failed",
                       fmt::format("Expect is {}, must be 100-continue or absent",
                                   quoted(view_of(field->value())))};
@@ -116,9 +122,7 @@ std::optional<ApiError> judge_head(const http::request_header<>& head) {
 Target split_target(std::string_view target) {
   Target split;
   for (const std::string_view scheme : {"http://", "https://"}) {
-    if (target.size() < scheme.size() ||
-        !boost::beast::iequals({target.data(), scheme.size()}, {scheme.data(), scheme.size()}))
-      continue;
+    if (!equal_but_for_case(target.substr(0, scheme.size()), scheme)) continue;
     target.remove_prefix(scheme.size());
     split.authority = target.substr(0, target.find_first_of("/?#"));
     target.remove_prefix(split.authority.size());

@@ -84,6 +84,15 @@ std::string mutated(std::string file, std::mt19937& random,
 
 }  // namespace
 
+// Each was a crash once.
+TEST_CASE("inputs that fuzzing has found are refused") {
+  const std::string piece_without_a_name(
+      "\x0a\x0e\x0a\x05\x3c\x1e\x00\x6b\x3e\x15\x00\x00\x00\x00\x18"
+      "\x02\x0a\x0c\x0a\x0a\x00\x00\x00\x00\x00\x00\x00\x0f\x3e\x15",
+      30);
+  CHECK_FALSE(read_tokenizer_model(piece_without_a_name));
+}
+
 TEST_CASE("ten thousand mutations of each kind of input neither crash, hang nor eat memory") {
   constexpr int kMutations = 10'000;
   for (const Target& target : kTargets) {

@@ -104,7 +104,8 @@ std::vector<std::string> request_seeds_of(std::string_view target) {
   if (target == "http_connection") return connections();
   if (target == "http_head")
     return {post("/v1/completions?x=1#y", "", "Expect: 100-continue\r\nX-A: b\r\n"), chunked_post(),
-            get("GET http://x:8000/health HTTP/1.1", "Connection: close\r\n")};
+            get("GET http://x:8000/health HTTP/1.1", "Connection: close\r\n"),
+            get("GET htTp:// HTTP/1.1")};  // read a byte too far
   if (target == "chunked_body")
     return {std::string(1, '\0') + chunked("abcdefghijklm") + "GET /", "\x03" + chunked(kStream)};
   if (target == "json") return {kCompletion, kStream, kChat, kTokenize, kDetokenize};
