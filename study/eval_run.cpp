@@ -280,8 +280,7 @@ Result<std::vector<EvalFigures>> run_evaluation(const EvalOptions& options, cons
       std::string name = cell.format;
       if (cell.group != 0) name += fmt::format(" G{}", cell.group);
       if (cell.residual != 0) name += fmt::format(" R{}", cell.residual);
-      all.push_back({{"format", name},
-                     {"refused", figures.error().message}});
+      all.push_back({{"format", name}, {"refused", figures.error().message}});
       continue;
     }
     KIVI_RETURN_IF_ERROR(results.add(settings, *figures));
