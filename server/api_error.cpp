@@ -19,9 +19,8 @@ ApiError to_api_error(const Error& error) {
       return make(404, "invalid_request_error",
                   error.field == "model" ? "model_not_found" : "not_found");
     case ErrorCode::unsupported:
-      out = make(501, "not_implemented", "not_implemented");
-      out.should_retry = false;
-      return out;
+      // Not 501: to a gateway that would be a replica that fails.
+      return make(400, "invalid_request_error", "unsupported_parameter");
     case ErrorCode::resource_exhausted:
       out = make(503, "overloaded_error", "queue_full");
       out.retry_after = 1;

@@ -17,7 +17,6 @@ struct ApiError {
   std::string message;
   std::string param = {};  // "": null
   int retry_after = 0;
-  bool should_retry = true;  // false: the header x-should-retry: false goes out
 };
 
 ApiError to_api_error(const Error& error);

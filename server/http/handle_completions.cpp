@@ -33,7 +33,8 @@ Result<Started> start(HttpConnection& connection, CompletionCall call, const cha
   call.request.tenant = request.tenant;
   if (const int timeout = context.config().request_timeout; timeout > 0)
     call.request.deadline = request.arrival + std::chrono::seconds(timeout);
-  // The prompts are not kept: only their ids, and their number, are needed from now on.
+  // The prompts are not kept: only their ids, and their number, are needed from
+  // now on.
   auto prompts = std::exchange(call.request.prompts, {});
   call.request.prompts.resize(prompts.size());
   CompletionRequest submitted = call.request;
@@ -53,12 +54,32 @@ Result<Started> start_completion(HttpConnection& connection) {
   return start(connection, std::move(call), "cmpl-");
 }
 
+ToolFormat tool_format_for(const ServedModel& model, const std::string& parser) {
+  if (parser != "auto") return tool_format_of(parser);
+  return model.chat == nullptr ? ToolFormat::none
+                               : tool_format_of_template(model.chat->template_text());
+}
+
+// The mark of a call may be a special token, which the text would leave out.
+void show_tool_marks(const ServedModel& model, CompletionCall& call) {
+  if (!call.tools) return;
+  const ToolFormat format = call.tools->format;
+  const char* mark = format == ToolFormat::mistral  ? "[TOOL_CALLS]"
+                     : format == ToolFormat::hermes ? "<tool_call>"
+                                                    : nullptr;
+  if (mark == nullptr) return;
+  const auto id = model.tokenizer->token_id(mark);
+  if (id && model.tokenizer->token_bytes(*id, /*skip_special=*/true).empty())
+    call.request.skip_special_tokens = false;
+}
+
 Result<Started> start_chat(HttpConnection& connection) {
   HttpContext& context = connection.shared();
   const ServedModel& model = *context.model();
-  KIVI_ASSIGN_OR_RETURN(ChatCall call, parse_chat(connection.request().body,
-                                                  api_rules(model, context.config().strict_params,
-                                                            connection.stop_token())));
+  ApiRules rules = api_rules(model, context.config().strict_params, connection.stop_token());
+  rules.tool_format = tool_format_for(model, context.config().tool_call_parser);
+  KIVI_ASSIGN_OR_RETURN(ChatCall call, parse_chat(connection.request().body, rules));
+  show_tool_marks(model, call.completion);
   KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_prompt_ids(model, call.chat));
   call.completion.request.prompts.emplace_back(std::move(ids));
   Result<Started> started = start(connection, std::move(call.completion), "chatcmpl-");
@@ -76,8 +97,8 @@ class Reader {
         completion_(completion),
         metrics_(connection.shared().metrics(), connection.request().arrival) {}
 
-  // Appends what is ready to `chunks`; true: the completion has ended, by itself or by the first
-  // error of a choice.
+  // Appends what is ready to `chunks`; true: the completion has ended, by
+  // itself or by the first error of a choice.
   bool poll(std::vector<TextChunk>& chunks) {
     const size_t before = chunks.size();
     bool ended = completion_.poll(chunks);
@@ -97,7 +118,8 @@ class Reader {
   const std::optional<Error>& error() const { return error_; }
   void first_write() { metrics_.first_write(); }
 
-  // Once, before the last bytes go out: then a client that has its reply finds it counted.
+  // Once, before the last bytes go out: then a client that has its reply finds
+  // it counted.
   void finish() {
     if (connection_.gone() != nullptr)
       aborted_ = connection_.gone();

@@ -42,7 +42,6 @@ HttpReply error_reply(const ApiError& error) {
   reply.status = error.status;
   if (error.retry_after > 0)
     reply.headers.emplace_back("Retry-After", std::to_string(error.retry_after));
-  if (!error.should_retry) reply.headers.emplace_back("x-should-retry", "false");
   if (error.status == 401) reply.headers.emplace_back("WWW-Authenticate", "Bearer");
   return reply;
 }

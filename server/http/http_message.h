@@ -41,7 +41,7 @@ struct HttpReply {
 };
 
 HttpReply json_reply(std::string body);
-// Status, body and headers (Retry-After, x-should-retry, WWW-Authenticate).
+// Status, body and headers (Retry-After, WWW-Authenticate).
 HttpReply error_reply(const ApiError& error);
 HttpReply error_reply(const Error& error);
 

@@ -106,7 +106,7 @@ class JsonFields {
 // characters.
 std::string describe(const nlohmann::json& value);
 
-// An integer JSON number within [lowest, highest]; none for everything else (3.0 and true too).
+// A JSON number within [lowest, highest] that is an integer (3 or 3.0); none for everything else.
 std::optional<int64_t> as_integer(const nlohmann::json& value, int64_t lowest, int64_t highest);
 
 }  // namespace kivi

@@ -23,8 +23,8 @@ void append_usage(std::string& out, int prompt_tokens, int completion_tokens, in
   out += "}}";
 }
 
-// Token text -> logprob: the largest ones, and the token itself where it is not among them. Of two
-// tokens that are shown alike, the likelier stays.
+// Token text -> logprob: the largest ones, and the token itself where it is not
+// among them. Of two tokens that are shown alike, the likelier stays.
 void append_top(std::string& out, const ChunkToken& token) {
   out += '{';
   std::vector<std::string_view> seen;
@@ -41,8 +41,8 @@ void append_top(std::string& out, const ChunkToken& token) {
   out += '}';
 }
 
-// {tokens, token_logprobs, top_logprobs, text_offset}, one entry a token; null for the first prompt
-// token, which nothing predicts.
+// {tokens, token_logprobs, top_logprobs, text_offset}, one entry a token; null
+// for the first prompt token, which nothing predicts.
 void append_logprobs(std::string& out, const std::vector<ChunkToken>& tokens) {
   out += "{\"tokens\":";
   append_json_list(out, tokens, [&](const ChunkToken& t) { append_json_string(out, t.text); });
@@ -106,9 +106,9 @@ std::map<int, TextChunk> join_choices(std::span<const TextChunk> chunks) {
 ReplyWriter::ReplyWriter(const ServedModel& model, const CompletionCall& call, int64_t created,
                          const char* object, const char* chunk_object)
     : logprobs_(call.request.sampling.logprobs >= 0),
+      return_token_ids_(call.return_token_ids),
       include_usage_(call.include_usage),
       continuous_usage_(call.continuous_usage),
-      return_token_ids_(call.return_token_ids),
       n_(call.request.n),
       started_(call.request.prompts.size() * size_t(call.request.n)) {
   const auto head = [&](std::string& out, const char* name) {
@@ -146,7 +146,7 @@ void ReplyWriter::begin_event(std::string& out) const {
 
 void ReplyWriter::end_event(std::string& out, const Completion& completion, int tokens) const {
   out += ']';
-  if (include_usage_) {
+  if (include_usage_ || continuous_usage_) {
     out += ",\"usage\":";
     if (continuous_usage_) {
       const Usage usage = completion.usage();
@@ -159,9 +159,11 @@ void ReplyWriter::end_event(std::string& out, const Completion& completion, int 
 }
 
 void ReplyWriter::append_ending(std::string& out, const TextChunk& chunk,
-                                const std::vector<int32_t>* prompt_ids) const {
+                                const std::vector<int32_t>* prompt_ids, bool called) const {
   out += ",\"finish_reason\":";
-  if (chunk.finish)
+  if (called && chunk.finish == FinishReason::stop)
+    out += "\"tool_calls\"";
+  else if (chunk.finish)
     append_json_string(out, name_of(*chunk.finish));
   else
     out += "null";
