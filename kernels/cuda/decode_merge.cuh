@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// How decode attention merges the partial states of segments that several warps have computed.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/decode_work.cuh"
+#include "kernels/cuda/ptx.cuh"
+
+namespace kivi::cuda {
+
+inline constexpr float kNever = -1e30f;  // a maximum that nothing has met
+
+// Partial states of one block: what its warps leave in shared memory, and what it leaves for
+// others.
+//
+// A piece has at most two incomplete segments: one that began in an earlier piece (slot 2 warp) and
+// one that goes on in a later piece (slot 2 warp + 1). Neighbouring slots of one segment are merged
+// in the block; what is then still incomplete goes to the workspace, where the segment's last block
+// to arrive merges in the order of blocks. So the result does not depend on who came last.
+struct PartialSlot {
+  int id;           // segment, numbered over all sequences; -1: empty
+  int start, last;  // where its first and its last unit begin on the line
+  int row, heads;   // of the output
+  int channel;
+};
+static_assert(sizeof(PartialSlot) <= 32);
+
+template <int D, int NT>
+struct DecodeMerge {
+  static constexpr int kTiles = D / 16;
+  static constexpr int kPartialFloats = NT * (kTiles * 128 + 16);  // of the workspace, at most
+
+  const DecodeLaunch& a;
+  const Line& line;
+
+  // Merges float4 `i` of `count` states; partial(j) is the j-th, written by this block or
+  // (IN_BLOCK false) by others; its maxima and sums are float4 `state`. m, l: of the whole.
+  template <bool IN_BLOCK, class PartialOf>
+  __device__ __forceinline__ float4 merge(int i, int state, int count, PartialOf partial, float2& m,
+                                          float2& l) const {
+    constexpr int kBatch = 4;  // loads in flight
+    float4 o = make_float4(0, 0, 0, 0);
+    m = make_float2(kNever, kNever), l = make_float2(0, 0);
+    for (int base = 0; base < count; base += kBatch) {
+      float4 s[kBatch], v[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        s[j] = make_float4(kNever, kNever, 0, 0), v[j] = make_float4(0, 0, 0, 0);
+        if (base + j >= count) continue;
+        const float4* from = partial(base + j);
+        s[j] = IN_BLOCK ? from[state] : __ldcg(from + state);
+        v[j] = IN_BLOCK ? from[i] : __ldcg(from + i);
+      }
+      float2 top = m;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) top.x = fmaxf(top.x, s[j].x), top.y = fmaxf(top.y, s[j].y);
+      float2 f = make_float2(exp2_fast(m.x - top.x), exp2_fast(m.y - top.y));
+      o.x *= f.x, o.y *= f.y, o.z *= f.x, o.w *= f.y, l.x *= f.x, l.y *= f.y;
+      m = top;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        f = make_float2(exp2_fast(s[j].x - m.x), exp2_fast(s[j].y - m.y));
+        l.x = fmaf(s[j].z, f.x, l.x), l.y = fmaf(s[j].w, f.y, l.y);
+        o.x = fmaf(v[j].x, f.x, o.x), o.y = fmaf(v[j].y, f.y, o.y);
+        o.z = fmaf(v[j].z, f.x, o.z), o.w = fmaf(v[j].w, f.y, o.w);
+      }
+    }
+    return o;
+  }
+
+  __device__ __forceinline__ void store_16(uint16_t* to, float x) const {
+    *to = a.out_bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x))
+                     : __half_as_ushort(__float2half_rn(x));
+  }
+
+  __device__ __forceinline__ int quads() const { return NT * kTiles * 8 << a.pair_shift; }
+
+  // Merges float4 `i` of `count` states into the output row or (`to` given) one state.
+  template <bool IN_BLOCK, class PartialOf>
+  __device__ __forceinline__ void reduce(int i, const PartialSlot& p, int count, PartialOf partial,
+                                         float4* to) const {
+    const int g = i % 8, t = (i >> 3) & ((1 << a.pair_shift) - 1);
+    const int n = (i >> (3 + a.pair_shift)) / kTiles, c = (i >> (3 + a.pair_shift)) % kTiles;
+    const int head = n * 8 + 2 * t, state = quads() + n * 4 + t;
+    if (head >= p.heads) return;
+    float2 m, l;
+    const float4 o = merge<IN_BLOCK>(i, state, count, partial, m, l);
+    if (to != nullptr) {
+      to[i] = o;
+      if (c == 0 && g == 0) to[state] = make_float4(m.x, m.y, l.x, l.y);
+      return;
+    }
+    auto* row = static_cast<uint16_t*>(a.out) + int64_t(p.row) * a.out_stride + p.channel +
+                head * D + c * 16 + g;
+    store_16(row, o.x / l.x), store_16(row + 8, o.z / l.x);
+    if (head + 1 < p.heads) store_16(row + D, o.y / l.y), store_16(row + D + 8, o.w / l.y);
+  }
+
+  // slots [2 warps]: what each state belongs to. state(slot): its memory. All threads of the block,
+  // after a barrier. `arrived` [2][3] is shared memory.
+  template <class StateOf>
+  __device__ __forceinline__ void run(const PartialSlot* slots, StateOf state, int* arrived) {
+    constexpr uint32_t kAll = 0xffffffffu;
+    const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
+    const int begin = line.boundary(min(line.pieces, int(blockIdx.x) * line.pieces_block));
+    const int end = line.boundary(min(line.pieces, int(blockIdx.x + 1) * line.pieces_block));
+    // Lane i looks at slot i. The slots of one segment are a first one, then the even ones of the
+    // next warps.
+    const int id = lane < 2 * warps ? slots[lane].id : -1;
+    const uint32_t same = __match_any_sync(kAll, id);
+    const bool leads = id >= 0 && (same & ((1u << lane) - 1)) == 0;
+    const bool begins = leads && slots[lane].start >= begin;
+    const bool ends = leads && slots[lane].last < end;
+    const uint32_t leaders = __ballot_sync(kAll, leads);
+    const int rank = __popc(leaders & ((1u << lane) - 1));
+    // Left for the workspace: at most one that began earlier, at most one that begins here.
+    const int earlier = __ffs(int(__ballot_sync(kAll, leads && !begins))) - 1;
+    const int here = __ffs(int(__ballot_sync(kAll, begins && !ends))) - 1;
+    const int all = __popc(leaders) * quads();
+    for (int i = threadIdx.x; i - lane < all; i += blockDim.x) {  // quads() is a multiple of 32
+      const int group = (i - lane) / quads();
+      const int first = __ffs(int(__ballot_sync(kAll, leads && rank == group))) - 1;
+      const int count = __popc(__shfl_sync(kAll, same, first));
+      float4* to = nullptr;
+      if (first == earlier || first == here)
+        to = reinterpret_cast<float4*>(a.partials +
+                                       int64_t(2 * blockIdx.x + (first == here)) * kPartialFloats);
+      reduce<true>(
+          i - group * quads(), slots[first], count,
+          [&](int j) {
+            return reinterpret_cast<const float4*>(state(j == 0 ? first : 2 * (first / 2 + j)));
+          },
+          to);
+    }
+    if (earlier < 0 && here < 0) return;  // the same in all threads
+    __threadfence();
+    __syncthreads();
+    const int mine = threadIdx.x == 0 ? earlier : here;
+    if (threadIdx.x < 2 && mine >= 0) {
+      const int n = atomicAdd(a.counters + slots[mine].id, 1) + 1;
+      const int first = line.block_of(line.owner(slots[mine].start));
+      const int count = line.block_of(line.owner(slots[mine].last)) - first + 1;
+      if (n == count) a.counters[slots[mine].id] = 0;
+      int* out = arrived + threadIdx.x * 3;
+      out[0] = n == count, out[1] = first, out[2] = count;
+    }
+    __syncthreads();
+    for (int k = 0; k < 2; ++k) {
+      const int slot = k == 0 ? earlier : here;
+      if (slot < 0 || !arrived[k * 3]) continue;
+      __threadfence();
+      const int first = arrived[k * 3 + 1];
+      for (int i = threadIdx.x; i < quads(); i += blockDim.x)
+        reduce<false>(
+            i, slots[slot], arrived[k * 3 + 2],
+            [&](int j) {
+              return reinterpret_cast<const float4*>(
+                  a.partials + int64_t(2 * (first + j) + (j == 0)) * kPartialFloats);
+            },
+            nullptr);
+    }
+  }
+};
+
+}  // namespace kivi::cuda
