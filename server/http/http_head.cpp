@@ -34,7 +34,7 @@ bool equal_but_for_case(std::string_view a, std::string_view b) {
   return std::ranges::equal(a, b, {}, lower, lower);
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   std::string out;
   append_json_string(out, text.substr(0, 100));
   return out;
@@ -71,11 +71,11 @@ std::optional<ApiError> judge_codings(const http::request_header<>& head) {
       return malformed("Transfer-Encoding names chunked before its last coding");
     return ApiError{kNotImplemented,
                     fmt::format("Transfer-Encoding has the coding {}, must be chunked alone",
-                                quoted(codings[i]))};
+                                in_quotes(codings[i]))};
   }
   if (!is_chunked(codings.back()))
     return malformed(fmt::format("Transfer-Encoding ends in the coding {}, must be chunked",
-                                 quoted(codings.back())));
+                                 in_quotes(codings.back())));
   return std::nullopt;
 }
 
@@ -113,7 +113,7 @@ std::optional<ApiError> judge_head(const http::request_header<>& head) {
     if (!equal_but_for_case(view_of(field->value()), "100-continue"))
       return ApiError{kExpectationFailed,
                       fmt::format("Expect is {}, must be 100-continue or absent",
-                                  quoted(view_of(field->value())))};
+                                  in_quotes(view_of(field->value())))};
   return std::nullopt;
 }
 

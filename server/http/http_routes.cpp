@@ -52,7 +52,7 @@ bool is_json(std::string_view type) {
   });
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   std::string out;
   append_json_string(out, text.substr(0, 200));
   return out;
@@ -149,7 +149,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     refusal = refuse(kHostNotAllowed,
                      fmt::format("Host is {}, must be localhost, an IP address or a name given by "
                                  "--allowed-hosts",
-                                 quoted(request.host)));
+                                 in_quotes(request.host)));
     return false;
   }
   // A preflight changes nothing, and is answered below.
@@ -158,7 +158,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
         kOriginNotAllowed,
         fmt::format("Origin is {} and Sec-Fetch-Site is {}: a page of another site must be allowed "
                     "by --allowed-origins, because this server has no API key",
-                    quoted(request.origin), quoted(request.sec_fetch_site)));
+                    in_quotes(request.origin), in_quotes(request.sec_fetch_site)));
     return false;
   }
   // A browser's preflight carries no key.
@@ -173,12 +173,12 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     return false;
   }
   if (route == nullptr) {
-    refusal = refuse(kNotFound, fmt::format("no such path: {}", quoted(request.path)));
+    refusal = refuse(kNotFound, fmt::format("no such path: {}", in_quotes(request.path)));
     return false;
   }
   if (request.method != route->method) {
     refusal = refuse(kMethodNotAllowed, fmt::format("{} takes {}, not {}", route->path,
-                                                    route->method, quoted(request.method)));
+                                                    route->method, in_quotes(request.method)));
     refusal.headers.emplace_back("Allow", route->method == "GET" ? "GET, HEAD" : "POST");
     return false;
   }
@@ -187,14 +187,14 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
                      request.content_type.empty()
                          ? "Content-Type is missing, must be application/json"
                          : fmt::format("Content-Type is {}, must be application/json",
-                                       quoted(request.content_type)));
+                                       in_quotes(request.content_type)));
     return false;
   }
   if (route->method == "POST" && !request.content_encoding.empty() &&
       request.content_encoding != "identity") {
     refusal = refuse(kUnsupportedMediaType,
                      fmt::format("Content-Encoding is {}, must be absent or identity",
-                                 quoted(request.content_encoding)));
+                                 in_quotes(request.content_encoding)));
     return false;
   }
   if (route->needs_model && context.state.model() == nullptr) {
