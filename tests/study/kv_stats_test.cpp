@@ -59,7 +59,7 @@ std::string nesting_error(const std::string& page) {
 
 }  // namespace
 
-TEST_CASE("A study's report, JSON and page tell one story") {
+TEST_CASE("A study's report, JSON and page tell one story", "[long]") {
   const KvStatsReport report = study_or_fail(small_options());
   CHECK(report.model == "tales-falcon");
   CHECK(report.text == "heldout_sample.txt");
