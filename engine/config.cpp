@@ -54,7 +54,7 @@ bool is_power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
 
 // What `auto` is.
 std::string_view automatic_format(const KvShape& shape, int query_heads) {
-  if (shape.head_dim != 64 && shape.head_dim != 96 && shape.head_dim != 128) return "fp16";
+  if (!check_kv_format(first_edition(4, 4), shape).ok()) return "fp16";
   return query_heads == shape.heads ? "kivi2.5" : "kivi3.5";
 }
 
