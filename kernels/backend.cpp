@@ -136,9 +136,8 @@ void Backend::matmul(const Tensor& x, const Weight& w, const Tensor& bias, const
     return;
   }
   KIVI_VERIFY(is_quantized(w) && multiplies(w.format) && x.dtype == activation_type(x.dtype));
-  KIVI_VERIFY(w.hadamard == 0 ||
-              ((w.hadamard & (w.hadamard - 1)) == 0 && k % w.hadamard == 0 && w.order.empty()));
-  KIVI_VERIFY(w.order.empty() || is_indices(w.order, k));
+  KIVI_VERIFY(w.hadamard == 0 || ((w.hadamard & (w.hadamard - 1)) == 0 && k % w.hadamard == 0));
+  KIVI_VERIFY(w.order.empty() != w.format.reordered && (w.order.empty() || is_indices(w.order, k)));
   KIVI_VERIFY(bias.empty() || (is_float(bias.dtype) && is_vector(bias, n)));
   if (out.size() > 0) do_matmul_quantized(x, w, bias, out);
 }

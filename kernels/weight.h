@@ -44,8 +44,11 @@ enum class WeightKind : uint8_t {
 
 struct WeightFormat {
   WeightKind kind = WeightKind::plain;
-  // int4: columns that share a scale, a multiple of 32. The last group of a row may be shorter.
+  // int4: columns that share a scale, a multiple of 32. The last group of a row may be shorter. 0 =
+  // the whole row.
   int group = 0;
+  // int4: the matrix has a column order of its own (Weight::order).
+  bool reordered = false;
 
   friend constexpr bool operator==(const WeightFormat&, const WeightFormat&) = default;
 };
@@ -63,8 +66,8 @@ struct Weight {
   // Before the product, x is multiplied by the Hadamard matrix in runs of this many columns
   // (kernels/hadamard.h). 0 = not. A power of two that divides k; not plain.
   int hadamard = 0;
-  // Column i of the matrix belongs to column order[i] of x. [k] i32, device; empty = the same
-  // order. Not plain.
+  // Column i of the matrix belongs to column order[i] of x (after the Hadamard matrix). [k] i32,
+  // device; empty = the same order. Not plain.
   Tensor order;
 
   Weight() = default;

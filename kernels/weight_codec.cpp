@@ -94,14 +94,26 @@ uint8_t read_code(int bits, const std::byte* block, int r, int c) {
   return uint8_t(code);
 }
 
-void write_code(int bits, std::byte* block, int r, int c, uint8_t code) {
-  const CodePlace at = place_of(bits, r, c);
+// Writes the codes of row r of a block: what read_code reads.
+void write_block(int bits, const uint8_t* codes, int r, std::byte* block) {
+  std::byte* const lanes = block + r * 4;
   if (bits == 8) {
-    block[at.low] = std::byte{code};
+    for (int q = 0; q < 8; ++q) std::memcpy(lanes + q * 64, codes + q * 4, 4);
     return;
   }
-  block[at.low] |= std::byte(unsigned(code & 15) << at.low_shift);
-  if (bits > 4) block[at.high] |= std::byte(unsigned(code >> 4) << at.high_shift);
+  for (int q = 0; q < 4; ++q)
+    for (int b = 0; b < 4; ++b) {
+      const int low = codes[q * 4 + b] & 15, high = codes[16 + q * 4 + b] & 15;
+      lanes[q * 64 + b] = std::byte(low | high << 4);
+    }
+  const int high_bits = bits - 4, planes = high_bits, quads = 8 / std::max(high_bits, 1);
+  for (int plane = 0; plane < planes; ++plane)
+    for (int b = 0; b < 4; ++b) {
+      int byte = 0;
+      for (int q = 0; q < quads; ++q)
+        byte |= codes[(plane * quads + q) * 4 + b] >> 4 << (q * high_bits);
+      lanes[256 + plane * 64 + b] = std::byte(byte);
+    }
 }
 
 // The numbers of `count` columns of one unit, beginning with column `first` of the unit.
@@ -155,7 +167,7 @@ std::string name_of(const WeightFormat& format) {
     case WeightKind::e4m3:
       return "fp8";
     case WeightKind::int4:
-      return fmt::format("int4 G{}", format.group);
+      return format.group == 0 ? "int4" : fmt::format("int4 G{}", format.group);
     case WeightKind::q4_0:
       return "Q4_0";
     case WeightKind::q4_1:
@@ -208,8 +220,10 @@ WeightLayout layout_of(WeightKind kind) {
 int64_t unit_columns(const WeightFormat& format, int64_t columns) {
   const int unit = layout_of(format.kind).unit;
   if (unit != 0) return unit;
-  return format.kind == WeightKind::int4 ? std::min<int64_t>(format.group, columns) : columns;
+  return format.group == 0 ? columns : std::min<int64_t>(format.group, columns);
 }
+
+int64_t block_count(int64_t columns) { return (columns + kWeightBlock - 1) / kWeightBlock; }
 
 int64_t record_count(const WeightFormat& format, int64_t columns) {
   const int64_t unit = unit_columns(format, columns);
@@ -220,16 +234,15 @@ bool weight_fits(const WeightFormat& format, int64_t columns) {
   if (columns <= 0) return false;
   const WeightLayout layout = layout_of(format.kind);
   if (layout.block_bytes == 0) return true;
-  if (format.kind == WeightKind::int4 && (format.group <= 0 || format.group % kWeightBlock != 0))
-    return false;
-  return columns % (layout.unit == 0 ? kWeightBlock : layout.unit) == 0;
+  if (format.kind == WeightKind::int4) return format.group >= 0 && format.group % kWeightBlock == 0;
+  return columns % layout.unit == 0;
 }
 
 int64_t weight_codes_bytes(const WeightFormat& format, int64_t rows, int64_t columns) {
   const WeightLayout layout = layout_of(format.kind);
   if (layout.block_bytes == 0) return rows * columns;
   const int64_t tiles = (rows + kWeightTileRows - 1) / kWeightTileRows;
-  return tiles * (columns / kWeightBlock) * layout.block_bytes;
+  return tiles * block_count(columns) * layout.block_bytes;
 }
 
 int64_t weight_scales_bytes(const WeightFormat& format, int64_t rows, int64_t columns) {
@@ -249,12 +262,16 @@ void write_weight_row(const WeightFormat& format, int64_t columns, int64_t row,
                 size_t(layout.record_bytes));
     return;
   }
-  const int64_t tile = row / kWeightTileRows, blocks = columns / kWeightBlock;
+  const int64_t tile = row / kWeightTileRows, blocks = block_count(columns);
   const int r = int(row % kWeightTileRows);
   std::byte* block = codes + tile * blocks * layout.block_bytes;
-  for (int64_t b = 0; b < blocks; ++b, block += layout.block_bytes)
-    for (int c = 0; c < kWeightBlock; ++c)
-      write_code(layout.bits, block, r, c, source.codes[size_t(b * kWeightBlock + c)]);
+  for (int64_t b = 0; b < blocks; ++b, block += layout.block_bytes) {
+    const int64_t begin = b * kWeightBlock,
+                  count = std::min<int64_t>(kWeightBlock, columns - begin);
+    std::array<uint8_t, kWeightBlock> padded = {};
+    std::copy_n(source.codes.begin() + begin, count, padded.begin());
+    write_block(layout.bits, padded.data(), r, block);
+  }
 
   const int64_t records = record_count(format, columns);
   const Fields fields = fields_of(format.kind);
@@ -293,12 +310,12 @@ void read_weight_row(const Weight& weight, int64_t row, std::span<float> out) {
          {weight.scales + row * layout.record_bytes, size_t(layout.record_bytes)}},
         out);
   }
-  const int64_t tile = row / kWeightTileRows, blocks = columns / kWeightBlock;
+  const int64_t tile = row / kWeightTileRows, blocks = block_count(columns);
   const int r = int(row % kWeightTileRows);
   std::vector<uint8_t> codes(size_t(columns), 0);
   const std::byte* block = weight.codes + tile * blocks * layout.block_bytes;
   for (int64_t b = 0; b < blocks; ++b, block += layout.block_bytes)
-    for (int c = 0; c < kWeightBlock; ++c)
+    for (int c = 0; c < std::min<int64_t>(kWeightBlock, columns - b * kWeightBlock); ++c)
       codes[size_t(b * kWeightBlock + c)] = read_code(layout.bits, block, r, c);
 
   const int64_t records = record_count(format, columns);

@@ -25,7 +25,7 @@
 //   e4m3               f32 scale, [n], no tiles
 // clang-format on
 //
-// Rows that fill up the last tile are zero.
+// What fills up the last tile of rows and the last block of columns (int4 alone) is zero.
 #pragma once
 
 #include <cstdint>
@@ -48,11 +48,13 @@ struct WeightLayout {
 };
 WeightLayout layout_of(WeightKind kind);
 
+// Blocks of a row.
+int64_t block_count(int64_t columns);
 // Columns that share a record of scales, and how many records a row has.
 int64_t unit_columns(const WeightFormat& format, int64_t columns);
 int64_t record_count(const WeightFormat& format, int64_t columns);
 
-// Checks that a matrix of this many columns can be stored. 4- to 8-bit codes need whole blocks.
+// Checks that a matrix of this many columns can be stored. GGUF's formats need whole blocks.
 bool weight_fits(const WeightFormat& format, int64_t columns);
 
 // Bytes of Weight::codes and Weight::scales.

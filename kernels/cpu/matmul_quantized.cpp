@@ -452,16 +452,20 @@ constexpr int64_t kTaskWork = 256 << 10;
 // Multiplications of bytes for one element operation of ThreadPool::parallel_for.
 constexpr int64_t kWorkPerOperation = 64;
 
-// What W multiplies: x with its columns in W's order, or times the Hadamard matrix.
-const float* columns_of(const Weight& w, const float* x, int64_t k, float* scratch) {
-  if (!w.order.empty()) {
-    const int32_t* order = w.order.as<int32_t>();
-    for (int64_t c = 0; c < k; ++c) scratch[c] = x[order[c]];
-    return scratch;
-  }
-  if (w.hadamard == 0) return x;
+// What W multiplies: x times the Hadamard matrix, in W's order, with zeros behind it up to whole
+// blocks. `scratch` has room for two such rows.
+const float* columns_of(const Weight& w, const float* x, float* scratch) {
+  const int64_t k = w.columns, padded = block_count(k) * kWeightBlock;
+  if (w.hadamard == 0 && w.order.empty() && k == padded) return x;
   std::memcpy(scratch, x, size_t(k) * sizeof(float));
-  for (int64_t c = 0; c < k; c += w.hadamard) hadamard_transform(scratch + c, w.hadamard);
+  for (int64_t c = 0; w.hadamard > 0 && c < k; c += w.hadamard)
+    hadamard_transform(scratch + c, w.hadamard);
+  if (!w.order.empty()) {
+    float* const ordered = scratch + padded;
+    for (int64_t c = 0; c < k; ++c) ordered[c] = scratch[w.order.as<int32_t>()[c]];
+    scratch = ordered;
+  }
+  std::fill(scratch + k, scratch + padded, 0.0f);
   return scratch;
 }
 
@@ -469,15 +473,14 @@ const float* columns_of(const Weight& w, const float* x, int64_t k, float* scrat
 
 void CpuBackend::matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias,
                               const Tensor& out) {
-  const int64_t t = x.rows(), k = w.columns, n = w.rows, blocks = k / kWeightBlock;
+  const int64_t t = x.rows(), k = w.columns, n = w.rows, blocks = block_count(k);
   const WeightLayout layout = layout_of(w.format.kind);
   const size_t row_floats = size_t(blocks) * sizeof(RowBlock) / sizeof(float);
   auto* rows = reinterpret_cast<RowBlock*>(quantized_rows_.floats(size_t(t) * row_floats));
   pool_.parallel_for(t, t * k, [&](int64_t i, int worker) {
-    const bool moved = w.hadamard != 0 || !w.order.empty();
-    float* scratch = moved ? scratch_[size_t(worker)].floats(size_t(k)) : nullptr;
+    float* scratch = scratch_[size_t(worker)].floats(size_t(2 * blocks * kWeightBlock));
     HWY_DYNAMIC_DISPATCH(QuantizeRow)
-    (columns_of(w, x.row<float>(i), k, scratch), blocks, rows + i * blocks);
+    (columns_of(w, x.row<float>(i), scratch), blocks, rows + i * blocks);
   });
   const float* added = bias_floats(bias);
 
@@ -499,7 +502,7 @@ void CpuBackend::matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bi
     m.tiles = std::min(tiles_each, tiles - tile);
     m.valid = n - tile * kWeightTileRows;
     m.unit_blocks =
-        w.format.kind == WeightKind::int4 ? int(unit_columns(w.format, k) / kWeightBlock) : 1;
+        w.format.kind == WeightKind::int4 ? int(block_count(unit_columns(w.format, k))) : 1;
     m.bias = added == nullptr ? nullptr : added + tile * kWeightTileRows;
     m.out = out.row<float>(first) + tile * kWeightTileRows;
     m.out_stride = out.row_stride;
@@ -519,10 +522,15 @@ const float* CpuBackend::bias_floats(const Tensor& bias) {
 
 void CpuBackend::do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
                                      const Tensor& out) {
-  if (w.format.kind == WeightKind::e4m3)
-    matmul_e4m3(x, w, bias, out);
-  else
-    matmul_tiles(x, w, bias, out);
+  if (w.format.kind != WeightKind::e4m3) return matmul_tiles(x, w, bias, out);
+  if (w.hadamard == 0) return matmul_e4m3(x, w, bias, out);
+  const int64_t t = x.rows(), k = w.columns;
+  float* turned = quantized_rows_.floats(size_t(t * k));
+  pool_.parallel_for(t, t * k, [&](int64_t i, int) {
+    std::memcpy(turned + i * k, x.row<float>(i), size_t(k) * sizeof(float));
+    for (int64_t c = 0; c < k; c += w.hadamard) hadamard_transform(turned + i * k + c, w.hadamard);
+  });
+  matmul_e4m3(make_tensor(turned, DType::f32, t, k), w, bias, out);
 }
 
 void CpuBackend::do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out) {

@@ -20,9 +20,10 @@ std::vector<double> quantized_x(const WeightFormat& format, std::vector<float> x
   if (format.kind == WeightKind::e4m3) return {x.begin(), x.end()};
   std::vector<double> made;
   for (size_t b = 0; b < x.size(); b += 32) {
+    const size_t end = std::min(b + 32, x.size());
     float most = 0;
-    for (size_t c = b; c < b + 32; ++c) most = std::max(most, std::abs(x[c]));
-    for (size_t c = b; c < b + 32; ++c)
+    for (size_t c = b; c < end; ++c) most = std::max(most, std::abs(x[c]));
+    for (size_t c = b; c < end; ++c)
       made.push_back(
           most == 0 ? 0.0 : double(std::nearbyint(x[c] * (127.0f / most))) * double(most / 127.0f));
   }
@@ -43,11 +44,11 @@ double worst_error(const Tensor& x, const Weight& w, const Tensor& bias, const T
   }
   for (int64_t i = 0; i < x.rows(); ++i) {
     std::vector<float> moved = row_of(x, i);
-    if (!w.order.empty())
-      for (int64_t c = 0; c < w.columns; ++c)
-        moved[size_t(c)] = x.row<float>(i)[w.order.as<int32_t>()[c]];
     for (int64_t c = 0; w.hadamard > 0 && c < w.columns; c += w.hadamard)
       hadamard_transform(&moved[size_t(c)], w.hadamard);
+    const std::vector<float> turned = moved;
+    for (int64_t c = 0; !w.order.empty() && c < w.columns; ++c)
+      moved[size_t(c)] = turned[size_t(w.order.as<int32_t>()[c])];
     const std::vector<double> xq = quantized_x(w.format, moved);
     for (int64_t j = 0; j < w.rows; ++j) {
       double want = bias.empty() ? 0 : double(bias.as<float>()[j]), size = 1 + std::abs(want);
@@ -86,7 +87,7 @@ class UseIsa {
 int64_t columns_for(const WeightFormat& format, int64_t wanted) {
   const int unit = layout_of(format.kind).unit;
   if (unit == 256) return (wanted + 255) / 256 * 256;
-  return format.kind == WeightKind::e4m3 ? wanted : (wanted + 31) / 32 * 32;
+  return unit == 0 ? wanted : (wanted + unit - 1) / unit * unit;
 }
 
 std::string name(const WeightFormat& format, int64_t t, int64_t k, int64_t n) {
@@ -122,7 +123,8 @@ TEST_CASE("A product by a quantized matrix is the product of the numbers that it
     for (const auto& [t, wanted, n] : {std::tuple{1, 32, 1},
                                        {1, 576, 40},
                                        {2, 96, 16},
-                                       {3, 160, 17},
+                                       {3, 150, 17},
+                                       {5, 5, 16},
                                        {7, 288, 33},
                                        {195, 64, 20}}) {
       const int64_t k = columns_for(format, wanted);
@@ -201,26 +203,33 @@ TEST_CASE("A row of a quantized product has the same bits in any company and ins
   }
 }
 
-TEST_CASE("x is reordered or rotated before it meets a matrix that asks for it") {
+TEST_CASE("x is rotated and reordered before it meets a matrix that asks for it") {
   std::mt19937 random(55);
   CpuBackend backend(2);
-  for (const WeightFormat& format : {WeightFormat{WeightKind::int4, 64}, {WeightKind::q4_1}}) {
+  for (const WeightFormat& format :
+       {WeightFormat{WeightKind::int4, 64}, {WeightKind::q4_1}, {WeightKind::e4m3}}) {
+    INFO(name_of(format));
     const int64_t k = 192, n = 24, t = 5;
     QuantizedMatrix matrix(random_rows(format, n, k, random));
     Guarded x(DType::f32, t, k), out(DType::f32, t, n), order(DType::i32, 1, k);
     x.fill(random);
+    matrix.weight.hadamard = 64;
+    backend.matmul(*x, matrix.weight, {}, *out);
+    CHECK(worst_error(*x, matrix.weight, {}, *out) < 3e-7);
+    matrix.weight.hadamard = 0;
+    CHECK(worst_error(*x, matrix.weight, {}, *out) > 1e-3);
+    if (format.kind != WeightKind::int4) continue;
     std::vector<int32_t> columns(size_t(k), 0);
     for (int64_t c = 0; c < k; ++c) columns[size_t(c)] = int32_t(c);
     std::shuffle(columns.begin(), columns.end(), random);
     for (int64_t c = 0; c < k; ++c) order.set(0, c, float(columns[size_t(c)]));
     matrix.weight.order = order.vector();
-    backend.matmul(*x, matrix.weight, {}, *out);
-    CHECK(worst_error(*x, matrix.weight, {}, *out) < 3e-7);
-    matrix.weight.order = {};
-    CHECK(worst_error(*x, matrix.weight, {}, *out) > 1e-3);
-    matrix.weight.hadamard = 64;
-    backend.matmul(*x, matrix.weight, {}, *out);
-    CHECK(worst_error(*x, matrix.weight, {}, *out) < 3e-7);
+    matrix.weight.format.reordered = true;
+    for (const int hadamard : {0, 64}) {
+      matrix.weight.hadamard = hadamard;
+      backend.matmul(*x, matrix.weight, {}, *out);
+      CHECK(worst_error(*x, matrix.weight, {}, *out) < 3e-7);
+    }
   }
 }
 

@@ -13,10 +13,10 @@ namespace kivi::test {
 
 inline const std::vector<WeightFormat>& quantized_formats() {
   static const std::vector<WeightFormat> formats = {
-      {WeightKind::e4m3},      {WeightKind::int4, 32},      {WeightKind::int4, 64},
-      {WeightKind::int4, 128}, {WeightKind::int4, 1 << 20}, {WeightKind::q4_0},
-      {WeightKind::q4_1},      {WeightKind::q5_0},          {WeightKind::q5_1},
-      {WeightKind::q8_0},      {WeightKind::q4_k},          {WeightKind::q5_k},
+      {WeightKind::e4m3},      {WeightKind::int4, 32}, {WeightKind::int4, 64},
+      {WeightKind::int4, 128}, {WeightKind::int4, 0},  {WeightKind::q4_0},
+      {WeightKind::q4_1},      {WeightKind::q5_0},     {WeightKind::q5_1},
+      {WeightKind::q8_0},      {WeightKind::q4_k},     {WeightKind::q5_k},
       {WeightKind::q6_k}};
   return formats;
 }
