@@ -221,6 +221,11 @@ Status parse_shared_fields(JsonFields& fields, const ApiRules& rules, Completion
   if (r.truncate_prompt_tokens == 0)
     fields.fail("truncate_prompt_tokens", "is 0, must be at least 1 (or -1: off)");
   r.priority = fields.integer("priority", 0);
+  r.cache = fields.boolean("cache", true);
+  r.cache_salt = fields.text("cache_salt").value_or("");
+  if (r.cache_salt.size() > kCacheSaltBytesMax)
+    fields.fail("cache_salt", fmt::format("has {} bytes, must have at most {}", r.cache_salt.size(),
+                                          kCacheSaltBytesMax));
   r.streaming = fields.boolean("stream", false);
   call.return_token_ids = fields.boolean("return_token_ids", false);
   call.user = fields.text("user").value_or("");
