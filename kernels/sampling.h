@@ -21,8 +21,8 @@ struct LogitBias {
   float bias = 0;  // added to the logit; -infinity forbids the token
 };
 
-// One row to sample. The sampler applies, in this order: repetition penalty, frequency and presence
-// penalties, bias, temperature, top-k, top-p, min-p. It then takes argmax(logit / temperature +
+// One row to sample. The sampler applies, in this order: mask, repetition penalty, frequency and
+// presence penalties, bias, temperature, top-k, top-p, min-p. It then takes argmax(logit / temperature +
 // Gumbel noise) over the kept tokens. The noise of a token depends on (seed, position, token id)
 // alone (kernels/philox.h), so the same seed gives the same text, whatever runs beside it. Log
 // probabilities are log_softmax of the logits after penalties and bias and before temperature.
@@ -43,6 +43,9 @@ struct SampleRow {
   int32_t logprobs = -1;        // -1 = none; n >= 0 = the token's own and the n largest
   std::span<const PenaltyToken> penalties;  // host memory, alive until the results are collected
   std::span<const LogitBias> bias;          // the same; ids are unique
+  // Bit id % 32 of word id / 32: may the token be chosen? [(vocab + 31) / 32] words, or empty = all.
+  // Host memory that does not change until the results are collected.
+  std::span<const uint32_t> mask;
 };
 
 struct TokenLogprob {
