@@ -31,7 +31,8 @@ BatchPlan Scheduler::plan() {
   if (plan_running(plan) && !made_room) admit_waiting(plan);
   std::stable_partition(plan.sequences.begin(), plan.sequences.end(),
                         [](const PlannedSequence& p) { return !p.sequence->prefilling(); });
-  KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty());
+  KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty() ||
+              queue_.first()->awaits_token());
   return plan;
 }
 
@@ -55,7 +56,8 @@ bool Scheduler::plan_running(BatchPlan& plan) {
   // A victim of preemption comes after the one that needs pages, so it is never in the plan yet.
   for (size_t i = 0; i < order.size(); ++i) {
     Sequence& s = *order[i]->second;
-    if (s.complete()) continue;  // its last token is under way
+    if (s.complete()) continue;      // its last token is under way
+    if (s.awaits_token()) continue;  // its next mask is not known yet; the others go on
     const PlannedSequence part = next_part(s);
     bool preempted = false;
     const bool reserved = reserve_or_preempt(order, i, part, preempted);
@@ -82,6 +84,7 @@ bool Scheduler::reserve_or_preempt(std::vector<Running::iterator>& turns, size_t
 
 void Scheduler::admit_waiting(BatchPlan& plan) {
   while (Sequence* s = queue_.first()) {
+    if (s->awaits_token()) return;  // preempted while its last token is under way
     Room left = room(rows_max_ - plan.rows);
     left.pages -= growth_pages(*s);
     if (!fits(*s, left)) return;
@@ -93,9 +96,10 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
 
 bool Scheduler::admit_starved_tenant() {
   Sequence* starved = queue_.first_without_running();
-  if (starved == nullptr || running_.empty()) return false;
+  if (starved == nullptr || running_.empty() || starved->awaits_token()) return false;
   int rows_left = rows_max_;
-  for (const auto& [unused, s] : running_) rows_left -= s->complete() ? 0 : next_part(*s).count;
+  for (const auto& [unused, s] : running_)
+    rows_left -= s->complete() || s->awaits_token() ? 0 : next_part(*s).count;
   Room free = room(rows_left);
   std::vector<Running::iterator> victims;
   int64_t recomputed = 0;
