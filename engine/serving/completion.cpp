@@ -46,8 +46,8 @@ class TextCompletion final : public Completion {
                  std::vector<PromptIds> prompts, std::function<void()> notify);
   ~TextCompletion() override { cancel(); }
 
-  // All or nothing.
-  Status submit(Engine& engine, const CompletionRequest& request);
+  // All or nothing. `format`: null = the output is free.
+  Status submit(Engine& engine, const CompletionRequest& request, const PreparedFormat* format);
 
   bool poll(std::vector<TextChunk>& out) override;
   void cancel() override;
@@ -121,7 +121,8 @@ TextCompletion::TextCompletion(const ServedModel& model, const CompletionRequest
   }
 }
 
-Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) {
+Status TextCompletion::submit(Engine& engine, const CompletionRequest& request,
+                              const PreparedFormat* format) {
   SamplingParams sampling = request.sampling;
   if (request.echo)
     sampling.prompt_logprobs = std::max(sampling.prompt_logprobs, sampling.logprobs);
@@ -136,6 +137,7 @@ Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) 
     if (request.sampling.seed) {
       engine_request.sampling.seed = seed_of_choice(*request.sampling.seed, i % computed_);
     }
+    if (format != nullptr) engine_request.constraint = format->begin();
     engine_request.priority = request.priority;
     engine_request.tenant = request.tenant;
     engine_request.arrival = request.arrival;
@@ -228,6 +230,15 @@ Result<std::shared_ptr<Completion>> Completion::start(const ServedModel& model,
   KIVI_RETURN_IF_ERROR(validate(request, model));
   KIVI_ASSIGN_OR_RETURN(const int choices, count_choices(request, model));
   KIVI_RETURN_IF_ERROR(model.engine->check_room(choices, 0));
+  std::shared_ptr<const PreparedFormat> format;
+  if (request.format) {
+    if (model.structured == nullptr)
+      return Error{ErrorCode::unsupported,
+                   request.format->field + " is not supported by this model's server",
+                   request.format->field};
+    KIVI_ASSIGN_OR_RETURN(
+        format, model.structured->prepare(*request.format, request.sampling.stop_token_ids));
+  }
   KIVI_ASSIGN_OR_RETURN(auto prompts, encode_prompts(request, model));
   KIVI_RETURN_IF_ERROR(check_reply_bytes(request, prompts, model));
   int64_t prompt_tokens = 0;
@@ -236,7 +247,7 @@ Result<std::shared_ptr<Completion>> Completion::start(const ServedModel& model,
   KIVI_RETURN_IF_ERROR(model.engine->check_room(choices, prompt_tokens));
   auto completion =
       std::make_shared<TextCompletion>(model, request, std::move(prompts), std::move(notify));
-  KIVI_RETURN_IF_ERROR(completion->submit(*model.engine, request));
+  KIVI_RETURN_IF_ERROR(completion->submit(*model.engine, request, format.get()));
   return std::shared_ptr<Completion>(std::move(completion));
 }
 

@@ -55,8 +55,9 @@ Result<std::vector<int32_t>> encode_text(const std::string& text, const Completi
   if (longest > 0 && request.truncate_prompt_tokens < 0 && model.max_model_len > 0 &&
       int64_t(text.size()) / longest > model.max_model_len) {
     return Error{ErrorCode::context_length,
-                 fmt::format("prompt of {} bytes is at least {} tokens, the model's context is {}",
-                             text.size(), int64_t(text.size()) / longest, model.max_model_len),
+                 fmt::format("This model's maximum context length is {} tokens. The prompt has {} "
+                             "bytes, which are at least {} tokens.",
+                             model.max_model_len, text.size(), int64_t(text.size()) / longest),
                  "prompt"};
   }
   KIVI_RETURN_IF_ERROR(check_text_bytes(text.size(), model, "prompt"));
