@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The OpenAI JSON of /v1/completions, /v1/chat/completions and their neighbours <-> the engine's
-// types. Pure functions: no sockets, no clocks. What the fields mean:
-// docs/api.md, section "Parameters".
+// types. Pure functions: no sockets, no clocks. What the fields mean: docs/api.md, section
+// "Parameters".
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <stop_token>
@@ -14,6 +15,7 @@
 
 #include "engine/serving/chat_prompt.h"
 #include "engine/serving/completion.h"
+#include "server/openai/tool_parser.h"
 
 namespace kivi {
 
@@ -25,9 +27,17 @@ struct ApiRules {
   bool strict_params = false;  // unknown fields are errors
   std::optional<float> default_temperature, default_top_p;
   std::optional<int> default_top_k;
-  std::stop_token stop;  // requested: reading the request has become pointless
+  ToolFormat tool_format = ToolFormat::none;  // how the model writes tool calls
+  std::stop_token stop;                       // requested: reading the request has become pointless
 };
 ApiRules api_rules(const ServedModel& model, bool strict_params, std::stop_token stop = {});
+
+// How the calls in a chat's answers are found.
+struct ToolSetup {
+  ToolFormat format = ToolFormat::none;
+  std::vector<std::string> names;  // of the functions; the one that a named tool_choice demands
+  bool parallel = true;            // parallel_tool_calls; false = the first call alone is given
+};
 
 // A parsed POST /v1/completions.
 struct CompletionCall {
@@ -35,6 +45,7 @@ struct CompletionCall {
   bool include_usage = false;
   bool continuous_usage = false;
   bool return_token_ids = false;
+  std::optional<ToolSetup> tools;  // chats whose answers may hold calls
   std::string user;
   std::string request_id;                   // "" if the body has none
   std::vector<std::string> unknown_fields;  // accepted, but not understood
@@ -101,21 +112,22 @@ class ReplyWriter {
   void begin_event(std::string& out) const;
   // `tokens`: completion_tokens of the choice so far.
   void end_event(std::string& out, const Completion& completion, int tokens) const;
-  // "finish_reason" and "stop_reason", and, where they are asked for, the ids.
+  // "finish_reason" and "stop_reason", and, where they are asked for, the ids. `called`: the choice
+  // has called a tool, which is why it has ended.
   void append_ending(std::string& out, const TextChunk& chunk,
-                     const std::vector<int32_t>* prompt_ids) const;
+                     const std::vector<int32_t>* prompt_ids, bool called = false) const;
   // True the first time for a choice.
   bool begins(int choice);
   const std::vector<int32_t>* prompt_ids(const Completion& completion, int choice) const;
 
   bool logprobs_ = false;
+  bool return_token_ids_ = false;
 
  private:
   // {"id":…,"object":…,"created":…,"model":…,"system_fingerprint":…,"choices":[
   std::string head_, chunk_head_;
   bool include_usage_ = false;
   bool continuous_usage_ = false;
-  bool return_token_ids_ = false;
   int n_ = 1;
   std::vector<bool> started_;  // by choice: an event has been written
 };
@@ -141,11 +153,17 @@ class ChatWriter final : public ReplyWriter {
  private:
   void append_choice(std::string& out, const TextChunk& chunk,
                      const std::vector<int32_t>* prompt_ids) const override;
-  void append_delta(std::string& out, const TextChunk& chunk) const;
+  void append_delta(std::string& out, const TextChunk& chunk, const ToolDelta* parsed,
+                    bool called) const;
+  // "tool_calls": [...], of a whole reply or of a delta.
+  void append_calls(std::string& out, std::span<const ToolCallDelta> calls, bool delta) const;
+  void drop_further_calls(ToolDelta& delta) const;
   void append_logprobs(std::string& out, const TextChunk& chunk) const;
 
   const Tokenizer& tokenizer_;
   size_t top_ = 0;  // top_logprobs
+  const std::optional<ToolSetup> tools_;
+  std::vector<std::unique_ptr<ToolParser>> parsers_;  // by choice; empty without tools
 };
 
 }  // namespace kivi

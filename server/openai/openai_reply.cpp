@@ -104,9 +104,9 @@ std::map<int, TextChunk> join_choices(std::span<const TextChunk> chunks) {
 ReplyWriter::ReplyWriter(const ServedModel& model, const CompletionCall& call, int64_t created,
                          const char* object, const char* chunk_object)
     : logprobs_(call.request.sampling.logprobs >= 0),
+      return_token_ids_(call.return_token_ids),
       include_usage_(call.include_usage),
       continuous_usage_(call.continuous_usage),
-      return_token_ids_(call.return_token_ids),
       n_(call.request.n),
       started_(call.request.prompts.size() * size_t(call.request.n)) {
   const auto head = [&](std::string& out, const char* name) {
@@ -144,7 +144,7 @@ void ReplyWriter::begin_event(std::string& out) const {
 
 void ReplyWriter::end_event(std::string& out, const Completion& completion, int tokens) const {
   out += ']';
-  if (include_usage_) {
+  if (include_usage_ || continuous_usage_) {
     out += ",\"usage\":";
     if (continuous_usage_) {
       const Usage usage = completion.usage();
@@ -157,9 +157,11 @@ void ReplyWriter::end_event(std::string& out, const Completion& completion, int 
 }
 
 void ReplyWriter::append_ending(std::string& out, const TextChunk& chunk,
-                                const std::vector<int32_t>* prompt_ids) const {
+                                const std::vector<int32_t>* prompt_ids, bool called) const {
   out += ",\"finish_reason\":";
-  if (chunk.finish)
+  if (called && chunk.finish == FinishReason::stop)
+    out += "\"tool_calls\"";
+  else if (chunk.finish)
     append_json_string(out, name_of(*chunk.finish));
   else
     out += "null";

@@ -151,8 +151,6 @@ Status parse_stream_options(JsonFields& fields, bool streaming, CompletionCall& 
   call.include_usage = options.boolean("include_usage", false);
   call.continuous_usage = options.boolean("continuous_usage_stats", false);
   KIVI_RETURN_IF_ERROR(options.status());
-  if (call.continuous_usage && !call.include_usage)
-    return wrong("needs include_usage: true", "stream_options.continuous_usage_stats");
   for (std::string& name : options.unknown()) call.unknown_fields.push_back(std::move(name));
   return ok_status();
 }
@@ -178,24 +176,7 @@ void refuse_fields(JsonFields& fields, std::initializer_list<const char*> names)
           {ErrorCode::unsupported, fmt::format("{} is not supported by this build", name), name});
 }
 
-void refuse_unbuilt(JsonFields& fields) {
-  refuse_fields(fields, {"structured_outputs", "guided_json", "guided_regex", "guided_choice",
-                         "guided_grammar", "cache_salt"});
-  const json* format = fields.raw("response_format");
-  if (format == nullptr) return;
-  const auto type = format->is_object() ? format->find("type") : format->end();
-  if (!format->is_object() || type == format->end() || !type->is_string())
-    return fields.fail("response_format", "must be an object with a type");
-  if (*type == "text") return;
-  if (*type == "json_object" || *type == "json_schema" || *type == "structural_tag")
-    return fields.fail(
-        {ErrorCode::unsupported,
-         fmt::format("response_format.type is {}, this build has text only", describe(*type)),
-         "response_format"});
-  fields.fail(
-      "response_format",
-      fmt::format(".type is {}, must be text, json_object or json_schema", describe(*type)));
-}
+void refuse_unbuilt(JsonFields& fields) { refuse_fields(fields, {"cache_salt"}); }
 
 Status check_model(JsonFields& fields, const ApiRules& rules) {
   const auto model = fields.text("model");
@@ -207,7 +188,8 @@ Status check_model(JsonFields& fields, const ApiRules& rules) {
   return ok_status();
 }
 
-Status parse_shared_fields(JsonFields& fields, const ApiRules& rules, CompletionCall& call) {
+Status parse_shared_fields(std::string_view body, JsonFields& fields, const ApiRules& rules,
+                           CompletionCall& call) {
   CompletionRequest& r = call.request;
   const int max_tokens = r.sampling.max_tokens, logprobs = r.sampling.logprobs;
   r.sampling = parse_sampling(fields, rules);
@@ -228,6 +210,7 @@ Status parse_shared_fields(JsonFields& fields, const ApiRules& rules, Completion
   if (!call.request_id.empty() && !usable_request_id(call.request_id))
     fields.fail("request_id", "must be 1 to 128 printable ASCII characters");
   KIVI_RETURN_IF_ERROR(fields.status());
+  KIVI_ASSIGN_OR_RETURN(r.format, parse_format(body, fields));
   return parse_stream_options(fields, r.streaming, call);
 }
 
@@ -268,7 +251,7 @@ Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& r
   r.sampling.logprobs = fields.integer("logprobs", -1, 0, rules.max_logprobs);
   r.echo = fields.boolean("echo", false);
   r.add_special_tokens = fields.boolean("add_special_tokens", true);
-  KIVI_RETURN_IF_ERROR(parse_shared_fields(fields, rules, call));
+  KIVI_RETURN_IF_ERROR(parse_shared_fields(body, fields, rules, call));
   r.best_of = fields.integer("best_of", r.n, 1, kMaxChoices);
   KIVI_RETURN_IF_ERROR(fields.status());
   if (r.echo) r.sampling.prompt_logprobs = r.sampling.logprobs;

@@ -187,7 +187,7 @@ TEST_CASE("what a chat's prompt is made of: messages, tools, documents, variable
   // Members stay in the order in which they were sent.
   CHECK(server
             .post("/tokenize", R"({"messages":[{"role":"user","content":"hi"}],
-                      "tools":[{"type":"function","function":{"z":1,"a":2.0}}],
+                      "tools":[{"type":"function","function":{"name":"f","z":1,"a":2.0}}],
                       "return_token_strs":true})")
             .status == 200);
   const json tools = json::array({kTool});
@@ -258,7 +258,7 @@ TEST_CASE("wrong chats are refused with the field at fault") {
       {{{"messages", {{{"role", "user"}}}}}, 400, "messages"},
       {{{"messages", {{{"role", "user"}, {"content", 5}}}}}, 400, "messages"},
       {{{"messages", {{{"role", "user"}, {"content", {{{"type", "image_url"}}}}}}}},
-       501,
+       400,
        "messages"},
       {{{"messages", {{{"role", "user"}, {"content", {{{"text", "x"}}}}}}}}, 400, "messages"},
       {{{"messages", {{{"role", "assistant"}, {"tool_calls", {{{"id", "x"}}}}}}}}, 400, "messages"},
@@ -270,14 +270,15 @@ TEST_CASE("wrong chats are refused with the field at fault") {
       {{{"tools", {"x"}}}, 400, "tools"},
       {{{"tools", {{{"type", "function"}}}}}, 400, "tools"},
       {{{"documents", "x"}}, 400, "documents"},
-      {{{"tool_choice", "required"}}, 501, "tool_choice"},
-      {{{"tool_choice", {{"type", "function"}}}}, 501, "tool_choice"},
+      {{{"tools", {{{"function", {{"name", 5}}}}}}}, 400, "tools"},
+      {{{"tool_choice", "required"}}, 400, "tool_choice"},
+      {{{"tool_choice", {{"type", "function"}}}}, 400, "tool_choice"},
       {{{"tool_choice", "maybe"}}, 400, "tool_choice"},
-      {{{"functions", json::array()}}, 501, "functions"},
-      {{{"chat_template", "x"}}, 501, "chat_template"},
-      {{{"echo", true}}, 501, "echo"},
-      {{{"best_of", 2}}, 501, "best_of"},
-      {{{"response_format", {{"type", "json_object"}}}}, 501, "response_format"},
+      {{{"functions", json::array()}}, 400, "functions"},
+      {{{"chat_template", "x"}}, 400, "chat_template"},
+      {{{"echo", true}}, 400, "echo"},
+      {{{"best_of", 2}}, 400, "best_of"},
+      {{{"response_format", {{"type", "structural_tag"}}}}, 400, "response_format"},
       {{{"chat_template_kwargs", 5}}, 400, "chat_template_kwargs"},
       {{{"chat_template_kwargs", {{"messages", 1}}}}, 400, "chat_template_kwargs.messages"},
       {{{"continue_final_message", true}}, 400, "continue_final_message"},
