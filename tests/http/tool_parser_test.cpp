@@ -3,7 +3,7 @@
 #include "server/openai/tool_parser.h"
 
 #include <catch2/catch.hpp>
-#include <map>
+#include <chrono>
 
 namespace kivi {
 namespace {
@@ -134,6 +134,28 @@ TEST_CASE("Llama pythonic: calls in a list") {
          {{"f",
            "{\"a\": 1, \"b\": -2.5e3, \"c\": true, \"d\": null, \"e\": [1, \"x\"], \"g\": {\"k\": "
            "[1, 2]}}"}}});
+  // Blanks wherever Python takes them, and brackets and commas inside of strings.
+  check(p, " [ f ( a =  'x, )]}' ,b\t=\n[ ')' , \"'\" ] ) ] ",
+        {" [ f ( a =  'x, )]}' ,b\t=\n[ ')' , \"'\" ] ) ] ", {}});
+  check(p, " [f( a =  'x, )]}' ,b\t=\n[ ')' , \"'\" ], c= -1 ) ]",
+        {"", {{"f", "{\"a\": \"x, )]}\", \"b\": [\")\", \"'\"], \"c\": -1}"}}});
+}
+
+TEST_CASE("a long argument is read in time that grows with its length") {
+  std::string text = "[f(a=[";
+  for (int i = 0; i < 40'000; ++i) text += "'word', ";
+  text += "])]";
+  const auto time_of = [&](ToolFormat format, const std::string& whole) {
+    const auto parser = make_tool_parser(format, kNames);
+    ToolDelta delta;
+    const auto begin = std::chrono::steady_clock::now();
+    for (size_t i = 0; i < whole.size(); i += 4) parser->feed(whole.substr(i, 4), delta);
+    parser->finish(delta);
+    CHECK(parser->calls() == 1);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  // Reading the literal again for each piece would take minutes.
+  CHECK(time_of(ToolFormat::pythonic, text) < 5);
 }
 
 TEST_CASE("Mistral: a list behind a mark, or names") {
