@@ -17,8 +17,8 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// Noncharacters of Unicode, which no text has: one stands inside what must not
-// be read as a special token, the other where the final message ends.
+// Noncharacters of Unicode, which no text has: one stands inside what must not be read as a special
+// token, the other where the final message ends.
 constexpr std::string_view kPlain = "\xEF\xB7\x90";  // U+FDD0
 constexpr std::string_view kEnd = "\xEF\xB7\x91";    // U+FDD1
 
@@ -160,8 +160,8 @@ void TemplatePrompt::mark(ordered_json& value, RegexScratch& scratch) const {
   }
 }
 
-// A message that calls tools may have no content. Templates that ask whether it
-// is none see null. The others join it with text, and see an empty one.
+// A message that calls tools may have no content. Templates that ask whether it is none see null.
+// The others join it with text, and see an empty one.
 void complete_contents(ordered_json& messages, const std::string& template_text) {
   static constexpr std::string_view kTests[] = {"content is none",       "content'] is none",
                                                 "content\"] is none",    "content is not none",

@@ -62,6 +62,17 @@ Status read_tool_calls(ordered_json& calls, const std::string& name) {
   return ok_status();
 }
 
+// Clients send a message of an earlier answer back as they have it, with "tool_calls": null and the
+// like. Templates ask whether such a member is there.
+void drop_nulls(ordered_json& message) {
+  for (auto member = message.begin(); member != message.end();) {
+    const bool none =
+        member.value().is_null() ||
+        (member.key() == "tool_calls" && member.value().is_array() && member.value().empty());
+    member = none && member.key() != "content" ? message.erase(member) : std::next(member);
+  }
+}
+
 Status read_message(ordered_json& message, const std::string& name) {
   static constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool"};
   if (!message.is_object()) return wrong(name + " must be an object", "messages");
@@ -71,7 +82,8 @@ Status read_message(ordered_json& message, const std::string& name) {
         fmt::format("{}.role is {}, must be system, developer, user, assistant or tool", name,
                     message.contains("role") ? describe(json(message["role"])) : "missing"),
         "messages");
-  const bool has_calls = message.contains("tool_calls") && !message["tool_calls"].is_null();
+  drop_nulls(message);
+  const bool has_calls = message.contains("tool_calls");
   if (has_calls) KIVI_RETURN_IF_ERROR(read_tool_calls(message["tool_calls"], name + ".tool_calls"));
   const bool has_content = message.contains("content") && !message["content"].is_null();
   if (!has_content) {
