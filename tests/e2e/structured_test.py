@@ -123,7 +123,7 @@ class Structured(unittest.TestCase):
                 ({"guided_regex": "(?=a)"}, "guided_regex", "look-around"),
                 ({"guided_regex": ""}, "guided_regex", "empty"),
                 ({"guided_choice": []}, "guided_choice", "list"),
-                ({"guided_choice": ["a"], "guided_regex": "a"}, "guided_regex", "both"),
+                ({"guided_choice": ["a"], "guided_regex": "a"}, "guided_choice", "both"),
                 ({"structured_outputs": {}}, "structured_outputs", "must have"),
                 ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "several"),
                 ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs.grammar", "the rule x"),
@@ -187,6 +187,53 @@ class Structured(unittest.TestCase):
                                                {"role": "tool", "tool_call_id": "call_1", "content": "ok"}],
                           max_tokens=4)
         self.assertEqual(reply.status, 200, reply.body)
+
+
+# A regular expression of one or two calls, in each way of writing them.
+CALLS = {
+    "hermes": r'(<tool_call>\{"name": "get_weather", "arguments": \{"city": "[a-z]{1,6}"\}\}</tool_call>){1,2}',
+    "llama3_json": r'\{"name": "get_weather", "parameters": \{"city": "[a-z]{1,6}"\}\}',
+    "mistral": r'\[TOOL_CALLS\] ?\[\{"name": "get_weather", "arguments": \{"city": "[a-z]{1,6}"\}\}\]',
+    "pythonic": r"\[get_weather\(city='[a-z]{1,6}'\)(, stop\(\))?\]",
+}
+
+
+class Parsers(unittest.TestCase):
+    """tool_choice auto: a mask makes the model write calls as a family does, and the parser finds them."""
+
+    def test_each_family(self):
+        for parser, regex in CALLS.items():
+            server = Server("--chat-template", TEMPLATE, "--tool-call-parser", parser)
+            self.addCleanup(server.close)
+            for seed in range(4):
+                with self.subTest(parser=parser, seed=seed):
+                    body = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 200, "seed": seed,
+                            "structured_outputs": {"regex": regex}}
+                    self.check(server, body)
+
+    def check(self, server, body):
+        reply = server.post("/v1/chat/completions", body)
+        self.assertEqual(reply.status, 200, reply.body)
+        choice = reply.json()["choices"][0]
+        self.assertEqual(choice["finish_reason"], "tool_calls", choice)
+        self.assertIsNone(choice["message"]["content"])
+        whole = [(c["function"]["name"], json.loads(c["function"]["arguments"]))
+                 for c in choice["message"]["tool_calls"]]
+        self.assertEqual(whole[0][0], "get_weather")
+        self.assertRegex(whole[0][1]["city"], "^[a-z]{1,6}$")
+        names, arguments, reasons = [], [], []
+        for event in events_of(server.post("/v1/chat/completions", {**body, "stream": True}).body):
+            for part in event["choices"]:
+                reasons.append(part["finish_reason"])
+                self.assertFalse(part["delta"].get("content"))
+                for call_part in part["delta"].get("tool_calls", []):
+                    if "id" in call_part:
+                        names.append(call_part["function"]["name"])
+                        arguments.append("")
+                    self.assertEqual(call_part["index"], len(names) - 1)
+                    arguments[-1] += call_part["function"]["arguments"]
+        self.assertEqual([(n, json.loads(a)) for n, a in zip(names, arguments)], whole)
+        self.assertEqual([r for r in reasons if r], ["tool_calls"])
 
 
 if __name__ == "__main__":

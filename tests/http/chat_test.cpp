@@ -68,27 +68,31 @@ TEST_CASE("a chat's reply has every field, in the order of the contract") {
   const int prompt = body["usage"]["prompt_tokens"];
   CHECK(prompt > 5);
   body["created"] = 0;
-  CHECK(body ==
-        json{{"id", "chatcmpl-r1"},
-             {"object", "chat.completion"},
-             {"created", 0},
-             {"model", "tales"},
-             {"system_fingerprint", "fp_test"},
-             {"choices",
-              json::array({{{"index", 0},
-                            {"message", {{"role", "assistant"}, {"content", " there was a king"}}},
-                            {"logprobs", nullptr},
-                            {"finish_reason", "length"},
-                            {"stop_reason", nullptr}}})},
-             {"usage",
-              {{"prompt_tokens", prompt},
-               {"completion_tokens", king_tokens()},
-               {"total_tokens", prompt + king_tokens()}}}});
+  CHECK(
+      body ==
+      json{{"id", "chatcmpl-r1"},
+           {"object", "chat.completion"},
+           {"created", 0},
+           {"model", "tales"},
+           {"system_fingerprint", "fp_test"},
+           {"choices",
+            json::array(
+                {{{"index", 0},
+                  {"message",
+                   {{"role", "assistant"}, {"content", " there was a king"}, {"refusal", nullptr}}},
+                  {"logprobs", nullptr},
+                  {"finish_reason", "length"},
+                  {"stop_reason", nullptr}}})},
+           {"usage",
+            {{"prompt_tokens", prompt},
+             {"completion_tokens", king_tokens()},
+             {"total_tokens", prompt + king_tokens()}}}});
   // OpenAI's order, to the byte.
   const size_t at = reply.body.find("\"choices\":");
-  CHECK(reply.body.substr(at, reply.body.find("\"usage\"") - at) ==
-        R"("choices":[{"index":0,"message":{"role":"assistant","content":" there was a king"},)"
-        R"("logprobs":null,"finish_reason":"length","stop_reason":null}],)");
+  CHECK(
+      reply.body.substr(at, reply.body.find("\"usage\"") - at) ==
+      R"("choices":[{"index":0,"message":{"role":"assistant","content":" there was a king","refusal":null},)"
+      R"("logprobs":null,"finish_reason":"length","stop_reason":null}],)");
 }
 
 TEST_CASE("a chat's stream begins with the role, says the same as the whole, and ends with DONE") {
@@ -208,7 +212,7 @@ TEST_CASE("what a chat's prompt is made of: messages, tools, documents, variable
           {"function", {{"name", "look"}, {"arguments", R"({"q":"Q"})"}}}}}}},
       {{"role", "tool"}, {"tool_call_id", "1"}, {"content", "T"}}};
   CHECK(prompt_text(server, request({{"messages", parts}})) ==
-        "<s>system: S</s><s>user: a\nb</s><s>assistant: NoneQ</s><s>tool: T</s><s>assistant:");
+        "<s>system: S</s><s>user: a\nb</s><s>assistant: Q</s><s>tool: T</s><s>assistant:");
   const json begun = {{{"role", "user"}, {"content", "hi"}},
                       {{"role", "assistant"}, {"content", "I am"}}};
   CHECK(prompt_text(server, request({{"messages", begun},

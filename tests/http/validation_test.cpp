@@ -32,12 +32,12 @@ const Case kWrong[] = {
     {"prompt", "[[1,[2]]]"},
     {"model", "7"},
     {"max_tokens", "-1"},
-    {"max_tokens", "1.0"},
+    {"max_tokens", "1.5"},
     {"max_tokens", "\"5\""},
     {"max_tokens", "true"},
     {"max_tokens", "4294967297"},
     {"max_tokens", "18446744073709551615"},
-    {"max_tokens", "1e3"},
+    {"max_tokens", "1e300"},
     {"temperature", "-0.1"},
     {"temperature", "\"hot\""},
     {"temperature", "NaN"},
@@ -75,7 +75,7 @@ const Case kWrong[] = {
     {"stop_token_ids", "[\"a\"]"},
     {"stop_token_ids", "[-1]"},
     {"stop_token_ids", "[4096]"},
-    {"stop_token_ids", "[1.0]"},
+    {"stop_token_ids", "[1.25]"},
     {"include_stop_str_in_output", "1"},
     {"min_tokens", "-1"},
     {"min_tokens", "17"},  // more than max_tokens
@@ -102,7 +102,7 @@ const Case kWrong[] = {
     {"logprobs", "-1"},
     {"logprobs", "21"},
     {"logprobs", "true"},
-    {"logprobs", "1.0"},
+    {"logprobs", "1.5"},
     {"echo", "1"},
     {"stream", "\"true\""},
     {"stream_options", "{\"include_usage\":true}"},  // without stream
@@ -145,6 +145,18 @@ TEST_CASE("a parameter of a wrong type or range is 400 and names itself") {
     CHECK(error["message"].get<std::string>().size() > 10);
   }
   CHECK(server.engine().stats().steps == 0);
+}
+
+TEST_CASE("an integer may be written as 2.0 or 2e0, as JSON Schema has it") {
+  TestServer server;
+  for (const char* two : {"2", "2.0", "2e0", "0.2e1"}) {
+    INFO(two);
+    const Response reply = server.post("/v1/completions", body_with("max_tokens", two));
+    REQUIRE(reply.status == 200);
+    CHECK(reply.json()["usage"]["completion_tokens"] == 2);
+  }
+  CHECK(server.post("/detokenize", R"({"tokens":[5.0,6]})").json() ==
+        server.post("/detokenize", R"({"tokens":[5,6]})").json());
 }
 
 TEST_CASE("combinations that mean nothing are 400") {
@@ -224,7 +236,7 @@ TEST_CASE("tokenize and detokenize name what is wrong") {
       {"/detokenize", R"({"tokens":"a"})", "tokens"},
       {"/detokenize", R"({"tokens":[4096]})", "tokens"},
       {"/detokenize", R"({"tokens":[-1]})", "tokens"},
-      {"/detokenize", R"({"tokens":[1.0]})", "tokens"},
+      {"/detokenize", R"({"tokens":[1.5]})", "tokens"},
   };
   for (const auto& [path, body, param] : wrong) {
     INFO(path << " " << body);
