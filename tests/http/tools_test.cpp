@@ -10,7 +10,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kCalls =
-    "Let me look. <tool_call>{\"name\": \"look\", \"arguments\": {\"at\": \"the "
+    " Let me look. <tool_call>{\"name\": \"look\", \"arguments\": {\"at\": \"the "
     "king\"}}</tool_call>"
     "<tool_call>{\"name\": \"ask\", \"arguments\": {}}</tool_call>";
 
@@ -20,11 +20,13 @@ ServerOptions saying(const std::string& text) {
       "{% if tools %}{{ tools | tojson }} answer with <tool_call> {% endif %}"
       "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}";
   options.engine.runner.tokens = FakeRunnerOptions::Tokens::script;
-  options.engine.runner.script = tales_tokenizer().encode(text, false);
+  options.engine.runner.script = tales_tokenizer().encode_after_special(text);
   return options;
 }
 
-int tokens_of(const std::string& text) { return int(tales_tokenizer().encode(text, false).size()); }
+int tokens_of(const std::string& text) {
+  return int(tales_tokenizer().encode_after_special(text).size());
+}
 
 const json kTools = json::parse(R"([
   {"type": "function", "function": {"name": "look", "parameters":
@@ -81,7 +83,7 @@ TEST_CASE("calls in the text become tool_calls, and the rest stays content") {
   // The text ends by max_tokens: the reason stays length.
   CHECK(choice["finish_reason"] == "length");
   const json& message = choice["message"];
-  CHECK(message["content"] == "Let me look. ");
+  CHECK(message["content"] == " Let me look. ");
   REQUIRE(message["tool_calls"].size() == 2);
   CHECK(message["tool_calls"][0]["type"] == "function");
   CHECK(message["tool_calls"][0]["function"] ==
@@ -92,10 +94,11 @@ TEST_CASE("calls in the text become tool_calls, and the rest stays content") {
 }
 
 TEST_CASE("an answer that ends by itself with calls has the reason tool_calls") {
-  TestServer server(saying(kCalls));
-  // The last token is a stop token here, as a model's end of turn is.
-  const auto ids = tales_tokenizer().encode(kCalls, false);
-  const json stop = {{"stop_token_ids", {ids.back()}}, {"min_tokens", ids.size() - 1}};
+  const int32_t end = *tales_tokenizer().eos_id();
+  ServerOptions options = saying(kCalls);
+  options.engine.runner.script.push_back(end);
+  TestServer server(std::move(options));
+  const json stop = {{"stop_token_ids", {end}}, {"max_tokens", tokens_of(kCalls) + 1}};
   CHECK(chat(server, request(kCalls, stop)).json()["choices"][0]["finish_reason"] == "tool_calls");
   json streamed = request(kCalls, stop);
   streamed["stream"] = true;
@@ -109,7 +112,7 @@ TEST_CASE("a stream says the same calls as the whole reply, names whole and argu
     body["stream"] = true;
     const Response reply = chat(server, body);
     const Streamed streamed = read_stream(reply);
-    CHECK(streamed.content == "Let me look. ");
+    CHECK(streamed.content == " Let me look. ");
     REQUIRE(streamed.calls.size() == 2);
     CHECK(streamed.calls[0] ==
           std::pair<std::string, std::string>("look", "{\"at\": \"the king\"}"));
