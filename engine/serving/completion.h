@@ -47,13 +47,16 @@ struct CompletionRequest {
   // Compute this many choices and return the n with the largest mean logprob. 0 = n. Larger than n
   // only without streaming.
   int best_of = 0;
-  std::optional<OutputFormat> format;  // what the output must be
+  std::optional<OutputFormat> format;      // what the output must be
+  std::vector<int32_t> allowed_token_ids;  // sample no others; empty = all. Not with `format`.
+  std::vector<std::string> bad_words;      // do not write these
   std::vector<std::string> stop;
   bool include_stop_str_in_output = false;
   bool echo = false;
   bool skip_special_tokens = true;
   bool add_special_tokens = true;
-  int truncate_prompt_tokens = -1;  // > 0: keep the last n tokens; -1 = all
+  int truncate_prompt_tokens = -1;  // > 0: keep so many tokens; -1 = all
+  enum class Side { begin, end } truncation_side = Side::begin;  // where they are cut off
   int priority = 0;
   std::string tenant;      // for fair scheduling; "" is a tenant too
   bool streaming = false;  // deliver chunks as they come; else one chunk a choice at its end

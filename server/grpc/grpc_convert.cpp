@@ -199,6 +199,10 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
   request.n = message.has_n() ? message.n() : 1;
   if (message.has_best_of()) request.best_of = message.best_of();
   KIVI_ASSIGN_OR_RETURN(request.format, to_format(message));
+  request.allowed_token_ids.assign(message.allowed_token_ids().begin(),
+                                   message.allowed_token_ids().end());
+  request.bad_words.assign(message.bad_words().begin(), message.bad_words().end());
+  if (message.truncate_prompt_end()) request.truncation_side = CompletionRequest::Side::end;
   request.stop.assign(message.stop().begin(), message.stop().end());
   request.include_stop_str_in_output = message.include_stop_str_in_output();
   request.echo = message.echo();

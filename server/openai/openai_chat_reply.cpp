@@ -7,21 +7,6 @@
 #include "server/request_id.h"
 
 namespace kivi {
-namespace {
-
-// "token", "logprob", "bytes".
-void append_token(std::string& out, const Tokenizer& tokenizer, std::string_view text, int32_t id,
-                  float logprob) {
-  out += "\"token\":";
-  append_json_string(out, text);
-  out += ",\"logprob\":";
-  append_json_float(out, logprob);
-  out += ",\"bytes\":";
-  append_json_list(out, tokenizer.token_bytes(id, /*skip_special=*/false),
-                   [&](char byte) { append_json_int(out, static_cast<unsigned char>(byte)); });
-}
-
-}  // namespace
 
 ChatWriter::ChatWriter(const ServedModel& model, const CompletionCall& call, int64_t created)
     : ReplyWriter(model, call, created, "chat.completion", "chat.completion.chunk"),
@@ -68,6 +53,18 @@ void ChatWriter::append_calls(std::string& out, std::span<const ToolCallDelta> c
   });
 }
 
+// "token", "logprob", "bytes".
+void ChatWriter::append_token(std::string& out, std::string_view text, int32_t id,
+                              float logprob) const {
+  out += "\"token\":";
+  append_shown(out, text, id);
+  out += ",\"logprob\":";
+  append_json_float(out, logprob);
+  out += ",\"bytes\":";
+  append_json_list(out, tokenizer_.token_bytes(id, /*skip_special=*/false),
+                   [&](char byte) { append_json_int(out, static_cast<unsigned char>(byte)); });
+}
+
 // {"content": [...]}, one entry a token, each with exactly the `top_logprobs` likeliest.
 void ChatWriter::append_logprobs(std::string& out, const TextChunk& chunk) const {
   if (!logprobs_) {
@@ -77,12 +74,12 @@ void ChatWriter::append_logprobs(std::string& out, const TextChunk& chunk) const
   out += "{\"content\":";
   append_json_list(out, chunk.tokens, [&](const ChunkToken& token) {
     out += '{';
-    append_token(out, tokenizer_, token.text, token.id, token.logprob.value_or(0));
+    append_token(out, token.text, token.id, token.logprob.value_or(0));
     out += ",\"top_logprobs\":";
     const size_t count = std::min(top_, token.top.size());
     append_json_list(out, std::span(token.top).first(count), [&](const auto& top) {
       out += '{';
-      append_token(out, tokenizer_, top.first, top.second.id, top.second.logprob);
+      append_token(out, top.first, top.second.id, top.second.logprob);
       out += '}';
     });
     out += '}';
@@ -157,9 +154,9 @@ void ChatWriter::append_event(std::string& out, const TextChunk& chunk,
     out +=
         ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":"
         "null";
-    append_ending(out, {}, prompt_ids(completion, chunk.choice));
+    append_ending(out, {}, nullptr);
     out += '}';
-    end_event(out, completion, 0);
+    end_event(out, completion, 0, prompt_ids(completion, chunk.choice));
   }
   if (!tools_) {
     begin_event(out);

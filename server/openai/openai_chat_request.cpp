@@ -73,14 +73,23 @@ void drop_nulls(ordered_json& message) {
   }
 }
 
-Status read_message(ordered_json& message, const std::string& name) {
+// OpenAI's roles, and those that the template names ("ipython", "tool_results").
+bool knows_role(const std::string& role, std::string_view chat_template) {
   static constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool"};
+  if (std::ranges::find(kRoles, role) != std::end(kRoles)) return true;
+  return !role.empty() && (chat_template.find('\'' + role + '\'') != std::string_view::npos ||
+                           chat_template.find('"' + role + '"') != std::string_view::npos);
+}
+
+Status read_message(ordered_json& message, const std::string& name,
+                    std::string_view chat_template) {
   if (!message.is_object()) return wrong(name + " must be an object", "messages");
   if (!message.contains("role") || !message["role"].is_string() ||
-      std::ranges::find(kRoles, message["role"].get<std::string>()) == std::end(kRoles))
+      !knows_role(message["role"].get<std::string>(), chat_template))
     return wrong(
-        fmt::format("{}.role is {}, must be system, developer, user, assistant or tool", name,
-                    message.contains("role") ? describe(json(message["role"])) : "missing"),
+        fmt::format("{}.role is {}, must be system, developer, user, assistant, tool or a "
+                    "role that the chat template names",
+                    name, message.contains("role") ? describe(json(message["role"])) : "missing"),
         "messages");
   drop_nulls(message);
   const bool has_calls = message.contains("tool_calls");
@@ -98,11 +107,11 @@ Status read_message(ordered_json& message, const std::string& name) {
                "messages");
 }
 
-Status read_messages(ordered_json& messages) {
+Status read_messages(ordered_json& messages, std::string_view chat_template) {
   if (!messages.is_array() || messages.empty())
     return wrong("messages must be a list of at least one message", "messages");
   for (size_t i = 0; i < messages.size(); ++i)
-    KIVI_RETURN_IF_ERROR(read_message(messages[i], fmt::format("messages[{}]", i)));
+    KIVI_RETURN_IF_ERROR(read_message(messages[i], fmt::format("messages[{}]", i), chat_template));
   return ok_status();
 }
 
@@ -281,7 +290,8 @@ void parse_logprobs(JsonFields& fields, const ApiRules& rules, SamplingParams& s
 
 }  // namespace
 
-Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, JsonFields& fields) {
+Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, JsonFields& fields,
+                                   const ApiRules& rules) {
   ChatInput chat;
   if (fields.raw("messages") == nullptr)
     return wrong("messages is missing, must be a list of messages", "messages");
@@ -294,6 +304,11 @@ Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, Js
   const bool tools_wanted = tools.choice != ToolUse::Choice::none;
   KIVI_RETURN_IF_ERROR(check_objects(fields.raw("documents"), "documents"));
   const bool more = fields.raw("chat_template_kwargs") != nullptr;
+  const auto effort = fields.text("reasoning_effort");
+  if (effort && rules.chat_template.find("reasoning_effort") == std::string_view::npos)
+    fields.fail({ErrorCode::unsupported,
+                 "reasoning_effort is not supported: the model's chat template does not know it",
+                 "reasoning_effort"});
   KIVI_RETURN_IF_ERROR(fields.status());
 
   KIVI_RETURN_IF_ERROR(check_object_sizes(parsed));
@@ -302,11 +317,12 @@ Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, Js
   const auto owned_variables = std::make_shared<OwnedJson<ordered_json>>(ordered_json::object());
   const std::shared_ptr<ordered_json> variables(owned_variables, &**owned_variables);
   (*variables)["messages"] = std::move(ordered["messages"]);
-  KIVI_RETURN_IF_ERROR(read_messages((*variables)["messages"]));
+  KIVI_RETURN_IF_ERROR(read_messages((*variables)["messages"], rules.chat_template));
   if (tools_wanted && fields.raw("tools") != nullptr && !ordered["tools"].empty())
     (*variables)["tools"] = std::move(ordered["tools"]);
   if (fields.raw("documents") != nullptr)
     (*variables)["documents"] = std::move(ordered["documents"]);
+  if (effort) (*variables)["reasoning_effort"] = *effort;
   if (more) KIVI_RETURN_IF_ERROR(add_variables(ordered["chat_template_kwargs"], *variables));
   chat.variables = variables;
   return chat;
@@ -321,8 +337,10 @@ Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules) {
   refuse_unbuilt(fields);
   refuse_fields(fields, {"functions", "function_call", "audio", "prediction", "web_search_options",
                          "chat_template", "echo", "best_of", "prompt", "suffix"});
+  refuse_unless(fields, "modalities", {json::array({"text"})});
+  refuse_unless(fields, "store", {false});
   KIVI_RETURN_IF_ERROR(fields.status());
-  KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, *parsed, fields));
+  KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, *parsed, fields, rules));
   parse_lengths(fields, sampling);
   parse_logprobs(fields, rules, sampling);
   KIVI_RETURN_IF_ERROR(parse_shared_fields(body, fields, rules, call.completion));

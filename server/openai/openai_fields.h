@@ -16,6 +16,9 @@ namespace kivi {
 
 // Refuses parameters that this build does not have (unsupported).
 void refuse_fields(JsonFields& fields, std::initializer_list<const char*> names);
+// Refuses a parameter (unsupported) unless its value is one of `neutral`, which change nothing.
+void refuse_unless(JsonFields& fields, const char* name,
+                   std::initializer_list<nlohmann::json> neutral);
 // Refuses those that neither completions nor chats have.
 void refuse_unbuilt(JsonFields& fields);
 
@@ -39,7 +42,7 @@ Status parse_shared_fields(std::string_view body, JsonFields& fields, const ApiR
 // Reads what the prompt of a chat is made of: messages, tools, documents, add_generation_prompt,
 // ... `parsed` was parsed from `body`. The template sees members in the order of `body`.
 Result<ChatInput> parse_chat_input(std::string_view body, const nlohmann::json& parsed,
-                                   JsonFields& fields);
+                                   JsonFields& fields, const ApiRules& rules);
 
 // Notes the fields that no reader asked for, or refuses them (strict_params). Call it last.
 Status take_unknown(const JsonFields& fields, const ApiRules& rules,

@@ -10,7 +10,7 @@ import re
 import unittest
 
 from grpc_test import call
-from harness import ROOT, Server, events_of
+from harness import ROOT, TEXT, Server, events_of
 
 TEMPLATE = str(ROOT / "tests" / "data" / "chat" / "templates" / "qwen25.jinja")
 MESSAGES = [{"role": "user", "content": "Tell of a king."}]
@@ -187,6 +187,51 @@ class Structured(unittest.TestCase):
                                                {"role": "tool", "tool_call_id": "call_1", "content": "ok"}],
                           max_tokens=4)
         self.assertEqual(reply.status, 200, reply.body)
+
+
+class TokenRules(unittest.TestCase):
+    """allowed_token_ids, bad_words and min_tokens on a real model."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.close()
+
+    def choice(self, **body):
+        reply = self.server.complete(**{"prompt": TEXT, "max_tokens": 40, "temperature": 0, **body})
+        self.assertEqual(reply.status, 200, reply.body)
+        return reply.json()["choices"][0]
+
+    def test_no_other_tokens_than_the_allowed_ones(self):
+        for sampling in ({}, {"temperature": 1, "seed": 4}):
+            ids = self.choice(allowed_token_ids=[300, 301, 4000], return_token_ids=True, **sampling)["token_ids"]
+            self.assertEqual(len(ids), 40)
+            self.assertLessEqual(set(ids), {300, 301, 4000})
+
+    def test_bad_words_do_not_come(self):
+        plain = self.choice()["text"]
+        words = sorted({w for w in re.findall("[a-z]{3,}", plain)})
+        self.assertGreater(len(words), 5)
+        for word in words[:6]:
+            text = self.choice(bad_words=[word])["text"]
+            self.assertNotIn(word, re.findall("[A-Za-z]+", text))
+        # The words change the text from where the first of them stood on, and not before.
+        begin = min(plain.index(w) for w in words)
+        self.assertTrue(self.choice(bad_words=words)["text"].startswith(plain[:begin].rstrip()))
+
+    def test_a_format_goes_before_bad_words(self):
+        for words in (["king"], ["k", "ki", "kin", "king", "i", "in", "ing", "n", "ng", "g"]):
+            self.assertEqual(self.choice(guided_choice=["king"], bad_words=words)["text"], "king")
+
+    def test_min_tokens_lengthens_a_format_that_can_go_on(self):
+        for seed in range(6):
+            short = self.choice(guided_regex="[a-z ]+", min_tokens=20, temperature=1, seed=seed, logprobs=0)
+            self.assertGreaterEqual(len(short["logprobs"]["tokens"]), 20)
+            self.assertRegex(short["text"], "^[a-z ]+$")
+        self.assertEqual(self.choice(guided_choice=["yes"], min_tokens=20)["finish_reason"], "stop")
 
 
 # A regular expression of one or two calls, in each way of writing them.

@@ -167,7 +167,8 @@ TEST_CASE("a chat's logprobs have token, bytes and exactly the top ones, streame
   }
   CHECK(bytes == " there was a king");
   CHECK(int(choice["token_ids"].size()) == king_tokens());
-  CHECK(choice["prompt_token_ids"][0] == 1);
+  CHECK(chat(server, body).json()["prompt_token_ids"][0] == 1);
+  CHECK_FALSE(choice.contains("prompt_token_ids"));
   json none = body;
   none.erase("top_logprobs");
   CHECK(chat(server, none).json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"].empty());
@@ -245,6 +246,30 @@ TEST_CASE("lengths, stops and sampling of a chat are those of a completion") {
   CHECK(stopped["finish_reason"] == "stop");
   CHECK(stopped["stop_reason"] == " was");
   CHECK(chat(server, request({{"n", 3}})).json()["choices"].size() == 3);
+}
+
+TEST_CASE("a role that the template names is taken, and reasoning_effort if it knows that") {
+  const json body = request({{"messages", {{{"role", "ipython"}, {"content", "x"}}}}});
+  {
+    TestServer server(chat_options());
+    const Response reply = chat(server, body);
+    CHECK(reply.status == 400);
+    CHECK(reply.json()["error"]["param"] == "messages");
+    const Response effort = chat(server, request({{"reasoning_effort", "low"}}));
+    CHECK(effort.status == 400);
+    CHECK(effort.json()["error"]["code"] == "unsupported_parameter");
+    CHECK(effort.json()["error"]["param"] == "reasoning_effort");
+  }
+  ServerOptions options = chat_options();
+  options.chat_template +=
+      "{% if messages[0].role == 'ipython' %}I{% endif %}{{ reasoning_effort or '' }}";
+  TestServer server(std::move(options));
+  CHECK(prompt_text(server, body).ends_with("assistant:I"));
+  CHECK(prompt_text(server, request({{"reasoning_effort", "low"}})).ends_with("assistant:low"));
+  CHECK(chat(server, body).status == 200);
+  CHECK(chat(server, request({{"modalities", {"text"}}, {"store", false}})).status == 200);
+  for (const json& more : {json{{"modalities", {"text", "audio"}}}, json{{"store", true}}})
+    CHECK(chat(server, request(more)).status == 400);
 }
 
 TEST_CASE("wrong chats are refused with the field at fault") {

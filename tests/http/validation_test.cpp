@@ -121,6 +121,18 @@ const Case kWrong[] = {
     {"truncate_prompt_tokens", "-2"},
     {"truncate_prompt_tokens", "1.5"},
     {"return_token_ids", "1"},
+    {"return_tokens_as_token_ids", "1"},
+    {"allowed_token_ids", "[]"},
+    {"allowed_token_ids", "[4096]"},
+    {"allowed_token_ids", "[-1]"},
+    {"allowed_token_ids", "7"},
+    {"allowed_token_ids", "[1.5]"},
+    {"bad_words", "[\"\"]"},
+    {"bad_words", "[\"  \"]"},
+    {"bad_words", "[7]"},
+    {"bad_words", "{}"},
+    {"truncation_side", "\"middle\""},
+    {"truncation_side", "1"},
 };
 
 std::string body_with(const std::string& field, const std::string& value) {
@@ -145,6 +157,23 @@ TEST_CASE("a parameter of a wrong type or range is 400 and names itself") {
     CHECK(error["message"].get<std::string>().size() > 10);
   }
   CHECK(server.engine().stats().steps == 0);
+}
+
+TEST_CASE("values that switch off what is not built are taken") {
+  TestServer server;
+  for (const char* body :
+       {R"({"prompt":"a","use_beam_search":false,"length_penalty":1.0,"early_stopping":false})",
+        R"({"prompt":"a","typical_p":1,"mirostat_mode":0})",
+        R"({"prompt":"a","mirostat":0,"mirostat_tau":5.0,"mirostat_eta":0.1})",
+        R"({"prompt":"a","dry_multiplier":0.0,"dry_base":1.75,"dry_sequence_breakers":["\n"]})",
+        R"({"prompt":"a","xtc_probability":0,"xtc_threshold":0.1})"}) {
+    INFO(body);
+    CHECK(server.post("/v1/completions", body).status == 200);
+  }
+  const Response both = server.post(
+      "/v1/completions", R"({"prompt":"a","allowed_token_ids":[5],"guided_choice":["a"]})");
+  CHECK(both.status == 400);
+  CHECK(both.json()["error"]["param"] == "allowed_token_ids");
 }
 
 TEST_CASE("an integer may be written as 2.0 or 2e0, as JSON Schema has it") {
@@ -190,6 +219,29 @@ TEST_CASE("parameters that are not built are 400 with a code of their own") {
       {"cache_salt", "\"s\""},
       {"suffix", "\"end\""},
       {"guided_whitespace_pattern", R"(" ")"},
+      {"parallel_tool_calls", "true"},
+      {"reasoning_effort", "\"low\""},
+      {"prompt_logprobs", "1"},
+      {"prompt_logprobs", "0"},
+      {"logprob_token_ids", "[1]"},
+      {"prompt_embeds", "\"AAAA\""},
+      {"lora_request", "{}"},
+      {"kv_transfer_params", "{}"},
+      {"logits_processors", "[]"},
+      {"vllm_xargs", "{}"},
+      {"use_beam_search", "true"},
+      {"length_penalty", "0.8"},
+      {"early_stopping", "true"},
+      {"typical_p", "0.9"},
+      {"mirostat", "2"},
+      {"mirostat_mode", "1"},
+      {"mirostat_tau", "5"},
+      {"mirostat_eta", "0.1"},
+      {"dry_multiplier", "0.8"},
+      {"dry_base", "1.75"},
+      {"dry_sequence_breakers", "[]"},
+      {"xtc_probability", "0.5"},
+      {"xtc_threshold", "0.1"},
   };
   for (const auto& [field, value] : unbuilt) {
     INFO(field);
