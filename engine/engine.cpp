@@ -128,11 +128,20 @@ void Engine::Impl::launch(const BatchPlan& plan) {
     if (part.samples) push_placeholder(*part.sequence);
 }
 
-// Scored prompts and penalties need the last step's tokens on the host.
+// Scored prompts and penalties need the last step's tokens on the host. A sequence with a
+// constraint does too, but it alone is left out of a step that is planned before (Scheduler::plan):
+// it takes part in every other step, and the others lose nothing. If half of the sequences have
+// constraints, all wait.
 bool Engine::Impl::can_plan_before_results() const {
-  return in_flight && std::ranges::none_of(in_flight->plan.sequences, [](const PlannedSequence& p) {
-           return p.scores_prompt || p.sequence->penalized();
-         });
+  if (!in_flight) return false;
+  const std::vector<PlannedSequence>& sequences = in_flight->plan.sequences;
+  const auto constrained = std::ranges::count_if(sequences, [](const PlannedSequence& p) {
+    return p.sequence->request.constraint != nullptr;
+  });
+  if (constrained > 0 && 2 * size_t(constrained) >= sequences.size()) return false;
+  return std::ranges::none_of(sequences, [](const PlannedSequence& p) {
+    return p.scores_prompt || p.sequence->penalized();
+  });
 }
 
 void Engine::Impl::finish_step() {
@@ -231,7 +240,13 @@ void Engine::Impl::emit_token(Sequence& s, int position, SampledToken& token,
   ++counted.generation_tokens;
   TokenEvent event{.id = token.id, .logprob = token.logprob, .top = std::move(token.top)};
   event.finish = set_sampled(s, position, token.id);
-  event.stopped_by_token = event.finish == FinishReason::stop;
+  event.stopped_by_token =
+      event.finish == FinishReason::stop && std::ranges::binary_search(s.stop_ids, token.id);
+  if (event.finish == FinishReason::error)
+    event.error = Error{ErrorCode::internal,
+                        fmt::format("the structured output can not go on with token {} at position "
+                                    "{}: its grammar is too ambiguous",
+                                    token.id, position)};
   if (event.finish) {
     finish(s, std::move(event), now);
   } else {
@@ -246,6 +261,11 @@ void Engine::Impl::end_broken(Sequence& s, int position, Clock::time_point now) 
               fmt::format("the model's logits at position {} are not finite (NaN or infinity): its "
                           "weights or its dtype do not fit",
                           position)};
+  if (s.request.constraint != nullptr)
+    error.message = fmt::format(
+        "no token that the structured output allows at position {} has a finite logit: the "
+        "vocabulary can not spell it, or the model's logits are not finite",
+        position);
   log_error("request {}: {}", s.request.id, error.message);
   finish(s, {.finish = FinishReason::error, .error = std::move(error)}, now);
   scheduler.forget_prefixes();  // the values that overflowed may be in its pages
@@ -361,9 +381,9 @@ Status Engine::Impl::fit_to_context(Request& request) const {
   int& max_tokens = request.sampling.max_tokens;
   if (left < (max_tokens > 0 ? 1 : 0) || !cache.fits_ever(int(prompt)))
     return Error{ErrorCode::context_length,
-                 fmt::format("prompt has {} tokens, must leave room for {} more in a context of {} "
-                             "tokens ({})",
-                             prompt, std::min(max_tokens, 1), context_tokens,
+                 fmt::format("This model's maximum context length is {} tokens. The prompt has {} "
+                             "tokens and must leave room for {} more (the length is {}).",
+                             context_tokens, prompt, std::min(max_tokens, 1),
                              context_tokens < model.max_model_len ? "what the key-value cache holds"
                                                                   : "max_model_len"),
                  "prompt"};

@@ -8,11 +8,12 @@
 
 namespace kivi {
 
-// Stop strings and stop ids are scanned at each token, and logit_bias is sent to the device.
+// Stop strings, stop ids and bad words are scanned at each token, and logit_bias is sent to the device.
 inline constexpr int kMaxStopStrings = 64;
 inline constexpr int kMaxStopStringBytes = 1024;
 inline constexpr int kMaxStopTokenIds = 256;
 inline constexpr int kMaxLogitBias = 1024;
+inline constexpr int kMaxBadWords = 256;
 // OpenAI's ranges.
 inline constexpr int kMaxChoices = 128;  // n, best_of
 inline constexpr int kMaxPromptsPerRequest = 2048;

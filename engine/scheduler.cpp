@@ -55,7 +55,8 @@ BatchPlan Scheduler::plan() {
   for (const PlannedSequence& part : plan.sequences)
     if (!part.sequence->kv.pinned.empty()) cache_.restore(part.sequence->kv, plan.copies_before);
   if (caches_prefixes_) plan_captures(plan);
-  KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty());
+  KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty() ||
+              queue_.first()->awaits_token());
   return plan;
 }
 
@@ -79,7 +80,8 @@ bool Scheduler::plan_running(BatchPlan& plan) {
   // A victim of preemption comes after the one that needs pages, so it is never in the plan yet.
   for (size_t i = 0; i < order.size(); ++i) {
     Sequence& s = *order[i]->second;
-    if (s.complete()) continue;  // its last token is under way
+    if (s.complete()) continue;      // its last token is under way
+    if (s.awaits_token()) continue;  // its next mask is not known yet; the others go on
     const PlannedSequence part = next_part(s);
     bool preempted = false;
     const bool reserved = reserve_or_preempt(order, i, part, preempted);
@@ -108,6 +110,7 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
   std::vector<Sequence*> deferred;
   int rows = rows_left();
   while (Sequence* s = queue_.first()) {
+    if (s->awaits_token()) break;  // preempted while its last token is under way
     Candidate c = candidate(*s);
     if (prefix_is_coming(c) && int(deferred.size()) < kDeferredMax) {
       s->deferred = true;
@@ -127,7 +130,7 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
 
 bool Scheduler::admit_starved_tenant() {
   Sequence* starved = queue_.first_without_running();
-  if (starved == nullptr || running_.empty()) return false;
+  if (starved == nullptr || running_.empty() || starved->awaits_token()) return false;
   Room free = room(rows_left());
   std::vector<Running::iterator> victims;
   int64_t recomputed = 0;

@@ -85,6 +85,9 @@ struct Sequence {
   bool prefilling() const { return kv.tokens < prefill_tokens; }
   // Returns true if nothing is left to plan: all tokens are known or being computed.
   bool complete() const { return !prefilling() && output_tokens() >= request.sampling.max_tokens; }
+  // Returns true if the next token can not be planned: which ones may come is known once the last
+  // one is.
+  bool awaits_token() const { return request.constraint != nullptr && tokens.back() == -1; }
   bool penalized() const {
     const SamplingParams& p = request.sampling;
     return p.presence_penalty != 0 || p.frequency_penalty != 0 || p.repetition_penalty != 1;
@@ -100,7 +103,8 @@ std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenSt
 // token after it. Engine thread.
 void push_placeholder(Sequence& sequence);
 // Replaces the placeholder at `position` by `id`, and updates the penalties of the tokens after it.
-// Returns the reason if the sequence ends with this token. Engine thread.
+// Returns the reason if the sequence ends with this token: `error` if its constraint does not take
+// the token. Engine thread.
 std::optional<FinishReason> set_sampled(Sequence& sequence, int position, int32_t id);
 
 }  // namespace kivi

@@ -187,6 +187,7 @@ void Backend::sample(const Tensor& logits, std::span<const SampleRow> rows, cons
     KIVI_VERIFY(row.min_p >= 0 && row.min_p < 1 && row.repetition_penalty > 0);
     KIVI_VERIFY(row.forced_token < vocab);
     KIVI_VERIFY(row.logprobs >= -1 && row.logprobs <= logprobs_max());
+    KIVI_VERIFY(row.mask.empty() || int64_t(row.mask.size()) == (vocab + 31) / 32);
     for (const PenaltyToken& p : row.penalties) KIVI_VERIFY(p.id >= 0 && p.id < vocab);
     for (const LogitBias& b : row.bias) KIVI_VERIFY(b.id >= 0 && b.id < vocab);
   }

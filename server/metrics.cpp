@@ -127,6 +127,12 @@ struct Metrics::Impl {
       histogram("request_prompt_tokens", "Prompt tokens of an API request.", kTokenBuckets);
   Histogram& generation_size =
       histogram("request_generation_tokens", "Generated tokens of an API request.", kTokenBuckets);
+  Histogram& time_per_token = histogram(
+      "request_time_per_output_token_seconds",
+      "Mean time between tokens of an API request with more than one token a choice.", kItlBuckets);
+  Histogram& longest_choice =
+      histogram("request_max_num_generation_tokens",
+                "Generated tokens of the longest choice of an API request.", kTokenBuckets);
   Histogram& step_tokens =
       histogram("iteration_tokens_total", "Rows of one engine step.", kStepBuckets);
 
@@ -327,6 +333,11 @@ void RequestMetrics::finished(const Completion& completion) {
   count_usage(completion.usage());
   m.prompt_size.Observe(counted_.prompt_tokens);
   m.generation_size.Observe(counted_.completion_tokens);
+  int longest = 0;
+  for (const Choice& choice : choices_) longest = std::max(longest, choice.tokens);
+  m.longest_choice.Observe(longest);
+  double decode_seconds = 0;
+  int first_tokens = 0;
   for (const RequestTimes& t : completion.times()) {
     if (!reached(t.finished)) continue;
     m.e2e.Observe(seconds_between(t.arrival, t.finished));
@@ -335,9 +346,13 @@ void RequestMetrics::finished(const Completion& completion) {
     if (!reached(t.first_token)) continue;
     m.prefill.Observe(seconds_between(t.first_scheduled, t.first_token));
     m.decode.Observe(seconds_between(t.first_token, t.finished));
+    decode_seconds += seconds_between(t.first_token, t.finished);
+    ++first_tokens;
     if (!std::exchange(first_written_, true))
       m.ttft.Observe(seconds_between(arrival_, t.first_token));
   }
+  if (counted_.completion_tokens > first_tokens)
+    m.time_per_token.Observe(decode_seconds / (counted_.completion_tokens - first_tokens));
 }
 
 }  // namespace kivi

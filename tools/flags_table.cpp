@@ -204,6 +204,13 @@ std::vector<Flag> server_flags(Settings& s) {
        "Refuse requests that hold an unknown field, with status 400. Without this flag the server "
        "ignores such fields.",
        group, kServe, boolean(c.strict_params)},
+      {"tool-call-parser", "NAME",
+       "Find tool calls in the answers to chats as this family of models writes them: hermes (also "
+       "Qwen 2.5 and SmolLM2), llama3_json, mistral or pythonic (auto = as the chat template says, "
+       "none = leave all calls in the text).",
+       group, kServe,
+       choice(c.tool_call_parser,
+              {"auto", "none", "hermes", "llama3_json", "mistral", "pythonic"})},
       {"enable-log-requests", "", "Log each request when it ends.", group, kServe,
        boolean(c.enable_log_requests)},
       {"metrics-prefix", "NAME",

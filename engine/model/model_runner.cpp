@@ -34,6 +34,8 @@ SampleRow sample_row(const Sequence& sequence, int position, bool scored) {
   row.logprobs = p.logprobs;
   row.penalties = sequence.penalties;
   row.bias = sequence.bias;
+  // Made while the device runs the layers.
+  if (sequence.request.constraint != nullptr) row.mask = sequence.request.constraint->mask();
   return row;
 }
 

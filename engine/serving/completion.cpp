@@ -46,8 +46,14 @@ class TextCompletion final : public Completion {
                  std::vector<PromptIds> prompts, std::function<void()> notify);
   ~TextCompletion() override { cancel(); }
 
+  // What the output must be; null = free.
+  struct Demands {
+    std::shared_ptr<const PreparedFormat> format;
+    std::shared_ptr<const TokenRules> rules;
+    std::shared_ptr<TokenConstraint> of_choice() const;
+  };
   // All or nothing.
-  Status submit(Engine& engine, const CompletionRequest& request);
+  Status submit(Engine& engine, const CompletionRequest& request, const Demands& demands);
 
   bool poll(std::vector<TextChunk>& out) override;
   void cancel() override;
@@ -122,7 +128,13 @@ TextCompletion::TextCompletion(const ServedModel& model, const CompletionRequest
   }
 }
 
-Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) {
+std::shared_ptr<TokenConstraint> TextCompletion::Demands::of_choice() const {
+  std::shared_ptr<TokenConstraint> constraint = format != nullptr ? format->begin() : nullptr;
+  return rules != nullptr ? constrain(rules, std::move(constraint)) : constraint;
+}
+
+Status TextCompletion::submit(Engine& engine, const CompletionRequest& request,
+                              const Demands& demands) {
   SamplingParams sampling = request.sampling;
   if (request.echo)
     sampling.prompt_logprobs = std::max(sampling.prompt_logprobs, sampling.logprobs);
@@ -137,6 +149,7 @@ Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) 
     if (request.sampling.seed) {
       engine_request.sampling.seed = seed_of_choice(*request.sampling.seed, i % computed_);
     }
+    engine_request.constraint = demands.of_choice();
     engine_request.priority = request.priority;
     engine_request.cache = request.cache;
     engine_request.cache_salt = request.cache_salt;
@@ -235,6 +248,16 @@ Result<std::shared_ptr<Completion>> Completion::start(const ServedModel& model,
   KIVI_RETURN_IF_ERROR(validate(request, model));
   KIVI_ASSIGN_OR_RETURN(const int choices, count_choices(request, model));
   KIVI_RETURN_IF_ERROR(model.engine->check_room(choices, 0));
+  TextCompletion::Demands demands;
+  if (request.format) {
+    if (model.structured == nullptr)
+      return Error{ErrorCode::unsupported,
+                   request.format->field + " is not supported by this model's server",
+                   request.format->field};
+    KIVI_ASSIGN_OR_RETURN(demands.format, model.structured->prepare(
+                                              *request.format, request.sampling.stop_token_ids));
+  }
+  KIVI_ASSIGN_OR_RETURN(demands.rules, rules_of(request, model));
   KIVI_ASSIGN_OR_RETURN(auto prompts, encode_prompts(request, model));
   KIVI_RETURN_IF_ERROR(check_reply_bytes(request, prompts, model));
   int64_t prompt_tokens = 0;
@@ -243,7 +266,7 @@ Result<std::shared_ptr<Completion>> Completion::start(const ServedModel& model,
   KIVI_RETURN_IF_ERROR(model.engine->check_room(choices, prompt_tokens));
   auto completion =
       std::make_shared<TextCompletion>(model, request, std::move(prompts), std::move(notify));
-  KIVI_RETURN_IF_ERROR(completion->submit(*model.engine, request));
+  KIVI_RETURN_IF_ERROR(completion->submit(*model.engine, request, demands));
   return std::shared_ptr<Completion>(std::move(completion));
 }
 

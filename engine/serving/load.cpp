@@ -382,6 +382,9 @@ Result<std::unique_ptr<LoadedModel>> load_phases(const EngineConfig& config,
   served.tokenizer = loaded->tokenizer.get();
   served.engine = loaded->engine.get();
   served.chat = loaded->chat.get();
+  loaded->structured = std::make_unique<StructuredOutput>(*loaded->tokenizer, b.model.spec.vocab,
+                                                          b.model.eos_token_ids);
+  served.structured = loaded->structured.get();
   served.default_temperature = b.model.temperature;
   served.default_top_p = b.model.top_p;
   served.default_top_k = b.model.top_k;
