@@ -16,7 +16,7 @@ enum class ErrorCode {
   invalid,             // the caller's value is wrong (400, INVALID_ARGUMENT)
   context_length,      // prompt + output do not fit the model's context (400, OUT_OF_RANGE)
   not_found,           // no such model, file or request (404, NOT_FOUND)
-  unsupported,         // understood, but not implemented (501, UNIMPLEMENTED)
+  unsupported,         // understood, but not implemented (400, UNIMPLEMENTED)
   resource_exhausted,  // a stated limit is reached; try again later (503, RESOURCE_EXHAUSTED)
   unavailable,         // loading or draining; try again later (503, UNAVAILABLE)
   deadline,            // timed out (408, DEADLINE_EXCEEDED)

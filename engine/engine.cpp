@@ -128,11 +128,20 @@ void Engine::Impl::launch(const BatchPlan& plan) {
     if (part.samples) push_placeholder(*part.sequence);
 }
 
-// Scored prompts and penalties need the last step's tokens on the host.
+// Scored prompts and penalties need the last step's tokens on the host. A sequence with a
+// constraint does too, but it alone is left out of a step that is planned before (Scheduler::plan):
+// it takes part in every other step, and the others lose nothing. If half of the sequences have
+// constraints, all wait.
 bool Engine::Impl::can_plan_before_results() const {
-  return in_flight && std::ranges::none_of(in_flight->plan.sequences, [](const PlannedSequence& p) {
-           return p.scores_prompt || p.sequence->penalized();
-         });
+  if (!in_flight) return false;
+  const std::vector<PlannedSequence>& sequences = in_flight->plan.sequences;
+  const auto constrained = std::ranges::count_if(sequences, [](const PlannedSequence& p) {
+    return p.sequence->request.constraint != nullptr;
+  });
+  if (constrained > 0 && 2 * size_t(constrained) >= sequences.size()) return false;
+  return std::ranges::none_of(sequences, [](const PlannedSequence& p) {
+    return p.scores_prompt || p.sequence->penalized();
+  });
 }
 
 void Engine::Impl::finish_step() {
@@ -201,6 +210,7 @@ void Engine::Impl::note_scheduled(const BatchPlan& plan, Clock::time_point now) 
 
 void Engine::Impl::emit(const BatchPlan& plan, std::vector<StepResult>& results) {
   KIVI_VERIFY(results.size() == plan.sequences.size());
+  scheduler.settle(plan);
   const Clock::time_point now = Clock::now();
   for (size_t i = 0; i < results.size(); ++i) {
     const PlannedSequence& part = plan.sequences[i];
@@ -230,7 +240,13 @@ void Engine::Impl::emit_token(Sequence& s, int position, SampledToken& token,
   ++counted.generation_tokens;
   TokenEvent event{.id = token.id, .logprob = token.logprob, .top = std::move(token.top)};
   event.finish = set_sampled(s, position, token.id);
-  event.stopped_by_token = event.finish == FinishReason::stop;
+  event.stopped_by_token =
+      event.finish == FinishReason::stop && std::ranges::binary_search(s.stop_ids, token.id);
+  if (event.finish == FinishReason::error)
+    event.error = Error{ErrorCode::internal,
+                        fmt::format("the structured output can not go on with token {} at position "
+                                    "{}: its grammar is too ambiguous",
+                                    token.id, position)};
   if (event.finish) {
     finish(s, std::move(event), now);
   } else {
@@ -245,8 +261,14 @@ void Engine::Impl::end_broken(Sequence& s, int position, Clock::time_point now) 
               fmt::format("the model's logits at position {} are not finite (NaN or infinity): its "
                           "weights or its dtype do not fit",
                           position)};
+  if (s.request.constraint != nullptr)
+    error.message = fmt::format(
+        "no token that the structured output allows at position {} has a finite logit: the "
+        "vocabulary can not spell it, or the model's logits are not finite",
+        position);
   log_error("request {}: {}", s.request.id, error.message);
   finish(s, {.finish = FinishReason::error, .error = std::move(error)}, now);
+  scheduler.forget_prefixes();  // the values that overflowed may be in its pages
 }
 
 void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {
@@ -256,6 +278,7 @@ void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {
   for (const PlannedSequence& part : plan.sequences)
     if (part.sequence->state != SequenceState::finished)
       finish(*part.sequence, {.finish = FinishReason::error, .error = error}, now);
+  scheduler.forget_prefixes();
 }
 
 void Engine::Impl::finish(Sequence& s, TokenEvent event, Clock::time_point now) {
@@ -265,6 +288,7 @@ void Engine::Impl::finish(Sequence& s, TokenEvent event, Clock::time_point now) 
   }
   s.times.finished = now;
   event.times = s.times;
+  event.cached_tokens = std::max(s.cached_tokens, 0);
   ++counted.finished[int(*event.finish)];
   events.emplace_back(s.stream, std::move(event));
   ended.emplace_back(s.request.id, s.order);
@@ -289,6 +313,9 @@ void Engine::Impl::take_snapshot() {
   counted.waiting = scheduler.waiting();
   counted.waiting_tokens = scheduler.waiting_tokens();
   counted.preemptions = scheduler.preemptions();
+  counted.prefix = scheduler.prefix_counts();
+  counted.prefix_pages = cache.prefixes().evictable();
+  counted.prefix_checkpoints = cache.prefixes().checkpoints_kept();
   counted.kv_bytes = cache.bytes_held();
   counted.kv_pages_total = cache.capacity().pages;
   counted.kv_pages_free = cache.pages_free();
@@ -354,9 +381,9 @@ Status Engine::Impl::fit_to_context(Request& request) const {
   int& max_tokens = request.sampling.max_tokens;
   if (left < (max_tokens > 0 ? 1 : 0) || !cache.fits_ever(int(prompt)))
     return Error{ErrorCode::context_length,
-                 fmt::format("prompt has {} tokens, must leave room for {} more in a context of {} "
-                             "tokens ({})",
-                             prompt, std::min(max_tokens, 1), context_tokens,
+                 fmt::format("This model's maximum context length is {} tokens. The prompt has {} "
+                             "tokens and must leave room for {} more (the length is {}).",
+                             context_tokens, prompt, std::min(max_tokens, 1),
                              context_tokens < model.max_model_len ? "what the key-value cache holds"
                                                                   : "max_model_len"),
                  "prompt"};

@@ -8,11 +8,12 @@
 
 namespace kivi {
 
-// Stop strings and stop ids are scanned at each token, and logit_bias is sent to the device.
+// Stop strings, stop ids and bad words are scanned at each token, and logit_bias is sent to the device.
 inline constexpr int kMaxStopStrings = 64;
 inline constexpr int kMaxStopStringBytes = 1024;
 inline constexpr int kMaxStopTokenIds = 256;
 inline constexpr int kMaxLogitBias = 1024;
+inline constexpr int kMaxBadWords = 256;
 // OpenAI's ranges.
 inline constexpr int kMaxChoices = 128;  // n, best_of
 inline constexpr int kMaxPromptsPerRequest = 2048;
@@ -41,6 +42,7 @@ inline constexpr int kReservedConnections = 64;
 // many token ids fit as may wait by the default of max_num_queued_tokens.
 inline constexpr size_t kMaxJsonValues = 4 << 20;
 inline constexpr size_t kMaxJsonNodes = 256 << 10;
+inline constexpr size_t kCacheSaltBytesMax = 256;
 inline constexpr int kMaxChatObjectFields = 1024;  // of one object in a chat's body
 
 }  // namespace kivi

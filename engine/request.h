@@ -5,11 +5,13 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
+#include "engine/token_constraint.h"
 #include "kernels/sampling.h"
 
 namespace kivi {
@@ -23,7 +25,7 @@ struct SamplingParams {
   float min_p = 0;
   std::optional<uint64_t> seed;
   int max_tokens = 16;  // >= 0; 0 only scores the prompt
-  int min_tokens = 0;   // EOS and stop ids are forbidden before
+  int min_tokens = 0;   // EOS and stop ids are forbidden before (not with a constraint)
   bool ignore_eos = false;
   std::vector<int32_t> stop_token_ids;
   float presence_penalty = 0;
@@ -41,8 +43,11 @@ struct Request {
   std::string id;
   std::vector<int32_t> prompt;  // at least one token
   SamplingParams sampling;
-  int priority = 0;    // lower goes first (policy `priority`)
-  std::string tenant;  // whom the tokens are counted for (policy `fair`); "" is a tenant too
+  std::shared_ptr<TokenConstraint> constraint;  // this request's own; null = none
+  int priority = 0;                             // lower goes first (policy `priority`)
+  std::string tenant;      // whom the tokens are counted for (policy `fair`); "" is a tenant too
+  bool cache = true;       // false: reuse no earlier tokens, and keep none of these
+  std::string cache_salt;  // only requests of the same salt share tokens
   Clock::time_point arrival = Clock::now();
   std::optional<Clock::time_point> deadline;
 };
@@ -66,7 +71,7 @@ struct TokenEvent {
   std::optional<FinishReason> finish;
   bool stopped_by_token = false;  // finish stop: `id` is EOS or one of stop_token_ids
   std::optional<Error> error;     // finish error (or abort by deadline)
-  int cached_tokens = 0;          // prompt tokens taken from the prefix cache
+  int cached_tokens = 0;          // prompt tokens reused; filled on the last event
   RequestTimes times;             // filled on the last event
 };
 

@@ -46,7 +46,9 @@ std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenSt
     s->stop_ids.insert(s->stop_ids.end(), eos_token_ids.begin(), eos_token_ids.end());
   std::ranges::sort(s->stop_ids);
   s->stop_ids.erase(std::unique(s->stop_ids.begin(), s->stop_ids.end()), s->stop_ids.end());
-  s->bias = p.min_tokens > 0 ? bias_with_forbidden(*s) : p.logit_bias;
+  // Where a constraint allows nothing but the end, min_tokens can not forbid it.
+  const bool forbids = p.min_tokens > 0 && s->request.constraint == nullptr;
+  s->bias = forbids ? bias_with_forbidden(*s) : p.logit_bias;
   if (s->penalized()) s->penalties = penalties_of_prompt(s->tokens);
   return s;
 }
@@ -69,6 +71,11 @@ std::optional<FinishReason> set_sampled(Sequence& s, int position, int32_t id) {
     }
   }
   if (std::ranges::binary_search(s.stop_ids, id)) return FinishReason::stop;
+  if (s.request.constraint != nullptr) {
+    const TokenConstraint::Verdict verdict = s.request.constraint->accept(id);
+    if (verdict == TokenConstraint::Verdict::complete) return FinishReason::stop;
+    if (verdict == TokenConstraint::Verdict::broken) return FinishReason::error;
+  }
   if (position + 1 - s.prompt_tokens >= s.request.sampling.max_tokens) return FinishReason::length;
   return std::nullopt;
 }

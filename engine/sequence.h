@@ -14,12 +14,39 @@
 
 namespace kivi {
 
+// A slab (residual and sinks) as it was after `tokens` tokens, in pages: a checkpoint that is not
+// remembered yet, because its tokens are not all known on the host.
+struct CapturedSlab {
+  int tokens = 0;
+  bool branch = false;   // sequences part here
+  bool rolling = false;  // replaces the sequence's last such checkpoint
+  bool settled = false;  // its step has been collected
+  std::vector<int32_t> pages;
+};
+
+// A boundary at which a checkpoint is wanted.
+struct WantedCheckpoint {
+  int tokens = 0;
+  bool branch = false;
+};
+
 // What a sequence holds of the KvCache. Only KvCache writes it.
 struct SequenceKv {
   std::vector<int32_t> pages;          // page i holds tokens [i P, (i + 1) P), P = page_tokens
   std::vector<int32_t> staging_pages;  // while its prompt is in flight in mode exact, chunked
   int32_t slot = -1;                   // residual slot; -1: none held
   int tokens = 0;                      // cached
+
+  // What follows is the prefix cache's (prefix_cache.h).
+  int reused = 0;                // of `tokens`, taken from the cache
+  int settled = 0;               // of `tokens`, in pages and slot, by steps that were collected
+  std::vector<uint64_t> chains;  // hash of all tokens up to the end of block k
+  int remembered = 0;            // blocks
+  uint64_t path = 0;             // node of the last of them; 0: none
+  uint64_t rolling = 0;          // node of the last rolling checkpoint; 0: none
+  std::vector<int32_t> pinned;   // pages that this step's copies read
+  std::vector<WantedCheckpoint> wanted;  // checkpoints to capture, ascending
+  std::vector<CapturedSlab> captured;    // checkpoints that are not remembered yet
 };
 
 struct Tenant;  // fair_queue.h
@@ -33,6 +60,8 @@ struct Sequence {
   uint64_t seed = 0;         // resolved
   Tenant* tenant = nullptr;  // of the scheduler's queue, while the sequence waits or runs
   int charged_tokens = 0;    // the first so many tokens have been counted for the tenant
+  bool deferred = false;     // not admitted in this plan: a running sequence computes its prefix
+  int cached_tokens = -1;    // prompt tokens that were reused at the first admission; -1: none yet
   SequenceState state = SequenceState::waiting;
 
   std::vector<int32_t> tokens;  // prompt, then output; -1 = a step that is running samples it
@@ -56,6 +85,9 @@ struct Sequence {
   bool prefilling() const { return kv.tokens < prefill_tokens; }
   // Returns true if nothing is left to plan: all tokens are known or being computed.
   bool complete() const { return !prefilling() && output_tokens() >= request.sampling.max_tokens; }
+  // Returns true if the next token can not be planned: which ones may come is known once the last
+  // one is.
+  bool awaits_token() const { return request.constraint != nullptr && tokens.back() == -1; }
   bool penalized() const {
     const SamplingParams& p = request.sampling;
     return p.presence_penalty != 0 || p.frequency_penalty != 0 || p.repetition_penalty != 1;
@@ -71,7 +103,8 @@ std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenSt
 // token after it. Engine thread.
 void push_placeholder(Sequence& sequence);
 // Replaces the placeholder at `position` by `id`, and updates the penalties of the tokens after it.
-// Returns the reason if the sequence ends with this token. Engine thread.
+// Returns the reason if the sequence ends with this token: `error` if its constraint does not take
+// the token. Engine thread.
 std::optional<FinishReason> set_sampled(Sequence& sequence, int position, int32_t id);
 
 }  // namespace kivi

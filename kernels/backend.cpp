@@ -36,17 +36,21 @@ bool is_quantized(const Weight& w) {
 }
 
 // Rows, sequences and page ranges of a step agree with each other and with the store.
+// `sequences` are those of the step, or its captures: these may share rows.
 void verify_step(const Tensor& kv, const KvView& store, const StepView& step, int layer) {
   const KvShape& shape = store.layout.shape;
   KIVI_VERIFY(kv.dtype == DType::f16 &&
               is_matrix(kv, step.rows, 2 * int64_t(shape.heads) * shape.head_dim));
   KIVI_VERIFY(layer >= 0 && layer < shape.layers && step.sliding_window >= 0);
   const auto entries = int64_t(step.page_table.size());
+  const bool captures = step.sequences.data() == step.captures.data();
   int row = 0;
   for (const StepSequence& s : step.sequences) {
     if (s.row_count == 0) continue;
-    KIVI_VERIFY(s.row_begin == row && s.row_count > 0 && s.past >= 0);
-    row += s.row_count;
+    KIVI_VERIFY(s.row_count > 0 && s.past >= 0);
+    KIVI_VERIFY(captures ? s.row_begin >= 0 : s.row_begin == row);
+    row = s.row_begin + s.row_count;
+    KIVI_VERIFY(row <= step.rows);
     KIVI_VERIFY(s.pages_begin >= 0 && s.pages_count >= 0 &&
                 s.pages_begin + s.pages_count <= entries);
     KIVI_VERIFY(s.staging_begin >= 0 && s.staging_count >= 0 &&
@@ -59,7 +63,6 @@ void verify_step(const Tensor& kv, const KvView& store, const StepView& step, in
     if (s.mode != KvMode::stage && store.layout.format.kind == KvKind::kivi)
       KIVI_VERIFY(s.slot >= 0 && s.slot < store.slot_count);
   }
-  KIVI_VERIFY(row <= step.rows);
 }
 
 }  // namespace
@@ -214,6 +217,7 @@ void Backend::sample(const Tensor& logits, std::span<const SampleRow> rows, cons
     KIVI_VERIFY(row.min_p >= 0 && row.min_p < 1 && row.repetition_penalty > 0);
     KIVI_VERIFY(row.forced_token < vocab);
     KIVI_VERIFY(row.logprobs >= -1 && row.logprobs <= logprobs_max());
+    KIVI_VERIFY(row.mask.empty() || int64_t(row.mask.size()) == (vocab + 31) / 32);
     for (const PenaltyToken& p : row.penalties) KIVI_VERIFY(p.id >= 0 && p.id < vocab);
     for (const LogitBias& b : row.bias) KIVI_VERIFY(b.id >= 0 && b.id < vocab);
   }

@@ -21,13 +21,13 @@ struct LogitBias {
   float bias = 0;  // added to the logit; -infinity forbids the token
 };
 
-// One row to sample. The sampler applies, in this order: repetition penalty, frequency and presence
-// penalties, bias, temperature, top-k, top-p, min-p. It then takes argmax(logit / temperature +
-// Gumbel noise) over the kept tokens. The noise of a token depends on (seed, position, token id)
-// alone (kernels/philox.h), so the same seed gives the same text, whatever runs beside it. Log
-// probabilities are log_softmax of the logits after penalties and bias and before temperature.
-// Among equal logits at the border of top-k or top-p, the CPU keeps the lowest ids until the set is
-// full, and CUDA keeps all.
+// One row to sample. The sampler applies, in this order: mask, repetition penalty, frequency and
+// presence penalties, bias, temperature, top-k, top-p, min-p. It then takes argmax(logit /
+// temperature + Gumbel noise) over the kept tokens. The noise of a token depends on (seed,
+// position, token id) alone (kernels/philox.h), so the same seed gives the same text, whatever runs
+// beside it. Log probabilities are log_softmax of the logits after penalties and bias and before
+// temperature. Among equal logits at the border of top-k or top-p, the CPU keeps the lowest ids
+// until the set is full, and CUDA keeps all.
 struct SampleRow {
   float temperature = 1;  // 0 = greedy: the largest logit; the lowest id of equal ones
   int32_t top_k = 0;      // 0: off
@@ -43,6 +43,9 @@ struct SampleRow {
   int32_t logprobs = -1;        // -1 = none; n >= 0 = the token's own and the n largest
   std::span<const PenaltyToken> penalties;  // host memory, alive until the results are collected
   std::span<const LogitBias> bias;          // the same; ids are unique
+  // The tokens that may be chosen: bit id % 32 of word id / 32. [(vocab + 31) / 32] words in host
+  // memory, which do not change until the results are collected. Empty = all tokens.
+  std::span<const uint32_t> mask;
 };
 
 struct TokenLogprob {

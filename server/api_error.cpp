@@ -15,7 +15,8 @@ const ErrorKind& kind_of(const Error& error) {
     case ErrorCode::not_found:
       return error.field == "model" ? kModelNotFound : kNotFound;
     case ErrorCode::unsupported:
-      return kNotImplemented;
+      // Not 501: gateways take that for a replica that fails.
+      return kUnsupportedParameter;
     case ErrorCode::resource_exhausted:
       return kQueueFull;
     case ErrorCode::unavailable:

@@ -37,6 +37,7 @@ struct ErrorKind {
 // clang-format off
 inline constexpr ErrorKind
     kInvalidValue{"invalid_value", "invalid_request_error", 400, RpcStatus::invalid_argument},
+    kUnsupportedParameter{"unsupported_parameter", "invalid_request_error", 400, RpcStatus::unimplemented},
     kContextLength{"context_length_exceeded", "invalid_request_error", 400, RpcStatus::out_of_range},
     kMalformedRequest{"malformed_request", "invalid_request_error", 400, RpcStatus::invalid_argument},
     kInvalidApiKey{"invalid_api_key", "authentication_error", 401, RpcStatus::unauthenticated},

@@ -127,6 +127,12 @@ struct Metrics::Impl {
       histogram("request_prompt_tokens", "Prompt tokens of an API request.", kTokenBuckets);
   Histogram& generation_size =
       histogram("request_generation_tokens", "Generated tokens of an API request.", kTokenBuckets);
+  Histogram& time_per_token = histogram(
+      "request_time_per_output_token_seconds",
+      "Mean time between tokens of an API request with more than one token a choice.", kItlBuckets);
+  Histogram& longest_choice =
+      histogram("request_max_num_generation_tokens",
+                "Generated tokens of the longest choice of an API request.", kTokenBuckets);
   Histogram& step_tokens =
       histogram("iteration_tokens_total", "Rows of one engine step.", kStepBuckets);
 
@@ -163,6 +169,10 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   const int64_t pages_held = stats.kv_pages_total - stats.kv_pages_free;
   gauge("kv_cache_usage_perc", "Share of pages held, 0 to 1.",
         stats.kv_pages_total > 0 ? double(pages_held) / double(stats.kv_pages_total) : 0);
+  gauge("prefix_cache_pages", "Pages that no sequence holds, kept for later requests.",
+        double(stats.prefix_pages));
+  gauge("prefix_cache_checkpoints", "Kept states from which a sequence can go on.",
+        double(stats.prefix_checkpoints));
   gauge("kv_cache_tokens_capacity", "Tokens that fit in the pages.",
         double(stats.kv_pages_total * page_tokens));
   MetricFamily bytes{
@@ -183,6 +193,17 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   out.push_back(snapshot(name("broken_logits_total"),
                          "Requests that ended because logits were NaN or infinite.",
                          MetricType::Counter, double(stats.broken_logits), labels));
+  const auto prompt_tokens_counter = [&](const char* suffix, const char* help, uint64_t value) {
+    out.push_back(snapshot(name(suffix), help, MetricType::Counter, double(value), labels));
+  };
+  prompt_tokens_counter("prefix_cache_queries_total",
+                        "Prompt tokens of requests that may reuse earlier ones.",
+                        stats.prefix.queried);
+  prompt_tokens_counter("prefix_cache_hits_total", "Prompt tokens that were reused.",
+                        stats.prefix.hit);
+  prompt_tokens_counter("prefix_cache_reachable_total",
+                        "Prompt tokens that an unbounded cache could have reused (an estimate).",
+                        stats.prefix.reachable);
   out.push_back(snapshot(name("num_preemptions_total"), "Sequences sent back to the queue.",
                          MetricType::Counter, double(stats.preemptions), labels));
 }
@@ -312,6 +333,11 @@ void RequestMetrics::finished(const Completion& completion) {
   count_usage(completion.usage());
   m.prompt_size.Observe(counted_.prompt_tokens);
   m.generation_size.Observe(counted_.completion_tokens);
+  int longest = 0;
+  for (const Choice& choice : choices_) longest = std::max(longest, choice.tokens);
+  m.longest_choice.Observe(longest);
+  double decode_seconds = 0;
+  int first_tokens = 0;
   for (const RequestTimes& t : completion.times()) {
     if (!reached(t.finished)) continue;
     m.e2e.Observe(seconds_between(t.arrival, t.finished));
@@ -320,9 +346,13 @@ void RequestMetrics::finished(const Completion& completion) {
     if (!reached(t.first_token)) continue;
     m.prefill.Observe(seconds_between(t.first_scheduled, t.first_token));
     m.decode.Observe(seconds_between(t.first_token, t.finished));
+    decode_seconds += seconds_between(t.first_token, t.finished);
+    ++first_tokens;
     if (!std::exchange(first_written_, true))
       m.ttft.Observe(seconds_between(arrival_, t.first_token));
   }
+  if (counted_.completion_tokens > first_tokens)
+    m.time_per_token.Observe(decode_seconds / (counted_.completion_tokens - first_tokens));
 }
 
 }  // namespace kivi

@@ -27,6 +27,9 @@ struct ServerConfig {
   std::vector<std::string> allowed_origins;  // CORS; empty: off
   std::vector<std::string> allowed_hosts;    // besides the local names; "*": any
   bool strict_params = false;  // unknown request fields are 400 instead of logged once
+  // How the model writes tool calls: auto (as its chat template says), none, hermes, llama3_json,
+  // mistral or pythonic.
+  std::string tool_call_parser = "auto";
   bool enable_log_requests = false;
   std::string log_level = "info";   // trace | debug | info | warning | error
   std::string log_format = "text";  // text | json

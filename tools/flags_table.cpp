@@ -133,6 +133,15 @@ std::vector<Flag> cache_flags(Settings& s) {
        "derive "
        "from --gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
        group, kEngineCommands | kEval, bytes(e.kv_cache_memory_bytes, 0)},
+      {"enable-prefix-caching", "",
+       "Keep the pages of ended requests while nothing else needs them, and let later requests "
+       "with "
+       "the same first tokens go on from there.",
+       group, kEngineCommands, boolean(e.enable_prefix_caching)},
+      {"prefix-cache-per-key", "",
+       "Share kept pages only between requests of the same API key, or of the same client address "
+       "if there are no keys.",
+       group, kServe, boolean(e.prefix_cache_per_key)},
       {"gpu-memory-utilization", "X",
        "Use at most this share of the GPU's memory for weights, KV cache and workspace.", group,
        kEngineCommands, number(e.gpu_memory_utilization, 0.05, 1)},
@@ -200,6 +209,13 @@ std::vector<Flag> server_flags(Settings& s) {
        "Refuse requests that hold an unknown field, with status 400. Without this flag the server "
        "ignores such fields.",
        group, kServe, boolean(c.strict_params)},
+      {"tool-call-parser", "NAME",
+       "Find tool calls in the answers to chats as this family of models writes them: hermes (also "
+       "Qwen 2.5 and SmolLM2), llama3_json, mistral or pythonic (auto = as the chat template says, "
+       "none = leave all calls in the text).",
+       group, kServe,
+       choice(c.tool_call_parser,
+              {"auto", "none", "hermes", "llama3_json", "mistral", "pythonic"})},
       {"enable-log-requests", "", "Log each request when it ends.", group, kServe,
        boolean(c.enable_log_requests)},
       {"metrics-prefix", "NAME",

@@ -160,6 +160,20 @@ void TemplatePrompt::mark(ordered_json& value, RegexScratch& scratch) const {
   }
 }
 
+// A message that calls tools may have no content. Templates that ask whether it is none see null.
+// The others join it with text, and see an empty one.
+void complete_contents(ordered_json& messages, const std::string& template_text) {
+  static constexpr std::string_view kTests[] = {"content is none",       "content'] is none",
+                                                "content\"] is none",    "content is not none",
+                                                "content'] is not none", "content\"] is not none",
+                                                "content == none",       "content != none"};
+  const bool knows_none = std::ranges::any_of(
+      kTests, [&](std::string_view test) { return template_text.find(test) != std::string::npos; });
+  for (ordered_json& message : messages)
+    if (message.is_object() && (!message.contains("content") || message["content"].is_null()))
+      message["content"] = knows_none ? ordered_json(nullptr) : ordered_json("");
+}
+
 // Appends the mark of the end to the last message's text.
 Status mark_end(ordered_json& messages) {
   ordered_json& last = messages.back();
@@ -183,6 +197,7 @@ Result<std::string> TemplatePrompt::marked_text(const ChatInput& input) const {
     variables[name] = value;
     mark(variables[name], scratch);
   }
+  if (variables["messages"].is_array()) complete_contents(variables["messages"], template_.text());
   if (input.continue_final_message) KIVI_RETURN_IF_ERROR(mark_end(variables["messages"]));
 
   Result<std::string> text = template_.render(variables, std::time(nullptr));
@@ -190,7 +205,9 @@ Result<std::string> TemplatePrompt::marked_text(const ChatInput& input) const {
   if (!input.continue_final_message) return text;
   const size_t end = text->rfind(kEnd);
   if (end == std::string::npos)
-    return wrong("the chat template leaves the last message out, it cannot be continued");
+    return wrong(
+        "the chat template leaves the last message out, it cannot be "
+        "continued");
   // Where the template trims messages, the space behind the mark is gone.
   const bool kept = text->compare(end + kEnd.size(), 1, " ") == 0;
   text->resize(end);

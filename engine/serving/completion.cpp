@@ -46,8 +46,14 @@ class TextCompletion final : public Completion {
                  std::vector<PromptIds> prompts, std::function<void()> notify);
   ~TextCompletion() override { cancel(); }
 
+  // What the output must be; null = free.
+  struct Demands {
+    std::shared_ptr<const PreparedFormat> format;
+    std::shared_ptr<const TokenRules> rules;
+    std::shared_ptr<TokenConstraint> of_choice() const;
+  };
   // All or nothing.
-  Status submit(Engine& engine, const CompletionRequest& request);
+  Status submit(Engine& engine, const CompletionRequest& request, const Demands& demands);
 
   bool poll(std::vector<TextChunk>& out) override;
   void cancel() override;
@@ -77,6 +83,7 @@ class TextCompletion final : public Completion {
   std::shared_ptr<ReadyList> news_;
   // The streams in it do not change after submit(): cancel() reads them on any thread.
   std::vector<Choice> choices_;
+  int cached_tokens_ = 0;           // of the first choice of each prompt
   int unfinished_ = 0;              // engine requests
   std::vector<int> unranked_;       // [prompts] choices that have not ended; best_of > n
   std::vector<int> choice_tokens_;  // [prompts * n]
@@ -121,7 +128,13 @@ TextCompletion::TextCompletion(const ServedModel& model, const CompletionRequest
   }
 }
 
-Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) {
+std::shared_ptr<TokenConstraint> TextCompletion::Demands::of_choice() const {
+  std::shared_ptr<TokenConstraint> constraint = format != nullptr ? format->begin() : nullptr;
+  return rules != nullptr ? constrain(rules, std::move(constraint)) : constraint;
+}
+
+Status TextCompletion::submit(Engine& engine, const CompletionRequest& request,
+                              const Demands& demands) {
   SamplingParams sampling = request.sampling;
   if (request.echo)
     sampling.prompt_logprobs = std::max(sampling.prompt_logprobs, sampling.logprobs);
@@ -136,7 +149,10 @@ Status TextCompletion::submit(Engine& engine, const CompletionRequest& request) 
     if (request.sampling.seed) {
       engine_request.sampling.seed = seed_of_choice(*request.sampling.seed, i % computed_);
     }
+    engine_request.constraint = demands.of_choice();
     engine_request.priority = request.priority;
+    engine_request.cache = request.cache;
+    engine_request.cache_salt = request.cache_salt;
     engine_request.tenant = request.tenant;
     engine_request.arrival = request.arrival;
     engine_request.deadline = request.deadline;
@@ -164,7 +180,10 @@ void TextCompletion::read(int index, std::vector<TextChunk>& out) {
   choice.engine_ended = choice.stream->drain(events_);
   const bool had_ended = choice.text.ended();
   for (TokenEvent& event : events_) {
-    if (event.finish) times_.push_back(event.times);
+    if (event.finish) {
+      times_.push_back(event.times);
+      if (index % computed_ == 0) cached_tokens_ += event.cached_tokens;
+    }
     choice.text.read(std::move(event), choice.chunk);
   }
   if (choice.engine_ended) {
@@ -213,6 +232,7 @@ Usage TextCompletion::usage() const {
   Usage usage;
   for (const PromptIds& prompt : prompts_) usage.prompt_tokens += int(prompt->size());
   for (const Choice& choice : choices_) usage.completion_tokens += choice.text.completion_tokens();
+  usage.cached_tokens = cached_tokens_;
   return usage;
 }
 
@@ -228,6 +248,16 @@ Result<std::shared_ptr<Completion>> Completion::start(const ServedModel& model,
   KIVI_RETURN_IF_ERROR(validate(request, model));
   KIVI_ASSIGN_OR_RETURN(const int choices, count_choices(request, model));
   KIVI_RETURN_IF_ERROR(model.engine->check_room(choices, 0));
+  TextCompletion::Demands demands;
+  if (request.format) {
+    if (model.structured == nullptr)
+      return Error{ErrorCode::unsupported,
+                   request.format->field + " is not supported by this model's server",
+                   request.format->field};
+    KIVI_ASSIGN_OR_RETURN(demands.format, model.structured->prepare(
+                                              *request.format, request.sampling.stop_token_ids));
+  }
+  KIVI_ASSIGN_OR_RETURN(demands.rules, rules_of(request, model));
   KIVI_ASSIGN_OR_RETURN(auto prompts, encode_prompts(request, model));
   KIVI_RETURN_IF_ERROR(check_reply_bytes(request, prompts, model));
   int64_t prompt_tokens = 0;
@@ -236,7 +266,7 @@ Result<std::shared_ptr<Completion>> Completion::start(const ServedModel& model,
   KIVI_RETURN_IF_ERROR(model.engine->check_room(choices, prompt_tokens));
   auto completion =
       std::make_shared<TextCompletion>(model, request, std::move(prompts), std::move(notify));
-  KIVI_RETURN_IF_ERROR(completion->submit(*model.engine, request));
+  KIVI_RETURN_IF_ERROR(completion->submit(*model.engine, request, demands));
   return std::shared_ptr<Completion>(std::move(completion));
 }
 

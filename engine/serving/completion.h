@@ -14,6 +14,7 @@
 
 #include "engine/engine.h"
 #include "engine/request.h"
+#include "engine/serving/structured_output.h"
 #include "engine/text/tokenizer.h"
 
 namespace kivi {
@@ -30,7 +31,8 @@ struct ServedModel {
   KvFormat kv_format;
   const Tokenizer* tokenizer = nullptr;
   Engine* engine = nullptr;
-  const ChatPrompt* chat = nullptr;  // null = the model has no chat template
+  const ChatPrompt* chat = nullptr;        // null = the model has no chat template
+  StructuredOutput* structured = nullptr;  // null = structured output is refused
   // The defaults of a request, from generation_config.json if it has them.
   std::optional<float> default_temperature, default_top_p;
   std::optional<int> default_top_k;
@@ -45,13 +47,19 @@ struct CompletionRequest {
   // Compute this many choices and return the n with the largest mean logprob. 0 = n. Larger than n
   // only without streaming.
   int best_of = 0;
+  std::optional<OutputFormat> format;      // what the output must be
+  std::vector<int32_t> allowed_token_ids;  // sample no others; empty = all. Not with `format`.
+  std::vector<std::string> bad_words;      // do not write these
   std::vector<std::string> stop;
   bool include_stop_str_in_output = false;
   bool echo = false;
   bool skip_special_tokens = true;
   bool add_special_tokens = true;
-  int truncate_prompt_tokens = -1;  // > 0: keep the last n tokens; -1 = all
+  int truncate_prompt_tokens = -1;  // > 0: keep so many tokens; -1 = all
+  enum class Side { begin, end } truncation_side = Side::begin;  // where they are cut off
   int priority = 0;
+  bool cache = true;       // false: neither reuse nor keep tokens (prefix cache)
+  std::string cache_salt;  // only requests of the same salt share tokens
   std::string tenant;      // for fair scheduling; "" is a tenant too
   bool streaming = false;  // deliver chunks as they come; else one chunk a choice at its end
   std::optional<Clock::time_point> deadline;
@@ -93,6 +101,7 @@ struct TextChunk {
 struct Usage {
   int prompt_tokens = 0;      // each prompt counted once
   int completion_tokens = 0;  // of all computed choices
+  int cached_tokens = 0;      // prompt tokens that the first choice of each prompt reused
 };
 
 class Completion {

@@ -31,6 +31,27 @@ Status validate_stop(const std::vector<std::string>& stop) {
   return ok_status();
 }
 
+Status validate_words(const CompletionRequest& request, int vocab_size) {
+  for (const int32_t id : request.allowed_token_ids)
+    if (id < 0 || id >= vocab_size)
+      return invalid(
+          "allowed_token_ids",
+          fmt::format("allowed_token_ids has the id {}, must be in 0..{}", id, vocab_size - 1));
+  if (!request.allowed_token_ids.empty() && request.format)
+    return invalid("allowed_token_ids",
+                   fmt::format("allowed_token_ids and {} are both given, must be one of them",
+                               request.format->field));
+  if (request.bad_words.size() > size_t(kMaxBadWords))
+    return invalid("bad_words", fmt::format("bad_words has {} words, must be at most {}",
+                                            request.bad_words.size(), kMaxBadWords));
+  for (const std::string& word : request.bad_words)
+    if (word.empty() || word.size() > size_t(kMaxStopStringBytes) || !is_valid_utf8(word))
+      return invalid("bad_words",
+                     fmt::format("bad_words has a word of {} bytes, must be UTF-8 of 1 to {} bytes",
+                                 word.size(), kMaxStopStringBytes));
+  return ok_status();
+}
+
 Status validate_choices(const CompletionRequest& request) {
   if (request.n < 1 || request.n > kMaxChoices) {
     return invalid("n", fmt::format("n is {}, must be in 1..{}", request.n, kMaxChoices));
@@ -55,8 +76,9 @@ Result<std::vector<int32_t>> encode_text(const std::string& text, const Completi
   if (longest > 0 && request.truncate_prompt_tokens < 0 && model.max_model_len > 0 &&
       int64_t(text.size()) / longest > model.max_model_len) {
     return Error{ErrorCode::context_length,
-                 fmt::format("prompt of {} bytes is at least {} tokens, the model's context is {}",
-                             text.size(), int64_t(text.size()) / longest, model.max_model_len),
+                 fmt::format("This model's maximum context length is {} tokens. The prompt has {} "
+                             "bytes, which are at least {} tokens.",
+                             model.max_model_len, text.size(), int64_t(text.size()) / longest),
                  "prompt"};
   }
   KIVI_RETURN_IF_ERROR(check_text_bytes(text.size(), model, "prompt"));
@@ -86,6 +108,7 @@ Status validate(const CompletionRequest& request, const ServedModel& model) {
   }
   KIVI_RETURN_IF_ERROR(validate_choices(request));
   KIVI_RETURN_IF_ERROR(validate_stop(request.stop));
+  KIVI_RETURN_IF_ERROR(validate_words(request, model.engine->model().vocab_size));
   if (request.truncate_prompt_tokens != -1 && request.truncate_prompt_tokens < 1) {
     return invalid("truncate_prompt_tokens",
                    fmt::format("truncate_prompt_tokens is {}, must be at least 1, or -1 for none",
@@ -117,11 +140,37 @@ Result<std::vector<PromptIds>> encode_prompts(const CompletionRequest& request,
     KIVI_RETURN_IF_ERROR(check_ids(ids, prompts.size(), model.engine->model().vocab_size));
     const size_t keep = size_t(request.truncate_prompt_tokens);
     if (request.truncate_prompt_tokens > 0 && ids.size() > keep) {
-      ids.erase(ids.begin(), ids.end() - int64_t(keep));
+      if (request.truncation_side == CompletionRequest::Side::begin)
+        ids.erase(ids.begin(), ids.end() - int64_t(keep));
+      else
+        ids.resize(keep);
     }
     prompts.push_back(std::make_shared<const std::vector<int32_t>>(std::move(ids)));
   }
   return prompts;
+}
+
+Result<std::shared_ptr<const TokenRules>> rules_of(const CompletionRequest& request,
+                                                   const ServedModel& model) {
+  const SamplingParams& sampling = request.sampling;
+  const bool delays_end = request.format && sampling.min_tokens > 0;
+  if (request.allowed_token_ids.empty() && request.bad_words.empty() && !delays_end)
+    return std::shared_ptr<const TokenRules>();
+  auto rules = std::make_shared<TokenRules>();
+  const EngineLimits& limits = model.engine->model();
+  rules->vocab_size = limits.vocab_size;
+  rules->allowed = request.allowed_token_ids;
+  KIVI_ASSIGN_OR_RETURN(rules->banned, tokens_of_words(request.bad_words, *model.tokenizer));
+  rules->min_tokens = sampling.min_tokens;
+  rules->ends = sampling.stop_token_ids;
+  // A whole format ends with EOS even if ignore_eos is set.
+  if (!sampling.ignore_eos || request.format)
+    rules->ends.insert(rules->ends.end(), limits.eos_token_ids.begin(), limits.eos_token_ids.end());
+  const auto outside = [&](int32_t id) { return id < 0 || id >= limits.vocab_size; };
+  std::erase_if(rules->ends, outside);
+  std::erase_if(rules->banned,
+                [&](const auto& sequence) { return std::ranges::any_of(sequence, outside); });
+  return std::shared_ptr<const TokenRules>(std::move(rules));
 }
 
 Status check_text_bytes(size_t bytes, const ServedModel& model, const char* field) {

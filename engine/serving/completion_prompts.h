@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "engine/serving/completion.h"
+#include "engine/serving/token_rules.h"
 
 namespace kivi {
 
@@ -17,10 +18,15 @@ Status validate(const CompletionRequest& request, const ServedModel& model);
 
 using PromptIds = std::shared_ptr<const std::vector<int32_t>>;
 
-// Returns the ids of each prompt: at least one, all in the model's vocabulary, cut to the last
-// truncate_prompt_tokens. Errors name `prompt`.
+// Returns the ids of each prompt: at least one, all in the model's vocabulary, cut to
+// truncate_prompt_tokens at the side that the request names. Errors name `prompt`.
 Result<std::vector<PromptIds>> encode_prompts(const CompletionRequest& request,
                                               const ServedModel& model);
+
+// Returns what the request demands of single tokens, or null if it demands nothing. Error invalid,
+// of bad_words.
+Result<std::shared_ptr<const TokenRules>> rules_of(const CompletionRequest& request,
+                                                   const ServedModel& model);
 
 // The number of engine requests: prompts x best_of. Error invalid (n, best_of or prompt) where so
 // many fit neither into the queue nor into the running batch.

@@ -49,6 +49,7 @@ struct LoadedModel {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatPrompt> chat;  // null = no chat template
+  std::unique_ptr<StructuredOutput> structured;
   std::unique_ptr<Engine> engine;
   MemoryPlan plan;
   std::vector<LoadPhase> phases;

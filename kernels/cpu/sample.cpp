@@ -177,6 +177,16 @@ bool before(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
+// Tokens that the mask leaves out become -infinity.
+void apply_mask(std::span<float> logits, std::span<const uint32_t> mask) {
+  for (size_t word = 0; word < mask.size(); ++word) {
+    if (mask[word] == 0xFFFFFFFFu) continue;
+    const size_t end = std::min(logits.size(), (word + 1) * 32);
+    for (size_t id = word * 32; id < end; ++id)
+      if ((mask[word] >> (id % 32) & 1) == 0) logits[id] = kNever;
+  }
+}
+
 // Penalties, then bias, in place. What is not finite, before or after, can not be chosen: it is
 // -infinity.
 void adjust(std::span<float> logits, const SampleRow& row) {
@@ -330,6 +340,7 @@ void CpuBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows
     const std::span<float> x(scratch_[size_t(worker)].floats(size_t(vocab)), size_t(vocab));
     SampledToken& token = samples[size_t(i)];
     token.broken = HWY_DYNAMIC_DISPATCH(CopyFinite)(logits.row<float>(i), vocab, x.data());
+    apply_mask(x, row.mask);
     adjust(x, row);
     token.id = row.forced_token >= 0 ? row.forced_token : choose(x, row);
     if (row.forced_token < 0 && x[size_t(token.id)] == kNever) token.broken = true;

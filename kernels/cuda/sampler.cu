@@ -41,6 +41,19 @@ __global__ void adjust(float* logits, int64_t stride, const SamplerAdjustment* l
   x = y - a.subtract + a.bias;
 }
 
+// grid (parts, masked rows): what a row's mask leaves out becomes -infinity. `masks` holds a row's
+// number and its words, a masked row after the other. NaN and +infinity stay, so that a broken row
+// is noticed. Cost: 4 vocab bytes of logits and vocab / 8 of mask a row.
+__global__ void __launch_bounds__(kThreads)
+    mask_kernel(float* logits, int64_t stride, int vocab, const uint32_t* masks, int words) {
+  const uint32_t* mask = masks + int64_t(blockIdx.y) * (words + 1);
+  float* row = logits + int64_t(mask[0]) * stride;
+  for (int id = int(blockIdx.x * kThreads + threadIdx.x); id < vocab;
+       id += int(gridDim.x) * kThreads) {
+    if ((mask[1 + id / 32] >> (id % 32) & 1) == 0 && row[id] < INFINITY) row[id] = -INFINITY;
+  }
+}
+
 // grid (parts, rows): the largest finite logit of each part.
 __global__ void __launch_bounds__(kThreads) largest_kernel(SamplerLaunch a) {
   __shared__ Best scratch[kThreads / 32];
@@ -147,6 +160,33 @@ void Sampler::reserve_adjustments(Slot& slot, size_t count) {
   slot.device_adjustments = make_device_memory(count * 2 * sizeof(SamplerAdjustment));
 }
 
+void Sampler::apply_masks(Slot& slot, const Tensor& logits, std::span<const SampleRow> rows,
+                          cudaStream_t stream) {
+  const int vocab = int(logits.shape[1]), words = (vocab + 31) / 32;
+  const auto masked = size_t(
+      std::count_if(rows.begin(), rows.end(), [](const SampleRow& r) { return !r.mask.empty(); }));
+  if (masked == 0) return;
+  const size_t each = size_t(words) + 1, total = masked * each;
+  if (total > slot.mask_words_capacity) {  // grows to all rows at once: this waits
+    slot.mask_words_capacity = std::max(total, rows.size() * each);
+    slot.host_masks = make_pinned_memory(slot.mask_words_capacity * sizeof(uint32_t));
+    slot.device_masks = make_device_memory(slot.mask_words_capacity * sizeof(uint32_t));
+  }
+  auto* host = reinterpret_cast<uint32_t*>(slot.host_masks.get());
+  auto* device = reinterpret_cast<uint32_t*>(slot.device_masks.get());
+  for (size_t i = 0, at = 0; i < rows.size(); ++i) {
+    if (rows[i].mask.empty()) continue;
+    host[at] = uint32_t(i);
+    std::copy(rows[i].mask.begin(), rows[i].mask.end(), host + at + 1);
+    at += each;
+  }
+  KIVI_CUDA_VERIFY(
+      cudaMemcpyAsync(device, host, total * sizeof(uint32_t), cudaMemcpyHostToDevice, stream));
+  const int blocks = std::clamp((vocab + kPartTokens - 1) / kPartTokens, 1, kSamplerParts);
+  mask_kernel<<<dim3(unsigned(blocks), unsigned(masked)), kThreads, 0, stream>>>(
+      logits.as<float>(), logits.row_stride, vocab, device, words);
+}
+
 // Fills the pinned rows and adjustments; returns how many of each kind. Biases come after all
 // penalties, in a launch of their own: a token may have both.
 Sampler::Counts Sampler::fill(Slot& slot, std::span<const SampleRow> rows) {
@@ -199,6 +239,7 @@ void Sampler::launch(const Tensor& logits, std::span<const SampleRow> rows, cons
   KIVI_CUDA_VERIFY(cudaMemcpyAsync(slot.device_rows.get(), slot.host_rows.get(),
                                    rows.size() * sizeof(SamplerRow), cudaMemcpyHostToDevice,
                                    stream));
+  apply_masks(slot, logits, rows, stream);
   auto* values = logits.as<float>();
   if (counts.penalties + counts.biases > 0) {
     const auto* list = reinterpret_cast<const SamplerAdjustment*>(slot.device_adjustments.get());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The device sampler: penalties, bias, temperature, top-k, top-p, min-p, Gumbel-max choice, log
-// probabilities. Results come back in one copy.
+// The device sampler: masks, penalties, bias, temperature, top-k, top-p, min-p, Gumbel-max choice,
+// log probabilities. Results come back in one copy.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,7 +26,7 @@ class Sampler {
   Sampler(const Sampler&) = delete;
   Sampler& operator=(const Sampler&) = delete;
 
-  // logits [m, vocab] f32 (changed in place by penalties and bias), ids [m] i32. Enqueues.
+  // logits [m, vocab] f32 (changed in place by masks, penalties and bias), ids [m] i32. Enqueues.
   void launch(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids,
               cudaStream_t stream);
   // Waits for the oldest launch that has not been collected; at most two may be under way.
@@ -36,9 +36,10 @@ class Sampler {
   // What one launch needs until it is collected. Two take turns, so that a step can be enqueued
   // before the last one's ids have been read.
   struct Slot {
-    PinnedMemory host_rows, host_adjustments, host_results;
-    DeviceMemory device_rows, device_adjustments, device_results;
+    PinnedMemory host_rows, host_adjustments, host_masks, host_results;
+    DeviceMemory device_rows, device_adjustments, device_masks, device_results;
     size_t adjustments_capacity = 0;
+    size_t mask_words_capacity = 0;
     int results_stride = 1;  // entries a row: the choice, then the top ones
     std::vector<int> tops;   // logprobs asked for, a row
     Event done;
@@ -48,6 +49,9 @@ class Sampler {
     int biases = 0;
   };
   static void reserve_adjustments(Slot& slot, size_t count);
+  // Copies the masks of the rows that have one and applies them to their logits.
+  static void apply_masks(Slot& slot, const Tensor& logits, std::span<const SampleRow> rows,
+                          cudaStream_t stream);
   static Counts fill(Slot& slot, std::span<const SampleRow> rows);
 
   int rows_max_;

@@ -55,6 +55,40 @@ SamplingParams to_sampling(const v1::GenerateRequest& message, const ServedModel
   return p;
 }
 
+Result<std::optional<OutputFormat>> to_format(const v1::GenerateRequest& message) {
+  using Kind = OutputFormat::Kind;
+  if (!message.has_structured_output()) return std::optional<OutputFormat>();
+  const v1::StructuredOutput& output = message.structured_output();
+  const auto of = [](Kind kind, std::string text, const char* name) {
+    return std::optional(
+        OutputFormat{kind, std::move(text), {}, std::string("structured_output.") + name});
+  };
+  switch (output.constraint_case()) {
+    case v1::StructuredOutput::kJsonObject:
+      if (!output.json_object())
+        return invalid("structured_output.json_object is false, must be true",
+                       "structured_output.json_object");
+      return of(Kind::json_object, "", "json_object");
+    case v1::StructuredOutput::kJsonSchema:
+      return of(Kind::json_schema, output.json_schema(), "json_schema");
+    case v1::StructuredOutput::kRegex:
+      return of(Kind::regex, output.regex(), "regex");
+    case v1::StructuredOutput::kChoice: {
+      auto format = of(Kind::choice, "", "choice");
+      format->choices.assign(output.choice().texts().begin(), output.choice().texts().end());
+      return format;
+    }
+    case v1::StructuredOutput::kGrammar:
+      return of(Kind::grammar, output.grammar(), "grammar");
+    case v1::StructuredOutput::CONSTRAINT_NOT_SET:
+      break;
+  }
+  return invalid(
+      "structured_output has no constraint, must have json_object, json_schema, regex, choice or "
+      "grammar",
+      "structured_output");
+}
+
 v1::FinishReason to_message(FinishReason reason) {
   switch (reason) {
     case FinishReason::stop:
@@ -154,6 +188,10 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
     return invalid(
         fmt::format("best_of is {}, must be from n to {}", message.best_of(), kMaxChoices),
         "best_of");
+  if (message.cache_salt().size() > kCacheSaltBytesMax)
+    return invalid(fmt::format("cache_salt has {} bytes, must have at most {}",
+                               message.cache_salt().size(), kCacheSaltBytesMax),
+                   "cache_salt");
   if (message.has_truncate_prompt_tokens() && message.truncate_prompt_tokens() < 1)
     return invalid(fmt::format("truncate_prompt_tokens is {}, must be at least 1",
                                message.truncate_prompt_tokens()),
@@ -164,6 +202,11 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
   request.sampling = to_sampling(message, model);
   request.n = message.has_n() ? message.n() : 1;
   if (message.has_best_of()) request.best_of = message.best_of();
+  KIVI_ASSIGN_OR_RETURN(request.format, to_format(message));
+  request.allowed_token_ids.assign(message.allowed_token_ids().begin(),
+                                   message.allowed_token_ids().end());
+  request.bad_words.assign(message.bad_words().begin(), message.bad_words().end());
+  if (message.truncate_prompt_end()) request.truncation_side = CompletionRequest::Side::end;
   request.stop.assign(message.stop().begin(), message.stop().end());
   request.include_stop_str_in_output = message.include_stop_str_in_output();
   request.echo = message.echo();
@@ -173,6 +216,8 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
   if (message.has_truncate_prompt_tokens())
     request.truncate_prompt_tokens = message.truncate_prompt_tokens();
   request.priority = message.priority();
+  request.cache = !message.has_cache() || message.cache();
+  request.cache_salt = message.cache_salt();
   request.streaming = delivery == Delivery::stream;
   return request;
 }
@@ -196,6 +241,7 @@ void append_chunks(std::span<TextChunk> chunks, bool with_logprobs,
 void set_usage(const Usage& usage, v1::Usage& message) {
   message.set_prompt_tokens(usage.prompt_tokens);
   message.set_completion_tokens(usage.completion_tokens);
+  message.set_cached_tokens(usage.cached_tokens);
 }
 
 }  // namespace kivi

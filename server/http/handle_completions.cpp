@@ -54,13 +54,33 @@ Result<Started> start_completion(HttpConnection& connection) {
   return start(connection, std::move(call), "cmpl-");
 }
 
+ToolFormat tool_format_for(const ServedModel& model, const std::string& parser) {
+  if (parser != "auto") return tool_format_of(parser);
+  return model.chat == nullptr ? ToolFormat::none
+                               : tool_format_of_template(model.chat->template_text());
+}
+
+// The mark of a call may be a special token, which the text would leave out.
+void show_tool_marks(const ServedModel& model, CompletionCall& call) {
+  if (!call.tools) return;
+  const ToolFormat format = call.tools->format;
+  const char* mark = format == ToolFormat::mistral  ? "[TOOL_CALLS]"
+                     : format == ToolFormat::hermes ? "<tool_call>"
+                                                    : nullptr;
+  if (mark == nullptr) return;
+  const auto id = model.tokenizer->token_id(mark);
+  if (id && model.tokenizer->token_bytes(*id, /*skip_special=*/true).empty())
+    call.request.skip_special_tokens = false;
+}
+
 Result<Started> start_chat(HttpConnection& connection) {
   HttpContext& context = connection.shared();
   const ServedModel& model = *context.state.model();
-  KIVI_ASSIGN_OR_RETURN(
-      ChatCall call,
-      parse_chat(connection.request().body,
-                 api_rules(model, context.state.config().strict_params, connection.stop_token())));
+  const ServerConfig& config = context.state.config();
+  ApiRules rules = api_rules(model, config.strict_params, connection.stop_token());
+  rules.tool_format = tool_format_for(model, config.tool_call_parser);
+  KIVI_ASSIGN_OR_RETURN(ChatCall call, parse_chat(connection.request().body, rules));
+  show_tool_marks(model, call.completion);
   KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_prompt_ids(model, call.chat));
   call.completion.request.prompts.emplace_back(std::move(ids));
   Result<Started> started = start(connection, std::move(call.completion), "chatcmpl-");

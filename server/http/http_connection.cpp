@@ -274,6 +274,7 @@ void HttpConnection::take_head() {
   request_.host =
       target.authority.empty() ? text_of(head[http::field::host]) : std::string(target.authority);
   request_.sec_fetch_site = text_of(head["Sec-Fetch-Site"]);
+  request_.preflight_headers = text_of(head[http::field::access_control_request_headers]);
   request_.content_type = text_of(head[http::field::content_type]);
   request_.content_encoding = text_of(head[http::field::content_encoding]);
   request_.authorization = text_of(head[http::field::authorization]);

@@ -24,9 +24,10 @@ struct HttpRequest {
   std::string host;  // of the target where it has one, else the Host field; "" if absent
   std::string origin;
   std::string sec_fetch_site;
-  std::string tenant;          // tenant.h
-  RateLimiter::Permit permit;  // of a completion that was admitted, until the next request
-  std::string request_id;      // X-Request-Id as sent where it is usable, else made
+  std::string preflight_headers;  // Access-Control-Request-Headers
+  std::string tenant;             // tenant.h
+  RateLimiter::Permit permit;     // of a completion that was admitted, until the next request
+  std::string request_id;         // X-Request-Id as sent where it is usable, else made
   Clock::time_point arrival;
   bool http_1_1 = true;  // false: 1.0, no chunked coding
   bool keep_alive = true;

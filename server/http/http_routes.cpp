@@ -110,13 +110,27 @@ bool origin_allowed(HttpContext& context, const HttpRequest& request) {
   return request.origin == "http://" + request.host || request.origin == "https://" + request.host;
 }
 
-HttpReply preflight_reply(const Route& route) {
+// The names of headers that a preflight asks for, as they were sent: OpenAI's clients in browsers
+// send a dozen of their own (x-stainless-...). None of them is a secret. Anything but names, commas
+// and blanks is not repeated.
+std::string allowed_headers(const HttpRequest& request) {
+  const std::string own = "Authorization, Content-Type, X-Request-Id";
+  const std::string& asked = request.preflight_headers;
+  constexpr size_t kBytesMax = 2048;
+  const bool names = std::ranges::all_of(asked, [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' || c == ',' ||
+           c == ' ';
+  });
+  return asked.empty() || !names || asked.size() > kBytesMax ? own : own + ", " + asked;
+}
+
+HttpReply preflight_reply(const Route& route, const HttpRequest& request) {
   HttpReply reply;
   reply.status = 204;
   reply.content_type = "";
   reply.headers = {{"Allow", fmt::format("{}, OPTIONS", route.method)},
                    {"Access-Control-Allow-Methods", fmt::format("{}, OPTIONS", route.method)},
-                   {"Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id"},
+                   {"Access-Control-Allow-Headers", allowed_headers(request)},
                    {"Access-Control-Max-Age", "600"}};
   return reply;
 }
@@ -163,7 +177,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
   }
   // A browser's preflight carries no key.
   if (request.method == "OPTIONS" && route != nullptr && !config.allowed_origins.empty()) {
-    refusal = preflight_reply(*route);
+    refusal = preflight_reply(*route, request);
     return false;
   }
   if (needs_key(config, route) && !context.state.keys().match(request.authorization)) {

@@ -8,22 +8,31 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <memory>
+#include <string_view>
 
 #include "server/http/http_connection.h"
 
 namespace kivi {
 
-// Runs `work` for the connection's request: here, or on the worker thread where the body is so long
-// that parsing and tokenizing it would hold up the other connections of this io thread (at about
-// 5 MB/s, this many bytes take some 10 ms). Resumes on the io thread. `work` may touch the request
-// and what any thread may touch. Meanwhile the
-// socket is watched: connection.stop_token() tells `work` that nobody waits for it.
+// May the request hold a grammar that must be compiled? That takes up to some 50 ms.
+inline bool may_compile(std::string_view body) {
+  for (const std::string_view name :
+       {"\"response_format\"", "\"structured_outputs\"", "\"guided_", "\"tools\""})
+    if (body.find(name) != std::string_view::npos) return true;
+  return false;
+}
+
+// Runs `work` for the connection's request: here, or on the worker thread where it has a grammar to
+// compile, or where the body is so long that parsing and tokenizing it would hold up the other
+// connections of this io thread (at about 5 MB/s, this many bytes take some 10 ms). Resumes on the
+// io thread. `work` may touch the request and what any thread may touch. Meanwhile the socket is
+// watched: connection.stop_token() tells `work` that nobody waits for it.
 template <class Work>
 boost::asio::awaitable<std::invoke_result_t<Work>> run_by_size(HttpConnection& connection,
                                                                Work work) {
   constexpr size_t kLongBody = 48 << 10;
   const size_t bytes = connection.request().body.size();
-  if (bytes < kLongBody) co_return work();
+  if (bytes < kLongBody && !may_compile(connection.request().body)) co_return work();
   using Value = std::invoke_result_t<Work>;
   connection.begin_long_work();
   co_return co_await boost::asio::co_spawn(

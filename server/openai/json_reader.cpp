@@ -177,6 +177,15 @@ std::string describe(const json& value) {
 }
 
 std::optional<int64_t> as_integer(const json& value, int64_t lowest, int64_t highest) {
+  // 2.0 is an integer too, as JSON Schema says.
+  if (value.is_number_float()) {
+    const double number = value.get<double>();
+    constexpr double kExact = 9007199254740992.0;  // 2^53: beyond, not every integer is a double
+    if (!(number >= -kExact && number <= kExact) || number != std::floor(number))
+      return std::nullopt;
+    const auto whole = int64_t(number);
+    return whole < lowest || whole > highest ? std::nullopt : std::optional(whole);
+  }
   if (!value.is_number_integer()) return std::nullopt;
   // Above int64 only as unsigned.
   if (value.is_number_unsigned() &&

@@ -106,8 +106,8 @@ class JsonFields {
 // (string)".
 std::string describe(const nlohmann::json& value);
 
-// Returns an integer JSON number within [lowest, highest], and nothing for all else (3.0 and true
-// too).
+// Returns a JSON number within [lowest, highest] that is an integer (3 or 3.0), and nothing for all
+// else (true too).
 std::optional<int64_t> as_integer(const nlohmann::json& value, int64_t lowest, int64_t highest);
 
 }  // namespace kivi

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The OpenAI JSON of /v1/completions, /v1/chat/completions and their neighbours <-> the engine's
-// types. Pure functions: no sockets, no clocks. What the fields mean:
-// docs/api.md, section "Parameters".
+// types. Pure functions: no sockets, no clocks. What the fields mean: docs/api.md, section
+// "Parameters".
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <stop_token>
@@ -14,6 +15,7 @@
 
 #include "engine/serving/chat_prompt.h"
 #include "engine/serving/completion.h"
+#include "server/openai/tool_parser.h"
 
 namespace kivi {
 
@@ -25,9 +27,18 @@ struct ApiRules {
   bool strict_params = false;  // unknown fields are errors
   std::optional<float> default_temperature, default_top_p;
   std::optional<int> default_top_k;
-  std::stop_token stop;  // requested: reading the request has become pointless
+  ToolFormat tool_format = ToolFormat::none;  // how the model writes tool calls
+  std::string_view chat_template;             // Jinja; empty = none. Outlives the call.
+  std::stop_token stop;                       // requested: reading the request has become pointless
 };
 ApiRules api_rules(const ServedModel& model, bool strict_params, std::stop_token stop = {});
+
+// How the calls in a chat's answers are found.
+struct ToolSetup {
+  ToolFormat format = ToolFormat::none;
+  std::vector<std::string> names;  // of the functions; the one that a named tool_choice demands
+  bool parallel = true;            // parallel_tool_calls; false = the first call alone is given
+};
 
 // A parsed POST /v1/completions.
 struct CompletionCall {
@@ -35,6 +46,8 @@ struct CompletionCall {
   bool include_usage = false;
   bool continuous_usage = false;
   bool return_token_ids = false;
+  bool ids_as_tokens = false;      // return_tokens_as_token_ids: logprobs name tokens "token_id:7"
+  std::optional<ToolSetup> tools;  // chats whose answers may hold calls
   std::string user;
   std::string request_id;                   // "" if the body has none
   std::vector<std::string> unknown_fields;  // accepted, but not understood
@@ -95,27 +108,36 @@ class ReplyWriter {
   ReplyWriter(const ServedModel& model, const CompletionCall& call, int64_t created,
               const char* object, const char* chunk_object);
 
+  // Returns true if the ids of a prompt stand beside the choices, false if in each choice.
+  virtual bool has_one_prompt() const = 0;
   // prompt_ids: null where they are not to be written.
   virtual void append_choice(std::string& out, const TextChunk& chunk,
                              const std::vector<int32_t>* prompt_ids) const = 0;
   void begin_event(std::string& out) const;
   // `tokens`: completion_tokens of the choice so far.
-  void end_event(std::string& out, const Completion& completion, int tokens) const;
-  // "finish_reason" and "stop_reason", and, where they are asked for, the ids.
+  // `prompt_ids`: written beside the choices; null = none.
+  void end_event(std::string& out, const Completion& completion, int tokens,
+                 const std::vector<int32_t>* prompt_ids = nullptr) const;
+  // "finish_reason" and "stop_reason", and, where they are asked for, the ids. `called`: the choice
+  // has called a tool, which is why it has ended.
   void append_ending(std::string& out, const TextChunk& chunk,
-                     const std::vector<int32_t>* prompt_ids) const;
+                     const std::vector<int32_t>* prompt_ids, bool called = false) const;
   // True the first time for a choice.
   bool begins(int choice);
   const std::vector<int32_t>* prompt_ids(const Completion& completion, int choice) const;
 
+  // Writes the token as logprobs name it: its text, or "token_id:7" if the request wants ids.
+  void append_shown(std::string& out, std::string_view text, int32_t id) const;
+
   bool logprobs_ = false;
+  bool return_token_ids_ = false;
+  bool ids_as_tokens_ = false;
 
  private:
   // {"id":…,"object":…,"created":…,"model":…,"system_fingerprint":…,"choices":[
   std::string head_, chunk_head_;
   bool include_usage_ = false;
   bool continuous_usage_ = false;
-  bool return_token_ids_ = false;
   int n_ = 1;
   std::vector<bool> started_;  // by choice: an event has been written
 };
@@ -127,6 +149,9 @@ class CompletionWriter final : public ReplyWriter {
                     const Completion& completion) override;
 
  private:
+  bool has_one_prompt() const override { return false; }
+  void append_logprobs(std::string& out, const std::vector<ChunkToken>& tokens) const;
+  void append_top(std::string& out, const ChunkToken& token) const;
   void append_choice(std::string& out, const TextChunk& chunk,
                      const std::vector<int32_t>* prompt_ids) const override;
 };
@@ -139,13 +164,21 @@ class ChatWriter final : public ReplyWriter {
                     const Completion& completion) override;
 
  private:
+  bool has_one_prompt() const override { return true; }
   void append_choice(std::string& out, const TextChunk& chunk,
                      const std::vector<int32_t>* prompt_ids) const override;
-  void append_delta(std::string& out, const TextChunk& chunk) const;
+  void append_delta(std::string& out, const TextChunk& chunk, const ToolDelta* parsed,
+                    bool called) const;
+  // "tool_calls": [...], of a whole reply or of a delta.
+  void append_calls(std::string& out, std::span<const ToolCallDelta> calls, bool delta) const;
+  void drop_further_calls(ToolDelta& delta) const;
   void append_logprobs(std::string& out, const TextChunk& chunk) const;
+  void append_token(std::string& out, std::string_view text, int32_t id, float logprob) const;
 
   const Tokenizer& tokenizer_;
   size_t top_ = 0;  // top_logprobs
+  const std::optional<ToolSetup> tools_;
+  std::vector<std::unique_ptr<ToolParser>> parsers_;  // by choice; empty without tools
 };
 
 }  // namespace kivi

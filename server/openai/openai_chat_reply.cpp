@@ -4,28 +4,66 @@
 
 #include "server/json_writer.h"
 #include "server/openai/openai_api.h"
+#include "server/request_id.h"
 
 namespace kivi {
-namespace {
-
-// "token", "logprob", "bytes".
-void append_token(std::string& out, const Tokenizer& tokenizer, std::string_view text, int32_t id,
-                  float logprob) {
-  out += "\"token\":";
-  append_json_string(out, text);
-  out += ",\"logprob\":";
-  append_json_float(out, logprob);
-  out += ",\"bytes\":";
-  append_json_list(out, tokenizer.token_bytes(id, /*skip_special=*/false),
-                   [&](char byte) { append_json_int(out, static_cast<unsigned char>(byte)); });
-}
-
-}  // namespace
 
 ChatWriter::ChatWriter(const ServedModel& model, const CompletionCall& call, int64_t created)
     : ReplyWriter(model, call, created, "chat.completion", "chat.completion.chunk"),
       tokenizer_(*model.tokenizer),
-      top_(size_t(std::max(0, call.request.sampling.logprobs))) {}
+      top_(size_t(std::max(0, call.request.sampling.logprobs))),
+      tools_(call.tools) {
+  if (!tools_) return;
+  for (int i = 0; i < call.request.n; ++i)
+    parsers_.push_back(make_tool_parser(tools_->format, tools_->names));
+}
+
+void ChatWriter::drop_further_calls(ToolDelta& delta) const {
+  if (!tools_->parallel)
+    std::erase_if(delta.calls, [](const ToolCallDelta& call) { return call.index > 0; });
+}
+
+void ChatWriter::append_calls(std::string& out, std::span<const ToolCallDelta> calls,
+                              bool delta) const {
+  out += "\"tool_calls\":";
+  append_json_list(out, calls, [&](const ToolCallDelta& call) {
+    out += '{';
+    if (delta) {
+      out += "\"index\":";
+      append_json_int(out, call.index);
+      out += ',';
+    }
+    if (!call.name.empty()) {
+      // Mistral's templates take ids of nine letters and digits alone.
+      const bool short_id = tools_->format == ToolFormat::mistral;
+      out += "\"id\":";
+      append_json_string(out, short_id ? make_request_id().substr(0, 9)
+                                       : "call_" + make_request_id().substr(0, 24));
+      out += ",\"type\":\"function\",";
+    }
+    out += "\"function\":{";
+    if (!call.name.empty()) {
+      out += "\"name\":";
+      append_json_string(out, call.name);
+      out += ',';
+    }
+    out += "\"arguments\":";
+    append_json_string(out, call.arguments);
+    out += "}}";
+  });
+}
+
+// "token", "logprob", "bytes".
+void ChatWriter::append_token(std::string& out, std::string_view text, int32_t id,
+                              float logprob) const {
+  out += "\"token\":";
+  append_shown(out, text, id);
+  out += ",\"logprob\":";
+  append_json_float(out, logprob);
+  out += ",\"bytes\":";
+  append_json_list(out, tokenizer_.token_bytes(id, /*skip_special=*/false),
+                   [&](char byte) { append_json_int(out, static_cast<unsigned char>(byte)); });
+}
 
 // {"content": [...]}, one entry a token, each with exactly the `top_logprobs` likeliest.
 void ChatWriter::append_logprobs(std::string& out, const TextChunk& chunk) const {
@@ -36,17 +74,17 @@ void ChatWriter::append_logprobs(std::string& out, const TextChunk& chunk) const
   out += "{\"content\":";
   append_json_list(out, chunk.tokens, [&](const ChunkToken& token) {
     out += '{';
-    append_token(out, tokenizer_, token.text, token.id, token.logprob.value_or(0));
+    append_token(out, token.text, token.id, token.logprob.value_or(0));
     out += ",\"top_logprobs\":";
     const size_t count = std::min(top_, token.top.size());
     append_json_list(out, std::span(token.top).first(count), [&](const auto& top) {
       out += '{';
-      append_token(out, tokenizer_, top.first, top.second.id, top.second.logprob);
+      append_token(out, top.first, top.second.id, top.second.logprob);
       out += '}';
     });
     out += '}';
   });
-  out += '}';
+  out += ",\"refusal\":null}";
 }
 
 void ChatWriter::append_choice(std::string& out, const TextChunk& chunk,
@@ -54,25 +92,56 @@ void ChatWriter::append_choice(std::string& out, const TextChunk& chunk,
   out += "{\"index\":";
   append_json_int(out, chunk.choice);
   out += ",\"message\":{\"role\":\"assistant\",\"content\":";
-  append_json_string(out, chunk.text);
-  out += "},\"logprobs\":";
-  append_logprobs(out, chunk);
-  append_ending(out, chunk, prompt_ids);
-  out += '}';
-}
-
-// Of an event: the text alone, which a last one may lack.
-void ChatWriter::append_delta(std::string& out, const TextChunk& chunk) const {
-  out += "{\"index\":";
-  append_json_int(out, chunk.choice);
-  out += ",\"delta\":{";
-  if (!chunk.text.empty() || !chunk.finish) {
-    out += "\"content\":";
+  std::vector<ToolCallDelta> calls;
+  if (tools_) {
+    const auto parser = make_tool_parser(tools_->format, tools_->names);
+    ToolDelta parsed;
+    parser->feed(chunk.text, parsed);
+    parser->finish(parsed);
+    drop_further_calls(parsed);
+    for (ToolCallDelta& call : parsed.calls) {
+      if (!call.name.empty())
+        calls.push_back(std::move(call));
+      else
+        calls.back().arguments += call.arguments;
+    }
+    const bool blank = parsed.content.find_first_not_of(" \t\r\n") == std::string::npos;
+    if (blank && !calls.empty())
+      out += "null";
+    else
+      append_json_string(out, parsed.content);
+  } else {
     append_json_string(out, chunk.text);
+  }
+  out += ",\"refusal\":null";
+  if (!calls.empty()) {
+    out += ',';
+    append_calls(out, calls, /*delta=*/false);
   }
   out += "},\"logprobs\":";
   append_logprobs(out, chunk);
-  append_ending(out, chunk, nullptr);
+  append_ending(out, chunk, prompt_ids, !calls.empty());
+  out += '}';
+}
+
+// Of an event: the text alone, which a last one may lack. `parsed`: what the text is made of, where
+// it may hold calls.
+void ChatWriter::append_delta(std::string& out, const TextChunk& chunk, const ToolDelta* parsed,
+                              bool called) const {
+  const std::string& text = parsed ? parsed->content : chunk.text;
+  const bool calls = parsed != nullptr && !parsed->calls.empty();
+  out += "{\"index\":";
+  append_json_int(out, chunk.choice);
+  out += ",\"delta\":{";
+  if (!text.empty() || (!chunk.finish && !calls)) {
+    out += "\"content\":";
+    append_json_string(out, text);
+    if (calls) out += ',';
+  }
+  if (calls) append_calls(out, parsed->calls, /*delta=*/true);
+  out += "},\"logprobs\":";
+  append_logprobs(out, chunk);
+  append_ending(out, chunk, nullptr, called);
   out += '}';
 }
 
@@ -82,13 +151,28 @@ void ChatWriter::append_event(std::string& out, const TextChunk& chunk,
     begin_event(out);
     out += "{\"index\":";
     append_json_int(out, chunk.choice);
-    out += ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null";
-    append_ending(out, {}, prompt_ids(completion, chunk.choice));
+    out +=
+        ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":"
+        "null";
+    append_ending(out, {}, nullptr);
     out += '}';
-    end_event(out, completion, 0);
+    end_event(out, completion, 0, prompt_ids(completion, chunk.choice));
   }
+  if (!tools_) {
+    begin_event(out);
+    append_delta(out, chunk, nullptr, false);
+    end_event(out, completion, completion.completion_tokens(chunk.choice));
+    return;
+  }
+  ToolParser& parser = *parsers_[size_t(chunk.choice)];
+  ToolDelta parsed;
+  parser.feed(chunk.text, parsed);
+  if (chunk.finish) parser.finish(parsed);
+  drop_further_calls(parsed);
+  // Text that may become a call is held back; tokens are not.
+  if (parsed.empty() && !chunk.finish && !logprobs_ && !return_token_ids_) return;
   begin_event(out);
-  append_delta(out, chunk);
+  append_delta(out, chunk, &parsed, parser.calls() > 0);
   end_event(out, completion, completion.completion_tokens(chunk.choice));
 }
 

@@ -16,17 +16,6 @@ Error wrong(std::string message, std::string field, ErrorCode code = ErrorCode::
   return Error{code, std::move(message), std::move(field)};
 }
 
-// Objects that keep their order look members up one by one.
-Status check_object_sizes(const json& value) {
-  if (value.is_object() && value.size() > size_t(kMaxChatObjectFields))
-    return wrong(fmt::format("an object has {} fields, must have at most {}", value.size(),
-                             kMaxChatObjectFields),
-                 "");
-  if (!value.is_structured()) return ok_status();
-  for (const json& item : value) KIVI_RETURN_IF_ERROR(check_object_sizes(item));
-  return ok_status();
-}
-
 // A list of parts becomes their text, a line each; other parts are not built.
 Status flatten_content(ordered_json& content, const std::string& name) {
   std::string text;
@@ -73,16 +62,37 @@ Status read_tool_calls(ordered_json& calls, const std::string& name) {
   return ok_status();
 }
 
-Status read_message(ordered_json& message, const std::string& name) {
+// Clients send a message of an earlier answer back as they have it, with "tool_calls": null and the
+// like. Templates ask whether such a member is there.
+void drop_nulls(ordered_json& message) {
+  for (auto member = message.begin(); member != message.end();) {
+    const bool none =
+        member.value().is_null() ||
+        (member.key() == "tool_calls" && member.value().is_array() && member.value().empty());
+    member = none && member.key() != "content" ? message.erase(member) : std::next(member);
+  }
+}
+
+// OpenAI's roles, and those that the template names ("ipython", "tool_results").
+bool knows_role(const std::string& role, std::string_view chat_template) {
   static constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool"};
+  if (std::ranges::find(kRoles, role) != std::end(kRoles)) return true;
+  return !role.empty() && (chat_template.find('\'' + role + '\'') != std::string_view::npos ||
+                           chat_template.find('"' + role + '"') != std::string_view::npos);
+}
+
+Status read_message(ordered_json& message, const std::string& name,
+                    std::string_view chat_template) {
   if (!message.is_object()) return wrong(name + " must be an object", "messages");
   if (!message.contains("role") || !message["role"].is_string() ||
-      std::ranges::find(kRoles, message["role"].get<std::string>()) == std::end(kRoles))
+      !knows_role(message["role"].get<std::string>(), chat_template))
     return wrong(
-        fmt::format("{}.role is {}, must be system, developer, user, assistant or tool", name,
-                    message.contains("role") ? describe(json(message["role"])) : "missing"),
+        fmt::format("{}.role is {}, must be system, developer, user, assistant, tool or a "
+                    "role that the chat template names",
+                    name, message.contains("role") ? describe(json(message["role"])) : "missing"),
         "messages");
-  const bool has_calls = message.contains("tool_calls") && !message["tool_calls"].is_null();
+  drop_nulls(message);
+  const bool has_calls = message.contains("tool_calls");
   if (has_calls) KIVI_RETURN_IF_ERROR(read_tool_calls(message["tool_calls"], name + ".tool_calls"));
   const bool has_content = message.contains("content") && !message["content"].is_null();
   if (!has_content) {
@@ -97,11 +107,11 @@ Status read_message(ordered_json& message, const std::string& name) {
                "messages");
 }
 
-Status read_messages(ordered_json& messages) {
+Status read_messages(ordered_json& messages, std::string_view chat_template) {
   if (!messages.is_array() || messages.empty())
     return wrong("messages must be a list of at least one message", "messages");
   for (size_t i = 0; i < messages.size(); ++i)
-    KIVI_RETURN_IF_ERROR(read_message(messages[i], fmt::format("messages[{}]", i)));
+    KIVI_RETURN_IF_ERROR(read_message(messages[i], fmt::format("messages[{}]", i), chat_template));
   return ok_status();
 }
 
@@ -114,22 +124,133 @@ Status check_objects(const json* list, const char* name) {
                  : Status(wrong(fmt::format("{} must be a list of objects", name), name));
 }
 
-// Tools go to the template; the model's answer stays text. So a call cannot be demanded.
-Status check_tools(JsonFields& fields, bool& wanted) {
+// What tools and tool_choice say.
+struct ToolUse {
+  enum class Choice { none, automatic, required, named };
+  Choice choice = Choice::automatic;
+  std::vector<std::string> names;  // of all tools
+  size_t named = 0;                // the tool that is demanded
+};
+
+Status read_tool_choice(const json* choice, ToolUse& use) {
+  if (choice == nullptr || *choice == "auto") return ok_status();
+  if (*choice == "none") {
+    use.choice = ToolUse::Choice::none;
+    return ok_status();
+  }
+  if (*choice == "required") {
+    use.choice = ToolUse::Choice::required;
+    if (use.names.empty()) return wrong("tool_choice is required, needs tools", "tool_choice");
+    return ok_status();
+  }
+  if (!choice->is_object() || choice->value("type", json()) != "function" ||
+      !choice->contains("function") || !(*choice)["function"].is_object() ||
+      !(*choice)["function"].contains("name") || !(*choice)["function"]["name"].is_string())
+    return wrong(fmt::format("tool_choice is {}, must be auto, none, required or {{\"type\": "
+                             "\"function\", \"function\": {{\"name\": ...}}}}",
+                             describe(*choice)),
+                 "tool_choice");
+  const auto name = (*choice)["function"]["name"].get<std::string>();
+  const auto place = std::ranges::find(use.names, name);
+  if (place == use.names.end())
+    return wrong(fmt::format("tool_choice names the function {}, which is none of tools",
+                             describe(json(name))),
+                 "tool_choice");
+  use.choice = ToolUse::Choice::named;
+  use.named = size_t(place - use.names.begin());
+  return ok_status();
+}
+
+Result<ToolUse> read_tools(JsonFields& fields) {
+  ToolUse use;
   const json* tools = fields.raw("tools");
-  const json* choice = fields.raw("tool_choice");
   KIVI_RETURN_IF_ERROR(check_objects(tools, "tools"));
-  for (const json& tool : tools == nullptr ? json::array() : *tools)
+  for (const json& tool : tools == nullptr ? json::array() : *tools) {
     if (!tool.contains("function") || !tool["function"].is_object())
       return wrong("tools must hold objects with a function", "tools");
-  wanted = choice == nullptr || *choice != "none";
-  if (choice == nullptr || *choice == "none" || *choice == "auto") return ok_status();
-  if (*choice == "required" || choice->is_object())
-    return wrong("tool_choice is not supported by this build but for auto and none", "tool_choice",
-                 ErrorCode::unsupported);
-  return wrong(fmt::format("tool_choice is {}, must be auto, none, required or an object",
-                           describe(*choice)),
-               "tool_choice");
+    const json& function = tool["function"];
+    if (!function.contains("name") || !function["name"].is_string() || function["name"] == "")
+      return wrong(
+          fmt::format("tools[{}].function.name is missing, must be a string", use.names.size()),
+          "tools");
+    use.names.push_back(function["name"].get<std::string>());
+  }
+  KIVI_RETURN_IF_ERROR(read_tool_choice(fields.raw("tool_choice"), use));
+  return use;
+}
+
+// References of a schema that stands inside another: "#/..." -> `root` + "/...".
+void move_references(ordered_json& schema, const std::string& root) {
+  if (schema.is_object()) {
+    for (auto& [name, value] : schema.items()) {
+      if (name == "$ref" && value.is_string() && value.get_ref<std::string&>().starts_with('#'))
+        value = root + value.get_ref<std::string&>().substr(1);
+      else
+        move_references(value, root);
+    }
+  } else if (schema.is_array()) {
+    for (ordered_json& value : schema) move_references(value, root);
+  }
+}
+
+ordered_json parameters_of(const ordered_json& tool) {
+  const ordered_json& function = tool["function"];
+  if (function.contains("parameters") && !function["parameters"].is_null())
+    return function["parameters"];
+  return {{"type", "object"}, {"additionalProperties", false}};
+}
+
+// What the answer must be where a call is demanded: the arguments of the named function, or a list
+// of calls.
+OutputFormat format_of_calls(std::string_view body, const ToolUse& use, bool parallel) {
+  OutputFormat format{OutputFormat::Kind::json_schema, "", {}, "tools"};
+  OwnedJson<ordered_json> owned(ordered_json::parse(body));
+  const ordered_json& tools = (*owned)["tools"];
+  if (use.choice == ToolUse::Choice::named) {
+    format.text = parameters_of(tools[use.named]).dump();
+    return format;
+  }
+  ordered_json calls = ordered_json::array(), definitions = ordered_json::object();
+  for (size_t i = 0; i < tools.size(); ++i) {
+    const std::string name = fmt::format("tool{}", i), root = "#/$defs/" + name;
+    definitions[name] = parameters_of(tools[i]);
+    move_references(definitions[name], root);
+    calls.push_back(
+        {{"type", "object"},
+         {"properties", {{"name", {{"const", use.names[i]}}}, {"parameters", {{"$ref", root}}}}},
+         {"required", {"name", "parameters"}},
+         {"additionalProperties", false}});
+  }
+  ordered_json schema{{"type", "array"}, {"minItems", 1}, {"items", {{"anyOf", calls}}}};
+  if (!parallel) schema["maxItems"] = 1;
+  schema["$defs"] = std::move(definitions);
+  format.text = schema.dump();
+  return format;
+}
+
+// tools, tool_choice, parallel_tool_calls: how the answer is read, and what it must be.
+Status apply_tools(std::string_view body, JsonFields& fields, const ApiRules& rules,
+                   CompletionCall& call) {
+  const bool parallel = fields.boolean("parallel_tool_calls", true);
+  KIVI_RETURN_IF_ERROR(fields.status());
+  KIVI_ASSIGN_OR_RETURN(const ToolUse use, read_tools(fields));
+  if (use.names.empty() || use.choice == ToolUse::Choice::none) return ok_status();
+  if (use.choice == ToolUse::Choice::automatic) {
+    if (rules.tool_format != ToolFormat::none)
+      call.tools = ToolSetup{rules.tool_format, use.names, parallel};
+    return ok_status();
+  }
+  if (call.request.format)
+    return wrong(fmt::format("tool_choice demands a call, which {} does not allow: give one of "
+                             "them",
+                             call.request.format->field),
+                 "tool_choice");
+  call.request.format = format_of_calls(body, use, parallel);
+  if (use.choice == ToolUse::Choice::required)
+    call.tools = ToolSetup{ToolFormat::list, use.names, parallel};
+  else
+    call.tools = ToolSetup{ToolFormat::arguments, {use.names[use.named]}, parallel};
+  return ok_status();
 }
 
 // chat_template_kwargs: more variables of the template.
@@ -169,7 +290,8 @@ void parse_logprobs(JsonFields& fields, const ApiRules& rules, SamplingParams& s
 
 }  // namespace
 
-Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, JsonFields& fields) {
+Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, JsonFields& fields,
+                                   const ApiRules& rules) {
   ChatInput chat;
   if (fields.raw("messages") == nullptr)
     return wrong("messages is missing, must be a list of messages", "messages");
@@ -178,10 +300,15 @@ Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, Js
   chat.add_special_tokens = fields.boolean("add_special_tokens", false);
   if (chat.continue_final_message && chat.add_generation_prompt)
     fields.fail("continue_final_message", "is true, needs add_generation_prompt: false");
-  bool tools_wanted = true;
-  KIVI_RETURN_IF_ERROR(check_tools(fields, tools_wanted));
+  KIVI_ASSIGN_OR_RETURN(const ToolUse tools, read_tools(fields));
+  const bool tools_wanted = tools.choice != ToolUse::Choice::none;
   KIVI_RETURN_IF_ERROR(check_objects(fields.raw("documents"), "documents"));
   const bool more = fields.raw("chat_template_kwargs") != nullptr;
+  const auto effort = fields.text("reasoning_effort");
+  if (effort && rules.chat_template.find("reasoning_effort") == std::string_view::npos)
+    fields.fail({ErrorCode::unsupported,
+                 "reasoning_effort is not supported: the model's chat template does not know it",
+                 "reasoning_effort"});
   KIVI_RETURN_IF_ERROR(fields.status());
 
   KIVI_RETURN_IF_ERROR(check_object_sizes(parsed));
@@ -190,11 +317,12 @@ Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, Js
   const auto owned_variables = std::make_shared<OwnedJson<ordered_json>>(ordered_json::object());
   const std::shared_ptr<ordered_json> variables(owned_variables, &**owned_variables);
   (*variables)["messages"] = std::move(ordered["messages"]);
-  KIVI_RETURN_IF_ERROR(read_messages((*variables)["messages"]));
+  KIVI_RETURN_IF_ERROR(read_messages((*variables)["messages"], rules.chat_template));
   if (tools_wanted && fields.raw("tools") != nullptr && !ordered["tools"].empty())
     (*variables)["tools"] = std::move(ordered["tools"]);
   if (fields.raw("documents") != nullptr)
     (*variables)["documents"] = std::move(ordered["documents"]);
+  if (effort) (*variables)["reasoning_effort"] = *effort;
   if (more) KIVI_RETURN_IF_ERROR(add_variables(ordered["chat_template_kwargs"], *variables));
   chat.variables = variables;
   return chat;
@@ -209,11 +337,14 @@ Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules) {
   refuse_unbuilt(fields);
   refuse_fields(fields, {"functions", "function_call", "audio", "prediction", "web_search_options",
                          "chat_template", "echo", "best_of", "prompt", "suffix"});
+  refuse_unless(fields, "modalities", {json::array({"text"})});
+  refuse_unless(fields, "store", {false});
   KIVI_RETURN_IF_ERROR(fields.status());
-  KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, *parsed, fields));
+  KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, *parsed, fields, rules));
   parse_lengths(fields, sampling);
   parse_logprobs(fields, rules, sampling);
-  KIVI_RETURN_IF_ERROR(parse_shared_fields(fields, rules, call.completion));
+  KIVI_RETURN_IF_ERROR(parse_shared_fields(body, fields, rules, call.completion));
+  KIVI_RETURN_IF_ERROR(apply_tools(body, fields, rules, call.completion));
   KIVI_RETURN_IF_ERROR(validate(sampling, rules.vocab_size, rules.max_logprobs));
   KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.completion.unknown_fields));
   call.completion.request.stop_token = rules.stop;
@@ -223,7 +354,8 @@ Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules) {
 Result<std::vector<int32_t>> chat_prompt_ids(const ServedModel& model, const ChatInput& chat) {
   if (model.chat == nullptr)
     return wrong(
-        "the model has no chat template: start the server with --chat-template FILE, or "
+        "the model has no chat template: start the server with "
+        "--chat-template FILE, or "
         "use /v1/completions",
         "messages");
   ChatInput bounded = chat;

@@ -11,56 +11,16 @@
 namespace kivi {
 namespace {
 
-void append_usage(std::string& out, int prompt_tokens, int completion_tokens) {
+void append_usage(std::string& out, const Usage& usage) {
   out += "{\"prompt_tokens\":";
-  append_json_int(out, prompt_tokens);
+  append_json_int(out, usage.prompt_tokens);
   out += ",\"completion_tokens\":";
-  append_json_int(out, completion_tokens);
+  append_json_int(out, usage.completion_tokens);
   out += ",\"total_tokens\":";
-  append_json_int(out, int64_t(prompt_tokens) + completion_tokens);
-  out += '}';
-}
-
-// Token text -> logprob: the largest ones, and the token itself where it is not among them. Of two
-// tokens that are shown alike, the likelier stays.
-void append_top(std::string& out, const ChunkToken& token) {
-  out += '{';
-  std::vector<std::string_view> seen;
-  const auto add = [&](std::string_view text, float logprob) {
-    if (std::ranges::find(seen, text) != seen.end()) return;
-    if (!seen.empty()) out += ',';
-    seen.push_back(text);
-    append_json_string(out, text);
-    out += ':';
-    append_json_float(out, logprob);
-  };
-  for (const auto& [text, top] : token.top) add(text, top.logprob);
-  add(token.text, *token.logprob);
-  out += '}';
-}
-
-// {tokens, token_logprobs, top_logprobs, text_offset}, one entry a token; null for the first prompt
-// token, which nothing predicts.
-void append_logprobs(std::string& out, const std::vector<ChunkToken>& tokens) {
-  out += "{\"tokens\":";
-  append_json_list(out, tokens, [&](const ChunkToken& t) { append_json_string(out, t.text); });
-  out += ",\"token_logprobs\":";
-  append_json_list(out, tokens, [&](const ChunkToken& t) {
-    if (t.logprob)
-      append_json_float(out, *t.logprob);
-    else
-      out += "null";
-  });
-  out += ",\"top_logprobs\":";
-  append_json_list(out, tokens, [&](const ChunkToken& t) {
-    if (t.logprob)
-      append_top(out, t);
-    else
-      out += "null";
-  });
-  out += ",\"text_offset\":";
-  append_json_list(out, tokens, [&](const ChunkToken& t) { append_json_int(out, t.text_offset); });
-  out += '}';
+  append_json_int(out, int64_t(usage.prompt_tokens) + usage.completion_tokens);
+  out += ",\"prompt_tokens_details\":{\"cached_tokens\":";
+  append_json_int(out, usage.cached_tokens);
+  out += "}}";
 }
 
 void append_prompt_ids(std::string& out, const std::vector<int32_t>& ids) {
@@ -104,9 +64,10 @@ std::map<int, TextChunk> join_choices(std::span<const TextChunk> chunks) {
 ReplyWriter::ReplyWriter(const ServedModel& model, const CompletionCall& call, int64_t created,
                          const char* object, const char* chunk_object)
     : logprobs_(call.request.sampling.logprobs >= 0),
+      return_token_ids_(call.return_token_ids),
+      ids_as_tokens_(call.ids_as_tokens),
       include_usage_(call.include_usage),
       continuous_usage_(call.continuous_usage),
-      return_token_ids_(call.return_token_ids),
       n_(call.request.n),
       started_(call.request.prompts.size() * size_t(call.request.n)) {
   const auto head = [&](std::string& out, const char* name) {
@@ -126,6 +87,13 @@ ReplyWriter::ReplyWriter(const ServedModel& model, const CompletionCall& call, i
   head(chunk_head_, chunk_object);
 }
 
+void ReplyWriter::append_shown(std::string& out, std::string_view text, int32_t id) const {
+  if (!ids_as_tokens_) return append_json_string(out, text);
+  out += "\"token_id:";
+  append_json_int(out, id);
+  out += '"';
+}
+
 bool ReplyWriter::begins(int choice) {
   const bool first = !started_[size_t(choice)];
   started_[size_t(choice)] = true;
@@ -142,13 +110,19 @@ void ReplyWriter::begin_event(std::string& out) const {
   out += chunk_head_;
 }
 
-void ReplyWriter::end_event(std::string& out, const Completion& completion, int tokens) const {
+void ReplyWriter::end_event(std::string& out, const Completion& completion, int tokens,
+                            const std::vector<int32_t>* prompt_ids) const {
   out += ']';
-  if (include_usage_) {
+  if (prompt_ids != nullptr) {
+    out += ",\"prompt_token_ids\":";
+    append_prompt_ids(out, *prompt_ids);
+  }
+  if (include_usage_ || continuous_usage_) {
     out += ",\"usage\":";
     if (continuous_usage_) {
-      const Usage usage = completion.usage();
-      append_usage(out, usage.prompt_tokens, tokens);
+      Usage usage = completion.usage();
+      usage.completion_tokens = tokens;
+      append_usage(out, usage);
     } else {
       out += "null";
     }
@@ -157,9 +131,11 @@ void ReplyWriter::end_event(std::string& out, const Completion& completion, int 
 }
 
 void ReplyWriter::append_ending(std::string& out, const TextChunk& chunk,
-                                const std::vector<int32_t>* prompt_ids) const {
+                                const std::vector<int32_t>* prompt_ids, bool called) const {
   out += ",\"finish_reason\":";
-  if (chunk.finish)
+  if (called && chunk.finish == FinishReason::stop)
+    out += "\"tool_calls\"";
+  else if (chunk.finish)
     append_json_string(out, name_of(*chunk.finish));
   else
     out += "null";
@@ -179,7 +155,7 @@ void ReplyWriter::append_usage_event(std::string& out, const Usage& usage) const
   if (!include_usage_) return;
   begin_event(out);
   out += "],\"usage\":";
-  append_usage(out, usage.prompt_tokens, usage.completion_tokens);
+  append_usage(out, usage);
   out += "}\n\n";
 }
 
@@ -197,13 +173,64 @@ std::string ReplyWriter::whole(std::span<const TextChunk> chunks,
   bool first = true;
   for (const auto& [index, choice] : join_choices(chunks)) {
     if (!std::exchange(first, false)) out += ',';
-    append_choice(out, choice, prompt_ids(completion, index));
+    append_choice(out, choice, has_one_prompt() ? nullptr : prompt_ids(completion, index));
   }
-  out += "],\"usage\":";
+  out += ']';
+  if (const auto* ids = has_one_prompt() ? prompt_ids(completion, 0) : nullptr) {
+    out += ",\"prompt_token_ids\":";
+    append_prompt_ids(out, *ids);
+  }
+  out += ",\"usage\":";
   const Usage usage = completion.usage();
-  append_usage(out, usage.prompt_tokens, usage.completion_tokens);
+  append_usage(out, usage);
   out += '}';
   return out;
+}
+
+// Token text -> logprob: the largest ones, and the token itself where it is not among them. Of two
+// tokens that are shown alike, the likelier stays.
+void CompletionWriter::append_top(std::string& out, const ChunkToken& token) const {
+  out += '{';
+  std::vector<std::pair<std::string_view, int32_t>> seen;
+  const auto add = [&](std::string_view text, int32_t id, float logprob) {
+    const auto alike = [&](const auto& other) {
+      return ids_as_tokens_ ? other.second == id : other.first == text;
+    };
+    if (std::ranges::any_of(seen, alike)) return;
+    if (!seen.empty()) out += ',';
+    seen.emplace_back(text, id);
+    append_shown(out, text, id);
+    out += ':';
+    append_json_float(out, logprob);
+  };
+  for (const auto& [text, top] : token.top) add(text, top.id, top.logprob);
+  add(token.text, token.id, *token.logprob);
+  out += '}';
+}
+
+// {tokens, token_logprobs, top_logprobs, text_offset}, one entry a token; null for the first prompt
+// token, which nothing predicts.
+void CompletionWriter::append_logprobs(std::string& out,
+                                       const std::vector<ChunkToken>& tokens) const {
+  out += "{\"tokens\":";
+  append_json_list(out, tokens, [&](const ChunkToken& t) { append_shown(out, t.text, t.id); });
+  out += ",\"token_logprobs\":";
+  append_json_list(out, tokens, [&](const ChunkToken& t) {
+    if (t.logprob)
+      append_json_float(out, *t.logprob);
+    else
+      out += "null";
+  });
+  out += ",\"top_logprobs\":";
+  append_json_list(out, tokens, [&](const ChunkToken& t) {
+    if (t.logprob)
+      append_top(out, t);
+    else
+      out += "null";
+  });
+  out += ",\"text_offset\":";
+  append_json_list(out, tokens, [&](const ChunkToken& t) { append_json_int(out, t.text_offset); });
+  out += '}';
 }
 
 CompletionWriter::CompletionWriter(const ServedModel& model, const CompletionCall& call,

@@ -2,6 +2,7 @@
 // Request JSON -> the engine's types (openai_api.h).
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 
 #include "server/openai/openai_fields.h"
@@ -151,10 +152,21 @@ Status parse_stream_options(JsonFields& fields, bool streaming, CompletionCall& 
   call.include_usage = options.boolean("include_usage", false);
   call.continuous_usage = options.boolean("continuous_usage_stats", false);
   KIVI_RETURN_IF_ERROR(options.status());
-  if (call.continuous_usage && !call.include_usage)
-    return wrong("needs include_usage: true", "stream_options.continuous_usage_stats");
   for (std::string& name : options.unknown()) call.unknown_fields.push_back(std::move(name));
   return ok_status();
+}
+
+// allowed_token_ids, bad_words and truncation_side.
+void parse_token_rules(JsonFields& fields, const ApiRules& rules, CompletionRequest& r) {
+  r.allowed_token_ids = fields.integers("allowed_token_ids", size_t(rules.vocab_size));
+  if (fields.raw("allowed_token_ids") != nullptr && r.allowed_token_ids.empty())
+    fields.fail("allowed_token_ids", "is empty, must have at least one token id");
+  r.bad_words = fields.texts("bad_words", size_t(kMaxBadWords));
+  const std::string side = fields.text("truncation_side").value_or("left");
+  if (side != "left" && side != "right")
+    fields.fail("truncation_side",
+                fmt::format("is {}, must be left or right", describe(json(side))));
+  if (side == "right") r.truncation_side = CompletionRequest::Side::end;
 }
 
 Status check_combinations(const CompletionCall& call) {
@@ -178,23 +190,39 @@ void refuse_fields(JsonFields& fields, std::initializer_list<const char*> names)
           {ErrorCode::unsupported, fmt::format("{} is not supported by this build", name), name});
 }
 
+void refuse_unless(JsonFields& fields, const char* name, std::initializer_list<json> neutral) {
+  const json* value = fields.raw(name);
+  if (value == nullptr || std::ranges::find(neutral, *value) != neutral.end()) return;
+  fields.fail({ErrorCode::unsupported,
+               fmt::format("{} is {}, which this build does not support: leave it out or give {}",
+                           name, describe(*value), neutral.begin()->dump()),
+               name});
+}
+
 void refuse_unbuilt(JsonFields& fields) {
-  refuse_fields(fields, {"structured_outputs", "guided_json", "guided_regex", "guided_choice",
-                         "guided_grammar", "cache_salt"});
-  const json* format = fields.raw("response_format");
-  if (format == nullptr) return;
-  const auto type = format->is_object() ? format->find("type") : format->end();
-  if (!format->is_object() || type == format->end() || !type->is_string())
-    return fields.fail("response_format", "must be an object with a type");
-  if (*type == "text") return;
-  if (*type == "json_object" || *type == "json_schema" || *type == "structural_tag")
-    return fields.fail(
-        {ErrorCode::unsupported,
-         fmt::format("response_format.type is {}, this build has text only", describe(*type)),
-         "response_format"});
-  fields.fail(
-      "response_format",
-      fmt::format(".type is {}, must be text, json_object or json_schema", describe(*type)));
+  if (fields.raw("prompt_logprobs") != nullptr)
+    fields.fail({ErrorCode::unsupported,
+                 "prompt_logprobs is not supported by this build: echo with logprobs gives the log "
+                 "probabilities of a prompt (/v1/completions)",
+                 "prompt_logprobs"});
+  refuse_fields(fields, {"cache_salt", "logprob_token_ids", "prompt_embeds", "lora_request",
+                         "kv_transfer_params", "vllm_xargs", "logits_processors"});
+  refuse_unless(fields, "use_beam_search", {false});
+  refuse_unless(fields, "length_penalty", {1, 0});
+  refuse_unless(fields, "early_stopping", {false});
+  refuse_unless(fields, "typical_p", {1});
+  // llama.cpp's clients send all settings of a sampler, also where its switch is off.
+  const auto refuse_sampler = [&](const char* master, std::initializer_list<const char*> settings) {
+    refuse_unless(fields, master, {0});
+    const bool off = fields.raw(master) != nullptr;
+    for (const char* name : settings)
+      if (fields.raw(name) != nullptr && !off) refuse_fields(fields, {name});
+  };
+  refuse_sampler("mirostat", {"mirostat_tau", "mirostat_eta"});
+  refuse_sampler("mirostat_mode", {});
+  refuse_sampler("dry_multiplier",
+                 {"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"});
+  refuse_sampler("xtc_probability", {"xtc_threshold"});
 }
 
 Status check_model(JsonFields& fields, const ApiRules& rules) {
@@ -207,7 +235,8 @@ Status check_model(JsonFields& fields, const ApiRules& rules) {
   return ok_status();
 }
 
-Status parse_shared_fields(JsonFields& fields, const ApiRules& rules, CompletionCall& call) {
+Status parse_shared_fields(std::string_view body, JsonFields& fields, const ApiRules& rules,
+                           CompletionCall& call) {
   CompletionRequest& r = call.request;
   const int max_tokens = r.sampling.max_tokens, logprobs = r.sampling.logprobs;
   r.sampling = parse_sampling(fields, rules);
@@ -217,17 +246,25 @@ Status parse_shared_fields(JsonFields& fields, const ApiRules& rules, Completion
   r.stop = parse_stop(fields);
   r.include_stop_str_in_output = fields.boolean("include_stop_str_in_output", false);
   r.skip_special_tokens = fields.boolean("skip_special_tokens", true);
+  parse_token_rules(fields, rules, r);
   r.truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", -1, -1);
   if (r.truncate_prompt_tokens == 0)
     fields.fail("truncate_prompt_tokens", "is 0, must be at least 1 (or -1: off)");
   r.priority = fields.integer("priority", 0);
+  r.cache = fields.boolean("cache", true);
+  r.cache_salt = fields.text("cache_salt").value_or("");
+  if (r.cache_salt.size() > kCacheSaltBytesMax)
+    fields.fail("cache_salt", fmt::format("has {} bytes, must have at most {}", r.cache_salt.size(),
+                                          kCacheSaltBytesMax));
   r.streaming = fields.boolean("stream", false);
   call.return_token_ids = fields.boolean("return_token_ids", false);
+  call.ids_as_tokens = fields.boolean("return_tokens_as_token_ids", false);
   call.user = fields.text("user").value_or("");
   call.request_id = fields.text("request_id").value_or("");
   if (!call.request_id.empty() && !usable_request_id(call.request_id))
     fields.fail("request_id", "must be 1 to 128 printable ASCII characters");
   KIVI_RETURN_IF_ERROR(fields.status());
+  KIVI_ASSIGN_OR_RETURN(r.format, parse_format(body, fields));
   return parse_stream_options(fields, r.streaming, call);
 }
 
@@ -250,6 +287,7 @@ ApiRules api_rules(const ServedModel& model, bool strict_params, std::stop_token
   rules.default_temperature = model.default_temperature;
   rules.default_top_p = model.default_top_p;
   rules.default_top_k = model.default_top_k;
+  if (model.chat != nullptr) rules.chat_template = model.chat->template_text();
   rules.stop = std::move(stop);
   return rules;
 }
@@ -261,14 +299,15 @@ Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& r
   CompletionRequest& r = call.request;
   KIVI_RETURN_IF_ERROR(check_model(fields, rules));
   refuse_unbuilt(fields);
-  refuse_fields(fields, {"tools", "tool_choice", "suffix"});
+  refuse_fields(fields,
+                {"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "suffix"});
   KIVI_RETURN_IF_ERROR(fields.status());
   KIVI_ASSIGN_OR_RETURN(r.prompts, parse_prompts(fields.raw("prompt"), rules.vocab_size));
   r.sampling.max_tokens = fields.integer("max_tokens", kDefaultMaxTokens, 0);
   r.sampling.logprobs = fields.integer("logprobs", -1, 0, rules.max_logprobs);
   r.echo = fields.boolean("echo", false);
   r.add_special_tokens = fields.boolean("add_special_tokens", true);
-  KIVI_RETURN_IF_ERROR(parse_shared_fields(fields, rules, call));
+  KIVI_RETURN_IF_ERROR(parse_shared_fields(body, fields, rules, call));
   r.best_of = fields.integer("best_of", r.n, 1, kMaxChoices);
   KIVI_RETURN_IF_ERROR(fields.status());
   if (r.echo) r.sampling.prompt_logprobs = r.sampling.logprobs;
@@ -288,7 +327,7 @@ Result<TokenizeCall> parse_tokenize(std::string_view body, const ApiRules& rules
     if (fields.raw("prompt") != nullptr)
       return Error{ErrorCode::invalid, "prompt and messages are both given, must be one of them",
                    "prompt"};
-    KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, *parsed, fields));
+    KIVI_ASSIGN_OR_RETURN(call.chat, parse_chat_input(body, *parsed, fields, rules));
     call.return_token_strs = fields.boolean("return_token_strs", false);
     KIVI_RETURN_IF_ERROR(fields.status());
     KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.unknown_fields));

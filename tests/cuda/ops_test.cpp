@@ -287,6 +287,55 @@ TEST_CASE("the sampler chooses what the CPU's chooses, and scores alike") {
   }
 }
 
+TEST_CASE("the sampler's masks leave out what the CPU's leave out") {
+  std::mt19937 random(8);
+  for (const int vocab : {1, 31, 33, 4097, 128256})
+    for (const int rows : {1, 5, 70}) {
+      CAPTURE(rows, vocab);
+      const auto n = size_t(rows);
+      Pair logits(rows, vocab, DType::f32);
+      logits.randomize(random, 3);
+      std::vector<std::vector<uint32_t>> masks(n);
+      const std::vector<LogitBias> bias = {{0, 2.f}};
+      std::vector<SampleRow> plan(n);
+      for (size_t i = 0; i < n; ++i) {
+        SampleRow& r = plan[i];
+        r.temperature = i % 3 == 0 ? 0.f : 1.f;
+        r.top_k = i % 5 == 1 ? 4 : 0;
+        r.seed = i;
+        r.position = int32_t(i);
+        r.bias = bias;
+        if (i % 4 == 3) continue;  // without a mask, between others
+        masks[i].resize(size_t(vocab + 31) / 32);
+        const uint32_t share = i % 2 == 0 ? 2 : 1000;  // many and few are allowed
+        for (int id = 0; id < vocab; ++id)
+          if (random() % share == 0 || id == int(i) % vocab)
+            masks[i][size_t(id) / 32] |= 1u << (id % 32);
+        r.mask = masks[i];
+      }
+      PairOfInts ids(std::vector<int32_t>(n, -1));
+      std::vector<SampledToken> expected, got;
+      // Twice: the second time the memory for masks is there.
+      for (int round = 0; round < 2; ++round) {
+        logits.randomize(random, 3);
+        cpu().sample(logits.on_cpu(), plan, ids.on_cpu());
+        cpu().collect_samples(expected);
+        gpu().sample(logits.on_gpu(), plan, ids.on_gpu());
+        gpu().collect_samples(got);
+        REQUIRE(got.size() == expected.size());
+        int different = 0;  // a tie within rounding of the noise may fall either way
+        for (size_t i = 0; i < n; ++i) {
+          CAPTURE(i, got[i].id);
+          REQUIRE(got[i].broken == expected[i].broken);
+          REQUIRE((masks[i].empty() ||
+                   (masks[i][size_t(got[i].id) / 32] >> (got[i].id % 32) & 1) == 1));
+          different += got[i].id != expected[i].id;
+        }
+        REQUIRE(different <= 1);
+      }
+    }
+}
+
 TEST_CASE("the sampler tells which rows are not finite, as the CPU's does") {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   std::mt19937 random(7);

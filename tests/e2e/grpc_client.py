@@ -98,6 +98,13 @@ class Client:
         for name in ("max_tokens", "temperature", "top_p", "top_k", "seed", "n", "logprobs"):
             if getattr(a, name) is not None:
                 setattr(request, name, getattr(a, name))
+        for name in ("json_schema", "regex", "grammar"):
+            if getattr(a, name) is not None:
+                setattr(request.structured_output, name, getattr(a, name))
+        if a.json_object:
+            request.structured_output.json_object = True
+        if a.choice:
+            request.structured_output.choice.texts.extend(a.choice)
         return request
 
     # ---- commands: each returns whether it saw what it is for ---------------------------------
@@ -237,6 +244,11 @@ def parse_arguments():
         sub.add_argument("--n", type=int)
         sub.add_argument("--logprobs", type=int)
         sub.add_argument("--stop", action="append", default=[])
+        sub.add_argument("--json-schema", help="the text must be JSON that fits this JSON Schema")
+        sub.add_argument("--json-object", action="store_true", help="the text must be a JSON object")
+        sub.add_argument("--regex", help="the text must match this regular expression")
+        sub.add_argument("--grammar", help="the text must be of this grammar (GBNF or Lark)")
+        sub.add_argument("--choice", action="append", default=[], help="the text must be one of these")
         sub.add_argument("--echo", action="store_true")
         sub.add_argument("--ignore-eos", action="store_true", default=tokens is not None)
         sub.add_argument("--json", action="store_true", help="print messages, one line each")

@@ -48,6 +48,8 @@ FAMILIES = {
     "request_queue_time_seconds": ("histogram", (), LATENCY),
     "request_prefill_time_seconds": ("histogram", (), LATENCY),
     "request_decode_time_seconds": ("histogram", (), LATENCY),
+    "request_time_per_output_token_seconds": ("histogram", (), ITL),
+    "request_max_num_generation_tokens": ("histogram", (), TOKENS),
     "request_prompt_tokens": ("histogram", (), TOKENS),
     "request_generation_tokens": ("histogram", (), TOKENS),
     "iteration_tokens_total": ("histogram", (), STEP),
@@ -148,6 +150,8 @@ class Metrics(WithServer):
                           "e2e_request_latency_seconds", "request_queue_time_seconds"):
             self.assertEqual(grown(histogram, "_count"), 5, histogram)
         self.assertEqual(grown("inter_token_latency_seconds", "_count"), completion - 5)
+        self.assertEqual(grown("request_time_per_output_token_seconds", "_count"), 5)
+        self.assertEqual(grown("request_max_num_generation_tokens", "_sum"), completion)
         self.assertEqual(grown("request_success_total", finished_reason="length"), 5)
         self.assertEqual(grown("admission_rejections_total", reason="context_length"), 1)
         self.assertEqual(grown("http_requests_total", handler="/v1/completions", status="200"), 4)

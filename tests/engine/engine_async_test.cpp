@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Asynchronous scheduling against the plain kind: a runner whose steps are collected one step late
 // must give every request the same tokens, and leave nothing behind.
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <random>
 
@@ -17,8 +18,35 @@ struct Outcome {
   friend bool operator==(const Outcome&, const Outcome&) = default;
 };
 
+// What may come next depends on all tokens before; the text is whole after some of them. A token
+// that was sampled under an old mask does not fit.
+class Chain final : public TokenConstraint {
+ public:
+  static constexpr int32_t kEvery = 11;
+
+  explicit Chain(int vocab) : mask_(size_t(vocab + 31) / 32) {}
+
+  std::span<const uint32_t> mask() override {
+    std::ranges::fill(mask_, 0u);
+    for (int32_t id = 0; id < int32_t(mask_.size() * 32); ++id)
+      if (fits(id)) mask_[size_t(id) / 32] |= 1u << (id % 32);
+    return mask_;
+  }
+  Verdict accept(int32_t id) override {
+    if (!fits(id)) return Verdict::broken;
+    state_ = uint32_t(FakeRunner::mix(state_ + uint64_t(id)));
+    return state_ % 40 == 0 ? Verdict::complete : Verdict::going_on;
+  }
+
+ private:
+  bool fits(int32_t id) const { return id % kEvery == int32_t(state_ % kEvery); }
+  std::vector<uint32_t> mask_;
+  uint32_t state_ = 1;
+};
+
 struct Asked {
   Request request;
+  bool constrained = false;
   int cancel_after;  // steps; -1: never
 };
 
@@ -48,7 +76,11 @@ std::vector<Outcome> run(const std::vector<Asked>& asked, FakeEngineOptions opti
   std::vector<std::shared_ptr<TokenStream>> streams;
   for (size_t next = 0, steps = 0; next < asked.size() || engine->step(); ++steps) {
     if (next < asked.size() && steps % 2 == 0) {
-      auto stream = engine->submit(asked[next++].request, [] {});
+      Request request = asked[next].request;
+      if (asked[next].constrained)
+        request.constraint = std::make_shared<Chain>(options.runner.vocab_size);
+      auto stream = engine->submit(std::move(request), [] {});
+      ++next;
       REQUIRE(stream.ok());
       streams.push_back(*stream);
     }
@@ -103,6 +135,41 @@ TEST_CASE("launching a step before the last one is collected changes no request'
   REQUIRE(preempted);
 }
 
+TEST_CASE("a constraint knows the last token when it is asked for the next one") {
+  bool preempted = false;
+  int completed = 0;
+  for (uint32_t seed = 1; seed <= 60; ++seed) {
+    INFO("seed " << seed);
+    std::mt19937 random(seed);
+    auto asked = requests_of(random, 25);
+    for (size_t i = 0; i < asked.size(); ++i) asked[i].constrained = i % (seed % 3 + 2) == 1;
+    const FakeEngineOptions options = small_engine(seed % 2 == 0 ? 9 : 200);
+    const auto plain = run(asked, options, false, preempted);
+    const auto ahead = run(asked, options, true, preempted);
+    REQUIRE(plain == ahead);
+    for (size_t i = 0; i < plain.size(); ++i) {
+      REQUIRE(plain[i].finishes.size() == 1);
+      REQUIRE(plain[i].finishes[0] != int(FinishReason::error));
+      if (!asked[i].constrained) continue;
+      // The tokens are those of the chain, and the text ends where the chain does.
+      Chain chain(options.runner.vocab_size);
+      bool complete = false;
+      for (const int32_t id : plain[i].ids) {
+        const auto& stops = asked[i].request.sampling.stop_token_ids;
+        if (std::ranges::find(stops, id) != stops.end()) break;
+        REQUIRE_FALSE(complete);
+        const auto verdict = chain.accept(id);
+        REQUIRE(verdict != TokenConstraint::Verdict::broken);
+        complete = verdict == TokenConstraint::Verdict::complete;
+      }
+      if (complete) REQUIRE(plain[i].finishes[0] == int(FinishReason::stop));
+      completed += complete;
+    }
+  }
+  REQUIRE(preempted);
+  REQUIRE(completed > 20);
+}
+
 TEST_CASE("cancels and failed steps leave nothing behind while a step is under way") {
   bool preempted = false;
   for (uint32_t seed = 1; seed <= 60; ++seed) {
@@ -111,6 +178,7 @@ TEST_CASE("cancels and failed steps leave nothing behind while a step is under w
     auto asked = requests_of(random, 25);
     for (Asked& a : asked)
       if (random() % 2 == 0) a.cancel_after = int(random() % 80);
+    for (Asked& a : asked) a.constrained = random() % 3 == 0;
     FakeEngineOptions options = small_engine(seed % 2 == 0 ? 9 : 200);
     if (seed % 3 == 0) options.runner.fail_at_step = int(random() % 30);
     const auto outcomes = run(asked, options, true, preempted);

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -71,11 +72,17 @@ class FakeRunner : public StepRunner {
     if (part.samples) result.token = scored(s, sample(s, end), end, p.logprobs);
   }
 
-  // The next id that the sequence's bias does not forbid.
+  // The next id that neither the sequence's bias nor its constraint forbids.
   int32_t sample(const Sequence& s, int position) const {
+    std::span<const uint32_t> mask;
+    if (s.request.constraint != nullptr) mask = s.request.constraint->mask();
     int32_t id = invent(s, position);
-    while (forbidden(s, id)) id = (id + 1) % options_.vocab_size;
+    while (forbidden(s, id) || !allowed(mask, id)) id = (id + 1) % options_.vocab_size;
     return id;
+  }
+
+  static bool allowed(std::span<const uint32_t> mask, int32_t id) {
+    return mask.empty() || (mask[size_t(id) / 32] >> (id % 32) & 1) == 1;
   }
 
   int32_t invent(const Sequence& s, int position) const {

@@ -79,6 +79,13 @@ TEST_CASE("the text is what the ids decode to, and ids in are taken as they are"
   CHECK(generate(*t.stub, as_text).usage.prompt_tokens() == int(ids.size()));
   as_text.set_truncate_prompt_tokens(5);
   CHECK(generate(*t.stub, as_text).usage.prompt_tokens() == 5);
+  for (const bool end : {false, true}) {
+    as_text.set_truncate_prompt_end(end);
+    as_text.set_echo(true);
+    const Streamed kept = generate(*t.stub, as_text);
+    REQUIRE(kept.choices.size() == 1);
+    CHECK(kept.choices[0].token_ids(0) == (end ? ids[0] : ids[ids.size() - 5]));
+  }
 }
 
 TEST_CASE("logprobs come for each token, with the likeliest ones") {
@@ -177,6 +184,8 @@ TEST_CASE("every invalid field is INVALID_ARGUMENT and named") {
          for (int i = 0; i <= kMaxStopStrings; ++i) r.add_stop("x");
        }},
       {"stop_token_ids", [](auto& r) { r.add_stop_token_ids(-5); }},
+      {"allowed_token_ids", [](auto& r) { r.add_allowed_token_ids(4096); }},
+      {"bad_words", [](auto& r) { r.add_bad_words(""); }},
       {"logprobs", [](auto& r) { r.set_logprobs(21); }},
       {"logprobs", [](auto& r) { r.set_logprobs(-2); }},
       {"n", [](auto& r) { r.set_n(0); }},

@@ -68,27 +68,32 @@ TEST_CASE("a chat's reply has every field, in the order of the contract") {
   const int prompt = body["usage"]["prompt_tokens"];
   CHECK(prompt > 5);
   body["created"] = 0;
-  CHECK(body ==
-        json{{"id", "chatcmpl-r1"},
-             {"object", "chat.completion"},
-             {"created", 0},
-             {"model", "tales"},
-             {"system_fingerprint", "fp_test"},
-             {"choices",
-              json::array({{{"index", 0},
-                            {"message", {{"role", "assistant"}, {"content", " there was a king"}}},
-                            {"logprobs", nullptr},
-                            {"finish_reason", "length"},
-                            {"stop_reason", nullptr}}})},
-             {"usage",
-              {{"prompt_tokens", prompt},
-               {"completion_tokens", king_tokens()},
-               {"total_tokens", prompt + king_tokens()}}}});
+  CHECK(
+      body ==
+      json{{"id", "chatcmpl-r1"},
+           {"object", "chat.completion"},
+           {"created", 0},
+           {"model", "tales"},
+           {"system_fingerprint", "fp_test"},
+           {"choices",
+            json::array(
+                {{{"index", 0},
+                  {"message",
+                   {{"role", "assistant"}, {"content", " there was a king"}, {"refusal", nullptr}}},
+                  {"logprobs", nullptr},
+                  {"finish_reason", "length"},
+                  {"stop_reason", nullptr}}})},
+           {"usage",
+            {{"prompt_tokens", prompt},
+             {"completion_tokens", king_tokens()},
+             {"total_tokens", prompt + king_tokens()},
+             {"prompt_tokens_details", {{"cached_tokens", 0}}}}}});
   // OpenAI's order, to the byte.
   const size_t at = reply.body.find("\"choices\":");
-  CHECK(reply.body.substr(at, reply.body.find("\"usage\"") - at) ==
-        R"("choices":[{"index":0,"message":{"role":"assistant","content":" there was a king"},)"
-        R"("logprobs":null,"finish_reason":"length","stop_reason":null}],)");
+  CHECK(
+      reply.body.substr(at, reply.body.find("\"usage\"") - at) ==
+      R"("choices":[{"index":0,"message":{"role":"assistant","content":" there was a king","refusal":null},)"
+      R"("logprobs":null,"finish_reason":"length","stop_reason":null}],)");
 }
 
 TEST_CASE("a chat's stream begins with the role, says the same as the whole, and ends with DONE") {
@@ -163,7 +168,8 @@ TEST_CASE("a chat's logprobs have token, bytes and exactly the top ones, streame
   }
   CHECK(bytes == " there was a king");
   CHECK(int(choice["token_ids"].size()) == king_tokens());
-  CHECK(choice["prompt_token_ids"][0] == 1);
+  CHECK(chat(server, body).json()["prompt_token_ids"][0] == 1);
+  CHECK_FALSE(choice.contains("prompt_token_ids"));
   json none = body;
   none.erase("top_logprobs");
   CHECK(chat(server, none).json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"].empty());
@@ -187,7 +193,7 @@ TEST_CASE("what a chat's prompt is made of: messages, tools, documents, variable
   // Members stay in the order in which they were sent.
   CHECK(server
             .post("/tokenize", R"({"messages":[{"role":"user","content":"hi"}],
-                      "tools":[{"type":"function","function":{"z":1,"a":2.0}}],
+                      "tools":[{"type":"function","function":{"name":"f","z":1,"a":2.0}}],
                       "return_token_strs":true})")
             .status == 200);
   const json tools = json::array({kTool});
@@ -208,7 +214,7 @@ TEST_CASE("what a chat's prompt is made of: messages, tools, documents, variable
           {"function", {{"name", "look"}, {"arguments", R"({"q":"Q"})"}}}}}}},
       {{"role", "tool"}, {"tool_call_id", "1"}, {"content", "T"}}};
   CHECK(prompt_text(server, request({{"messages", parts}})) ==
-        "<s>system: S</s><s>user: a\nb</s><s>assistant: NoneQ</s><s>tool: T</s><s>assistant:");
+        "<s>system: S</s><s>user: a\nb</s><s>assistant: Q</s><s>tool: T</s><s>assistant:");
   const json begun = {{{"role", "user"}, {"content", "hi"}},
                       {{"role", "assistant"}, {"content", "I am"}}};
   CHECK(prompt_text(server, request({{"messages", begun},
@@ -243,6 +249,30 @@ TEST_CASE("lengths, stops and sampling of a chat are those of a completion") {
   CHECK(chat(server, request({{"n", 3}})).json()["choices"].size() == 3);
 }
 
+TEST_CASE("a role that the template names is taken, and reasoning_effort if it knows that") {
+  const json body = request({{"messages", {{{"role", "ipython"}, {"content", "x"}}}}});
+  {
+    TestServer server(chat_options());
+    const Response reply = chat(server, body);
+    CHECK(reply.status == 400);
+    CHECK(reply.json()["error"]["param"] == "messages");
+    const Response effort = chat(server, request({{"reasoning_effort", "low"}}));
+    CHECK(effort.status == 400);
+    CHECK(effort.json()["error"]["code"] == "unsupported_parameter");
+    CHECK(effort.json()["error"]["param"] == "reasoning_effort");
+  }
+  ServerOptions options = chat_options();
+  options.chat_template +=
+      "{% if messages[0].role == 'ipython' %}I{% endif %}{{ reasoning_effort or '' }}";
+  TestServer server(std::move(options));
+  CHECK(prompt_text(server, body).ends_with("assistant:I"));
+  CHECK(prompt_text(server, request({{"reasoning_effort", "low"}})).ends_with("assistant:low"));
+  CHECK(chat(server, body).status == 200);
+  CHECK(chat(server, request({{"modalities", {"text"}}, {"store", false}})).status == 200);
+  for (const json& more : {json{{"modalities", {"text", "audio"}}}, json{{"store", true}}})
+    CHECK(chat(server, request(more)).status == 400);
+}
+
 TEST_CASE("wrong chats are refused with the field at fault") {
   TestServer server(chat_options());
   const auto role = [](const char* name) {
@@ -258,7 +288,7 @@ TEST_CASE("wrong chats are refused with the field at fault") {
       {{{"messages", {{{"role", "user"}}}}}, 400, "messages"},
       {{{"messages", {{{"role", "user"}, {"content", 5}}}}}, 400, "messages"},
       {{{"messages", {{{"role", "user"}, {"content", {{{"type", "image_url"}}}}}}}},
-       501,
+       400,
        "messages"},
       {{{"messages", {{{"role", "user"}, {"content", {{{"text", "x"}}}}}}}}, 400, "messages"},
       {{{"messages", {{{"role", "assistant"}, {"tool_calls", {{{"id", "x"}}}}}}}}, 400, "messages"},
@@ -270,14 +300,15 @@ TEST_CASE("wrong chats are refused with the field at fault") {
       {{{"tools", {"x"}}}, 400, "tools"},
       {{{"tools", {{{"type", "function"}}}}}, 400, "tools"},
       {{{"documents", "x"}}, 400, "documents"},
-      {{{"tool_choice", "required"}}, 501, "tool_choice"},
-      {{{"tool_choice", {{"type", "function"}}}}, 501, "tool_choice"},
+      {{{"tools", {{{"function", {{"name", 5}}}}}}}, 400, "tools"},
+      {{{"tool_choice", "required"}}, 400, "tool_choice"},
+      {{{"tool_choice", {{"type", "function"}}}}, 400, "tool_choice"},
       {{{"tool_choice", "maybe"}}, 400, "tool_choice"},
-      {{{"functions", json::array()}}, 501, "functions"},
-      {{{"chat_template", "x"}}, 501, "chat_template"},
-      {{{"echo", true}}, 501, "echo"},
-      {{{"best_of", 2}}, 501, "best_of"},
-      {{{"response_format", {{"type", "json_object"}}}}, 501, "response_format"},
+      {{{"functions", json::array()}}, 400, "functions"},
+      {{{"chat_template", "x"}}, 400, "chat_template"},
+      {{{"echo", true}}, 400, "echo"},
+      {{{"best_of", 2}}, 400, "best_of"},
+      {{{"response_format", {{"type", "structural_tag"}}}}, 400, "response_format"},
       {{{"chat_template_kwargs", 5}}, 400, "chat_template_kwargs"},
       {{{"chat_template_kwargs", {{"messages", 1}}}}, 400, "chat_template_kwargs.messages"},
       {{{"continue_final_message", true}}, 400, "continue_final_message"},

@@ -30,7 +30,8 @@ json request(const json& more = {}) {
 json usage_json(int prompt, int completion) {
   return {{"prompt_tokens", prompt},
           {"completion_tokens", completion},
-          {"total_tokens", prompt + completion}};
+          {"total_tokens", prompt + completion},
+          {"prompt_tokens_details", {{"cached_tokens", 0}}}};
 }
 
 }  // namespace
@@ -113,6 +114,49 @@ TEST_CASE("stream_options decide where usage stands") {
   const auto off = events_of({{"include_usage", false}});
   CHECK_FALSE(off[0].contains("usage"));
   CHECK(off[off.size() - 2]["choices"].size() == 1);
+}
+
+TEST_CASE("usage in every event needs no usage at the end") {
+  TestServer server(king_options());
+  const auto events =
+      sse_events(server
+                     .complete(request({{"stream", true},
+                                        {"stream_options", {{"continuous_usage_stats", true}}}}))
+                     .body);
+  CHECK(events[events.size() - 2]["usage"]["completion_tokens"] == king_tokens());
+  CHECK(events[events.size() - 2]["choices"].size() == 1);
+}
+
+TEST_CASE("return_tokens_as_token_ids names the tokens of logprobs by their ids") {
+  TestServer server(king_options());
+  const std::vector<int32_t> ids = tales_tokenizer().encode("there was a king", false);
+  const json choice =
+      server.complete(request({{"logprobs", 2}, {"return_tokens_as_token_ids", true}}))
+          .json()["choices"][0];
+  CHECK(choice["text"] == " there was a king");
+  const json& logprobs = choice["logprobs"];
+  REQUIRE(logprobs["tokens"].size() == ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const std::string name = "token_id:" + std::to_string(ids[i]);
+    CHECK(logprobs["tokens"][i] == name);
+    CHECK(logprobs["top_logprobs"][i].contains(name));
+    CHECK(logprobs["top_logprobs"][i].size() >= 2);
+    for (const auto& [key, value] : logprobs["top_logprobs"][i].items())
+      CHECK(key.starts_with("token_id:"));
+  }
+}
+
+TEST_CASE("truncation_side decides which end of a prompt stays") {
+  TestServer server(king_options());
+  const auto kept = [&](const json& more) {
+    json body = request({{"prompt", {11, 12, 13, 14, 15}}, {"return_token_ids", true}});
+    body.update(more);
+    return server.complete(body).json()["choices"][0]["prompt_token_ids"];
+  };
+  CHECK(kept({{"truncate_prompt_tokens", 2}}) == json({14, 15}));
+  CHECK(kept({{"truncate_prompt_tokens", 2}, {"truncation_side", "left"}}) == json({14, 15}));
+  CHECK(kept({{"truncate_prompt_tokens", 2}, {"truncation_side", "right"}}) == json({11, 12}));
+  CHECK(kept({{"truncation_side", "right"}}) == json({11, 12, 13, 14, 15}));
 }
 
 TEST_CASE("prompts may be a string, strings, ids, lists of ids, and mixed") {

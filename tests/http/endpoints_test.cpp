@@ -220,6 +220,20 @@ TEST_CASE("CORS answers only configured origins, and is off by default") {
   CHECK(reply->status == 204);
   CHECK(reply->header("access-control-allow-origin") == "https://a.example");
   CHECK(reply->header("access-control-allow-methods") == "POST, OPTIONS");
+  CHECK(reply->header("access-control-allow-headers") ==
+        "Authorization, Content-Type, X-Request-Id");
+  const auto asking_for = [&](const std::string& names) {
+    std::string more = preflight;
+    more.insert(more.size() - 2, "Access-Control-Request-Headers: " + names + "\r\n");
+    Client other = server.client();
+    other.send(more);
+    return other.read_response()->header("access-control-allow-headers");
+  };
+  CHECK(asking_for("authorization,x-stainless-os, x-stainless-lang") ==
+        "Authorization, Content-Type, X-Request-Id, authorization,x-stainless-os, "
+        "x-stainless-lang");
+  for (const std::string& bad : {std::string("a;b"), std::string(3000, 'x'), std::string("\"a\"")})
+    CHECK(asking_for(bad) == "Authorization, Content-Type, X-Request-Id");
   CHECK(server.get("/health", "Origin: https://a.example\r\n")
             .header("access-control-allow-origin") == "https://a.example");
   CHECK(server.get("/health", "Origin: https://b.example\r\n")

@@ -64,6 +64,9 @@ class TestServer {
     model_.kv_format = options_.engine.format;
     model_.tokenizer = &tales_tokenizer();
     model_.engine = engine_.get();
+    structured_ = std::make_unique<StructuredOutput>(
+        tales_tokenizer(), engine_->model().vocab_size, engine_->model().eos_token_ids);
+    model_.structured = structured_.get();
     if (!options_.chat_template.empty()) {
       auto chat = ChatPrompt::make({options_.chat_template, "test"}, tales_tokenizer());
       KIVI_VERIFY(chat.ok());
@@ -142,6 +145,7 @@ class TestServer {
   Metrics metrics_;
   ServerState state_;
   std::unique_ptr<HttpServer> http_;
+  std::unique_ptr<StructuredOutput> structured_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ChatPrompt> chat_;
   ServedModel model_;

@@ -275,6 +275,46 @@ TEST_CASE("A forbidden token never comes, whatever else there is") {
   }
 }
 
+TEST_CASE("A mask is the same as a bias of -infinity for what it leaves out, before all else") {
+  const auto backend = make_cpu_backend(2);
+  std::mt19937 random(47);
+  for (const int vocab : {1, 31, 32, 33, 64, 200})
+    for (int trial = 0; trial < 20; ++trial) {
+      const std::vector<float> logits = random_logits(random, vocab);
+      std::vector<uint32_t> mask(size_t(vocab + 31) / 32);
+      std::vector<LogitBias> forbidden;
+      const int kept = int(random() % uint32_t(vocab));
+      for (int id = 0; id < vocab; ++id) {
+        if (id == kept || random() % 3 == 0)
+          mask[size_t(id) / 32] |= 1u << (id % 32);
+        else
+          forbidden.push_back({id, -kInfinity});
+      }
+      const std::vector<PenaltyToken> penalties = {{kept, 1, 1}};
+      SampleRow row;
+      row.temperature = trial % 3 == 0 ? 0.f : 1.f;
+      row.top_k = trial % 4 == 1 ? 3 : 0;
+      row.top_p = trial % 5 == 2 ? 0.7f : 1.f;
+      row.seed = uint64_t(trial);
+      row.logprobs = 0;
+      row.penalties = penalties;
+      row.frequency_penalty = 0.5f;
+      SampleRow masked = row;
+      masked.mask = mask;
+      row.bias = forbidden;
+      const SampledToken a = sample(*backend, logits, row), b = sample(*backend, logits, masked);
+      CAPTURE(vocab, trial);
+      CHECK_FALSE(b.broken);
+      CHECK(b.id == a.id);
+      CHECK(b.logprob == a.logprob);
+      CHECK((mask[size_t(b.id) / 32] >> (b.id % 32) & 1) == 1);
+    }
+  const std::vector<uint32_t> nothing(1, 0);
+  SampleRow row;
+  row.mask = nothing;
+  CHECK(sample(*backend, {1, 2, 3}, row).broken);
+}
+
 TEST_CASE("A row with NaN or +infinity, or with nothing finite, is told as broken") {
   const auto backend = make_cpu_backend(1);
   const float nan = std::nanf("");

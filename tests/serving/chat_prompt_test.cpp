@@ -3,6 +3,9 @@
 #include "engine/serving/chat_prompt.h"
 
 #include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "engine/text/tokenizer.h"
@@ -60,6 +63,34 @@ TEST_CASE("the template's special tokens become ids, and text between them is en
   CHECK(tokenizer().decode(*ids, false) == "<s>user: hello</s><s>assistant:");
   // This tokenizer is not `legacy`: a space comes before the beginning of a text only.
   CHECK(tokenizer().encode_after_special("user")[0] != tokenizer().encode("user", false)[0]);
+}
+
+TEST_CASE("a message that calls tools needs no content, whatever the template does with it") {
+  const ordered_json call = {{"id", "abcdefghi"},  // nine letters, as Mistral's template demands
+                             {"type", "function"},
+                             {"function", {{"name", "f"}, {"arguments", ordered_json::object()}}}};
+  for (const bool given : {false, true}) {
+    ordered_json answer = {{"role", "assistant"}, {"tool_calls", ordered_json::array({call})}};
+    if (given) answer["content"] = nullptr;
+    const ordered_json messages = ordered_json::array({user("hi")[0], answer});
+    for (const auto& entry :
+         std::filesystem::directory_iterator(KIVI_SOURCE_DIR "/tests/data/chat/templates")) {
+      std::ifstream file(entry.path());
+      const std::string source{std::istreambuf_iterator<char>(file), {}};
+      REQUIRE_FALSE(source.empty());
+      const auto text = prompt(source)->text(input(messages));
+      CAPTURE(entry.path(), given);
+      if (!text.ok()) FAIL(text.error().message);
+      CHECK(text->find("None") == std::string::npos);
+    }
+    // A template that asks sees none.
+    const auto asks = prompt(
+        "{% for m in messages %}{% if m.content is none %}!{% else "
+        "%}{{ m.content }}{% endif %}{% endfor %}");
+    CHECK(*asks->text(input(messages)) == "hi!");
+    CHECK(*prompt("{% for m in messages %}{{ m.content + '.' }}{% endfor %}")
+               ->text(input(messages)) == "hi..");
+  }
 }
 
 TEST_CASE("a message cannot forge a special token, and is what it was in the text") {

@@ -31,21 +31,23 @@ KERNEL_CONTRACT = [f"kernels/{name}.h" for name in (
 # What a room above the engine may know of it.
 ENGINE_FACE = ["engine/config.h", "engine/engine.h", "engine/limits.h", "engine/request.h",
                "engine/token_stream.h", "engine/text/tokenizer.h", "engine/serving/chat_prompt.h",
-               "engine/serving/completion.h", "engine/serving/load.h", "kernels/sampling.h"]
+               "engine/serving/completion.h", "engine/serving/load.h",
+               "engine/serving/structured_output.h", "kernels/sampling.h"]
 ANY = ["base", "kernels", "engine", "server", "bench", "study", "proto", "tools", "tests"]
 ROOMS = {
     "base": [],
     "kernels": ["base"],
     "kernels/cpu": ["base", "kernels"],
     "kernels/cuda": ["base", "kernels"],
+    "engine/grammar": ["base"],
     "engine/jinja": ["base"],
     "engine/text": ["base", "engine/model/files/gguf.h"],
     "engine/model": ["base", *KERNEL_CONTRACT, "engine/batch_plan.h", "engine/config.h",
                      "engine/limits.h", "engine/request.h", "engine/sequence.h",
-                     "engine/step_runner.h"],
+                     "engine/step_runner.h", "engine/token_constraint.h"],
     "engine": ["base", *KERNEL_CONTRACT],
-    "engine/serving": ["base", *KERNEL_CONTRACT, "engine", "engine/jinja", "engine/model",
-                       "engine/text"],
+    "engine/serving": ["base", *KERNEL_CONTRACT, "engine", "engine/grammar", "engine/jinja",
+                       "engine/model", "engine/text"],
     "server": ["base", *ENGINE_FACE],
     "server/openai": ["base", *ENGINE_FACE, "server"],
     "server/http": ["base", *ENGINE_FACE, "server", "server/openai"],

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// The face of engine/grammar: a user's description of the output becomes a compiled grammar, and a
+// guide says token by token what may come next. No exception leaves it.
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/result.h"
+
+namespace kivi::grammar {
+
+class CompiledGrammar;
+class TokenVocabulary;
+
+enum class SourceKind { json_object, json_schema, regex, choice, grammar };
+
+// What the output must be.
+struct Source {
+  SourceKind kind = SourceKind::json_object;
+  std::string text;                  // json_schema, regex, grammar
+  std::vector<std::string> choices;  // choice
+};
+
+// Follows the output of one request. One owner at a time.
+class Guide {
+ public:
+  virtual ~Guide() = default;
+  // Sets the bits of the tokens that may come next, bit id % 32 of word id / 32. False: the grammar
+  // turned out to be too ambiguous, and the bits mean nothing.
+  virtual bool fill_mask(std::span<uint32_t> words) = 0;
+  // Takes a token that the mask allows. False: it does not fit.
+  virtual bool accept(int32_t token) = 0;
+  virtual bool may_end() const = 0;   // the text is whole
+  virtual bool complete() const = 0;  // and nothing can follow
+};
+
+// Compiles for one vocabulary, and keeps the grammars that were used last. Any thread.
+class Compiler {
+ public:
+  // `tokens[id]`: its bytes; empty for special tokens. `vocab_size`: of the logits.
+  Compiler(std::vector<std::string> tokens, int vocab_size);
+  ~Compiler();
+
+  // Error invalid, without a field: the description is wrong or beyond what is supported.
+  Result<std::shared_ptr<const CompiledGrammar>> compile(const Source& source);
+  static std::unique_ptr<Guide> guide(std::shared_ptr<const CompiledGrammar> grammar);
+  int mask_words() const;
+
+ private:
+  using Key = std::pair<SourceKind, std::string>;
+  using Entry = std::pair<Key, std::shared_ptr<const CompiledGrammar>>;
+
+  const std::shared_ptr<const TokenVocabulary> vocabulary_;
+  std::mutex mutex_;          // guards what follows
+  std::list<Entry> entries_;  // the last used one first
+  std::map<Key, std::list<Entry>::iterator> places_;
+};
+
+// Is there nothing wrong with it? As compile, but for no vocabulary.
+Status check(const Source& source);
+
+}  // namespace kivi::grammar

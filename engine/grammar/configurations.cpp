@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/grammar/configurations.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace kivi::grammar {
+
+int32_t Stacks::push(int32_t next, int32_t below) {
+  const auto [it, fresh] = numbers_.try_emplace(key(next, below), int32_t(frames_.size()));
+  if (fresh) frames_.push_back({next, below});
+  return it->second;
+}
+
+void Stacks::shrink(size_t size) {
+  while (frames_.size() > size) {
+    numbers_.erase(key(frames_.back().next, frames_.back().below));
+    frames_.pop_back();
+  }
+}
+
+void Stepper::visit(int32_t state, int32_t stack) {
+  const Configuration c{state, stack};
+  if (std::ranges::find(visited_, c) != visited_.end()) return;
+  if (visited_.size() >= 4 * kMaxConfigurations)
+    fail("it can read a text in too many ways at once: make it less ambiguous");
+  visited_.push_back(c);
+}
+
+void Stepper::add(int32_t state, int32_t stack, Configurations& to) {
+  if (to.list.empty() && !to.may_end) visited_.clear();
+  done_ = visited_.size();
+  visit(state, stack);
+  for (; done_ < visited_.size(); ++done_) {
+    const Configuration c = visited_[done_];
+    if (program_->has_bytes(c.state)) {
+      if (to.list.size() >= kMaxConfigurations)
+        fail(fmt::format("it can read a text in more than {} ways at once: make it less ambiguous",
+                         kMaxConfigurations));
+      to.list.push_back(c);
+    }
+    if (program_->final(c.state)) {
+      if (c.stack == 0) {
+        to.may_end = true;
+      } else {
+        const Stacks::Frame frame = stacks_.top(c.stack);
+        visit(frame.next, frame.below);
+      }
+    }
+    for (const Program::Call& call : program_->calls(c.state))
+      visit(call.start,
+            program_->only_ends(call.next) ? c.stack : stacks_.push(call.next, c.stack));
+  }
+}
+
+void Stepper::step(const Configurations& from, uint8_t byte, Configurations& to) {
+  to.clear();
+  visited_.clear();
+  for (const Configuration& c : from.list) {
+    const int32_t next = program_->step(c.state, byte);
+    if (next >= 0) add(next, c.stack, to);
+  }
+}
+
+}  // namespace kivi::grammar

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/grammar/token_trie.h"
+
+#include <algorithm>
+
+#include "base/utf8.h"
+#include "base/verify.h"
+
+namespace kivi::grammar {
+namespace {
+
+// Its characters; 0 if it is no plain token.
+int plain_characters(const std::string& token) {
+  if (token.empty() || !is_valid_utf8(token)) return 0;
+  if (std::ranges::any_of(token, [](char c) {
+        return c == '"' || c == '\\' || static_cast<unsigned char>(c) < 0x20;
+      }))
+    return 0;
+  const int64_t length = utf8_length(token);
+  return length <= TokenVocabulary::kPlainCharsMax ? int(length) : 0;
+}
+
+}  // namespace
+
+TokenTrie::TokenTrie(std::vector<std::pair<std::string_view, int32_t>> tokens) {
+  std::erase_if(tokens, [](const auto& token) { return token.first.empty(); });
+  std::ranges::sort(tokens);
+  nodes_.clear();
+  std::vector<int32_t> path;  // the nodes of the last text
+  std::string_view last;
+  for (const auto& [text, id] : tokens) {
+    KIVI_VERIFY(text.size() < 65536);
+    size_t shared = 0;
+    while (shared < std::min(last.size(), text.size()) && last[shared] == text[shared]) ++shared;
+    for (size_t d = shared; d < path.size(); ++d)
+      nodes_[size_t(path[d])].behind = int32_t(nodes_.size());
+    path.resize(shared);
+    for (size_t d = shared; d < text.size(); ++d) {
+      path.push_back(int32_t(nodes_.size()));
+      nodes_.push_back({0, int32_t(ids_.size()), uint16_t(d), uint8_t(text[d])});
+    }
+    depth_max_ = std::max(depth_max_, int(text.size()));
+    ids_.push_back(id);
+    last = text;
+  }
+  for (const int32_t node : path) nodes_[size_t(node)].behind = int32_t(nodes_.size());
+  nodes_.push_back({int32_t(nodes_.size()) + 1, int32_t(ids_.size()), 0, 0});
+}
+
+TokenVocabulary::TokenVocabulary(std::vector<std::string> tokens, int size)
+    : tokens_(std::move(tokens)), size_(size) {
+  KIVI_VERIFY(size_ >= 0 && tokens_.size() <= size_t(size_));
+  tokens_.resize(size_t(size_));
+  plain_masks_.resize(kPlainCharsMax + 1, std::vector<uint32_t>(size_t(words())));
+  std::vector<std::pair<std::string_view, int32_t>> all, special;
+  for (int32_t id = 0; id < size_; ++id) {
+    const std::string& token = tokens_[size_t(id)];
+    all.emplace_back(token, id);
+    const int characters = plain_characters(token);
+    if (characters == 0) special.emplace_back(token, id);
+    for (int n = characters; n > 0 && n <= kPlainCharsMax; ++n)
+      plain_masks_[size_t(n)][size_t(id) / 32] |= 1u << (id % 32);
+  }
+  all_ = TokenTrie(std::move(all));
+  special_ = TokenTrie(std::move(special));
+}
+
+}  // namespace kivi::grammar

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// TokenTrie: the bytes of a vocabulary's tokens as a tree, laid out so that a walk is one loop.
+// Immutable.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace kivi::grammar {
+
+class TokenTrie {
+ public:
+  struct Node {
+    int32_t behind;    // the first node that is not below this one
+    int32_t first_id;  // its tokens: ids()[first_id, first_id of the next node)
+    uint16_t depth;    // bytes before its own
+    uint8_t byte;
+  };
+
+  TokenTrie() = default;
+  // Texts with their tokens; texts may be equal. Empty ones are left out.
+  explicit TokenTrie(std::vector<std::pair<std::string_view, int32_t>> tokens);
+
+  // In the order of a walk, with one node more at the end.
+  std::span<const Node> nodes() const { return nodes_; }
+  int size() const { return int(nodes_.size()) - 1; }
+  std::span<const int32_t> ids(int node) const {
+    const auto i = size_t(node);
+    return std::span(ids_).subspan(size_t(nodes_[i].first_id),
+                                   size_t(nodes_[i + 1].first_id - nodes_[i].first_id));
+  }
+  bool has_children(int node) const { return nodes_[size_t(node)].behind > node + 1; }
+  int depth_max() const { return depth_max_; }
+
+ private:
+  std::vector<Node> nodes_{Node{0, 0, 0, 0}};
+  std::vector<int32_t> ids_;
+  int depth_max_ = 0;
+};
+
+// The tokens of a model as grammars see them. Immutable; any thread may use it.
+class TokenVocabulary {
+ public:
+  // `tokens[id]`: the bytes that a token stands for; empty: no grammar allows it (special tokens).
+  // `size`: of the model's logits, at least as many as there are tokens.
+  TokenVocabulary(std::vector<std::string> tokens, int size);
+
+  int size() const { return size_; }
+  int words() const { return (size_ + 31) / 32; }
+  const std::string& bytes(int32_t id) const { return tokens_[size_t(id)]; }
+
+  // Tokens of whole characters that a JSON string may hold as they are (no quote, no backslash, no
+  // control character), apart from the others: most states take all of them or none.
+  static constexpr int kPlainCharsMax = 24;
+  const TokenTrie& all() const { return all_; }
+  // All but the plain ones of at most kPlainCharsMax characters.
+  const TokenTrie& special() const { return special_; }
+  // The plain tokens of at most `chars` characters. 0 <= chars <= kPlainCharsMax.
+  const std::vector<uint32_t>& plain_mask(int chars) const { return plain_masks_[size_t(chars)]; }
+
+ private:
+  std::vector<std::string> tokens_;
+  int size_;
+  TokenTrie all_, special_;
+  std::vector<std::vector<uint32_t>> plain_masks_;
+};
+
+}  // namespace kivi::grammar

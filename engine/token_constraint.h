@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// TokenConstraint says which tokens may come next in the output of one request (structured output).
+// The engine asks, engine/serving answers.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace kivi {
+
+// Made on any thread. The engine thread alone uses it from the submit on.
+class TokenConstraint {
+ public:
+  enum class Verdict {
+    going_on,
+    complete,  // the output is whole, and nothing can follow
+    broken,    // the token does not fit, or the constraint can not tell any more
+  };
+
+  virtual ~TokenConstraint() = default;
+  // The tokens that may come next, bit id % 32 of word id / 32. The words live until accept().
+  // Empty: it can not tell.
+  virtual std::span<const uint32_t> mask() = 0;
+  // Takes the token that was sampled under mask().
+  virtual Verdict accept(int32_t id) = 0;
+};
+
+}  // namespace kivi

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+// Grammars against texts that they must take and must not take, and masks against a plain trial of
+// every token.
+#include <fmt/format.h>
+
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "engine/grammar/compiler.h"
+#include "engine/grammar/matcher.h"
+
+namespace kivi::grammar {
+namespace {
+
+std::vector<std::string> test_tokens() {
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, char(byte));
+  for (const char* more :
+       {"ab",       "abc", "\":", "\",",  "\"}",     "\", \"",     "{\"",  "12",
+        "1,",       "1}",  "12]", " the", " the \"", "the end\"}", "\xC3", "\xA9\"",
+        "\xE2\x82", "}}",  "]]",  "],[",  "yes",     "yesno",      "no",   ",\n  "})
+    tokens.emplace_back(more);
+  tokens.emplace_back();  // a special token
+  return tokens;
+}
+
+Compiler& compiler() {
+  static Compiler made(test_tokens(), 300);
+  return made;
+}
+
+std::shared_ptr<const CompiledGrammar> compiled(const Source& source) {
+  auto made = compiler().compile(source);
+  INFO(source.text);
+  if (!made.ok()) FAIL(made.error().message);
+  return *made;
+}
+
+bool takes(const Source& source, std::string_view text) {
+  Matcher matcher(compiled(source));
+  return matcher.accept(text) && matcher.may_end();
+}
+
+Source schema(std::string text) { return {SourceKind::json_schema, std::move(text), {}}; }
+Source regex(std::string text) { return {SourceKind::regex, std::move(text), {}}; }
+Source grammar_text(std::string text) { return {SourceKind::grammar, std::move(text), {}}; }
+
+std::string refusal(const Source& source) {
+  const auto made = compiler().compile(source);
+  return made.ok() ? "" : made.error().message;
+}
+
+struct Case {
+  const char* source;
+  std::vector<std::string> yes, no;
+};
+
+void check_cases(const std::vector<Case>& cases, Source (*make)(std::string)) {
+  for (const Case& c : cases) {
+    CAPTURE(c.source);
+    for (const std::string& text : c.yes) {
+      CAPTURE(text);
+      CHECK(takes(make(c.source), text));
+    }
+    for (const std::string& text : c.no) {
+      CAPTURE(text);
+      CHECK_FALSE(takes(make(c.source), text));
+    }
+  }
+}
+
+TEST_CASE("a schema takes the JSON that fits it and no other") {
+  check_cases(
+      {{R"({"type":"integer"})", {"0", "-12", "900"}, {"01", "1.0", "", "--1", "1e3", "\"1\""}},
+       {R"({"type":"number"})", {"0.5", "-1e+9", "12"}, {".5", "1.", "1e", "+1"}},
+       {R"({"type":["boolean","null"]})", {"true", "false", "null"}, {"0", "tru"}},
+       {R"({"type":"string"})",
+        {R"("")", R"("é€😀")", R"("\n\"\\\u00e9")", R"("\ud83d\ude00")"},
+        {R"("a)", "\"a\nb\"", R"("\x")", R"("\ud83d")", "\"\xC3\"", "\"\xED\xA0\x80\""}},
+       {R"({"type":"string","minLength":1,"maxLength":3})",
+        {R"("a")", R"("é€😀")", R"("\n\"\\")"},
+        {R"("")", R"("abcd")"}},
+       {R"({"type":"string","pattern":"^a+b$"})", {R"("ab")", R"("aaab")"}, {R"("b")", R"("xab")"}},
+       {R"({"type":"string","pattern":"[0-9]"})", {R"("a1b")", R"("1")"}, {R"("ab")"}},
+       {R"({"type":"string","pattern":"^[^x]*$","maxLength":2})",
+        {R"("")", R"("\"")", R"("yz")"},
+        {R"("x")", R"("yzy")"}},
+       {R"({"type":"string","format":"date"})",
+        {R"("2024-02-29")", R"("1999-12-31")"},
+        {R"("2023-02-29")", R"("2024-13-01")", R"("2024-04-31")"}},
+       {R"({"type":"string","format":"uuid"})",
+        {R"("00000000-0000-4000-8000-00000000000f")"},
+        {R"("0000000-0000-4000-8000-00000000000f")"}},
+       {R"({"type":"string","format":"ipv6"})",
+        {R"("::1")", R"("1:2:3:4:5:6:7:8")", R"("fe80::")", R"("::")"},
+        {R"("1:2")", R"("1::2::3")", R"("1:2:3:4:5:6:7:8:9")"}},
+       {R"({"enum":["a","b\"",1,null,[1,{"x":2}]]})",
+        {R"("a")", R"("b\"")", "1", "null", R"([1,{"x":2}])"},
+        {"2", R"("c")"}},
+       {R"({"const":{"a":1}})", {R"({"a":1})"}, {R"({"a":2})"}},
+       {R"({"type":"string","enum":["ab","b",1],"maxLength":1})", {R"("b")"}, {R"("ab")", "1"}}},
+      schema);
+}
+
+TEST_CASE("bounds of numbers hold on both sides of zero and of every digit") {
+  struct Bounds {
+    const char* schema;
+    double least, most;
+    bool integers;
+    int multiple = 1;
+  };
+  for (const Bounds& b : std::vector<Bounds>{
+           {R"({"type":"integer","minimum":0,"maximum":0})", 0, 0, true},
+           {R"({"type":"integer","minimum":-5,"maximum":120})", -5, 120, true},
+           {R"({"type":"integer","exclusiveMinimum":9,"exclusiveMaximum":101})", 10, 100, true},
+           {R"({"type":"integer","minimum":-210,"maximum":-9})", -210, -9, true},
+           {R"({"type":"integer","minimum":2.5,"maximum":1e2})", 3, 100, true},
+           {R"({"type":"integer","minimum":-20,"maximum":60,"multipleOf":7})", -20, 60, true, 7},
+           {R"({"type":"number","minimum":-1.25,"maximum":10.5})", -1.25, 10.5, false},
+           {R"({"type":"number","exclusiveMinimum":0,"exclusiveMaximum":1})", 1e-9, 1 - 1e-9,
+            false},
+           {R"({"type":"number","maximum":-0.5})", -1e9, -0.5, false}}) {
+    CAPTURE(b.schema);
+    for (int value = -300; value <= 300; ++value) {
+      const std::string text = std::to_string(value);
+      INFO(text);
+      REQUIRE(takes(schema(b.schema), text) ==
+              (value >= b.least && value <= b.most && value % b.multiple == 0));
+    }
+    for (int value = -1300; value <= 1300; ++value) {  // hundredths
+      if (b.integers) break;
+      std::string text = fmt::format("{:.2f}", value / 100.0);
+      if (text.starts_with("-0.00")) continue;
+      INFO(text);
+      REQUIRE(takes(schema(b.schema), text) ==
+              (value / 100.0 >= b.least && value / 100.0 <= b.most));
+    }
+  }
+}
+
+TEST_CASE("objects keep the order of their properties, and demand the required ones") {
+  check_cases(
+      {{R"({"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"integer"},"c":{"type":"integer"}},"required":["b"]})",
+        {R"({"b":1})", R"({"a": 1, "b": 2, "c": 3})", R"({"a":1,"b":2})", "{\n  \"b\": 1\n}",
+         R"({"b":1,"c":2})"},
+        {R"({})", R"({"a":1})", R"({"b":1,"a":2})", R"({"b":1,})", R"({,"b":1})",
+         R"({"b":1,"d":2})", R"({"b":1 ,"c":1})"}},
+       {R"({"type":"object","properties":{"a":{"type":"integer"}},"additionalProperties":{"type":"boolean"}})",
+        {R"({})", R"({"a":1})", R"({"x":true})", R"({"a":1,"x":true,"y":false})"},
+        {R"({"a":true})", R"({"x":1})", R"({"\u0061":true})"}},
+       {R"({"type":"object"})", {"{}", R"({"a":[1,{"b":null}]})"}, {"[]", R"({"a"})"}},
+       {R"({"type":"object","patternProperties":{"^n_":{"type":"integer"}},"additionalProperties":false})",
+        {R"({"n_a":1})", "{}"},
+        {R"({"a":1})", R"({"n_a":"x"})"}},
+       {R"({"type":"object","required":["z"]})", {R"({"z":[1]})"}, {"{}"}},
+       {R"({"type":"object","additionalProperties":{"type":"integer"},"minProperties":1,"maxProperties":2})",
+        {R"({"a":1})", R"({"a":1,"b":2})"},
+        {"{}", R"({"a":1,"b":2,"c":3})"}},
+       {R"({"type":"array","items":{"type":"integer"},"minItems":1,"maxItems":3})",
+        {"[1]", "[1, 2, 3]", "[\n  1\n]"},
+        {"[]", "[1,2,3,4]", "[1,]"}},
+       {R"({"type":"array","prefixItems":[{"type":"integer"},{"type":"string"}],"items":false,"minItems":1})",
+        {"[1]", R"([1,"a"])"},
+        {"[]", R"(["a"])", R"([1,"a",2])"}},
+       {R"({"type":"array","maxItems":0})", {"[]", "[ ]"}, {"[1]"}}},
+      schema);
+}
+
+TEST_CASE("references, recursion and joined schemas") {
+  check_cases(
+      {{R"({"$defs":{"n":{"type":"object","properties":{"v":{"type":"integer"},"next":{"anyOf":[{"$ref":"#/$defs/n"},{"type":"null"}]}},"required":["v","next"]}},"$ref":"#/$defs/n"})",
+        {R"({"v":1,"next":null})", R"({"v":1,"next":{"v":2,"next":null}})"},
+        {R"({"v":1})", R"({"v":1,"next":{"v":2}})"}},
+       {R"({"anyOf":[{"type":"array","items":{"$ref":"#"}},{"type":"integer"}]})",
+        {"1", "[]", "[[1,[2]],3]"},
+        {"[1", "\"a\""}},
+       {R"({"allOf":[{"type":"object","properties":{"a":{"type":"integer","minimum":3}},"required":["a"]},{"properties":{"a":{"maximum":5},"b":{"type":"null"}}}]})",
+        {R"({"a":4})", R"({"a":4,"b":null})"},
+        {R"({"a":6})", R"({"a":1})", R"({"b":null})"}},
+       {R"({"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"integer"}},"anyOf":[{"required":["a"]},{"required":["b"]}]})",
+        {R"({"a":1})", R"({"b":1})", R"({"a":1,"b":2})"},
+        {"{}"}},
+       {R"({"oneOf":[{"type":"object","properties":{"k":{"const":"x"}},"required":["k"]},{"type":"object","properties":{"k":{"const":"y"},"v":{"type":"integer"}},"required":["k"]}]})",
+        {R"({"k":"x"})", R"({"k":"y","v":1})"},
+        {R"({"k":"x","v":1})", R"({"k":"z"})"}},
+       {R"({"allOf":[{"pattern":"^a"},{"pattern":"z$"},{"maxLength":3}]})",
+        {R"("az")", R"("abz")"},
+        {R"("a")", R"("abbz")"}}},
+      schema);
+}
+
+TEST_CASE("a regular expression takes whole texts") {
+  check_cases({{"a|bc", {"a", "bc"}, {"ab", "abc", ""}},
+               {"^(?:\\d{2,3}|x)+?$", {"12", "123x", "x"}, {"1", ""}},
+               {"[^a-c\\]]", {"d", "é", "\""}, {"a", "]", "dd"}},
+               {"\\u00e9[\\w-]*", {"é", "éa-_9"}, {"e"}},
+               {"a{,2}", {"a{,2}"}, {"aa"}},
+               {".*", {"", "abc é"}, {"a\nb"}}},
+              regex);
+  for (const char* wrong : {"(", ")", "a**b(", "[a", "(?=a)", "(?i)a", "\\1", "\\p{L}", "a{3,2}",
+                            "*", "\\b", "a{20000}", "\\"})
+    CHECK_FALSE(refusal(regex(wrong)).empty());
+}
+
+TEST_CASE("GBNF") {
+  check_cases({{"root ::= \"yes\" | \"no\" # comment\n", {"yes", "no"}, {"yesno", "y"}},
+               {"root ::= item (\", \" item)*\nitem ::= [a-z]+ | \"-\"? [0-9]{1,3}\n",
+                {"ab", "ab, -12, c"},
+                {"ab,c", "1234", ""}},
+               {"root ::= expr\nexpr ::= expr \"+\" term | term\nterm ::= [0-9] | \"(\" expr \")\"",
+                {"1", "1+2+3", "(1+2)+3"},
+                {"1+", "(1", "+1"}},
+               {"root ::= \"a\" root \"b\" | \"\"", {"", "ab", "aaabbb"}, {"aab", "abb"}},
+               {"root ::= (\n  \"x\" |\n  \"y\"\n)+ .", {"xé", "xyx"}, {"x", "z"}}},
+              grammar_text);
+  for (const char* wrong :
+       {"x ::= \"a\"", "root ::= y", "root ::= \"a",
+        "root ::= a\na ::= b \"x\" | \"c\"\nb ::= a \"y\"", "root ::= root", "root ::= [z-a]",
+        "root ::= \"a\"\nroot ::= \"b\"", "root ::= \"a\"{3,2}"})
+    CHECK_FALSE(refusal(grammar_text(wrong)).empty());
+}
+
+TEST_CASE("Lark") {
+  check_cases(
+      {{"start: \"yes\" | \"no\"i", {"yes", "NO", "no"}, {"YES"}},
+       {"?start: sum\nsum: sum \"+\" product | product\nproduct: product \"*\" atom | atom\natom: "
+        "NUMBER -> number\n  | \"(\" sum \")\"\n%import common.NUMBER\n%import common.WS\n%ignore "
+        "WS\n",
+        {"1+2*3", " ( 1 + 2 ) * 3.5", "1\n+ 1"},
+        {"1+", "()", "1 2"}},
+       {"start: WORD (\",\" WORD)~1..2\nWORD: /[a-z]+/", {"a,b", "a,b,c"}, {"a", "a,b,c,d"}},
+       {"start: [\"x\"] A\nA: \"0\"..\"3\"", {"x2", "3"}, {"x4", "x"}}},
+      grammar_text);
+  for (const char* wrong : {"start: b", "start: \"a", "start{x}: x", "%declare A\nstart: A",
+                            "start: /a/i", "start: A\nA: b\nb: \"x\"", "other: \"x\""})
+    CHECK_FALSE(refusal(grammar_text(wrong)).empty());
+}
+
+TEST_CASE("what is not supported is refused, by name and path") {
+  const auto names = [](const char* text, const char* part) {
+    CAPTURE(text, part);
+    const std::string message = refusal(schema(text));
+    CAPTURE(message);
+    CHECK(message.find(part) != std::string::npos);
+  };
+  names(R"({"properties":{"a":{"not":{}}}})", "#/properties/a: the keyword not");
+  names(R"({"type":"array","uniqueItems":true})", "uniqueItems");
+  names(R"({"type":"array","contains":{}})", "contains");
+  names(R"({"if":{},"then":{}})", "if");
+  names(R"({"type":"string","format":"color"})", "color");
+  names(R"~({"type":"string","pattern":"(?=a)"})~", "look-around");
+  names(R"({"type":"elephant"})", "elephant");
+  names(R"({"$ref":"#/$defs/x"})", "#/$defs/x");
+  names(R"({"$ref":"https://example.com/a"})", "example.com");
+  names(R"({"oneOf":[{"type":"integer"},{"type":"number"}]})", "oneOf");
+  names(R"({"type":"number","multipleOf":0.1})", "multipleOf");
+  names(R"({"type":"string","maxLength":"x"})", "maxLength");
+  names(R"({"type":"string","maxLength":20001})", "maxLength");
+  names(R"({"properties":[]})", "properties");
+  names(R"({"enum":[]})", "enum");
+  names("{", "not JSON");
+  names("[]", "object");
+  names(R"({"type":"integer","minimum":5,"maximum":4})", "no text matches");
+  names(R"({"$ref":"#"})", "no text matches");
+  names("false", "no text matches");
+  names(R"({"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]})", "no text matches");
+}
+
+// The mask of a guide against a trial of every token by a matcher of its own.
+TEST_CASE("a mask has exactly the tokens that fit") {
+  const std::vector<std::string> tokens = test_tokens();
+  const std::vector<Source> sources = {
+      schema(
+          R"({"type":"object","properties":{"ab":{"type":"string"},"n":{"type":"array","items":{"type":"number"}}},"required":["ab"]})"),
+      schema(
+          R"({"anyOf":[{"type":"array","items":{"$ref":"#"}},{"type":"string","maxLength":4},{"type":"integer"}]})"),
+      {SourceKind::json_object, "", {}},
+      {SourceKind::choice, "", {"yes", "yes no", "no"}},
+      regex("(ab|abc)*[^\"]\"?"),
+      grammar_text("root ::= \"a\" root \"b\" | [0-9]* \",\"?"),
+      grammar_text("root ::= w (\" \" w)*\nw ::= [a-z]+ | \"\\\"\" w \"\\\"\"")};
+  for (uint64_t seed = 0; seed < 40; ++seed)
+    for (const Source& source : sources) {
+      std::mt19937_64 random(seed);
+      CAPTURE(seed, source.text);
+      const auto made = compiled(source);
+      Matcher matcher(made);
+      std::string text;
+      for (int step = 0; step < 24 && !matcher.complete(); ++step) {
+        std::vector<uint32_t> mask(static_cast<size_t>(compiler().mask_words()), 0xFFFFFFFFu);
+        matcher.fill_mask(mask);
+        std::vector<int32_t> allowed;
+        for (int32_t id = 0; id < 300; ++id) {
+          const bool set = mask[size_t(id) / 32] >> (id % 32) & 1;
+          Matcher trial(made);
+          const bool fits = size_t(id) < tokens.size() && !tokens[size_t(id)].empty() &&
+                            trial.accept(std::string_view(text)) &&
+                            trial.accept(std::string_view(tokens[size_t(id)]));
+          CAPTURE(text, id);
+          REQUIRE(set == fits);
+          if (set) allowed.push_back(id);
+        }
+        for (int32_t id = 300; id < compiler().mask_words() * 32; ++id)
+          REQUIRE((mask[size_t(id) / 32] >> (id % 32) & 1) == 0);
+        REQUIRE((matcher.may_end() || !allowed.empty()));
+        if (allowed.empty()) break;
+        const int32_t token = allowed[random() % allowed.size()];
+        REQUIRE(matcher.accept(token));
+        text += tokens[size_t(token)];
+      }
+    }
+}
+
+TEST_CASE("a token that does not fit changes nothing") {
+  Matcher matcher(compiled(schema(R"({"type":"array","items":{"type":"integer"}})")));
+  REQUIRE(matcher.accept(std::string_view("[1")));
+  CHECK_FALSE(matcher.accept(std::string_view("2]x")));
+  CHECK_FALSE(matcher.accept(std::string_view("a")));
+  CHECK(matcher.accept(std::string_view("2]")));
+  CHECK(matcher.complete());
+}
+
+TEST_CASE("a grammar is compiled once") {
+  const auto source = schema(R"({"type":"integer","minimum":77})");
+  CHECK(compiled(source) == compiled(source));
+}
+
+TEST_CASE("grammars that would take too long are refused soon") {
+  CHECK_FALSE(refusal(regex("(a{1,9000}b?){1,9000}")).empty());
+  CHECK_FALSE(refusal(regex("[ab]*a[ab]{60}")).empty());
+  CHECK_FALSE(refusal(schema(R"({"type":"array","maxItems":20000,"items":{"const":"abcdefghij"}})"))
+                  .empty());
+}
+
+}  // namespace
+}  // namespace kivi::grammar

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// Times of compiling and of masks at a vocabulary of 128,000 tokens:
+// build/tests/grammar_test "[.benchmark]". The vocabulary is made up in the shape of Llama 3's.
+#include <fmt/format.h>
+#include <time.h>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <random>
+#include <string_view>
+#include <unordered_map>
+
+#include "engine/grammar/compiler.h"
+
+namespace kivi::grammar {
+namespace {
+
+// Of this thread's CPU, so that other programs do not matter.
+double now_us() {
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return double(t.tv_sec) * 1e6 + double(t.tv_nsec) / 1e3;
+}
+
+double microseconds(double since) { return now_us() - since; }
+
+std::vector<std::string> large_vocabulary(size_t size) {
+  std::mt19937 random(1);
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, char(byte));
+  for (int n = 0; n < 1000; ++n)
+    for (int width = 1; width <= 3; ++width)
+      if (const std::string text = fmt::format("{:0{}}", n, width); int(text.size()) == width)
+        tokens.push_back(text);
+  const std::string signs = "\"'{}[]():;,.\\/<>=+-_*&%$#@!?|~`^\n\t ";
+  for (int n = 0; n < 6000; ++n) {  // "\":", "},\n", ...
+    std::string token;
+    for (size_t length = 2 + random() % 4; token.size() < length;)
+      token += signs[random() % signs.size()];
+    tokens.push_back(token);
+  }
+  for (int n = 2; n < 80; ++n) tokens.push_back(std::string(size_t(n), ' '));
+  const std::vector<std::string> letters = {"e", "t", "a", "o", "i", "n",  "s",  "h",
+                                            "r", "d", "l", "u", "c", "m",  "f",  "w",
+                                            "E", "T", "é", "и", "о", "中", "人", "な"};
+  while (tokens.size() < size) {
+    std::string token = random() % 2 ? " " : "";
+    for (size_t length = 1 + random() % 9; length > 0; --length)
+      token += letters[std::min<size_t>(random() % letters.size(), random() % letters.size())];
+    if (random() % 20 == 0) token += signs[random() % signs.size()];
+    tokens.push_back(token);
+  }
+  return tokens;
+}
+
+// The longest token first.
+std::vector<int32_t> encode(const std::vector<std::string>& tokens, std::string_view text) {
+  std::unordered_map<std::string, int32_t> ids;
+  for (size_t id = 0; id < tokens.size(); ++id) ids.emplace(tokens[id], int32_t(id));
+  std::vector<int32_t> out;
+  while (!text.empty()) {
+    size_t length = std::min<size_t>(text.size(), 16);
+    while (!ids.contains(std::string(text.substr(0, length)))) --length;
+    out.push_back(ids.at(std::string(text.substr(0, length))));
+    text.remove_prefix(length);
+  }
+  return out;
+}
+
+struct Job {
+  const char* name;
+  Source source;
+  std::string text;
+};
+
+std::vector<Job> jobs() {
+  const char* person =
+      R"({"type":"object","properties":{"name":{"type":"string","maxLength":64},"age":{"type":"integer","minimum":0,"maximum":150},"email":{"type":"string","format":"email"},"tags":{"type":"array","items":{"type":"string"},"maxItems":8},"address":{"type":"object","properties":{"street":{"type":"string"},"city":{"type":"string"},"zip":{"type":"string","pattern":"^[0-9]{5}$"}},"required":["street","city"],"additionalProperties":false},"mood":{"enum":["glad","sad","calm"]},"born":{"type":"string","format":"date"}},"required":["name","age","tags","address","mood"],"additionalProperties":false})";
+  const std::string text =
+      R"({"name": "the tall son of a miller", "age": 41, "email": "mill.er@corn.example", "tags": ["tale", "a short one", "and no end"], "address": {"street": "the mill road on the hill 12", "city": "Oslo", "zip": "01234"}, "mood": "calm", "born": "1980-02-29"})";
+  std::string list = "[";
+  for (int i = 0; i < 10; ++i) list += (i ? ", " : "") + text;
+  return {
+      {"person", {SourceKind::json_schema, person, {}}, text},
+      {"list of persons",
+       {SourceKind::json_schema, R"({"type":"array","items":)" + std::string(person) + "}", {}},
+       list + "]"},
+      {"any object", {SourceKind::json_object, "", {}}, text},
+      {"regex [a-z ]+", {SourceKind::regex, "[a-z ]+", {}}, "once there was a miller and his son"},
+      {"GBNF sums",
+       {SourceKind::grammar,
+        "root ::= sum\nsum ::= sum \" + \" term | term\nterm ::= [0-9]+ | \"(\" sum \")\"",
+        {}},
+       "12 + (3 + 45) + 678 + ((9))"}};
+}
+
+TEST_CASE("Benchmark: compiling and masks at 128,000 tokens", "[.benchmark]") {
+  const std::vector<std::string> tokens = large_vocabulary(128'000);
+  auto begin = now_us();
+  Compiler compiler(tokens, 128'256);
+  fmt::print("vocabulary of {} tokens: {:.1f} ms\n", tokens.size(), microseconds(begin) / 1000);
+  for (const Job& job : jobs()) {
+    begin = now_us();
+    const auto compiled = compiler.compile(job.source);
+    const double compile_ms = microseconds(begin) / 1000;
+    if (!compiled.ok()) FAIL(compiled.error().message);
+    const std::vector<int32_t> ids = encode(tokens, job.text);
+    std::vector<uint32_t> mask(size_t(compiler.mask_words()));
+    for (const char* round : {"first", "again"}) {
+      const auto guide = Compiler::guide(*compiled);
+      std::vector<double> masks;
+      double accepts = 0;
+      for (const int32_t id : ids) {
+        begin = now_us();
+        REQUIRE(guide->fill_mask(mask));
+        masks.push_back(microseconds(begin));
+        begin = now_us();
+        REQUIRE(guide->accept(id));
+        accepts += microseconds(begin);
+      }
+      REQUIRE(guide->may_end());
+      double sum = 0;
+      for (const double m : masks) sum += m;
+      std::ranges::sort(masks);
+      fmt::print(
+          "{}: compile {:.1f} ms; {} text of {} tokens: mask mean {:.1f} us, p50 {:.1f}, p99 "
+          "{:.1f}, "
+          "largest {:.1f}; accept mean {:.2f} us\n",
+          job.name, compile_ms, round, ids.size(), sum / double(masks.size()),
+          masks[masks.size() / 2], masks[masks.size() * 99 / 100], masks.back(),
+          accepts / double(ids.size()));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kivi::grammar
