@@ -47,6 +47,8 @@ struct EngineConfig {
   // CUDA, quantized formats: at most this much memory for the history of a chunk in 16 bits, of one
   // layer at a time; 0: its codes are read where they lie.
   int64_t prefill_scratch_bytes = 256 << 20;
+  bool enable_prefix_caching = true;  // reuse the pages of earlier requests (prefix_cache.h)
+  bool prefix_cache_per_key = false;  // only requests of the same tenant share pages
   SchedulingPolicy scheduling_policy = SchedulingPolicy::fair;
   int max_num_queued_reqs = 1024;           // waiting requests; more are refused (503)
   int64_t max_num_queued_tokens = 4 << 20;  // prompt tokens of waiting requests

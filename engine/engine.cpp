@@ -210,6 +210,7 @@ void Engine::Impl::note_scheduled(const BatchPlan& plan, Clock::time_point now) 
 
 void Engine::Impl::emit(const BatchPlan& plan, std::vector<StepResult>& results) {
   KIVI_VERIFY(results.size() == plan.sequences.size());
+  scheduler.settle(plan);
   const Clock::time_point now = Clock::now();
   for (size_t i = 0; i < results.size(); ++i) {
     const PlannedSequence& part = plan.sequences[i];
@@ -267,6 +268,7 @@ void Engine::Impl::end_broken(Sequence& s, int position, Clock::time_point now) 
         position);
   log_error("request {}: {}", s.request.id, error.message);
   finish(s, {.finish = FinishReason::error, .error = std::move(error)}, now);
+  scheduler.forget_prefixes();  // the values that overflowed may be in its pages
 }
 
 void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {
@@ -276,6 +278,7 @@ void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {
   for (const PlannedSequence& part : plan.sequences)
     if (part.sequence->state != SequenceState::finished)
       finish(*part.sequence, {.finish = FinishReason::error, .error = error}, now);
+  scheduler.forget_prefixes();
 }
 
 void Engine::Impl::finish(Sequence& s, TokenEvent event, Clock::time_point now) {
@@ -285,6 +288,7 @@ void Engine::Impl::finish(Sequence& s, TokenEvent event, Clock::time_point now) 
   }
   s.times.finished = now;
   event.times = s.times;
+  event.cached_tokens = std::max(s.cached_tokens, 0);
   ++counted.finished[int(*event.finish)];
   events.emplace_back(s.stream, std::move(event));
   ended.emplace_back(s.request.id, s.order);
@@ -309,6 +313,9 @@ void Engine::Impl::take_snapshot() {
   counted.waiting = scheduler.waiting();
   counted.waiting_tokens = scheduler.waiting_tokens();
   counted.preemptions = scheduler.preemptions();
+  counted.prefix = scheduler.prefix_counts();
+  counted.prefix_pages = cache.prefixes().evictable();
+  counted.prefix_checkpoints = cache.prefixes().checkpoints_kept();
   counted.kv_bytes = cache.bytes_held();
   counted.kv_pages_total = cache.capacity().pages;
   counted.kv_pages_free = cache.pages_free();

@@ -37,6 +37,9 @@ struct EngineStats {
   int64_t kv_pages_total = 0, kv_pages_free = 0;
   int64_t kv_slots_total = 0, kv_slots_free = 0;
   int64_t staging_pages_total = 0, staging_pages_free = 0;
+  PrefixCounts prefix;             // tokens
+  int64_t prefix_pages = 0;        // kept for later requests and held by no sequence; they are free
+  int64_t prefix_checkpoints = 0;  // slabs in such pages
   uint64_t steps = 0;
   uint64_t step_tokens = 0;        // rows computed in all steps
   uint64_t prompt_tokens = 0;      // of admitted requests, counted once

@@ -43,14 +43,19 @@ void FairQueue::end_running(Sequence& running) {
 
 Sequence* FairQueue::first_of(bool without_running) const {
   const Tenant* least = nullptr;
-  const auto oldest = [](const Tenant& t) { return t.waiting.begin()->first; };
+  Sequence* first = nullptr;
   for (const auto& [unused, tenant] : tenants_) {
-    if (tenant.waiting.empty() || (without_running && tenant.running > 0)) continue;
+    if (without_running && tenant.running > 0) continue;
+    const auto oldest = std::ranges::find_if(
+        tenant.waiting, [](const auto& entry) { return !entry.second->deferred; });
+    if (oldest == tenant.waiting.end()) continue;
     if (least == nullptr || tenant.served < least->served ||
-        (tenant.served == least->served && oldest(tenant) < oldest(*least)))
+        (tenant.served == least->served && oldest->first < age(*first))) {
       least = &tenant;
+      first = oldest->second.get();
+    }
   }
-  return least == nullptr ? nullptr : least->waiting.begin()->second.get();
+  return first;
 }
 
 void FairQueue::charge(Sequence& s, int begin, int end) {

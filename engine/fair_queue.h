@@ -55,7 +55,8 @@ class FairQueue {
   // A running sequence has ended. Its tenant may be forgotten.
   void end_running(Sequence& running);
 
-  // The oldest sequence of the tenant that has been served least; null if nothing waits.
+  // The oldest sequence of the tenant that has been served least; null if nothing waits. Sequences
+  // that are `deferred` are passed over.
   Sequence* first() const { return first_of(/*without_running=*/false); }
   // The same among the tenants that run nothing; null if there is none.
   Sequence* first_without_running() const { return first_of(/*without_running=*/true); }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/kv_cache.h"
 
+#include <ranges>
+#include <utility>
+
 #include "base/verify.h"
 
 namespace kivi {
@@ -17,7 +20,7 @@ int missing(int needed, const std::vector<int32_t>& held) {
 KvCache::KvCache(const KvLayout& layout, const KvCapacity& capacity)
     : layout_(layout),
       capacity_(capacity),
-      pages_(capacity.pages),
+      prefixes_(layout, capacity.pages),
       slots_(capacity.slots),
       staging_(capacity.staging_pages) {}
 
@@ -32,10 +35,10 @@ bool KvCache::reserve(SequenceKv& kv, int tokens_more, KvMode mode) {
   const int pages = stage ? 0 : missing(pages_needed(tokens), kv.pages);
   const int staging = stage ? missing(staging_pages_needed(tokens), kv.staging_pages) : 0;
   const int slots = kv.slot < 0 ? 1 : 0;
-  if (pages > pages_.free() || staging > staging_.free() || slots > slots_.free()) return false;
+  if (pages > prefixes_.free() || staging > staging_.free() || slots > slots_.free()) return false;
 
   std::vector<int32_t> slot;
-  const bool taken = pages_.take(pages, kv.pages) && staging_.take(staging, kv.staging_pages) &&
+  const bool taken = prefixes_.take(pages, kv.pages) && staging_.take(staging, kv.staging_pages) &&
                      slots_.take(slots, slot);
   KIVI_VERIFY(taken);
   if (slots == 1) kv.slot = slot[0];
@@ -60,11 +63,44 @@ void KvCache::release_staging(SequenceKv& kv) {
 
 void KvCache::release(SequenceKv& kv) {
   release_staging(kv);
-  for (const int32_t page : kv.pages) pages_.give_back(page);
-  kv.pages.clear();
+  unpin(kv);
+  for (const CapturedSlab& captured : kv.captured)
+    for (const int32_t page : captured.pages) prefixes_.drop(page);
+  // The last page first: kept pages are evicted in the order in which they were dropped.
+  for (const int32_t page : std::views::reverse(kv.pages)) prefixes_.drop(page);
   if (kv.slot >= 0) slots_.give_back(kv.slot);
-  kv.slot = -1;
-  kv.tokens = 0;
+  kv = SequenceKv{.chains = std::move(kv.chains)};
+}
+
+void KvCache::restore(const SequenceKv& kv, std::vector<KvCopy>& copies) const {
+  const int slab = prefixes_.blocks().slab_pages;
+  const int behind = int(kv.pinned.size()) - slab;  // pages whose values are not all there
+  const int pages = pages_needed(kv.tokens);
+  KIVI_VERIFY(behind >= 0 && int(kv.pages.size()) >= pages && kv.slot >= 0);
+  for (int i = 0; i < behind; ++i)
+    copies.push_back({KvCopy::Kind::page_to_page, kv.pinned[size_t(i)],
+                      kv.pages[size_t(pages - behind + i)], 0});
+  for (int i = 0; i < slab; ++i)
+    copies.push_back({KvCopy::Kind::page_to_slot, kv.pinned[size_t(behind + i)], kv.slot, i});
+}
+
+std::vector<int32_t> KvCache::capture(int32_t slot, std::vector<KvCopy>& copies) {
+  std::vector<int32_t> pages;
+  const int slab = prefixes_.blocks().slab_pages;
+  if (!prefixes_.take(slab, pages)) return {};
+  for (int i = 0; i < slab; ++i)
+    copies.push_back({KvCopy::Kind::slot_to_page, slot, pages[size_t(i)], i});
+  return pages;
+}
+
+int32_t KvCache::take_slot() {
+  std::vector<int32_t> slot;
+  return slots_.take(1, slot) ? slot[0] : -1;
+}
+
+void KvCache::unpin(SequenceKv& kv) {
+  for (const int32_t page : kv.pinned) prefixes_.drop(page);
+  kv.pinned.clear();
 }
 
 bool KvCache::fits_ever(int tokens) const {
@@ -72,8 +108,7 @@ bool KvCache::fits_ever(int tokens) const {
 }
 
 KvBytes KvCache::bytes_held() const {
-  const int64_t blocks =
-      int64_t(pages_.total() - pages_.free()) * layout_.shape.layers * layout_.shape.heads;
+  const int64_t blocks = int64_t(prefixes_.held()) * layout_.shape.layers * layout_.shape.heads;
   const int64_t slots = slots_.total() - slots_.free();
   return {blocks * (layout_.key_codes_bytes() + layout_.value_codes_bytes()),
           blocks * (layout_.key_parameters_bytes() + layout_.value_parameters_bytes()),

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // KvCache knows which pages, residual slot and staging pages each sequence holds. It keeps the
-// books; Backend::kv_append writes the bytes. The books are exact: what is held is the sum over
-// sequences of what the format says, in whole pages and slots. Engine thread only.
+// books; Backend::kv_append writes the bytes. The books are exact: what is held is what the format
+// says for each sequence, in whole pages and slots, and a page that several sequences share counts
+// once. Pages that are kept for later sequences are the prefix cache's (prefix_cache.h); they count
+// as free. Engine thread only.
 #pragma once
 
 #include <cstdint>
 
+#include "engine/batch_plan.h"
 #include "engine/id_pool.h"
+#include "engine/prefix_cache.h"
 #include "engine/sequence.h"
 #include "kernels/kv_page.h"
 #include "kernels/step_view.h"
@@ -38,6 +42,21 @@ class KvCache {
   // Gives back everything that the sequence holds, if anything.
   void release(SequenceKv& kv);
 
+  // Appends to `copies` what brings a sequence that was attached to a prefix (PrefixCache::attach)
+  // and has reserved its pages and its slot to the state at the prefix's end.
+  void restore(const SequenceKv& kv, std::vector<KvCopy>& copies) const;
+  // Takes pages for a checkpoint and appends the copies that fill it from `slot`. Returns no pages
+  // if there are not enough.
+  std::vector<int32_t> capture(int32_t slot, std::vector<KvCopy>& copies);
+  // Takes a slot that is free again at the end of the step; -1: none is free.
+  int32_t take_slot();
+  void give_back_slot(int32_t slot) { slots_.give_back(slot); }
+  // The step's copies have been enqueued. The pages that they read may be evicted from now on.
+  void unpin(SequenceKv& kv);
+
+  PrefixCache& prefixes() { return prefixes_; }
+  const PrefixCache& prefixes() const { return prefixes_; }
+
   // Returns true if a sequence of `tokens` tokens fits into the empty cache.
   bool fits_ever(int tokens) const;
 
@@ -47,10 +66,11 @@ class KvCache {
 
   const KvLayout& layout() const { return layout_; }
   const KvCapacity& capacity() const { return capacity_; }
-  int pages_free() const { return pages_.free(); }
+  int pages_free() const { return prefixes_.free(); }  // free, or kept for later sequences
   int slots_free() const { return slots_.free(); }
   int staging_pages_free() const { return staging_.free(); }
-  // Returns the bytes held now. Pages are split into codes and parameters; slots count as residual.
+  // Returns the bytes that sequences hold now. Pages are split into codes and parameters; slots
+  // count as residual.
   KvBytes bytes_held() const;
 
  private:
@@ -58,7 +78,8 @@ class KvCache {
 
   KvLayout layout_;
   KvCapacity capacity_;
-  IdPool pages_, slots_, staging_;
+  PrefixCache prefixes_;
+  IdPool slots_, staging_;
 };
 
 }  // namespace kivi

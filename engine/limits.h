@@ -42,6 +42,7 @@ inline constexpr int kReservedConnections = 64;
 // many token ids fit as may wait by the default of max_num_queued_tokens.
 inline constexpr size_t kMaxJsonValues = 4 << 20;
 inline constexpr size_t kMaxJsonNodes = 256 << 10;
+inline constexpr size_t kCacheSaltBytesMax = 256;
 inline constexpr int kMaxChatObjectFields = 1024;  // of one object in a chat's body
 
 }  // namespace kivi

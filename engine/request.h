@@ -45,7 +45,9 @@ struct Request {
   SamplingParams sampling;
   std::shared_ptr<TokenConstraint> constraint;  // this request's own; null = none
   int priority = 0;                             // lower goes first (policy `priority`)
-  std::string tenant;  // whom the tokens are counted for (policy `fair`); "" is a tenant too
+  std::string tenant;      // whom the tokens are counted for (policy `fair`); "" is a tenant too
+  bool cache = true;       // false: reuse no earlier tokens, and keep none of these
+  std::string cache_salt;  // only requests of the same salt share tokens
   Clock::time_point arrival = Clock::now();
   std::optional<Clock::time_point> deadline;
 };
@@ -69,7 +71,7 @@ struct TokenEvent {
   std::optional<FinishReason> finish;
   bool stopped_by_token = false;  // finish stop: `id` is EOS or one of stop_token_ids
   std::optional<Error> error;     // finish error (or abort by deadline)
-  int cached_tokens = 0;          // prompt tokens taken from the prefix cache
+  int cached_tokens = 0;          // prompt tokens reused; filled on the last event
   RequestTimes times;             // filled on the last event
 };
 

@@ -1,12 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/scheduler.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <limits>
 
 #include "base/verify.h"
 
 namespace kivi {
 namespace {
+
+// Places for the hashes of blocks that were asked for. A newer hash takes the place of an older
+// one.
+constexpr size_t kSeenBlocks = size_t(1) << 18;
+// Sequences that one plan passes over because their prefix is coming.
+constexpr int kDeferredMax = 256;
 
 int staging_tokens_max(const EngineConfig& config, const KvCache& cache) {
   const bool quantizes = cache.layout().format.kind == KvKind::kivi;
@@ -21,16 +30,31 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
       rows_max_(config.max_num_batched_tokens),
       chunk_tokens_(config.prefill_chunk_tokens),
       staging_tokens_max_(staging_tokens_max(config, cache)),
+      caches_prefixes_(config.enable_prefix_caching),
+      salts_tenants_(config.prefix_cache_per_key),
+      aligns_chunks_(cache.layout().format.kind == KvKind::kivi &&
+                     chunk_tokens_ >= cache.prefixes().blocks().first),
       queue_(config.scheduling_policy) {
   KIVI_VERIFY(chunk_tokens_ >= 1 && rows_max_ >= seqs_max_ + chunk_tokens_);
+  if (caches_prefixes_) seen_.resize(kSeenBlocks);
+  if (config.kivi_prefill == PrefillMode::exact || cache.layout().format.kind != KvKind::kivi)
+    return;
+  const int block = cache.prefixes().blocks().block;
+  // Chunks that are too short for boundaries end anywhere: no prefix is a whole number of them.
+  first_end_ = aligns_chunks_ ? chunk_end(0) : std::numeric_limits<int>::max();
+  grid_ = aligns_chunks_ ? chunk_tokens_ / block * block : 1;
 }
 
 BatchPlan Scheduler::plan() {
   BatchPlan plan;
+  for (const auto& [unused, s] : running_) remember(*s);
   const bool made_room = admit_starved_tenant();
   if (plan_running(plan) && !made_room) admit_waiting(plan);
   std::stable_partition(plan.sequences.begin(), plan.sequences.end(),
                         [](const PlannedSequence& p) { return !p.sequence->prefilling(); });
+  for (const PlannedSequence& part : plan.sequences)
+    if (!part.sequence->kv.pinned.empty()) cache_.restore(part.sequence->kv, plan.copies_before);
+  if (caches_prefixes_) plan_captures(plan);
   KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty() ||
               queue_.first()->awaits_token());
   return plan;
@@ -64,7 +88,7 @@ bool Scheduler::plan_running(BatchPlan& plan) {
     had_pages = had_pages && reserved && !preempted;
     if (reserved) put(plan, part);
   }
-  KIVI_VERIFY(plan.rows <= rows_max_);  // no part is larger than the one before
+  KIVI_VERIFY(plan.rows <= rows_max_);  // no part is larger than what was promised before
   return had_pages;
 }
 
@@ -83,27 +107,34 @@ bool Scheduler::reserve_or_preempt(std::vector<Running::iterator>& turns, size_t
 }
 
 void Scheduler::admit_waiting(BatchPlan& plan) {
+  std::vector<Sequence*> deferred;
+  int rows = rows_left();
   while (Sequence* s = queue_.first()) {
-    if (s->awaits_token()) return;  // preempted while its last token is under way
-    Room left = room(rows_max_ - plan.rows);
+    if (s->awaits_token()) break;  // preempted while its last token is under way
+    Candidate c = candidate(*s);
+    if (prefix_is_coming(c) && int(deferred.size()) < kDeferredMax) {
+      s->deferred = true;
+      deferred.push_back(s);
+      continue;
+    }
+    Room left = room(rows);
     left.pages -= growth_pages(*s);
-    if (!fits(*s, left)) return;
-    const PlannedSequence part = next_part(*s);
-    admit(*s, part);
-    put(plan, part);
+    if (!fits(c, left) && c.match.tokens > 0) c = without_prefix(*s);
+    if (!fits(c, left)) break;
+    admit(c);
+    put(plan, c.part);
+    rows -= rows_promised(c.part);
   }
+  for (Sequence* s : deferred) s->deferred = false;
 }
 
 bool Scheduler::admit_starved_tenant() {
   Sequence* starved = queue_.first_without_running();
   if (starved == nullptr || running_.empty() || starved->awaits_token()) return false;
-  int rows_left = rows_max_;
-  for (const auto& [unused, s] : running_)
-    rows_left -= s->complete() || s->awaits_token() ? 0 : next_part(*s).count;
-  Room free = room(rows_left);
+  Room free = room(rows_left());
   std::vector<Running::iterator> victims;
   int64_t recomputed = 0;
-  while (!fits(*starved, free)) {
+  while (!fits(without_prefix(*starved), free)) {
     const auto victim = victim_for(*starved->tenant, victims, recomputed);
     if (victim == running_.end()) return false;
     const Room share = share_of(*victim->second);
@@ -118,7 +149,8 @@ bool Scheduler::admit_starved_tenant() {
   if (victims.empty() && starved != queue_.first()) return false;
   preemptions_for_tenants_ += victims.size();
   for (const auto victim : victims) preempt(victim);
-  admit(*starved, next_part(*starved));
+  const Candidate c = candidate(*starved);
+  admit(fits(c, room(rows_left())) ? c : without_prefix(*starved));
   return !victims.empty();
 }
 
@@ -148,11 +180,56 @@ void Scheduler::put(BatchPlan& plan, const PlannedSequence& part) {
   queue_.charge(*part.sequence, part.past, part.past + part.count);
 }
 
-void Scheduler::admit(Sequence& s, const PlannedSequence& part) {
-  const bool reserved = cache_.reserve(s.kv, part.count, part.mode);
+Scheduler::Candidate Scheduler::without_prefix(Sequence& s) const {
+  return {&s, {}, part_from(s, 0, false), cache_.pages_needed(s.prefill_tokens), staged_pages(s)};
+}
+
+Scheduler::Candidate Scheduler::candidate(Sequence& s) {
+  if (!cacheable(s)) return without_prefix(s);
+  const std::string salt = salt_of(s);
+  cache_.prefixes().extend_chains(s.kv, s.tokens, salt);
+  // Prompts whose tokens are scored need all their logits. One chunk is computed as one.
+  const bool scores = s.request.sampling.prompt_logprobs >= 0 && s.output_tokens() == 0;
+  if (scores || (grid_ != 0 && s.prefill_tokens <= chunk_tokens_)) return without_prefix(s);
+  const PrefixMatch match =
+      cache_.prefixes().find(s.kv, s.tokens, salt, s.prefill_tokens - 1, first_end_, grid_);
+  Candidate c = without_prefix(s);
+  c.match = match;
+  if (match.tokens == 0) return c;
+  c.part = part_from(s, match.tokens, true);
+  c.pages += match.pinned_pages - match.held_pages;
+  c.staging_pages = 0;
+  return c;
+}
+
+void Scheduler::admit(const Candidate& c) {
+  Sequence& s = *c.sequence;
+  if (cacheable(s)) {
+    if (s.cached_tokens < 0) {
+      s.cached_tokens = std::min(c.match.tokens, s.prompt_tokens);
+      prefix_counts_.queried += uint64_t(s.prompt_tokens);
+      prefix_counts_.hit += uint64_t(s.cached_tokens);
+      count_reachable(s);
+    }
+    if (c.match.tokens > 0) cache_.prefixes().attach(c.match, s.kv);
+    want_checkpoints(s, c.match);
+  }
+  const bool reserved = cache_.reserve(s.kv, c.part.count, c.part.mode);
   KIVI_VERIFY(reserved);
   s.state = SequenceState::running;
   running_.emplace(queue_.age(s), queue_.admit(s));
+}
+
+// Appended chunks have different lengths, up to chunk_tokens_.
+int Scheduler::rows_promised(const PlannedSequence& part) const {
+  const bool last = part.past + part.count >= part.sequence->prefill_tokens;
+  return last || part.mode != KvMode::append ? part.count : chunk_tokens_;
+}
+
+int Scheduler::rows_left() const {
+  int rows = rows_max_;
+  for (const auto& [unused, s] : running_) rows -= s->complete() ? 0 : rows_promised(next_part(*s));
+  return rows;
 }
 
 Scheduler::Room Scheduler::room(int rows) const {
@@ -161,39 +238,52 @@ Scheduler::Room Scheduler::room(int rows) const {
   for (const auto& [unused, r] : running_) {
     if (!r->prefilling()) continue;  // what admitted prompts are still going to take
     room.pages -= cache_.pages_needed(r->prefill_tokens) - int(r->kv.pages.size());
-    room.staging_pages -= staged_pages(*r) - int(r->kv.staging_pages.size());
+    if (r->kv.reused == 0) room.staging_pages -= staged_pages(*r) - int(r->kv.staging_pages.size());
   }
   return room;
 }
 
 Scheduler::Room Scheduler::share_of(Sequence& s) const {
-  Room share{1, 1, int(s.kv.pages.size()), int(s.kv.staging_pages.size()), next_part(s).count};
+  Room share{1, 1, 0, int(s.kv.staging_pages.size()), rows_promised(next_part(s))};
+  for (const int32_t page : s.kv.pages) share.pages += cache_.prefixes().exclusive(page) ? 1 : 0;
   if (s.prefilling()) {
-    share.pages = cache_.pages_needed(s.prefill_tokens);
-    share.staging_pages = staged_pages(s);
+    share.pages += cache_.pages_needed(s.prefill_tokens) - int(s.kv.pages.size());
+    share.staging_pages = s.kv.reused > 0 ? 0 : staged_pages(s);
   }
   return share;
 }
 
-bool Scheduler::fits(Sequence& s, const Room& room) const {
-  if (room.sequences < 1 || room.slots < 1 || room.rows < next_part(s).count) return false;
-  if (running_.empty()) return true;
+bool Scheduler::fits(const Candidate& c, const Room& room) const {
+  if (room.sequences < 1 || room.slots < 1 || room.rows < rows_promised(c.part)) return false;
+  if (running_.empty()) return c.match.tokens == 0 || c.pages <= room.pages;
   const int watermark = (cache_.capacity().pages + 99) / 100;
-  return cache_.pages_needed(s.prefill_tokens) + watermark <= room.pages &&
-         staged_pages(s) <= room.staging_pages;
+  return c.pages + watermark <= room.pages && c.staging_pages <= room.staging_pages;
 }
 
-PlannedSequence Scheduler::next_part(Sequence& s) const {
-  PlannedSequence part{.sequence = &s, .past = s.kv.tokens};
-  if (!s.prefilling()) {
-    KIVI_VERIFY(s.kv.tokens + 1 == int(s.tokens.size()));
+int Scheduler::chunk_end(int past) const {
+  const PrefixBlocks& blocks = cache_.prefixes().blocks();
+  const int end = past + chunk_tokens_;
+  if (!aligns_chunks_ || blocks.whole(end) == 0) return end;
+  const int boundary = blocks.end(blocks.whole(end) - 1);
+  return boundary > past ? boundary : end;
+}
+
+PlannedSequence Scheduler::part_from(Sequence& s, int past, bool reuses) const {
+  PlannedSequence part{.sequence = &s, .past = past};
+  if (past >= s.prefill_tokens) {
+    KIVI_VERIFY(past + 1 == int(s.tokens.size()));
     part.count = 1;
     part.completes = part.samples = true;
     return part;
   }
-  part.count = std::min(chunk_tokens_, s.prefill_tokens - part.past);
+  const bool stages = !reuses && staged(s);
+  const int left = s.prefill_tokens - past;
+  if (left <= chunk_tokens_)
+    part.count = left;
+  else
+    part.count = stages ? chunk_tokens_ : chunk_end(past) - past;
   const bool last = part.past + part.count == s.prefill_tokens;
-  if (staged(s)) part.mode = last ? KvMode::seal : KvMode::stage;
+  if (stages) part.mode = last ? KvMode::seal : KvMode::stage;
   part.completes = last;
   part.samples = last && s.request.sampling.max_tokens > 0;
   // Once there is output, the prompt's logprobs have been delivered.
@@ -231,6 +321,7 @@ int Scheduler::growth_pages(const Sequence& s) const {
 void Scheduler::preempt(Running::iterator victim) {
   std::unique_ptr<Sequence> s = std::move(victim->second);
   running_.erase(victim);
+  remember(*s);
   cache_.release(s->kv);
   s->state = SequenceState::waiting;
   s->prefill_tokens = int(s->tokens.size());
@@ -241,8 +332,20 @@ void Scheduler::preempt(Running::iterator victim) {
 }
 
 void Scheduler::commit(const BatchPlan& plan) {
-  for (const PlannedSequence& part : plan.sequences)
+  for (const PlannedSequence& part : plan.sequences) {
     cache_.commit(part.sequence->kv, part.count, part.mode);
+    cache_.unpin(part.sequence->kv);
+  }
+}
+
+void Scheduler::settle(const BatchPlan& plan) {
+  for (const PlannedSequence& part : plan.sequences) {
+    SequenceKv& kv = part.sequence->kv;
+    if (part.sequence->state != SequenceState::running) continue;
+    const int end = part.past + part.count;
+    if (part.mode != KvMode::stage) kv.settled = end;
+    for (CapturedSlab& captured : kv.captured) captured.settled |= captured.tokens <= end;
+  }
 }
 
 void Scheduler::add(std::unique_ptr<Sequence> sequence) {
@@ -262,9 +365,126 @@ std::unique_ptr<Sequence> Scheduler::remove(Sequence* sequence) {
     removed = queue_.remove(*sequence);
   }
   KIVI_VERIFY(removed.get() == sequence);
+  remember(*removed);
   cache_.release(removed->kv);
   removed->state = SequenceState::finished;
   return removed;
+}
+
+// --- the prefix cache ---------------------------------------------------------------------------
+
+bool Scheduler::cacheable(const Sequence& s) const { return caches_prefixes_ && s.request.cache; }
+
+std::string Scheduler::salt_of(const Sequence& s) const {
+  if (!salts_tenants_) return s.request.cache_salt;
+  return fmt::format("{}:{}{}", s.request.tenant.size(), s.request.tenant, s.request.cache_salt);
+}
+
+// The last tokens may be those of steps under way.
+std::span<const int32_t> Scheduler::known_tokens(const Sequence& s) const {
+  size_t count = s.tokens.size();
+  while (count > 0 && s.tokens[count - 1] < 0) --count;
+  return std::span(s.tokens).first(count);
+}
+
+void Scheduler::remember(Sequence& s) {
+  if (!cacheable(s) || s.kv.slot < 0) return;
+  cache_.prefixes().remember(s.kv, known_tokens(s), salt_of(s));
+}
+
+// Where later prompts may part from this one, or go on.
+void Scheduler::want_checkpoints(Sequence& s, const PrefixMatch& match) const {
+  const PrefixBlocks& blocks = cache_.prefixes().blocks();
+  s.kv.wanted.clear();
+  if (blocks.slab_pages == 0) return;
+  const auto boundary = [&](int tokens) {
+    if (grid_ == 0) return blocks.whole(tokens) == 0 ? 0 : blocks.end(blocks.whole(tokens) - 1);
+    return tokens < first_end_ ? 0 : first_end_ + (tokens - first_end_) / grid_ * grid_;
+  };
+  const int last = boundary(s.prefill_tokens - 1);
+  const int parting = match.checkpoint ? 0 : boundary(match.matched);
+  if (parting > match.tokens && parting < last) s.kv.wanted.push_back({parting, true});
+  if (last > match.tokens) s.kv.wanted.push_back({last, parting == last});
+}
+
+bool Scheduler::prefix_is_coming(const Candidate& c) const {
+  const Sequence& s = *c.sequence;
+  if (!cacheable(s) || s.kv.chains.empty()) return false;
+  const PrefixBlocks& blocks = cache_.prefixes().blocks();
+  for (const auto& [unused, r] : running_) {
+    const auto comes = [&](int tokens) {
+      const size_t k = size_t(blocks.whole(tokens)) - 1;
+      return tokens > c.match.tokens && tokens < s.prefill_tokens && k < s.kv.chains.size() &&
+             k < r->kv.chains.size() && s.kv.chains[k] == r->kv.chains[k];
+    };
+    if (std::ranges::any_of(r->kv.wanted, comes, &WantedCheckpoint::tokens) ||
+        std::ranges::any_of(r->kv.captured, comes, &CapturedSlab::tokens))
+      return true;
+  }
+  return false;
+}
+
+void Scheduler::plan_captures(BatchPlan& plan) {
+  const PrefixBlocks& blocks = cache_.prefixes().blocks();
+  if (blocks.slab_pages == 0) return;
+  std::vector<int32_t> slots;
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    const PlannedSequence part = plan.sequences[i];
+    SequenceKv& kv = part.sequence->kv;
+    const int end = part.past + part.count;
+    while (!kv.wanted.empty() && kv.wanted.front().tokens <= end) {
+      const WantedCheckpoint wanted = kv.wanted.front();
+      kv.wanted.erase(kv.wanted.begin());
+      if (wanted.tokens > part.past)
+        capture(plan, int(i), wanted.tokens, wanted.branch, /*rolling=*/false, slots);
+    }
+    const bool decodes = part.count == 1 && !part.sequence->prefilling();
+    const int whole = blocks.whole(end);
+    if (decodes && grid_ == 0 && cacheable(*part.sequence) && whole > 0 &&
+        blocks.end(whole - 1) == end)
+      capture(plan, int(i), end, /*branch=*/false, /*rolling=*/true, slots);
+  }
+  for (const int32_t slot : slots) cache_.give_back_slot(slot);
+}
+
+// Captures where there is room: what is promised to others is not taken for it.
+void Scheduler::capture(BatchPlan& plan, int index, int tokens, bool branch, bool rolling,
+                        std::vector<int32_t>& slots) {
+  const PlannedSequence& part = plan.sequences[size_t(index)];
+  SequenceKv& kv = part.sequence->kv;
+  const int watermark = (cache_.capacity().pages + 99) / 100;
+  const Room left = room(0);
+  if (left.pages < cache_.prefixes().blocks().slab_pages + watermark) return;
+  const bool at_end = tokens == part.past + part.count && part.mode != KvMode::stage;
+  int32_t slot = kv.slot;
+  if (!at_end) {
+    if (plan.captures.size() >= size_t(kCapturesMax)) return;
+    slot = cache_.take_slot();
+    if (slot < 0) return;
+    slots.push_back(slot);
+    // Pages that the prompt has been promised, a little early.
+    if (!cache_.reserve(kv, tokens - kv.tokens, KvMode::append)) return;
+  }
+  std::vector<int32_t> pages = cache_.capture(slot, plan.copies_after);
+  if (pages.empty()) return;
+  kv.captured.push_back(
+      {.tokens = tokens, .branch = branch, .rolling = rolling, .pages = std::move(pages)});
+  if (at_end) return;
+  if (part.mode == KvMode::append && part.past > 0)
+    plan.copies_before.push_back({KvCopy::Kind::slot_to_slot, kv.slot, slot, 0});
+  plan.captures.push_back({index, tokens, slot});
+}
+
+// An estimate: a place holds one hash, and hashes are not compared by their tokens.
+void Scheduler::count_reachable(const Sequence& s) {
+  const PrefixBlocks& blocks = cache_.prefixes().blocks();
+  const int whole = std::min(int(s.kv.chains.size()), blocks.whole(s.prompt_tokens - 1));
+  for (int k = 0; k < whole; ++k) {
+    uint64_t& place = seen_[s.kv.chains[size_t(k)] % kSeenBlocks];
+    if (place == s.kv.chains[size_t(k)])
+      prefix_counts_.reachable += uint64_t(k == 0 ? blocks.first : blocks.block);
+    place = s.kv.chains[size_t(k)];
+  }
 }
 
 std::vector<Sequence*> Scheduler::sequences() const {

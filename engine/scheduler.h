@@ -6,8 +6,8 @@
 // of running sequences, oldest first; then waiting sequences are admitted while rows, slots, pages
 // and staging pages last, strictly in order. A chunk has a fixed length (prefill_chunk_tokens, or
 // what is left of the prompt), so that a request's numbers do not depend on its company: a prompt
-// whose first chunk does not fit waits for the next step. Who runs always has its rows: the parts
-// of a sequence never grow, and newcomers get what is left.
+// whose first chunk does not fit waits for the next step. Who runs always has its rows: a chunk is
+// counted as the longest that may follow it, and newcomers get what is left.
 //
 // Whose turn it is: under fcfs the oldest sequence, by arrival. Under `priority` the priority goes
 // before the arrival. Under `fair` the waiting sequence of the tenant that has been served least is
@@ -40,15 +40,27 @@
 // twice as many pages must be free for growth before it is admitted again (growth_pages). So the
 // tokens that it gains between two preemptions double.
 //
-// Modes of prompt chunks (KvMode): a prompt of one chunk is stored at once (`store`: its rows
-// attend each other in 16 bits). Longer ones: prefill mode exact stages all chunks but the last,
-// which commits; mode stream, formats f16 and f8 (they have no residual, and a read history costs
-// f16 nothing), and prompts beyond prefill_staging_tokens store every chunk.
+// Modes of prompt chunks (KvMode): a prompt of one chunk is appended at once, and its rows attend
+// to each other in 16 bits. For longer ones, prefill mode exact stages all chunks but the last,
+// which seals. In mode stream, in formats f16 and f8 (they have no residual, and a read history
+// costs f16 nothing), and in prompts beyond prefill_staging_tokens, every chunk is appended. In
+// KIVI formats such chunks end at boundaries of the prefix cache (prefix_cache.h) where they are
+// long enough.
+//
+// Prefix cache: a sequence that is admitted begins after the longest prefix that it can be
+// continued from. Its other tokens are appended to that, chunk by chunk. In mode stream only
+// prompts of several chunks are continued, and only at an end of their chunks, so that the numbers
+// are those of a prompt that is computed as a whole. Checkpoints are captured where later sequences
+// are likely to go on: at the last boundary of a prompt, where a prompt parts from what is known,
+// and, while a sequence decodes, at its newest boundary (not in mode stream). A sequence whose
+// prefix is being computed by a running one waits for that, and lets others pass.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "engine/batch_plan.h"
@@ -74,9 +86,16 @@ class Scheduler {
 
   // The step has been launched: caches grow by the planned counts. Does not touch tokens.
   void commit(const BatchPlan& plan);
+  // The step has been collected without an error: what it stored may be remembered.
+  void settle(const BatchPlan& plan);
 
-  // Takes a sequence out of wherever it is and gives back what it holds.
+  // Takes a sequence out of wherever it is and gives back what it holds. What it has stored may be
+  // reused, unless forget_prefixes follows.
   std::unique_ptr<Sequence> remove(Sequence* sequence);
+  // What is kept of earlier sequences may be wrong: a step failed.
+  void forget_prefixes() { cache_.prefixes().forget_all(); }
+
+  const PrefixCounts& prefix_counts() const { return prefix_counts_; }
 
   int running() const { return int(running_.size()); }
   int waiting() const { return queue_.size(); }
@@ -91,6 +110,8 @@ class Scheduler {
   // A tenant that is ahead by this many weighted tokens yields a running sequence to a tenant that
   // runs nothing, whatever it costs to compute it again.
   static constexpr int64_t kLeadTokensMax = 4096;
+  // A step captures at most this many slabs within its chunks. Others are not captured.
+  static constexpr int kCapturesMax = 8;
 
  private:
   using Running = std::map<SequenceAge, std::unique_ptr<Sequence>>;
@@ -104,9 +125,24 @@ class Scheduler {
     int rows = 0;
   };
 
+  // A waiting sequence, and how it would begin.
+  struct Candidate {
+    Sequence* sequence = nullptr;
+    PrefixMatch match;
+    PlannedSequence part;  // its first
+    int pages = 0;         // that must be free
+    int staging_pages = 0;
+  };
+
+  // Of a sequence that was not continued from a prefix.
   bool staged(const Sequence& s) const;
   int staged_pages(const Sequence& s) const;
-  PlannedSequence next_part(Sequence& s) const;
+  PlannedSequence next_part(Sequence& s) const {
+    return part_from(s, s.kv.tokens, s.kv.reused > 0);
+  }
+  PlannedSequence part_from(Sequence& s, int past, bool reuses) const;
+  // The end of an appended chunk that begins at `past`.
+  int chunk_end(int past) const;
   // Running sequences in the order in which a step serves them.
   std::vector<Running::iterator> turns();
   // True if every running sequence had its pages, without preempting another.
@@ -120,11 +156,28 @@ class Scheduler {
   Running::iterator victim_for(const Tenant& starved, const std::vector<Running::iterator>& others,
                                int64_t& recomputed);
   void put(BatchPlan& plan, const PlannedSequence& part);
-  void admit(Sequence& s, const PlannedSequence& part);
+  Candidate candidate(Sequence& s);
+  Candidate without_prefix(Sequence& s) const;
+  void admit(const Candidate& c);
+  // A running sequence computes a longer prefix of the candidate's tokens than is known now.
+  bool prefix_is_coming(const Candidate& c) const;
+  // The rows that this part or a later one of its sequence takes at most.
+  int rows_promised(const PlannedSequence& part) const;
+  int rows_left() const;
   Room room(int rows) const;
   // What a running sequence holds and is promised.
   Room share_of(Sequence& s) const;
-  bool fits(Sequence& s, const Room& room) const;
+  bool fits(const Candidate& c, const Room& room) const;
+  // The prefix cache's part in a step.
+  bool cacheable(const Sequence& s) const;
+  std::string salt_of(const Sequence& s) const;
+  std::span<const int32_t> known_tokens(const Sequence& s) const;
+  void remember(Sequence& s);
+  void want_checkpoints(Sequence& s, const PrefixMatch& match) const;
+  void plan_captures(BatchPlan& plan);
+  void capture(BatchPlan& plan, int index, int tokens, bool branch, bool rolling,
+               std::vector<int32_t>& slots);
+  void count_reachable(const Sequence& s);
   // Pages that must also be free before a preempted sequence is admitted again, so that it is not
   // preempted at once: after its first preemption one for each running sequence and for itself,
   // after each further one twice as many. No more than the sequences can need.
@@ -136,6 +189,14 @@ class Scheduler {
   const int rows_max_;
   const int chunk_tokens_;
   const int staging_tokens_max_;  // 0: prompts are never staged
+  const bool caches_prefixes_;
+  const bool salts_tenants_;
+  const bool aligns_chunks_;  // appended chunks end at boundaries
+  // Mode stream: sequences are continued at first_end_ + n grid_ alone. 0: at every boundary.
+  int first_end_ = 0;
+  int grid_ = 0;
+  PrefixCounts prefix_counts_;
+  std::vector<uint64_t> seen_;  // hashes of blocks of earlier prompts, each in its only place
   Running running_;
   FairQueue queue_;
   uint64_t preemptions_ = 0;

@@ -14,12 +14,39 @@
 
 namespace kivi {
 
+// A slab (residual and sinks) as it was after `tokens` tokens, in pages: a checkpoint that is not
+// remembered yet, because its tokens are not all known on the host.
+struct CapturedSlab {
+  int tokens = 0;
+  bool branch = false;   // sequences part here
+  bool rolling = false;  // replaces the sequence's last such checkpoint
+  bool settled = false;  // its step has been collected
+  std::vector<int32_t> pages;
+};
+
+// A boundary at which a checkpoint is wanted.
+struct WantedCheckpoint {
+  int tokens = 0;
+  bool branch = false;
+};
+
 // What a sequence holds of the KvCache. Only KvCache writes it.
 struct SequenceKv {
   std::vector<int32_t> pages;          // page i holds tokens [i P, (i + 1) P), P = page_tokens
   std::vector<int32_t> staging_pages;  // while its prompt is in flight in mode exact, chunked
   int32_t slot = -1;                   // residual slot; -1: none held
   int tokens = 0;                      // cached
+
+  // What follows is the prefix cache's (prefix_cache.h).
+  int reused = 0;                // of `tokens`, taken from the cache
+  int settled = 0;               // of `tokens`, in pages and slot, by steps that were collected
+  std::vector<uint64_t> chains;  // hash of all tokens up to the end of block k
+  int remembered = 0;            // blocks
+  uint64_t path = 0;             // node of the last of them; 0: none
+  uint64_t rolling = 0;          // node of the last rolling checkpoint; 0: none
+  std::vector<int32_t> pinned;   // pages that this step's copies read
+  std::vector<WantedCheckpoint> wanted;  // checkpoints to capture, ascending
+  std::vector<CapturedSlab> captured;    // checkpoints that are not remembered yet
 };
 
 struct Tenant;  // fair_queue.h
@@ -33,6 +60,8 @@ struct Sequence {
   uint64_t seed = 0;         // resolved
   Tenant* tenant = nullptr;  // of the scheduler's queue, while the sequence waits or runs
   int charged_tokens = 0;    // the first so many tokens have been counted for the tenant
+  bool deferred = false;     // not admitted in this plan: a running sequence computes its prefix
+  int cached_tokens = -1;    // prompt tokens that were reused at the first admission; -1: none yet
   SequenceState state = SequenceState::waiting;
 
   std::vector<int32_t> tokens;  // prompt, then output; -1 = a step that is running samples it

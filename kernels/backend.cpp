@@ -30,17 +30,21 @@ bool is_bias(const Tensor& bias, DType type, int64_t n) {
 }
 
 // Rows, sequences and page ranges of a step agree with each other and with the store.
+// `sequences` are those of the step, or its captures: these may share rows.
 void verify_step(const Tensor& kv, const KvView& store, const StepView& step, int layer) {
   const KvShape& shape = store.layout.shape;
   KIVI_VERIFY(kv.dtype == DType::f16 &&
               is_matrix(kv, step.rows, 2 * int64_t(shape.heads) * shape.head_dim));
   KIVI_VERIFY(layer >= 0 && layer < shape.layers && step.sliding_window >= 0);
   const auto entries = int64_t(step.page_table.size());
+  const bool captures = step.sequences.data() == step.captures.data();
   int row = 0;
   for (const StepSequence& s : step.sequences) {
     if (s.row_count == 0) continue;
-    KIVI_VERIFY(s.row_begin == row && s.row_count > 0 && s.past >= 0);
-    row += s.row_count;
+    KIVI_VERIFY(s.row_count > 0 && s.past >= 0);
+    KIVI_VERIFY(captures ? s.row_begin >= 0 : s.row_begin == row);
+    row = s.row_begin + s.row_count;
+    KIVI_VERIFY(row <= step.rows);
     KIVI_VERIFY(s.pages_begin >= 0 && s.pages_count >= 0 &&
                 s.pages_begin + s.pages_count <= entries);
     KIVI_VERIFY(s.staging_begin >= 0 && s.staging_count >= 0 &&
@@ -53,7 +57,6 @@ void verify_step(const Tensor& kv, const KvView& store, const StepView& step, in
     if (s.mode != KvMode::stage && store.layout.format.kind == KvKind::kivi)
       KIVI_VERIFY(s.slot >= 0 && s.slot < store.slot_count);
   }
-  KIVI_VERIFY(row <= step.rows);
 }
 
 }  // namespace

@@ -54,7 +54,11 @@ struct StepView {
   Tensor rope_lengths;       // [rows] i32, device
   Tensor device_sequences;   // [sequences, 9] i32, device: StepSequence each
   Tensor device_page_table;  // [entries] i32, device
-  int sliding_window = 0;    // a query at p attends to (p - window, p]; 0 = no window
+  // Sequences that are stored a second time, up to an earlier token and with another slot
+  // (PlannedCapture). Their rows are rows of the step.
+  std::span<const StepSequence> captures;  // host
+  Tensor device_captures;                  // [captures, 9] i32, device
+  int sliding_window = 0;                  // a query at p attends to (p - window, p]; 0 = no window
 };
 
 }  // namespace kivi

@@ -169,6 +169,10 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   const int64_t pages_held = stats.kv_pages_total - stats.kv_pages_free;
   gauge("kv_cache_usage_perc", "Share of pages held, 0 to 1.",
         stats.kv_pages_total > 0 ? double(pages_held) / double(stats.kv_pages_total) : 0);
+  gauge("prefix_cache_pages", "Pages that no sequence holds, kept for later requests.",
+        double(stats.prefix_pages));
+  gauge("prefix_cache_checkpoints", "Kept states from which a sequence can go on.",
+        double(stats.prefix_checkpoints));
   gauge("kv_cache_tokens_capacity", "Tokens that fit in the pages.",
         double(stats.kv_pages_total * page_tokens));
   MetricFamily bytes{
@@ -189,6 +193,17 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   out.push_back(snapshot(name("broken_logits_total"),
                          "Requests that ended because logits were NaN or infinite.",
                          MetricType::Counter, double(stats.broken_logits), labels));
+  const auto prompt_tokens_counter = [&](const char* suffix, const char* help, uint64_t value) {
+    out.push_back(snapshot(name(suffix), help, MetricType::Counter, double(value), labels));
+  };
+  prompt_tokens_counter("prefix_cache_queries_total",
+                        "Prompt tokens of requests that may reuse earlier ones.",
+                        stats.prefix.queried);
+  prompt_tokens_counter("prefix_cache_hits_total", "Prompt tokens that were reused.",
+                        stats.prefix.hit);
+  prompt_tokens_counter("prefix_cache_reachable_total",
+                        "Prompt tokens that an unbounded cache could have reused (an estimate).",
+                        stats.prefix.reachable);
   out.push_back(snapshot(name("num_preemptions_total"), "Sequences sent back to the queue.",
                          MetricType::Counter, double(stats.preemptions), labels));
 }

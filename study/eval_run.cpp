@@ -46,6 +46,7 @@ EngineConfig config_of(const EvalOptions& o, const EvalCell& cell) {
   config.kivi_group_size = cell.group;
   config.kivi_residual_length = cell.residual;
   config.kivi_prefill = o.prefill;
+  config.enable_prefix_caching = false;  // each window is measured from its first token on
   config.prefill_chunk_tokens = chunk_of(o, cell.format);
   config.max_num_batched_tokens = std::max(512, config.max_num_seqs + config.prefill_chunk_tokens);
   config.max_num_queued_reqs = 1 << 20;

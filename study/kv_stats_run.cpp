@@ -120,6 +120,7 @@ Status measure_stored(const KvStatsOptions& o, const KvNamedSimulation& s, int r
                       const Windows& windows, const Perplexity& exact, KvStatsReport& report) {
   EngineConfig config = o.engine;
   config.kv_cache_dtype = s.format;
+  config.enable_prefix_caching = false;
   config.kivi_group_size = 0;
   config.kivi_residual_length = residual;
   config.kivi_prefill = PrefillMode::stream;

@@ -146,6 +146,7 @@ Result<std::unique_ptr<KvStudy>> KvStudy::load(const EngineConfig& config, int w
   const int step = residual > 0 ? residual : window;
   EngineConfig c = config;
   c.kv_cache_dtype = "fp16";
+  c.enable_prefix_caching = false;
   c.enforce_eager = true;
   c.max_num_seqs = 1;
   c.prefill_chunk_tokens = step;

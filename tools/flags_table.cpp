@@ -128,6 +128,15 @@ std::vector<Flag> cache_flags(Settings& s) {
        "derive "
        "from --gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
        group, kEngineCommands | kEval, bytes(e.kv_cache_memory_bytes, 0)},
+      {"enable-prefix-caching", "",
+       "Keep the pages of ended requests while nothing else needs them, and let later requests "
+       "with "
+       "the same first tokens go on from there.",
+       group, kEngineCommands, boolean(e.enable_prefix_caching)},
+      {"prefix-cache-per-key", "",
+       "Share kept pages only between requests of the same API key, or of the same client address "
+       "if there are no keys.",
+       group, kServe, boolean(e.prefix_cache_per_key)},
       {"gpu-memory-utilization", "X",
        "Use at most this share of the GPU's memory for weights, KV cache and workspace.", group,
        kEngineCommands, number(e.gpu_memory_utilization, 0.05, 1)},

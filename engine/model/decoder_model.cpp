@@ -122,9 +122,16 @@ void DecoderModel::attention(const LayerWeights& w, int layer, const StepView& s
                 kv);  // q [t, hq d], kv [t, 2 hk d]
   backend_.kv_attend(step_.q, kv, store, step, layer, scale,
                      step_.attention);  // attention [t, hq d]
-  if (pending + 1 == layers_at_once || layer + 1 == int(weights_.layers.size()))
-    backend_.kv_append(all_.kv.slice_rows(0, (pending + 1) * t), store, step, layer - pending,
-                       pending + 1);                                       // the store
+  if (pending + 1 == layers_at_once || layer + 1 == int(weights_.layers.size())) {
+    const Tensor layers_kv = all_.kv.slice_rows(0, (pending + 1) * t);
+    if (!step.captures.empty()) {  // the same rows, up to earlier tokens and into other slots
+      StepView captures = step;
+      captures.sequences = step.captures;
+      captures.device_sequences = step.device_captures;
+      backend_.kv_append(layers_kv, store, captures, layer - pending, pending + 1);
+    }
+    backend_.kv_append(layers_kv, store, step, layer - pending, pending + 1);  // the store
+  }
   backend_.matmul(step_.attention, w.output, w.output_bias, step_.delta);  // delta [t, n]
 }
 

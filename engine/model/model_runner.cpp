@@ -74,7 +74,9 @@ void ModelRunner::launch(const BatchPlan& plan) {
   step.follows = timed_ && last_timed_;
   last_timed_ = timed_;
   try {
+    copy(plan.copies_before);
     run(plan, step);
+    copy(plan.copies_after);
   } catch (const std::exception& e) {
     step.error = Error{ErrorCode::internal,
                        fmt::format("a step of {} rows failed: {}", plan.rows, e.what())};
@@ -120,6 +122,31 @@ void ModelRunner::run(const BatchPlan& plan, StepInFlight& step) {
       for (StepInFlight& s : under_way_) collect_block(s);
     const int64_t count = std::min<int64_t>(logits_rows_, wanted - begin);
     sample_block(plan, step, begin, model_->logits(input_.gather(begin, count)));  // [m, vocab]
+  }
+}
+
+void ModelRunner::copy(const std::vector<KvCopy>& copies) {
+  const int64_t page = store_.layout.page_bytes(), slot = store_.layout.slot_bytes();
+  const auto page_at = [&](int32_t id) { return store_.pages + id * page; };
+  const auto slot_at = [&](int32_t id, int32_t piece) {
+    return store_.slots + id * slot + piece * page;
+  };
+  for (const KvCopy& c : copies) {
+    const size_t piece = size_t(std::min(page, slot - c.piece * page));
+    switch (c.kind) {
+      case KvCopy::Kind::page_to_page:
+        backend_.copy(page_at(c.to), page_at(c.from), size_t(page));
+        break;
+      case KvCopy::Kind::page_to_slot:
+        backend_.copy(slot_at(c.to, c.piece), page_at(c.from), piece);
+        break;
+      case KvCopy::Kind::slot_to_page:
+        backend_.copy(page_at(c.to), slot_at(c.from, c.piece), piece);
+        break;
+      case KvCopy::Kind::slot_to_slot:
+        backend_.copy(slot_at(c.to, 0), slot_at(c.from, 0), size_t(slot));
+        break;
+    }
   }
 }
 

@@ -50,6 +50,7 @@ class ModelRunner : public StepRunner {
   };
 
   void run(const BatchPlan& plan, StepInFlight& step);
+  void copy(const std::vector<KvCopy>& copies);
   // Layers and logits of a step in which every row decodes: padded, recorded, replayed.
   Tensor decode(const BatchPlan& plan, const StepInFlight& step);
   // Enqueues the sampling of wanted rows [begin, begin + m). logits [m, vocab] f32.

@@ -22,6 +22,7 @@ size_t aligned(size_t words) {
 int64_t StepInput::device_bytes(const Limits& limits) {
   const size_t rows = aligned(size_t(limits.rows));
   const size_t words = 4 * rows + aligned(size_t(limits.sequences) * kSequenceWords) +
+                       aligned(size_t(limits.captures) * kSequenceWords) +
                        aligned(size_t(limits.page_entries));
   return int64_t(words * sizeof(int32_t));
 }
@@ -45,9 +46,12 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
   gather_.clear();
   page_table_.clear();
   sequences_.clear();
+  captures_.clear();
   wanted_.clear();
   view_ = StepView{};
   for (size_t i = 0; i < plan.sequences.size(); ++i) add(plan.sequences[i], int(i), layout);
+  for (const PlannedCapture& capture : plan.captures)
+    add(capture, plan.sequences[size_t(capture.planned)], layout);
 
   KIVI_VERIFY(int(ids_.size()) == plan.rows);
   for (int row = plan.rows; row < rows_padded; ++row) {
@@ -60,9 +64,11 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
   view_.rows = int(ids_.size());
   KIVI_VERIFY(view_.rows <= limits_.rows);
   KIVI_VERIFY(int(sequences_.size()) <= limits_.sequences);
+  KIVI_VERIFY(int(captures_.size()) <= limits_.captures);
   KIVI_VERIFY(int64_t(page_table_.size()) <= limits_.page_entries);
   view_.sequences = sequences_;
   view_.page_table = page_table_;
+  view_.captures = captures_;
   view_.sliding_window = sliding_window;
   view_.token_ids = make_tensor(pack(ids_.data(), ids_.size()), DType::i32, view_.rows);
   view_.positions = make_tensor(pack(positions_.data(), positions_.size()), DType::i32, view_.rows);
@@ -70,6 +76,9 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
   view_.device_sequences =
       make_tensor(pack(sequences_.data(), sequences_.size() * kSequenceWords), DType::i32,
                   int64_t(sequences_.size()), int64_t(kSequenceWords));
+  view_.device_captures =
+      make_tensor(pack(captures_.data(), captures_.size() * kSequenceWords), DType::i32,
+                  int64_t(captures_.size()), int64_t(kSequenceWords));
   rows_ = make_tensor(pack(gather_.data(), gather_.size()), DType::i32, int64_t(gather_.size()));
   view_.device_page_table = make_tensor(pack(page_table_.data(), page_table_.size()), DType::i32,
                                         int64_t(page_table_.size()));
@@ -86,18 +95,10 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
   s.slot = sequence.kv.slot;
   s.mode = planned.mode;
 
-  s.pages_begin = int32_t(page_table_.size());
-  if (planned.mode != KvMode::stage) s.pages_count = layout.pages_for(end);
-  KIVI_VERIFY(s.pages_count <= int(sequence.kv.pages.size()));
-  const auto pages = sequence.kv.pages.begin();
-  page_table_.insert(page_table_.end(), pages, pages + s.pages_count);
-
-  s.staging_begin = int32_t(page_table_.size());
-  if (planned.mode == KvMode::stage) s.staging_count = KvLayout::staging_pages_for(end);
-  if (planned.mode == KvMode::seal) s.staging_count = KvLayout::staging_pages_for(planned.past);
-  KIVI_VERIFY(s.staging_count <= int(sequence.kv.staging_pages.size()));
-  const auto staging = sequence.kv.staging_pages.begin();
-  page_table_.insert(page_table_.end(), staging, staging + s.staging_count);
+  int staging = 0;
+  if (planned.mode == KvMode::stage) staging = KvLayout::staging_pages_for(end);
+  if (planned.mode == KvMode::seal) staging = KvLayout::staging_pages_for(planned.past);
+  add_pages(sequence, planned.mode == KvMode::stage ? 0 : layout.pages_for(end), staging, s);
 
   for (int position = planned.past; position < end; ++position) {
     const int32_t row = int32_t(ids_.size());
@@ -113,6 +114,31 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
     wanted_.push_back({index, position, scored});
   }
   sequences_.push_back(s);
+}
+
+// A capture of a chunk that is staged, or that seals, is sealed up to its own last token.
+void StepInput::add(const PlannedCapture& capture, const PlannedSequence& planned,
+                    const KvLayout& layout) {
+  KIVI_VERIFY(planned.past < capture.tokens && capture.tokens <= planned.past + planned.count);
+  StepSequence s = sequences_[size_t(capture.planned)];
+  s.row_count = capture.tokens - planned.past;
+  s.slot = capture.slot;
+  if (planned.mode == KvMode::stage) s.mode = KvMode::seal;
+  const int staging = s.mode == KvMode::seal ? KvLayout::staging_pages_for(planned.past) : 0;
+  add_pages(*planned.sequence, layout.pages_for(capture.tokens), staging, s);
+  captures_.push_back(s);
+}
+
+void StepInput::add_pages(const Sequence& sequence, int pages, int staging, StepSequence& s) {
+  const SequenceKv& kv = sequence.kv;
+  KIVI_VERIFY(pages <= int(kv.pages.size()) && staging <= int(kv.staging_pages.size()));
+  s.pages_begin = int32_t(page_table_.size());
+  s.pages_count = pages;
+  page_table_.insert(page_table_.end(), kv.pages.begin(), kv.pages.begin() + pages);
+  s.staging_begin = int32_t(page_table_.size());
+  s.staging_count = staging;
+  page_table_.insert(page_table_.end(), kv.staging_pages.begin(),
+                     kv.staging_pages.begin() + staging);
 }
 
 int32_t* StepInput::pack(const void* source, size_t count) {

@@ -21,7 +21,8 @@ class StepInput {
   struct Limits {
     int rows = 0;
     int sequences = 0;
-    int64_t page_entries = 0;  // of pages and staging pages, all sequences
+    int captures = 0;
+    int64_t page_entries = 0;  // of pages and staging pages, all sequences and captures
   };
   static int64_t device_bytes(const Limits& limits);
 
@@ -50,6 +51,9 @@ class StepInput {
  private:
   StepInput() = default;
   void add(const PlannedSequence& planned, int index, const KvLayout& layout);
+  void add(const PlannedCapture& capture, const PlannedSequence& planned, const KvLayout& layout);
+  // Appends the first pages and staging pages of a sequence to the page table, and sets where.
+  void add_pages(const Sequence& sequence, int pages, int staging, StepSequence& s);
   // Copies `count` words into the packed buffer; returns where they will be on the device.
   int32_t* pack(const void* source, size_t count);
 
@@ -59,7 +63,7 @@ class StepInput {
   std::vector<int32_t> packed_;  // host image of device_
   // Parts of the packed buffer, gathered here first.
   std::vector<int32_t> ids_, positions_, lengths_, gather_, page_table_;
-  std::vector<StepSequence> sequences_;
+  std::vector<StepSequence> sequences_, captures_;
   std::vector<WantedRow> wanted_;
   Tensor rows_;
   StepView view_;

@@ -83,6 +83,7 @@ class TextCompletion final : public Completion {
   std::shared_ptr<ReadyList> news_;
   // The streams in it do not change after submit(): cancel() reads them on any thread.
   std::vector<Choice> choices_;
+  int cached_tokens_ = 0;           // of the first choice of each prompt
   int unfinished_ = 0;              // engine requests
   std::vector<int> unranked_;       // [prompts] choices that have not ended; best_of > n
   std::vector<int> choice_tokens_;  // [prompts * n]
@@ -150,6 +151,8 @@ Status TextCompletion::submit(Engine& engine, const CompletionRequest& request,
     }
     engine_request.constraint = demands.of_choice();
     engine_request.priority = request.priority;
+    engine_request.cache = request.cache;
+    engine_request.cache_salt = request.cache_salt;
     engine_request.tenant = request.tenant;
     engine_request.arrival = request.arrival;
     engine_request.deadline = request.deadline;
@@ -177,7 +180,10 @@ void TextCompletion::read(int index, std::vector<TextChunk>& out) {
   choice.engine_ended = choice.stream->drain(events_);
   const bool had_ended = choice.text.ended();
   for (TokenEvent& event : events_) {
-    if (event.finish) times_.push_back(event.times);
+    if (event.finish) {
+      times_.push_back(event.times);
+      if (index % computed_ == 0) cached_tokens_ += event.cached_tokens;
+    }
     choice.text.read(std::move(event), choice.chunk);
   }
   if (choice.engine_ended) {
@@ -226,6 +232,7 @@ Usage TextCompletion::usage() const {
   Usage usage;
   for (const PromptIds& prompt : prompts_) usage.prompt_tokens += int(prompt->size());
   for (const Choice& choice : choices_) usage.completion_tokens += choice.text.completion_tokens();
+  usage.cached_tokens = cached_tokens_;
   return usage;
 }
 

@@ -58,6 +58,8 @@ struct CompletionRequest {
   int truncate_prompt_tokens = -1;  // > 0: keep so many tokens; -1 = all
   enum class Side { begin, end } truncation_side = Side::begin;  // where they are cut off
   int priority = 0;
+  bool cache = true;       // false: neither reuse nor keep tokens (prefix cache)
+  std::string cache_salt;  // only requests of the same salt share tokens
   std::string tenant;      // for fair scheduling; "" is a tenant too
   bool streaming = false;  // deliver chunks as they come; else one chunk a choice at its end
   std::optional<Clock::time_point> deadline;
@@ -99,6 +101,7 @@ struct TextChunk {
 struct Usage {
   int prompt_tokens = 0;      // each prompt counted once
   int completion_tokens = 0;  // of all computed choices
+  int cached_tokens = 0;      // prompt tokens that the first choice of each prompt reused
 };
 
 class Completion {

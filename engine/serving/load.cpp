@@ -22,6 +22,7 @@
 #include "engine/model/model_runner.h"
 #include "engine/model/step_input.h"
 #include "engine/model/weights.h"
+#include "engine/scheduler.h"
 #include "engine/serving/chat_template_source.h"
 #include "engine/serving/device.h"
 #include "engine/serving/first_steps.h"
@@ -67,6 +68,9 @@ struct Blueprint {
   DecoderModel::Limits model_limits;
   StepInput::Limits input_limits;
   MemoryPlan plan;
+  // The prefix cache is on. With dynamic rope scaling it cannot be: there, keys depend on the
+  // length of their prompt.
+  bool prefixes = false;
 };
 
 // Where the model that the user names is: a Hugging Face folder, or a GGUF file. A folder that is
@@ -143,14 +147,17 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin)};
   const int64_t pages_a_sequence =
       b.layout.pages_for(max_model_len) + KvLayout::staging_pages_for(max_model_len);
-  b.input_limits = {config.max_num_batched_tokens, config.max_num_seqs,
-                    config.max_num_seqs * pages_a_sequence};
+  b.prefixes = config.enable_prefix_caching && spec.rope.scaling != RopeScaling::dynamic;
+  const int captures = b.prefixes ? Scheduler::kCapturesMax : 0;
+  b.input_limits = {config.max_num_batched_tokens, config.max_num_seqs, captures,
+                    (config.max_num_seqs + captures) * pages_a_sequence};
 
   const int64_t weights = weight_bytes(spec, b.dtype), workspace = workspace_bytes(b);
   const int64_t budget = store_budget(config, device, weights + workspace);
   const int64_t scratch =
       std::min(config.prefill_scratch_bytes, b.backend->scratch_bytes_for(b.layout, max_model_len));
-  KIVI_ASSIGN_OR_RETURN(b.plan, plan_store(config, b.layout, max_model_len, budget, scratch));
+  KIVI_ASSIGN_OR_RETURN(b.plan,
+                        plan_store(config, b.layout, max_model_len, budget, scratch, b.prefixes));
   b.plan.device = fmt::format("{} ({})", device.kind, device.name);
   if (config.kv_cache_dtype == "auto" && b.layout.format.kind == KvKind::f16)
     b.plan.format += fmt::format(" (auto: no KIVI format has a head_dim of {})", spec.head_dim);
@@ -353,8 +360,10 @@ Result<std::unique_ptr<LoadedModel>> load_phases(const EngineConfig& config,
   const EngineLimits engine_model = {b.model.spec.vocab, b.plan.max_model_len,
                                      b.model.eos_token_ids};
   loaded->backend = std::move(b.backend);
-  loaded->engine =
-      std::make_unique<Engine>(config, engine_model, b.layout, b.plan.capacity, std::move(runner));
+  EngineConfig engine_config = config;
+  engine_config.enable_prefix_caching = b.prefixes;
+  loaded->engine = std::make_unique<Engine>(engine_config, engine_model, b.layout, b.plan.capacity,
+                                            std::move(runner));
   loaded->plan = b.plan;
   loaded->phases = clock.phases();
   loaded->summary = summary_of(b.model, b.dtype);

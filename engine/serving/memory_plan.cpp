@@ -52,6 +52,19 @@ std::string describe_prompts(const EngineConfig& config, const KvLayout& layout,
       config.prefill_chunk_tokens);
 }
 
+std::string describe_prefixes(const EngineConfig& config, const KvLayout& layout) {
+  const PrefixBlocks blocks = PrefixBlocks::of(layout);
+  std::string text = fmt::format("from {} tokens on, in blocks of {}", blocks.first, blocks.block);
+  if (layout.format.kind == KvKind::kivi && config.kivi_prefill == PrefillMode::stream)
+    text = config.prefill_chunk_tokens < blocks.first
+               ? fmt::format("none: chunks of {} tokens are shorter than a block of {}",
+                             config.prefill_chunk_tokens, blocks.first)
+               : "whole chunks of prompts";
+  if (blocks.slab_pages > 0)
+    text += fmt::format("; a checkpoint takes {} pages", blocks.slab_pages);
+  return text;
+}
+
 }  // namespace
 
 std::string describe(const KvFormat& format) {
@@ -62,7 +75,7 @@ std::string describe(const KvFormat& format) {
 }
 
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
-                              int64_t budget, int64_t scratch_wanted) {
+                              int64_t budget, int64_t scratch_wanted, bool prefixes) {
   MemoryPlan plan;
   plan.format = describe(layout.format);
   plan.budget = budget;
@@ -81,7 +94,9 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
   const int64_t slot = layout.slot_bytes();  // 0 for f16 and f8
   const int64_t slots_that_fit =
       slot == 0 ? config.max_num_seqs : (budget - plan.staging) / 2 / slot;
-  plan.capacity.slots = int(std::clamp<int64_t>(slots_that_fit, 1, config.max_num_seqs));
+  const int64_t slots_wanted = config.max_num_seqs + (prefixes && slot > 0 ? 1 : 0);
+  plan.capacity.slots = int(std::clamp<int64_t>(slots_that_fit, 1, slots_wanted));
+  plan.sequences_at_once = std::min(plan.capacity.slots, config.max_num_seqs);
   plan.residual = plan.capacity.slots * (slot - layout.slot_sinks_bytes());
   plan.sinks = plan.capacity.slots * layout.slot_sinks_bytes();
   const int64_t slots_bytes = plan.residual + plan.sinks;
@@ -97,11 +112,12 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
   plan.capacity.pages = int(std::min<int64_t>(pages, INT32_MAX));
   plan.pages = plan.capacity.pages * page;
 
+  plan.prefixes = prefixes ? describe_prefixes(config, layout) : "off";
   plan.prompts = describe_prompts(config, layout, plan.capacity, max_model_len);
   const int page_tokens = layout.page_tokens();
   plan.tokens_capacity = int64_t(plan.capacity.pages) * page_tokens;
   plan.sequences_max = std::min<int64_t>(
-      plan.capacity.slots, plan.capacity.pages / std::max(1, layout.pages_for(max_model_len)));
+      plan.sequences_at_once, plan.capacity.pages / std::max(1, layout.pages_for(max_model_len)));
   plan.bytes_per_token = double(page) / page_tokens;
   plan.bytes_per_token_f16 = 4.0 * layout.shape.layers * layout.shape.heads * layout.shape.head_dim;
   return plan;
@@ -139,11 +155,11 @@ std::string MemoryPlan::text() const {
                             bytes_per_token_f16, bytes_per_token_f16 / bytes_per_token));
   table += line("residual", residual,
                 residual == 0 ? "this format has none"
-                              : fmt::format("{} sequences of {:.2f} MiB", capacity.slots,
+                              : fmt::format("{} slots of {:.2f} MiB", capacity.slots,
                                             double(residual) / capacity.slots / (1 << 20)));
   if (sinks > 0)
     table += line("sinks", sinks,
-                  fmt::format("{} sequences of {:.2f} MiB", capacity.slots,
+                  fmt::format("{} slots of {:.2f} MiB", capacity.slots,
                               double(sinks) / capacity.slots / (1 << 20)));
   table += line("staging", staging,
                 staging == 0 ? "not needed"
@@ -157,8 +173,9 @@ std::string MemoryPlan::text() const {
   table += line("total", weights + pages + residual + sinks + staging + scratch + workspace,
                 fmt::format("pages, residual, sinks, staging and scratch are cut from {:.1f} MiB",
                             double(budget) / (1 << 20)));
-  table += fmt::format("  sequences at once: {} in all; {} of {} tokens\n", capacity.slots,
+  table += fmt::format("  sequences at once: {} in all; {} of {} tokens\n", sequences_at_once,
                        sequences_max, max_model_len);
+  table += fmt::format("  prefix cache: {}\n", prefixes);
   if (!prompts.empty()) table += fmt::format("  prompts: {}\n", prompts);
   return table;
 }

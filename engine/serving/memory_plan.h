@@ -24,10 +24,12 @@ struct MemoryPlan {
   KvCapacity capacity;
   int max_model_len = 0;        // tokens
   int64_t tokens_capacity = 0;  // tokens in pages
+  int sequences_at_once = 0;    // of any length
   int64_t sequences_max = 0;    // sequences of max_model_len tokens at once
   double bytes_per_token = 0;   // in pages, all layers, with scales and minima
   double bytes_per_token_f16 = 0;
   int64_t scratch_tokens = 0;  // of one layer's history that scratch holds in 16 bits
+  std::string prefixes;        // how far the prefix cache goes
   std::string prompts;       // which prompts attend in 16 bits; "" for formats that do not quantize
   std::string text() const;  // the table
 };
@@ -43,12 +45,13 @@ std::string describe(const KvFormat& format);
 //             layer at a time, so their number does not depend on the number of layers.
 //   staging   only in prefill mode exact, for kivi formats, where prompts can need more than one
 //             chunk: prefill_staging_tokens, at most a quarter of the budget
-//   residual, sinks  one slot for each of max_num_seqs sequences, at most half of what is left then
+//   residual, sinks  one slot for each of max_num_seqs sequences, and with `prefixes` (the prefix
+//             cache is on) one for checkpoints; at most half of what is left then
 //   pages     the rest
 // Fills pages, residual, sinks, staging, scratch, budget, capacity and what follows from them.
 // Error resource_exhausted, with the bytes, where not even one page and one slot fit.
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
-                              int64_t budget, int64_t scratch_wanted = 0);
+                              int64_t budget, int64_t scratch_wanted = 0, bool prefixes = false);
 
 // Places the store's regions in one allocation of store_bytes(plan) bytes at `base`.
 int64_t store_bytes(const MemoryPlan& plan);

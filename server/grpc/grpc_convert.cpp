@@ -188,6 +188,10 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
     return invalid(
         fmt::format("best_of is {}, must be from n to {}", message.best_of(), kMaxChoices),
         "best_of");
+  if (message.cache_salt().size() > kCacheSaltBytesMax)
+    return invalid(fmt::format("cache_salt has {} bytes, must have at most {}",
+                               message.cache_salt().size(), kCacheSaltBytesMax),
+                   "cache_salt");
   if (message.has_truncate_prompt_tokens() && message.truncate_prompt_tokens() < 1)
     return invalid(fmt::format("truncate_prompt_tokens is {}, must be at least 1",
                                message.truncate_prompt_tokens()),
@@ -212,6 +216,8 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
   if (message.has_truncate_prompt_tokens())
     request.truncate_prompt_tokens = message.truncate_prompt_tokens();
   request.priority = message.priority();
+  request.cache = !message.has_cache() || message.cache();
+  request.cache_salt = message.cache_salt();
   request.streaming = delivery == Delivery::stream;
   return request;
 }
@@ -235,6 +241,7 @@ void append_chunks(std::span<TextChunk> chunks, bool with_logprobs,
 void set_usage(const Usage& usage, v1::Usage& message) {
   message.set_prompt_tokens(usage.prompt_tokens);
   message.set_completion_tokens(usage.completion_tokens);
+  message.set_cached_tokens(usage.cached_tokens);
 }
 
 }  // namespace kivi

@@ -11,14 +11,16 @@
 namespace kivi {
 namespace {
 
-void append_usage(std::string& out, int prompt_tokens, int completion_tokens) {
+void append_usage(std::string& out, const Usage& usage) {
   out += "{\"prompt_tokens\":";
-  append_json_int(out, prompt_tokens);
+  append_json_int(out, usage.prompt_tokens);
   out += ",\"completion_tokens\":";
-  append_json_int(out, completion_tokens);
+  append_json_int(out, usage.completion_tokens);
   out += ",\"total_tokens\":";
-  append_json_int(out, int64_t(prompt_tokens) + completion_tokens);
-  out += '}';
+  append_json_int(out, int64_t(usage.prompt_tokens) + usage.completion_tokens);
+  out += ",\"prompt_tokens_details\":{\"cached_tokens\":";
+  append_json_int(out, usage.cached_tokens);
+  out += "}}";
 }
 
 void append_prompt_ids(std::string& out, const std::vector<int32_t>& ids) {
@@ -118,8 +120,9 @@ void ReplyWriter::end_event(std::string& out, const Completion& completion, int 
   if (include_usage_ || continuous_usage_) {
     out += ",\"usage\":";
     if (continuous_usage_) {
-      const Usage usage = completion.usage();
-      append_usage(out, usage.prompt_tokens, tokens);
+      Usage usage = completion.usage();
+      usage.completion_tokens = tokens;
+      append_usage(out, usage);
     } else {
       out += "null";
     }
@@ -152,7 +155,7 @@ void ReplyWriter::append_usage_event(std::string& out, const Usage& usage) const
   if (!include_usage_) return;
   begin_event(out);
   out += "],\"usage\":";
-  append_usage(out, usage.prompt_tokens, usage.completion_tokens);
+  append_usage(out, usage);
   out += "}\n\n";
 }
 
@@ -179,7 +182,7 @@ std::string ReplyWriter::whole(std::span<const TextChunk> chunks,
   }
   out += ",\"usage\":";
   const Usage usage = completion.usage();
-  append_usage(out, usage.prompt_tokens, usage.completion_tokens);
+  append_usage(out, usage);
   out += '}';
   return out;
 }

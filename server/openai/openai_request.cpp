@@ -205,8 +205,8 @@ void refuse_unbuilt(JsonFields& fields) {
                  "prompt_logprobs is not supported by this build: echo with logprobs gives the log "
                  "probabilities of a prompt (/v1/completions)",
                  "prompt_logprobs"});
-  refuse_fields(fields, {"cache_salt", "logprob_token_ids", "prompt_embeds", "lora_request",
-                         "kv_transfer_params", "vllm_xargs", "logits_processors"});
+  refuse_fields(fields, {"logprob_token_ids", "prompt_embeds", "lora_request", "kv_transfer_params",
+                         "vllm_xargs", "logits_processors"});
   refuse_unless(fields, "use_beam_search", {false});
   refuse_unless(fields, "length_penalty", {1, 0});
   refuse_unless(fields, "early_stopping", {false});
@@ -251,6 +251,11 @@ Status parse_shared_fields(std::string_view body, JsonFields& fields, const ApiR
   if (r.truncate_prompt_tokens == 0)
     fields.fail("truncate_prompt_tokens", "is 0, must be at least 1 (or -1: off)");
   r.priority = fields.integer("priority", 0);
+  r.cache = fields.boolean("cache", true);
+  r.cache_salt = fields.text("cache_salt").value_or("");
+  if (r.cache_salt.size() > kCacheSaltBytesMax)
+    fields.fail("cache_salt", fmt::format("has {} bytes, must have at most {}", r.cache_salt.size(),
+                                          kCacheSaltBytesMax));
   r.streaming = fields.boolean("stream", false);
   call.return_token_ids = fields.boolean("return_token_ids", false);
   call.ids_as_tokens = fields.boolean("return_tokens_as_token_ids", false);

@@ -45,7 +45,7 @@ class CheckedRunner : public FakeRunner {
     ++witness_->launched;
     witness_->overlapping += in_flight_++ > 0;
     try {
-      check_holders(plan);
+      check_slots(plan);
       witness_->store.compute(plan);
     } catch (const std::exception& e) {
       if (witness_->failure.empty()) witness_->failure = e.what();
@@ -58,16 +58,13 @@ class CheckedRunner : public FakeRunner {
   }
 
  private:
-  static void check_holders(const BatchPlan& plan) {
-    std::set<int32_t> pages, slots;
-    size_t pages_held = 0;
-    for (const PlannedSequence& part : plan.sequences) {
-      const SequenceKv& kv = part.sequence->kv;
-      pages.insert(kv.pages.begin(), kv.pages.end());
-      pages_held += kv.pages.size();
-      expect(kv.slot >= 0 && slots.insert(kv.slot).second, "a slot has one holder");
-    }
-    expect(pages.size() == pages_held, "a page has one holder");
+  static void check_slots(const BatchPlan& plan) {
+    std::set<int32_t> slots;
+    for (const PlannedSequence& part : plan.sequences)
+      expect(part.sequence->kv.slot >= 0 && slots.insert(part.sequence->kv.slot).second,
+             "a slot has one holder");
+    for (const PlannedCapture& capture : plan.captures)
+      expect(slots.insert(capture.slot).second, "a slot has one holder");
   }
 
   bool plant(const BatchPlan& plan) {
@@ -106,7 +103,7 @@ constexpr int kVocab = 1000;
 constexpr int kContext = 512;
 
 struct World {
-  explicit World(uint32_t seed) : random(seed) {
+  explicit World(uint32_t seed) : random(seed), prompts(random, 300) {
     const KvFormat formats[] = {{KvKind::f16, 16, 16, 0, 0},
                                 {KvKind::f8, 8, 8, 0, 0},
                                 {KvKind::kivi, 2, 2, 32, 32},
@@ -121,7 +118,8 @@ struct World {
     config.max_num_batched_tokens =
         config.max_num_seqs + config.prefill_chunk_tokens + between(random, 0, 200);
     config.prefill_staging_tokens = random() % 3 ? between(random, 0, 600) : 0;
-    pages = random() % 3 ? between(random, 8, 16) : 200;
+    config.enable_prefix_caching = random() % 4 != 0;
+    pages = random() % 3 ? between(random, 10, 24) : 200;
     tenants = between(random, 1, 4);
     requests = between(random, 1, 30);
     arrival_percent = between(random, 5, 100);
@@ -142,6 +140,7 @@ struct World {
   }
 
   Random random;
+  Prompts prompts;
   KvFormat format;
   EngineConfig config;
   bool asynchronous, drains;
@@ -153,7 +152,8 @@ Request draw_request(World& w, int index) {
   r.id = fmt::format("request-{}", index);
   r.tenant = std::to_string(between(w.random, 1, w.tenants));
   r.priority = between(w.random, -1, 1);
-  r.prompt.assign(size_t(between(w.random, 1, 300)), int32_t(between(w.random, 3, 50)));
+  r.prompt = w.prompts.draw(w.random, between(w.random, 1, 300));
+  r.cache = w.random() % 10 != 0;
   SamplingParams& p = r.sampling;
   p.seed = w.random();
   p.max_tokens = between(w.random, 0, 150);
@@ -213,7 +213,8 @@ struct Counts {
 bool simulate(World w, Fault fault, Counts& counts) {
   if (fault != Fault::none) w.cancel_per_mille = 0, w.fail_at_step = -1, w.drains = false;
   const KvLayout layout{w.format, {1, 1, 128}};
-  const KvCapacity capacity{w.pages, w.config.max_num_seqs, w.config.prefill_staging_tokens / 64};
+  const KvCapacity capacity{w.pages, w.config.max_num_seqs + 1,
+                            w.config.prefill_staging_tokens / 64};
   const auto witness = std::make_shared<Witness>(layout, capacity);
   Engine engine(w.config, EngineLimits{kVocab, kContext, {2}}, layout, capacity,
                 std::make_unique<CheckedRunner>(runner_options(w.asynchronous, w.fail_at_step),

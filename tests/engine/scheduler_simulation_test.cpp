@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scheduler simulation: a seed decides pool sizes, formats, modes, arrivals, lengths and
-// cancels; after every step the sums must hold. The store is simulated too, as it treats keys:
-// pages, residual rows and staging pages remember which token of which sequence was written where,
-// and every planned row must find its whole history there.
+// cancels; after every step the sums must hold. The store is simulated too: pages, residual rows
+// and staging pages remember which token of which sequence was written where, copies and captures
+// carry that along, and every planned row must find its whole history there.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -48,9 +48,12 @@ struct World {
     output_max = random() % 2 ? between(random, 0, 50) : between(random, 50, 500);
     const int page = layout.page_tokens();
     const int pages_min = (prompt_max + output_max + page - 1) / page;
-    capacity = {pages_min + between(random, 0, 8), between(random, 1, config.max_num_seqs),
+    capacity = {pages_min + (random() % 2 ? between(random, 0, 8) : between(random, 20, 80)),
+                between(random, 1, config.max_num_seqs + 1),
                 config.prefill_staging_tokens / 64 + between(random, 0, 1)};
     requests = between(random, 1, 40);
+    config.enable_prefix_caching = random() % 4 != 0;
+    config.prefix_cache_per_key = random() % 4 == 0;
     arrival_percent = between(random, 2, 100);
     cancel_per_mille = random() % 2 ? between(random, 0, 30) : 0;
     failure_per_mille = random() % 3 ? 0 : between(random, 0, 20);
@@ -61,14 +64,15 @@ struct World {
         "format {} G {} R {}, prefill {}, policy {}, tenants {}, max_num_seqs {}, chunk {}, "
         "max_num_batched_tokens {}, staging {} tokens, pages {} of {} tokens, slots {}, staging "
         "pages {}, prompts to {}, outputs to {}, requests {}, arrivals {} %, cancels {} of 1000, "
-        "failures {} of 1000",
+        "failures {} of 1000, prefix cache {}{}",
         name_of(format), format.group, format.residual,
         config.kivi_prefill == PrefillMode::exact ? "exact" : "stream",
         std::array{"fair", "fcfs", "priority"}[size_t(config.scheduling_policy)], tenants,
         config.max_num_seqs, config.prefill_chunk_tokens, config.max_num_batched_tokens,
         config.prefill_staging_tokens, capacity.pages, layout.page_tokens(), capacity.slots,
         capacity.staging_pages, prompt_max, output_max, requests, arrival_percent, cancel_per_mille,
-        failure_per_mille);
+        failure_per_mille, config.enable_prefix_caching,
+        config.prefix_cache_per_key ? " per key" : "");
   }
 
   Random random;
@@ -100,7 +104,8 @@ class Simulation {
         fault_(fault),
         cache_(w_.layout, w_.capacity),
         scheduler_(w_.config, cache_),
-        store_(w_.layout, w_.capacity) {
+        store_(w_.layout, w_.capacity),
+        prompts_(w_.random, w_.prompt_max) {
     // What was planted must not end before it is seen.
     if (fault != Fault::none) w_.cancel_per_mille = w_.failure_per_mille = 0;
   }
@@ -115,6 +120,7 @@ class Simulation {
       arrive();
       cancel_some();
       if (fault_ != Fault::none && !planted_ && step > 3) planted_ = plant();
+      if (fault_ == Fault::page_given_back && planted_) check_sums();  // before a VERIFY finds it
       const std::map<const Sequence*, size_t> before = running_pages();
       const uint64_t preemptions_before = preemptions_for_pages();
       const std::set<const Tenant*> tenants_before = running_tenants();
@@ -125,9 +131,11 @@ class Simulation {
       if (between(w_.random, 1, 1000) <=
           w_.failure_per_mille) {  // a step that fails takes its sequences away, and no others
         for (const PlannedSequence& part : plan.sequences) end(part.sequence);
+        scheduler_.forget_prefixes();
       } else {
         store_.compute(plan);
         scheduler_.commit(plan);
+        scheduler_.settle(plan);
         sample(plan);
       }
       check_sums();
@@ -141,6 +149,8 @@ class Simulation {
     expect(scheduler_.waiting_tokens() == 0, "no token waits at the end");
   }
 
+  const SimulatedStore& store() const { return store_; }
+  const PrefixCounts& prefix_counts() const { return scheduler_.prefix_counts(); }
   uint64_t preemptions() const { return scheduler_.preemptions(); }
   uint64_t preemptions_for_tenants() const { return scheduler_.preemptions_for_tenants(); }
   int staged_chunks() const { return staged_chunks_; }
@@ -150,7 +160,9 @@ class Simulation {
     while (arrived_ < w_.requests && between(w_.random, 1, 100) <= w_.arrival_percent) {
       auto s = std::make_unique<Sequence>();
       s->order = uint64_t(arrived_++);
-      s->tokens.assign(size_t(between(w_.random, 1, w_.prompt_max)), 1);
+      s->tokens = prompts_.draw(w_.random, between(w_.random, 1, w_.prompt_max));
+      s->request.cache = w_.random() % 10 != 0;
+      s->request.cache_salt = w_.random() % 5 == 0 ? "salt" : "";
       s->prompt_tokens = s->prefill_tokens = int(s->tokens.size());
       s->request.sampling.max_tokens = between(w_.random, 0, w_.output_max);
       s->request.priority = between(w_.random, -1, 1);
@@ -169,6 +181,7 @@ class Simulation {
 
   void end(Sequence* s) {
     ++finals_[s->order];
+    prompts_.answer(s->tokens);
     const std::unique_ptr<Sequence> removed = scheduler_.remove(s);
     expect(removed->kv.pages.empty() && removed->kv.staging_pages.empty() && removed->kv.slot < 0,
            "a removed sequence holds nothing");
@@ -261,9 +274,15 @@ class Simulation {
     switch (fault_) {
       case Fault::page_given_back: {
         // The oldest one is not preempted before the checks look at it.
-        if (running.empty() || running.front()->kv.pages.empty()) return false;
+        // All pages of a block: one that is kept is free only if all of its block are.
+        const size_t block = size_t(cache_.prefixes().blocks().block_pages);
+        if (running.empty() || running.front()->kv.pages.size() < block) return false;
+        const auto& pages = running.front()->kv.pages;
         SequenceKv copy;
-        copy.pages = {running.front()->kv.pages.front()};
+        copy.pages.assign(pages.begin(), pages.begin() + std::ptrdiff_t(block));
+        if (!std::ranges::all_of(copy.pages,
+                                 [&](int32_t page) { return cache_.prefixes().exclusive(page); }))
+          return false;
         cache_.release(copy);
         return true;
       }
@@ -318,14 +337,23 @@ class Simulation {
       expect(end == int(s.tokens.size()), "a decode computes the newest token");
       return;
     }
-    expect(part.past % chunk == 0, "chunks start at multiples of their length");
-    expect(part.count == chunk || (part.count < chunk && end == s.prefill_tokens),
-           "chunks have the fixed length, but for the last");
+    if (part.mode == KvMode::append && end != s.prefill_tokens) {
+      const PrefixBlocks blocks = PrefixBlocks::of(w_.layout);
+      const int whole = blocks.whole(part.past + chunk);
+      const bool aligned = w_.format.kind == KvKind::kivi && chunk >= blocks.first && whole > 0 &&
+                           blocks.end(whole - 1) > part.past;
+      expect(end == (aligned ? blocks.end(whole - 1) : part.past + chunk),
+             "appended chunks end at boundaries, or have the fixed length");
+    } else if (part.mode != KvMode::append) {
+      expect(part.past % chunk == 0, "staged chunks start at multiples of their length");
+      expect(part.count == chunk || end == s.prefill_tokens, "staged chunks have the fixed length");
+    }
+    expect(part.count <= chunk, "no chunk is longer");
     expect(part.samples == (end == s.prefill_tokens && s.request.sampling.max_tokens > 0),
            "the last chunk samples");
     const bool exact = w_.config.kivi_prefill == PrefillMode::exact;
     const bool one_chunk = s.prefill_tokens <= chunk;
-    if (!exact || one_chunk || w_.format.kind != KvKind::kivi ||
+    if (!exact || one_chunk || s.kv.reused > 0 || w_.format.kind != KvKind::kivi ||
         s.prefill_tokens > w_.config.prefill_staging_tokens) {
       expect(part.mode == KvMode::append, "mode store");
     } else if (part.mode != KvMode::append) {  // store: more staging pages than there are
@@ -334,10 +362,11 @@ class Simulation {
     }
   }
 
-  // Each page is free or held exactly once; a sequence is in one place; bytes are the sum.
+  // A sequence is in one place. Bytes held are those of the pages and slots that sequences hold,
+  // each counted once.
   void check_sums() {
     std::set<int32_t> pages, slots, staging;
-    size_t pages_held = 0, slots_held = 0, staging_held = 0;
+    size_t slots_held = 0, staging_held = 0;
     KvBytes bytes;
     int running = 0, waiting = 0;
     int64_t waiting_tokens = 0;
@@ -347,16 +376,14 @@ class Simulation {
       const SequenceKv& kv = s->kv;
       pages.insert(kv.pages.begin(), kv.pages.end());
       staging.insert(kv.staging_pages.begin(), kv.staging_pages.end());
-      pages_held += kv.pages.size();
+      pages.insert(kv.pinned.begin(), kv.pinned.end());
+      for (const CapturedSlab& captured : kv.captured)
+        pages.insert(captured.pages.begin(), captured.pages.end());
       staging_held += kv.staging_pages.size();
       if (kv.slot >= 0) slots.insert(kv.slot);
       slots_held += kv.slot >= 0;
       if (s->state == SequenceState::running) {
         ++running;
-        const int64_t blocks = int64_t(kv.pages.size()) * w_.layout.shape.layers * kHeads;
-        bytes.codes += blocks * (w_.layout.key_codes_bytes() + w_.layout.value_codes_bytes());
-        bytes.parameters +=
-            blocks * (w_.layout.key_parameters_bytes() + w_.layout.value_parameters_bytes());
         bytes.residual += w_.layout.slot_bytes() - w_.layout.slot_sinks_bytes();
         bytes.sinks += w_.layout.slot_sinks_bytes();
         expect(kv.slot >= 0, "who runs has a slot");
@@ -369,10 +396,13 @@ class Simulation {
     }
     expect(running == scheduler_.running() && waiting == scheduler_.waiting(), "counts");
     expect(waiting_tokens == scheduler_.waiting_tokens(), "waiting tokens are the sum");
-    expect(pages.size() == pages_held, "a page has one holder");
+    const int64_t blocks = int64_t(pages.size()) * w_.layout.shape.layers * kHeads;
+    bytes.codes = blocks * (w_.layout.key_codes_bytes() + w_.layout.value_codes_bytes());
+    bytes.parameters =
+        blocks * (w_.layout.key_parameters_bytes() + w_.layout.value_parameters_bytes());
     expect(slots.size() == slots_held, "a slot has one holder");
     expect(staging.size() == staging_held, "a staging page has one holder");
-    expect(int(pages_held) + cache_.pages_free() == w_.capacity.pages, "pages add up");
+    expect(int(pages.size()) + cache_.pages_free() == w_.capacity.pages, "pages add up");
     expect(int(slots_held) + cache_.slots_free() == w_.capacity.slots, "slots add up");
     expect(int(staging_held) + cache_.staging_pages_free() == w_.capacity.staging_pages,
            "staging pages add up");
@@ -383,7 +413,7 @@ class Simulation {
     for (const PlannedSequence& part : plan.sequences) {
       Sequence& s = *part.sequence;
       if (s.prefilling()) continue;
-      if (part.samples) s.tokens.push_back(1);
+      if (part.samples) s.tokens.push_back(between(w_.random, 3, 999));
       if (s.output_tokens() >= s.request.sampling.max_tokens) end(&s);
     }
   }
@@ -394,6 +424,7 @@ class Simulation {
   KvCache cache_;
   Scheduler scheduler_;
   SimulatedStore store_;
+  Prompts prompts_;
   std::map<uint64_t, int> finals_;
   int arrived_ = 0;
   int staged_chunks_ = 0;
@@ -404,6 +435,8 @@ class Simulation {
 TEST_CASE("the sums hold after every step, for whatever a seed decides", "[long]") {
   uint64_t preemptions = 0, preemptions_for_tenants = 0;
   int staged_chunks = 0;
+  int64_t copies = 0, captures = 0, foreign_reads = 0;
+  PrefixCounts prefix;
   const bool all = for_each_seed(600, [&](uint32_t seed) {
     Simulation simulation(seed);
     INFO("KIVI_SIMULATION_SEED=" << seed << ": " << simulation.world());
@@ -411,12 +444,23 @@ TEST_CASE("the sums hold after every step, for whatever a seed decides", "[long]
     preemptions += simulation.preemptions();
     preemptions_for_tenants += simulation.preemptions_for_tenants();
     staged_chunks += simulation.staged_chunks();
+    copies += simulation.store().copies();
+    captures += simulation.store().captures();
+    foreign_reads += simulation.store().foreign_reads();
+    prefix.queried += simulation.prefix_counts().queried;
+    prefix.hit += simulation.prefix_counts().hit;
+    prefix.reachable += simulation.prefix_counts().reachable;
   });
   if (!all) return;
   // The seeds reach what they are meant to reach.
   CHECK(preemptions > 100);
   CHECK(preemptions_for_tenants > 20);
   CHECK(staged_chunks > 100);
+  CHECK(copies > 1000);
+  CHECK(captures > 100);
+  CHECK(foreign_reads > 10'000);
+  CHECK(prefix.hit > 10'000);
+  CHECK(prefix.reachable >= prefix.hit / 2);
 }
 
 // Canaries: checks that never fail would prove nothing.

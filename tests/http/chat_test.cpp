@@ -86,7 +86,8 @@ TEST_CASE("a chat's reply has every field, in the order of the contract") {
            {"usage",
             {{"prompt_tokens", prompt},
              {"completion_tokens", king_tokens()},
-             {"total_tokens", prompt + king_tokens()}}}});
+             {"total_tokens", prompt + king_tokens()},
+             {"prompt_tokens_details", {{"cached_tokens", 0}}}}}});
   // OpenAI's order, to the byte.
   const size_t at = reply.body.find("\"choices\":");
   CHECK(

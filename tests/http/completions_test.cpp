@@ -30,7 +30,8 @@ json request(const json& more = {}) {
 json usage_json(int prompt, int completion) {
   return {{"prompt_tokens", prompt},
           {"completion_tokens", completion},
-          {"total_tokens", prompt + completion}};
+          {"total_tokens", prompt + completion},
+          {"prompt_tokens_details", {{"cached_tokens", 0}}}};
 }
 
 }  // namespace

@@ -164,7 +164,8 @@ TEST_CASE("an event is one line with the fields of the contract") {
         "\"text\":\"a\\n\\\"b\\\"\",\"logprobs\":{\"tokens\":[\"a\\n\"],\"token_logprobs\":[-0.5],"
         "\"top_logprobs\":[{\"z\":-0.25,\"a\\n\":-0.5}],\"text_offset\":[3]},"
         "\"finish_reason\":\"stop\",\"stop_reason\":\"b\\\"\"}],\"usage\":{\"prompt_tokens\":5,"
-        "\"completion_tokens\":2,\"total_tokens\":7}}\n\n");
+        "\"completion_tokens\":2,\"total_tokens\":7,"
+        "\"prompt_tokens_details\":{\"cached_tokens\":0}}}\n\n");
   out.clear();
   writer.append_usage_event(out, FixedCompletion().usage());
   CHECK(json::parse(out.substr(6))["choices"] == json::array());
