@@ -205,6 +205,8 @@ std::vector<Flag> server_flags(Settings& s) {
        "Show the model under this name in the API (empty = the name of the model's folder or "
        "file).",
        group, kServe, text(c.served_model_name)},
+      {"playground", "", "Serve a page at / to talk to the model with a browser.", group, kServe,
+       boolean(c.playground)},
       {"strict-params", "",
        "Refuse requests that hold an unknown field, with status 400. Without this flag the server "
        "ignores such fields.",

@@ -4,21 +4,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
 #include <map>
 #include <unordered_map>
 #include <utility>
 
+#include "engine/grammar/work_limit.h"
+
 namespace kivi::grammar {
 namespace {
-
-constexpr int64_t kMaxWork = 20'000'000;  // states looked at, of all automata of a grammar
-thread_local int64_t work_left = std::numeric_limits<int64_t>::max();
-
-void spend(int64_t work) {
-  if ((work_left -= work) < 0)
-    fail("it takes too long to compile: lower its bounds of lengths and counts, or simplify it");
-}
 
 [[noreturn]] void too_large() {
   fail(
@@ -323,9 +316,6 @@ Automaton product(const Automaton& a, const Automaton& b, bool b_may_end, Final 
 }
 
 }  // namespace
-
-WorkLimit::WorkLimit() { work_left = kMaxWork; }
-WorkLimit::~WorkLimit() { work_left = std::numeric_limits<int64_t>::max(); }
 
 bool Automaton::has_bytes(int32_t state) const {
   const auto row = next.begin() + std::ptrdiff_t(state) * class_count;

@@ -38,15 +38,6 @@ struct Automaton {
 // The most states, of one automaton before and after it is made deterministic, and of a grammar.
 inline constexpr int kMaxStates = 200'000;
 
-// Bounds the work that this thread does for automata while it lives: beyond it a Failure is thrown.
-class WorkLimit {
- public:
-  WorkLimit();
-  ~WorkLimit();
-  WorkLimit(const WorkLimit&) = delete;
-  WorkLimit& operator=(const WorkLimit&) = delete;
-};
-
 // `inlined(rule)`: the body that takes the place of a call; null: the call stays.
 Automaton build_automaton(const Expr& expression,
                           const std::function<Expr(int rule)>& inlined = {});

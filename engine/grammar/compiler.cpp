@@ -11,6 +11,7 @@
 #include "engine/grammar/json_schema.h"
 #include "engine/grammar/matcher.h"
 #include "engine/grammar/regular.h"
+#include "engine/grammar/work_limit.h"
 
 namespace kivi::grammar {
 namespace {
@@ -19,6 +20,7 @@ constexpr size_t kEntriesMax = 64;
 constexpr size_t kTextBytesMax = 256 << 10;
 constexpr size_t kChoicesMax = 4096;
 constexpr int kJsonDepthMax = 64;
+constexpr size_t kJsonFieldsMax = 1024;  // of one object
 
 // Before the text is parsed: a DOM is destroyed by recursion.
 void check_depth(const std::string& json) {
@@ -40,10 +42,21 @@ void check_depth(const std::string& json) {
   }
 }
 
+// Before an object is kept in its order: it looks its members up one by one.
+void check_fields(const nlohmann::json& value) {
+  if (value.is_object() && value.size() > kJsonFieldsMax)
+    fail(fmt::format("an object of the schema has {} fields, must have at most {}", value.size(),
+                     kJsonFieldsMax));
+  if (value.is_structured())
+    for (const nlohmann::json& item : value) check_fields(item);
+}
+
 Grammar of_schema(const std::string& text) {
   check_depth(text);
-  const auto schema = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (schema.is_discarded()) fail("the schema is not JSON");
+  const auto sorted = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (sorted.is_discarded()) fail("the schema is not JSON");
+  check_fields(sorted);
+  const auto schema = nlohmann::ordered_json::parse(text);
   if (!schema.is_object() && !schema.is_boolean())
     fail("the schema must be an object or a boolean");
   return grammar_of_schema(schema);

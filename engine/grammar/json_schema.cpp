@@ -4,9 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "engine/grammar/json_text.h"
 #include "engine/grammar/schema_compiler.h"
+#include "engine/grammar/work_limit.h"
 
 namespace kivi::grammar {
 namespace {
@@ -65,6 +67,7 @@ Expr SchemaCompiler::as_rule(Expr e, std::string name) {
 
 Expr SchemaCompiler::expression(const Schema& schema, const std::string& path) {
   const Depth depth(depth_, path);
+  spend(100);
   if (schema == false) return nullptr;
   if (schema == true) return rules_.value();
   if (!schema.is_object())
@@ -115,6 +118,7 @@ Expr SchemaCompiler::reference(const std::string& pointer, const std::string& pa
 
 Schema SchemaCompiler::flat(const Schema& schema, const std::string& path) {
   const Depth depth(depth_, path);
+  spend(200 + 20 * nodes_of(schema));
   if (!schema.is_object()) return schema;
   check_keywords(schema, path);
   if (!schema.contains("$ref") && !schema.contains("allOf")) return schema;
@@ -134,14 +138,18 @@ Schema SchemaCompiler::flat(const Schema& schema, const std::string& path) {
 
 Expr SchemaCompiler::options(const Schema& schema, const char* keyword, const std::string& path) {
   const Schema& list = schema[keyword];
+  std::vector<Schema> branches;
   if (std::string_view(keyword) == "oneOf")
-    for (size_t i = 0; i < list.size(); ++i)
+    for (const Schema& branch : list) {
+      const size_t i = branches.size();
+      branches.push_back(flat(branch, path));
       for (size_t j = 0; j < i; ++j)
-        if (!disjoint(flat(list[i], path), flat(list[j], path), path))
+        if (!disjoint(branches[i], branches[j], path))
           fail(
               fmt::format("{}: a value could fit branches {} and {} of oneOf: give them different "
                           "types, or a required property with different const values, or use anyOf",
                           path, j, i));
+    }
   const Schema rest = without(schema, {keyword});
   const bool alone = without_constraints(rest);
   std::vector<Expr> parts;
@@ -156,6 +164,9 @@ Expr SchemaCompiler::options(const Schema& schema, const char* keyword, const st
 Expr SchemaCompiler::values(const Schema& list, const Schema& schema, const std::string& path) {
   const std::vector<std::string> types = types_of(schema, path);
   const Schema rest = without(schema, {"const", "enum"});
+  // What `rest` allows, made when it is first needed.
+  std::optional<std::shared_ptr<Automaton>> strings;
+  std::optional<Automaton> numbers;
   std::vector<Expr> parts;
   for (const Schema& value : list) {
     const std::string type = type_of(value);
@@ -166,13 +177,13 @@ Expr SchemaCompiler::values(const Schema& list, const Schema& schema, const std:
                                     ? '"' + json_escaped(value.get_ref<const std::string&>()) + '"'
                                     : value.dump();
     if (value.is_string()) {
-      if (const auto inside = string_inside(rest, path);
-          inside && !inside->accepts(json_escaped(value.get_ref<const std::string&>())))
+      if (!strings) strings = string_inside(rest, path);
+      if (*strings && !(*strings)->accepts(json_escaped(value.get_ref<const std::string&>())))
         continue;
     } else if (value.is_number()) {
       bool integers = false;
-      const Expr allowed = number_inside(rest, path, integers);
-      if (allowed == nullptr || !build_automaton(allowed).accepts(spelled)) continue;
+      if (!numbers) numbers = build_automaton(number_inside(rest, path, integers));
+      if (!numbers->accepts(spelled)) continue;
     } else if (value.is_structured() && !without_constraints(without(rest, {"type"}))) {
       fail(path +
            ": const or enum with objects or lists stands beside other constraints, which is "

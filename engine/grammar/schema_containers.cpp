@@ -6,6 +6,7 @@
 
 #include "engine/grammar/json_text.h"
 #include "engine/grammar/schema_compiler.h"
+#include "engine/grammar/work_limit.h"
 
 namespace kivi::grammar {
 namespace {
@@ -100,6 +101,7 @@ Expr SchemaCompiler::object(const Schema& schema, const std::string& path) {
   if (schema.contains("required"))
     for (const Schema& name : schema["required"]) required.push_back(name.get<std::string>());
   const auto is_required = [&](const std::string& name) {
+    spend(int64_t(required.size()));
     return std::ranges::find(required, name) != required.end();
   };
   std::vector<ListItem> items;
@@ -112,6 +114,7 @@ Expr SchemaCompiler::object(const Schema& schema, const std::string& path) {
     for (const auto& [name, property] : schema["properties"].items())
       add(name, expression(property, path + "/properties/" + name));
   for (const std::string& name : required) {
+    spend(int64_t(names.size()));
     if (std::ranges::find(names, name) != names.end()) continue;
     if (schema.contains("patternProperties"))
       fail(

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "engine/grammar/expression.h"
+#include "engine/grammar/work_limit.h"
 
 namespace kivi::grammar {
 namespace {
@@ -100,6 +101,7 @@ void merge_items(Schema& out, const Schema& a, const Schema& b) {
 }
 
 Schema intersect_values(const Schema& a, const Schema& b) {
+  spend(int64_t(a.size() * b.size()));
   Schema both = Schema::array();
   for (const Schema& value : a)
     if (std::ranges::find(b, value) != b.end()) both.push_back(value);
@@ -171,11 +173,13 @@ bool type_within(const std::string& type, const std::vector<std::string>& types)
 }
 
 bool may_be_equal(const Schema& values, const Schema& other) {
+  spend(int64_t(values.size() * other.size()));
   return std::ranges::any_of(
       values, [&](const Schema& v) { return std::ranges::find(other, v) != other.end(); });
 }
 
 bool requires_name(const Schema& s, const std::string& name) {
+  if (s.contains("required")) spend(int64_t(s["required"].size()));
   return s.contains("required") &&
          std::ranges::find(s["required"], Schema(name)) != s["required"].end();
 }
@@ -303,7 +307,15 @@ const Schema* fixed_values(const Schema& schema, Schema& storage) {
   return schema.contains("enum") ? &schema["enum"] : nullptr;
 }
 
+int64_t nodes_of(const Schema& schema) {
+  int64_t count = 1;
+  if (schema.is_structured())
+    for (const Schema& item : schema) count += nodes_of(item);
+  return count;
+}
+
 Schema merge(const Schema& a, const Schema& b, const std::string& path) {
+  spend(200 + 20 * (nodes_of(a) + nodes_of(b)));
   if (a == false || b == false) return false;
   if (a == true) return b;
   if (b == true) return a;
@@ -359,6 +371,7 @@ Schema merge(const Schema& a, const Schema& b, const std::string& path) {
 }
 
 bool disjoint(const Schema& a, const Schema& b, const std::string& path) {
+  spend(50);
   if (a == false || b == false) return true;
   if (!a.is_object() || !b.is_object()) return false;
   Schema storage_a, storage_b;

@@ -2,6 +2,7 @@
 // Schemas joined into one: what allOf, and keywords beside $ref and anyOf, mean.
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -16,6 +17,9 @@ inline constexpr const char* kPatterns = "x-kivi-patterns";
 // Accepts what both accept. Neither holds $ref or allOf at its top. Throws Failure where we cannot
 // say it in one schema. `path` is for errors.
 Schema merge(const Schema& a, const Schema& b, const std::string& path);
+
+// Returns the number of values in a schema: what a copy of it costs.
+int64_t nodes_of(const Schema& schema);
 
 // Takes part in no decision: title, description, default, ...
 bool is_annotation(std::string_view keyword);

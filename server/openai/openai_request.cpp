@@ -205,8 +205,8 @@ void refuse_unbuilt(JsonFields& fields) {
                  "prompt_logprobs is not supported by this build: echo with logprobs gives the log "
                  "probabilities of a prompt (/v1/completions)",
                  "prompt_logprobs"});
-  refuse_fields(fields, {"cache_salt", "logprob_token_ids", "prompt_embeds", "lora_request",
-                         "kv_transfer_params", "vllm_xargs", "logits_processors"});
+  refuse_fields(fields, {"logprob_token_ids", "prompt_embeds", "lora_request", "kv_transfer_params",
+                         "vllm_xargs", "logits_processors"});
   refuse_unless(fields, "use_beam_search", {false});
   refuse_unless(fields, "length_penalty", {1, 0});
   refuse_unless(fields, "early_stopping", {false});

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -331,6 +332,34 @@ TEST_CASE("grammars that would take too long are refused soon") {
   CHECK_FALSE(refusal(regex("[ab]*a[ab]{60}")).empty());
   CHECK_FALSE(refusal(schema(R"({"type":"array","maxItems":20000,"items":{"const":"abcdefghij"}})"))
                   .empty());
+}
+
+TEST_CASE("a short schema that asks for much work is refused soon") {
+  using nlohmann::json;
+  // Each definition names the next one twice: 2^25 schemas.
+  json definitions = {{"a25", {{"type", "string"}}}};
+  for (int i = 0; i < 25; ++i) {
+    const json next = {{"$ref", "#/$defs/a" + std::to_string(i + 1)}};
+    definitions["a" + std::to_string(i)] = {{"allOf", {next, next}}};
+  }
+  json pairs = json::array(), fields = json::object(), values = json::array();
+  for (int i = 0; i < 3000; ++i) pairs.push_back({{"const", i}});
+  for (int i = 0; i < 1025; ++i) fields["p" + std::to_string(i)] = {{"type", "integer"}};
+  for (int i = 0; i < 20'000; ++i) values.push_back(i);
+  const json schemas[] = {{{"$ref", "#/$defs/a0"}, {"$defs", definitions}},
+                          {{"oneOf", pairs}},
+                          {{"type", "object"}, {"properties", fields}},
+                          {{"allOf", {{{"enum", values}}, {{"enum", values}}}}}};
+  for (const json& schema : schemas) {
+    const std::string text = schema.dump();
+    CAPTURE(text.substr(0, 60));
+    const auto begin = std::chrono::steady_clock::now();
+    const Status status = grammar::check({grammar::SourceKind::json_schema, text, {}});
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    REQUIRE_FALSE(status.ok());
+    CHECK(status.error().code == ErrorCode::invalid);
+    CHECK(took.count() < 5);  // on a slow machine; without a limit the first takes minutes
+  }
 }
 
 }  // namespace

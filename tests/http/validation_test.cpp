@@ -216,7 +216,6 @@ TEST_CASE("parameters that are not built are 400 with a code of their own") {
       {"guided_decoding_backend", R"("xgrammar")"},
       {"tools", "[]"},
       {"tool_choice", "\"auto\""},
-      {"cache_salt", "\"s\""},
       {"suffix", "\"end\""},
       {"guided_whitespace_pattern", R"(" ")"},
       {"parallel_tool_calls", "true"},
