@@ -174,7 +174,9 @@ Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, 
     KIVI_RETURN_IF_ERROR(check_format_settings(config));
     if (config.kivi_group_size != 0) format.group = config.kivi_group_size;
     if (config.kivi_residual_length != 0) format.residual = config.kivi_residual_length;
-    if (shape.head_dim % format.group != 0)
+    // A head size that no KIVI format has is not the group size's fault: check_kv_format says so.
+    const bool has_formats = check_kv_format(first_edition(4, 4), shape).ok();
+    if (has_formats && shape.head_dim % format.group != 0)
       return wrong("kivi_group_size", std::to_string(format.group),
                    fmt::format("a divisor of the model's head_dim {}", shape.head_dim));
     // The second edition has one group of them.
@@ -213,6 +215,7 @@ std::string name_of(const KvFormat& format) {
 Status validate(const EngineConfig& c) {
   KIVI_RETURN_IF_ERROR(one_of("device", c.device, {"auto", "cuda", "cpu"}));
   KIVI_RETURN_IF_ERROR(one_of("dtype", c.dtype, {"auto", "float32", "float16", "bfloat16"}));
+  KIVI_RETURN_IF_ERROR(one_of("quantization", c.quantization, {"auto", "none", "fp8", "int4"}));
   KIVI_RETURN_IF_ERROR(
       one_of("load_format", c.load_format, {"auto", "safetensors", "gguf", "dummy"}));
   KIVI_RETURN_IF_ERROR(in_range("threads", c.threads, 0, 4096));

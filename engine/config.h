@@ -19,15 +19,16 @@ enum class Switch { automatic, off, on };
 enum class SchedulingPolicy { fair, fcfs, priority };
 
 struct EngineConfig {
-  std::string model;                 // a Hugging Face folder, a .gguf file or a folder with one
-  std::string tokenizer;             // "": the model's own
-  std::string chat_template;         // a file; "": the model's own; "none": no chats
-  std::string device = "auto";       // auto | cuda | cpu
-  std::string dtype = "auto";        // auto (the checkpoint's) | float32 | float16 | bfloat16
-  std::string load_format = "auto";  // auto | safetensors | gguf | dummy
-  int threads = 0;                   // CPU backend; 0: all cores
-  int max_model_len = 0;             // tokens; 0: the model's max_position_embeddings
-  uint64_t seed = 0;                 // for requests without a seed: mixed with a request counter
+  std::string model;                  // a Hugging Face folder, a .gguf file or a folder with one
+  std::string tokenizer;              // "": the model's own
+  std::string chat_template;          // a file; "": the model's own; "none": no chats
+  std::string device = "auto";        // auto | cuda | cpu
+  std::string dtype = "auto";         // auto (the checkpoint's) | float32 | float16 | bfloat16
+  std::string quantization = "auto";  // auto (as the checkpoint) | none | fp8 | int4
+  std::string load_format = "auto";   // auto | safetensors | gguf | dummy
+  int threads = 0;                    // CPU backend; 0: all cores
+  int max_model_len = 0;              // tokens; 0: the model's max_position_embeddings
+  uint64_t seed = 0;                  // for requests without a seed: mixed with a request counter
 
   std::string kv_cache_dtype = "auto";  // auto, or a format with additions (kv_format_names)
   int kivi_group_size = 0;              // G; 0: the format's

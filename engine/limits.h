@@ -8,7 +8,8 @@
 
 namespace kivi {
 
-// Stop strings, stop ids and bad words are scanned at each token, and logit_bias is sent to the device.
+// Stop strings, stop ids and bad words are scanned at each token, and logit_bias is sent to the
+// device.
 inline constexpr int kMaxStopStrings = 64;
 inline constexpr int kMaxStopStringBytes = 1024;
 inline constexpr int kMaxStopTokenIds = 256;

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "base/verify.h"
+#include "kernels/weight_codec.h"
 
 namespace kivi {
 namespace {
@@ -27,6 +28,11 @@ bool is_indices(const Tensor& t, int64_t n) {
 // A bias may be absent; where present it has the weight's type.
 bool is_bias(const Tensor& bias, DType type, int64_t n) {
   return bias.empty() || (bias.dtype == type && is_vector(bias, n));
+}
+
+bool is_quantized(const Weight& w) {
+  return w.codes != nullptr && w.scales != nullptr && w.rows >= 0 &&
+         weight_fits(w.format, w.columns);
 }
 
 // Rows, sequences and page ranges of a step agree with each other and with the store.
@@ -70,11 +76,26 @@ Result<Buffer> Backend::allocate(size_t bytes, std::string_view what) {
   return Buffer(this, *data, bytes);
 }
 
-void Backend::embed(const Tensor& table, const Tensor& ids, const Tensor& out) {
-  KIVI_VERIFY(is_float(table.dtype) && out.dtype == activation_type(table.dtype));
-  KIVI_VERIFY(is_matrix(table, table.rows(), table.shape[1]));
-  KIVI_VERIFY(is_matrix(out, out.rows(), table.shape[1]) && is_indices(ids, out.rows()));
-  if (out.rows() > 0) do_embed(table, ids, out);
+void Backend::embed(const Weight& table, const Tensor& ids, const Tensor& out) {
+  KIVI_VERIFY(is_matrix(out, out.rows(), table.columns) && is_indices(ids, out.rows()));
+  if (!table.is_plain()) {
+    KIVI_VERIFY(is_quantized(table) && table.hadamard == 0 && table.order.empty());
+    KIVI_VERIFY(multiplies(table.format) && out.dtype == activation_type(out.dtype));
+    if (out.rows() > 0) do_embed_quantized(table, ids, out);
+    return;
+  }
+  const DType type = table.plain.dtype;
+  KIVI_VERIFY(is_float(type) && out.dtype == activation_type(type));
+  KIVI_VERIFY(is_matrix(table.plain, table.rows, table.columns));
+  if (out.rows() > 0) do_embed(table.plain, ids, out);
+}
+
+void Backend::do_embed_quantized(const Weight&, const Tensor&, const Tensor&) {
+  KIVI_VERIFY(false);
+}
+
+void Backend::do_matmul_quantized(const Tensor&, const Weight&, const Tensor&, const Tensor&) {
+  KIVI_VERIFY(false);
 }
 
 void Backend::run_recorded(uint64_t, const std::function<void()>& ops) { ops(); }
@@ -106,13 +127,22 @@ void Backend::add(const Tensor& x, const Tensor& delta) {
   if (x.size() > 0) do_add(x, delta);
 }
 
-void Backend::matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) {
-  const int64_t t = x.rows(), k = x.shape[1], n = w.rows();
-  KIVI_VERIFY(is_float(w.dtype) && x.dtype == activation_type(w.dtype));
+void Backend::matmul(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out) {
+  const int64_t t = x.rows(), k = x.shape[1], n = w.rows;
   KIVI_VERIFY(out.dtype == x.dtype || out.dtype == DType::f32);
-  KIVI_VERIFY(is_matrix(x, t, k) && is_matrix(w, n, k) && is_matrix(out, t, n));
-  KIVI_VERIFY(is_bias(bias, w.dtype, n) && k > 0);
-  if (out.size() > 0) do_matmul(x, w, bias, out);
+  KIVI_VERIFY(is_matrix(x, t, k) && is_matrix(out, t, n) && k > 0 && k == w.columns);
+  if (w.is_plain()) {
+    const DType type = w.plain.dtype;
+    KIVI_VERIFY(is_float(type) && x.dtype == activation_type(type));
+    KIVI_VERIFY(is_matrix(w.plain, n, k) && is_bias(bias, type, n));
+    if (out.size() > 0) do_matmul(x, w.plain, bias, out);
+    return;
+  }
+  KIVI_VERIFY(is_quantized(w) && multiplies(w.format) && x.dtype == activation_type(x.dtype));
+  KIVI_VERIFY(w.hadamard == 0 || ((w.hadamard & (w.hadamard - 1)) == 0 && k % w.hadamard == 0));
+  KIVI_VERIFY(w.order.empty() != w.format.reordered && (w.order.empty() || is_indices(w.order, k)));
+  KIVI_VERIFY(bias.empty() || (is_float(bias.dtype) && is_vector(bias, n)));
+  if (out.size() > 0) do_matmul_quantized(x, w, bias, out);
 }
 
 void Backend::rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,

@@ -31,6 +31,7 @@
 #include "kernels/sampling.h"
 #include "kernels/step_view.h"
 #include "kernels/tensor.h"
+#include "kernels/weight.h"
 
 namespace kivi {
 
@@ -76,6 +77,11 @@ class Backend {
                              [[maybe_unused]] int hidden) const {
     return ok_status();
   }
+  // Returns true if this device multiplies by matrices of this format as they lie. Others become
+  // plain while they are loaded.
+  virtual bool multiplies(const WeightFormat& format) const {
+    return format.kind == WeightKind::plain;
+  }
 
   // The bytes of scratch memory (KvView::scratch) that hold one layer's history of `tokens` tokens
   // in 16 bits. 0 where this device reads a history of this format where it lies.
@@ -117,8 +123,8 @@ class Backend {
   virtual double seconds_between(int from, int to) = 0;
 
   // --- ops --------------------------------------------------------------------------------------
-  // out[i] = table[ids[i]].  table [vocab, n] w, ids [t] i32, out [t, n] a.
-  void embed(const Tensor& table, const Tensor& ids, const Tensor& out);
+  // out[i] = table[ids[i]].  table [vocab, n] w or quantized, ids [t] i32, out [t, n] a.
+  void embed(const Weight& table, const Tensor& ids, const Tensor& out);
 
   // ids[i] = sampled[-1 - ids[i]] if ids[i] < 0. Such an id stands for a token that the host does
   // not know yet, because the step that samples it still runs. ids [t] i32, sampled [m] i32.
@@ -138,7 +144,11 @@ class Backend {
 
   // out = x W^T (+ bias).  x [t, k] a, W [n, k] w, bias [n] w or empty, out [t, n] a or f32.
   // On the CPU, each row of `out` depends on its row of `x` alone, bit for bit.
-  void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out);
+  //
+  // W may be quantized in a format that the device multiplies. Then the CPU quantizes x as well if
+  // W has codes of 4 to 8 bits: each 32 columns of a row become x' = s * round(x / s), where
+  // s = max |x| / 127. For e4m3, x stays as it is.
+  void matmul(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out);
 
   // Splits qkv into heads, rotates q and k by RoPE, multiplies q, k and v by the Hadamard matrix if
   // asked to, and writes q and kv. kv is saturated to f16.
@@ -202,6 +212,10 @@ class Backend {
   virtual void do_add(const Tensor& x, const Tensor& delta) = 0;
   virtual void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
                          const Tensor& out) = 0;
+  // Only for devices that multiply quantized matrices (`multiplies`).
+  virtual void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out);
+  virtual void do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+                                   const Tensor& out);
   virtual void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
                        const KvShape& shape, const Tensor& q, const Tensor& kv) = 0;
   virtual void do_begin_step([[maybe_unused]] const StepView& step,

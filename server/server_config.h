@@ -23,6 +23,7 @@ struct ServerConfig {
   std::string ssl_keyfile;            // PEM; "": the key is in ssl_certfile
   std::string ssl_ca_certs;  // PEM: whose client certificates are taken; "": none is asked for
   bool metrics_require_key = false;
+  bool playground = true;  // the page at /
   std::string metrics_prefix = "kivi";
   std::vector<std::string> allowed_origins;  // CORS; empty: off
   std::vector<std::string> allowed_hosts;    // besides the local names; "*": any

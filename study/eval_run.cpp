@@ -181,11 +181,12 @@ class Evaluation {
     return ok_status();
   }
 
-  // Runs the fp16 cache over the windows and keeps its logits.
+  // Runs the fp16 cache over the windows, with weights that are not quantized, and keeps its logits.
   Status make_reference() {
     if (reference_) return ok_status();
-    KIVI_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model,
-                          load_model(config_of(o_, {.format = "fp16"}), {}));
+    EngineConfig config = config_of(o_, {.format = "fp16"});
+    config.quantization = "none";
+    KIVI_ASSIGN_OR_RETURN(const std::unique_ptr<LoadedModel> model, load_model(config, {}));
     KIVI_RETURN_IF_ERROR(prepare(*model));
     KIVI_ASSIGN_OR_RETURN(const auto prompts, windows(*model));
     const int vocab = model->engine->model().vocab_size;
@@ -241,6 +242,7 @@ Json settings_of(const EvalOptions& o, const EvalCell& cell, const std::string& 
                    {"chunk", chunk_of(o, cell.format)},
                    {"device", o.engine.device},
                    {"dtype", o.engine.dtype},
+                   {"quantization", o.engine.quantization},
                    {"window", o.window},
                    {"windows", o.windows},
                    {"stride", o.stride},

@@ -36,6 +36,16 @@ void ObservingBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor&
   inner_->matmul(x, w, bias, out);
 }
 
+void ObservingBackend::do_embed_quantized(const Weight& table, const Tensor& ids,
+                                          const Tensor& out) {
+  inner_->embed(table, ids, out);
+}
+
+void ObservingBackend::do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+                                           const Tensor& out) {
+  inner_->matmul(x, w, bias, out);
+}
+
 void ObservingBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
                                const KvShape& shape, const Tensor& q, const Tensor& kv) {
   inner_->rope(qkv, positions, rope, shape, q, kv);

@@ -41,6 +41,7 @@ class ObservingBackend final : public Backend {
   DeviceInfo info() const override { return inner_->info(); }
   DType activation_type(DType weight) const override { return inner_->activation_type(weight); }
   DType query_type() const override { return inner_->query_type(); }
+  bool multiplies(const WeightFormat& format) const override { return inner_->multiplies(format); }
 
   void upload(void* device, const void* source, size_t bytes) override {
     inner_->upload(device, source, bytes);
@@ -72,6 +73,9 @@ class ObservingBackend final : public Backend {
                    NormKind kind, float eps, const Tensor& out) override;
   void do_add(const Tensor& x, const Tensor& delta) override;
   void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
+  void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out) override;
+  void do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+                           const Tensor& out) override;
   void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
                const Tensor& q, const Tensor& kv) override;
   void do_begin_step(const StepView& step, const KvView& store, int heads_q) override;

@@ -288,8 +288,9 @@ std::vector<Flag> eval_flags(Settings& s) {
       {"stride", "N", "Also report sliding-window perplexity with this stride in tokens (0 = off).",
        group, kEval, integer(o.stride, 0, 1 << 20)},
       {"divergence", "",
-       "Also report how far the predictions are from those with the fp16 cache: KL divergence and "
-       "the share of equal top tokens.",
+       "Also report how far the predictions are from those with the fp16 cache and weights that "
+       "are "
+       "not quantized: KL divergence and the share of equal top tokens.",
        group, kEval, boolean(o.divergence)},
       {"reference-bytes", "BYTES",
        "Use at most this many bytes of memory for the logits of the fp16 cache.", group, kEval,

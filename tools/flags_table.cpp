@@ -52,9 +52,14 @@ std::vector<Flag> model_flags(Settings& s) {
        "= refuse chats).",
        group, kServe | kGenerate, text(e.chat_template)},
       {"dtype", "TYPE",
-       "Store the weights as float32, float16 or bfloat16 (auto = the type in the checkpoint).",
+       "Store the weights that are not quantized as float32, float16 or bfloat16 (auto = the type "
+       "in the checkpoint).",
        group, kEngineCommands | kKernels | kStudies,
        choice(e.dtype, {"auto", "float32", "float16", "bfloat16"})},
+      {"quantization", "FORMAT",
+       "Quantize the layers' matrices of a 16-bit checkpoint to fp8 or int4 while it is loaded; "
+       "auto = keep the checkpoint's own formats if the device multiplies them, none = dequantize.",
+       group, kEngineCommands | kStudies, choice(e.quantization, {"auto", "none", "fp8", "int4"})},
       {"load-format", "FORMAT",
        "Read the checkpoint as safetensors or gguf, or fill the weights with random numbers "
        "(dummy); auto = detect the format.",
@@ -200,6 +205,8 @@ std::vector<Flag> server_flags(Settings& s) {
        "Show the model under this name in the API (empty = the name of the model's folder or "
        "file).",
        group, kServe, text(c.served_model_name)},
+      {"playground", "", "Serve a page at / to talk to the model with a browser.", group, kServe,
+       boolean(c.playground)},
       {"strict-params", "",
        "Refuse requests that hold an unknown field, with status 400. Without this flag the server "
        "ignores such fields.",

@@ -56,7 +56,7 @@ int run_info(const Arguments& args) {
            "{} tokens{}", m.max_len,
            m.sliding_window > 0 ? fmt::format(", sliding window {}", m.sliding_window) : ""));
   line("parameters", std::to_string(m.parameters));
-  line("weights", fmt::format("{} bytes, {}", m.weight_bytes, m.dtype));
+  line("weights", fmt::format("{} bytes, {} ({})", m.weight_bytes, m.dtype, m.weight_formats));
   line("in the files", m.file_types.empty()
                            ? "no weights"
                            : fmt::format("{} bytes; tensors: {}", m.file_bytes, m.file_types));

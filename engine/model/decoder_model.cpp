@@ -64,7 +64,7 @@ Result<std::unique_ptr<DecoderModel>> DecoderModel::create(Backend& backend,
                                                            const DecoderSpec& spec,
                                                            DecoderWeights weights,
                                                            const Limits& limits) {
-  const DType dtype = weights.embedding.dtype;
+  const DType dtype = weights.final_norm.dtype;
   std::unique_ptr<DecoderModel> model(new DecoderModel(backend, spec, std::move(weights)));
   const int64_t bytes = workspace_bytes(backend, spec, dtype, limits);
   KIVI_ASSIGN_OR_RETURN(model->memory_, backend.allocate(size_t(bytes), "the activations"));
@@ -81,7 +81,7 @@ void DecoderModel::forward(const StepView& step, const KvView& store) {
 
   const auto& layers = weights_.layers;
   backend_.begin_step(step, store, spec_.heads_q);
-  backend_.embed(weights_.embedding, step.token_ids, step_.x);  // x [t, n]
+  backend_.embed(weights_.embedding.whole(), step.token_ids, step_.x);  // x [t, n]
   backend_.norm(step_.x, layers[0].attention_norm, layers[0].attention_norm_bias, spec_.norm,
                 float(spec_.norm_eps), step_.h);  // h [t, n]
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -105,10 +105,20 @@ void DecoderModel::forward(const StepView& step, const KvView& store) {
   }
 }
 
+void DecoderModel::multiply(const Tensor& x, const WeightMatrix& w, const Tensor& bias,
+                            const Tensor& out) {
+  int64_t row = 0;
+  for (const Weight& part : w.parts) {
+    backend_.matmul(x, part, bias.empty() ? bias : bias.slice_rows(row, part.rows),
+                    w.parts.size() == 1 ? out : out.slice_columns(row, part.rows));
+    row += part.rows;
+  }
+}
+
 void DecoderModel::attention(const LayerWeights& w, int layer, const StepView& step,
                              const KvView& store) {
   const float scale = 1 / std::sqrt(float(spec_.head_dim));
-  backend_.matmul(step_.h, w.qkv, w.qkv_bias, step_.qkv);  // qkv [t, (hq + 2 hk) d]
+  multiply(step_.h, w.qkv, w.qkv_bias, step_.qkv);  // qkv [t, (hq + 2 hk) d]
   Rope rope = rope_;
   rope.lengths = step.rope_lengths;
   // As many layers as there is room for are stored at once: a step of few rows, whose append is
@@ -132,17 +142,17 @@ void DecoderModel::attention(const LayerWeights& w, int layer, const StepView& s
     }
     backend_.kv_append(layers_kv, store, step, layer - pending, pending + 1);  // the store
   }
-  backend_.matmul(step_.attention, w.output, w.output_bias, step_.delta);  // delta [t, n]
+  multiply(step_.attention, w.output, w.output_bias, step_.delta);  // delta [t, n]
 }
 
 void DecoderModel::mlp(const LayerWeights& w, const Tensor& input) {
-  backend_.matmul(input, w.up, w.up_bias, step_.up);  // up [t, 2 f] or [t, f]
+  multiply(input, w.up, w.up_bias, step_.up);  // up [t, 2 f] or [t, f]
   if (spec_.gated) {
     backend_.gated_activation(step_.up, spec_.activation, step_.gated);  // gated [t, f]
-    backend_.matmul(step_.gated, w.down, w.down_bias, step_.delta);      // delta [t, n]
+    multiply(step_.gated, w.down, w.down_bias, step_.delta);             // delta [t, n]
   } else {
-    backend_.activate(step_.up, spec_.activation);                // up [t, f]
-    backend_.matmul(step_.up, w.down, w.down_bias, step_.delta);  // delta [t, n]
+    backend_.activate(step_.up, spec_.activation);         // up [t, f]
+    multiply(step_.up, w.down, w.down_bias, step_.delta);  // delta [t, n]
   }
 }
 
@@ -158,7 +168,7 @@ Tensor DecoderModel::logits(const Tensor& rows) {
   backend_.gather_rows(step_.x, rows, gathered);
   backend_.norm(gathered, weights_.final_norm, weights_.final_norm_bias, spec_.norm,
                 float(spec_.norm_eps), normed);
-  backend_.matmul(normed, weights_.head, {}, logits);
+  multiply(normed, weights_.head, {}, logits);
   return logits;
 }
 

@@ -69,6 +69,8 @@ class DecoderModel {
   static int64_t lay_out(Activations& a, std::byte* base, const Backend& backend,
                          const DecoderSpec& spec, DType weight, const Limits& limits);
 
+  // out = x W^T (+ bias), part by part.
+  void multiply(const Tensor& x, const WeightMatrix& w, const Tensor& bias, const Tensor& out);
   // h -> delta, and the step's keys and values into the store.
   void attention(const LayerWeights& w, int layer, const StepView& step, const KvView& store);
   // input -> delta.

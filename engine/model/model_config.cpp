@@ -110,14 +110,16 @@ Result<ModelConfig> model_config_of(const std::string& file, const nlohmann::jso
                   ErrorCode::unsupported);
     return config.status().error();
   }
-  if (config.has("quantization_config"))
-    config.reject("quantization_config", "quantized checkpoints are not supported",
-                  ErrorCode::unsupported);
+  if (config.has("quantization_config")) {
+    KIVI_ASSIGN_OR_RETURN(model.quantization,
+                          read_quantization(file, document["quantization_config"]));
+  }
   model.spec = model.family->read(config);
   model.dtype = read_dtype(config);
   model.eos_token_ids = config.ids("eos_token_id");
   KIVI_RETURN_IF_ERROR(config.status());
   model.names = model.family->names(model.spec);
+  model.formats = quantized_formats(model.quantization, model.spec, model.names);
   KIVI_RETURN_IF_ERROR(check_eos(file, model));
   return model;
 }

@@ -13,13 +13,17 @@
 #include "base/result.h"
 #include "engine/model/decoder_spec.h"
 #include "engine/model/families/registry.h"
+#include "engine/model/quantization.h"
+#include "engine/model/weight_list.h"
 
 namespace kivi {
 
 struct ModelConfig {
   const ModelFamily* family = nullptr;  // static
   DecoderSpec spec;
-  TensorNames names;  // of its checkpoint
+  TensorNames names;      // of its checkpoint
+  WeightFormats formats;  // of its checkpoint's quantized matrices
+  CheckpointQuantization quantization;
   DType dtype =
       DType::f32;  // of the checkpoint; f32 where config.json does not say (as Transformers)
   std::vector<int32_t> eos_token_ids;  // of both files, unique

@@ -109,23 +109,47 @@ double yarn_frequency(double f, int pair, const RopeSpec& rope) {
   return stretched * f / rope.factor + (1 - stretched) * f;
 }
 
+// Which object says how frequencies are scaled; nullptr: none. As in Transformers, rope_scaling
+// counts alone where it says anything, even beside rope_parameters (Transformers 5): it is how a
+// scaling is added by hand. The theta of rope_parameters is then lost, there as here.
+const char* scaling_key(JsonReader& config) {
+  if (config.has("rope_scaling")) {
+    const JsonReader scaling = config.object("rope_scaling");
+    for (const char* key : {"rope_type", "type", "factor", "rope_theta", "partial_rotary_factor"})
+      if (scaling.has(key)) return "rope_scaling";
+  }
+  return config.has("rope_parameters") ? "rope_parameters" : nullptr;
+}
+
+// Versions of Transformers disagree whether original_max_position_embeddings counts at the top of
+// the file or inside the scaling. So the two must not differ.
+void check_trained_context(JsonReader& config, const RopeSpec& rope) {
+  if (rope.scaling != RopeScaling::llama3 && rope.scaling != RopeScaling::yarn) return;
+  const char* const key = "original_max_position_embeddings";
+  if (!config.has(key)) return;
+  if (config.integer(key, 1, kMaxPositions) != rope.original_max_position_embeddings)
+    config.reject(key,
+                  fmt::format("must be absent, or equal to the scaling's own, {}",
+                              rope.original_max_position_embeddings),
+                  ErrorCode::unsupported);
+}
+
 }  // namespace
 
 void read_rope(JsonReader& config, DecoderSpec& spec) {
   RopeSpec& rope = spec.rope;
   double part = config.number_or("partial_rotary_factor", 1, 0.01, 1);
   rope.theta = config.number_or("rope_theta", 10000, 1, 1e12);
-  if (config.has("rope_parameters")) {  // Transformers 5
-    JsonReader parameters = config.object("rope_parameters");
-    for (const char* key : {"full_attention", "sliding_attention"})
-      if (parameters.has(key))
-        parameters.reject(key, "layers must share their rotary embedding", ErrorCode::unsupported);
+  if (const char* key = scaling_key(config)) {
+    JsonReader parameters = config.object(key);
+    for (const char* layers : {"full_attention", "sliding_attention"})
+      if (parameters.has(layers))
+        parameters.reject(layers, "layers must share their rotary embedding",
+                          ErrorCode::unsupported);
     rope.theta = parameters.number_or("rope_theta", rope.theta, 1, 1e12);
     part = parameters.number_or("partial_rotary_factor", part, 0.01, 1);
     read_scaling(parameters, spec, rope);
-  } else if (config.has("rope_scaling")) {
-    JsonReader scaling = config.object("rope_scaling");
-    read_scaling(scaling, spec, rope);
+    check_trained_context(config, rope);
   }
   rope.rotary_dim = int(spec.head_dim * part);
   // dynamic divides by rotary_dim - 2.

@@ -12,8 +12,10 @@
 #include <thread>
 
 #include "engine/model/rope_scaling.h"
+#include "engine/model/weight_quantizer.h"
 #include "kernels/hadamard.h"
 #include "kernels/half.h"
+#include "kernels/weight_codec.h"
 
 namespace kivi {
 
@@ -26,118 +28,6 @@ constexpr int64_t kConvertBytesMin = 256 << 10;  // of a thread: starting one co
 constexpr int64_t kUploadBytes = 64 << 20;       // one upload as it is; also the grain of progress
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-enum class WeightKind { matrix, norm, bias };
-
-// A tensor of the checkpoint and the rows it gives.
-struct WeightPart {
-  std::string name;
-  int64_t rows = 0;
-  bool rotary_pairs = false;  // TensorNames::rotary_pairs
-};
-
-// One device tensor: where its view goes and the checkpoint's tensors that are stacked in it.
-struct WeightItem {
-  Tensor* target = nullptr;
-  std::vector<WeightPart> parts;
-  int64_t columns = 0;  // 0: a vector
-  WeightKind kind = WeightKind::matrix;
-  QkvOrder order = QkvOrder::heads;  // of its rows in the checkpoint
-  bool rotated = false;              // columns are multiplied by the Hadamard matrix, head by head
-
-  int64_t rows() const {
-    int64_t n = 0;
-    for (const WeightPart& part : parts) n += part.rows;
-    return n;
-  }
-  int64_t row_size() const { return columns == 0 ? 1 : columns; }
-  int64_t size() const { return rows() * row_size(); }
-};
-
-// Lists every tensor of a decoder in a fixed order; the one place that knows them all.
-class WeightList {
- public:
-  WeightList(const DecoderSpec& spec, const TensorNames& names, DecoderWeights& weights)
-      : spec_(spec), names_(names) {
-    const int64_t n = spec.hidden;
-    matrix(&weights.embedding, {{names.embedding, spec.vocab}}, n);
-    weights.layers.resize(size_t(spec.layers));
-    for (int i = 0; i < spec.layers; ++i) add_layer(weights.layers[size_t(i)], i);
-    norm(&weights.final_norm, &weights.final_norm_bias, names.final_norm);
-    if (!spec.tied_embeddings) matrix(&weights.head, {{names.head, spec.vocab}}, n);
-  }
-
-  const std::vector<WeightItem>& items() const { return items_; }
-
- private:
-  void add_layer(LayerWeights& layer, int index) {
-    const std::string at = names_.layers + std::to_string(index) + ".";
-    const int64_t n = spec_.hidden, f = spec_.intermediate;
-    const int64_t q = spec_.query_size(), kv = spec_.kv_size();
-    norm(&layer.attention_norm, &layer.attention_norm_bias, at + names_.attention_norm);
-    if (spec_.norms_per_layer == 2)
-      norm(&layer.mlp_norm, &layer.mlp_norm_bias, at + names_.mlp_norm);
-
-    auto qkv = names_.qkv.size() == 3 ? stacked(at, names_.qkv, {q, kv / 2, kv / 2})
-                                      : stacked(at, names_.qkv, {q + kv});
-    if (names_.qkv.size() == 3)
-      qkv[0].rotary_pairs = qkv[1].rotary_pairs = names_.rotary_pairs;  // q and k turn
-    linear(&layer.qkv, spec_.qkv_bias ? &layer.qkv_bias : nullptr, qkv, n, names_.qkv_order);
-    linear(&layer.output, spec_.output_bias ? &layer.output_bias : nullptr,
-           {{at + names_.output, n}}, q);
-    // Values are stored rotated, so attention's output is. This undoes it.
-    for (WeightItem& item : items_)
-      if (item.target == &layer.output) item.rotated = spec_.rotated_heads;
-    Tensor* up_bias = spec_.mlp_bias ? &layer.up_bias : nullptr;
-    linear(&layer.up, up_bias, stacked(at, names_.up, std::vector(names_.up.size(), f)), n);
-    linear(&layer.down, spec_.mlp_bias ? &layer.down_bias : nullptr, {{at + names_.down, n}}, f);
-  }
-
-  static std::vector<WeightPart> stacked(const std::string& at,
-                                         const std::vector<std::string>& names,
-                                         const std::vector<int64_t>& rows) {
-    std::vector<WeightPart> parts;
-    for (size_t i = 0; i < names.size(); ++i) parts.push_back({at + names[i], rows[i]});
-    return parts;
-  }
-
-  static std::vector<WeightPart> suffixed(std::vector<WeightPart> parts, const char* suffix) {
-    for (WeightPart& part : parts) part.name += suffix;
-    return parts;
-  }
-
-  void matrix(Tensor* target, const std::vector<WeightPart>& parts, int64_t columns,
-              QkvOrder order = QkvOrder::heads) {
-    items_.push_back({target, suffixed(parts, ".weight"), columns, WeightKind::matrix, order});
-  }
-
-  void linear(Tensor* target, Tensor* bias, const std::vector<WeightPart>& parts, int64_t columns,
-              QkvOrder order = QkvOrder::heads) {
-    matrix(target, parts, columns, order);
-    if (bias != nullptr)
-      items_.push_back({bias, suffixed(parts, ".bias"), 0, WeightKind::bias, order});
-  }
-
-  void norm(Tensor* weight, Tensor* bias, const std::string& name) {
-    const int64_t n = spec_.hidden;
-    items_.push_back({weight, {{name + ".weight", n}}, 0, WeightKind::norm});
-    if (spec_.norm == NormKind::layer)
-      items_.push_back({bias, {{name + ".bias", n}}, 0, WeightKind::bias});
-  }
-
-  const DecoderSpec& spec_;
-  const TensorNames& names_;
-  std::vector<WeightItem> items_;
-};
-
-// Sizes do not depend on names, only on how many matrices the checkpoint splits q|k|v and gate|up
-// into; these stand in where there is no checkpoint.
-TensorNames any_names(const DecoderSpec& spec) {
-  TensorNames names;
-  names.qkv = {"qkv"};
-  names.up = spec.gated ? std::vector<std::string>{"gate", "up"} : std::vector<std::string>{"up"};
-  return names;
-}
 
 float load_element(DType dtype, const std::byte* source) {
   if (dtype == DType::f32) {
@@ -159,49 +49,37 @@ void store_element(DType dtype, float x, std::byte* target) {
   std::memcpy(target, &bits, sizeof(bits));
 }
 
-// The checkpoint's row of a q|k|v matrix that is row `row` of ours (QkvOrder).
-int64_t grouped_row(const DecoderSpec& spec, int64_t row) {
-  const int64_t d = spec.head_dim, per_kv = spec.heads_q / spec.heads_kv;
-  const int64_t head = row / d, channel = row % d;
-  int64_t kv = 0, place = 0;  // KV head, and head inside its group
-  if (head < spec.heads_q) {
-    kv = head / per_kv;
-    place = head % per_kv;
-  } else if (head < spec.heads_q + spec.heads_kv) {
-    kv = head - spec.heads_q;
-    place = per_kv;
-  } else {
-    kv = head - spec.heads_q - spec.heads_kv;
-    place = per_kv + 1;
-  }
-  return (kv * (per_kv + 2) + place) * d + channel;
-}
-
-// The same for a q or k matrix whose heads hold their channels as pairs.
-int64_t paired_row(const DecoderSpec& spec, int64_t row) {
-  const int64_t half = spec.head_dim / 2;
-  const int64_t head = row / spec.head_dim, channel = row % spec.head_dim;
-  return head * spec.head_dim + channel % half * 2 + channel / half;
-}
-
-// Takes items in order, gives each its place in the allocation, and counts bytes.
+// Takes tensors in order, gives each its place in the allocation, and counts bytes.
 class Uploader {
  public:
   Uploader(Backend& backend, DecoderWeights& weights, DType dtype, const WeightProgress& progress)
       : backend_(backend), memory_(weights.memory), dtype_(dtype), progress_(progress) {}
 
-  void place(const WeightItem& item) {
-    at_ = memory_.data() + offset_;
-    *item.target = item.columns == 0 ? make_tensor(at_, dtype_, item.rows())
-                                     : make_tensor(at_, dtype_, item.rows(), item.columns);
-    offset_ += aligned(item.size() * int64_t(size_of(dtype_)));
+  // The next `bytes` of the allocation, aligned.
+  std::byte* place(int64_t bytes) {
+    std::byte* const at = memory_.data() + offset_;
+    offset_ += aligned(bytes);
     KIVI_VERIFY(offset_ <= int64_t(memory_.bytes()));
+    return at;
+  }
+  // rows * columns numbers of `dtype`; a vector where `columns` is 0.
+  Tensor place_plain(int64_t rows, int64_t columns) {
+    const int64_t numbers = columns == 0 ? rows : rows * columns;
+    std::byte* const at = place(numbers * int64_t(size_of(dtype_)));
+    return columns == 0 ? make_tensor(at, dtype_, rows) : make_tensor(at, dtype_, rows, columns);
+  }
+  Weight place_quantized(const WeightFormat& format, int64_t rows, int64_t columns) {
+    Weight weight;
+    weight.format = format;
+    weight.rows = rows;
+    weight.columns = columns;
+    weight.codes = place(weight_codes_bytes(format, rows, columns));
+    weight.scales = place(weight_scales_bytes(format, rows, columns));
+    return weight;
   }
 
-  // The next `bytes` of the current item.
-  void append(const void* source, int64_t bytes) {
-    backend_.upload(at_, source, size_t(bytes));
-    at_ += bytes;
+  void upload(const std::byte* to, const void* source, int64_t bytes) {
+    backend_.upload(const_cast<std::byte*>(to), source, size_t(bytes));
     done_ += bytes;
     if (progress_) progress_(done_, int64_t(memory_.bytes()));
   }
@@ -214,7 +92,6 @@ class Uploader {
   const Buffer& memory_;
   DType dtype_;
   const WeightProgress& progress_;
-  std::byte* at_ = nullptr;
   int64_t offset_ = 0;
   int64_t done_ = 0;
 };
@@ -259,7 +136,8 @@ Status check_names(const std::vector<WeightItem>& items, const DecoderSpec& spec
 
 Status check_tensor(const FileTensor& tensor, const WeightPart& part, int64_t columns) {
   // Vectors are never quantized, and their elements may have to be reordered.
-  if (!tensor.dtype && (tensor.dequantize == nullptr || columns == 0))
+  const bool readable = tensor.dtype || tensor.dequantize != nullptr || tensor.rows != nullptr;
+  if (!readable || (!tensor.dtype && columns == 0))
     return Error{ErrorCode::unsupported,
                  fmt::format("{}: tensor '{}' is {}, must be F32, F16 or BF16", tensor.file,
                              part.name, describe(tensor))};
@@ -274,6 +152,7 @@ Status check_tensor(const FileTensor& tensor, const WeightPart& part, int64_t co
 
 // Row `row` of a tensor of the checkpoint.
 void read_row(const FileTensor& tensor, int64_t row, std::span<float> out) {
+  if (tensor.rows) return tensor.rows->read(row, out);
   const std::byte* in = tensor.data + row * (int64_t(tensor.bytes) / tensor.shape[0]);
   if (!tensor.dtype) return tensor.dequantize(in, int64_t(out.size()), out.data());
   const auto element = int64_t(size_of(*tensor.dtype));
@@ -290,9 +169,7 @@ void convert_rows(const DecoderSpec& spec, const WeightItem& item, const WeightP
   const int64_t row_size = item.row_size(), element = int64_t(size_of(dtype));
   std::vector<float> values(size_t(row_size), 0.f);
   for (int64_t row = begin; row < end; ++row) {
-    int64_t from = row;
-    if (item.order == QkvOrder::groups) from = grouped_row(spec, row);
-    if (part.rotary_pairs) from = paired_row(spec, row);
+    const int64_t from = source_row(spec, item, part, row);
     if (source.dtype == dtype && !item.rotated) {  // only the order differs
       std::memcpy(out, source.data + from * row_size * element, size_t(row_size * element));
       out += row_size * element;
@@ -309,41 +186,138 @@ void convert_rows(const DecoderSpec& spec, const WeightItem& item, const WeightP
   }
 }
 
-// Converts on several threads: one does about 300 million numbers a second, a model has billions.
+// Calls convert(first, end) for pieces of [begin, end) on several threads: one thread converts
+// about 300 million numbers a second, and a model has billions. Pieces but the last are multiples
+// of `grain` rows.
+template <class Convert>
+void on_threads(int64_t begin, int64_t end, int64_t row_bytes, int64_t grain,
+                const Convert& convert) {
+  const int64_t wanted = std::max((end - begin + kConvertThreadsMax - 1) / kConvertThreadsMax,
+                                  kConvertBytesMin / row_bytes + 1);
+  const int64_t each = (wanted + grain - 1) / grain * grain;
+  std::vector<std::jthread> others;
+  for (int64_t first = begin + each; first < end; first += each)
+    others.emplace_back(
+        [&convert, first, last = std::min(end, first + each)] { convert(first, last); });
+  convert(begin, std::min(end, begin + each));
+}
+
+// A part of a plain tensor, whose rows begin at `to`.
 void upload_converted(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
-                      const WeightPart& part, const FileTensor& source) {
+                      const WeightPart& part, const FileTensor& source, std::byte* to) {
   const DType dtype = uploader.dtype();
   const int64_t row_bytes = item.row_size() * int64_t(size_of(dtype));
   const int64_t rows_per_chunk = std::max<int64_t>(1, kChunkBytes / row_bytes);
   std::vector<std::byte> chunk(size_t(std::min(part.rows, rows_per_chunk) * row_bytes));
   for (int64_t begin = 0; begin < part.rows; begin += rows_per_chunk) {
     const int64_t end = std::min(part.rows, begin + rows_per_chunk);
-    const int64_t rows_each = std::max((end - begin + kConvertThreadsMax - 1) / kConvertThreadsMax,
-                                       kConvertBytesMin / row_bytes + 1);
-    const auto convert = [&](int64_t first) {
-      convert_rows(spec, item, part, source, dtype, first, std::min(end, first + rows_each),
+    on_threads(begin, end, row_bytes, 1, [&](int64_t first, int64_t last) {
+      convert_rows(spec, item, part, source, dtype, first, last,
                    chunk.data() + (first - begin) * row_bytes);
-    };
-    {
-      std::vector<std::jthread> others;
-      for (int64_t first = begin + rows_each; first < end; first += rows_each)
-        others.emplace_back(convert, first);
-      convert(begin);
-    }
-    uploader.append(chunk.data(), (end - begin) * row_bytes);
+    });
+    uploader.upload(to + begin * row_bytes, chunk.data(), (end - begin) * row_bytes);
   }
 }
 
-void upload_tensor(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
-                   const WeightPart& part, const FileTensor& source) {
+void upload_part(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
+                 const WeightPart& part, const FileTensor& source, std::byte* to) {
   if (source.dtype != uploader.dtype() || item.order == QkvOrder::groups || part.rotary_pairs ||
       item.rotated) {
-    upload_converted(uploader, spec, item, part, source);
+    upload_converted(uploader, spec, item, part, source, to);
     return;
   }
   for (size_t begin = 0; begin < source.bytes; begin += size_t(kUploadBytes))
-    uploader.append(source.data + begin,
+    uploader.upload(to + begin, source.data + begin,
                     int64_t(std::min(source.bytes - begin, size_t(kUploadBytes))));
+}
+
+// One row of the run's matrix as codes and records.
+void split_row(const FileTensor& source, const WeightFormat& format, int64_t row,
+               std::span<uint8_t> codes, std::span<std::byte> records, std::span<float> numbers) {
+  if (source.format == format) {
+    if (source.rows) return source.rows->split(row, codes, records);
+    source.split(source.data + row * (int64_t(source.bytes) / source.shape[0]),
+                 int64_t(codes.size()), codes.data(), records.data());
+    return;
+  }
+  read_row(source, row, numbers);
+  quantize_row(format, numbers, codes, records);
+}
+
+// The parts of a run, as one quantized matrix.
+Weight upload_run(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
+                  const WeightRun& run, const TensorMap& tensors) {
+  const WeightFormat& format = run.format;
+  const int64_t k = item.columns;
+  Weight weight = uploader.place_quantized(format, run.rows, k);
+  if (item.rotated) weight.hadamard = spec.head_dim;
+  if (format.reordered) {
+    const std::span<const int32_t> order = tensors.at(item.parts[run.first].name).rows->order();
+    const std::byte* at = uploader.place(k * int64_t(sizeof(int32_t)));
+    uploader.upload(at, order.data(), k * int64_t(sizeof(int32_t)));
+    weight.order = make_tensor(const_cast<std::byte*>(at), DType::i32, k);
+  }
+  std::vector<std::pair<const WeightPart*, int64_t>> rows;  // part and row, of each row of the run
+  for (size_t i = run.first; i < run.first + run.count; ++i)
+    for (int64_t r = 0; r < item.parts[i].rows; ++r) rows.emplace_back(&item.parts[i], r);
+
+  constexpr int64_t kTile = kWeightTileRows;
+  const int64_t rows_per_chunk = std::max<int64_t>(1, kChunkBytes / k / kTile) * kTile;
+  const int64_t chunk_rows = std::min(run.rows, rows_per_chunk);
+  std::vector<std::byte> codes, scales;
+  int64_t codes_done = 0, scales_done = 0;
+  for (int64_t begin = 0; begin < run.rows; begin += chunk_rows) {
+    const int64_t end = std::min(run.rows, begin + chunk_rows);
+    codes.assign(size_t(weight_codes_bytes(format, end - begin, k)), std::byte{0});
+    scales.assign(size_t(weight_scales_bytes(format, end - begin, k)), std::byte{0});
+    on_threads(begin, end, k, kTile, [&](int64_t first, int64_t last) {
+      std::vector<uint8_t> own_codes(size_t(k), 0);
+      std::vector<std::byte> own_records(
+          size_t(record_count(format, k) * layout_of(format.kind).record_bytes), std::byte{0});
+      std::vector<float> numbers(size_t(k), 0.f);
+      for (int64_t i = first; i < last; ++i) {
+        const auto& [part, row] = rows[size_t(i)];
+        split_row(tensors.at(part->name), format, source_row(spec, item, *part, row), own_codes,
+                  own_records, numbers);
+        write_weight_row(format, k, i - begin, {own_codes, own_records}, codes.data(),
+                         scales.data());
+      }
+    });
+    uploader.upload(weight.codes + codes_done, codes.data(), int64_t(codes.size()));
+    uploader.upload(weight.scales + scales_done, scales.data(), int64_t(scales.size()));
+    codes_done += int64_t(codes.size());
+    scales_done += int64_t(scales.size());
+  }
+  return weight;
+}
+
+void upload_matrix(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
+                   const WeightFormats& formats, const TensorMap& tensors) {
+  for (const WeightRun& run : runs_of(item, formats)) {
+    if (run.format.kind != WeightKind::plain) {
+      item.matrix->parts.push_back(upload_run(uploader, spec, item, run, tensors));
+      continue;
+    }
+    const Tensor tensor = uploader.place_plain(run.rows, item.columns);
+    int64_t row = 0;
+    for (size_t i = run.first; i < run.first + run.count; ++i) {
+      upload_part(
+          uploader, spec, item, item.parts[i], tensors.at(item.parts[i].name),
+          tensor.as<std::byte>() + row * item.row_size() * int64_t(size_of(uploader.dtype())));
+      row += item.parts[i].rows;
+    }
+    item.matrix->parts.emplace_back(tensor);
+  }
+}
+
+void upload_vector(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
+                   const TensorMap& tensors) {
+  *item.vector = uploader.place_plain(item.rows(), 0);
+  auto* to = item.vector->as<std::byte>();
+  for (const WeightPart& part : item.parts) {
+    upload_part(uploader, spec, item, part, tensors.at(part.name), to);
+    to += part.rows * int64_t(size_of(uploader.dtype()));
+  }
 }
 
 void finish(Backend& backend, const DecoderSpec& spec, const Uploader& uploader,
@@ -358,14 +332,55 @@ void finish(Backend& backend, const DecoderSpec& spec, const Uploader& uploader,
 
 }  // namespace
 
-int64_t weight_bytes(const DecoderSpec& spec, DType dtype) {
-  const TensorNames names = any_names(spec);
+const Weight& WeightMatrix::whole() const {
+  KIVI_VERIFY(parts.size() == 1);
+  return parts[0];
+}
+
+const Tensor& WeightMatrix::plain() const {
+  KIVI_VERIFY(whole().is_plain());
+  return parts[0].plain;
+}
+
+WeightBytes weight_bytes(const DecoderSpec& spec, const TensorNames& names, DType dtype,
+                         const WeightFormats& formats) {
   DecoderWeights unused;
   const WeightList list(spec, names, unused);
-  int64_t bytes = aligned(spec.rope.rotary_dim / 2 * int64_t(sizeof(float)));
+  WeightBytes bytes;
+  bytes.total = aligned(spec.rope.rotary_dim / 2 * int64_t(sizeof(float)));
+  const auto add = [&](const std::string& format, int64_t count) {
+    bytes.total += aligned(count);
+    bytes.by_format[format] += count;
+  };
   for (const WeightItem& item : list.items())
-    bytes += aligned(item.size() * int64_t(size_of(dtype)));
+    for (const WeightRun& run : runs_of(item, formats)) {
+      if (run.format.kind == WeightKind::plain) {
+        add(name_of(dtype), run.rows * item.row_size() * int64_t(size_of(dtype)));
+        continue;
+      }
+      add(name_of(run.format), weight_codes_bytes(run.format, run.rows, item.columns));
+      add(name_of(run.format), weight_scales_bytes(run.format, run.rows, item.columns));
+      if (run.format.reordered) add(name_of(run.format), item.columns * int64_t(sizeof(int32_t)));
+    }
   return bytes;
+}
+
+int64_t weight_bytes(const DecoderSpec& spec, DType dtype) {
+  return weight_bytes(spec, any_names(spec), dtype, {}).total;
+}
+
+WeightFormats layer_formats(const DecoderSpec& spec, const TensorNames& names,
+                            const WeightFormat& format) {
+  DecoderWeights weights;
+  const WeightList list(spec, names, weights);
+  WeightFormats formats;
+  for (const WeightItem& item : list.items()) {
+    if (item.matrix == nullptr || item.matrix == &weights.embedding || item.matrix == &weights.head)
+      continue;
+    if (!weight_fits(format, item.columns)) continue;
+    for (const WeightPart& part : item.parts) formats[part.name] = format;
+  }
+  return formats;
 }
 
 int64_t parameter_count(const DecoderSpec& spec) {
@@ -379,7 +394,8 @@ int64_t parameter_count(const DecoderSpec& spec) {
 
 Result<DecoderWeights> load_weights(Backend& backend, const DecoderSpec& spec,
                                     const TensorNames& names, const Checkpoint& checkpoint,
-                                    DType dtype, const WeightProgress& progress) {
+                                    DType dtype, const WeightProgress& progress,
+                                    const WeightFormats& formats) {
   DecoderWeights weights;
   const WeightList list(spec, names, weights);
   const TensorMap& tensors = checkpoint.tensors();
@@ -388,46 +404,96 @@ Result<DecoderWeights> load_weights(Backend& backend, const DecoderSpec& spec,
     for (const WeightPart& part : item.parts)
       KIVI_RETURN_IF_ERROR(check_tensor(tensors.at(part.name), part, item.columns));
 
-  KIVI_ASSIGN_OR_RETURN(weights.memory,
-                        backend.allocate(size_t(weight_bytes(spec, dtype)), "the weights"));
+  const int64_t bytes = weight_bytes(spec, names, dtype, formats).total;
+  KIVI_ASSIGN_OR_RETURN(weights.memory, backend.allocate(size_t(bytes), "the weights"));
   Uploader uploader(backend, weights, dtype, progress);
   for (const WeightItem& item : list.items()) {
-    uploader.place(item);
-    for (const WeightPart& part : item.parts)
-      upload_tensor(uploader, spec, item, part, tensors.at(part.name));
+    if (item.matrix != nullptr)
+      upload_matrix(uploader, spec, item, formats, tensors);
+    else
+      upload_vector(uploader, spec, item, tensors);
   }
   finish(backend, spec, uploader, weights);
   return weights;
 }
 
-Result<DecoderWeights> random_weights(Backend& backend, const DecoderSpec& spec, DType dtype,
-                                      const WeightProgress& progress) {
-  const TensorNames names = any_names(spec);
+namespace {
+
+// Random numbers of one tensor, made in pieces. Their length is a prime: repeated, they give no two
+// equal rows of any matrix near each other, and copying them is what makes 7 billion numbers a
+// matter of seconds.
+class RandomNumbers {
+ public:
+  // The next `length` numbers of a tensor that begins now.
+  std::vector<float> begin(const WeightItem& item) {
+    std::vector<float> numbers(size_t(std::min<int64_t>(item.size(), 1'000'003)));
+    const float amplitude = std::sqrt(3.0f / float(item.row_size()));  // variance 1 / columns
+    for (float& x : numbers) {
+      state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+      const float uniform = float(int32_t(state_ >> 32)) * 0x1p-31f;  // [-1, 1)
+      x = item.use == WeightUse::matrix ? amplitude * uniform
+                                        : (item.use == WeightUse::norm ? 1.f : 0.f);
+    }
+    return numbers;
+  }
+
+ private:
+  uint64_t state_ = 0x9e3779b97f4a7c15;
+};
+
+Tensor upload_random(Uploader& uploader, const WeightItem& item, int64_t rows,
+                     const std::vector<float>& numbers) {
+  const Tensor tensor = uploader.place_plain(rows, item.columns);
+  const auto element = int64_t(size_of(uploader.dtype()));
+  std::vector<std::byte> pattern(numbers.size() * size_t(element));
+  for (size_t i = 0; i < numbers.size(); ++i)
+    store_element(uploader.dtype(), numbers[i], pattern.data() + int64_t(i) * element);
+  const int64_t bytes = rows * item.row_size() * element;
+  for (int64_t begin = 0; begin < bytes; begin += int64_t(pattern.size()))
+    uploader.upload(tensor.as<std::byte>() + begin, pattern.data(),
+                    std::min<int64_t>(int64_t(pattern.size()), bytes - begin));
+  return tensor;
+}
+
+}  // namespace
+
+Result<DecoderWeights> random_weights(Backend& backend, const DecoderSpec& spec,
+                                      const TensorNames& names, DType dtype,
+                                      const WeightProgress& progress,
+                                      const WeightFormats& formats) {
   DecoderWeights weights;
   const WeightList list(spec, names, weights);
-  KIVI_ASSIGN_OR_RETURN(weights.memory,
-                        backend.allocate(size_t(weight_bytes(spec, dtype)), "the weights"));
+  const int64_t bytes = weight_bytes(spec, names, dtype, formats).total;
+  KIVI_ASSIGN_OR_RETURN(weights.memory, backend.allocate(size_t(bytes), "the weights"));
   Uploader uploader(backend, weights, dtype, progress);
-  const int64_t element = int64_t(size_of(dtype));
-  // A prime length: repeated, it gives no two equal rows of any matrix near each other, and copying
-  // it is what makes 7 billion numbers a matter of seconds.
-  constexpr int64_t kPatternLength = 1'000'003;
-  std::vector<std::byte> pattern;
-  uint64_t state = 0x9e3779b97f4a7c15;
+  RandomNumbers random;
   for (const WeightItem& item : list.items()) {
-    uploader.place(item);
-    const int64_t length = std::min(item.size(), kPatternLength);
-    const float amplitude = std::sqrt(3.0f / float(item.row_size()));  // variance 1 / columns
-    pattern.resize(size_t(length * element));
-    for (int64_t i = 0; i < length; ++i) {
-      state = state * 6364136223846793005u + 1442695040888963407u;
-      const float uniform = float(int32_t(state >> 32)) * 0x1p-31f;  // [-1, 1)
-      const float x = item.kind == WeightKind::matrix ? amplitude * uniform
-                                                      : (item.kind == WeightKind::norm ? 1.f : 0.f);
-      store_element(dtype, x, pattern.data() + i * element);
+    const std::vector<float> numbers = random.begin(item);
+    if (item.matrix == nullptr) {
+      *item.vector = upload_random(uploader, item, item.rows(), numbers);
+      continue;
     }
-    for (int64_t begin = 0; begin < item.size(); begin += length)
-      uploader.append(pattern.data(), std::min(length, item.size() - begin) * element);
+    for (const WeightRun& run : runs_of(item, formats)) {
+      if (run.format.kind == WeightKind::plain) {
+        item.matrix->parts.emplace_back(upload_random(uploader, item, run.rows, numbers));
+        continue;
+      }
+      // The pattern as the rows of a file.
+      TensorMap tensors;
+      std::vector<float> all(size_t(run.rows * item.columns));
+      for (size_t i = 0; i < all.size(); ++i) all[i] = numbers[i % numbers.size()];
+      int64_t row = 0;
+      for (size_t i = run.first; i < run.first + run.count; ++i) {
+        const WeightPart& part = item.parts[i];
+        FileTensor& tensor = tensors[part.name];
+        tensor.dtype = DType::f32;
+        tensor.shape = {part.rows, item.columns};
+        tensor.data = reinterpret_cast<const std::byte*>(all.data() + row * item.columns);
+        tensor.bytes = size_t(part.rows * item.columns) * sizeof(float);
+        row += part.rows;
+      }
+      item.matrix->parts.push_back(upload_run(uploader, spec, item, run, tensors));
+    }
   }
   finish(backend, spec, uploader, weights);
   return weights;

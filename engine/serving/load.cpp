@@ -26,6 +26,7 @@
 #include "engine/serving/chat_template_source.h"
 #include "engine/serving/device.h"
 #include "engine/serving/first_steps.h"
+#include "engine/serving/weight_choice.h"
 #include "engine/text/byte_tokenizer.h"
 #include "kernels/kv_codec.h"
 
@@ -63,7 +64,8 @@ struct Blueprint {
   std::string place;  // of the model: a folder or a GGUF file
   ModelConfig model;
   std::unique_ptr<Backend> backend;
-  DType dtype = DType::f32;
+  DType dtype = DType::f32;  // of what is not quantized
+  WeightChoice weights;
   KvLayout layout;
   DecoderModel::Limits model_limits;
   StepInput::Limits input_limits;
@@ -152,7 +154,8 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   b.input_limits = {config.max_num_batched_tokens, config.max_num_seqs, captures,
                     (config.max_num_seqs + captures) * pages_a_sequence};
 
-  const int64_t weights = weight_bytes(spec, b.dtype), workspace = workspace_bytes(b);
+  KIVI_ASSIGN_OR_RETURN(b.weights, choose_weights(config, *b.backend, b.model, b.dtype));
+  const int64_t weights = b.weights.bytes.total, workspace = workspace_bytes(b);
   const int64_t budget = store_budget(config, device, weights + workspace);
   const int64_t scratch =
       std::min(config.prefill_scratch_bytes, b.backend->scratch_bytes_for(b.layout, max_model_len));
@@ -162,6 +165,8 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   if (config.kv_cache_dtype == "auto" && b.layout.format.kind == KvKind::f16)
     b.plan.format += fmt::format(" (auto: no KIVI format has a head_dim of {})", spec.head_dim);
   b.plan.weights = weights;
+  b.plan.weight_formats = describe(b.weights.bytes);
+  if (!b.weights.note.empty()) b.plan.weight_formats += "; " + b.weights.note;
   b.plan.workspace = workspace;
   clock.end("plan");
   return b;
@@ -181,7 +186,7 @@ Result<std::string> tokenizer_place(const EngineConfig& config, const std::strin
   return std::filesystem::path(config.tokenizer).parent_path().string();
 }
 
-ModelSummary summary_of(const ModelConfig& model, DType dtype) {
+ModelSummary summary_of(const ModelConfig& model, DType dtype, const WeightBytes& bytes) {
   const DecoderSpec& spec = model.spec;
   ModelSummary s;
   s.architecture = std::string(model.family->architecture);
@@ -194,7 +199,8 @@ ModelSummary summary_of(const ModelConfig& model, DType dtype) {
   s.max_len = spec.max_positions;
   s.sliding_window = spec.sliding_window;
   s.parameters = parameter_count(spec);
-  s.weight_bytes = weight_bytes(spec, dtype);
+  s.weight_bytes = bytes.total;
+  s.weight_formats = describe(bytes);
   s.dtype = long_name(dtype);
   return s;
 }
@@ -230,9 +236,10 @@ std::string name_of_model(const std::string& model) {
 
 // Changes with the build, the model and the store's format, and with nothing else.
 std::string fingerprint_of(const ModelSummary& s, const MemoryPlan& plan) {
-  const std::string text = fmt::format(
-      "{} {} {} {} {} {} {} {} {} {} {} {}", KIVI_VERSION, s.architecture, s.layers, s.hidden,
-      s.heads_q, s.heads_kv, s.head_dim, s.vocab, s.parameters, s.dtype, plan.device, plan.format);
+  const std::string text =
+      fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", KIVI_VERSION, s.architecture, s.layers,
+                  s.hidden, s.heads_q, s.heads_kv, s.head_dim, s.vocab, s.parameters, s.dtype,
+                  s.weight_formats, plan.device, plan.format);
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
   for (const char c : text) hash = (hash ^ uint8_t(c)) * 0x100000001b3;
   return fmt::format("fp_{:010x}", hash & 0xffffffffff);
@@ -241,9 +248,12 @@ std::string fingerprint_of(const ModelSummary& s, const MemoryPlan& plan) {
 Result<DecoderWeights> make_weights(const EngineConfig& config, const Blueprint& b,
                                     const WeightProgress& progress) {
   const DecoderSpec& spec = b.model.spec;
-  if (config.load_format == "dummy") return random_weights(*b.backend, spec, b.dtype, progress);
-  KIVI_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(b.place));
-  return load_weights(*b.backend, spec, b.model.names, checkpoint, b.dtype, progress);
+  const WeightFormats& formats = b.weights.formats;
+  if (config.load_format == "dummy")
+    return random_weights(*b.backend, spec, b.model.names, b.dtype, progress, formats);
+  KIVI_ASSIGN_OR_RETURN(const Checkpoint checkpoint,
+                        open_checkpoint(b.place, b.model.quantization, spec, b.model.names));
+  return load_weights(*b.backend, spec, b.model.names, checkpoint, b.dtype, progress, formats);
 }
 
 Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, const Blueprint& b,
@@ -318,7 +328,8 @@ int64_t device_memory_used(const LoadedModel& model) {
 Result<ModelSummary> summarize_model(const std::string& model) {
   KIVI_ASSIGN_OR_RETURN(const std::string place, find_model(model, "auto"));
   KIVI_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(place));
-  ModelSummary s = summary_of(config, config.dtype);
+  const WeightBytes bytes = weight_bytes(config.spec, config.names, config.dtype, config.formats);
+  ModelSummary s = summary_of(config, config.dtype, bytes);
   const Result<std::unique_ptr<Tokenizer>> tokenizer = load_tokenizer(place);
   s.tokenizer_kind = tokenizer.ok() ? (*tokenizer)->kind()
                      : tokenizer.error().code == ErrorCode::not_found
@@ -366,7 +377,7 @@ Result<std::unique_ptr<LoadedModel>> load_phases(const EngineConfig& config,
                                             std::move(runner));
   loaded->plan = b.plan;
   loaded->phases = clock.phases();
-  loaded->summary = summary_of(b.model, b.dtype);
+  loaded->summary = summary_of(b.model, b.dtype, b.weights.bytes);
   loaded->summary.tokenizer_kind = loaded->tokenizer->kind();
   loaded->summary.has_chat_template = loaded->chat != nullptr;
 

@@ -22,7 +22,8 @@ struct ModelSummary {
   int layers = 0, hidden = 0, heads_q = 0, heads_kv = 0, head_dim = 0, vocab = 0, max_len = 0;
   int sliding_window = 0;
   int64_t parameters = 0, weight_bytes = 0;
-  std::string dtype;
+  std::string weight_formats;  // their bytes by format: "Q4_1 70.1 MiB, f16 0.1 MiB"
+  std::string dtype;           // of what is not quantized
   std::string tokenizer_kind;  // "byte-level bpe", ..., "none", or the reason why it is unusable
   bool has_chat_template = false;
   // Set by summarize_model only: the tensors of the files, such as "210 Q4_1, 61 F32"; "" = none.

@@ -147,7 +147,7 @@ KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* 
 std::string MemoryPlan::text() const {
   const int64_t page_tokens = tokens_capacity / std::max(capacity.pages, 1);
   std::string table = fmt::format("memory plan: {}, key-value format {}\n", device, format);
-  table += line("weights", weights, "");
+  table += line("weights", weights, weight_formats);
   table += line("pages", pages,
                 fmt::format("{} pages of {} tokens: {} tokens that fit; {:g} bytes a token (fp16: "
                             "{:g}, {:.2f}x)",

@@ -16,8 +16,9 @@ namespace kivi {
 
 // The plan. It is printed at start-up and by --dry-run.
 struct MemoryPlan {
-  std::string device;  // "cpu (AMD EPYC ...)"
-  std::string format;  // "kivi2 G32 R128"
+  std::string device;          // "cpu (AMD EPYC ...)"
+  std::string format;          // "kivi2 G32 R128"
+  std::string weight_formats;  // bytes of weights by format, and what was dequantized
   int64_t weights = 0, pages = 0, residual = 0, sinks = 0, staging = 0, scratch = 0,
           workspace = 0;  // bytes
   int64_t budget = 0;     // bytes that pages + residual + sinks + staging + scratch were cut from

@@ -22,6 +22,61 @@ constexpr const char* kGpt2Pattern =
 constexpr const char* kDigit = R"(\p{N})";
 constexpr const char* kPunctuation = R"([!-/:-@\[-`{-~]|\p{P})";
 
+// Classes as the tokenizers library has them (its Oniguruma knows Unicode 16), for a PCRE2 that
+// knows Unicode 14 (10.42): digits of 15 and 16 are missing there, and its \s has U+180E, which has
+// been no white space since Unicode 6.3. Ranges of decimal digits, then of \p{N} alone; without
+// brackets.
+constexpr const char* kNewDigits =
+    R"(\x{10D40}-\x{10D49}\x{116D0}-\x{116E3}\x{11BF0}-\x{11BF9}\x{11F50}-\x{11F59})"
+    R"(\x{16130}-\x{16139}\x{16D70}-\x{16D79}\x{1CCF0}-\x{1CCF9}\x{1E4F0}-\x{1E4F9})"
+    R"(\x{1E5F1}-\x{1E5FA})";
+constexpr const char* kNewNumbers = R"(\x{1D2C0}-\x{1D2D3})";
+constexpr const char* kSpaces = R"(\p{Z}\t-\r\x{85})";
+
+// What stands for one class of a pattern, inside brackets or not. Negated classes inside brackets
+// stay PCRE2's own.
+std::string class_of(std::string_view name, bool in_brackets) {
+  std::string inside;
+  const bool negated = name == "\\S" || name == "\\D" || name.starts_with("\\P");
+  if (negated && in_brackets) return std::string(name);
+  if (name == "\\s" || name == "\\S") inside = kSpaces;
+  if (name == "\\d" || name == "\\D" || name == "\\p{Nd}" || name == "\\P{Nd}")
+    inside = std::string("\\p{Nd}") + kNewDigits;
+  if (name == "\\p{N}" || name == "\\P{N}")
+    inside = std::string("\\p{N}") + kNewDigits + kNewNumbers;
+  return in_brackets ? inside : (negated ? "[^" : "[") + inside + "]";
+}
+
+// The pattern with such classes in place of \s, \d, \p{N} and \p{Nd}.
+std::string with_current_classes(std::string_view pattern) {
+  std::string made;
+  bool in_brackets = false;
+  while (!pattern.empty()) {
+    size_t length = 1;
+    bool replaced = false;
+    if (pattern[0] == '\\') {
+      for (const std::string_view name :
+           {"\\p{Nd}", "\\P{Nd}", "\\p{N}", "\\P{N}", "\\s", "\\S", "\\d", "\\D"}) {
+        if (!pattern.starts_with(name)) continue;
+        made += class_of(name, in_brackets);
+        length = name.size();
+        replaced = true;
+        break;
+      }
+      if (!replaced) length = std::min<size_t>(2, pattern.size());
+    } else if (!in_brackets && pattern[0] == '[') {
+      in_brackets = true;
+      if (pattern.starts_with("[^")) length = 2;
+      if (pattern.substr(length).starts_with(']')) ++length;  // a bracket as a letter
+    } else if (in_brackets && pattern[0] == ']') {
+      in_brackets = false;
+    }
+    if (!replaced) made += pattern.substr(0, length);
+    pattern.remove_prefix(length);
+  }
+  return made;
+}
+
 Error unsupported(const std::string& what) {
   return Error{ErrorCode::unsupported, fmt::format("pre_tokenizer {} is not supported", what),
                "tokenizer"};
@@ -224,7 +279,7 @@ Status PreTokenizer::add_split(const TokenizerPart& part) {
 }
 
 Status PreTokenizer::add_pattern(const std::string& pattern, SplitBehavior behavior, bool invert) {
-  KIVI_ASSIGN_OR_RETURN(Regex regex, Regex::compile(pattern));
+  KIVI_ASSIGN_OR_RETURN(Regex regex, Regex::compile(with_current_classes(pattern)));
   Step step;
   step.kind = Step::Kind::split;
   step.regex = std::move(regex);

@@ -42,6 +42,9 @@ class CpuBackend final : public Backend {
   DeviceInfo info() const override;
   DType activation_type(DType) const override { return DType::f32; }
   DType query_type() const override { return DType::f32; }
+  // For tests: turns the instructions for dot products of bytes off, which not every processor has.
+  void use_byte_dots(bool use) { byte_dots_ = use; }
+  bool multiplies(const WeightFormat&) const override { return true; }
 
   void upload(void* device, const void* source, size_t bytes) override;
   void download(void* target, const void* device, size_t bytes) override;
@@ -63,6 +66,9 @@ class CpuBackend final : public Backend {
                    NormKind kind, float eps, const Tensor& out) override;
   void do_add(const Tensor& x, const Tensor& delta) override;
   void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
+  void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out) override;
+  void do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+                           const Tensor& out) override;
   void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
                const Tensor& q, const Tensor& kv) override;
   void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
@@ -87,15 +93,24 @@ class CpuBackend final : public Backend {
     bool equal(std::span<const int32_t> p, std::span<const float> f, std::span<const float> r,
                float factor) const;
   };
+  template <class Multiply>
+  void matmul_rows(const Tensor& x, int64_t n, DType packing, const Tensor& out,
+                   const Multiply& multiply);
+  void matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out);
+  void matmul_e4m3(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out);
+  const float* bias_floats(const Tensor& bias);
   const float* turns_of(const Tensor& positions, const Rope& rope);
 
   ThreadPool pool_;
   std::array<std::chrono::steady_clock::time_point, kMarks> marks_;
   Turns turns_;
-  std::vector<float> ratios_;                      // of the step, dynamic rope scaling
-  std::vector<Scratch> scratch_;                   // one a thread of the pool
-  Scratch partials_;                               // states of attention over segments
+  std::vector<float> ratios_;     // of the step, dynamic rope scaling
+  std::vector<Scratch> scratch_;  // one a thread of the pool
+  Scratch partials_;              // states of attention over segments
+  bool byte_dots_ = true;
   int64_t packing_ = 0;                            // counts matmuls
+  Scratch quantized_rows_;                         // of x, for quantized weights
+  Scratch bias_;                                   // in f32, for quantized weights
   std::deque<std::vector<SampledToken>> samples_;  // not collected yet, oldest first
 };
 

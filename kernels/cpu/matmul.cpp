@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // matmul: out = x W^T (+ bias).
 //
-// x [t, k] f32, W [n, k] f32, f16 or bf16, out [t, n] f32; sums in f32. Cost: 2 t k n operations;
-// W is read once for every block of rows of x that fits the level-2 cache.
+// x [t, k] f32, W [n, k] f32, f16, bf16 or e4m3 with a scale a row, out [t, n] f32; sums in f32.
+// Cost: 2 t k n operations; W is read once for every block of rows of x that fits the level-2
+// cache.
 //
 // Every element of `out` is one vector of partial sums, lane l adding up the products at the same
 // places of k in the same order, whatever stands beside it in registers; then one sum over lanes.
@@ -29,6 +30,10 @@
 #ifndef KIVI_MATMUL_BLOCK_
 #define KIVI_MATMUL_BLOCK_
 namespace kivi {
+// A number of a matrix of format e4m3, without its scale.
+struct E4m3 {
+  uint8_t bits;
+};
 // out [rows, n] of packed rows of x and n rows of W. Strides in elements.
 struct MatmulBlock {
   const float* x;
@@ -36,11 +41,17 @@ struct MatmulBlock {
   int64_t rows;
   const void* w;
   int64_t w_stride;
-  const void* bias;  // of the first row of W, or null
+  const void* bias;    // of the first row of W, or null; f32 for e4m3
+  const float* scale;  // of the first row of W; e4m3 only
   int64_t n;
   int64_t k;
   float* out;
   int64_t out_stride;
+};
+// What a sum over k becomes: sum * scale + bias, for 8 rows of W.
+struct RowEnds {
+  float bias[8] = {};
+  float scale[8] = {};
 };
 }  // namespace kivi
 #endif
@@ -64,6 +75,20 @@ HWY_INLINE VF first_of(DF df, const float* chunk) { return hn::LoadU(df, chunk);
 HWY_INLINE VF second_of(DF df, const float* chunk) { return hn::LoadU(df, chunk + kLanes); }
 HWY_INLINE VF first_of(DF df, const f16* chunk) { return load(df, chunk); }
 HWY_INLINE VF second_of(DF df, const f16* chunk) { return load(df, chunk + kLanes); }
+// e4m3 as f16 bits with the same exponent and mantissa is 2^-8 of its value: the exponents' biases
+// are 7 and 15. kE4m3Factor makes up for it at the end.
+constexpr float kE4m3Factor = 256;
+HWY_INLINE VF load(DF df, const E4m3* from) {
+  const hn::Rebind<uint8_t, DF> d8;
+  const hn::Rebind<uint16_t, DF> dh;
+  const hn::Rebind<hwy::float16_t, DF> d16;
+  const auto bits = hn::PromoteTo(dh, hn::LoadU(d8, &from->bits));
+  const auto magnitude = hn::ShiftLeft<7>(hn::And(bits, hn::Set(dh, 0x7F)));
+  const auto sign = hn::ShiftLeft<8>(hn::And(bits, hn::Set(dh, 0x80)));
+  return hn::PromoteTo(df, hn::BitCast(d16, hn::Or(magnitude, sign)));
+}
+HWY_INLINE VF first_of(DF df, const E4m3* chunk) { return load(df, chunk); }
+HWY_INLINE VF second_of(DF df, const E4m3* chunk) { return load(df, chunk + kLanes); }
 HWY_INLINE hn::Vec<hn::Repartition<uint32_t, DF>> pairs_of(const bf16* chunk) {
   const hn::Repartition<uint16_t, DF> dh;
   const hn::Repartition<uint32_t, DF> du;
@@ -89,7 +114,7 @@ HWY_INLINE VF in_register(VF v) {
 // out[i][j] for `Columns` rows of W from `w` on (stride w_stride; only `valid` of them exist) and
 // `Rows` packed rows of x.
 template <class W, int Columns, int Rows>
-HWY_NOINLINE void multiply_tile(const MatmulBlock& m, const W* w, int valid, const float* bias,
+HWY_NOINLINE void multiply_tile(const MatmulBlock& m, const W* w, int valid, const RowEnds& ends,
                                 const float* x, float* out) {
   const DF df;
   const W* row[Columns];
@@ -138,9 +163,13 @@ HWY_NOINLINE void multiply_tile(const MatmulBlock& m, const W* w, int valid, con
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < Columns; j += 4) {
-      const auto sums =
-          hn::Add(sums_of_lanes(df, sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]),
-                  hn::LoadU(d4, bias + j));
+      const auto raw = sums_of_lanes(df, sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]);
+      const auto bias = hn::LoadU(d4, ends.bias + j);
+      auto sums = bias;
+      if constexpr (hwy::IsSame<W, E4m3>())
+        sums = hn::MulAdd(raw, hn::LoadU(d4, ends.scale + j), bias);
+      else
+        sums = hn::Add(raw, bias);
       float* to = out + i * m.out_stride + j;
       if (valid >= j + 4)
         hn::StoreU(sums, d4, to);
@@ -152,12 +181,12 @@ HWY_NOINLINE void multiply_tile(const MatmulBlock& m, const W* w, int valid, con
 // Rows of x that are left, fewer than a tile.
 template <class W, int Rows>
 HWY_INLINE void multiply_rest(const MatmulBlock& m, int rows, const W* w, int valid,
-                              const float* bias, const float* x, float* out) {
+                              const RowEnds& ends, const float* x, float* out) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
-      multiply_tile<W, 4, Rows>(m, w, valid, bias, x, out);
+      multiply_tile<W, 4, Rows>(m, w, valid, ends, x, out);
     else
-      multiply_rest<W, Rows - 1>(m, rows, w, valid, bias, x, out);
+      multiply_rest<W, Rows - 1>(m, rows, w, valid, ends, x, out);
   }
 }
 
@@ -171,16 +200,21 @@ HWY_INLINE void multiply_columns(const MatmulBlock& m, int64_t j, int columns, c
   const DF df;
   const int valid = int(HWY_MIN(m.n - j, int64_t(columns)));
   const W* w = static_cast<const W*>(m.w) + j * m.w_stride;
-  float bias[8] = {};
-  if (m.bias != nullptr)
-    for (int i = 0; i < valid; ++i)
-      bias[i] = hn::GetLane(load_part(df, static_cast<const W*>(m.bias) + j + i, 1));
+  RowEnds ends;
+  for (int i = 0; i < valid; ++i) {
+    if constexpr (hwy::IsSame<W, E4m3>()) {
+      ends.scale[i] = m.scale[j + i] * kE4m3Factor;
+      if (m.bias != nullptr) ends.bias[i] = static_cast<const float*>(m.bias)[j + i];
+    } else if (m.bias != nullptr) {
+      ends.bias[i] = hn::GetLane(load_part(df, static_cast<const W*>(m.bias) + j + i, 1));
+    }
+  }
   if (columns == 8)
-    multiply_tile<W, 8, 1>(m, w, valid, bias, x, out + j);
+    multiply_tile<W, 8, 1>(m, w, valid, ends, x, out + j);
   else if (rows == kTileRows)
-    multiply_tile<W, 4, kTileRows>(m, w, valid, bias, x, out + j);
+    multiply_tile<W, 4, kTileRows>(m, w, valid, ends, x, out + j);
   else
-    multiply_rest<W, kTileRows - 1>(m, rows, w, valid, bias, x, out + j);
+    multiply_rest<W, kTileRows - 1>(m, rows, w, valid, ends, x, out + j);
 }
 
 template <class W>
@@ -219,6 +253,8 @@ void PackRow(const float* x, int64_t k, DType type, float* packed) {
   }
 }
 
+void MultiplyE4m3(const MatmulBlock& m) { multiply_block<E4m3>(m); }
+
 int64_t PackedColumns(int64_t k) { return (k + kChunk - 1) / kChunk * kChunk; }
 
 }  // namespace HWY_NAMESPACE
@@ -228,6 +264,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kivi {
 HWY_EXPORT(MultiplyBlock);
+HWY_EXPORT(MultiplyE4m3);
 HWY_EXPORT(PackRow);
 HWY_EXPORT(PackedColumns);
 
@@ -242,9 +279,12 @@ int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 }  // namespace
 
-void CpuBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
-                           const Tensor& out) {
-  const int64_t t = x.rows(), k = x.shape[1], n = w.rows();
+// Divides rows of x and columns of `out` among the threads. `multiply` sets W's part of a block,
+// beginning with the given row of W, and computes it. `packing` says how rows of x are packed.
+template <class Multiply>
+void CpuBackend::matmul_rows(const Tensor& x, int64_t n, DType packing, const Tensor& out,
+                             const Multiply& multiply) {
+  const int64_t t = x.rows(), k = x.shape[1];
   const int64_t packed = HWY_DYNAMIC_DISPATCH(PackedColumns)(k);
   // A multiple of the tile heights.
   const int64_t block_rows = std::min(t, std::max<int64_t>(4, kBlockBytes / (packed * 4) / 4 * 4));
@@ -255,7 +295,6 @@ void CpuBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
     splits = std::clamp<int64_t>(t * k * n / blocks / kTaskWork, 1, 2 * pool_.threads());
   const int64_t columns = round_up((n + splits - 1) / splits, 8);
   splits = (n + columns - 1) / columns;
-  const size_t element = size_of(w.dtype);
   ++packing_;
   pool_.parallel_for(blocks * splits, t * k * n / 16, [&](int64_t task, int worker) {
     const int64_t block = task / splits, column = task % splits * columns;
@@ -264,22 +303,42 @@ void CpuBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
     float* xp = scratch.floats(size_t(block_rows * packed));
     if (scratch.packed_block != block || scratch.packing != packing_) {
       for (int64_t i = 0; i < rows; ++i)
-        HWY_DYNAMIC_DISPATCH(PackRow)(x.row<float>(row + i), k, w.dtype, xp + i * packed);
+        HWY_DYNAMIC_DISPATCH(PackRow)(x.row<float>(row + i), k, packing, xp + i * packed);
       scratch.packed_block = block;
       scratch.packing = packing_;
     }
-    const MatmulBlock m{
-        .x = xp,
-        .x_stride = packed,
-        .rows = rows,
-        .w = w.as<std::byte>() + size_t(column * w.row_stride) * element,
-        .w_stride = w.row_stride,
-        .bias = bias.empty() ? nullptr : bias.as<std::byte>() + size_t(column) * element,
-        .n = std::min(columns, n - column),
-        .k = k,
-        .out = out.row<float>(row) + column,
-        .out_stride = out.row_stride};
+    MatmulBlock m = {};
+    m.x = xp;
+    m.x_stride = packed;
+    m.rows = rows;
+    m.n = std::min(columns, n - column);
+    m.k = k;
+    m.out = out.row<float>(row) + column;
+    m.out_stride = out.row_stride;
+    multiply(m, column);
+  });
+}
+
+void CpuBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
+                           const Tensor& out) {
+  const size_t element = size_of(w.dtype);
+  matmul_rows(x, w.rows(), w.dtype, out, [&](MatmulBlock& m, int64_t column) {
+    m.w = w.as<std::byte>() + size_t(column * w.row_stride) * element;
+    m.w_stride = w.row_stride;
+    m.bias = bias.empty() ? nullptr : bias.as<std::byte>() + size_t(column) * element;
     HWY_DYNAMIC_DISPATCH(MultiplyBlock)(m, w.dtype);
+  });
+}
+
+void CpuBackend::matmul_e4m3(const Tensor& x, const Weight& w, const Tensor& bias,
+                             const Tensor& out) {
+  const float* added = bias_floats(bias);
+  matmul_rows(x, w.rows, DType::f16, out, [&](MatmulBlock& m, int64_t column) {
+    m.w = w.codes + column * w.columns;
+    m.w_stride = w.columns;
+    m.bias = added == nullptr ? nullptr : added + column;
+    m.scale = reinterpret_cast<const float*>(w.scales) + column;
+    HWY_DYNAMIC_DISPATCH(MultiplyE4m3)(m);
   });
 }
 

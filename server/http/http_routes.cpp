@@ -15,6 +15,9 @@ namespace kivi {
 namespace {
 
 constexpr Route kRoutes[] = {
+    {"/", "GET", Access::open, false, false, handle_playground},
+    {"/playground.css", "GET", Access::open, false, false, handle_playground_css},
+    {"/playground.js", "GET", Access::open, false, false, handle_playground_js},
     {"/health", "GET", Access::open, false, false, handle_health},
     {"/health/ready", "GET", Access::open, false, false, handle_health},
     {"/health/live", "GET", Access::open, false, false, handle_live},

@@ -50,6 +50,9 @@ HttpReply handle_health(HttpContext&, const HttpRequest&);              // handl
 HttpReply handle_live(HttpContext&, const HttpRequest&);                //
 HttpReply handle_version(HttpContext&, const HttpRequest&);             //
 HttpReply handle_metrics(HttpContext&, const HttpRequest&);             //
+HttpReply handle_playground(HttpContext&, const HttpRequest&);          // handle_playground.cpp
+HttpReply handle_playground_css(HttpContext&, const HttpRequest&);      //
+HttpReply handle_playground_js(HttpContext&, const HttpRequest&);       //
 HttpReply handle_models(HttpContext&, const HttpRequest&);              // handle_models.cpp
 HttpReply handle_model(HttpContext&, const HttpRequest&);               //
 HttpReply handle_tokenizer_info(HttpContext&, const HttpRequest&);      //

@@ -64,8 +64,8 @@ class TestServer {
     model_.kv_format = options_.engine.format;
     model_.tokenizer = &tales_tokenizer();
     model_.engine = engine_.get();
-    structured_ = std::make_unique<StructuredOutput>(
-        tales_tokenizer(), engine_->model().vocab_size, engine_->model().eos_token_ids);
+    structured_ = std::make_unique<StructuredOutput>(tales_tokenizer(), engine_->model().vocab_size,
+                                                     engine_->model().eos_token_ids);
     model_.structured = structured_.get();
     if (!options_.chat_template.empty()) {
       auto chat = ChatPrompt::make({options_.chat_template, "test"}, tales_tokenizer());

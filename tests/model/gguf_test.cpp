@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/model/files/gguf_blocks.h"
+#include "kernels/weight_codec.h"
 #include "tests/model/gguf_writer.h"
 #include "tests/model/temporary_folder.h"
 
@@ -185,6 +186,33 @@ TEST_CASE("Blocks of every quantized type read as the gguf package reads them") 
     }
   }
   CHECK(types == int(golden.size()));
+}
+
+TEST_CASE("Blocks of every quantized type keep their numbers as codes and records") {
+  std::ifstream file(std::string(KIVI_SOURCE_DIR) + "/tests/data/gguf/blocks.json");
+  const auto golden = nlohmann::json::parse(file);
+  for (const auto& [name, blocks_and_values] : golden.items()) {
+    CAPTURE(name);
+    const GgufTensorType* type = nullptr;
+    for (uint32_t id = 0; id < 64 && type == nullptr; ++id)
+      if (const auto* found = find_gguf_tensor_type(id); found && found->name == name) type = found;
+    REQUIRE(type != nullptr);
+    const std::string blocks = from_hex(blocks_and_values.at("blocks").get<std::string>());
+    const size_t count = blocks.size() / size_t(type->bytes) * size_t(type->values);
+    const WeightFormat format{type->kind};
+    REQUIRE(name_of(format) == name);
+    std::vector<float> expected(count), got(count);
+    std::vector<uint8_t> codes(count);
+    std::vector<std::byte> records(
+        size_t(record_count(format, int64_t(count)) * layout_of(format.kind).record_bytes));
+    const auto* at = reinterpret_cast<const std::byte*>(blocks.data());
+    type->dequantize(at, int64_t(count), expected.data());
+    type->split(at, int64_t(count), codes.data(), records.data());
+    dequantize_row(format, {codes, records}, got);
+    int different = 0;
+    for (size_t i = 0; i < count; ++i) different += steps_between(got[i], expected[i]) > 1;
+    CHECK(different == 0);
+  }
 }
 
 TEST_CASE("A model's path names a GGUF file, or a folder with exactly one") {

@@ -226,8 +226,69 @@ TEST_CASE("A window is Mistral's own matter: absent it is the default, null it i
   CHECK(read(config).error().field == "use_sliding_window");
 }
 
-TEST_CASE("A quantized checkpoint is refused by name") {
-  const Error error = error_with("quantization_config", {{"quant_method", "gptq"}});
+// Expectations of the next four are those of Transformers 5.24's configuration classes.
+TEST_CASE("rope_scaling counts alone where it says anything, even beside rope_parameters") {
+  json config = config_of("tales-llama");
+  config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 1e6}};
+  config.erase("rope_theta");
+  config["rope_scaling"] = {
+      {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 1024}};
+  CHECK(rope_of(config).scaling == RopeScaling::yarn);
+  CHECK(rope_of(config).factor == 4);
+  CHECK(rope_of(config).original_max_position_embeddings == 1024);
+  CHECK(rope_of(config).theta == 10000);
+  config["rope_theta"] = 5e5;
+  CHECK(rope_of(config).theta == 5e5);
+  config["rope_scaling"] = {{"type", "linear"}, {"factor", 2.0}, {"rope_theta", 2e4}};
+  CHECK(rope_of(config).scaling == RopeScaling::linear);
+  CHECK(rope_of(config).theta == 2e4);
+  for (const json& nothing : {json(nullptr), json::object()}) {
+    config["rope_scaling"] = nothing;
+    CHECK(rope_of(config).scaling == RopeScaling::none);
+    CHECK(rope_of(config).theta == 1e6);
+  }
+}
+
+TEST_CASE("Two trained contexts that differ are refused, because Transformers' versions disagree") {
+  json config = config_of("tales-llama");
+  config["rope_parameters"] = {
+      {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 1024}};
+  config["original_max_position_embeddings"] = 1024;
+  CHECK(read(config).ok());
+  config["original_max_position_embeddings"] = 512;
+  const auto refused = read(config);
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().field == "original_max_position_embeddings");
+  CHECK(refused.error().message.find("1024") != std::string::npos);
+  config["rope_parameters"] = {{"rope_type", "linear"}, {"factor", 4.0}};  // has no use for it
+  CHECK(read(config).ok());
+}
+
+TEST_CASE("Qwen2 has no window where sliding_window is null, though a window is asked for") {
+  json config = config_of("tales-mistral");
+  config["architectures"] = {"Qwen2ForCausalLM"};
+  config["use_sliding_window"] = true;
+  config["max_window_layers"] = 0;
+  config["sliding_window"] = nullptr;
+  CHECK(read(config)->spec.sliding_window == 0);
+  config.erase("sliding_window");
+  CHECK(read(config)->spec.sliding_window == 4096);
+}
+
+TEST_CASE("Mistral has no biases, whatever its configuration says") {
+  json config = config_of("tales-mistral");
+  config["attention_bias"] = true;
+  config["mlp_bias"] = true;
+  const DecoderSpec spec = read(config)->spec;
+  CHECK_FALSE(spec.qkv_bias);
+  CHECK_FALSE(spec.output_bias);
+  CHECK_FALSE(spec.mlp_bias);
+  config["architectures"] = {"LlamaForCausalLM"};
+  CHECK(read(config)->spec.output_bias);
+}
+
+TEST_CASE("A quantization that is not read is refused by name") {
+  const Error error = error_with("quantization_config", {{"quant_method", "bitsandbytes"}});
   CHECK(error.code == ErrorCode::unsupported);
   CHECK(error.field == "quantization_config");
 }

@@ -44,6 +44,7 @@ std::vector<int32_t> prompt_of(const LoadedModel& loaded, int length, int salt =
 
 EngineConfig config_of(const std::string& format, PrefillMode mode, int chunk) {
   EngineConfig config = test_config(any_model(), format);
+  config.enable_prefix_caching = true;
   config.kivi_prefill = mode;
   config.prefill_chunk_tokens = chunk;
   return config;

@@ -114,8 +114,11 @@ int read_gguf_file(const std::string& bytes, Backend& backend) {
   TensorMap tensors = header->tensors();
   tensors.erase("rope_freqs.weight");
   const Checkpoint checkpoint("x.gguf", {}, std::move(tensors));
+  // In blocks and dequantized.
+  const auto blocks =
+      load_weights(backend, model->spec, model->names, checkpoint, DType::f32, {}, model->formats);
   const auto weights = load_weights(backend, model->spec, model->names, checkpoint, DType::f32, {});
-  return weights.ok() && tokenizer.ok() ? 2 : 1;
+  return weights.ok() && blocks.ok() && tokenizer.ok() ? 2 : 1;
 }
 
 }  // namespace kivi

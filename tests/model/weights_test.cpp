@@ -154,7 +154,7 @@ TEST_CASE("Grouped q|k|v rows are put in the kernels' order") {
   const auto backend = make_cpu_backend(1);
   const auto weights = load_weights(*backend, spec, names, *checkpoint, DType::f32, {});
   if (!weights.ok()) FAIL(weights.error().message);
-  const std::vector<float> rows = download(*backend, weights->layers[0].qkv);
+  const std::vector<float> rows = download(*backend, weights->layers[0].qkv.plain());
   const int expected_heads[] = {0, 1, 4, 5, 2, 6, 3, 7};  // q0 q1 q2 q3 k0 k1 v0 v1 in the file
   for (size_t head = 0; head < 8; ++head)
     for (size_t channel = 0; channel < 16; ++channel)
@@ -260,13 +260,13 @@ TEST_CASE("Every tensor arrives byte for byte, whatever its size") {
     const LayerWeights& w = weights->layers[size_t(i)];
     CHECK(same(w.attention_norm, {at + "an"}));
     CHECK(same(w.mlp_norm, {at + "mn"}));
-    CHECK(same(w.qkv, {at + "q", at + "k", at + "v"}));
-    CHECK(same(w.output, {at + "o"}));
-    CHECK(same(w.up, {at + "g", at + "u"}));
-    CHECK(same(w.down, {at + "d"}));
+    CHECK(same(w.qkv.plain(), {at + "q", at + "k", at + "v"}));
+    CHECK(same(w.output.plain(), {at + "o"}));
+    CHECK(same(w.up.plain(), {at + "g", at + "u"}));
+    CHECK(same(w.down.plain(), {at + "d"}));
   }
   CHECK(same(weights->final_norm, {"n"}));
-  CHECK(same(weights->embedding, {"e"}));
+  CHECK(same(weights->embedding.plain(), {"e"}));
   CHECK(compared == header.bytes);
 
   // Converted, by several threads and in several chunks: every number is rounded, in its place.
@@ -278,10 +278,10 @@ TEST_CASE("Every tensor arrives byte for byte, whatever its size") {
       if (half.as<f16>()[i].bits != to_f16_saturated(values[size_t(i)]).bits) return false;
     return half.size() == full.size();
   };
-  CHECK(rounded(halves->embedding, weights->embedding));
+  CHECK(rounded(halves->embedding.plain(), weights->embedding.plain()));
   for (size_t i = 0; i < halves->layers.size(); ++i) {
-    CHECK(rounded(halves->layers[i].qkv, weights->layers[i].qkv));
-    CHECK(rounded(halves->layers[i].up, weights->layers[i].up));
+    CHECK(rounded(halves->layers[i].qkv.plain(), weights->layers[i].qkv.plain()));
+    CHECK(rounded(halves->layers[i].up.plain(), weights->layers[i].up.plain()));
     CHECK(rounded(halves->layers[i].mlp_norm, weights->layers[i].mlp_norm));
   }
 }

@@ -78,9 +78,9 @@ std::vector<f16> first_layer(const std::string& name, const std::vector<int32_t>
   test::Guarded qkv(DType::f32, t, spec.qkv_size()), q(DType::f32, t, spec.query_size());
   test::Guarded kv(DType::f16, t, spec.kv_size());
   const LayerWeights& l = w.layers[0];
-  backend->embed(w.embedding, make_tensor(tokens.data(), DType::i32, t), *x);
+  backend->embed(w.embedding.whole(), make_tensor(tokens.data(), DType::i32, t), *x);
   backend->norm(*x, l.attention_norm, l.attention_norm_bias, spec.norm, float(spec.norm_eps), *h);
-  backend->matmul(*h, l.qkv, l.qkv_bias, *qkv);
+  backend->matmul(*h, l.qkv.whole(), l.qkv_bias, *qkv);
   Rope rope;
   rope.inverse_frequencies = w.inverse_frequencies;
   rope.rotary_dim = spec.rope.rotary_dim;

@@ -8,6 +8,8 @@ namespace kivi {
 
 DecoderSpec read_mistral(JsonReader& config) {
   DecoderSpec spec = read_llama(config);
+  // Transformers' Mistral has no biases, whatever attention_bias and mlp_bias say.
+  spec.qkv_bias = spec.output_bias = spec.mlp_bias = false;
   if (config.has("sliding_window"))
     spec.sliding_window = config.integer("sliding_window", 1, 1 << 24);
   else if (!config.is_null("sliding_window"))

@@ -14,6 +14,7 @@ namespace {
 // layer_types says which layers have it.
 int read_window(JsonReader& config, int layers) {
   if (!config.boolean_or("use_sliding_window", false)) return 0;
+  if (config.is_null("sliding_window")) return 0;  // no window, though one was asked for
   const int window = config.integer_or("sliding_window", 4096, 1, 1 << 24);
   const auto types = config.strings("layer_types");
   const int sliding =

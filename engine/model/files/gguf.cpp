@@ -189,6 +189,8 @@ Result<TableEntry> read_entry(Cursor& cursor, const std::string& file) {
   entry.tensor.dtype_name = type->name;
   entry.tensor.dtype = type->dtype;
   entry.tensor.dequantize = type->dequantize;
+  entry.tensor.format.kind = type->kind;
+  entry.tensor.split = type->split;
   entry.tensor.bytes = size_t(bytes);
   KIVI_ASSIGN_OR_RETURN(entry.offset, cursor.number<uint64_t>("a tensor's offset"));
   return entry;

@@ -152,29 +152,130 @@ void read_q6_k(const std::byte* blocks, int64_t count, float* out) {
   });
 }
 
+// The same blocks as codes and records (kernels/weight_codec.h), number for number.
+
+// Calls `split_block` for each block of `kValues` values.
+template <int kValues, int kBytes, int kRecord, class SplitBlock>
+void split_blocks(const std::byte* blocks, int64_t count, uint8_t* codes, std::byte* records,
+                  const SplitBlock& split_block) {
+  for (int64_t i = 0; i < count; i += kValues) {
+    split_block(blocks, codes + i, records);
+    blocks += kBytes;
+    records += kRecord;
+  }
+}
+
+void split_q4_0(const std::byte* blocks, int64_t count, uint8_t* codes, std::byte* records) {
+  split_blocks<kSmall, 18, 2>(blocks, count, codes, records,
+                              [](const std::byte* b, uint8_t* c, std::byte* r) {
+                                std::memcpy(r, b, 2);
+                                for (int i = 0; i < kSmall; ++i) c[i] = uint8_t(nibble(b + 2, i));
+                              });
+}
+
+void split_q4_1(const std::byte* blocks, int64_t count, uint8_t* codes, std::byte* records) {
+  split_blocks<kSmall, 20, 4>(blocks, count, codes, records,
+                              [](const std::byte* b, uint8_t* c, std::byte* r) {
+                                std::memcpy(r, b, 4);
+                                for (int i = 0; i < kSmall; ++i) c[i] = uint8_t(nibble(b + 4, i));
+                              });
+}
+
+void split_q5_0(const std::byte* blocks, int64_t count, uint8_t* codes, std::byte* records) {
+  split_blocks<kSmall, 22, 2>(blocks, count, codes, records,
+                              [](const std::byte* b, uint8_t* c, std::byte* r) {
+                                std::memcpy(r, b, 2);
+                                const uint32_t high = fifth_bits(b + 2);
+                                for (int i = 0; i < kSmall; ++i)
+                                  c[i] = uint8_t(nibble(b + 6, i) | int(high >> i & 1) << 4);
+                              });
+}
+
+void split_q5_1(const std::byte* blocks, int64_t count, uint8_t* codes, std::byte* records) {
+  split_blocks<kSmall, 24, 4>(blocks, count, codes, records,
+                              [](const std::byte* b, uint8_t* c, std::byte* r) {
+                                std::memcpy(r, b, 4);
+                                const uint32_t high = fifth_bits(b + 4);
+                                for (int i = 0; i < kSmall; ++i)
+                                  c[i] = uint8_t(nibble(b + 8, i) | int(high >> i & 1) << 4);
+                              });
+}
+
+void split_q8_0(const std::byte* blocks, int64_t count, uint8_t* codes, std::byte* records) {
+  split_blocks<kSmall, 34, 2>(blocks, count, codes, records,
+                              [](const std::byte* b, uint8_t* c, std::byte* r) {
+                                std::memcpy(r, b, 2);
+                                for (int i = 0; i < kSmall; ++i) c[i] = u8(b + 2 + i) ^ 0x80;
+                              });
+}
+
+// d, dmin, and the six-bit pairs as bytes: 8 scales, then 8 minima.
+void split_k_scales(const std::byte* block, std::byte* record) {
+  std::memcpy(record, block, 4);
+  for (int group = 0; group < 8; ++group) {
+    const SixBits own = six_bits(block + 4, group);
+    record[4 + group] = std::byte(own.scale);
+    record[12 + group] = std::byte(own.minimum);
+  }
+}
+
+void split_q4_k(const std::byte* blocks, int64_t count, uint8_t* codes, std::byte* records) {
+  split_blocks<kSuper, 144, 20>(
+      blocks, count, codes, records, [](const std::byte* b, uint8_t* c, std::byte* r) {
+        split_k_scales(b, r);
+        for (int i = 0; i < kSuper; ++i)
+          c[i] = u8(b + 16 + i / 64 * 32 + i % 32) >> i / 32 % 2 * 4 & 0xF;
+      });
+}
+
+void split_q5_k(const std::byte* blocks, int64_t count, uint8_t* codes, std::byte* records) {
+  split_blocks<kSuper, 176, 20>(
+      blocks, count, codes, records, [](const std::byte* b, uint8_t* c, std::byte* r) {
+        split_k_scales(b, r);
+        for (int i = 0; i < kSuper; ++i) {
+          const int low = u8(b + 48 + i / 64 * 32 + i % 32) >> i / 32 % 2 * 4 & 0xF;
+          c[i] = uint8_t(low | (u8(b + 16 + i % 32) >> i / 32 & 1) << 4);
+        }
+      });
+}
+
+void split_q6_k(const std::byte* blocks, int64_t count, uint8_t* codes, std::byte* records) {
+  split_blocks<kSuper, 210, 18>(
+      blocks, count, codes, records, [](const std::byte* b, uint8_t* c, std::byte* r) {
+        std::memcpy(r, b + 208, 2);
+        std::memcpy(r + 2, b + 192, 16);
+        for (int i = 0; i < kSuper; ++i) {
+          const int part = i / 128, quarter = i / 32 % 4;
+          const int low = u8(b + part * 64 + quarter % 2 * 32 + i % 32) >> quarter / 2 * 4 & 0xF;
+          const int high = u8(b + 128 + part * 32 + i % 32) >> 2 * quarter & 3;
+          c[i] = uint8_t(low | high << 4);
+        }
+      });
+}
+
 constexpr GgufTensorType plain(uint32_t id, const char* name, DType dtype) {
-  return {id, name, 1, int64_t(size_of(dtype)), dtype, nullptr};
+  return {id, name, 1, int64_t(size_of(dtype)), dtype, nullptr, WeightKind::plain, nullptr};
 }
 constexpr GgufTensorType blocks(uint32_t id, const char* name, int64_t values, int64_t bytes,
-                                Dequantize dequantize) {
-  return {id, name, values, bytes, std::nullopt, dequantize};
+                                Dequantize dequantize, WeightKind kind, SplitBlocks split) {
+  return {id, name, values, bytes, std::nullopt, dequantize, kind, split};
 }
 constexpr GgufTensorType unread(uint32_t id, const char* name) {
-  return {id, name, 1, 0, std::nullopt, nullptr};
+  return {id, name, 1, 0, std::nullopt, nullptr, WeightKind::plain, nullptr};
 }
 
 constexpr std::array kTypes = {
     plain(0, "F32", DType::f32),
     plain(1, "F16", DType::f16),
     plain(30, "BF16", DType::bf16),
-    blocks(8, "Q8_0", kSmall, 34, read_q8_0),
-    blocks(2, "Q4_0", kSmall, 18, read_q4_0),
-    blocks(3, "Q4_1", kSmall, 20, read_q4_1),
-    blocks(6, "Q5_0", kSmall, 22, read_q5_0),
-    blocks(7, "Q5_1", kSmall, 24, read_q5_1),
-    blocks(12, "Q4_K", kSuper, 144, read_q4_k),
-    blocks(13, "Q5_K", kSuper, 176, read_q5_k),
-    blocks(14, "Q6_K", kSuper, 210, read_q6_k),
+    blocks(8, "Q8_0", kSmall, 34, read_q8_0, WeightKind::q8_0, split_q8_0),
+    blocks(2, "Q4_0", kSmall, 18, read_q4_0, WeightKind::q4_0, split_q4_0),
+    blocks(3, "Q4_1", kSmall, 20, read_q4_1, WeightKind::q4_1, split_q4_1),
+    blocks(6, "Q5_0", kSmall, 22, read_q5_0, WeightKind::q5_0, split_q5_0),
+    blocks(7, "Q5_1", kSmall, 24, read_q5_1, WeightKind::q5_1, split_q5_1),
+    blocks(12, "Q4_K", kSuper, 144, read_q4_k, WeightKind::q4_k, split_q4_k),
+    blocks(13, "Q5_K", kSuper, 176, read_q5_k, WeightKind::q5_k, split_q5_k),
+    blocks(14, "Q6_K", kSuper, 210, read_q6_k, WeightKind::q6_k, split_q6_k),
     unread(9, "Q8_1"),
     unread(10, "Q2_K"),
     unread(11, "Q3_K"),

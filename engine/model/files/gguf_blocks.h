@@ -18,6 +18,8 @@ struct GgufTensorType {
   int64_t bytes;     // of a block; 0: the engine does not read this type
   std::optional<DType> dtype;
   Dequantize dequantize;
+  WeightKind kind;    // as a device may keep it; plain where `split` is null
+  SplitBlocks split;  // gives what `dequantize` gives, as codes and records
 };
 
 // nullptr: no type has this number.

@@ -130,9 +130,13 @@ Status Translation::add_scaling() {
                         header_.string(key("rope.scaling.type")));
   const GgufValue* factor = header_.find(key("rope.scaling.factor"));
   const GgufValue* older = header_.find(key("rope.scale_linear"));
-  if (!type && older != nullptr && to_json(*older) != json(1.0))
-    config_["rope_scaling"] = {{"rope_type", "linear"}, {"factor", to_json(*older)}};
-  if (!type || *type == "none") return ok_status();
+  if (!type) {  // llama.cpp: linear, by either key; a factor of 0 is none
+    const GgufValue* given = factor != nullptr ? factor : older;
+    if (given != nullptr && to_json(*given) != json(1.0) && to_json(*given) != json(0.0))
+      config_["rope_scaling"] = {{"rope_type", "linear"}, {"factor", to_json(*given)}};
+    return ok_status();
+  }
+  if (*type == "none") return ok_status();
   json scaling = {{"rope_type", *type}};
   if (factor != nullptr) scaling["factor"] = to_json(*factor);
   if (const GgufValue* trained = header_.find(key("rope.scaling.original_context_length")))
@@ -242,6 +246,9 @@ Result<ModelConfig> Translation::run() {
                         model_config_of(header_.file() + ": metadata as config.json", config_));
   KIVI_RETURN_IF_ERROR(read_rope_factors(model.spec.rope));
   model.names = names_;
+  for (const auto& [tensor_name, tensor] : header_.tensors())
+    if (tensor.format.kind != WeightKind::plain && tensor.shape.size() == 2)
+      model.formats[tensor_name] = tensor.format;
   return model;
 }
 

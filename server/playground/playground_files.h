@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// The files of the page at `/`, as they are in this folder.
+#pragma once
+
+#include <string_view>
+
+namespace kivi {
+
+extern const std::string_view kPlaygroundHtml;
+extern const std::string_view kPlaygroundCss;
+extern const std::string_view kPlaygroundJs;
+
+}  // namespace kivi
