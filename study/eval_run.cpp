@@ -181,7 +181,8 @@ class Evaluation {
     return ok_status();
   }
 
-  // Runs the fp16 cache over the windows, with weights that are not quantized, and keeps its logits.
+  // Runs the fp16 cache over the windows, with weights that are not quantized, and keeps its
+  // logits.
   Status make_reference() {
     if (reference_) return ok_status();
     EngineConfig config = config_of(o_, {.format = "fp16"});

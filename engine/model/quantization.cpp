@@ -87,8 +87,6 @@ int group_of(ConfigReader& config, const char* key) {
   return int(size);
 }
 
-constexpr std::string_view kPatternLetters = "\\.*";
-
 // Patterns of literals, "." and ".*" alone: what lists of modules use. A regular expression of a
 // file that is not trusted could take for ever.
 bool is_simple_pattern(std::string_view pattern) {
