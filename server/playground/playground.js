@@ -344,12 +344,22 @@ function showMemory(m) {
   }));
 }
 
+// A model without a chat template can only complete.
+async function lookAtModel() {
+  const info = await fetch("/tokenizer_info", {headers: headers()});
+  if (!info.ok || (await info.json()).chat_template) return;
+  $("tab-chat").disabled = true;
+  $("tab-chat").title = "This model has no chat template";
+  choose("completion");
+}
+
 async function refresh() {
   try {
     if (!state.model) {
       const models = await fetch("/v1/models", {headers: headers()});
       if (models.ok) {
         state.model = (await models.json()).data[0].id;
+        await lookAtModel();
         $("model-name").textContent = state.model;
       } else if (models.status === 401) {
         say("This server needs an API key");
@@ -388,7 +398,7 @@ $("theme").addEventListener("click", nextTheme);
 for (const name of ["chat", "completion"])
   $("tab-" + name).addEventListener("click", () => choose(name));
 document.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
-  if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+  if ((event.key !== "ArrowLeft" && event.key !== "ArrowRight") || $("tab-chat").disabled) return;
   choose(state.kind === "chat" ? "completion" : "chat");
   $("tab-" + state.kind).focus();
 });

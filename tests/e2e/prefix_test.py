@@ -66,8 +66,8 @@ class Prefix(WithServer):
             thread.start()
         for thread in threads:
             thread.join()
-        # Two of them may compute it: the second one finds where they part.
-        self.assertGreaterEqual(self.server.metric("prefix_cache_hits_total") - before, 28 * 352)
+        # Those that come before the first one has been computed compute it too, four a step.
+        self.assertGreaterEqual(self.server.metric("prefix_cache_hits_total") - before, 15 * 352)
 
     def test_salts_keep_clients_apart(self):
         ids = [9] + IDS[:299]
