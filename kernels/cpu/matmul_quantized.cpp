@@ -308,8 +308,9 @@ constexpr int block_bytes(int bits) { return (bits == 8 ? 8 : bits) * kPlane; }
 
 // `Rows` rows of x by one tile.
 template <class Block, int Rows>
-HWY_INLINE void multiply_tile(const TilesBlock& m, const std::byte* codes, const std::byte* scales,
-                              const RowBlock* x, int valid, const float* bias, float* out) {
+HWY_NOINLINE void multiply_tile(const TilesBlock& m, const std::byte* codes,
+                                const std::byte* scales, const RowBlock* x, int valid,
+                                const float* bias, float* out) {
   const DF df;
   for (int lane = 0; lane < kWeightTileRows; lane += kLanes) {
     if (lane >= valid) return;
