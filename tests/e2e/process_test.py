@@ -117,7 +117,7 @@ class CommandLine(unittest.TestCase):
         cases = [
             (("serve", MODEL, "--prot", "1"), "did you mean --port?"),
             (("serve", MODEL, "--port", "x"), "must be an integer in [-1, 65535]"),
-            (("serve", MODEL, "--enable-prefix-caching"), "unknown flag --enable-prefix-caching"),
+            (("serve", MODEL, "--enable-lora"), "unknown flag --enable-lora"),
             (("serve", MODEL, "--kivi-residual-length", "48"), "kivi_residual_length is 48"),
             (("serve",), "MODEL is missing"),
             (("srve", MODEL), "did you mean serve?"),
