@@ -168,9 +168,9 @@ TEST_CASE("with a key every path needs it but the open ones") {
   options.http.api_keys = {"sesame", "second-key"};
   TestServer server(options);
   for (const char* path :
-       {"/health", "/health/live", "/health/ready", "/ping", "/version", "/metrics"})
+       {"/health", "/health/live", "/health/ready", "/ping", "/version", "/metrics", "/"})
     CHECK(server.get(path).status == 200);
-  for (const char* path : {"/v1/models", "/v1/models/tales", "/tokenizer_info", "/", "/load",
+  for (const char* path : {"/v1/models", "/v1/models/tales", "/tokenizer_info", "/load",
                            "/v1/nothing", "/health/", "/docs"}) {
     INFO(path);
     const Response denied = server.get(path);

@@ -308,8 +308,8 @@ TEST_CASE("Every field of the configurations has a row") {
   size_t of_engine = 0, of_server = 0;
   for (const Flag& flag : make_flags(settings)) {
     if (!flag.in_config || flag.name == "api-key-file") continue;
-    // Two limit the text of requests, which the engine's serving part judges. The third is the
-    // engine's too, but only a server has keys.
+    // The first two limit the text of requests, which the engine's serving part judges; the third
+    // is of the engine's scheduler.
     const bool of_requests = flag.name == "max-tokenize-bytes" || flag.name == "max-reply-bytes" ||
                              flag.name == "prefix-cache-per-key";
     const bool server = !of_requests && (flag.commands == kServe || flag.name.starts_with("log-"));
