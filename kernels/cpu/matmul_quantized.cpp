@@ -10,7 +10,7 @@
 // every instruction set computes the same bits. A row of `out` depends on its row of x alone.
 //
 // Cost: 2 t k n operations; W's codes are read once for every block of kBlockRows rows of x. A
-// register tile is 16 rows of W (8 with AVX2) by up to 6 rows of x, so that codes are unpacked once
+// register tile is 16 rows of W (8 with AVX2) by up to 8 rows of x, so that codes are unpacked once
 // for several rows of x. With AVX-512 VNNI, one instruction multiplies 64 bytes. Otherwise
 // vpmaddubsw adds pairs of products to 16 bits.
 //
@@ -76,7 +76,7 @@ constexpr int kLanes = int(hn::MaxLanes(DI()));
 constexpr int kQuads = kWeightBlock / 4;
 constexpr int kPlane = 64;  // bytes of one quad of 16 rows
 // Rows of x in a register tile.
-constexpr int kTileRows = HWY_TARGET <= HWY_AVX3 ? 6 : 3;
+constexpr int kTileRows = HWY_TARGET <= HWY_AVX3 ? 8 : 3;
 
 HWY_INLINE VB shift_right(VB x, int bits) {
   const DH dh;
@@ -308,8 +308,9 @@ constexpr int block_bytes(int bits) { return (bits == 8 ? 8 : bits) * kPlane; }
 
 // `Rows` rows of x by one tile.
 template <class Block, int Rows>
-HWY_INLINE void multiply_tile(const TilesBlock& m, const std::byte* codes, const std::byte* scales,
-                              const RowBlock* x, int valid, const float* bias, float* out) {
+HWY_NOINLINE void multiply_tile(const TilesBlock& m, const std::byte* codes,
+                                const std::byte* scales, const RowBlock* x, int valid,
+                                const float* bias, float* out) {
   const DF df;
   for (int lane = 0; lane < kWeightTileRows; lane += kLanes) {
     if (lane >= valid) return;
