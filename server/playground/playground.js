@@ -69,13 +69,19 @@ function pathOf(body) {
   return body.messages ? "/v1/chat/completions" : "/v1/completions";
 }
 
-// Calls `take` with the JSON of each event of a stream.
+// Calls `take` with the JSON of each event of a stream. Lets the page draw and listen in between: a
+// fast server always has the next piece ready.
 async function readEvents(reader, take) {
   const decoder = new TextDecoder();
-  let rest = "";
+  let rest = "", drawn = performance.now();
   for (;;) {
     const {done, value} = await reader.read();
     if (done) return;
+    if (performance.now() - drawn > 30) {
+      $("messages").scrollTop = $("messages").scrollHeight;
+      await new Promise((resume) => setTimeout(resume, 0));
+      drawn = performance.now();
+    }
     rest += decoder.decode(value, {stream: true});
     const lines = rest.split("\n");
     rest = lines.pop();
@@ -181,8 +187,8 @@ async function run(body) {
         text += piece;
         if (choice.finish_reason) finish = choice.finish_reason;
       }
-      $("messages").scrollTop = $("messages").scrollHeight;
     });
+    $("messages").scrollTop = $("messages").scrollHeight;
     say("Finished: " + finish);
   } catch (error) {
     const stopped = error.name === "AbortError";

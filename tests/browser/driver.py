@@ -82,7 +82,8 @@ class Browser:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise AssertionError(f"not after {seconds} s: {what}")
+                raise AssertionError(f"not after {seconds} s: {what}; the page says "
+                                     f"{self.text('#status')!r}")
             time.sleep(0.05)
 
     def console(self):
