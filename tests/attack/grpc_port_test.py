@@ -141,26 +141,36 @@ class Keys(harness.WithServer):
 class Connections(harness.WithServer):
     arguments = ("--max-grpc-connections", "40")
 
-    def test_one_address_holds_at_most_half_of_the_connections(self):
+    def hold_twenty_and_ask_for_forty(self):
+        """Which of 20 connections with a call, and of 40 later ones, are open in the end."""
         held = [h2.Connection(self.server.grpc_port) for _ in range(20)]
-        try:
-            for connection in held:
-                connection.open(COMPLETE)  # with a call they do not make room
-            time.sleep(0.5)
-            refused = [h2.Connection(self.server.grpc_port) for _ in range(40)]
-            held += refused
-            # A refusal ends the wait at once: a slow machine may take longer to get to it.
-            self.assertEqual([connection.is_open(10) for connection in refused], [False] * 40)
-            self.assertEqual([connection.is_open(0.02) for connection in held[:20]], [True] * 20)
-            self.assertEqual(attack.grpc_code(self.server, 2), "UNAVAILABLE")
-            self.assertEqual(self.server.get("/health/ready").status, 200)
-            self.assertGreater(self.server.metric("admission_rejections_total",
-                                                  reason="connections"), 0)
-        finally:
+        self.addCleanup(lambda: [connection.close() for connection in held])
+        for connection in held:
+            connection.open(COMPLETE)  # with a call they do not make room
+        time.sleep(0.5)
+        held += [h2.Connection(self.server.grpc_port) for _ in range(40)]
+        until = time.monotonic() + 5  # a refusal ends the wait at once
+        later = [connection.is_open(max(0.02, until - time.monotonic())) for connection in held[20:]]
+        return held, [connection.is_open(0.02) for connection in held[:20]] + later
+
+    def test_one_address_holds_at_most_half_of_the_connections(self):
+        # On a loaded machine the server may not have seen all the calls when the others come. Then
+        # it rightly lets a connection go that has shown no call for a second.
+        for _ in range(4):
+            held, still = self.hold_twenty_and_ask_for_forty()
+            self.assertLessEqual(sum(still), 20)
+            if still[:20] == [True] * 20:
+                break
             for connection in held:
                 connection.close()
-        self.assertTrue(attack.eventually(
-            lambda: attack.grpc_code(self.server) == "OK", 10))
+            time.sleep(1)
+        self.assertEqual(still, [True] * 20 + [False] * 40)
+        self.assertEqual(attack.grpc_code(self.server, 2), "UNAVAILABLE")
+        self.assertEqual(self.server.get("/health/ready").status, 200)
+        self.assertGreater(self.server.metric("admission_rejections_total", reason="connections"), 0)
+        for connection in held:
+            connection.close()
+        self.assertTrue(attack.eventually(lambda: attack.grpc_code(self.server) == "OK", 10))
 
     def test_connections_without_a_call_make_room(self):
         held = [h2.Connection(self.server.grpc_port) for _ in range(20)]
