@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/grammar/json_formats.h"
 
+#include <fmt/format.h>
+
 #include <functional>
 #include <map>
 
@@ -40,7 +42,7 @@ std::string ipv6() {
   for (int before = 0; before <= 7; ++before) {
     std::string part;
     if (before > 0)
-      part += group + (before > 1 ? "(?::" + group + "){" + std::to_string(before - 1) + "}" : "");
+      part += before == 1 ? group : fmt::format("{0}(?::{0}){{{1}}}", group, before - 1);
     part += "::";
     if (const int after = 7 - before; after > 0)
       part += "(?:" + group +

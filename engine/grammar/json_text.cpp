@@ -159,8 +159,8 @@ Expr at_most(const Decimal& bound, bool excluded, bool integers) {
 // Sizes between both, if they are there.
 Expr sizes(const std::optional<Decimal>& least, bool least_excluded,
            const std::optional<Decimal>& most, bool most_excluded, bool integers) {
-  const Expr low = least ? at_least(*least, least_excluded, integers) : nullptr;
-  const Expr high = most ? at_most(*most, most_excluded, integers) : nullptr;
+  Expr low = least ? at_least(*least, least_excluded, integers) : nullptr;
+  Expr high = most ? at_most(*most, most_excluded, integers) : nullptr;
   if (!least && !most) return sequence({any_whole(), integers ? text("") : any_fraction()});
   if (!most) return low;
   if (!least) return high;
@@ -256,7 +256,7 @@ std::string json_escaped(std::string_view text) {
 }
 
 Expr json_integer(const NumberBounds& bounds, int multiple_of) {
-  const Expr all =
+  Expr all =
       bounds.bounded() ? bounded(bounds, true) : sequence({optional(text("-")), any_whole()});
   if (all == nullptr || multiple_of <= 1) return all;
   auto both =

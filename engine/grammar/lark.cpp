@@ -212,7 +212,7 @@ class LarkParser : RuleReader {
     if (!of_name(peek())) wrong(fmt::format("unexpected character '{}'", peek()));
     const std::string name = read_name();
     if (peek() == '{') wrong("templates of rules are not supported");
-    const Expr called = call(rule(name));
+    Expr called = call(rule(name));
     if (!is_terminal(name)) {
       if (in_terminal_) wrong(fmt::format("a terminal must not use the rule {}", name));
       return called;

@@ -59,7 +59,7 @@ std::shared_ptr<Automaton> SchemaCompiler::add_patterns(std::vector<Expr>& membe
   };
   std::vector<std::shared_ptr<Automaton>> seen;
   for (const auto& [pattern, value] : patterns.items()) {
-    const std::string at = path + "/patternProperties/" + pattern;
+    const std::string at = fmt::format("{}/patternProperties/{}", path, pattern);
     auto fits = shared(build_automaton(schema_regex(pattern, RegexAnchors::search, at)));
     for (const std::string& name : names)
       if (fits->accepts(json_escaped(name)))
@@ -112,7 +112,7 @@ Expr SchemaCompiler::object(const Schema& schema, const std::string& path) {
   };
   if (schema.contains("properties"))
     for (const auto& [name, property] : schema["properties"].items())
-      add(name, expression(property, path + "/properties/" + name));
+      add(name, expression(property, fmt::format("{}/properties/{}", path, name)));
   for (const std::string& name : required) {
     spend(int64_t(names.size()));
     if (std::ranges::find(names, name) != names.end()) continue;

@@ -94,7 +94,7 @@ Result<std::optional<OutputFormat>> structured_outputs(std::string_view body, co
   std::optional<OutputFormat> format;
   for (const auto& [name, part] : value.items()) {
     if (part.is_null() || part == false) continue;
-    const std::string at = field + "." + name;
+    const std::string at = fmt::format("{}.{}", field, name);
     if (format) return wrong(field, "has several constraints, must have one");
     if (name == "json") {
       KIVI_ASSIGN_OR_RETURN(format, schema_format(body, part, {"structured_outputs", "json"}, at));
