@@ -268,7 +268,9 @@ void Engine::Impl::end_broken(Sequence& s, int position, Clock::time_point now) 
         position);
   log_error("request {}: {}", s.request.id, error.message);
   finish(s, {.finish = FinishReason::error, .error = std::move(error)}, now);
-  scheduler.forget_prefixes();  // the values that overflowed may be in its pages
+  // The values that overflowed may be in its pages. A format that forbids every token is the
+  // request's own matter, and no reason to forget what others have computed.
+  if (s.request.constraint == nullptr) scheduler.forget_prefixes();
 }
 
 void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
+#include <random>
 #include <ranges>
 
 #include "base/verify.h"
@@ -18,8 +19,8 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-uint64_t hash_of(std::string_view salt) {
-  uint64_t h = 0x9e3779b97f4a7c15u;
+uint64_t hash_of(uint64_t secret, std::string_view salt) {
+  uint64_t h = secret;
   for (const char c : salt) h = mix(h + uint8_t(c) + 1);
   return h;
 }
@@ -52,6 +53,7 @@ PrefixBlocks PrefixBlocks::of(const KvLayout& layout) {
 
 PrefixCache::PrefixCache(const KvLayout& layout, int pages)
     : blocks_(PrefixBlocks::of(layout)),
+      secret_(uint64_t(std::random_device()()) << 32 | std::random_device()()),
       pages_(pages),
       holders_(size_t(pages), 0),
       keeper_(size_t(pages), 0),
@@ -101,7 +103,7 @@ void PrefixCache::extend_chains(SequenceKv& kv, std::span<const int32_t> tokens,
   const int whole = blocks_.whole(int(tokens.size()));
   for (int k = int(kv.chains.size()); k < whole; ++k)
     kv.chains.push_back(
-        hash_of(k == 0 ? hash_of(salt) : kv.chains[size_t(k) - 1], tokens_of(k, tokens)));
+        hash_of(k == 0 ? hash_of(secret_, salt) : kv.chains[size_t(k) - 1], tokens_of(k, tokens)));
 }
 
 uint64_t PrefixCache::child(uint64_t parent, int k, uint64_t chain, std::span<const int32_t> tokens,

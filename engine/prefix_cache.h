@@ -149,6 +149,7 @@ class PrefixCache {
   void remove(uint64_t id);
 
   const PrefixBlocks blocks_;
+  const uint64_t secret_;  // hashes begin with it, so that nobody can make two of them equal
   IdPool pages_;
   std::vector<int32_t> holders_;  // sequences, by page
   std::vector<uint64_t> keeper_;  // node, by page; 0: not kept

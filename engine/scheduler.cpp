@@ -195,6 +195,7 @@ Scheduler::Candidate Scheduler::candidate(Sequence& s) {
       cache_.prefixes().find(s.kv, s.tokens, salt, s.prefill_tokens - 1, first_end_, grid_);
   Candidate c = without_prefix(s);
   c.match = match;
+  c.reuses = true;
   if (match.tokens == 0) return c;
   c.part = part_from(s, match.tokens, true);
   c.pages += match.pinned_pages - match.held_pages;
@@ -278,10 +279,11 @@ PlannedSequence Scheduler::part_from(Sequence& s, int past, bool reuses) const {
   }
   const bool stages = !reuses && staged(s);
   const int left = s.prefill_tokens - past;
-  if (left <= chunk_tokens_)
-    part.count = left;
-  else
-    part.count = stages ? chunk_tokens_ : chunk_end(past) - past;
+  // In mode stream a chunk after the first ends at a boundary wherever one is near: a prompt that
+  // is continued there has its chunks at the same places.
+  const int chunk = stages ? chunk_tokens_ : chunk_end(past) - past;
+  const bool one = left <= chunk_tokens_ && (stages || grid_ == 0 || past == 0);
+  part.count = one ? left : std::min(left, chunk);
   const bool last = part.past + part.count == s.prefill_tokens;
   if (stages) part.mode = last ? KvMode::seal : KvMode::stage;
   part.completes = last;
@@ -389,7 +391,10 @@ std::span<const int32_t> Scheduler::known_tokens(const Sequence& s) const {
 
 void Scheduler::remember(Sequence& s) {
   if (!cacheable(s) || s.kv.slot < 0) return;
-  cache_.prefixes().remember(s.kv, known_tokens(s), salt_of(s));
+  std::span<const int32_t> known = known_tokens(s);
+  // In mode stream an answer is not reused: as a prompt its tokens would have other numbers.
+  if (grid_ != 0) known = known.first(std::min(known.size(), size_t(s.prefill_tokens)));
+  cache_.prefixes().remember(s.kv, known, salt_of(s));
 }
 
 // Where later prompts may part from this one, or go on.
@@ -409,7 +414,7 @@ void Scheduler::want_checkpoints(Sequence& s, const PrefixMatch& match) const {
 
 bool Scheduler::prefix_is_coming(const Candidate& c) const {
   const Sequence& s = *c.sequence;
-  if (!cacheable(s) || s.kv.chains.empty()) return false;
+  if (!c.reuses || s.kv.chains.empty()) return false;
   const PrefixBlocks& blocks = cache_.prefixes().blocks();
   for (const auto& [unused, r] : running_) {
     const auto comes = [&](int tokens) {
@@ -419,6 +424,11 @@ bool Scheduler::prefix_is_coming(const Candidate& c) const {
     };
     if (std::ranges::any_of(r->kv.wanted, comes, &WantedCheckpoint::tokens) ||
         std::ranges::any_of(r->kv.captured, comes, &CapturedSlab::tokens))
+      return true;
+    // Without checkpoints, the last block of both prompts that is not there yet.
+    const int common = blocks.whole(std::min(r->prefill_tokens, s.prefill_tokens - 1));
+    if (blocks.slab_pages == 0 && common > 0 && r->kv.settled < blocks.end(common - 1) &&
+        comes(blocks.end(common - 1)))
       return true;
   }
   return false;
@@ -459,6 +469,8 @@ void Scheduler::capture(BatchPlan& plan, int index, int tokens, bool branch, boo
   int32_t slot = kv.slot;
   if (!at_end) {
     if (plan.captures.size() >= size_t(kCapturesMax)) return;
+    // Two captures of one part would write the same pages at the same time.
+    if (std::ranges::count(plan.captures, index, &PlannedCapture::planned) > 0) return;
     slot = cache_.take_slot();
     if (slot < 0) return;
     slots.push_back(slot);

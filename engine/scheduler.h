@@ -132,6 +132,7 @@ class Scheduler {
     PlannedSequence part;  // its first
     int pages = 0;         // that must be free
     int staging_pages = 0;
+    bool reuses = false;  // what is kept may be reused, if there is something
   };
 
   // Of a sequence that was not continued from a prefix.

@@ -157,6 +157,7 @@ function busy(on) {
 }
 
 async function run(body) {
+  const messages = state.messages;  // Clear puts another list in its place
   state.lastBody = body;
   state.controller = new AbortController();
   busy(true);
@@ -195,16 +196,29 @@ async function run(body) {
     say(stopped ? "Stopped" : error.message, !stopped);
     if (!text && !calls.length) answer.box.remove();
   }
+  state.controller = null;
+  busy(false);
+  if (state.messages !== messages) return;
   for (const call of calls)
     addMessage("tool", call.function.name + "(" + call.function.arguments + ")");
   if (body.messages && (text || calls.length)) {
     const message = {role: "assistant", content: text || null};
     if (calls.length) message.tool_calls = calls;
-    state.messages.push(message);
+    messages.push(message);
+  } else if (body.messages) {
+    takeBack(messages);
   }
   if (usage) showLast(usage, begin, first, performance.now());
-  state.controller = null;
-  busy(false);
+}
+
+// A message without an answer would be sent again, before the next one of the same role.
+function takeBack(messages) {
+  const boxes = $("messages").children;
+  if (!messages.length || messages[messages.length - 1].role !== "user") return;
+  const message = messages.pop();
+  if (boxes.length) boxes[boxes.length - 1].remove();
+  if ($("prompt").value === "") $("prompt").value = message.content;
+  $("regenerate").disabled = true;
 }
 
 function showLast(usage, begin, first, end) {

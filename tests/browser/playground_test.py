@@ -94,6 +94,24 @@ class Playground(unittest.TestCase):
             self.browser.click("#clear")
             self.browser.clear("#prompt")
 
+    def test_clear_forgets_what_is_under_way(self):
+        self.browser.type("#prompt", "Tell me a long tale." + KEYS["Control"] + KEYS["Enter"] +
+                          KEYS["Control"])
+        self.browser.until(lambda: len(self.answer()) > 10, "the answer grows")
+        self.browser.click("#clear")
+        self.assertTrue(self.server.wait_idle())
+        self.assertEqual(self.browser.run("return state.messages.length"), 0)
+
+    def test_a_message_that_was_refused_is_given_back(self):
+        self.browser.run("document.getElementById('form').noValidate = true")
+        self.browser.type("#temperature", "1000")
+        self.browser.type("#prompt", "Hello")
+        self.browser.click("#send")
+        self.browser.until(lambda: "temperature" in self.browser.text("#status"),
+                           "the server's error is shown")
+        self.assertEqual(self.browser.run("return state.messages.length"), 0)
+        self.assertEqual(self.browser.run("return document.getElementById('prompt').value"), "Hello")
+
     def test_tokens_show_their_likelihood(self):
         self.browser.click("#logprobs")
         self.complete("Once upon a", "8")

@@ -123,6 +123,7 @@ TEST_CASE("with one tenant the policy fair plans exactly what fcfs plans", "[lon
     setup.config.max_num_batched_tokens =
         setup.config.max_num_seqs + setup.config.prefill_chunk_tokens + between(random, 0, 300);
     setup.pages = 10 + between(random, 0, 10);
+    setup.config.enable_prefix_caching = false;  // all prompts are of one token
     setup.config.scheduling_policy = SchedulingPolicy::fair;
     Machine fair(setup);
     setup.config.scheduling_policy = SchedulingPolicy::fcfs;

@@ -164,6 +164,41 @@ TEST_CASE("samples of one prompt wait for the first and share its pages") {
   CHECK(reused == 31);
 }
 
+TEST_CASE("samples wait for the first in formats without checkpoints too") {
+  const auto engine = make_fake_engine(options_of(KvFormat{}));
+  std::vector<Request> samples(8, request_with(tokens_from(0, 500), 100));
+  const auto streams = engine->submit_all(samples, [](size_t) { return [] {}; });
+  REQUIRE(streams.ok());
+  engine->step();
+  CHECK(engine->stats().running == 1);
+  engine->run_until_idle();
+  int reused = 0;
+  for (const auto& stream : *streams) reused += outcome_of(*stream).last.cached_tokens == 448;
+  CHECK(reused == 7);
+}
+
+TEST_CASE("two boundaries in one staged chunk: one of them gets a checkpoint") {
+  FakeEngineOptions options = options_of();
+  options.config.prefill_chunk_tokens = 500;
+  const auto engine = make_fake_engine(options);
+  const std::vector<int32_t> system = tokens_from(0, 270);
+  CHECK(cached(*engine, system + tokens_from(300, 400)) == 0);
+  CHECK(cached(*engine, system + tokens_from(400, 400)) == 0);  // parts at 256, ends at 640
+  CHECK(cached(*engine, system + tokens_from(500, 400)) == 256);
+  CHECK(cached(*engine, system + tokens_from(400, 240)) == 256);
+}
+
+TEST_CASE("a scored prompt waits for nobody's prefix") {
+  const auto engine = make_fake_engine(options_of());
+  submit(*engine, request_with(tokens_from(0, 300), 50));
+  Request scored = request_with(tokens_from(0, 300), 50);
+  scored.sampling.prompt_logprobs = 0;
+  submit(*engine, std::move(scored));
+  engine->step();
+  CHECK(engine->stats().running == 2);
+  engine->run_until_idle();
+}
+
 TEST_CASE("salts, keys and the request's wish keep tokens apart") {
   FakeEngineOptions options = options_of();
   const bool per_key = GENERATE(false, true);

@@ -114,6 +114,32 @@ TEST_CASE("in mode stream a hit has the numbers of a miss, bit by bit") {
   CHECK(from_chunk.output == run(*plain, greedy_request(longer, 40)).output);
 }
 
+TEST_CASE("in mode stream a hit has the bits of a miss wherever chunks end, and after answers") {
+  EngineConfig config = config_of("kivi2", PrefillMode::stream, 200);
+  const auto loaded = load_or_fail(config);
+  config.enable_prefix_caching = false;
+  const auto plain = load_or_fail(config);
+  // Blocks are 64 tokens and chunks 192: a last chunk of up to 200 tokens has a boundary within.
+  for (const int length : {768, 769, 772, 776, 777, 800}) {
+    CAPTURE(length);
+    const std::vector<int32_t> prompt = prompt_of(*loaded, length, length);
+    const Output miss = run(*plain, greedy_request(prompt, 4)).output;
+    CHECK(run(*loaded, greedy_request(prompt, 4)).output == miss);
+    const Run hit = run(*loaded, greedy_request(prompt, 4));
+    CHECK(hit.cached_tokens > 300);
+    CHECK(hit.output == miss);
+  }
+  // A conversation: what decoding left of an answer must not stand for a prompt's tokens.
+  std::vector<int32_t> chat = prompt_of(*loaded, 230, 3);
+  const Run answer = run(*loaded, greedy_request(chat, 300));
+  chat.insert(chat.end(), answer.output.ids.begin(), answer.output.ids.end());
+  const std::vector<int32_t> rest = prompt_of(*loaded, 300, 4);
+  chat.insert(chat.end(), rest.begin(), rest.end());
+  const Output miss = run(*plain, greedy_request(chat, 20)).output;
+  for (int again = 0; again < 3; ++again)
+    CHECK(run(*loaded, greedy_request(chat, 20)).output == miss);
+}
+
 TEST_CASE("prompts that share their first tokens are computed side by side as alone") {
   const auto [format, mode] = GENERATE(table<std::string, PrefillMode>(
       {{"fp16", PrefillMode::exact}, {"kivi2.5", PrefillMode::stream}}));
