@@ -59,8 +59,7 @@ PrefixCache::PrefixCache(const KvLayout& layout, int pages)
       keeper_(size_t(pages), 0),
       kept_(size_t(pages), Kept::no) {}
 
-// --- pages of sequences
-// ---------------------------------------------------------------------------
+// --- pages of sequences -------------------------------------------------------------------------
 
 bool PrefixCache::take(int count, std::vector<int32_t>& out) {
   if (count > free()) return false;
@@ -85,8 +84,7 @@ void PrefixCache::drop(int32_t page) {
     update_age(keeper_[size_t(page)], kept_[size_t(page)]);
 }
 
-// --- the tree
-// -------------------------------------------------------------------------------------
+// --- the tree -----------------------------------------------------------------------------------
 
 std::span<const int32_t> PrefixCache::tokens_of(int k, std::span<const int32_t> tokens) const {
   const int begin = k == 0 ? 0 : blocks_.end(k - 1);
@@ -113,11 +111,6 @@ uint64_t PrefixCache::child(uint64_t parent, int k, uint64_t chain, std::span<co
   const Node& node = nodes_.at(found->second);
   if (node.parent != parent || (k == 0 && node.salt != salt)) return 0;
   return std::ranges::equal(node.tokens, tokens_of(k, tokens)) ? found->second : 0;
-}
-
-bool PrefixCache::has_checkpoint(uint64_t chain) const {
-  const auto found = by_chain_.find(chain);
-  return found != by_chain_.end() && !nodes_.at(found->second).checkpoint.empty();
 }
 
 int PrefixCache::first_behind(int k) const {
@@ -197,8 +190,7 @@ void PrefixCache::attach(const PrefixMatch& match, SequenceKv& kv) {
   kv.path = complete == 0 ? 0 : path[size_t(complete) - 1];
 }
 
-// --- remembering
-// ----------------------------------------------------------------------------------
+// --- remembering --------------------------------------------------------------------------------
 
 void PrefixCache::remember(SequenceKv& kv, std::span<const int32_t> known, std::string_view salt) {
   extend_chains(kv, known, salt);
@@ -220,9 +212,8 @@ void PrefixCache::walk(SequenceKv& kv, std::span<const int32_t> known, std::stri
     if (id == 0) {
       id = insert(kv.path, k, kv, known, salt, /*complete=*/true);
       if (id == 0) return;  // other tokens have the same hash
-    } else if (Node& node = nodes_.at(id); !node.complete) {
-      replace_pages(node, id, pages_of(k, kv));
-      node.complete = true;
+    } else if (const Node& node = nodes_.at(id); !node.complete) {
+      complete(id, pages_of(k, kv));
     } else if (end <= kv.reused) {
       // The sequence copied this block and filled it as the other one did, with the same values.
       for (int i = 0; i < blocks_.block_pages; ++i) {
@@ -246,15 +237,12 @@ void PrefixCache::put_checkpoint(SequenceKv& kv, CapturedSlab& captured,
   const int last = blocks_.whole(captured.tokens) - 1;
   uint64_t id = 0;
   for (int k = 0; k <= last; ++k) {
-    const bool complete = k < first_behind(last);
+    const bool has_values = k < first_behind(last);
     const bool filled = (k + 1) * blocks_.block_pages <= int(kv.pages.size());
     uint64_t next = child(id, k, kv.chains[size_t(k)], known, salt);
-    if (next == 0 && filled) next = insert(id, k, kv, known, salt, complete);
+    if (next == 0 && filled) next = insert(id, k, kv, known, salt, has_values);
     if (next == 0) return give_back();
-    if (Node& node = nodes_.at(next); complete && filled && !node.complete) {
-      replace_pages(node, next, pages_of(k, kv));
-      node.complete = true;
-    }
+    if (has_values && filled) complete(next, pages_of(k, kv));
     id = next;
   }
   Node& node = nodes_.at(id);
@@ -301,7 +289,10 @@ uint64_t PrefixCache::insert(uint64_t parent, int k, const SequenceKv& kv,
   return id;
 }
 
-void PrefixCache::replace_pages(Node& node, uint64_t id, std::span<const int32_t> pages) {
+void PrefixCache::complete(uint64_t id, std::span<const int32_t> pages) {
+  Node& node = nodes_.at(id);
+  if (node.complete) return;
+  node.complete = true;
   if (std::ranges::equal(node.pages, pages)) return;
   for (const int32_t page : pages)
     if (kept_[size_t(page)] != Kept::no) return;
@@ -310,8 +301,7 @@ void PrefixCache::replace_pages(Node& node, uint64_t id, std::span<const int32_t
   keep(id, node.pages, Kept::block);
 }
 
-// --- keeping and evicting
-// -------------------------------------------------------------------------
+// --- keeping and evicting -----------------------------------------------------------------------
 
 void PrefixCache::keep(uint64_t node, std::span<const int32_t> pages, Kept kind) {
   for (const int32_t page : pages) {

@@ -99,10 +99,7 @@ class PrefixCache {
   // Forgets everything. Pages that sequences hold stay theirs.
   void forget_all();
 
-  int64_t blocks_kept() const { return int64_t(nodes_.size()); }
   int checkpoints_kept() const { return checkpoints_; }
-  // True if a checkpoint stands at the boundary that kv.chains[k] hashes.
-  bool has_checkpoint(uint64_t chain) const;
 
  private:
   struct Node {
@@ -141,7 +138,8 @@ class PrefixCache {
   void drop_checkpoint(Node& node);
   void keep(uint64_t node, std::span<const int32_t> pages, Kept kind);
   void unkeep(std::span<const int32_t> pages);
-  void replace_pages(Node& node, uint64_t id, std::span<const int32_t> pages);
+  // Gives an incomplete block the pages of a sequence that has filled them.
+  void complete(uint64_t id, std::span<const int32_t> pages);
   // The page of a node has been held or dropped: the node's place in by_age_ follows.
   void update_age(uint64_t id, Kept kind);
   void touch_path(uint64_t id);
