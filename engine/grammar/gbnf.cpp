@@ -68,13 +68,8 @@ class GbnfParser : RuleReader {
 
   Expr quantified(Expr e) {
     while (true) {
-      if (take("*")) {
-        e = repeat(std::move(e), 0, -1);
-      } else if (take("+")) {
-        e = repeat(std::move(e), 1, -1);
-      } else if (take("?")) {
-        e = optional(std::move(e));
-      } else if (take("{")) {
+      if (take_mark(e)) continue;
+      if (take("{")) {
         const int least = peek() == ',' ? 0 : number();
         int most = least;
         if (take(",")) most = peek() == '}' ? -1 : number();

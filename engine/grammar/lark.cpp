@@ -173,13 +173,8 @@ class LarkParser : RuleReader {
 
   Expr quantified(Expr e) {
     while (true) {
-      if (take("*")) {
-        e = repeat(std::move(e), 0, -1);
-      } else if (take("+")) {
-        e = repeat(std::move(e), 1, -1);
-      } else if (take("?")) {
-        e = optional(std::move(e));
-      } else if (peek() == '~' || (peek() == ' ' && peek(1) == '~')) {
+      if (take_mark(e)) continue;
+      if (peek() == '~' || (peek() == ' ' && peek(1) == '~')) {
         while (peek() == ' ' || peek() == '~') ++at_;
         const int least = number();
         const int most = take("..") ? number() : least;

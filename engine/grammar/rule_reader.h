@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "engine/grammar/program.h"
+#include "engine/grammar/regular.h"
 
 namespace kivi::grammar {
 
@@ -50,11 +51,7 @@ class RuleReader {
   uint32_t hex(int digits) {
     uint32_t value = 0;
     for (int i = 0; i < digits; ++i) {
-      const char c = peek();
-      const int digit = c >= '0' && c <= '9'   ? c - '0'
-                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                               : -1;
+      const int digit = hex_digit(peek());
       if (digit < 0) wrong("an escape lacks hexadecimal digits");
       value = value * 16 + uint32_t(digit);
       ++at_;
@@ -84,6 +81,20 @@ class RuleReader {
           wrong(fmt::format("the escape \\{} is not supported", char(c)));
         return c;
     }
+  }
+
+  // Takes one of the marks *, + and ? behind an expression, and applies it.
+  bool take_mark(Expr& e) {
+    if (take("*")) {
+      e = repeat(std::move(e), 0, -1);
+    } else if (take("+")) {
+      e = repeat(std::move(e), 1, -1);
+    } else if (take("?")) {
+      e = optional(std::move(e));
+    } else {
+      return false;
+    }
+    return true;
   }
 
   int number() {
