@@ -2,11 +2,12 @@
 // kernels_bench: decode attention over formats, shapes and tunings that `kivi bench kernels` does
 // not name.
 //
-//   kernels_bench [--only FORMAT] [--sweep]
+//   kernels_bench [--only FORMAT] [--shape TEXT] [--sweep]
 //
 // Prints, for each shape and format, microseconds a launch, gigabytes a second and the percentage
-// of the copy rate measured in the same run. With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT
-// for the tunings of DecodeTuning instead. Inputs are random and rotate over copies larger than the
+// of the copy rate measured in the same run. --shape keeps the shapes whose name holds TEXT, such
+// as "mistral-7b (8, 4096)". With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT for the tunings of
+// DecodeTuning instead. Inputs are random and rotate over copies larger than the
 // L2 cache. A time is the median over replays of a CUDA graph of many launches, divided by their
 // number. Bytes are those that the kernel must read of the store: whole 64-token units, 16-bit
 // rows, the step's own rows.
@@ -269,11 +270,12 @@ void sweep(const StoreBench& bench, const DecodeWorkspace& workspace, double cop
 }
 
 int run(int argc, char** argv) {
-  const char* only = nullptr;
+  const char *only = nullptr, *shapes = "";
   bool sweeps = false;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--sweep") == 0) sweeps = true;
     if (i + 1 < argc && std::strcmp(argv[i], "--only") == 0) only = argv[i + 1];
+    if (i + 1 < argc && std::strcmp(argv[i], "--shape") == 0) shapes = argv[i + 1];
   }
   CudaBackend backend(0);
   const DecodeWorkspace workspace =
@@ -286,6 +288,7 @@ int run(int argc, char** argv) {
         if (only != nullptr && std::strcmp(only, f.name) != 0) continue;
         ShapeCase shape = model;
         shape.sequences = sequences, shape.tokens = tokens;
+        if (describe(shape).find(shapes) == std::string::npos) continue;
         if (f.format.group > 0 && shape.head_dim % f.format.group != 0) continue;
         const StoreBench bench(backend, shape, f.format);
         std::printf("%-26s %-12s ", describe(shape).c_str(), f.name);
