@@ -16,7 +16,9 @@ struct LengthRange {
 
 // `kivi bench throughput`.
 struct ThroughputOptions {
-  int num_prompts = 64;
+  int num_prompts = 64;  // conversations
+  int turns = 1;         // requests of a conversation, each with all that came before it
+  int prefix_len = 0;    // tokens with which all first prompts begin, besides prompt_len
   LengthRange prompt_len{128, 128};
   LengthRange output_len{128, 128};
   std::vector<int> concurrency;  // requests in flight, one run each; empty: one run, all at once

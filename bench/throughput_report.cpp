@@ -121,18 +121,23 @@ ThroughputFigures figures_of(const ThroughputRun& run) {
   f.steps = run.steps.size();
   f.preemptions = run.preemptions;
   f.decode = decode_figures(run.trace);
-  std::vector<double> ttft, itl, tpot, e2el;
+  f.prefix = run.prefix;
+  std::vector<double> ttft, ttft_hit, ttft_miss, itl, tpot, e2el;
   for (const RequestRecord& r : run.requests) {
     f.prompt_tokens += r.prompt_tokens;
     f.output_tokens += r.output_tokens;
+    f.cached_tokens += r.cached_tokens;
     if (r.output_tokens == 0) continue;
     ++f.completed;
     ttft.push_back(r.first_token - r.submitted);
+    (2 * r.cached_tokens >= r.prompt_tokens ? ttft_hit : ttft_miss).push_back(ttft.back());
     e2el.push_back(r.last_token - r.submitted);
     itl.insert(itl.end(), r.gaps.begin(), r.gaps.end());
     if (r.output_tokens > 1) tpot.push_back((r.last_token - r.first_token) / (r.output_tokens - 1));
   }
   f.ttft = latency(std::move(ttft));
+  f.ttft_hit = latency(std::move(ttft_hit));
+  f.ttft_miss = latency(std::move(ttft_miss));
   f.itl = latency(std::move(itl));
   f.tpot = latency(std::move(tpot));
   f.e2el = latency(std::move(e2el));
@@ -184,7 +189,7 @@ std::string throughput_text(std::span<const ThroughputRun> runs) {
   std::string latencies = fmt::format(
       "{:>9} {:>39}   {:>39}\n{:>9} {:>9} {:>9} {:>9} {:>9}   {:>9} {:>9} {:>9} {:>9}\n", "",
       "TTFT ms", "ITL ms", "in flight", "mean", "p50", "p90", "p99", "mean", "p50", "p90", "p99");
-  std::string batches, decodes;
+  std::string batches, decodes, prefixes;
   for (const ThroughputRun& run : runs) {
     const ThroughputFigures f = figures_of(run);
     rates += fmt::format(
@@ -196,6 +201,12 @@ std::string throughput_text(std::span<const ThroughputRun> runs) {
     batches += fmt::format("{:>9} |{}| {} max, {} steps\n", f.in_flight,
                            sparkline(batch_over_time(run, kSparklineColumns), f.batch_max),
                            f.batch_max, f.steps);
+    if (f.cached_tokens > 0)
+      prefixes += fmt::format(
+          "{:>9} {:>13} {:>13} {:>13} {:>10.1f} {:>13.2f} {:>13.2f}\n", f.in_flight,
+          f.prompt_tokens, f.cached_tokens, f.prefix.reachable,
+          100.0 * double(f.cached_tokens) / double(std::max<uint64_t>(f.prefix.reachable, 1)),
+          f.ttft_hit.p50, f.ttft_miss.p50);
     const DecodeFigures& d = f.decode;
     if (d.steps > 0)
       decodes += fmt::format(
@@ -211,7 +222,12 @@ std::string throughput_text(std::span<const ThroughputRun> runs) {
                   "device", "idle us a step", "in flight", "full", "batch", "tokens", "", "p50",
                   "idle %", "p50", "p99") +
               decodes;
-  return rates + "\n" + latencies + decodes + "\nbatch size over time\n" + batches;
+  if (!prefixes.empty())
+    prefixes = fmt::format("\n{:>9} {:>13} {:>13} {:>13} {:>10} {:>13} {:>13}\n", "in flight",
+                           "prompt tokens", "reused", "reachable", "reused %", "TTFT hit p50",
+                           "TTFT miss p50") +
+               prefixes;
+  return rates + "\n" + latencies + prefixes + decodes + "\nbatch size over time\n" + batches;
 }
 
 nlohmann::ordered_json throughput_json(const ThroughputRun& run) {
@@ -236,6 +252,12 @@ nlohmann::ordered_json throughput_json(const ThroughputRun& run) {
   out["batch_size_over_time"] = batch_over_time(run, kSparklineColumns);
   out["kv_cache_bytes_peak"] = f.kv_bytes_peak;
   out["preemptions"] = f.preemptions;
+  out["total_cached_tokens"] = f.cached_tokens;
+  out["prefix_reachable_tokens"] = f.prefix.reachable;
+  if (f.cached_tokens > 0) {
+    add_latency(out, "ttft_hit", f.ttft_hit);
+    add_latency(out, "ttft_miss", f.ttft_miss);
+  }
   add_decode(out, f.decode);
   return out;
 }

@@ -45,6 +45,11 @@ struct ThroughputFigures {
   int batch_max = 0;
   int64_t kv_bytes_peak = 0;
   uint64_t preemptions = 0;
+  int64_t cached_tokens = 0;  // of prompts, reused from the prefix cache
+  // Time to the first token of requests that reused at least half of their prompt, and of the
+  // others. Queueing included.
+  LatencyFigures ttft_hit, ttft_miss;
+  PrefixCounts prefix;
   DecodeFigures decode;
 };
 

@@ -13,6 +13,7 @@ namespace kivi {
 
 struct RequestRecord {
   int prompt_tokens = 0;
+  int cached_tokens = 0;  // of the prompt, reused from the prefix cache
   int output_tokens = 0;
   double submitted = 0;    // seconds since the run's start
   double first_token = 0;  // likewise
@@ -31,19 +32,29 @@ struct ThroughputRun {
   int in_flight = 0;  // as asked for
   double seconds = 0;
   uint64_t preemptions = 0;
-  std::vector<RequestRecord> requests;
+  PrefixCounts prefix;                  // prompt tokens, of this run
+  std::vector<RequestRecord> requests;  // conversation by conversation
   std::vector<StepRecord> steps;
   std::vector<StepTrace> trace;  // what the engine and the device say of them
 };
 
-// Lengths and ids of request `index`: a pure function of (options, seed, index), so that all runs
-// have the same work.
-Request throughput_request(const ThroughputOptions& options, int vocab_size, uint64_t seed,
-                           int index);
+// A place in a run: which conversation, and which turn of it.
+struct TurnIndex {
+  int conversation = 0;
+  int turn = 0;
+};
 
-// Runs the requests with at most `in_flight` of them submitted and unfinished at a time. The engine
-// must not have been started. Error: what the engine refused, or the error of a request.
+// Returns the request of a turn. `before` is the conversation so far, which its prompt begins with.
+// Lengths are a pure function of (options, seed, index), so that all runs have the same work. Ids
+// also depend on `run`, so that no run finds what an earlier one has left in the prefix cache.
+Request throughput_request(const ThroughputOptions& options, int vocab_size, uint64_t seed, int run,
+                           TurnIndex index, std::vector<int32_t> before = {});
+
+// Runs the conversations with at most `in_flight` of them under way at a time. A conversation's
+// next turn is submitted as soon as the one before has ended. The engine must not have been
+// started. `run`: the number of this run of an engine. Error: what the engine refused, or the error
+// of a request.
 Result<ThroughputRun> measure_throughput(Engine& engine, const ThroughputOptions& options,
-                                         uint64_t seed, int in_flight);
+                                         uint64_t seed, int in_flight, int run = 0);
 
 }  // namespace kivi

@@ -92,9 +92,15 @@ std::vector<Flag> throughput_flags(Settings& s) {
        "Generate this many tokens for each request; the end of text is ignored. MIN:MAX draws each "
        "length uniformly.",
        group, kThroughput, length_range(t.output_len)},
+      {"prefix-len", "N", "Begin all prompts with the same N tokens, besides --prompt-len.", group,
+       kThroughput, integer(t.prefix_len, 0, 1 << 24)},
+      {"turns", "N",
+       "Make a conversation of this many requests of each prompt. Every turn sends all that came "
+       "before it, and --prompt-len new tokens.",
+       group, kThroughput, integer(t.turns, 1, 1 << 16)},
       {"concurrency", "LIST",
-       "Make one run for each of these numbers of requests in flight: 1,2,4 (unset = one run with "
-       "all requests at once).",
+       "Make one run for each of these numbers of conversations in flight: 1,2,4 (unset = one run "
+       "with all at once).",
        group, kThroughput, numbers(t.concurrency, 1)},
       {"trace", "FILE",
        "Write the steps of the last run to this file, one JSON object a line (empty = no file).",

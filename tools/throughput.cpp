@@ -16,29 +16,36 @@ std::string describe(const LengthRange& range) {
                                 : fmt::format("{}..{}", range.min, range.max);
 }
 
+// Tokens of the longest prompt that a run may have: the last turn's.
+int64_t longest_prompt(const ThroughputOptions& t) {
+  return t.prefix_len + int64_t(t.turns) * t.prompt_len.max +
+         int64_t(t.turns - 1) * t.output_len.max;
+}
+
 // Every request is submitted by us: no queue limit may refuse one.
 void widen_queues(Settings& settings) {
   const ThroughputOptions& t = settings.throughput;
   EngineConfig& e = settings.engine;
   e.max_num_queued_reqs = std::max(e.max_num_queued_reqs, t.num_prompts);
   e.max_num_queued_tokens =
-      std::max(e.max_num_queued_tokens, int64_t(t.num_prompts) * t.prompt_len.max);
+      std::max(e.max_num_queued_tokens, int64_t(t.num_prompts) * longest_prompt(t));
 }
 
 Status check_lengths(const ThroughputOptions& options, int max_model_len) {
-  const int64_t longest = int64_t(options.prompt_len.max) + options.output_len.max;
+  const int64_t longest = longest_prompt(options) + options.output_len.max;
   if (longest <= max_model_len) return ok_status();
-  return Error{ErrorCode::invalid,
-               fmt::format("--prompt-len + --output-len are up to {} tokens, must be at most the "
-                           "model's {}",
-                           longest, max_model_len),
-               "prompt-len"};
+  return Error{
+      ErrorCode::invalid,
+      fmt::format("a conversation is up to {} tokens long (--prefix-len, and --prompt-len and "
+                  "--output-len for each of --turns), must be at most the model's {}",
+                  longest, max_model_len),
+      "prompt-len"};
 }
 
 // The first steps of a process touch memory for the first time; they are not measured.
 Status warm_up(Engine& engine, uint64_t seed) {
   const ThroughputOptions few{.num_prompts = 2, .prompt_len = {16, 16}, .output_len = {8, 8}};
-  const auto run = measure_throughput(engine, few, seed, 2);
+  const auto run = measure_throughput(engine, few, seed, 2, -1);
   return run.ok() ? ok_status() : Status(run.error());
 }
 
@@ -89,6 +96,8 @@ Status write_json(const Settings& settings, const LoadedModel& model,
   out["num_prompts"] = t.num_prompts;
   out["prompt_len"] = describe(t.prompt_len);
   out["output_len"] = describe(t.output_len);
+  out["turns"] = t.turns;
+  out["prefix_len"] = t.prefix_len;
   out["max_num_seqs"] = settings.engine.max_num_seqs;
   out["max_num_batched_tokens"] = settings.engine.max_num_batched_tokens;
   out["startup_s"] = startup_json(model.phases);
@@ -124,7 +133,7 @@ int run_throughput(const Arguments& args) {
   if (in_flight.empty()) in_flight.push_back(options.num_prompts);
   std::vector<ThroughputRun> runs;
   for (const int n : in_flight) {
-    auto run = measure_throughput(engine, options, settings.engine.seed, n);
+    auto run = measure_throughput(engine, options, settings.engine.seed, n, int(runs.size()));
     if (!run.ok()) return report(run.error());
     runs.push_back(std::move(run).value());
   }

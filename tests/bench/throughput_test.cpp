@@ -33,7 +33,7 @@ TEST_CASE("Every request gets exactly the tokens it asked for, at every number i
       CHECK(step.running <= std::min(in_flight, 8));
     }
     for (int i = 0; i < 37; ++i) {
-      const Request asked = throughput_request(options, 1000, 5, i);
+      const Request asked = throughput_request(options, 1000, 5, 0, {i, 0});
       const RequestRecord& got = run->requests[size_t(i)];
       CHECK(got.prompt_tokens == int(asked.prompt.size()));
       CHECK(got.output_tokens == asked.sampling.max_tokens);
@@ -58,9 +58,13 @@ TEST_CASE("Requests are a pure function of seed and index, and lengths fill thei
   std::set<size_t> prompts;
   std::set<int> outputs;
   for (int i = 0; i < 200; ++i) {
-    const Request a = throughput_request(options, 50, 1, i);
-    CHECK(a.prompt == throughput_request(options, 50, 1, i).prompt);
-    CHECK(a.prompt != throughput_request(options, 50, 2, i).prompt);
+    const Request a = throughput_request(options, 50, 1, 0, {i, 0});
+    CHECK(a.prompt == throughput_request(options, 50, 1, 0, {i, 0}).prompt);
+    CHECK(a.prompt != throughput_request(options, 50, 2, 0, {i, 0}).prompt);
+    const Request later = throughput_request(options, 50, 1, 1, {i, 0});
+    CHECK(a.prompt != later.prompt);
+    CHECK(a.prompt.size() == later.prompt.size());
+    CHECK(a.sampling.max_tokens == later.sampling.max_tokens);
     for (const int32_t id : a.prompt) CHECK((id >= 0 && id < 50));
     prompts.insert(a.prompt.size());
     outputs.insert(a.sampling.max_tokens);
@@ -68,6 +72,34 @@ TEST_CASE("Requests are a pure function of seed and index, and lengths fill thei
   }
   CHECK(prompts == std::set<size_t>{5, 6, 7, 8});
   CHECK(outputs == std::set<int>{2, 3});
+}
+
+TEST_CASE("Turns send the whole conversation again, and prompts share their beginning") {
+  ThroughputOptions options = options_of(5, {3, 9}, {2, 6});
+  options.turns = 4;
+  options.prefix_len = 20;
+  for (const int in_flight : {1, 3, 5}) {
+    const auto engine = make_fake_engine({});
+    const auto run = measure_throughput(*engine, options, 5, in_flight);
+    REQUIRE(run.ok());
+    REQUIRE(run->requests.size() == 20);
+    for (int c = 0; c < 5; ++c) {
+      int before = options.prefix_len;
+      for (int turn = 0; turn < 4; ++turn) {
+        const Request alone = throughput_request(options, 1000, 5, 0, {c, turn});
+        const RequestRecord& got = run->requests[size_t(4 * c + turn)];
+        // The first prompt holds the common beginning itself.
+        CHECK(got.prompt_tokens == int(alone.prompt.size()) + (turn == 0 ? 0 : before));
+        CHECK(got.output_tokens == alone.sampling.max_tokens);
+        before = got.prompt_tokens + got.output_tokens;
+      }
+    }
+  }
+  const auto beginning = [&](int conversation) {
+    const Request r = throughput_request(options, 1000, 5, 0, {conversation, 0});
+    return std::vector(r.prompt.begin(), r.prompt.begin() + 20);
+  };
+  CHECK(beginning(0) == beginning(3));
 }
 
 TEST_CASE("A refused request is an error, not a figure") {
