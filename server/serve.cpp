@@ -234,9 +234,10 @@ void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts, AsyncL
 
 }  // namespace
 
-int serve(const ServerConfig& given, const std::string& model_name, const LoadFunction& load,
-          const KeysFunction& read_keys) {
+int serve(const ServerConfig& given, const std::vector<std::string>& model_names,
+          const LoadFunction& load, const KeysFunction& read_keys) {
   const Clock::time_point start = Clock::now();
+  const std::string& model_name = model_names.front();
   ::signal(SIGPIPE, SIG_IGN);  // a reader of the log, or a client, may go away at any time
   const BlockedSignals blocked;
   AsyncLog log(given);
@@ -300,6 +301,7 @@ int serve(const ServerConfig& given, const std::string& model_name, const LoadFu
   }
   const std::unique_ptr<LoadedModel> loaded = std::move(*result).value();
   loaded->served.name = model_name;
+  loaded->served.aliases.assign(model_names.begin() + 1, model_names.end());
   log_start(*loaded);
   warn_if_too_large(loaded->plan, config);
   loaded->engine->on_step([&metrics](int rows, double) { metrics.step(rows); });

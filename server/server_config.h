@@ -14,9 +14,10 @@ namespace kivi {
 
 struct ServerConfig {
   std::string host = "127.0.0.1";
-  int port = 8000;                    // 0: any free port; -1: no HTTP
-  int grpc_port = 50051;              // 0: any free port; -1: no gRPC
-  std::string served_model_name;      // "": the model folder's name
+  int port = 8000;        // 0: any free port; -1: no HTTP
+  int grpc_port = 50051;  // 0: any free port; -1: no gRPC
+  // Names of the model; replies and metrics have the first. Empty: the model folder's name.
+  std::vector<std::string> served_model_name;
   std::vector<std::string> api_keys;  // --api-key (repeatable), --api-key-file; empty: open
   bool allow_open = false;            // no key is needed, although others reach `host`
   std::string ssl_certfile;           // PEM, with its chain; "": no TLS
@@ -31,6 +32,9 @@ struct ServerConfig {
   // How the model writes tool calls: auto (as its chat template says), none, hermes, llama3_json,
   // mistral or pythonic.
   std::string tool_call_parser = "auto";
+  // The marks of reasoning in answers to chats: "BEGIN,END", auto (as the chat template says),
+  // none.
+  std::string reasoning_tags = "auto";
   bool enable_log_requests = false;
   std::string log_level = "info";   // trace | debug | info | warning | error
   std::string log_format = "text";  // text | json

@@ -156,6 +156,21 @@ inline FlagValue list(std::vector<std::string>& field) {
           .get = [&field] { return ordered_json(field); }};
 }
 
+// "BEGIN,END", auto or none.
+inline FlagValue tags(std::string& field) {
+  return {.kind = FlagKind::text,
+          .set = [&field](const std::string& text) -> std::optional<std::string> {
+            const size_t comma = text.find(',');
+            const bool pair = comma != std::string::npos && comma > 0 && comma + 1 < text.size() &&
+                              text.find(',', comma + 1) == std::string::npos;
+            if (!pair && text != "auto" && text != "none")
+              return "auto, none or two tags with a comma between, such as <think>,</think>";
+            field = text;
+            return std::nullopt;
+          },
+          .get = [&field] { return ordered_json(field); }};
+}
+
 // Calls take(part) for each part between commas, until one returns false.
 template <class F>
 bool each_part(const std::string& text, F&& take) {

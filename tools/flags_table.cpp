@@ -202,9 +202,10 @@ std::vector<Flag> server_flags(Settings& s) {
       {"grpc-port", "N", "Listen for gRPC on this port (0 = any free port, -1 = no gRPC).", group,
        kServe, integer(c.grpc_port, -1, 65535)},
       {"served-model-name", "NAME",
-       "Show the model under this name in the API (empty = the name of the model's folder or "
+       "Serve the model under this name. Repeat the flag for more names: requests may use any of "
+       "them, and replies and metrics have the first (none = the name of the model's folder or "
        "file).",
-       group, kServe, text(c.served_model_name)},
+       group, kServe, list(c.served_model_name)},
       {"playground", "", "Serve a page at / to talk to the model with a browser.", group, kServe,
        boolean(c.playground)},
       {"strict-params", "",
@@ -218,6 +219,11 @@ std::vector<Flag> server_flags(Settings& s) {
        group, kServe,
        choice(c.tool_call_parser,
               {"auto", "none", "hermes", "llama3_json", "mistral", "pythonic"})},
+      {"reasoning-tags", "BEGIN,END",
+       "Give the text between these two marks at the beginning of a chat's answer as "
+       "reasoning_content instead of content (auto = <think>,</think> or [THINK],[/THINK] if the "
+       "chat template has them, none = leave reasoning in the content).",
+       group, kServe, tags(c.reasoning_tags)},
       {"enable-log-requests", "", "Log each request when it ends.", group, kServe,
        boolean(c.enable_log_requests)},
       {"metrics-prefix", "NAME",

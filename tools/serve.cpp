@@ -2,22 +2,11 @@
 // kivi serve MODEL: both front ends over one model. What happens is in server/serve.h.
 #include "server/serve.h"
 
-#include <filesystem>
-
+#include "engine/serving/load.h"
 #include "server/auth.h"
 #include "tools/commands.h"
 
 namespace kivi {
-namespace {
-
-// "models/tales-llama/" -> "tales-llama".
-std::string folder_name(const std::string& path) {
-  const std::filesystem::path normal = std::filesystem::absolute(path).lexically_normal();
-  return normal.has_filename() ? normal.filename() : normal.parent_path().filename();
-}
-
-}  // namespace
-
 int run_serve(const Arguments& args) {
   Settings settings;
   if (const auto code = read_settings(kServe, args, settings)) return *code;
@@ -29,9 +18,10 @@ int run_serve(const Arguments& args) {
     if (!outcome.ok()) return outcome.error();
     return fresh.server.api_keys;
   };
-  const std::string& name = settings.server.served_model_name;
+  std::vector<std::string> names = settings.server.served_model_name;
+  if (names.empty()) names.push_back(name_of_model(settings.engine.model));
   return serve(
-      settings.server, name.empty() ? folder_name(settings.engine.model) : name,
+      settings.server, names,
       [&](const LoadProgress& progress) { return load_model(settings.engine, progress); },
       read_keys);
 }

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -23,7 +24,8 @@ class ChatPrompt;  // chat_prompt.h
 
 // A loaded model as the front ends see it. What it points to must outlive the front ends.
 struct ServedModel {
-  std::string name;  // --served-model-name
+  std::string name;                  // in replies and metrics: the first --served-model-name
+  std::vector<std::string> aliases;  // further names by which requests may ask for the model
   std::string path;
   std::string fingerprint;  // "fp_" + hash of build, model and KV format
   int64_t created = 0;      // unix seconds
@@ -37,6 +39,9 @@ struct ServedModel {
   std::optional<float> default_temperature, default_top_p;
   std::optional<int> default_top_k;
 };
+
+// Returns true if `name` is the model's name or one of its aliases.
+bool has_name(const ServedModel& model, std::string_view name);
 
 struct CompletionRequest {
   std::string id;  // "cmpl-..."

@@ -173,6 +173,10 @@ Result<std::shared_ptr<const TokenRules>> rules_of(const CompletionRequest& requ
   return std::shared_ptr<const TokenRules>(std::move(rules));
 }
 
+bool has_name(const ServedModel& model, std::string_view name) {
+  return name == model.name || std::ranges::find(model.aliases, name) != model.aliases.end();
+}
+
 Status check_text_bytes(size_t bytes, const ServedModel& model, const char* field) {
   const int64_t limit = model.engine->config().max_tokenize_bytes;
   if (int64_t(bytes) <= limit) return ok_status();

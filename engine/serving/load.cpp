@@ -228,12 +228,6 @@ Status summarize_files(const std::string& place, ModelSummary& s) {
   return ok_status();
 }
 
-// "models/tales-llama/" -> "tales-llama", "x/SmolLM2.Q4_1.gguf" -> "SmolLM2.Q4_1".
-std::string name_of_model(const std::string& model) {
-  if (is_gguf_path(model)) return std::filesystem::path(model).stem().string();
-  return std::filesystem::path(model + "/").lexically_normal().parent_path().filename().string();
-}
-
 // Changes with the build, the model and the store's format, and with nothing else.
 std::string fingerprint_of(const ModelSummary& s, const MemoryPlan& plan) {
   const std::string text =
@@ -311,6 +305,12 @@ Result<std::unique_ptr<ChatPrompt>> make_chat_prompt(const EngineConfig& config,
 }
 
 }  // namespace
+
+std::string name_of_model(const std::string& model) {
+  const std::filesystem::path place = std::filesystem::absolute(model).lexically_normal();
+  if (is_gguf_path(model)) return place.stem().string();
+  return place.has_filename() ? place.filename().string() : place.parent_path().filename().string();
+}
 
 std::string describe(const LoadPhase& phase) {
   std::string text = fmt::format("{} {:.2f} s", phase.name, phase.seconds);

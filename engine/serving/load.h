@@ -75,4 +75,8 @@ Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress,
                                                 const BackendWrap& wrap);
 
+// Returns the name of a model by its path: "models/tales-llama/" -> "tales-llama",
+// "x/SmolLM2.Q4_1.gguf" -> "SmolLM2.Q4_1".
+std::string name_of_model(const std::string& model);
+
 }  // namespace kivi

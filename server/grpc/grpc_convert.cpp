@@ -146,7 +146,7 @@ grpc::Status to_grpc_status(const ApiError& error) {
 }
 
 Status check_model_name(const ServedModel& model, const std::string& name) {
-  if (name.empty() || name == model.name) return ok_status();
+  if (name.empty() || has_name(model, name)) return ok_status();
   return Error{ErrorCode::not_found,
                fmt::format("model \"{}\" is not served here, must be \"{}\"", name, model.name),
                "model"};

@@ -9,9 +9,10 @@
 namespace kivi {
 namespace {
 
-std::string model_json(const ServedModel& model) {
+// `id`: a name of the model.
+std::string model_json(const ServedModel& model, const std::string& id) {
   std::string out = "{\"id\":";
-  append_json_string(out, model.name);
+  append_json_string(out, id);
   out += ",\"object\":\"model\",\"created\":";
   append_json_int(out, model.created);
   out += ",\"owned_by\":\"kivi\",\"root\":";
@@ -40,12 +41,16 @@ void append_special(std::string& out, const Tokenizer& tokenizer, const char* na
 }  // namespace
 
 HttpReply handle_models(HttpContext& context, const HttpRequest&) {
-  return json_reply("{\"object\":\"list\",\"data\":[" + model_json(*context.state.model()) + "]}");
+  const ServedModel& model = *context.state.model();
+  std::string list = model_json(model, model.name);
+  for (const std::string& alias : model.aliases) list += "," + model_json(model, alias);
+  return json_reply("{\"object\":\"list\",\"data\":[" + list + "]}");
 }
 
 HttpReply handle_model(HttpContext& context, const HttpRequest& request) {
   const std::string id = request.path.substr(std::string_view("/v1/models/").size());
-  if (id == context.state.model()->name) return json_reply(model_json(*context.state.model()));
+  if (has_name(*context.state.model(), id))
+    return json_reply(model_json(*context.state.model(), id));
   std::string quoted;
   append_json_string(quoted, id.substr(0, 200));
   return error_reply(
