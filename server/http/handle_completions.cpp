@@ -1,253 +1,113 @@
 // SPDX-License-Identifier: Apache-2.0
-// POST /v1/completions, /v1/chat/completions.
+// POST /v1/completions, /v1/chat/completions, and what they would compute: .../render.
 
 #include <ctime>
 #include <utility>
 
-#include "base/log.h"
-#include "server/http/http_connection.h"
+#include "engine/serving/completion_prompts.h"
+#include "server/http/answer.h"
+#include "server/http/chat_call.h"
 #include "server/http/worker.h"
-#include "server/openai/openai_api.h"
+#include "server/json_writer.h"
 
 namespace kivi {
 namespace asio = boost::asio;
 
 namespace {
 
-constexpr Clock::time_point kNever = Clock::time_point::max();
-constexpr std::chrono::seconds kPingInterval{15};
-
-struct Started {
-  CompletionCall call;
-  std::shared_ptr<Completion> completion;
-};
-
-// Submits a parsed call. Any thread.
-Result<Started> start(HttpConnection& connection, CompletionCall call, const char* id_prefix) {
-  HttpContext& context = connection.shared();
-  const HttpRequest& request = connection.request();
-  const ServedModel& model = *context.state.model();
-  context.state.note_unknown_fields(call.unknown_fields);
-  call.request.id = id_prefix + (call.request_id.empty() ? request.request_id : call.request_id);
-  call.request.arrival = request.arrival;
-  call.request.tenant = request.tenant;
-  if (const int timeout = context.state.config().request_timeout; timeout > 0)
-    call.request.deadline = request.arrival + std::chrono::seconds(timeout);
-  // The prompts are not kept: only their ids, and their number, are needed from now on.
-  auto prompts = std::exchange(call.request.prompts, {});
-  call.request.prompts.resize(prompts.size());
-  CompletionRequest submitted = call.request;
-  submitted.prompts = std::move(prompts);
-  KIVI_ASSIGN_OR_RETURN(std::shared_ptr<Completion> completion,
-                        Completion::start(model, std::move(submitted), connection.notifier()));
-  return Started{std::move(call), std::move(completion)};
+Result<CompletionCall> read_completion(HttpConnection& connection) {
+  const ServerState& state = connection.shared().state;
+  return parse_completion(
+      connection.request().body,
+      api_rules(*state.model(), state.config().strict_params, connection.stop_token()));
 }
 
-// Parses, tokenizes and submits. Any thread.
-Result<Started> start_completion(HttpConnection& connection) {
-  HttpContext& context = connection.shared();
-  KIVI_ASSIGN_OR_RETURN(
-      CompletionCall call,
-      parse_completion(connection.request().body,
-                       api_rules(*context.state.model(), context.state.config().strict_params,
-                                 connection.stop_token())));
-  return start(connection, std::move(call), "cmpl-");
+Result<CompletionCall> read_chat(HttpConnection& connection) {
+  KIVI_ASSIGN_OR_RETURN(ChatCall call,
+                        parse_chat(connection.request().body, chat_rules(connection)));
+  return with_prompt(*connection.shared().state.model(), std::move(call));
 }
 
-ToolFormat tool_format_for(const ServedModel& model, const std::string& parser) {
-  if (parser != "auto") return tool_format_of(parser);
-  return model.chat == nullptr ? ToolFormat::none
-                               : tool_format_of_template(model.chat->template_text());
-}
-
-// The mark of a call may be a special token, which the text would leave out.
-void show_tool_marks(const ServedModel& model, CompletionCall& call) {
-  if (!call.tools) return;
-  const ToolFormat format = call.tools->format;
-  const char* mark = format == ToolFormat::mistral  ? "[TOOL_CALLS]"
-                     : format == ToolFormat::hermes ? "<tool_call>"
-                                                    : nullptr;
-  if (mark == nullptr) return;
-  const auto id = model.tokenizer->token_id(mark);
-  if (id && model.tokenizer->token_bytes(*id, /*skip_special=*/true).empty())
-    call.request.skip_special_tokens = false;
-}
-
-Result<Started> start_chat(HttpConnection& connection) {
-  HttpContext& context = connection.shared();
-  const ServedModel& model = *context.state.model();
-  const ServerConfig& config = context.state.config();
-  ApiRules rules = api_rules(model, config.strict_params, connection.stop_token());
-  rules.tool_format = tool_format_for(model, config.tool_call_parser);
-  KIVI_ASSIGN_OR_RETURN(ChatCall call, parse_chat(connection.request().body, rules));
-  show_tool_marks(model, call.completion);
-  KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, chat_prompt_ids(model, call.chat));
-  call.completion.request.prompts.emplace_back(std::move(ids));
-  Result<Started> started = start(connection, std::move(call.completion), "chatcmpl-");
-  if (started.ok() || started.error().field != "prompt") return started;
-  Error error = started.error();  // what is wrong with the prompt is wrong with the messages
-  error.field = "messages";
+// What is wrong with the prompt of a chat is wrong with its messages.
+Error of_messages(Error error) {
+  if (error.field == "prompt") error.field = "messages";
   return error;
 }
 
-// What both ways of answering share: the chunks as they come, counted.
-class Reader {
- public:
-  Reader(HttpConnection& connection, Completion& completion)
-      : connection_(connection),
-        completion_(completion),
-        metrics_(connection.shared().state.metrics(), connection.request().arrival) {}
-
-  // Appends what is ready to `chunks`; true: the completion has ended, by itself or by the first
-  // error of a choice.
-  bool poll(std::vector<TextChunk>& chunks) {
-    const size_t before = chunks.size();
-    bool ended = completion_.poll(chunks);
-    const std::span<const TextChunk> fresh = std::span<const TextChunk>(chunks).subspan(before);
-    metrics_.polled(completion_, fresh);
-    count_usage();
-    for (const TextChunk& chunk : fresh) {
-      if (chunk.finish == FinishReason::abort && !aborted_) aborted_ = "api";
-      if (error_ || (!chunk.error && chunk.finish != FinishReason::error)) continue;
-      error_ = chunk.error.value_or(Error{ErrorCode::internal, "the request failed"});
-      ended = true;
-    }
-    if (error_) completion_.cancel();
-    return ended;
-  }
-
-  const std::optional<Error>& error() const { return error_; }
-  void first_write() { metrics_.first_write(); }
-
-  // Once, before the last bytes go out: then a client that has its reply finds it counted.
-  void finish() {
-    if (connection_.gone() != nullptr)
-      aborted_ = connection_.gone();
-    else if (error_ && error_->code == ErrorCode::deadline)
-      aborted_ = "deadline";
-    else if (aborted_ && connection_.shared().state.draining())
-      aborted_ = "shutdown";
-    if (aborted_) connection_.shared().state.metrics().request_aborted(aborted_);
-    metrics_.finished(completion_);
-    count_usage();
-    connection_.permit().reset();
-  }
-
- private:
-  void count_usage() {
-    const Usage usage = completion_.usage();
-    connection_.permit().used(int64_t(usage.prompt_tokens) + usage.completion_tokens);
-  }
-
-  HttpConnection& connection_;
-  Completion& completion_;
-  RequestMetrics metrics_;
-  std::optional<Error> error_;
-  const char* aborted_ = nullptr;
-};
-
-asio::awaitable<void> answer_whole(HttpConnection& connection, Completion& completion,
-                                   const ReplyWriter& writer) {
-  Reader reader(connection, completion);
-  std::vector<TextChunk> chunks;
-  while (!reader.poll(chunks)) {
-    co_await connection.wait(kNever);
-    if (connection.gone() != nullptr) {
-      reader.finish();
-      co_return;
-    }
-  }
-  reader.finish();
-  HttpReply reply =
-      reader.error() ? error_reply(*reader.error()) : json_reply(writer.whole(chunks, completion));
-  co_await connection.reply(std::move(reply));
+Result<Started> start_completion(HttpConnection& connection) {
+  KIVI_ASSIGN_OR_RETURN(CompletionCall call, read_completion(connection));
+  KIVI_ASSIGN_OR_RETURN(Started started, start_call(connection, std::move(call), "cmpl-"));
+  started.writer = std::make_unique<CompletionWriter>(*connection.shared().state.model(),
+                                                      started.call, std::time(nullptr));
+  return started;
 }
 
-HttpReply stream_head() {
-  HttpReply head;
-  head.content_type = "text/event-stream; charset=utf-8";
-  head.headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
-  return head;
+Result<Started> start_chat(HttpConnection& connection) {
+  KIVI_ASSIGN_OR_RETURN(CompletionCall call, read_chat(connection));
+  Result<Started> started = start_call(connection, std::move(call), "chatcmpl-");
+  if (!started.ok()) return of_messages(started.error());
+  started->writer = std::make_unique<ChatWriter>(*connection.shared().state.model(), started->call,
+                                                 std::time(nullptr));
+  return started;
 }
 
-asio::awaitable<void> answer_stream(HttpConnection& connection, Completion& completion,
-                                    ReplyWriter& writer) {
-  Reader reader(connection, completion);
-  std::vector<TextChunk> chunks;  // used again, as is `events`
-  std::string events;
-  Clock::time_point next_ping = Clock::now() + kPingInterval;
-  for (bool ended = false; !ended;) {
-    chunks.clear();
-    ended = reader.poll(chunks);
-    if (reader.error() && !connection.streaming()) {  // nothing sent yet: the status can tell
-      reader.finish();
-      HttpReply reply = error_reply(*reader.error());
-      co_await connection.reply(std::move(reply));
-      co_return;
-    }
-    for (const TextChunk& chunk : chunks)
-      if (!chunk.error && chunk.finish != FinishReason::error)
-        writer.append_event(events, chunk, completion);
-    if (events.empty() && Clock::now() >= next_ping) events = ": ping\n\n";
-    if (ended) {
-      if (reader.error())
-        ReplyWriter::append_error_event(events, *reader.error());
-      else
-        writer.append_usage_event(events, completion.usage());
-      ReplyWriter::append_done(events);
-      reader.finish();
-    }
-    if (!events.empty()) {
-      if (!connection.streaming()) connection.begin_stream(stream_head());
-      if (co_await connection.write_stream(events, ended) && !chunks.empty()) reader.first_write();
-      next_ping = Clock::now() + kPingInterval;
-    }
-    if (!ended) co_await connection.wait(next_ping);
-    if (connection.gone() != nullptr && !ended) {
-      reader.finish();
-      co_return;
-    }
-  }
+void append_rendered(std::string& out, const std::string& id, const ServedModel& model,
+                     const std::vector<int32_t>& ids) {
+  out += "{\"request_id\":";
+  append_json_string(out, id);
+  out += ",\"model\":";
+  append_json_string(out, model.name);
+  out += ",\"token_ids\":";
+  append_json_list(out, ids, [&](int32_t token) { append_json_int(out, token); });
+  out += '}';
 }
 
-// `begin` parses and submits; `Writer` writes the reply.
-template <class Writer>
-asio::awaitable<void> handle(HttpConnection& connection,
-                             Result<Started> (*begin)(HttpConnection&)) {
-  std::optional<Result<Started>> started = co_await run_by_size(
-      connection, [&connection, begin] { return std::optional(begin(connection)); });
-  connection.drop_body();
-  if (connection.gone() != nullptr) {
-    if (started->ok()) (*started)->completion->cancel();
-    co_return;
-  }
-  if (!started->ok()) {
-    const Error& error = started->error();
-    connection.shared().state.metrics().admission_rejected(error);
-    connection.permit().reset();
-    HttpReply reply = error_reply(error);
-    co_await connection.reply(std::move(reply));
-    co_return;
-  }
-  const CompletionCall& call = (*started)->call;
-  const std::shared_ptr<Completion> completion = (*started)->completion;
-  connection.on_gone([completion] { completion->cancel(); });
-  Writer writer(*connection.shared().state.model(), call, std::time(nullptr));
-  if (call.request.streaming)
-    co_await answer_stream(connection, *completion, writer);
+// The token ids of a request, as the engine would get them. Nothing is submitted. Any thread.
+HttpReply render(HttpConnection& connection, Result<CompletionCall> call, bool chat) {
+  if (!call.ok()) return error_reply(chat ? of_messages(call.error()) : call.error());
+  ServerState& state = connection.shared().state;
+  const ServedModel& model = *state.model();
+  state.note_unknown_fields(call->unknown_fields);
+  if (const Status valid = validate(call->request, model); !valid.ok())
+    return error_reply(chat ? of_messages(valid.error()) : valid.error());
+  const Result<std::vector<PromptIds>> prompts = encode_prompts(call->request, model);
+  if (!prompts.ok()) return error_reply(chat ? of_messages(prompts.error()) : prompts.error());
+  const std::string id =
+      (chat ? "chatcmpl-" : "cmpl-") +
+      (call->request_id.empty() ? connection.request().request_id : call->request_id);
+  std::string out;
+  if (chat)
+    append_rendered(out, id, model, *prompts->front());
   else
-    co_await answer_whole(connection, *completion, writer);
-  if (connection.gone() != nullptr) completion->cancel();
+    append_json_list(out, *prompts,
+                     [&](const PromptIds& ids) { append_rendered(out, id, model, *ids); });
+  return json_reply(std::move(out));
+}
+
+asio::awaitable<void> render_call(HttpConnection& connection,
+                                  Result<CompletionCall> (*read)(HttpConnection&), bool chat) {
+  HttpReply reply = co_await run_by_size(
+      connection, [&connection, read, chat] { return render(connection, read(connection), chat); });
+  connection.drop_body();
+  co_await connection.reply(std::move(reply));
 }
 
 }  // namespace
 
 asio::awaitable<void> handle_completions(HttpConnection& connection) {
-  return handle<CompletionWriter>(connection, start_completion);
+  return answer(connection, start_completion);
 }
 
 asio::awaitable<void> handle_chat_completions(HttpConnection& connection) {
-  return handle<ChatWriter>(connection, start_chat);
+  return answer(connection, start_chat);
+}
+
+asio::awaitable<void> handle_completions_render(HttpConnection& connection) {
+  return render_call(connection, read_completion, /*chat=*/false);
+}
+
+asio::awaitable<void> handle_chat_render(HttpConnection& connection) {
+  return render_call(connection, read_chat, /*chat=*/true);
 }
 
 }  // namespace kivi

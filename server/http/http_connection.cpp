@@ -17,6 +17,7 @@
 #include "engine/limits.h"
 #include "server/http/chunked_body.h"
 #include "server/http/http_head.h"
+#include "server/openai/messages_api.h"
 #include "server/request_id.h"
 #include "server/tenant.h"
 
@@ -278,6 +279,9 @@ void HttpConnection::take_head() {
   request_.content_type = text_of(head[http::field::content_type]);
   request_.content_encoding = text_of(head[http::field::content_encoding]);
   request_.authorization = text_of(head[http::field::authorization]);
+  // Anthropic's clients send the key so.
+  if (const auto key = head["X-Api-Key"]; request_.authorization.empty() && !key.empty())
+    request_.authorization = "Bearer " + text_of(key);
   request_.origin = text_of(head[http::field::origin]);
   request_.request_id = text_of(head["X-Request-Id"]);
   if (!usable_request_id(request_.request_id)) request_.request_id = make_request_id();
@@ -437,6 +441,9 @@ void HttpConnection::count_reply(int status) {
 
 asio::awaitable<void> HttpConnection::reply(HttpReply reply) {
   const bool keep = request_.keep_alive && !must_close_;
+  const Route* route = reply.error ? find_route(request_.path) : nullptr;
+  if (route != nullptr && route->dialect == Dialect::anthropic)
+    reply.body = messages_error_json(*reply.error, request_.request_id);
   // 204 has no body and no length.
   const std::string framing =
       reply.status == 204 ? "" : fmt::format("Content-Length: {}\r\n", reply.body.size());

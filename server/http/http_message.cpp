@@ -40,6 +40,7 @@ HttpReply json_reply(std::string body) {
 HttpReply error_reply(const ApiError& error) {
   HttpReply reply = json_reply(error_json(error));
   reply.status = error.kind.http;
+  reply.error = error;
   if (error.retry_after > 0)
     reply.headers.emplace_back("Retry-After", std::to_string(error.retry_after));
   if (!error.kind.should_retry) reply.headers.emplace_back("x-should-retry", "false");

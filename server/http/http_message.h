@@ -2,6 +2,7 @@
 // An HTTP request as handlers see it, and a whole reply. Plain data without sockets.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -39,6 +40,7 @@ struct HttpReply {
   std::string body;
   std::string content_type = "application/json";
   std::vector<std::pair<std::string, std::string>> headers;
+  std::optional<ApiError> error;  // what `body` says, for dialects that say it in another way
 };
 
 HttpReply json_reply(std::string body);

@@ -34,6 +34,13 @@ constexpr Route kRoutes[] = {
     {"/v1/detokenize", "POST", Access::key, true, false, nullptr, handle_detokenize},
     {"/v1/completions", "POST", Access::key, true, true, nullptr, handle_completions},
     {"/v1/chat/completions", "POST", Access::key, true, true, nullptr, handle_chat_completions},
+    {"/v1/completions/render", "POST", Access::key, true, false, nullptr,
+     handle_completions_render},
+    {"/v1/chat/completions/render", "POST", Access::key, true, false, nullptr, handle_chat_render},
+    {"/v1/responses", "POST", Access::key, true, true, nullptr, handle_responses},
+    {"/v1/messages", "POST", Access::key, true, true, nullptr, handle_messages, Dialect::anthropic},
+    {"/v1/messages/count_tokens", "POST", Access::key, true, false, nullptr, handle_count_tokens,
+     Dialect::anthropic},
 };
 
 HttpReply refuse(const ErrorKind& kind, std::string message) {

@@ -25,6 +25,9 @@ enum class Access {
 using SimpleHandler = HttpReply (*)(HttpContext&, const HttpRequest&);
 using AsyncHandler = boost::asio::awaitable<void> (*)(HttpConnection&);
 
+// In which dialect the errors of a path are written.
+enum class Dialect { openai, anthropic };
+
 struct Route {
   std::string_view path;    // a trailing "*" matches any rest that is not empty
   std::string_view method;  // "GET" (HEAD too) or "POST" (with a JSON body)
@@ -33,6 +36,7 @@ struct Route {
   bool new_work = false;     // 503 while draining
   SimpleHandler simple = nullptr;
   AsyncHandler async = nullptr;
+  Dialect dialect = Dialect::openai;
 };
 
 // Returns the route of a path, or null.
@@ -46,19 +50,24 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
                    HttpReply& refusal, bool open_only = false);
 
 // The handlers, by file.
-HttpReply handle_health(HttpContext&, const HttpRequest&);              // handle_health.cpp
-HttpReply handle_live(HttpContext&, const HttpRequest&);                //
-HttpReply handle_version(HttpContext&, const HttpRequest&);             //
-HttpReply handle_metrics(HttpContext&, const HttpRequest&);             //
-HttpReply handle_playground(HttpContext&, const HttpRequest&);          // handle_playground.cpp
-HttpReply handle_playground_css(HttpContext&, const HttpRequest&);      //
-HttpReply handle_playground_js(HttpContext&, const HttpRequest&);       //
-HttpReply handle_models(HttpContext&, const HttpRequest&);              // handle_models.cpp
-HttpReply handle_model(HttpContext&, const HttpRequest&);               //
-HttpReply handle_tokenizer_info(HttpContext&, const HttpRequest&);      //
-boost::asio::awaitable<void> handle_tokenize(HttpConnection&);          // handle_tokenize.cpp
-boost::asio::awaitable<void> handle_detokenize(HttpConnection&);        //
-boost::asio::awaitable<void> handle_completions(HttpConnection&);       // handle_completions.cpp
-boost::asio::awaitable<void> handle_chat_completions(HttpConnection&);  //
+HttpReply handle_health(HttpContext&, const HttpRequest&);                // handle_health.cpp
+HttpReply handle_live(HttpContext&, const HttpRequest&);                  //
+HttpReply handle_version(HttpContext&, const HttpRequest&);               //
+HttpReply handle_metrics(HttpContext&, const HttpRequest&);               //
+HttpReply handle_playground(HttpContext&, const HttpRequest&);            // handle_playground.cpp
+HttpReply handle_playground_css(HttpContext&, const HttpRequest&);        //
+HttpReply handle_playground_js(HttpContext&, const HttpRequest&);         //
+HttpReply handle_models(HttpContext&, const HttpRequest&);                // handle_models.cpp
+HttpReply handle_model(HttpContext&, const HttpRequest&);                 //
+HttpReply handle_tokenizer_info(HttpContext&, const HttpRequest&);        //
+boost::asio::awaitable<void> handle_tokenize(HttpConnection&);            // handle_tokenize.cpp
+boost::asio::awaitable<void> handle_detokenize(HttpConnection&);          //
+boost::asio::awaitable<void> handle_completions(HttpConnection&);         // handle_completions.cpp
+boost::asio::awaitable<void> handle_chat_completions(HttpConnection&);    //
+boost::asio::awaitable<void> handle_completions_render(HttpConnection&);  //
+boost::asio::awaitable<void> handle_chat_render(HttpConnection&);         //
+boost::asio::awaitable<void> handle_messages(HttpConnection&);            // handle_messages.cpp
+boost::asio::awaitable<void> handle_count_tokens(HttpConnection&);        //
+boost::asio::awaitable<void> handle_responses(HttpConnection&);           //
 
 }  // namespace kivi

@@ -2,13 +2,12 @@
 // run_by_size: keeps long work away from the io threads.
 #pragma once
 
-#include <malloc.h>
-
 #include <boost/asio/awaitable.hpp>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/use_awaitable.hpp>
-#include <memory>
+#include <functional>
+#include <optional>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 
 #include "server/http/http_connection.h"
 
@@ -17,10 +16,13 @@ namespace kivi {
 // May the request hold a grammar that must be compiled? That takes up to some 50 ms.
 inline bool may_compile(std::string_view body) {
   for (const std::string_view name :
-       {"\"response_format\"", "\"structured_outputs\"", "\"guided_", "\"tools\""})
+       {"\"response_format\"", "\"structured_outputs\"", "\"guided_", "\"tools\"", "\"json_"})
     if (body.find(name) != std::string_view::npos) return true;
   return false;
 }
+
+// Runs `work` on a worker thread while the socket is watched. Resumes on the io thread.
+boost::asio::awaitable<void> run_on_worker(HttpConnection& connection, std::function<void()> work);
 
 // Runs `work` for the connection's request: here, or on the worker thread where it has a grammar to
 // compile, or where the body is so long that parsing and tokenizing it would hold up the other
@@ -31,21 +33,11 @@ template <class Work>
 boost::asio::awaitable<std::invoke_result_t<Work>> run_by_size(HttpConnection& connection,
                                                                Work work) {
   constexpr size_t kLongBody = 48 << 10;
-  const size_t bytes = connection.request().body.size();
-  if (bytes < kLongBody && !may_compile(connection.request().body)) co_return work();
-  using Value = std::invoke_result_t<Work>;
-  connection.begin_long_work();
-  co_return co_await boost::asio::co_spawn(
-      connection.shared().worker,
-      [&work, bytes]() -> boost::asio::awaitable<Value> {
-        // The memory of a large request would stay with this thread's arena.
-        constexpr size_t kLargeBody = 256 << 10;
-        const std::shared_ptr<void> trim(nullptr, [bytes](void*) {
-          if (bytes >= kLargeBody) malloc_trim(0);
-        });
-        co_return work();
-      },
-      boost::asio::use_awaitable);
+  const std::string& body = connection.request().body;
+  if (body.size() < kLongBody && !may_compile(body)) co_return work();
+  std::optional<std::invoke_result_t<Work>> value;
+  co_await run_on_worker(connection, [&work, &value] { value.emplace(work()); });
+  co_return std::move(*value);
 }
 
 }  // namespace kivi

@@ -15,30 +15,26 @@
 
 #include "engine/serving/chat_prompt.h"
 #include "engine/serving/completion.h"
-#include "server/openai/tool_parser.h"
+#include "server/openai/answer_parser.h"
+#include "server/openai/answer_writer.h"
 
 namespace kivi {
 
 // What a request is judged by.
 struct ApiRules {
   std::string model_name;
+  std::vector<std::string> model_aliases;
   int vocab_size = 0;
   int max_logprobs = kDefaultMaxLogprobs;
   bool strict_params = false;  // unknown fields are errors
   std::optional<float> default_temperature, default_top_p;
   std::optional<int> default_top_k;
   ToolFormat tool_format = ToolFormat::none;  // how the model writes tool calls
+  std::optional<ReasoningTags> reasoning;     // how it marks its reasoning
   std::string_view chat_template;             // Jinja; empty = none. Outlives the call.
   std::stop_token stop;                       // requested: reading the request has become pointless
 };
 ApiRules api_rules(const ServedModel& model, bool strict_params, std::stop_token stop = {});
-
-// How the calls in a chat's answers are found.
-struct ToolSetup {
-  ToolFormat format = ToolFormat::none;
-  std::vector<std::string> names;  // of the functions; the one that a named tool_choice demands
-  bool parallel = true;            // parallel_tool_calls; false = the first call alone is given
-};
 
 // A parsed POST /v1/completions.
 struct CompletionCall {
@@ -46,8 +42,8 @@ struct CompletionCall {
   bool include_usage = false;
   bool continuous_usage = false;
   bool return_token_ids = false;
-  bool ids_as_tokens = false;      // return_tokens_as_token_ids: logprobs name tokens "token_id:7"
-  std::optional<ToolSetup> tools;  // chats whose answers may hold calls
+  bool ids_as_tokens = false;  // return_tokens_as_token_ids: logprobs name tokens "token_id:7"
+  AnswerSetup answer;          // of a chat: what the answer is made of
   std::string user;
   std::string request_id;                   // "" if the body has none
   std::vector<std::string> unknown_fields;  // accepted, but not understood
@@ -88,20 +84,16 @@ Result<DetokenizeCall> parse_detokenize(std::string_view body, const ApiRules& r
 
 // Writes the replies of one request. The parts that never change are made once; a chunk of a stream
 // is appended to the caller's buffer without a DOM.
-class ReplyWriter {
+class ReplyWriter : public AnswerWriter {
  public:
-  virtual ~ReplyWriter() = default;
-
-  // The SSE events for `chunk` of `completion`.
-  virtual void append_event(std::string& out, const TextChunk& chunk,
-                            const Completion& completion) = 0;
   // The chunk with `choices: []` that ends a stream, where the request asked for it.
   void append_usage_event(std::string& out, const Usage& usage) const;
   static void append_error_event(std::string& out, const Error& error);
   static void append_done(std::string& out);
 
-  // The reply of a request that does not stream. `chunks`: all of them, in any order.
-  std::string whole(std::span<const TextChunk> chunks, const Completion& completion) const;
+  void append_end(std::string& out, const Completion& completion) override;
+  void append_failure(std::string& out, const Error& error) override;
+  std::string whole(std::span<const TextChunk> chunks, const Completion& completion) const override;
 
  protected:
   // `object`, `chunk_object`: what the whole reply and an event call themselves.
@@ -171,14 +163,13 @@ class ChatWriter final : public ReplyWriter {
                     bool called) const;
   // "tool_calls": [...], of a whole reply or of a delta.
   void append_calls(std::string& out, std::span<const ToolCallDelta> calls, bool delta) const;
-  void drop_further_calls(ToolDelta& delta) const;
   void append_logprobs(std::string& out, const TextChunk& chunk) const;
   void append_token(std::string& out, std::string_view text, int32_t id, float logprob) const;
 
   const Tokenizer& tokenizer_;
   size_t top_ = 0;  // top_logprobs
-  const std::optional<ToolSetup> tools_;
-  std::vector<std::unique_ptr<ToolParser>> parsers_;  // by choice; empty without tools
+  const AnswerSetup answer_;
+  std::vector<std::unique_ptr<ToolParser>> parsers_;  // by choice; empty for a plain answer
 };
 
 }  // namespace kivi

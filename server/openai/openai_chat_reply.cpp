@@ -12,15 +12,9 @@ ChatWriter::ChatWriter(const ServedModel& model, const CompletionCall& call, int
     : ReplyWriter(model, call, created, "chat.completion", "chat.completion.chunk"),
       tokenizer_(*model.tokenizer),
       top_(size_t(std::max(0, call.request.sampling.logprobs))),
-      tools_(call.tools) {
-  if (!tools_) return;
-  for (int i = 0; i < call.request.n; ++i)
-    parsers_.push_back(make_tool_parser(tools_->format, tools_->names));
-}
-
-void ChatWriter::drop_further_calls(ToolDelta& delta) const {
-  if (!tools_->parallel)
-    std::erase_if(delta.calls, [](const ToolCallDelta& call) { return call.index > 0; });
+      answer_(call.answer) {
+  if (answer_.plain()) return;
+  for (int i = 0; i < call.request.n; ++i) parsers_.push_back(make_answer_parser(answer_));
 }
 
 void ChatWriter::append_calls(std::string& out, std::span<const ToolCallDelta> calls,
@@ -34,11 +28,8 @@ void ChatWriter::append_calls(std::string& out, std::span<const ToolCallDelta> c
       out += ',';
     }
     if (!call.name.empty()) {
-      // Mistral's templates take ids of nine letters and digits alone.
-      const bool short_id = tools_->format == ToolFormat::mistral;
       out += "\"id\":";
-      append_json_string(out, short_id ? make_request_id().substr(0, 9)
-                                       : "call_" + make_request_id().substr(0, 24));
+      append_json_string(out, make_call_id(answer_, "call_"));
       out += ",\"type\":\"function\",";
     }
     out += "\"function\":{";
@@ -92,35 +83,26 @@ void ChatWriter::append_choice(std::string& out, const TextChunk& chunk,
   out += "{\"index\":";
   append_json_int(out, chunk.choice);
   out += ",\"message\":{\"role\":\"assistant\",\"content\":";
-  std::vector<ToolCallDelta> calls;
-  if (tools_) {
-    const auto parser = make_tool_parser(tools_->format, tools_->names);
-    ToolDelta parsed;
-    parser->feed(chunk.text, parsed);
-    parser->finish(parsed);
-    drop_further_calls(parsed);
-    for (ToolCallDelta& call : parsed.calls) {
-      if (!call.name.empty())
-        calls.push_back(std::move(call));
-      else
-        calls.back().arguments += call.arguments;
-    }
-    const bool blank = parsed.content.find_first_not_of(" \t\r\n") == std::string::npos;
-    if (blank && !calls.empty())
+  const ToolDelta answer = parse_answer(answer_, chunk.text);
+  if (answer.content.empty() && !answer.calls.empty())
+    out += "null";
+  else
+    append_json_string(out, answer.content);
+  if (answer_.reasoning) {
+    out += ",\"reasoning_content\":";
+    if (answer.reasoning.empty())
       out += "null";
     else
-      append_json_string(out, parsed.content);
-  } else {
-    append_json_string(out, chunk.text);
+      append_json_string(out, answer.reasoning);
   }
   out += ",\"refusal\":null";
-  if (!calls.empty()) {
+  if (!answer.calls.empty()) {
     out += ',';
-    append_calls(out, calls, /*delta=*/false);
+    append_calls(out, answer.calls, /*delta=*/false);
   }
   out += "},\"logprobs\":";
   append_logprobs(out, chunk);
-  append_ending(out, chunk, prompt_ids, !calls.empty());
+  append_ending(out, chunk, prompt_ids, !answer.calls.empty());
   out += '}';
 }
 
@@ -130,10 +112,17 @@ void ChatWriter::append_delta(std::string& out, const TextChunk& chunk, const To
                               bool called) const {
   const std::string& text = parsed ? parsed->content : chunk.text;
   const bool calls = parsed != nullptr && !parsed->calls.empty();
+  const bool reasoning = parsed != nullptr && !parsed->reasoning.empty();
   out += "{\"index\":";
   append_json_int(out, chunk.choice);
   out += ",\"delta\":{";
-  if (!text.empty() || (!chunk.finish && !calls)) {
+  const bool content = !text.empty() || (!chunk.finish && !calls && !reasoning);
+  if (reasoning) {
+    out += "\"reasoning_content\":";
+    append_json_string(out, parsed->reasoning);
+    if (content || calls) out += ',';
+  }
+  if (content) {
     out += "\"content\":";
     append_json_string(out, text);
     if (calls) out += ',';
@@ -158,7 +147,7 @@ void ChatWriter::append_event(std::string& out, const TextChunk& chunk,
     out += '}';
     end_event(out, completion, 0, prompt_ids(completion, chunk.choice));
   }
-  if (!tools_) {
+  if (answer_.plain()) {
     begin_event(out);
     append_delta(out, chunk, nullptr, false);
     end_event(out, completion, completion.completion_tokens(chunk.choice));
@@ -168,7 +157,7 @@ void ChatWriter::append_event(std::string& out, const TextChunk& chunk,
   ToolDelta parsed;
   parser.feed(chunk.text, parsed);
   if (chunk.finish) parser.finish(parsed);
-  drop_further_calls(parsed);
+  drop_further_calls(answer_, parsed);
   // Text that may become a call is held back; tokens are not.
   if (parsed.empty() && !chunk.finish && !logprobs_ && !return_token_ids_) return;
   begin_event(out);

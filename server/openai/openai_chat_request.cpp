@@ -237,7 +237,7 @@ Status apply_tools(std::string_view body, JsonFields& fields, const ApiRules& ru
   if (use.names.empty() || use.choice == ToolUse::Choice::none) return ok_status();
   if (use.choice == ToolUse::Choice::automatic) {
     if (rules.tool_format != ToolFormat::none)
-      call.tools = ToolSetup{rules.tool_format, use.names, parallel};
+      call.answer.tools = ToolSetup{rules.tool_format, use.names, parallel};
     return ok_status();
   }
   if (call.request.format)
@@ -247,9 +247,9 @@ Status apply_tools(std::string_view body, JsonFields& fields, const ApiRules& ru
                  "tool_choice");
   call.request.format = format_of_calls(body, use, parallel);
   if (use.choice == ToolUse::Choice::required)
-    call.tools = ToolSetup{ToolFormat::list, use.names, parallel};
+    call.answer.tools = ToolSetup{ToolFormat::list, use.names, parallel};
   else
-    call.tools = ToolSetup{ToolFormat::arguments, {use.names[use.named]}, parallel};
+    call.answer.tools = ToolSetup{ToolFormat::arguments, {use.names[use.named]}, parallel};
   return ok_status();
 }
 
@@ -345,6 +345,7 @@ Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules) {
   parse_logprobs(fields, rules, sampling);
   KIVI_RETURN_IF_ERROR(parse_shared_fields(body, fields, rules, call.completion));
   KIVI_RETURN_IF_ERROR(apply_tools(body, fields, rules, call.completion));
+  call.completion.answer.reasoning = rules.reasoning;
   KIVI_RETURN_IF_ERROR(validate(sampling, rules.vocab_size, rules.max_logprobs));
   KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, call.completion.unknown_fields));
   call.completion.request.stop_token = rules.stop;

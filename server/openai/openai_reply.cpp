@@ -42,7 +42,8 @@ void append_stop_reason(std::string& out, const TextChunk& chunk) {
     out += "null";
 }
 
-// The chunks of each choice joined into one, in the order of the choices.
+}  // namespace
+
 std::map<int, TextChunk> join_choices(std::span<const TextChunk> chunks) {
   std::map<int, TextChunk> choices;
   for (const TextChunk& chunk : chunks) {
@@ -58,8 +59,6 @@ std::map<int, TextChunk> join_choices(std::span<const TextChunk> chunks) {
   }
   return choices;
 }
-
-}  // namespace
 
 ReplyWriter::ReplyWriter(const ServedModel& model, const CompletionCall& call, int64_t created,
                          const char* object, const char* chunk_object)
@@ -166,6 +165,16 @@ void ReplyWriter::append_error_event(std::string& out, const Error& error) {
 }
 
 void ReplyWriter::append_done(std::string& out) { out += "data: [DONE]\n\n"; }
+
+void ReplyWriter::append_end(std::string& out, const Completion& completion) {
+  append_usage_event(out, completion.usage());
+  append_done(out);
+}
+
+void ReplyWriter::append_failure(std::string& out, const Error& error) {
+  append_error_event(out, error);
+  append_done(out);
+}
 
 std::string ReplyWriter::whole(std::span<const TextChunk> chunks,
                                const Completion& completion) const {

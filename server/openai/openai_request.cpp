@@ -227,7 +227,8 @@ void refuse_unbuilt(JsonFields& fields) {
 
 Status check_model(JsonFields& fields, const ApiRules& rules) {
   const auto model = fields.text("model");
-  if (fields.ok() && model && *model != rules.model_name)
+  if (fields.ok() && model && *model != rules.model_name &&
+      std::ranges::find(rules.model_aliases, *model) == rules.model_aliases.end())
     return Error{ErrorCode::not_found,
                  fmt::format("the model {} does not exist, this server has {}",
                              describe(json(*model)), describe(json(rules.model_name))),
@@ -281,6 +282,7 @@ Status take_unknown(const JsonFields& fields, const ApiRules& rules,
 ApiRules api_rules(const ServedModel& model, bool strict_params, std::stop_token stop) {
   ApiRules rules;
   rules.model_name = model.name;
+  rules.model_aliases = model.aliases;
   rules.vocab_size = model.engine->model().vocab_size;
   rules.max_logprobs = model.engine->config().max_logprobs;
   rules.strict_params = strict_params;

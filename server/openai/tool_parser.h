@@ -37,9 +37,10 @@ struct ToolCallDelta {
 };
 
 struct ToolDelta {
+  std::string reasoning;  // answer_parser.h
   std::string content;
   std::vector<ToolCallDelta> calls;
-  bool empty() const { return content.empty() && calls.empty(); }
+  bool empty() const { return reasoning.empty() && content.empty() && calls.empty(); }
 };
 
 // The text of one choice. One owner at a time.
