@@ -17,6 +17,7 @@
 #include "server/grpc/grpc_listener.h"
 #include "server/grpc/grpc_probe.h"
 #include "server/grpc/grpc_service.h"
+#include "server/grpc/grpc_standard.h"
 #include "server/tls_relay.h"
 
 namespace kivi {
@@ -67,7 +68,11 @@ void set_limits(grpc::ServerBuilder& builder, const ServerConfig& config) {
 }  // namespace
 
 struct GrpcServer::Impl {
-  explicit Impl(ServerState& state) : core(state), service(make_grpc_service(core)) {}
+  explicit Impl(ServerState& state)
+      : core(state),
+        service(make_grpc_service(core)),
+        reflection(make_reflection_service(core)),
+        health_list(make_health_list_service(core)) {}
 
   // Health is SERVING where nothing speaks against it.
   void tell_health() {
@@ -79,7 +84,7 @@ struct GrpcServer::Impl {
   }
 
   GrpcCore core;
-  std::unique_ptr<grpc::Service> service;
+  std::unique_ptr<grpc::Service> service, reflection, health_list;
   std::unique_ptr<grpc::Server> server;           // null: not started, or stopped
   std::unique_ptr<TlsCertificates> certificates;  // null: no TLS
   std::optional<TlsRelay> relay;                  // with certificates
@@ -110,7 +115,9 @@ Status GrpcServer::start() {
                        .connections_per_source = std::max(1, config.max_grpc_connections / 2)}));
 
   grpc::ServerBuilder builder;
-  builder.RegisterService(impl_->service.get());
+  for (grpc::Service* service :
+       {impl_->service.get(), impl_->reflection.get(), impl_->health_list.get()})
+    builder.RegisterService(service);
   set_limits(builder, config);
   auto server = builder.BuildAndStart();
   if (server == nullptr)

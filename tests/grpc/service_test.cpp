@@ -9,6 +9,7 @@
 #include <cstdio>
 
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "grpc/reflection/v1/reflection.grpc.pb.h"
 #include "tests/grpc/grpc_fixture.h"
 
 using namespace kivi;
@@ -142,14 +143,77 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("reflection lists kivi.v1.Kivi and gives its file") {
+TEST_CASE("reflection lists kivi.v1.Kivi and gives its file, in both versions of the protocol") {
   GrpcTest t;
-  const std::string method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
-  const std::string list = ask(t.channel, method, string_field(7, ""));
-  CHECK(list.find("kivi.v1.Kivi") != std::string::npos);
-  CHECK(list.find("grpc.health.v1.Health") != std::string::npos);
-  const std::string file = ask(t.channel, method, string_field(4, "kivi.v1.Kivi"));
-  CHECK(file.find("GenerateRequest") != std::string::npos);
+  for (const std::string version : {"v1", "v1alpha"}) {
+    INFO(version);
+    const std::string method =
+        "/grpc.reflection." + version + ".ServerReflection/ServerReflectionInfo";
+    const std::string list = ask(t.channel, method, string_field(7, ""));
+    CHECK(list.find("kivi.v1.Kivi") != std::string::npos);
+    CHECK(list.find("grpc.health.v1.Health") != std::string::npos);
+    CHECK(list.find("grpc.reflection.v1.ServerReflection") != std::string::npos);
+    const std::string file = ask(t.channel, method, string_field(4, "kivi.v1.Kivi"));
+    CHECK(file.find("GenerateRequest") != std::string::npos);
+    CHECK(ask(t.channel, method, string_field(3, "kivi/v1/kivi.proto")).find("GenerateRequest") !=
+          std::string::npos);
+  }
+}
+
+TEST_CASE("reflection v1 answers many requests of a stream, and errors do not end it") {
+  using grpc::reflection::v1::ServerReflection;
+  using grpc::reflection::v1::ServerReflectionRequest;
+  using grpc::reflection::v1::ServerReflectionResponse;
+  GrpcTest t;
+  auto stub = ServerReflection::NewStub(t.channel);
+  grpc::ClientContext context;
+  const auto stream = stub->ServerReflectionInfo(&context);
+  const auto asked = [&](const ServerReflectionRequest& request) {
+    ServerReflectionResponse response;
+    REQUIRE(stream->Write(request));
+    REQUIRE(stream->Read(&response));
+    CHECK(response.original_request().SerializeAsString() == request.SerializeAsString());
+    return response;
+  };
+  ServerReflectionRequest request;
+  CHECK(asked(request).error_response().error_code() == int(grpc::StatusCode::INVALID_ARGUMENT));
+  request.set_file_containing_symbol("no.such.Name");
+  CHECK(asked(request).error_response().error_code() == int(grpc::StatusCode::NOT_FOUND));
+  request.set_file_by_filename("no/such.proto");
+  CHECK(asked(request).error_response().error_code() == int(grpc::StatusCode::NOT_FOUND));
+  request.mutable_file_containing_extension()->set_containing_type("kivi.v1.Usage");
+  CHECK(asked(request).error_response().error_code() == int(grpc::StatusCode::NOT_FOUND));
+  request.set_all_extension_numbers_of_type("kivi.v1.Usage");
+  CHECK(asked(request).all_extension_numbers_response().base_type_name() == "kivi.v1.Usage");
+  request.set_file_containing_symbol("kivi.v1.Kivi.Generate");
+  CHECK(asked(request).file_descriptor_response().file_descriptor_proto_size() >= 1);
+  request.set_list_services("*");
+  CHECK(asked(request).list_services_response().service_size() == 4);
+  stream->WritesDone();
+  ServerReflectionResponse none;
+  CHECK_FALSE(stream->Read(&none));
+  CHECK(stream->Finish().ok());
+}
+
+TEST_CASE("List of the health service says the state of every service, without a key") {
+  GrpcTestOptions options;
+  options.loaded = false;
+  options.server.api_keys = {"key-one"};
+  GrpcTest t(options);
+  auto stub = Health::NewStub(t.channel);
+  const auto states = [&] {
+    grpc::ClientContext context;
+    grpc::health::v1::HealthListResponse response;
+    CHECK(stub->List(&context, grpc::health::v1::HealthListRequest(), &response).ok());
+    REQUIRE(response.statuses().size() == 2);
+    CHECK(response.statuses().at("").status() == response.statuses().at("kivi.v1.Kivi").status());
+    return response.statuses().at("").status();
+  };
+  CHECK(states() == HealthCheckResponse::NOT_SERVING);
+  t.state->set_model(t.model);
+  CHECK(states() == HealthCheckResponse::SERVING);
+  t.state->begin_drain();
+  CHECK(states() == HealthCheckResponse::NOT_SERVING);
 }
 
 TEST_CASE("with keys: a call without the right one is UNAUTHENTICATED") {
