@@ -37,6 +37,7 @@ Error of_messages(Error error) {
 Result<Started> start_completion(HttpConnection& connection) {
   KIVI_ASSIGN_OR_RETURN(CompletionCall call, read_completion(connection));
   KIVI_ASSIGN_OR_RETURN(Started started, start_call(connection, std::move(call), "cmpl-"));
+  started.operation = "text_completion";
   started.writer = std::make_unique<CompletionWriter>(*connection.shared().state.model(),
                                                       started.call, std::time(nullptr));
   return started;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// GET /, /playground.css, /playground.js: a page to talk to the model. It is open to anyone,
-// because it holds nothing but itself; what it sends needs a key like all else.
+// GET /, /playground.css, /playground.js: a page to talk to the model. GET /docs, /docs.js: a page
+// that shows /openapi.json. They are open to anyone, because they hold nothing but themselves; what
+// they send needs a key like all else.
 #include <fmt/format.h>
 
 #include "server/http/http_routes.h"
@@ -9,7 +10,7 @@
 namespace kivi {
 namespace {
 
-// The page may load its own two files and speak with its own server, and nothing else.
+// A page may load its own files and speak with its own server, and nothing else.
 constexpr const char* kPolicy =
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -40,6 +41,14 @@ HttpReply handle_playground_css(HttpContext& context, const HttpRequest& request
 
 HttpReply handle_playground_js(HttpContext& context, const HttpRequest& request) {
   return file_reply(context, request, kPlaygroundJs, "text/javascript; charset=utf-8");
+}
+
+HttpReply handle_reference(HttpContext& context, const HttpRequest& request) {
+  return file_reply(context, request, kReferenceHtml, "text/html; charset=utf-8");
+}
+
+HttpReply handle_reference_js(HttpContext& context, const HttpRequest& request) {
+  return file_reply(context, request, kReferenceJs, "text/javascript; charset=utf-8");
 }
 
 }  // namespace kivi

@@ -18,12 +18,17 @@ constexpr Route kRoutes[] = {
     {"/", "GET", Access::open, false, false, handle_playground},
     {"/playground.css", "GET", Access::open, false, false, handle_playground_css},
     {"/playground.js", "GET", Access::open, false, false, handle_playground_js},
+    {"/docs", "GET", Access::open, false, false, handle_reference},
+    {"/docs.js", "GET", Access::open, false, false, handle_reference_js},
+    {"/openapi.json", "GET", Access::open, false, false, handle_openapi},
     {"/health", "GET", Access::open, false, false, handle_health},
     {"/health/ready", "GET", Access::open, false, false, handle_health},
     {"/health/live", "GET", Access::open, false, false, handle_live},
     {"/ping", "GET", Access::open, false, false, handle_health},
     {"/version", "GET", Access::open, false, false, handle_version},
     {"/metrics", "GET", Access::metrics, false, false, handle_metrics},
+    {"/load", "GET", Access::key, true, false, handle_load},
+    {"/server_info", "GET", Access::key, true, false, handle_server_info},
     {"/v1/models", "GET", Access::key, true, false, handle_models},
     {"/v1/models/*", "GET", Access::key, true, false, handle_model},
     {"/tokenizer_info", "GET", Access::key, true, false, handle_tokenizer_info},
@@ -66,6 +71,12 @@ std::string in_quotes(std::string_view text) {
   std::string out;
   append_json_string(out, text.substr(0, 200));
   return out;
+}
+
+// Known paths of other servers that this one does not have.
+bool needs_hidden_states(std::string_view path) {
+  if (path.starts_with("/v1/") || path.starts_with("/v2/")) path.remove_prefix(3);
+  return path == "/embeddings" || path == "/score" || path == "/rerank" || path == "/pooling";
 }
 
 bool needs_key(const ServerConfig& config, const Route* route) {
@@ -147,6 +158,8 @@ HttpReply preflight_reply(const Route& route, const HttpRequest& request) {
 
 }  // namespace
 
+std::span<const Route> all_routes() { return kRoutes; }
+
 const Route* find_route(std::string_view path) {
   for (const Route& route : kRoutes) {
     if (route.path.back() == '*') {
@@ -197,7 +210,11 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     return false;
   }
   if (route == nullptr) {
-    refusal = refuse(kNotFound, fmt::format("no such path: {}", in_quotes(request.path)));
+    refusal = refuse(kNotFound, needs_hidden_states(request.path)
+                                    ? fmt::format("{} is not supported by this build: its engine "
+                                                  "gives tokens, not embeddings and scores",
+                                                  request.path)
+                                    : fmt::format("no such path: {}", in_quotes(request.path)));
     return false;
   }
   if (request.method != route->method) {

@@ -39,6 +39,9 @@ struct Route {
   Dialect dialect = Dialect::openai;
 };
 
+// The route table.
+std::span<const Route> all_routes();
+
 // Returns the route of a path, or null.
 const Route* find_route(std::string_view path);
 
@@ -57,6 +60,11 @@ HttpReply handle_metrics(HttpContext&, const HttpRequest&);               //
 HttpReply handle_playground(HttpContext&, const HttpRequest&);            // handle_playground.cpp
 HttpReply handle_playground_css(HttpContext&, const HttpRequest&);        //
 HttpReply handle_playground_js(HttpContext&, const HttpRequest&);         //
+HttpReply handle_reference(HttpContext&, const HttpRequest&);             //
+HttpReply handle_reference_js(HttpContext&, const HttpRequest&);          //
+HttpReply handle_openapi(HttpContext&, const HttpRequest&);               // handle_openapi.cpp
+HttpReply handle_load(HttpContext&, const HttpRequest&);                  // handle_server_info.cpp
+HttpReply handle_server_info(HttpContext&, const HttpRequest&);           //
 HttpReply handle_models(HttpContext&, const HttpRequest&);                // handle_models.cpp
 HttpReply handle_model(HttpContext&, const HttpRequest&);                 //
 HttpReply handle_tokenizer_info(HttpContext&, const HttpRequest&);        //

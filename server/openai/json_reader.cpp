@@ -196,17 +196,22 @@ std::optional<int64_t> as_integer(const json& value, int64_t lowest, int64_t hig
   return number;
 }
 
-JsonFields::JsonFields(const json& object, std::string path)
-    : object_(object), path_(std::move(path)) {}
+JsonFields::JsonFields(const json& object, std::string path, FieldRecorder* recorder)
+    : object_(object), path_(std::move(path)), recorder_(recorder) {}
 
-const json* JsonFields::find(const char* name) {
+const json* JsonFields::find(const char* name, FieldKind kind, int64_t lowest, int64_t highest) {
   asked_.insert(name);
+  if (recorder_ != nullptr) recorder_->note({name, kind, lowest, highest});
   if (!ok()) return nullptr;
   const auto it = object_.find(name);
   return it == object_.end() || it->is_null() ? nullptr : &*it;
 }
 
-const json* JsonFields::raw(const char* name) { return find(name); }
+const json* JsonFields::raw(const char* name) { return find(name, FieldKind::other); }
+
+void JsonFields::note_refused(const char* name) {
+  if (recorder_ != nullptr) recorder_->refuse(name);
+}
 
 void JsonFields::fail(Error error) {
   if (!error_) error_ = std::move(error);
@@ -226,7 +231,7 @@ std::vector<std::string> JsonFields::unknown() const {
 }
 
 bool JsonFields::boolean(const char* name, bool otherwise) {
-  const json* value = find(name);
+  const json* value = find(name, FieldKind::boolean);
   if (value == nullptr) return otherwise;
   if (!value->is_boolean()) {
     fail(name, fmt::format("is {}, must be true or false", describe(*value)));
@@ -236,7 +241,7 @@ bool JsonFields::boolean(const char* name, bool otherwise) {
 }
 
 int JsonFields::integer(const char* name, int otherwise, int lowest, int highest) {
-  const json* value = find(name);
+  const json* value = find(name, FieldKind::integer, lowest, highest);
   if (value == nullptr) return otherwise;
   const auto number = as_integer(*value, lowest, highest);
   if (!number) {
@@ -248,7 +253,7 @@ int JsonFields::integer(const char* name, int otherwise, int lowest, int highest
 }
 
 std::optional<int64_t> JsonFields::int64(const char* name) {
-  const json* value = find(name);
+  const json* value = find(name, FieldKind::other);
   if (value == nullptr) return std::nullopt;
   const auto number =
       as_integer(*value, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max());
@@ -257,7 +262,7 @@ std::optional<int64_t> JsonFields::int64(const char* name) {
 }
 
 float JsonFields::number(const char* name, float otherwise) {
-  const json* value = find(name);
+  const json* value = find(name, FieldKind::number);
   if (value == nullptr) return otherwise;
   if (!value->is_number() || !std::isfinite(value->get<float>())) {
     fail(name, fmt::format("is {}, must be a finite number", describe(*value)));
@@ -267,7 +272,7 @@ float JsonFields::number(const char* name, float otherwise) {
 }
 
 std::optional<std::string> JsonFields::text(const char* name) {
-  const json* value = find(name);
+  const json* value = find(name, FieldKind::text);
   if (value == nullptr) return std::nullopt;
   if (!value->is_string()) {
     fail(name, fmt::format("is {}, must be a string", describe(*value)));
@@ -277,7 +282,7 @@ std::optional<std::string> JsonFields::text(const char* name) {
 }
 
 std::vector<int32_t> JsonFields::integers(const char* name, size_t count_max) {
-  const json* value = find(name);
+  const json* value = find(name, FieldKind::integers);
   if (value == nullptr) return {};
   if (!value->is_array()) {
     fail(name, fmt::format("is {}, must be a list of integers", describe(*value)));
@@ -302,7 +307,7 @@ std::vector<int32_t> JsonFields::integers(const char* name, size_t count_max) {
 }
 
 std::vector<std::string> JsonFields::texts(const char* name, size_t count_max) {
-  const json* value = find(name);
+  const json* value = find(name, FieldKind::texts);
   if (value == nullptr) return {};
   if (value->is_string()) return {value->get<std::string>()};
   if (!value->is_array()) {

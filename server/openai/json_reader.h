@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "server/openai/field_recorder.h"
 
 namespace kivi {
 
@@ -70,7 +71,9 @@ Result<ParsedJson> parse_request_json(std::string_view body, const std::stop_tok
 class JsonFields {
  public:
   // `path` is put before field names in errors ("stream_options."). `object` must outlive this.
-  explicit JsonFields(const nlohmann::json& object, std::string path = "");
+  // `recorder`: notes what is asked for; null = nobody does.
+  explicit JsonFields(const nlohmann::json& object, std::string path = "",
+                      FieldRecorder* recorder = nullptr);
 
   bool boolean(const char* name, bool otherwise);
   int integer(const char* name, int otherwise, int lowest = std::numeric_limits<int>::min(),
@@ -83,6 +86,8 @@ class JsonFields {
   std::vector<std::string> texts(const char* name, size_t count_max);
   // The value itself, or null if it is absent. The caller judges its type.
   const nlohmann::json* raw(const char* name);
+  // Tells the recorder that the field is refused.
+  void note_refused(const char* name);
 
   // Notes an error, unless there is one already.
   void fail(Error error);
@@ -94,11 +99,13 @@ class JsonFields {
   std::vector<std::string> unknown() const;
 
  private:
-  const nlohmann::json* find(const char* name);
+  const nlohmann::json* find(const char* name, FieldKind kind, int64_t lowest = 0,
+                             int64_t highest = 0);
 
   const nlohmann::json& object_;
   std::string path_;
   std::set<std::string, std::less<>> asked_;
+  FieldRecorder* recorder_;
   std::optional<Error> error_;
 };
 

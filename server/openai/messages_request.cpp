@@ -283,7 +283,7 @@ Result<ChatCall> parse(std::string_view body, const ApiRules& rules, bool counti
   std::string chat_body;
   {  // frees the JSON of the dialect before that of the chat is made
     KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
-    JsonFields fields(*parsed);
+    JsonFields fields(*parsed, "", rules.recorder);
     KIVI_RETURN_IF_ERROR(check_model(fields, rules));
     KIVI_RETURN_IF_ERROR(fields.status());
     KIVI_RETURN_IF_ERROR(check_object_sizes(*parsed));
@@ -307,7 +307,9 @@ Result<ChatCall> parse(std::string_view body, const ApiRules& rules, bool counti
     KIVI_RETURN_IF_ERROR(take_unknown(fields, rules, unknown));
     chat_body = chat.take();
   }
-  Result<ChatCall> call = parse_chat(chat_body, rules);
+  ApiRules chat_rules = rules;
+  chat_rules.recorder = nullptr;  // the fields of a chat are not those of the request
+  Result<ChatCall> call = parse_chat(chat_body, chat_rules);
   if (!call.ok()) return messages_error(call.error());
   for (std::string& name : unknown) call->completion.unknown_fields.push_back(std::move(name));
   return call;

@@ -17,6 +17,7 @@
 #include "engine/serving/completion.h"
 #include "server/openai/answer_parser.h"
 #include "server/openai/answer_writer.h"
+#include "server/openai/field_recorder.h"
 
 namespace kivi {
 
@@ -32,6 +33,7 @@ struct ApiRules {
   ToolFormat tool_format = ToolFormat::none;  // how the model writes tool calls
   std::optional<ReasoningTags> reasoning;     // how it marks its reasoning
   std::string_view chat_template;             // Jinja; empty = none. Outlives the call.
+  FieldRecorder* recorder = nullptr;          // notes the fields that are asked for
   std::stop_token stop;                       // requested: reading the request has become pointless
 };
 ApiRules api_rules(const ServedModel& model, bool strict_params, std::stop_token stop = {});

@@ -330,7 +330,7 @@ Result<ChatInput> parse_chat_input(std::string_view body, const json& parsed, Js
 
 Result<ChatCall> parse_chat(std::string_view body, const ApiRules& rules) {
   KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
-  JsonFields fields(*parsed);
+  JsonFields fields(*parsed, "", rules.recorder);
   ChatCall call;
   SamplingParams& sampling = call.completion.request.sampling;
   KIVI_RETURN_IF_ERROR(check_model(fields, rules));

@@ -184,14 +184,17 @@ Status check_combinations(const CompletionCall& call) {
 }  // namespace
 
 void refuse_fields(JsonFields& fields, std::initializer_list<const char*> names) {
-  for (const char* name : names)
+  for (const char* name : names) {
     if (fields.raw(name) != nullptr)
       fields.fail(
           {ErrorCode::unsupported, fmt::format("{} is not supported by this build", name), name});
+    fields.note_refused(name);
+  }
 }
 
 void refuse_unless(JsonFields& fields, const char* name, std::initializer_list<json> neutral) {
   const json* value = fields.raw(name);
+  fields.note_refused(name);
   if (value == nullptr || std::ranges::find(neutral, *value) != neutral.end()) return;
   fields.fail({ErrorCode::unsupported,
                fmt::format("{} is {}, which this build does not support: leave it out or give {}",
@@ -205,6 +208,7 @@ void refuse_unbuilt(JsonFields& fields) {
                  "prompt_logprobs is not supported by this build: echo with logprobs gives the log "
                  "probabilities of a prompt (/v1/completions)",
                  "prompt_logprobs"});
+  fields.note_refused("prompt_logprobs");
   refuse_fields(fields, {"logprob_token_ids", "prompt_embeds", "lora_request", "kv_transfer_params",
                          "vllm_xargs", "logits_processors"});
   refuse_unless(fields, "use_beam_search", {false});
@@ -216,7 +220,10 @@ void refuse_unbuilt(JsonFields& fields) {
     refuse_unless(fields, master, {0});
     const bool off = fields.raw(master) != nullptr;
     for (const char* name : settings)
-      if (fields.raw(name) != nullptr && !off) refuse_fields(fields, {name});
+      if (fields.raw(name) == nullptr || off)
+        fields.note_refused(name);
+      else
+        refuse_fields(fields, {name});
   };
   refuse_sampler("mirostat", {"mirostat_tau", "mirostat_eta"});
   refuse_sampler("mirostat_mode", {});
@@ -296,7 +303,7 @@ ApiRules api_rules(const ServedModel& model, bool strict_params, std::stop_token
 
 Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& rules) {
   KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
-  JsonFields fields(*parsed);
+  JsonFields fields(*parsed, "", rules.recorder);
   CompletionCall call;
   CompletionRequest& r = call.request;
   KIVI_RETURN_IF_ERROR(check_model(fields, rules));
@@ -322,7 +329,7 @@ Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& r
 
 Result<TokenizeCall> parse_tokenize(std::string_view body, const ApiRules& rules) {
   KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
-  JsonFields fields(*parsed);
+  JsonFields fields(*parsed, "", rules.recorder);
   TokenizeCall call;
   KIVI_RETURN_IF_ERROR(check_model(fields, rules));
   if (fields.raw("messages") != nullptr) {
@@ -347,7 +354,7 @@ Result<TokenizeCall> parse_tokenize(std::string_view body, const ApiRules& rules
 
 Result<DetokenizeCall> parse_detokenize(std::string_view body, const ApiRules& rules) {
   KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
-  JsonFields fields(*parsed);
+  JsonFields fields(*parsed, "", rules.recorder);
   DetokenizeCall call;
   KIVI_RETURN_IF_ERROR(check_model(fields, rules));
   const json* tokens = fields.raw("tokens");

@@ -205,6 +205,8 @@ void refuse_unbuilt_responses(JsonFields& fields) {
                  "previous_response_id is not supported, because this server keeps no responses: "
                  "send the earlier items in input",
                  "previous_response_id"});
+  fields.note_refused("store");
+  fields.note_refused("previous_response_id");
   refuse_fields(fields, {"conversation", "prompt", "max_tool_calls", "moderation"});
   refuse_unless(fields, "background", {false});
   refuse_unless(fields, "truncation", {"disabled"});
@@ -274,7 +276,7 @@ Result<ResponsesCall> parse_responses(std::string_view body, const ApiRules& rul
   std::string chat_body, echo;
   {  // frees the JSON of the dialect before that of the chat is made
     KIVI_ASSIGN_OR_RETURN(const ParsedJson parsed, parse_request_json(body, rules.stop));
-    JsonFields fields(*parsed);
+    JsonFields fields(*parsed, "", rules.recorder);
     KIVI_RETURN_IF_ERROR(check_model(fields, rules));
     const auto instructions = fields.text("instructions");
     KIVI_RETURN_IF_ERROR(fields.status());
@@ -290,7 +292,9 @@ Result<ResponsesCall> parse_responses(std::string_view body, const ApiRules& rul
     echo = echo_of(*source, *parsed);
     chat_body = chat.take();
   }
-  Result<ChatCall> chat = parse_chat(chat_body, rules);
+  ApiRules chat_rules = rules;
+  chat_rules.recorder = nullptr;  // the fields of a chat are not those of the request
+  Result<ChatCall> chat = parse_chat(chat_body, chat_rules);
   if (!chat.ok()) return responses_error(chat.error());
   for (std::string& name : unknown) chat->completion.unknown_fields.push_back(std::move(name));
   return ResponsesCall{std::move(*chat), std::move(echo)};

@@ -187,6 +187,58 @@ class Playground(unittest.TestCase):
             self.assertEqual(serious, [], theme)
 
 
+class Reference(unittest.TestCase):
+    """The page at /docs."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server, cls.browser = Server(), Browser()
+        cls.browser.open(cls.server.url("/docs"))
+        cls.browser.until(lambda: "endpoints" in cls.browser.text("#status"), "the document is shown")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.browser.close()
+        cls.server.close()
+
+    def count(self, selector):
+        return self.browser.run("return document.querySelectorAll(arguments[0]).length", selector)
+
+    def test_every_endpoint_and_field_is_shown(self):
+        paths = self.server.get("/openapi.json").json()["paths"]
+        self.assertEqual(self.count("#paths > details"), sum(len(methods) for methods in paths.values()))
+        fields = sum(len(o["requestBody"]["content"]["application/json"]["schema"]["properties"])
+                     for methods in paths.values() for o in methods.values() if "requestBody" in o)
+        self.assertEqual(self.count("#paths tbody tr"), fields)
+
+    def test_a_word_filters(self):
+        self.browser.type("#filter", "logit_bias")
+        self.browser.until(lambda: self.count("#paths > details[open]") > 0, "endpoints open")
+        self.assertEqual(self.count("#paths tbody tr:not([hidden])"), self.count("#paths > details:not([hidden])"))
+        self.browser.run("document.getElementById('filter').value = '';"
+                         "document.getElementById('filter').dispatchEvent(new Event('input'))")
+
+    def test_a_narrow_screen_does_not_scroll_sideways(self):
+        self.browser.run("for (const block of document.querySelectorAll('details')) block.open = true")
+        self.browser.resize(390, 844)
+        try:
+            self.assertFalse(self.browser.run("return document.documentElement.scrollWidth > innerWidth"))
+        finally:
+            self.browser.resize(1280, 900)
+
+    def test_an_audit_finds_nothing_serious(self):
+        axe = os.environ.get("KIVI_AXE")
+        if not axe:
+            self.skipTest("KIVI_AXE is not set")
+        for theme in ("light", "dark"):
+            self.browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+            self.browser.run(pathlib.Path(axe).read_text() + ";")
+            found = self.browser.run_async(
+                "axe.run(document).then((r) => arguments[0](r.violations.map("
+                "(v) => [v.impact, v.id, v.nodes.map((n) => n.html)])))")
+            self.assertEqual([v for v in found if v[0] in ("serious", "critical", "moderate")], [], theme)
+
+
 class WithoutTemplate(unittest.TestCase):
     def test_a_model_without_a_chat_template_can_only_complete(self):
         server, browser = Server(), Browser()
@@ -204,7 +256,7 @@ class Off(unittest.TestCase):
     def test_it_can_be_turned_off(self):
         server = Server("--no-playground")
         self.addCleanup(server.close)
-        for path in ("/", "/playground.js", "/playground.css"):
+        for path in ("/", "/playground.js", "/playground.css", "/docs", "/docs.js"):
             self.assertEqual(server.get(path).status, 404)
 
 

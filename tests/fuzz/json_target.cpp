@@ -4,7 +4,9 @@
 #include "engine/serving/chat_prompt.h"
 #include "server/http/http_message.h"
 #include "server/openai/json_reader.h"
+#include "server/openai/messages_api.h"
 #include "server/openai/openai_api.h"
+#include "server/openai/responses_api.h"
 #include "tests/fuzz/fuzz_model.h"
 #include "tests/fuzz/targets.h"
 
@@ -38,7 +40,12 @@ bool read_json(std::string_view bytes) {
   bool any = accepted(completion);
   any = accepted(tokenize) || any;
   any = accepted(detokenize) || any;
+  any = accepted(parse_count_tokens(bytes, rules)) || any;
   if (accepted(chat)) any = accepted(chat_prompt_ids(model, chat->chat)) || any;
+  const auto messages = parse_messages(bytes, rules);
+  if (accepted(messages)) any = accepted(chat_prompt_ids(model, messages->chat)) || any;
+  const auto responses = parse_responses(bytes, rules);
+  if (accepted(responses)) any = accepted(chat_prompt_ids(model, responses->chat.chat)) || any;
   return any;
 }
 

@@ -20,6 +20,19 @@ const char* const kChat =
     R"({"messages":[{"role":"system","content":"ab"},{"role":"user","content":)"
     R"([{"type":"text","text":"king?"}]}],"max_completion_tokens":2,"logprobs":true,)"
     R"("top_logprobs":2,"add_generation_prompt":true,"response_format":{"type":"text"}})";
+const char* const kMessages =
+    R"({"max_tokens":2,"system":[{"type":"text","text":"ab"}],"tool_choice":{"type":"auto"},)"
+    R"("tools":[{"name":"f","input_schema":{"type":"object"}}],"stop_sequences":["x"],"messages":[)"
+    R"({"role":"user","content":"a"},{"role":"assistant","content":[{"type":"thinking",)"
+    R"("thinking":"b"},{"type":"tool_use","id":"c","name":"f","input":{"x":1}}]},{"role":"user",)"
+    R"("content":[{"type":"tool_result","tool_use_id":"c","content":[{"type":"text",)"
+    R"("text":"d"}]},{"type":"text","text":"king?"}]}]})";
+const char* const kResponses =
+    R"({"instructions":"ab","max_output_tokens":2,"text":{"format":{"type":"text"}},"tools":[)"
+    R"({"type":"function","name":"f","parameters":{"type":"object"}}],"metadata":{"a":"b"},"input":[)"
+    R"({"role":"user","content":[{"type":"input_text","text":"a"}]},{"type":"function_call",)"
+    R"("call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c",)"
+    R"("output":"d"},{"type":"reasoning","content":[{"type":"reasoning_text","text":"e"}]}]})";
 const char* const kTokenize = R"({"prompt":"a king","add_special_tokens":false})";
 const char* const kDetokenize = R"({"tokens":[3,4,5]})";
 
@@ -54,6 +67,9 @@ std::vector<std::string> connections() {
       whole + post("/v1/completions", kStream, "X-Request-Id: r\r\nExpect: 100-continue\r\n"),
       whole + chunked_post() + get("HEAD /v1/models HTTP/1.1", "Origin: http://x\r\n"),
       "\x07" + post("/v1/chat/completions", kChat) + "\r\n" + post("/tokenize", kTokenize),
+      whole + post("/v1/messages", kMessages) + post("/v1/responses", kResponses),
+      whole + post("/v1/chat/completions/render", kChat) +
+          post("/v1/messages/count_tokens", kMessages, "x-api-key: k\r\n"),
       "\x40" + post("/detokenize", kDetokenize) +
           get("GET http://x/v1/models/fuzz?a=%41 HTTP/1.1", "Connection: close\r\n"),
       whole + "GET /version HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" +
@@ -108,7 +124,8 @@ std::vector<std::string> request_seeds_of(std::string_view target) {
             get("GET htTp:// HTTP/1.1")};  // read a byte too far
   if (target == "chunked_body")
     return {std::string(1, '\0') + chunked("abcdefghijklm") + "GET /", "\x03" + chunked(kStream)};
-  if (target == "json") return {kCompletion, kStream, kChat, kTokenize, kDetokenize};
+  if (target == "json")
+    return {kCompletion, kStream, kChat, kMessages, kResponses, kTokenize, kDetokenize};
   if (target == "grpc_message") return grpc_messages();
   return {};
 }

@@ -167,11 +167,11 @@ TEST_CASE("with a key every path needs it but the open ones") {
   ServerOptions options = server_options();
   options.http.api_keys = {"sesame", "second-key"};
   TestServer server(options);
-  for (const char* path :
-       {"/health", "/health/live", "/health/ready", "/ping", "/version", "/metrics", "/"})
+  for (const char* path : {"/health", "/health/live", "/health/ready", "/ping", "/version",
+                           "/metrics", "/", "/docs", "/openapi.json"})
     CHECK(server.get(path).status == 200);
   for (const char* path : {"/v1/models", "/v1/models/tales", "/tokenizer_info", "/load",
-                           "/v1/nothing", "/health/", "/docs"}) {
+                           "/server_info", "/v1/nothing", "/health/", "/docs/"}) {
     INFO(path);
     const Response denied = server.get(path);
     CHECK(denied.status == 401);
@@ -180,7 +180,9 @@ TEST_CASE("with a key every path needs it but the open ones") {
     CHECK(denied.json()["error"]["code"] == "invalid_api_key");
   }
   for (const char* path :
-       {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/pause"})
+       {"/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens",
+        "/v1/responses", "/v1/completions/render", "/v1/chat/completions/render", "/tokenize",
+        "/detokenize", "/v1/embeddings", "/pause"})
     CHECK(server.post(path, "{}").status == 401);
   for (const char* wrong : {"Bearer sesam", "Bearer sesamE", "Bearer ", "Bearer", "Basic sesame",
                             "sesame", "Bearer sesame second-key"})

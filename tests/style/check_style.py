@@ -50,7 +50,7 @@ ROOMS = {
                        "engine/model", "engine/text"],
     "server": ["base", *ENGINE_FACE],
     "server/openai": ["base", *ENGINE_FACE, "server"],
-    "server/http": ["base", *ENGINE_FACE, "server", "server/openai"],
+    "server/http": ["base", *ENGINE_FACE, "engine/serving/completion_prompts.h", "server", "server/openai"],
     "server/grpc": ["base", *ENGINE_FACE, "server", "proto"],
     "proto": [],
     "tools": ["base", *ENGINE_FACE, "server", "bench", "study"],

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/openai/field_docs.h"
+
+namespace kivi {
+namespace {
+
+constexpr std::string_view kObject = R"({"type":"object"})";
+constexpr std::string_view kObjects = R"({"type":"array","items":{"type":"object"}})";
+constexpr std::string_view kString = R"({"type":"string"})";
+constexpr std::string_view kPenalty = R"({"type":"number","minimum":-2,"maximum":2})";
+constexpr std::string_view kMessages =
+    R"({"type":"array","minItems":1,"items":{"type":"object","required":["role"],)"
+    R"("properties":{"role":{"type":"string"},"content":{}}}})";
+constexpr std::string_view kToolChoice =
+    R"({"anyOf":[{"enum":["auto","none","required"]},{"type":"object"}]})";
+constexpr std::string_view kSchemaOrText =
+    R"({"anyOf":[{"type":"object"},{"type":"boolean"},{"type":"string"}]})";
+constexpr std::string_view kNonEmpty = R"({"type":"string","minLength":1})";
+
+struct Row {
+  FieldDoc doc;
+  std::string_view place = "";  // the one endpoint of the row; "": all others
+};
+
+// clang-format off
+constexpr Row kRows[] = {
+    {{"model", "A name of the served model", ""}},
+    {{"prompt", "The text or the token ids to continue", R"({"anyOf":[{"type":"string"},{"type":"array","minItems":1,"items":{"type":"string"}},{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},{"type":"array","minItems":1,"items":{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}}}]})"}},
+    {{"prompt", "The text to turn into token ids, instead of messages", kString}, "/tokenize"},
+    {{"messages", "The chat so far", kMessages}},
+    {{"tools", "The tools that the model may call", kObjects}},
+    {{"documents", "Documents that the chat template shows to the model", kObjects}},
+    {{"tool_choice", "Whether and which tools are called", kToolChoice}},
+    {{"tool_choice", "Whether and which tools are called", R"({"type":"object","required":["type"],"properties":{"type":{"enum":["auto","any","none","tool"]},"name":{"type":"string"},"disable_parallel_tool_use":{"type":"boolean"}}})"}, "/v1/messages"},
+    {{"parallel_tool_calls", "False: at most one call", ""}},
+    {{"response_format", "What the text must be", R"({"type":"object","required":["type"],"properties":{"type":{"enum":["text","json_object","json_schema"]},"json_schema":{"type":"object","required":["schema"]}}})"}},
+    {{"structured_outputs", "What the text must be: json, regex, choice, grammar or json_object", kObject}},
+    {{"guided_json", "A JSON Schema that the text must fit", kSchemaOrText}},
+    {{"guided_regex", "A regular expression of the text", kNonEmpty}},
+    {{"guided_choice", "The texts of which the answer is one", R"({"type":"array","minItems":1,"maxItems":4096,"items":{"type":"string","minLength":1}})"}},
+    {{"guided_grammar", "A grammar of the text", kNonEmpty}},
+    {{"chat_template_kwargs", "More variables of the chat template", kObject}},
+    {{"add_generation_prompt", "End the prompt where an answer begins", ""}},
+    {{"continue_final_message", "Continue the last message; needs add_generation_prompt false", ""}},
+    {{"reasoning_effort", "For chat templates that know it", ""}},
+    {{"max_tokens", "Tokens to generate at most", ""}},
+    {{"max_completion_tokens", "Another name of max_tokens", ""}},
+    {{"temperature", "0 is greedy; default: the model's, else 1", R"({"type":"number","minimum":0,"maximum":100})"}},
+    {{"top_p", "Sample from the smallest set with this share of the probability", R"({"type":"number","exclusiveMinimum":0,"maximum":1})"}},
+    {{"top_k", "Sample from so many likeliest tokens; 0 or -1: off", ""}},
+    {{"min_p", "Drop tokens below this share of the likeliest one's probability", R"({"type":"number","minimum":0,"exclusiveMaximum":1})"}},
+    {{"seed", "The same seed gives the same text", R"({"type":"integer"})"}},
+    {{"n", "Choices for each prompt", ""}},
+    {{"best_of", "Compute so many choices and return the n likeliest", ""}},
+    {{"stop", "Strings that end a choice: at most 64, of 1 to 1024 bytes each", ""}},
+    {{"stop_sequences", "Strings that end the message: at most 64, of 1 to 1024 bytes each", R"({"type":"array","maxItems":64,"items":{"type":"string","minLength":1}})"}},
+    {{"include_stop_str_in_output", "Keep the stop string in the text", ""}},
+    {{"stop_token_ids", "Tokens that end a choice, at most 256", ""}},
+    {{"min_tokens", "Tokens before a choice may end", ""}},
+    {{"ignore_eos", "Go on after the end of the text", ""}},
+    {{"presence_penalty", "Subtracted from the logits of tokens in the output", kPenalty}},
+    {{"frequency_penalty", "Subtracted for each time that a token is in the output", kPenalty}},
+    {{"repetition_penalty", "Divides the logits of tokens that were there", R"({"type":"number","exclusiveMinimum":0,"maximum":100})"}},
+    {{"logit_bias", "Token id to a number that is added to its logit", R"({"type":"object","maxProperties":1024,"additionalProperties":{"type":"number","minimum":-100,"maximum":100}})"}},
+    {{"logprobs", "Return log probabilities", ""}},
+    {{"top_logprobs", "Log probabilities of so many likeliest tokens; needs logprobs true", ""}},
+    {{"echo", "Return the prompt too", ""}},
+    {{"stream", "Send the answer as it comes, as server-sent events", ""}},
+    {{"stream", "Send the answer as it comes, as server-sent events", R"({"type":"boolean"})"}, "/v1/messages"},
+    {{"stream_options", "Settings of a stream", R"({"type":"object","properties":{"include_usage":{"type":"boolean"},"continuous_usage_stats":{"type":"boolean"}}})"}},
+    {{"add_special_tokens", "Put the tokenizer's BOS token before a text", ""}},
+    {{"skip_special_tokens", "Leave special tokens out of the text", ""}},
+    {{"truncate_prompt_tokens", "Keep so many tokens of the prompt; -1: all", ""}},
+    {{"truncation_side", "Where a prompt is cut", R"({"enum":["left","right"]})"}},
+    {{"allowed_token_ids", "Sample no other tokens", ""}},
+    {{"bad_words", "Do not write these", ""}},
+    {{"return_tokens_as_token_ids", "Name tokens in logprobs by id", ""}},
+    {{"return_token_ids", "Return the ids of prompt and answer", ""}},
+    {{"return_token_strs", "Return the spelling of each token", ""}},
+    {{"tokens", "The token ids to turn into text", R"({"type":"array","items":{"type":"integer","minimum":0}})"}},
+    {{"request_id", "1 to 128 printable ASCII characters; the id of the reply contains it", ""}},
+    {{"priority", "Lower values go first, with --scheduling-policy priority", ""}},
+    {{"cache", "False: neither reuse nor keep tokens", ""}},
+    {{"cache_salt", "Only requests of the same salt share tokens", ""}},
+    {{"user", "Has no effect", ""}},
+    {{"system", "The system prompt", R"({"anyOf":[{"type":"string"},{"type":"array","items":{"type":"object"}}]})"}},
+    {{"thinking", "Switches the reasoning of chat templates that know a switch", R"({"type":"object","required":["type"],"properties":{"type":{"enum":["enabled","adaptive","disabled"]}}})"}},
+    {{"output_config", "format: a JSON Schema that the text must fit; effort", kObject}},
+    {{"output_format", "An older place of output_config.format", kObject}},
+    {{"metadata", "Has no effect on the answer", kObject}},
+    {{"input", "A text, or the items of the conversation so far", R"({"anyOf":[{"type":"string"},{"type":"array","minItems":1,"items":{"type":"object"}}]})"}},
+    {{"instructions", "The system prompt", ""}},
+    {{"max_output_tokens", "Tokens to generate at most", R"({"type":"integer","minimum":1})"}},
+    {{"text", "format: what the text must be", kObject}},
+    {{"reasoning", "effort: for chat templates that know it", kObject}},
+    {{"safety_identifier", "Has no effect", ""}},
+    {{"prompt_cache_key", "Has no effect", ""}},
+};
+// clang-format on
+
+}  // namespace
+
+const FieldDoc* find_field_doc(std::string_view name, std::string_view place) {
+  const FieldDoc* common = nullptr;
+  for (const Row& row : kRows) {
+    if (row.doc.name != name) continue;
+    if (row.place.empty())
+      common = &row.doc;
+    else if (row.place == place)
+      return &row.doc;
+  }
+  return common;
+}
+
+}  // namespace kivi
