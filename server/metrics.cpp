@@ -136,7 +136,7 @@ struct Metrics::Impl {
   Histogram& step_tokens =
       histogram("iteration_tokens_total", "Rows of one engine step.", kStepBuckets);
 
-  std::function<int64_t()> log_lines_dropped;
+  std::function<int64_t()> log_lines_dropped, spans_dropped;
   mutable std::mutex mutex;  // guards the two below
   const Engine* engine = nullptr;
   ServedModel model;
@@ -237,6 +237,10 @@ void Metrics::attach_log(std::function<int64_t()> count) {
   impl_->log_lines_dropped = std::move(count);
 }
 
+void Metrics::attach_spans(std::function<int64_t()> count) {
+  impl_->spans_dropped = std::move(count);
+}
+
 std::string Metrics::scrape() const {
   std::vector<MetricFamily> families;
   if (impl_->log_lines_dropped)
@@ -244,6 +248,10 @@ std::string Metrics::scrape() const {
                                 "Log lines that standard error did not take in time.",
                                 MetricType::Counter, double(impl_->log_lines_dropped()),
                                 {{"model_name", impl_->model_name}}));
+  if (impl_->spans_dropped)
+    families.push_back(snapshot(
+        impl_->name("trace_spans_dropped_total"), "Spans that never reached the collector.",
+        MetricType::Counter, double(impl_->spans_dropped()), {{"model_name", impl_->model_name}}));
   impl_->append_engine(families);
   for (MetricFamily& family : impl_->registry.Collect()) families.push_back(std::move(family));
   families.push_back(snapshot(impl_->name("build_info"), "The build that serves.",
@@ -295,11 +303,11 @@ RequestMetrics::RequestMetrics(Metrics& metrics, Clock::time_point arrival)
 
 void RequestMetrics::count_usage(const Usage& usage) {
   Metrics::Impl& m = *metrics_.impl_;
-  if (usage.prompt_tokens > counted_.prompt_tokens)
-    m.prompt_tokens.Increment(usage.prompt_tokens - counted_.prompt_tokens);
-  if (usage.completion_tokens > counted_.completion_tokens)
-    m.generation_tokens.Increment(usage.completion_tokens - counted_.completion_tokens);
-  counted_ = usage;
+  if (usage.prompt_tokens > figures_.usage.prompt_tokens)
+    m.prompt_tokens.Increment(usage.prompt_tokens - figures_.usage.prompt_tokens);
+  if (usage.completion_tokens > figures_.usage.completion_tokens)
+    m.generation_tokens.Increment(usage.completion_tokens - figures_.usage.completion_tokens);
+  figures_.usage = usage;
 }
 
 void RequestMetrics::polled(const Completion& completion, std::span<const TextChunk> chunks) {
@@ -307,8 +315,10 @@ void RequestMetrics::polled(const Completion& completion, std::span<const TextCh
   count_usage(completion.usage());
   const Clock::time_point now = Clock::now();
   for (const TextChunk& chunk : chunks) {
-    if (chunk.finish)
+    if (chunk.finish) {
       m.request_success.Add({{"finished_reason", name_of(*chunk.finish)}}).Increment();
+      figures_.finish.push_back(*chunk.finish);
+    }
     if (size_t(chunk.choice) >= choices_.size()) choices_.resize(size_t(chunk.choice) + 1);
     Choice& choice = choices_[size_t(chunk.choice)];
     const int tokens = completion.completion_tokens(chunk.choice);
@@ -325,14 +335,15 @@ void RequestMetrics::polled(const Completion& completion, std::span<const TextCh
 
 void RequestMetrics::first_write() {
   if (std::exchange(first_written_, true)) return;
-  metrics_.impl_->ttft.Observe(seconds_between(arrival_, Clock::now()));
+  figures_.time_to_first_token = seconds_between(arrival_, Clock::now());
+  metrics_.impl_->ttft.Observe(*figures_.time_to_first_token);
 }
 
 void RequestMetrics::finished(const Completion& completion) {
   Metrics::Impl& m = *metrics_.impl_;
   count_usage(completion.usage());
-  m.prompt_size.Observe(counted_.prompt_tokens);
-  m.generation_size.Observe(counted_.completion_tokens);
+  m.prompt_size.Observe(figures_.usage.prompt_tokens);
+  m.generation_size.Observe(figures_.usage.completion_tokens);
   int longest = 0;
   for (const Choice& choice : choices_) longest = std::max(longest, choice.tokens);
   m.longest_choice.Observe(longest);
@@ -342,17 +353,23 @@ void RequestMetrics::finished(const Completion& completion) {
     if (!reached(t.finished)) continue;
     m.e2e.Observe(seconds_between(t.arrival, t.finished));
     if (!reached(t.first_scheduled)) continue;
-    m.queue.Observe(seconds_between(t.arrival, t.first_scheduled));
+    const double queued = seconds_between(t.arrival, t.first_scheduled);
+    m.queue.Observe(queued);
+    if (!figures_.queue) figures_.queue = queued;
     if (!reached(t.first_token)) continue;
     m.prefill.Observe(seconds_between(t.first_scheduled, t.first_token));
     m.decode.Observe(seconds_between(t.first_token, t.finished));
     decode_seconds += seconds_between(t.first_token, t.finished);
     ++first_tokens;
-    if (!std::exchange(first_written_, true))
-      m.ttft.Observe(seconds_between(arrival_, t.first_token));
+    if (!std::exchange(first_written_, true)) {
+      figures_.time_to_first_token = seconds_between(arrival_, t.first_token);
+      m.ttft.Observe(*figures_.time_to_first_token);
+    }
   }
-  if (counted_.completion_tokens > first_tokens)
-    m.time_per_token.Observe(decode_seconds / (counted_.completion_tokens - first_tokens));
+  if (figures_.usage.completion_tokens > first_tokens) {
+    figures_.time_per_token = decode_seconds / (figures_.usage.completion_tokens - first_tokens);
+    m.time_per_token.Observe(*figures_.time_per_token);
+  }
 }
 
 }  // namespace kivi

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/serving/completion.h"
+#include "server/request_record.h"
 
 namespace kivi {
 
@@ -33,6 +34,8 @@ class Metrics {
   // Adds the number of dropped log lines to scrapes. Call this before the first scrape. Any thread
   // may call `count` until the destructor.
   void attach_log(std::function<int64_t()> count);
+  // The same for the spans that never reached a collector.
+  void attach_spans(std::function<int64_t()> count);
 
   // Returns all families in the text format 0.0.4.
   std::string scrape() const;
@@ -72,6 +75,8 @@ class RequestMetrics {
   // The request has ended, by itself or by an abort. Counts the rest, the latencies of every engine
   // request in times(), and the TTFT of a request that did not stream.
   void finished(const Completion& completion);
+  // What the access line and the span say. Whole after finished().
+  const RequestFigures& figures() const { return figures_; }
 
  private:
   struct Choice {
@@ -83,7 +88,7 @@ class RequestMetrics {
   Metrics& metrics_;
   Clock::time_point arrival_;
   std::vector<Choice> choices_;
-  Usage counted_;
+  RequestFigures figures_;  // `usage`: as counted so far
   bool first_written_ = false;
 };
 

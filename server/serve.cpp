@@ -27,6 +27,7 @@
 #include "server/memory_limit.h"
 #include "server/memory_trim.h"
 #include "server/metrics.h"
+#include "server/span_exporter.h"
 
 namespace kivi {
 namespace {
@@ -251,6 +252,17 @@ int serve(const ServerConfig& given, const std::vector<std::string>& model_names
   Metrics metrics(config.metrics_prefix, model_name);
   metrics.attach_log([&log] { return log.lines_dropped(); });
   ServerState state(config, metrics);
+  std::unique_ptr<SpanExporter> spans;
+  if (!config.otlp_traces_endpoint.empty()) {
+    auto made = SpanExporter::make(config.otlp_traces_endpoint);
+    if (!made.ok()) {
+      log_error("{}", made.error().message);
+      return 1;
+    }
+    spans = std::move(*made);
+    state.set_span_exporter(spans.get());
+    metrics.attach_spans([&spans] { return spans->dropped(); });
+  }
   FrontEnds fronts(state);  // outlives the engine, whose notifications it takes
   Events events;
   // What SIGHUP reads again, by name. Each says in one sentence what is in force now.

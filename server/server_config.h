@@ -35,6 +35,7 @@ struct ServerConfig {
   // The marks of reasoning in answers to chats: "BEGIN,END", auto (as the chat template says),
   // none.
   std::string reasoning_tags = "auto";
+  std::string otlp_traces_endpoint;  // URL of a collector of spans; "": none
   bool enable_log_requests = false;
   std::string log_level = "info";   // trace | debug | info | warning | error
   std::string log_format = "text";  // text | json

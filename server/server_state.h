@@ -23,6 +23,8 @@ namespace kivi {
 
 enum class ServerPhase { loading, ready, draining };
 
+class SpanExporter;
+
 // Any thread. Outlives the front ends.
 class ServerState {
  public:
@@ -55,6 +57,10 @@ class ServerState {
   // server starts.
   void on_change(std::function<void()> changed) { changed_ = std::move(changed); }
 
+  // Where the spans of requests go; null = nowhere. Set it before the server starts.
+  SpanExporter* span_exporter() const { return span_exporter_; }
+  void set_span_exporter(SpanExporter* exporter) { span_exporter_ = exporter; }
+
   // The admission of new work of `tenant`: fills in its permit, or counts the refusal and returns
   // it.
   std::optional<ApiError> admit(const std::string& tenant, RateLimiter::Permit& permit);
@@ -73,6 +79,7 @@ class ServerState {
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<bool> grpc_answers_{true};
   std::function<void()> changed_;
+  SpanExporter* span_exporter_ = nullptr;
   std::mutex mutex_;  // guards noted_
   std::set<std::string> noted_;
 };

@@ -224,8 +224,14 @@ std::vector<Flag> server_flags(Settings& s) {
        "reasoning_content instead of content (auto = <think>,</think> or [THINK],[/THINK] if the "
        "chat template has them, none = leave reasoning in the content).",
        group, kServe, tags(c.reasoning_tags)},
-      {"enable-log-requests", "", "Log each request when it ends.", group, kServe,
-       boolean(c.enable_log_requests)},
+      {"enable-log-requests", "",
+       "Log a line when a request ends: its id, key, tokens, times and reason to end, never its "
+       "text.",
+       group, kServe, boolean(c.enable_log_requests)},
+      {"otlp-traces-endpoint", "URL",
+       "Send one span for each completion to the OpenTelemetry collector at this URL, as JSON over "
+       "HTTP, for example http://127.0.0.1:4318/v1/traces (empty = send no spans).",
+       group, kServe, text(c.otlp_traces_endpoint)},
       {"metrics-prefix", "NAME",
        "Begin the names of all metrics with this word: kivi, or vllm for dashboards made for vLLM.",
        group, kServe, text(c.metrics_prefix)},

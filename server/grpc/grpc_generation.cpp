@@ -38,15 +38,15 @@ bool has_tokens(const std::vector<TextChunk>& chunks) {
 
 }  // namespace
 
-void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code, const Usage& usage) {
+void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code,
+                  std::optional<RequestAsked> asked, std::optional<RequestFigures> figures) {
   core.state.metrics().grpc_handled(call.method, name_of(code));
-  if (!core.state.config().enable_log_requests) return;
-  const auto took =
-      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - call.arrival);
-  log_info("gRPC {} {} {} ms request_id={} prompt_tokens={} completion_tokens={} traceparent={}",
-           call.method, name_of(code), took.count(),
-           call.request_id.empty() ? "-" : call.request_id, usage.prompt_tokens,
-           usage.completion_tokens, call.traceparent.empty() ? "-" : call.traceparent);
+  if (!wants_records(core.state)) return;
+  const bool failed = code == grpc::StatusCode::INTERNAL || code == grpc::StatusCode::UNKNOWN ||
+                      code == grpc::StatusCode::UNAVAILABLE;
+  record_request(core.state,
+                 {"gRPC", "", call.method, name_of(code), failed, call.arrival, call.request_id,
+                  call.tenant, call.trace, std::move(asked), std::move(figures)});
 }
 
 Status adopt_request_id(CallInfo& call, const std::string& wanted) {
@@ -191,6 +191,7 @@ void Generation::start() {
   request->arrival = call_.arrival;
   request->tenant = call_.tenant;
   request->deadline = call_.deadline;
+  asked_ = asked_of(*request, "text_completion");
   // The Completion may call after this object is gone: it holds no share of it.
   auto completion = Completion::start(*model_, std::move(*request), [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->note(&Events::ready);
@@ -261,14 +262,15 @@ void Generation::count_usage() {
 
 void Generation::conclude(grpc::Status status) {
   finished_ = true;
-  Usage usage;
   if (completion_) {
-    usage = completion_->usage();
     metrics_->finished(*completion_);
     count_usage();
   }
   permit_.reset();
-  call_handled(core_, call_, status.error_code(), usage);
+  if (completion_)
+    call_handled(core_, call_, status.error_code(), asked_, metrics_->figures());
+  else
+    call_handled(core_, call_, status.error_code());
   finish(std::move(status));
   completion_.reset();  // cancels what is unfinished
 }

@@ -29,15 +29,17 @@ namespace kivi {
 struct CallInfo {
   const char* method = "";  // "/kivi.v1.Kivi/Generate"
   std::string request_id;
-  std::string tenant;       // tenant.h
-  std::string traceparent;  // "": none
+  std::string tenant;  // tenant.h
+  TraceContext trace;
   Clock::time_point arrival = Clock::now();
   std::optional<Clock::time_point> deadline;
 };
 
-// Counts the end of the call, and logs it with --enable-log-requests. Any thread.
+// Counts the end of the call, logs it with --enable-log-requests, and hands its span to the
+// exporter. `asked`, `figures`: of a call that had sequences. Any thread.
 void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code,
-                  const Usage& usage = {});
+                  std::optional<RequestAsked> asked = {},
+                  std::optional<RequestFigures> figures = {});
 
 // Sets the id of a call whose message has arrived: `wanted` (a field of the message), else the id
 // of the headers, else a new one. Error invalid if `wanted` is neither empty nor usable.
@@ -120,6 +122,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   const ServedModel* model_ = nullptr;
   std::shared_ptr<Completion> completion_;
   RateLimiter::Permit permit_;
+  std::optional<RequestAsked> asked_;
   std::optional<RequestMetrics> metrics_;
   std::vector<TextChunk> chunks_;
   bool ended_ = false;     // the last chunks have been written, or are in flight

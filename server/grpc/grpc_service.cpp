@@ -53,7 +53,9 @@ CallInfo begin_call(const grpc::CallbackServerContext& context, const GrpcCore& 
   call.method = method;
   call.tenant = core.state.keys().open() ? tenant_of_address(core.judge(context.peer()))
                                          : tenant_of_key(metadata_of(context, "authorization"));
-  call.traceparent = metadata_of(context, "traceparent").substr(0, kMaxRequestIdBytes);
+  const std::string traceparent = metadata_of(context, "traceparent");
+  if (core.state.span_exporter() != nullptr || usable_traceparent(traceparent))
+    call.trace = make_trace_context(traceparent);
   call.deadline = deadline_of(context, core.state.config(), call.arrival);
   call.request_id = metadata_of(context, "x-request-id");
   if (!usable_request_id(call.request_id)) call.request_id.clear();

@@ -16,9 +16,10 @@ constexpr std::chrono::seconds kPingInterval{15};
 // What both ways of answering share: the chunks as they come, counted.
 class Reader {
  public:
-  Reader(HttpConnection& connection, Completion& completion)
+  Reader(HttpConnection& connection, const Started& started)
       : connection_(connection),
-        completion_(completion),
+        started_(started),
+        completion_(*started.completion),
         metrics_(connection.shared().state.metrics(), connection.request().arrival) {}
 
   // Appends what is ready to `chunks`; true: the completion has ended, by itself or by the first
@@ -52,6 +53,8 @@ class Reader {
       aborted_ = "shutdown";
     if (aborted_) connection_.shared().state.metrics().request_aborted(aborted_);
     metrics_.finished(completion_);
+    if (wants_records(connection_.shared().state))
+      connection_.note(asked_of(started_.call.request, started_.operation), metrics_.figures());
     count_usage();
     connection_.permit().reset();
   }
@@ -63,15 +66,16 @@ class Reader {
   }
 
   HttpConnection& connection_;
+  const Started& started_;
   Completion& completion_;
   RequestMetrics metrics_;
   std::optional<Error> error_;
   const char* aborted_ = nullptr;
 };
 
-asio::awaitable<void> answer_whole(HttpConnection& connection, Completion& completion,
-                                   const AnswerWriter& writer) {
-  Reader reader(connection, completion);
+asio::awaitable<void> answer_whole(HttpConnection& connection, const Started& started) {
+  Reader reader(connection, started);
+  const Completion& completion = *started.completion;
   std::vector<TextChunk> chunks;
   while (!reader.poll(chunks)) {
     co_await connection.wait(kNever);
@@ -81,8 +85,8 @@ asio::awaitable<void> answer_whole(HttpConnection& connection, Completion& compl
     }
   }
   reader.finish();
-  HttpReply reply =
-      reader.error() ? error_reply(*reader.error()) : json_reply(writer.whole(chunks, completion));
+  HttpReply reply = reader.error() ? error_reply(*reader.error())
+                                   : json_reply(started.writer->whole(chunks, completion));
   co_await connection.reply(std::move(reply));
 }
 
@@ -93,9 +97,10 @@ HttpReply stream_head() {
   return head;
 }
 
-asio::awaitable<void> answer_stream(HttpConnection& connection, Completion& completion,
-                                    AnswerWriter& writer) {
-  Reader reader(connection, completion);
+asio::awaitable<void> answer_stream(HttpConnection& connection, const Started& started) {
+  Reader reader(connection, started);
+  const Completion& completion = *started.completion;
+  AnswerWriter& writer = *started.writer;
   std::vector<TextChunk> chunks;  // used again, as is `events`
   std::string events;
   Clock::time_point next_ping = Clock::now() + kPingInterval;
@@ -151,7 +156,7 @@ Result<Started> start_call(HttpConnection& connection, CompletionCall call, cons
   submitted.prompts = std::move(prompts);
   KIVI_ASSIGN_OR_RETURN(std::shared_ptr<Completion> completion,
                         Completion::start(model, std::move(submitted), connection.notifier()));
-  return Started{std::move(call), std::move(completion), nullptr};
+  return Started{std::move(call), std::move(completion), nullptr, "chat"};
 }
 
 asio::awaitable<void> answer(HttpConnection& connection,
@@ -173,11 +178,10 @@ asio::awaitable<void> answer(HttpConnection& connection,
   }
   const std::shared_ptr<Completion> completion = (*started)->completion;
   connection.on_gone([completion] { completion->cancel(); });
-  AnswerWriter& writer = *(*started)->writer;
   if ((*started)->call.request.streaming)
-    co_await answer_stream(connection, *completion, writer);
+    co_await answer_stream(connection, **started);
   else
-    co_await answer_whole(connection, *completion, writer);
+    co_await answer_whole(connection, **started);
   if (connection.gone() != nullptr) completion->cancel();
 }
 

@@ -14,10 +14,11 @@ struct Started {
   CompletionCall call;
   std::shared_ptr<Completion> completion;
   std::unique_ptr<AnswerWriter> writer;
+  const char* operation;  // "chat" or "text_completion"
 };
 
 // Submits a parsed call, whose reply has the id `id_prefix` + the request's id. The caller sets the
-// writer. Any thread.
+// writer, and the operation if it is no chat. Any thread.
 Result<Started> start_call(HttpConnection& connection, CompletionCall call, const char* id_prefix);
 
 // `begin` parses the request, and submits it by start_call(). It runs here or on a worker thread.

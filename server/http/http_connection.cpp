@@ -285,6 +285,9 @@ void HttpConnection::take_head() {
   request_.origin = text_of(head[http::field::origin]);
   request_.request_id = text_of(head["X-Request-Id"]);
   if (!usable_request_id(request_.request_id)) request_.request_id = make_request_id();
+  const std::string traceparent = text_of(head["traceparent"]);
+  if (shared_.state.span_exporter() != nullptr || usable_traceparent(traceparent))
+    request_.trace = make_trace_context(traceparent);
   request_.tenant = client_;
   request_.http_1_1 = head.version() >= 11;
   request_.keep_alive = head.keep_alive() && !shared_.state.draining() && !reserved_;
@@ -432,11 +435,12 @@ void HttpConnection::count_reply(int status) {
   const std::string_view method = request_.head ? std::string_view("HEAD") : request_.method;
   const bool known = std::ranges::find(kKnown, method) != kKnown.end();
   shared_.state.metrics().http_request(request_.handler, known ? method : "other", status);
-  if (shared_.state.config().enable_log_requests)
-    log_info("{} {} {} {} ms request_id={}", method, request_.handler, status,
-             std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - request_.arrival)
-                 .count(),
-             request_.request_id);
+  if (!wants_records(shared_.state)) return;
+  record_request(
+      shared_.state,
+      {"HTTP", known ? method : "other", request_.handler, std::to_string(status), status >= 500,
+       request_.arrival, request_.request_id, request_.tenant, request_.trace,
+       std::exchange(asked_, std::nullopt), std::exchange(figures_, std::nullopt)});
 }
 
 asio::awaitable<void> HttpConnection::reply(HttpReply reply) {

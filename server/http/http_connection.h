@@ -24,6 +24,7 @@
 #include "server/http/http_context.h"
 #include "server/http/http_message.h"
 #include "server/http/http_routes.h"
+#include "server/request_record.h"
 
 namespace kivi {
 
@@ -64,6 +65,12 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   const HttpRequest& request() const { return request_; }
   RateLimiter::Permit& permit() { return request_.permit; }
   HttpContext& shared() { return shared_; }
+
+  // What the access line and the span of the request say beside its status. Before the last bytes.
+  void note(RequestAsked asked, RequestFigures figures) {
+    asked_ = std::move(asked);
+    figures_ = std::move(figures);
+  }
 
   // Sends the whole reply, counts it and logs it.
   boost::asio::awaitable<void> reply(HttpReply reply);
@@ -159,6 +166,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   const char* gone_ = nullptr;
   std::function<void()> on_gone_;
 
+  std::optional<RequestAsked> asked_;
+  std::optional<RequestFigures> figures_;
   std::optional<HttpReply> stream_reply_;
   std::string stream_head_;  // not yet sent
 

@@ -60,6 +60,8 @@ std::string reply_head(const HttpRequest& request, const HttpReply& reply, std::
   out += framing;
   for (const auto& [name, value] : reply.headers) out += fmt::format("{}: {}\r\n", name, value);
   if (!request.request_id.empty()) out += fmt::format("X-Request-Id: {}\r\n", request.request_id);
+  if (!request.trace.span_id.empty())
+    out += fmt::format("traceparent: {}\r\n", request.trace.header());
   append_cors(out, request, allowed_origins);
   // HTTP/1.0 clients have to be told of either.
   if (!keep_alive)

@@ -11,6 +11,7 @@
 #include "engine/request.h"
 #include "server/api_error.h"
 #include "server/rate_limit.h"
+#include "server/trace_context.h"
 
 namespace kivi {
 
@@ -28,6 +29,7 @@ struct HttpRequest {
   std::string preflight_headers;  // Access-Control-Request-Headers
   std::string tenant;             // tenant.h
   RateLimiter::Permit permit;     // of a completion that was admitted, until the next request
+  TraceContext trace;             // of the header traceparent
   std::string request_id;         // X-Request-Id as sent where it is usable, else made
   Clock::time_point arrival;
   bool http_1_1 = true;  // false: 1.0, no chunked coding
