@@ -78,11 +78,14 @@ const char* name_of(FlagKind kind) {
 // One key of a file. Null leaves the default.
 Status apply_key(const Flag& flag, const json& value, const std::string& file) {
   const std::string spelled = fmt::format("{}: \"{}\"", file, flag.config_key());
-  const bool is_list = flag.value.kind == FlagKind::list && !value.is_string();
-  if (flag.value.kind == FlagKind::list) flag.value.clear();
-  if (value == "" && flag.value.kind == FlagKind::list) return ok_status();
+  // Files of version 0.2 hold one name.
+  const bool one_name = flag.name == "served-model-name" && value.is_string();
+  if (one_name) flag.value.clear();
+  if (one_name && value == "") return ok_status();
+  const bool is_list = flag.value.kind == FlagKind::list && !one_name;
   if (is_list && !value.is_array())
     return invalid(flag, fmt::format("{} is {}, must be a list of strings", spelled, value.dump()));
+  if (is_list) flag.value.clear();
   for (const json& element : is_list ? value : json::array({value})) {
     const std::optional<std::string> text = text_of(element, flag.value.kind);
     std::optional<std::string> expected;

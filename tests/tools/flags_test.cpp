@@ -71,6 +71,20 @@ TEST_CASE("Lists of a stronger source replace those of a weaker one") {
   CHECK(s.server.allowed_origins == std::vector<std::string>{"y", "z"});
 }
 
+TEST_CASE("A model has several names, and a file may hold one of them as a text") {
+  const TemporaryFile one(R"({"served_model_name": "a"})"), none(R"({"served_model_name": ""})"),
+      two(R"({"served_model_name": ["a", "b"]})");
+  using Names = std::vector<std::string>;
+  const auto names = [](const TemporaryFile& file, std::vector<std::string> more = {}) {
+    more.insert(more.begin(), {"--config", file.path.string()});
+    return parsed(more).server.served_model_name;
+  };
+  CHECK(names(one) == Names{"a"});
+  CHECK(names(none).empty());
+  CHECK(names(two) == Names{"a", "b"});
+  CHECK(names(two, {"--served-model-name", "c", "--served-model-name", "d"}) == Names{"c", "d"});
+}
+
 TEST_CASE("The config file and the keys' file may be named by variables") {
   const TemporaryFile config(R"({"kv_cache_dtype": "kivi2", "kv_cache_memory_bytes": "1GiB"})");
   const TemporaryFile keys("one\n\ntwo\n");
