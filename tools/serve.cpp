@@ -2,6 +2,8 @@
 // kivi serve MODEL: both front ends over one model. What happens is in server/serve.h.
 #include "server/serve.h"
 
+#include <fmt/format.h>
+
 #include <filesystem>
 
 #include "server/auth.h"
@@ -16,6 +18,29 @@ std::string folder_name(const std::string& path) {
   return normal.has_filename() ? normal.filename() : normal.parent_path().filename();
 }
 
+// What the two halves of the settings must agree on.
+Status check_kv_events(const Settings& settings) {
+  const ServerConfig& server = settings.server;
+  if (server.kv_events_endpoint.empty()) {
+    if (server.kv_events_replay_endpoint.empty()) return ok_status();
+    return Error{ErrorCode::invalid,
+                 fmt::format("--kv-events-replay-endpoint is \"{}\" and --kv-events-endpoint is "
+                             "empty: name both, or neither",
+                             server.kv_events_replay_endpoint),
+                 "kv-events-replay-endpoint"};
+  }
+  if (!settings.engine.enable_prefix_caching)
+    return Error{ErrorCode::invalid,
+                 "--kv-events-endpoint needs --enable-prefix-caching: without it no block is kept",
+                 "kv-events-endpoint"};
+  if (settings.engine.prefix_cache_per_key)
+    return Error{ErrorCode::invalid,
+                 "--kv-events-endpoint does not go with --prefix-cache-per-key: blocks that belong "
+                 "to one key are not published",
+                 "kv-events-endpoint"};
+  return ok_status();
+}
+
 }  // namespace
 
 int run_serve(const Arguments& args) {
@@ -23,17 +48,21 @@ int run_serve(const Arguments& args) {
   if (const auto code = read_settings(kServe, args, settings)) return *code;
   if (const Status status = check_access(settings.server); !status.ok())
     return report(status.error());
+  if (const Status status = check_kv_events(settings); !status.ok()) return report(status.error());
   const auto read_keys = [&]() -> Result<std::vector<std::string>> {
     Settings fresh;
     const auto outcome = parse_settings(kServe, args, process_environment(), fresh);
     if (!outcome.ok()) return outcome.error();
     return fresh.server.api_keys;
   };
+  std::string notify_socket;
+  for (const auto& [variable, value] : process_environment())
+    if (variable == "NOTIFY_SOCKET") notify_socket = value;
   const std::string& name = settings.server.served_model_name;
   return serve(
       settings.server, name.empty() ? folder_name(settings.engine.model) : name,
       [&](const LoadProgress& progress) { return load_model(settings.engine, progress); },
-      read_keys);
+      read_keys, ServiceManager(notify_socket));
 }
 
 }  // namespace kivi
