@@ -102,10 +102,11 @@ class ZmqPublisher : public KvEventPublisher {
                        /*bound=*/true);
   }
 
-  void start(Engine& engine, const std::string& topic) override {
+  PrefixObserver& observer() override { return queue_; }
+
+  void start(const std::string& topic, size_t blocks_max) override {
     topic_ = topic;
-    queue_.set_capacity(std::max(kQueueEventsMin, 2 * size_t(engine.stats().kv_pages_total)));
-    engine.observe_prefixes(&queue_);
+    queue_.set_capacity(std::max(kQueueEventsMin, 2 * blocks_max));
     thread_ = std::thread([this] { run(); });
   }
 

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "base/result.h"
-#include "engine/engine.h"
+#include "engine/prefix_events.h"
 
 namespace kivi {
 
@@ -29,9 +29,12 @@ class KvEventPublisher {
                                                         const std::string& replay_endpoint);
   virtual ~KvEventPublisher() = default;
 
-  // Publishes what the engine's prefix cache announces, under `topic`. Once, before
-  // Engine::start(). The publisher must outlive the engine.
-  virtual void start(Engine& engine, const std::string& topic) = 0;
+  // What the prefix cache announces to this observer is published. The publisher must outlive the
+  // cache.
+  virtual PrefixObserver& observer() = 0;
+  // Starts to publish under `topic`. Once, before the first event. `blocks_max` is the number of
+  // blocks that the cache can keep.
+  virtual void start(const std::string& topic, size_t blocks_max) = 0;
   // Any thread.
   virtual KvEventCounts counts() const = 0;
 };

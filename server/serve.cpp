@@ -342,7 +342,8 @@ int serve(const ServerConfig& given, const std::string& model_name, const LoadFu
     const std::string topic = config.kv_events_topic.empty()
                                   ? default_topic(fronts.http_port(), model_name)
                                   : config.kv_events_topic;
-    kv_events->start(*loaded->engine, topic);
+    loaded->engine->observe_prefixes(&kv_events->observer());
+    kv_events->start(topic, size_t(loaded->engine->stats().kv_pages_total));
     log_info("KV events: {}, topic {}", config.kv_events_endpoint, topic);
   }
   loaded->engine->start();
