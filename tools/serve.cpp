@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "server/auth.h"
+#include "server/gateway.h"
 #include "tools/commands.h"
 
 namespace kivi {
@@ -47,6 +48,8 @@ int run_serve(const Arguments& args) {
   Settings settings;
   if (const auto code = read_settings(kServe, args, settings)) return *code;
   if (const Status status = check_access(settings.server); !status.ok())
+    return report(status.error());
+  if (const Status status = check_gateway(settings.server); !status.ok())
     return report(status.error());
   if (const Status status = check_kv_events(settings); !status.ok()) return report(status.error());
   const auto read_keys = [&]() -> Result<std::vector<std::string>> {
