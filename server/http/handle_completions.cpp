@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "server/gateway.h"
 #include "server/http/http_connection.h"
 #include "server/http/worker.h"
 #include "server/openai/openai_api.h"
@@ -31,6 +32,8 @@ Result<Started> start(HttpConnection& connection, CompletionCall call, const cha
   call.request.id = id_prefix + (call.request_id.empty() ? request.request_id : call.request_id);
   call.request.arrival = request.arrival;
   call.request.tenant = request.tenant;
+  if (const auto priority = priority_of_objective(context.state.config(), request.objective))
+    call.request.priority = *priority;
   if (const int timeout = context.state.config().request_timeout; timeout > 0)
     call.request.deadline = request.arrival + std::chrono::seconds(timeout);
   // The prompts are not kept: only their ids, and their number, are needed from now on.

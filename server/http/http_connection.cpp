@@ -15,6 +15,7 @@
 
 #include "base/log.h"
 #include "engine/limits.h"
+#include "server/gateway.h"
 #include "server/http/chunked_body.h"
 #include "server/http/http_head.h"
 #include "server/request_id.h"
@@ -281,6 +282,11 @@ void HttpConnection::take_head() {
   request_.origin = text_of(head[http::field::origin]);
   request_.request_id = text_of(head["X-Request-Id"]);
   if (!usable_request_id(request_.request_id)) request_.request_id = make_request_id();
+  for (const auto& [header, field] : {std::pair{kObjectiveHeader, &request_.objective},
+                                      std::pair{kFairnessHeader, &request_.fairness_id}}) {
+    *field = text_of(head[boost::beast::string_view(header.data(), header.size())]);
+    if (!usable_request_id(*field)) field->clear();
+  }
   request_.tenant = client_;
   request_.http_1_1 = head.version() >= 11;
   request_.keep_alive = head.keep_alive() && !shared_.state.draining() && !reserved_;
@@ -429,10 +435,12 @@ void HttpConnection::count_reply(int status) {
   const bool known = std::ranges::find(kKnown, method) != kKnown.end();
   shared_.state.metrics().http_request(request_.handler, known ? method : "other", status);
   if (shared_.state.config().enable_log_requests)
-    log_info("{} {} {} {} ms request_id={}", method, request_.handler, status,
+    log_info("{} {} {} {} ms request_id={}{}{}", method, request_.handler, status,
              std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - request_.arrival)
                  .count(),
-             request_.request_id);
+             request_.request_id,
+             request_.objective.empty() ? "" : " objective=" + request_.objective,
+             request_.fairness_id.empty() ? "" : " fairness_id=" + request_.fairness_id);
 }
 
 asio::awaitable<void> HttpConnection::reply(HttpReply reply) {
