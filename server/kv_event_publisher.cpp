@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <deque>
 #include <optional>
@@ -55,6 +56,13 @@ bool is_bound(std::string_view endpoint) {
   return std::ranges::any_of(kOwn, [&](std::string_view own) { return endpoint.starts_with(own); });
 }
 
+bool has_port(std::string_view endpoint) {
+  const std::string_view digits = endpoint.substr(endpoint.rfind(':') + 1);
+  int port = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), port);
+  return error == std::errc() && end == digits.data() + digits.size() && port > 0 && port < 65536;
+}
+
 Error refused(const char* flag, const std::string& endpoint, const std::string& why) {
   return Error{
       ErrorCode::invalid,
@@ -68,6 +76,8 @@ Status open_socket(zmq::socket_t& socket, const char* flag, const std::string& e
                    bool bound) {
   if (!endpoint.starts_with("tcp://") && !endpoint.starts_with("ipc://"))
     return refused(flag, endpoint, "it begins with neither tcp:// nor ipc://");
+  if (endpoint.starts_with("tcp://") && !has_port(endpoint))  // ZeroMQ takes 65537 as 1
+    return refused(flag, endpoint, "its port is not a number from 1 to 65535");
   try {
     socket.set(zmq::sockopt::ipv6, endpoint.find('[') != std::string::npos);
     socket.set(zmq::sockopt::linger, kLingerMs);
