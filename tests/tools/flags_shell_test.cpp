@@ -29,7 +29,8 @@ int count(const std::string& text, const std::string& part) {
 // Rows of this name, of commands in `commands`. Two commands may have flags of one name.
 int rows(const std::vector<Flag>& flags, const std::string& name, unsigned commands = ~0u) {
   int found = 0;
-  for (const Flag& flag : flags) found += flag.name == name && (flag.commands & commands) != 0;
+  for (const Flag& flag : flags)
+    found += flag.name == name && !flag.positional && (flag.commands & commands) != 0;
   return found;
 }
 
