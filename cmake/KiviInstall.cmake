@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # What `cmake --install` and `cpack -G DEB` put where. Components:
-#   kivi          the program, ready-made settings, documents
+#   kivi          the program, its service, manual page and completions, ready-made settings, documents
 #   kivi_models   the demo model that needs no download
 include(GNUInstallDirs)
 install(TARGETS kivi RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT kivi)
@@ -8,6 +8,18 @@ install(DIRECTORY configs/ DESTINATION ${CMAKE_INSTALL_DATADIR}/kivi/configs COM
   FILES_MATCHING PATTERN "*.json")
 install(FILES README.md LICENSE.md NOTICE.md CHANGELOG.md
   DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT kivi)
+# Made by the program itself when it is linked (tools/CMakeLists.txt).
+set(made ${PROJECT_BINARY_DIR}/share)
+install(FILES ${made}/kivi.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 COMPONENT kivi)
+install(FILES ${made}/kivi.bash DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions
+  RENAME kivi COMPONENT kivi)
+install(FILES ${made}/_kivi DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/vendor-completions
+  COMPONENT kivi)
+install(FILES ${made}/kivi.fish DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d
+  COMPONENT kivi)
+install(FILES deploy/systemd/kivi.service DESTINATION lib/systemd/system COMPONENT kivi)
+install(FILES deploy/systemd/api-keys.conf DESTINATION ${CMAKE_INSTALL_DOCDIR}/examples
+  COMPONENT kivi)
 install(DIRECTORY models/tales-llama DESTINATION ${CMAKE_INSTALL_DATADIR}/kivi/models
   COMPONENT kivi_models)
 install(FILES LICENSE.md NOTICE.md DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/kivi-models
@@ -33,6 +45,9 @@ set(CPACK_DEBIAN_PACKAGE_SECTION net)
 set(CPACK_DEBIAN_KIVI_PACKAGE_NAME kivi)
 set(CPACK_DEBIAN_KIVI_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_KIVI_PACKAGE_SUGGESTS kivi-models)
+set(CPACK_DEBIAN_KIVI_PACKAGE_CONTROL_EXTRA
+  ${PROJECT_SOURCE_DIR}/deploy/systemd/postinst ${PROJECT_SOURCE_DIR}/deploy/systemd/prerm)
+set(CPACK_DEBIAN_KIVI_PACKAGE_CONTROL_STRICT_PERMISSION TRUE)
 set(CPACK_DEBIAN_KIVI_MODELS_PACKAGE_NAME kivi-models)
 set(CPACK_DEBIAN_KIVI_MODELS_PACKAGE_ARCHITECTURE all)
 set(CPACK_COMPONENT_KIVI_DESCRIPTION

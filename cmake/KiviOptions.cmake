@@ -29,6 +29,11 @@ if(KIVI_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${kivi_launcher})
 endif()
 
+# Without ccache too, the program holds no absolute path of its sources: two clones build equal files.
+if(NOT KIVI_CCACHE AND PROJECT_IS_TOP_LEVEL)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=../>)
+endif()
+
 add_library(kivi_flags INTERFACE)
 target_include_directories(kivi_flags INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(kivi_flags INTERFACE

@@ -477,6 +477,10 @@ void Engine::on_logits(LogitsObserver observer) {
   impl_->runner->observe_logits(std::move(observer));
 }
 
+void Engine::observe_prefixes(PrefixObserver* observer) {
+  impl_->cache.prefixes().observe(observer);
+}
+
 const EngineLimits& Engine::model() const { return impl_->model; }
 const EngineConfig& Engine::config() const { return impl_->config; }
 

@@ -118,6 +118,9 @@ class Engine {
   // Shows every row of logits, before penalties and bias, to `observer`. Each step then waits until
   // its logits are on the host. Pass an empty function to stop. Engine thread, or before start().
   void on_logits(LogitsObserver observer);
+  // Tells `observer` which blocks the prefix cache keeps. Set it before start(); it must outlive
+  // the engine.
+  void observe_prefixes(PrefixObserver* observer);
   const EngineLimits& model() const;
   const EngineConfig& config() const;
 

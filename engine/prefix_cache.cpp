@@ -6,6 +6,7 @@
 #include <numeric>
 #include <random>
 #include <ranges>
+#include <utility>
 
 #include "base/verify.h"
 
@@ -280,12 +281,14 @@ uint64_t PrefixCache::insert(uint64_t parent, int k, const SequenceKv& kv,
   node.tokens.assign(own.begin(), own.end());
   node.pages.assign(pages.begin(), pages.end());
   node.complete = complete;
+  node.salted = parent == 0 ? !salt.empty() : nodes_.at(parent).salted;
   by_chain_.emplace(chain, id);
   if (parent != 0) {
     nodes_.at(parent).children.push_back(id);
     touch_path(parent);
   }
   keep(id, node.pages, Kept::block);
+  tell_stored(id);
   return id;
 }
 
@@ -398,12 +401,56 @@ void PrefixCache::remove(uint64_t id) {
     drop_checkpoint(node);
     unkeep(node.pages);
     by_chain_.erase(node.chain);
-    nodes_.erase(next);
+    const auto gone = nodes_.extract(next);
+    tell_removed(next, gone.mapped());
   }
 }
 
 void PrefixCache::forget_all() {
+  PrefixObserver* const observer = std::exchange(observer_, nullptr);
   while (!nodes_.empty()) remove(nodes_.begin()->first);
+  observer_ = observer;
+  if (!told_all()) observer_->cleared();
+}
+
+// --- events -------------------------------------------------------------------------------------
+
+StoredBlock PrefixCache::described(uint64_t id, const Node& node) const {
+  return {.id = id,
+          .parent = node.parent,
+          .tokens = node.tokens,
+          .unit = std::gcd(blocks_.first, blocks_.block)};
+}
+
+void PrefixCache::announce_blocks(PrefixObserver& observer) const {
+  std::vector<uint64_t> left;
+  for (const auto& [id, node] : nodes_)
+    if (node.parent == 0 && !node.salted) left.push_back(id);
+  while (!left.empty()) {
+    const uint64_t id = left.back();
+    left.pop_back();
+    const Node& node = nodes_.at(id);
+    observer.stored(described(id, node));
+    left.insert(left.end(), node.children.begin(), node.children.end());
+  }
+}
+
+bool PrefixCache::told_all() {
+  if (observer_ == nullptr) return true;
+  if (!observer_->needs_all()) return false;
+  observer_->cleared();
+  announce_blocks(*observer_);
+  return true;
+}
+
+void PrefixCache::tell_stored(uint64_t id) {
+  const Node& node = nodes_.at(id);
+  if (!node.salted && !told_all()) observer_->stored(described(id, node));
+}
+
+void PrefixCache::tell_removed(uint64_t id, const Node& node) {
+  if (!node.salted && !told_all())
+    observer_->removed(id, int(node.tokens.size()), described(id, node).unit);
 }
 
 }  // namespace kivi

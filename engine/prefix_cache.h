@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "engine/id_pool.h"
+#include "engine/prefix_events.h"
 #include "engine/sequence.h"
 #include "kernels/kv_page.h"
 
@@ -101,6 +102,12 @@ class PrefixCache {
 
   int checkpoints_kept() const { return checkpoints_; }
 
+  // --- events -----------------------------------------------------------------------------------
+  // Tells `observer` from now on which blocks are kept; null: nobody. It must outlive the cache.
+  void observe(PrefixObserver* observer) { observer_ = observer; }
+  // Calls observer.stored() for every block that is kept, parents first.
+  void announce_blocks(PrefixObserver& observer) const;
+
  private:
   struct Node {
     uint64_t parent = 0;
@@ -112,6 +119,7 @@ class PrefixCache {
     std::vector<int32_t> checkpoint;
     int hits = 0;         // times that a sequence was continued from the checkpoint
     bool branch = false;  // sequences are known to part here
+    bool salted = false;  // the path begins with a salt
     std::vector<uint64_t> children;
     uint64_t pages_stamp = 0;       // place in by_age_; 0: not evictable
     uint64_t checkpoint_stamp = 0;  // the same
@@ -145,6 +153,11 @@ class PrefixCache {
   void touch_path(uint64_t id);
   void evict_oldest();
   void remove(uint64_t id);
+  StoredBlock described(uint64_t id, const Node& node) const;
+  void tell_stored(uint64_t id);
+  void tell_removed(uint64_t id, const Node& node);
+  // Returns true if there is no observer, or if it was just told everything.
+  bool told_all();
 
   const PrefixBlocks blocks_;
   const uint64_t secret_;  // hashes begin with it, so that nobody can make two of them equal
@@ -159,6 +172,7 @@ class PrefixCache {
   uint64_t next_stamp_ = 1;
   int evictable_ = 0;
   int checkpoints_ = 0;
+  PrefixObserver* observer_ = nullptr;
 };
 
 }  // namespace kivi

@@ -91,6 +91,9 @@ inside() {
     mount --bind "$image" "$image" && mount -o remount,bind,ro "$image"
     mount -t proc proc "$image/proc"
     mount --bind "$models" "$image/models" && mount -o remount,bind,ro "$image/models"
-    exec chroot --userspec=10001:10001 --groups= "$image" /usr/bin/env -i "$@"' \
+    # The image has no shell and no env: the variables are set outside, and chroot finds the program by
+    # the PATH of the image.
+    variables=(); while [[ $1 == *=* ]]; do variables+=("$1"); shift; done
+    exec /usr/bin/env -i "${variables[@]}" "$(command -v chroot)" --userspec=10001:10001 --groups= "$image" "$@"' \
     bash "$image" "$root/models" "${environment[@]}" "$@"
 }

@@ -136,7 +136,11 @@ struct Metrics::Impl {
   Histogram& step_tokens =
       histogram("iteration_tokens_total", "Rows of one engine step.", kStepBuckets);
 
-  std::function<int64_t()> log_lines_dropped, spans_dropped;
+  struct OutsideCounter {
+    std::string suffix, help;
+    std::function<uint64_t()> count;
+  };
+  std::vector<OutsideCounter> outside;
   mutable std::mutex mutex;  // guards the two below
   const Engine* engine = nullptr;
   ServedModel model;
@@ -156,6 +160,7 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
                   {"cache_dtype", name_of(model.kv_format)},
                   {"block_size", std::to_string(page_tokens)},
                   {"num_blocks", std::to_string(stats.kv_pages_total)},
+                  {"num_gpu_blocks", std::to_string(stats.kv_pages_total)},  // vLLM's name of it
                   {"group_size", std::to_string(model.kv_format.group)},
                   {"residual_length", std::to_string(model.kv_format.residual)},
                   {"prefill", config.kivi_prefill == PrefillMode::exact ? "exact" : "stream"}};
@@ -233,25 +238,16 @@ void Metrics::detach() {
   impl_->engine = nullptr;
 }
 
-void Metrics::attach_log(std::function<int64_t()> count) {
-  impl_->log_lines_dropped = std::move(count);
-}
-
-void Metrics::attach_spans(std::function<int64_t()> count) {
-  impl_->spans_dropped = std::move(count);
+void Metrics::attach_counter(std::string suffix, std::string help,
+                             std::function<uint64_t()> count) {
+  impl_->outside.push_back({std::move(suffix), std::move(help), std::move(count)});
 }
 
 std::string Metrics::scrape() const {
   std::vector<MetricFamily> families;
-  if (impl_->log_lines_dropped)
-    families.push_back(snapshot(impl_->name("log_lines_dropped_total"),
-                                "Log lines that standard error did not take in time.",
-                                MetricType::Counter, double(impl_->log_lines_dropped()),
-                                {{"model_name", impl_->model_name}}));
-  if (impl_->spans_dropped)
-    families.push_back(snapshot(
-        impl_->name("trace_spans_dropped_total"), "Spans that never reached the collector.",
-        MetricType::Counter, double(impl_->spans_dropped()), {{"model_name", impl_->model_name}}));
+  for (const auto& [suffix, help, count] : impl_->outside)
+    families.push_back(snapshot(impl_->name(suffix.c_str()), help, MetricType::Counter,
+                                double(count()), {{"model_name", impl_->model_name}}));
   impl_->append_engine(families);
   for (MetricFamily& family : impl_->registry.Collect()) families.push_back(std::move(family));
   families.push_back(snapshot(impl_->name("build_info"), "The build that serves.",

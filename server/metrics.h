@@ -31,11 +31,9 @@ class Metrics {
   void attach(const ServedModel& model);
   void detach();
 
-  // Adds the number of dropped log lines to scrapes. Call this before the first scrape. Any thread
-  // may call `count` until the destructor.
-  void attach_log(std::function<int64_t()> count);
-  // The same for the spans that never reached a collector.
-  void attach_spans(std::function<int64_t()> count);
+  // Adds a counter that somebody else keeps to scrapes. `suffix` follows the prefix and the colon.
+  // Call this before the first scrape. Any thread may call `count` until the destructor.
+  void attach_counter(std::string suffix, std::string help, std::function<uint64_t()> count);
 
   // Returns all families in the text format 0.0.4.
   std::string scrape() const;

@@ -42,6 +42,8 @@ void write_line(const RequestRecord& r, double seconds) {
                    milliseconds(f->time_per_token), reasons(f->finish));
   if (!r.trace.parent_id.empty())
     fmt::format_to(std::back_inserter(line), " trace_id={}", r.trace.trace_id);
+  if (!r.objective.empty()) line += " objective=" + r.objective;
+  if (!r.fairness_id.empty()) line += " fairness_id=" + r.fairness_id;
   log_text(LogLevel::info, line);
 }
 

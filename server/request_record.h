@@ -45,6 +45,7 @@ struct RequestRecord {
   TraceContext trace;
   std::optional<RequestAsked> asked;  // of a request that was parsed
   std::optional<RequestFigures> figures;
+  std::string objective, fairness_id;  // gateway.h; "": none
 };
 
 // Does anybody want records? If not, do not make one.

@@ -22,6 +22,7 @@
 #include "server/grpc/grpc_server.h"
 #include "server/grpc/library_log.h"
 #include "server/http/http_server.h"
+#include "server/kv_event_publisher.h"
 #include "server/load_reporter.h"
 #include "server/logging.h"
 #include "server/memory_limit.h"
@@ -146,6 +147,8 @@ class FrontEnds {
     return ok_status();
   }
   ServerState& state() { return state_; }
+  // The port that HTTP listens on; -1: none. After start().
+  int http_port() const { return http_ ? http_->port() : -1; }
   bool tls() const { return !config_.ssl_certfile.empty(); }
   // For connections that come later. On an error the old certificates stay.
   Status reload_certificates() {
@@ -171,6 +174,28 @@ class FrontEnds {
   std::optional<GrpcServer> grpc_;
   std::atomic<bool> started_{false};
 };
+
+std::string default_topic(int port, const std::string& model_name) {
+  char host[256] = "localhost";
+  gethostname(host, sizeof host - 1);
+  return fmt::format("kv@{}:{}@{}", host, port, model_name);
+}
+
+// Opens the sockets for KV events if there is an endpoint for them. `out` must outlive scrapes.
+Status open_kv_events(const ServerConfig& config, Metrics& metrics,
+                      std::unique_ptr<KvEventPublisher>& out) {
+  if (config.kv_events_endpoint.empty()) return ok_status();
+  KIVI_ASSIGN_OR_RETURN(
+      out, KvEventPublisher::open(config.kv_events_endpoint, config.kv_events_replay_endpoint));
+  const KvEventPublisher* publisher = out.get();
+  metrics.attach_counter("kv_event_batches_total", "Batches of KV events that were published.",
+                         [publisher] { return publisher->counts().batches; });
+  metrics.attach_counter("kv_events_total", "KV events in these batches.",
+                         [publisher] { return publisher->counts().events; });
+  metrics.attach_counter("kv_events_dropped_total", "KV events that found the queue full.",
+                         [publisher] { return publisher->counts().dropped; });
+  return ok_status();
+}
 
 void log_start(const LoadedModel& loaded) {
   std::istringstream plan(loaded.plan.text());
@@ -236,7 +261,7 @@ void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts, AsyncL
 }  // namespace
 
 int serve(const ServerConfig& given, const std::vector<std::string>& model_names,
-          const LoadFunction& load, const KeysFunction& read_keys) {
+          const LoadFunction& load, const KeysFunction& read_keys, const ServiceManager& manager) {
   const Clock::time_point start = Clock::now();
   const std::string& model_name = model_names.front();
   ::signal(SIGPIPE, SIG_IGN);  // a reader of the log, or a client, may go away at any time
@@ -250,7 +275,16 @@ int serve(const ServerConfig& given, const std::vector<std::string>& model_names
   }
   warn_if_open(config);
   Metrics metrics(config.metrics_prefix, model_name);
-  metrics.attach_log([&log] { return log.lines_dropped(); });
+  metrics.attach_counter("log_lines_dropped_total",
+                         "Log lines that standard error did not take in time.",
+                         [&log] { return uint64_t(log.lines_dropped()); });
+  // Outlives the front ends, which show its counters, and the engine, which tells it what the
+  // prefix cache keeps.
+  std::unique_ptr<KvEventPublisher> kv_events;
+  if (const Status status = open_kv_events(config, metrics, kv_events); !status.ok()) {
+    log_error("{}", status.error().message);
+    return 1;
+  }
   ServerState state(config, metrics);
   std::unique_ptr<SpanExporter> spans;
   if (!config.otlp_traces_endpoint.empty()) {
@@ -261,7 +295,8 @@ int serve(const ServerConfig& given, const std::vector<std::string>& model_names
     }
     spans = std::move(*made);
     state.set_span_exporter(spans.get());
-    metrics.attach_spans([&spans] { return spans->dropped(); });
+    metrics.attach_counter("trace_spans_dropped_total", "Spans that never reached the collector.",
+                           [&spans] { return uint64_t(spans->dropped()); });
   }
   FrontEnds fronts(state);  // outlives the engine, whose notifications it takes
   Events events;
@@ -286,6 +321,7 @@ int serve(const ServerConfig& given, const std::vector<std::string>& model_names
     log_error("{}", status.error().message);
     return 1;
   }
+  manager.status("Loading the model");
 
   std::optional<Result<std::unique_ptr<LoadedModel>>> result;
   std::thread loader([&] {
@@ -317,14 +353,24 @@ int serve(const ServerConfig& given, const std::vector<std::string>& model_names
   log_start(*loaded);
   warn_if_too_large(loaded->plan, config);
   loaded->engine->on_step([&metrics](int rows, double) { metrics.step(rows); });
+  if (kv_events) {
+    const std::string topic = config.kv_events_topic.empty()
+                                  ? default_topic(fronts.http_port(), model_name)
+                                  : config.kv_events_topic;
+    loaded->engine->observe_prefixes(&kv_events->observer());
+    kv_events->start(topic, size_t(loaded->engine->stats().kv_pages_total));
+    log_info("KV events: {}, topic {}", config.kv_events_endpoint, topic);
+  }
   loaded->engine->start();
   metrics.attach(loaded->served);
   state.set_model(loaded->served);
   const MemoryTrim trim;
   log_info("{} is ready after {:.2f} s", model_name, seconds_since(start));
+  manager.ready(fmt::format("Serving {}", model_name));
 
   const int signal = events.wait(/*or_loaded=*/false);
   log_info("{}: draining", strsignal(signal));
+  manager.stopping("Running requests finish");
   drain(config, *loaded->engine, fronts, log);
   metrics.detach();
   return 0;

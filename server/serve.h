@@ -9,6 +9,7 @@
 
 #include "engine/serving/load.h"
 #include "server/server_config.h"
+#include "server/service_manager.h"
 
 namespace kivi {
 
@@ -24,11 +25,12 @@ using KeysFunction = std::function<Result<std::vector<std::string>>()>;
 // once. SIGHUP replaces the API keys by those of `read_keys`. If these cannot be read, the old keys
 // stay.
 //
-// `model_names` is not empty. The first name is in replies and metrics. Returns the exit status of
-// the process: 0 after a drain, 1 if the start failed (the log says why). Call this once, from the
-// main thread, before there are other threads, because it blocks the signals in the threads that it
-// starts. It ignores SIGPIPE.
+// `model_names` is not empty. The first name is in replies and metrics. `manager` hears when the
+// server is ready and when it stops. Returns the exit status of the process: 0 after a drain, 1 if
+// the start failed (the log says why). Call this once, from the main thread, before there are other
+// threads, because it blocks the signals in the threads that it starts. It ignores SIGPIPE.
 int serve(const ServerConfig& config, const std::vector<std::string>& model_names,
-          const LoadFunction& load, const KeysFunction& read_keys);
+          const LoadFunction& load, const KeysFunction& read_keys,
+          const ServiceManager& manager = ServiceManager());
 
 }  // namespace kivi

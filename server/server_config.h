@@ -28,6 +28,13 @@ struct ServerConfig {
   std::string metrics_prefix = "kivi";
   std::vector<std::string> allowed_origins;  // CORS; empty: off
   std::vector<std::string> allowed_hosts;    // besides the local names; "*": any
+  // Which blocks the prefix cache keeps, told to routers over ZeroMQ (kv_event_publisher.h).
+  std::string kv_events_endpoint;         // "": off
+  std::string kv_events_replay_endpoint;  // "": none
+  std::string kv_events_topic;            // "": made of the host's name, the port and the model
+  // Headers of an inference gateway (gateway.h): the tenant, and objectives as "NAME=PRIORITY".
+  bool gateway_headers = false;
+  std::vector<std::string> objective_priorities;
   bool strict_params = false;  // unknown request fields are 400 instead of logged once
   // How the model writes tool calls: auto (as its chat template says), none, hermes, llama3_json,
   // mistral or pythonic.

@@ -91,6 +91,13 @@ inline FlagValue text(std::string& field) {
           .get = [&field] { return ordered_json(field); }};
 }
 
+// The plain names of cache formats; additions can be appended to them.
+inline std::vector<std::string> format_choices() {
+  std::vector<std::string> names = {"auto"};
+  for (const std::string_view name : kv_format_names()) names.emplace_back(name);
+  return names;
+}
+
 // The name of a cache format, additions included.
 inline FlagValue cache_format(std::string& field) {
   return {.kind = FlagKind::text,
@@ -99,7 +106,8 @@ inline FlagValue cache_format(std::string& field) {
             field = text;
             return std::nullopt;
           },
-          .get = [&field] { return ordered_json(field); }};
+          .get = [&field] { return ordered_json(field); },
+          .choices = format_choices()};
 }
 
 inline FlagValue choice(std::string& field, std::vector<std::string> choices) {
@@ -110,28 +118,30 @@ inline FlagValue choice(std::string& field, std::vector<std::string> choices) {
             field = text;
             return std::nullopt;
           },
-          .get = [&field] { return ordered_json(field); }};
+          .get = [&field] { return ordered_json(field); },
+          .choices = choices};
 }
 
 template <class Enum>
 FlagValue choice(Enum& field, std::vector<std::pair<std::string, Enum>> choices) {
+  std::vector<std::string> allowed;
+  for (const auto& [name, value] : choices) allowed.push_back(name);
   return {.kind = FlagKind::text,
-          .set = [&field, choices](const std::string& text) -> std::optional<std::string> {
-            std::vector<std::string> names;
+          .set = [&field, choices, allowed](const std::string& text) -> std::optional<std::string> {
             for (const auto& [name, value] : choices) {
               if (name == text) {
                 field = value;
                 return std::nullopt;
               }
-              names.push_back(name);
             }
-            return fmt::format("one of {}", fmt::join(names, ", "));
+            return fmt::format("one of {}", fmt::join(allowed, ", "));
           },
           .get = [&field, choices]() -> ordered_json {
             for (const auto& [name, value] : choices)
               if (value == field) return name;
             return nullptr;
-          }};
+          },
+          .choices = allowed};
 }
 
 inline FlagValue boolean(bool& field) {

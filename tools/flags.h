@@ -45,6 +45,7 @@ struct FlagValue {
   std::function<std::optional<std::string>(const std::string&)> set;
   std::function<void()> clear;  // lists only: removes the elements of a weaker source
   std::function<nlohmann::ordered_json()> get;
+  std::vector<std::string> choices = {};  // all allowed values, where they are few; else none
 };
 
 struct Flag {
@@ -91,6 +92,12 @@ nlohmann::ordered_json config_of(Settings& settings);
 std::string help_text(Command command, const std::vector<Flag>& flags);
 // Returns the text of docs/configuration.md.
 std::string flags_markdown();
+// Returns the manual page kivi(1) in the man macros of roff.
+std::string manual_page();
+// Return scripts that complete the words of a command line of `kivi` in a shell.
+std::string bash_completion();
+std::string zsh_completion();
+std::string fish_completion();
 
 // Returns the entry of `known` closest to `word` if it is close enough to be a typing error, else
 // "".

@@ -235,6 +235,29 @@ std::vector<Flag> server_flags(Settings& s) {
       {"metrics-prefix", "NAME",
        "Begin the names of all metrics with this word: kivi, or vllm for dashboards made for vLLM.",
        group, kServe, text(c.metrics_prefix)},
+      {"gateway-headers", "",
+       "Trust the headers of an inference gateway. x-gateway-inference-fairness-id names the "
+       "tenant instead of the API key, and x-llm-d-inference-objective the priority. Turn this on "
+       "only where every client comes through a gateway that sets them.",
+       group, kServe, boolean(c.gateway_headers)},
+      {"objective-priority", "NAME=N",
+       "Give requests of this objective the priority N; smaller runs earlier with "
+       "--scheduling-policy priority. Repeat the flag for more objectives (none = ignore "
+       "objectives).",
+       group, kServe, list(c.objective_priorities)},
+      {"kv-events-endpoint", "ENDPOINT",
+       "Publish which blocks of tokens the prefix cache keeps on this ZeroMQ endpoint, as vLLM "
+       "does. tcp://*:5557 listens; tcp://HOST:PORT connects to a subscriber (empty = publish "
+       "nothing). Everybody who reaches the endpoint can read the tokens of prompts.",
+       group, kServe, text(c.kv_events_endpoint)},
+      {"kv-events-replay-endpoint", "ENDPOINT",
+       "Send the newest KV events again to whoever asks on this ZeroMQ endpoint: tcp://*:5558 "
+       "(empty = keep none).",
+       group, kServe, text(c.kv_events_replay_endpoint)},
+      {"kv-events-topic", "TEXT",
+       "Publish KV events under this topic. Routers expect kv@POD@MODEL (empty = this machine's "
+       "name and port as POD, and the model's name).",
+       group, kServe, text(c.kv_events_topic)},
       {"io-threads", "N", "Run the HTTP server on this many threads.", group, kServe,
        integer(c.io_threads, 1, 256)},
   };

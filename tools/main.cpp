@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/version.h"
+#include "tools/command_list.h"
 #include "tools/commands.h"
 
 namespace kivi {
@@ -17,57 +18,61 @@ int run_version(const Arguments&) {
   return 0;
 }
 
-// Prints docs/configuration.md or configs/default.json. Maintainers run this command; users do not.
+// Prints what is made from the table of flags. Maintainers and the build run this command; users do
+// not.
 int run_flags(const Arguments& args) {
   Settings defaults;
-  if (args == Arguments{"--markdown"}) {
+  const std::string wanted = args.size() == 1 ? args[0] : "";
+  if (wanted == "--markdown") {
     fmt::print("{}", flags_markdown());
-  } else if (args == Arguments{"--json"}) {
+  } else if (wanted == "--json") {
     fmt::print("{}\n", config_of(defaults).dump(2));
+  } else if (wanted == "--man") {
+    fmt::print("{}", manual_page());
+  } else if (wanted == "--bash") {
+    fmt::print("{}", bash_completion());
+  } else if (wanted == "--zsh") {
+    fmt::print("{}", zsh_completion());
+  } else if (wanted == "--fish") {
+    fmt::print("{}", fish_completion());
   } else {
-    fmt::print(stderr, "kivi: usage: kivi flags --markdown|--json\n");
+    fmt::print(stderr, "kivi: usage: kivi flags --markdown|--json|--man|--bash|--zsh|--fish\n");
     return kExitUsage;
   }
   return 0;
 }
 
 struct Entry {
-  const char* name;     // one word, or "bench" and a second word
-  const char* summary;  // null = the usage text does not list it
+  const char* name;  // as in kCommandList
   int (*run)(const Arguments&);
 };
 
 constexpr Entry kCommands[] = {
-    {"serve", "Serve a model over HTTP (OpenAI's API) and gRPC.", run_serve},
-    {"generate", "Continue a text on the terminal, without a server.", run_generate},
-    {"health", "Ask the server on this machine whether it is ready.", run_health},
-    {"info", "Print what a model folder holds and how many bytes its KV cache takes.", run_info},
-    {"bench serve", "Send load to a running server and report latencies and throughput.",
-     run_bench_serve},
-    {"bench throughput", "Measure the engine without a server: tokens/s, latencies, batch sizes.",
-     run_throughput},
-    {"bench kernels", "Time each op of a step and compare it with the device's peak rates.",
-     run_kernels},
-    {"eval", "Measure what each cache format costs a model in quality.", run_eval},
-    {"kv-stats", "Study how keys and values are distributed and what quantizing them costs.",
-     run_kv_stats},
-    {"version", "Print the version.", run_version},
-    {"flags", nullptr, run_flags},
+    {"serve", run_serve},
+    {"generate", run_generate},
+    {"health", run_health},
+    {"info", run_info},
+    {"bench serve", run_bench_serve},
+    {"bench throughput", run_throughput},
+    {"bench kernels", run_kernels},
+    {"eval", run_eval},
+    {"kv-stats", run_kv_stats},
+    {"version", run_version},
+    {"flags", run_flags},
 };
 
 std::string usage() {
   std::string text =
       "kivi serves language models from a paged, KIVI-quantized key-value cache.\n\n"
       "Usage: kivi COMMAND MODEL [flags]\n\n";
-  for (const Entry& entry : kCommands)
-    if (entry.summary != nullptr) text += fmt::format("  {:<20}{}\n", entry.name, entry.summary);
+  for (const CommandInfo& command : kCommandList)
+    text += fmt::format("  {:<20}{}\n", command.name, command.summary);
   return text + "\nkivi COMMAND --help lists the flags of a command.\n";
 }
 
 int unknown_command(const std::string& name) {
   std::vector<std::string> known;
-  for (const Entry& entry : kCommands)
-    if (entry.summary != nullptr) known.push_back(entry.name);
+  for (const CommandInfo& command : kCommandList) known.push_back(command.name);
   const std::string meant = did_you_mean(name, known);
   fmt::print(stderr, "kivi: unknown command \"{}\"{}\n\n{}", name,
              meant.empty() ? "" : fmt::format("; did you mean {}?", meant), usage());

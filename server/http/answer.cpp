@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "server/gateway.h"
 #include "server/http/worker.h"
 
 namespace kivi {
@@ -147,6 +148,8 @@ Result<Started> start_call(HttpConnection& connection, CompletionCall call, cons
   call.request.id = id_prefix + (call.request_id.empty() ? request.request_id : call.request_id);
   call.request.arrival = request.arrival;
   call.request.tenant = request.tenant;
+  if (const auto priority = priority_of_objective(context.state.config(), request.objective))
+    call.request.priority = *priority;
   if (const int timeout = context.state.config().request_timeout; timeout > 0)
     call.request.deadline = request.arrival + std::chrono::seconds(timeout);
   // The prompts are not kept: only their ids, and their number, are needed from now on.

@@ -19,7 +19,17 @@ namespace {
 using nlohmann::ordered_json;
 
 // How the request of a path is read.
-enum class Body { none, completion, chat, tokenize, detokenize, messages, count_tokens, responses };
+enum class Body {
+  none,
+  unread,
+  completion,
+  chat,
+  tokenize,
+  detokenize,
+  messages,
+  count_tokens,
+  responses
+};
 
 struct PathDoc {
   std::string_view path, summary;
@@ -44,6 +54,8 @@ constexpr PathDoc kPaths[] = {
     {"/server_info", "Build, model, cache and load"},
     {"/v1/models", "Lists the names of the served model"},
     {"/v1/models/*", "Describes the served model"},
+    {"/v1/load_lora_adapter", "Refused: there are no adapters", Body::unread},
+    {"/v1/unload_lora_adapter", "Refused: there are no adapters", Body::unread},
     {"/tokenizer_info", "Describes the tokenizer"},
     {"/v1/tokenizer_info", "Describes the tokenizer"},
     {"/tokenize", "Turns text or a chat into token ids", Body::tokenize},
@@ -77,6 +89,7 @@ FieldRecorder record(Body body) {
   constexpr std::string_view kChat = R"({"messages":[{"role":"user","content":"x"}]})";
   switch (body) {
     case Body::none:
+    case Body::unread:
       break;
     case Body::completion:
       static_cast<void>(parse_completion(kPrompt, rules).ok());

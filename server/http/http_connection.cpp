@@ -15,6 +15,7 @@
 
 #include "base/log.h"
 #include "engine/limits.h"
+#include "server/gateway.h"
 #include "server/http/chunked_body.h"
 #include "server/http/http_head.h"
 #include "server/openai/messages_api.h"
@@ -288,6 +289,11 @@ void HttpConnection::take_head() {
   const std::string traceparent = text_of(head["traceparent"]);
   if (shared_.state.span_exporter() != nullptr || usable_traceparent(traceparent))
     request_.trace = make_trace_context(traceparent);
+  for (const auto& [header, field] : {std::pair{kObjectiveHeader, &request_.objective},
+                                      std::pair{kFairnessHeader, &request_.fairness_id}}) {
+    *field = text_of(head[boost::beast::string_view(header.data(), header.size())]);
+    if (!usable_request_id(*field)) field->clear();
+  }
   request_.tenant = client_;
   request_.http_1_1 = head.version() >= 11;
   request_.keep_alive = head.keep_alive() && !shared_.state.draining() && !reserved_;
@@ -436,11 +442,11 @@ void HttpConnection::count_reply(int status) {
   const bool known = std::ranges::find(kKnown, method) != kKnown.end();
   shared_.state.metrics().http_request(request_.handler, known ? method : "other", status);
   if (!wants_records(shared_.state)) return;
-  record_request(
-      shared_.state,
-      {"HTTP", known ? method : "other", request_.handler, std::to_string(status), status >= 500,
-       request_.arrival, request_.request_id, request_.tenant, request_.trace,
-       std::exchange(asked_, std::nullopt), std::exchange(figures_, std::nullopt)});
+  record_request(shared_.state,
+                 {"HTTP", known ? method : "other", request_.handler, std::to_string(status),
+                  status >= 500, request_.arrival, request_.request_id, request_.tenant,
+                  request_.trace, std::exchange(asked_, std::nullopt),
+                  std::exchange(figures_, std::nullopt), request_.objective, request_.fairness_id});
 }
 
 asio::awaitable<void> HttpConnection::reply(HttpReply reply) {

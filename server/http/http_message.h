@@ -30,6 +30,8 @@ struct HttpRequest {
   std::string tenant;             // tenant.h
   RateLimiter::Permit permit;     // of a completion that was admitted, until the next request
   TraceContext trace;             // of the header traceparent
+  std::string objective;          // gateway.h; "" if absent or not printable
+  std::string fairness_id;        // the same
   std::string request_id;         // X-Request-Id as sent where it is usable, else made
   Clock::time_point arrival;
   bool http_1_1 = true;  // false: 1.0, no chunked coding

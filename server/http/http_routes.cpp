@@ -8,6 +8,7 @@
 #include <cctype>
 
 #include "server/auth.h"
+#include "server/gateway.h"
 #include "server/json_writer.h"
 #include "server/tenant.h"
 
@@ -37,6 +38,8 @@ constexpr Route kRoutes[] = {
     {"/v1/tokenize", "POST", Access::key, true, false, nullptr, handle_tokenize},
     {"/detokenize", "POST", Access::key, true, false, nullptr, handle_detokenize},
     {"/v1/detokenize", "POST", Access::key, true, false, nullptr, handle_detokenize},
+    {"/v1/load_lora_adapter", "POST", Access::key, false, false, handle_lora},
+    {"/v1/unload_lora_adapter", "POST", Access::key, false, false, handle_lora},
     {"/v1/completions", "POST", Access::key, true, true, nullptr, handle_completions},
     {"/v1/chat/completions", "POST", Access::key, true, true, nullptr, handle_chat_completions},
     {"/v1/completions/render", "POST", Access::key, true, false, nullptr,
@@ -248,6 +251,8 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
   }
   if (route->new_work) {
     if (!context.state.keys().open()) request.tenant = tenant_of_key(request.authorization);
+    if (std::string tenant = tenant_of_fairness_id(config, request.fairness_id); !tenant.empty())
+      request.tenant = std::move(tenant);
     if (const auto over = context.state.admit(request.tenant, request.permit)) {
       refusal = error_reply(*over);
       return false;

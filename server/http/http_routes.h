@@ -68,6 +68,7 @@ HttpReply handle_server_info(HttpContext&, const HttpRequest&);           //
 HttpReply handle_models(HttpContext&, const HttpRequest&);                // handle_models.cpp
 HttpReply handle_model(HttpContext&, const HttpRequest&);                 //
 HttpReply handle_tokenizer_info(HttpContext&, const HttpRequest&);        //
+HttpReply handle_lora(HttpContext&, const HttpRequest&);                  // handle_lora.cpp
 boost::asio::awaitable<void> handle_tokenize(HttpConnection&);            // handle_tokenize.cpp
 boost::asio::awaitable<void> handle_detokenize(HttpConnection&);          //
 boost::asio::awaitable<void> handle_completions(HttpConnection&);         // handle_completions.cpp

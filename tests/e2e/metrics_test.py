@@ -35,6 +35,7 @@ FAMILIES = {
     "kv_cache_bytes": ("gauge", ("part",), None),
     "kv_cache_tokens_capacity": ("gauge", (), None),
     "cache_config_info": ("gauge", ("block_size", "cache_dtype", "group_size", "num_blocks",
+                                    "num_gpu_blocks",
                                     "prefill", "residual_length"), None),
     "build_info": ("gauge", ("version",), None),
     "prompt_tokens_total": ("counter", (), None),

@@ -42,12 +42,17 @@ class Packages(unittest.TestCase):
 
     def test_the_program_comes_with_its_settings_and_documents_and_nothing_else(self):
         files = self.files("kivi")
+        beside = ["lib/systemd/system/kivi.service", "share/man/man1/kivi.1",
+                  "share/bash-completion/completions/kivi", "share/zsh/vendor-completions/_kivi",
+                  "share/fish/vendor_completions.d/kivi.fish"]
         for wanted in ("bin/kivi", "share/kivi/configs/default.json", "share/doc/kivi/LICENSE.md",
-                       "share/doc/kivi/NOTICE.md", "share/doc/kivi/CHANGELOG.md"):
+                       "share/doc/kivi/NOTICE.md", "share/doc/kivi/CHANGELOG.md",
+                       "share/doc/kivi/examples/api-keys.conf", *beside):
             self.assertIn("./usr/" + wanted, files)
+        allowed = ("./usr/bin/kivi", "./usr/share/kivi/", "./usr/share/doc/kivi/",
+                   *("./usr/" + name for name in beside))
         for file in files:
-            self.assertTrue(file.startswith(("./usr/bin/kivi", "./usr/share/kivi/",
-                                             "./usr/share/doc/kivi/")), file)
+            self.assertTrue(file.startswith(allowed), file)
 
     def test_the_model_package_holds_a_whole_model_folder(self):
         files = self.files("kivi-models")

@@ -29,7 +29,8 @@ KERNEL_CONTRACT = [f"kernels/{name}.h" for name in (
     "backend", "buffer", "hadamard", "half", "kv_codec", "kv_page", "kv_parameters", "kv_place", "philox",
     "sampling", "step_view", "tensor", "weight", "weight_codec")]
 # What a room above the engine may know of it.
-ENGINE_FACE = ["engine/config.h", "engine/engine.h", "engine/limits.h", "engine/request.h",
+ENGINE_FACE = ["engine/config.h", "engine/engine.h", "engine/limits.h", "engine/prefix_events.h",
+               "engine/request.h",
                "engine/token_stream.h", "engine/text/tokenizer.h", "engine/serving/chat_prompt.h",
                "engine/serving/completion.h", "engine/serving/load.h",
                "engine/serving/structured_output.h", "kernels/sampling.h"]

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// PrefixObserver: whoever wants to know which blocks of tokens the prefix cache keeps. A router
+// that follows these events sends a prompt to the server that has computed most of it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace kivi {
+
+// A block that the cache keeps. A block's id is never used again, so a block that is stored anew
+// after its removal has another id.
+struct StoredBlock {
+  uint64_t id = 0;
+  uint64_t parent = 0;              // the block before it; 0: none
+  std::span<const int32_t> tokens;  // of this block alone; valid during the call
+  int unit = 0;                     // tokens; every block is a whole number of units
+};
+
+// The cache calls every member on the engine thread, which waits for the return: copy and leave.
+// Blocks of requests with a salt are not announced, because only requests of the same salt may know
+// of them.
+class PrefixObserver {
+ public:
+  virtual ~PrefixObserver() = default;
+
+  // A parent is stored before its children.
+  virtual void stored(const StoredBlock& block) = 0;
+  // The block of `tokens` tokens is gone, and all below it are or will be within the same call.
+  virtual void removed(uint64_t id, int tokens, int unit) = 0;
+  // No block is left.
+  virtual void cleared() = 0;
+  // Returns true if the observer has lost events and can take them again. The cache then calls
+  // cleared(), and stored() for every block that it keeps.
+  virtual bool needs_all() = 0;
+};
+
+}  // namespace kivi
