@@ -45,7 +45,8 @@ int64_t DecoderModel::lay_out(Activations& a, std::byte* base, const Backend& ba
   take(a.gathered, m, n, type);
   take(a.normed, m, n, type);
   take(a.logits, m, spec.vocab, DType::f32);
-  return offset;
+  a.product_scratch = base == nullptr ? nullptr : base + offset;
+  return offset + limits.product_scratch;
 }
 
 int64_t DecoderModel::workspace_bytes(const Backend& backend, const DecoderSpec& spec, DType weight,
@@ -69,6 +70,7 @@ Result<std::unique_ptr<DecoderModel>> DecoderModel::create(Backend& backend,
   const int64_t bytes = workspace_bytes(backend, spec, dtype, limits);
   KIVI_ASSIGN_OR_RETURN(model->memory_, backend.allocate(size_t(bytes), "the activations"));
   lay_out(model->all_, model->memory_.data(), backend, spec, dtype, limits);
+  backend.use_product_scratch(model->all_.product_scratch, limits.product_scratch);
   return model;
 }
 

@@ -22,6 +22,7 @@ class DecoderModel {
   struct Limits {
     int rows = 0;
     int logits_rows = 0;
+    int64_t product_scratch = 0;  // bytes (Backend::product_scratch_bytes)
   };
 
   // Bytes that create() allocates. Exact.
@@ -61,6 +62,7 @@ class DecoderModel {
     Tensor gathered;   // [m, n] a
     Tensor normed;     // [m, n] a
     Tensor logits;     // [m, vocab] f32
+    std::byte* product_scratch = nullptr;  // limits.product_scratch bytes
   };
 
   DecoderModel(Backend& backend, const DecoderSpec& spec, DecoderWeights weights);

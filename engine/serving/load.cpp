@@ -146,7 +146,8 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   KIVI_ASSIGN_OR_RETURN(b.layout.format, kv_format_of(config, b.layout.shape, spec.heads_q));
   b.model.spec.rotated_heads = b.layout.format.rotation;
 
-  b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin)};
+  b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin),
+                    0};
   const int64_t pages_a_sequence =
       b.layout.pages_for(max_model_len) + KvLayout::staging_pages_for(max_model_len);
   b.prefixes = config.enable_prefix_caching && spec.rope.scaling != RopeScaling::dynamic;
@@ -154,7 +155,9 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   b.input_limits = {config.max_num_batched_tokens, config.max_num_seqs, captures,
                     (config.max_num_seqs + captures) * pages_a_sequence};
 
-  KIVI_ASSIGN_OR_RETURN(b.weights, choose_weights(config, *b.backend, b.model, b.dtype));
+  const int rows_max = std::max(b.model_limits.rows, b.model_limits.logits_rows);
+  KIVI_ASSIGN_OR_RETURN(b.weights, choose_weights(config, *b.backend, b.model, b.dtype, rows_max));
+  b.model_limits.product_scratch = b.weights.product_scratch;
   const int64_t weights = b.weights.bytes.total, workspace = workspace_bytes(b);
   const int64_t budget = store_budget(config, device, weights + workspace);
   const int64_t scratch =
@@ -168,6 +171,7 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   b.plan.weight_formats = describe(b.weights.bytes);
   if (!b.weights.note.empty()) b.plan.weight_formats += "; " + b.weights.note;
   b.plan.workspace = workspace;
+  b.plan.product_scratch = b.weights.product_scratch;
   clock.end("plan");
   return b;
 }

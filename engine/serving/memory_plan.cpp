@@ -169,7 +169,12 @@ std::string MemoryPlan::text() const {
     table += line("scratch", scratch,
                   fmt::format("{} tokens of one layer's history in 16 bits, while a chunk attends",
                               scratch_tokens));
-  table += line("workspace", workspace, "activations, logits, step input");
+  table += line("workspace", workspace,
+                product_scratch == 0
+                    ? "activations, logits, step input"
+                    : fmt::format("activations, logits, step input; {:.1f} MiB of scratch for "
+                                  "products by quantized matrices",
+                                  double(product_scratch) / (1 << 20)));
   table += line("total", weights + pages + residual + sinks + staging + scratch + workspace,
                 fmt::format("pages, residual, sinks, staging and scratch are cut from {:.1f} MiB",
                             double(budget) / (1 << 20)));

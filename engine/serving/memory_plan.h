@@ -20,8 +20,9 @@ struct MemoryPlan {
   std::string format;          // "kivi2 G32 R128"
   std::string weight_formats;  // bytes of weights by format, and what was dequantized
   int64_t weights = 0, pages = 0, residual = 0, sinks = 0, staging = 0, scratch = 0,
-          workspace = 0;  // bytes
-  int64_t budget = 0;     // bytes that pages + residual + sinks + staging + scratch were cut from
+          workspace = 0;        // bytes
+  int64_t product_scratch = 0;  // bytes of `workspace` that are for products by quantized matrices
+  int64_t budget = 0;  // bytes that pages + residual + sinks + staging + scratch were cut from
   KvCapacity capacity;
   int max_model_len = 0;        // tokens
   int64_t tokens_capacity = 0;  // tokens in pages
