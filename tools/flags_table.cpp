@@ -59,7 +59,8 @@ std::vector<Flag> model_flags(Settings& s) {
       {"quantization", "FORMAT",
        "Quantize the layers' matrices of a 16-bit checkpoint to fp8 or int4 while it is loaded; "
        "auto = keep the checkpoint's own formats if the device multiplies them, none = dequantize.",
-       group, kEngineCommands | kKernels | kStudies, choice(e.quantization, {"auto", "none", "fp8", "int4"})},
+       group, kEngineCommands | kKernels | kStudies,
+       choice(e.quantization, {"auto", "none", "fp8", "int4"})},
       {"load-format", "FORMAT",
        "Read the checkpoint as safetensors or gguf, or fill the weights with random numbers "
        "(dummy); auto = detect the format.",

@@ -54,8 +54,8 @@ inline RowTolerance slab_product_tolerance(DType out) {
   tolerance.name = "product, W rounded";
   return tolerance;
 }
-// 8-bit products on Hopper add up in fewer bits than fp32 has: 1.9 % of the row's mean size was seen
-// for 14,336 products.
+// 8-bit products on Hopper add up in fewer bits than fp32 has: 1.9 % of the row's mean size was
+// seen for 14,336 products.
 inline RowTolerance e4m3_product_tolerance(DType out) {
   RowTolerance tolerance = product_tolerance(out);
   tolerance.of_rms += 2.5e-2;
