@@ -219,8 +219,8 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
     a.ring_bytes = a.stages * a.stage_bytes + (in_stage ? 0 : planes_bytes);
     a.planes_base = in_stage ? a.unit_bytes : a.stages * a.stage_bytes;
     a.planes_stride = in_stage ? a.stage_bytes : 0;
-    return decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift).ring +
-           grid.warps * a.ring_bytes;
+    a.at = decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift);
+    return a.at.ring + grid.warps * a.ring_bytes;
   };
   a.stages = tuning.stages > 0 ? tuning.stages : 2;
   while (shared_bytes() > room && a.stages > 2) --a.stages;

@@ -771,14 +771,26 @@ struct DecodeProducer {
     page = __ldg(table + (position >> a.page_shift));
   }
 
+  __device__ __forceinline__ int head() const {
+    return NT == 1 ? cursor.segment : cursor.segment / a.head_blocks;
+  }
+  __device__ __forceinline__ const std::byte* block() const {
+    return a.pages + page * a.page_stride + int64_t(head()) * a.block_bytes;
+  }
+  // The cursor's unit is a page of 64 tokens.
+  __device__ __forceinline__ bool at_page() const {
+    return KB < 16 && cursor.unit < min(behind, extent.pages) && a.page_shift == 6;
+  }
+  // Starts the copy of that page and moves on. Segments do not end with a page.
+  __device__ __forceinline__ void issue_page(const WarpCopy& copy, uint32_t stage) {
+    copy.start_one(stage, block(), a.unit_bytes);
+    if (++cursor.unit < behind) look_up();
+  }
+
   // Starts the copies of the cursor's unit and moves on.
   __device__ __forceinline__ void issue(const WarpCopy& copy, uint32_t stage) {
-    const int head = NT == 1 ? cursor.segment : cursor.segment / a.head_blocks;
-    const std::byte* block = a.pages + page * a.page_stride + int64_t(head) * a.block_bytes;
-    if (KB < 16 && cursor.unit < extent.pages && a.page_shift == 6)
-      copy.start(a.unit_bytes, stage, block, copy.lane == 0 ? a.unit_bytes : 0);
-    else
-      issue_pieces(copy, stage, block, head);
+    if (at_page()) return issue_page(copy, stage);
+    issue_pieces(copy, stage, block(), head());
     if (++cursor.unit < behind) {
       look_up();
     } else if (cursor.unit == extent.units()) {
@@ -853,8 +865,10 @@ template <int D, int KB, int VB, int NT, bool X>
 __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
     kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const DecodeShared at = decode_shared(warps, a.stages, D, NT, a.pair_shift);
+  // The shuffle lets the compiler see that the warp's number, and what follows from it, is uniform.
+  const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  const int warp = __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0);
+  const DecodeShared& at = a.at;
   auto* slots = reinterpret_cast<PartialSlot*>(shared + at.slots);
   std::byte* ring = shared + at.ring + warp * a.ring_bytes;
   const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
@@ -914,21 +928,33 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
         fresh = false;
         state.begin();
       }
-      std::byte* data = ring + out * a.stage_bytes;
-      barrier_wait(barriers + out * 8, parity);
-      if (cursor.unit < extent.pages) {
-        const int first = (extent.page_first + cursor.unit) * kUnitTokens;
-        state.page_unit(data, ring + a.planes_base + out * a.planes_stride,
-                        max(0, extent.low - first), min(64, extent.values_end - first));
-      } else {
-        const int first = extent.tile_position(cursor.unit);
-        state.tile_unit(data, extent.tile_low(first) - first, min(16, extent.past + 1 - first),
-                        extent.is_coded(first), first / kTileTokens % 2);
-      }
-      __syncwarp();
-      if (++out == a.stages) out = 0, parity ^= 1;
-      --in_flight;
-      if (++cursor.unit < behind) continue;
+      // In the middle of a row of pages the next copy goes where the last unit was.
+      bool goes_on, refilled;
+      do {
+        std::byte* data = ring + out * a.stage_bytes;
+        const uint32_t barrier = barriers + out * 8;
+        barrier_wait(barrier, parity);
+        if (cursor.unit < extent.pages) {
+          const int first = (extent.page_first + cursor.unit) * kUnitTokens;
+          state.page_unit(data, ring + a.planes_base + out * a.planes_stride,
+                          max(0, extent.low - first), min(64, extent.values_end - first));
+        } else {
+          const int first = extent.tile_position(cursor.unit);
+          state.tile_unit(data, extent.tile_low(first) - first, min(16, extent.past + 1 - first),
+                          extent.is_coded(first), first / kTileTokens % 2);
+        }
+        __syncwarp();
+        if (++out == a.stages) out = 0, parity ^= 1;
+        refilled = in_flight == a.stages && producer.at_page();
+        if (refilled) {
+          producer.issue_page({barrier, lane}, shared_address(data));
+          in = out;
+        } else {
+          --in_flight;
+        }
+        goes_on = ++cursor.unit < behind;
+      } while (goes_on && refilled);
+      if (goes_on) continue;
 
       inside = false;
       state.close_pages();
