@@ -212,8 +212,7 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   const bool extended = a.byte_parameters || s.store.layout.format.key_bias;
   // Expanded parameters lie behind their unit where a stage has room for them, else behind the
   // ring.
-  const int planes_bytes =
-      (extended ? 12 * d : 0) + (a.byte_parameters ? 256 * s.store.layout.value_groups() : 0);
+  const int planes_bytes = extended ? 20 * d : 0;
   const bool in_stage = a.unit_bytes + planes_bytes <= a.stage_bytes;
   auto shared_bytes = [&] {
     a.ring_bytes = a.stages * a.stage_bytes + (in_stage ? 0 : planes_bytes);
