@@ -167,6 +167,12 @@ std::vector<Flag> scheduler_flags(Settings& s) {
        "Keep at most this many prompt tokens in 16 bits while prompts are computed in chunks with "
        "--kivi-prefill exact (0 = quantize each chunk).",
        group, kEngineCommands, integer(e.prefill_staging_tokens, 0, 1 << 24)},
+      {"prefill-layerwise-tokens", "N",
+       "Compute longer prompts of --kivi-prefill exact, up to this many tokens, layer by layer, so "
+       "that they attend in 16 bits too. Their memory takes at most a sixteenth of the cache's (0 "
+       "= "
+       "quantize each chunk of them).",
+       group, kEngineCommands, integer(e.prefill_layerwise_tokens, 0, 1 << 24)},
       {"prefill-scratch-bytes", "BYTES",
        "Use at most this much CUDA memory for one layer's quantized history in 16 bits while a "
        "prompt chunk attends to it (0 = read the codes where they lie, which is slow).",
