@@ -871,6 +871,17 @@ struct DecodeProducer {
   }
 };
 
+// The query heads of a segment: how many, and the first one's first channel in a row of q.
+struct Heads {
+  int count, channel;
+};
+template <int D, int NT>
+__device__ __forceinline__ Heads heads_of(const DecodeLaunch& a, int segment) {
+  const int head = NT == 1 ? segment : segment / a.head_blocks;
+  const int first = NT == 1 ? 0 : segment % a.head_blocks * 8 * NT;
+  return {min(8 * NT, a.ratio - first), (head * a.ratio + first) * D};
+}
+
 template <int D, int KB, int VB, int NT, bool X>
 __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
     kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
@@ -902,9 +913,10 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
     bool waited = producer.at_own_token();
     if (waited) wait_for_previous();
     DecodeWarp<D, KB, VB, NT, X> state(a, lane, shared + at.ones);
-    Extent extent;
-    int units = 0, begin = 0, behind = 0, heads = 0, row = 0;  // of the cursor's segment
-    int channel = 0;
+    // Of the cursor's segment. What only the ends of a segment need is computed there again: it
+    // would take registers from the pages.
+    int past = 0, pages = 0, page_first = 0, low = 0, values_end = 0;
+    int begin = 0, behind = 0, row = 0;
     bool inside = false, fresh = false;  // in a segment; its state is not set up yet
     int in = 0, out = 0, in_flight = 0;  // stages
     uint32_t parity = 0;
@@ -914,16 +926,15 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
       if (waited && !inside && (in_flight > 0 || !producer.done())) {
         inside = fresh = true;
         const StepSequence& sequence = a.sequences[cursor.sequence];
-        extent = extent_of(a, sequence.past);
-        units = extent.units(), begin = cursor.unit;
-        const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
-        behind = stops ? end.unit : units;
-        const int head = NT == 1 ? cursor.segment : cursor.segment / a.head_blocks;
-        const int first_head = NT == 1 ? 0 : cursor.segment % a.head_blocks * 8 * NT;
-        heads = min(8 * NT, a.ratio - first_head);
-        channel = (head * a.ratio + first_head) * D;
+        const Extent extent = extent_of(a, sequence.past);
         row = sequence.row_begin;
-        state.load_queries(a.q + row * a.q_stride + channel, heads);
+        past = sequence.past, pages = extent.pages, page_first = extent.page_first;
+        low = extent.low, values_end = extent.values_end;
+        begin = cursor.unit;
+        const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
+        behind = stops ? end.unit : extent.units();
+        const Heads h = heads_of<D, NT>(a, cursor.segment);
+        state.load_queries(a.q + row * a.q_stride + h.channel, h.count);
       }
       if (in_flight < a.stages && !producer.done()) {
         producer.issue({barriers + in * 8, lane}, shared_address(ring + in * a.stage_bytes));
@@ -944,11 +955,12 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
         std::byte* data = ring + out * a.stage_bytes;
         const uint32_t barrier = barriers + out * 8;
         barrier_wait(barrier, parity);
-        if (cursor.unit < extent.pages) {
-          const int first = (extent.page_first + cursor.unit) * kUnitTokens;
-          state.page_unit(data, ring + a.planes_base + out * a.planes_stride,
-                          max(0, extent.low - first), min(64, extent.values_end - first));
+        if (cursor.unit < pages) {
+          const int first = (page_first + cursor.unit) * kUnitTokens;
+          state.page_unit(data, ring + a.planes_base + out * a.planes_stride, max(0, low - first),
+                          min(64, values_end - first));
         } else {
+          const Extent extent = extent_of(a, past);
           const int first = extent.tile_position(cursor.unit);
           state.tile_unit(data, extent.tile_low(first) - first, min(16, extent.past + 1 - first),
                           extent.is_coded(first), first / kTileTokens % 2);
@@ -968,6 +980,9 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
 
       inside = false;
       state.close_pages();
+      const Extent extent = extent_of(a, past);
+      const int units = extent.units();
+      const auto [heads, channel] = heads_of<D, NT>(a, cursor.segment);
       if (begin == 0 && behind == units) {
         state.store_output(static_cast<uint16_t*>(a.out) + row * a.out_stride + channel, heads);
       } else {
