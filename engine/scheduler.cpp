@@ -227,7 +227,7 @@ void Scheduler::admit(const Candidate& c) {
   const bool reserved = c.part.layerwise ? cache_.reserve_layerwise(s.kv, c.part.count)
                                          : cache_.reserve(s.kv, c.part.count, c.part.mode);
   KIVI_VERIFY(reserved);
-  if (c.part.layerwise) hold_capture(s);
+  if (c.part.layerwise) hold_captures(s);
   s.state = SequenceState::running;
   running_.emplace(queue_.age(s), queue_.admit(s));
 }

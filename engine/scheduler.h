@@ -150,7 +150,7 @@ class Scheduler {
   // The prompts that are computed layer by layer (scheduler_layerwise.cpp).
   bool layerwise(const Sequence& s) const;  // of a sequence that was not continued from a prefix
   Sequence* layerwise_prompt() const;       // the one that is being computed; null: none
-  void hold_capture(Sequence& s);
+  void hold_captures(Sequence& s);
   void plan_layerwise(BatchPlan& plan, Sequence& s);
   // The end of an appended chunk that begins at `past`.
   int chunk_end(int past) const;

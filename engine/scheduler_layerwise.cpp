@@ -27,18 +27,21 @@ Sequence* Scheduler::layerwise_prompt() const {
   return nullptr;
 }
 
-// The slab of the last boundary is captured by every layer in turn, so it needs a slot until the
-// last one. It takes one that no sequence can need.
-void Scheduler::hold_capture(Sequence& s) {
-  if (s.kv.wanted.empty()) return;
-  const WantedCheckpoint last = s.kv.wanted.back();
-  s.kv.wanted.clear();
+// A slab is captured by every layer in turn, so it needs a slot until the last one. kSlotsLeft
+// slots stay free for sequences that can still be admitted. Where prompts part comes first: from
+// there on other prompts are continued for certain.
+void Scheduler::hold_captures(Sequence& s) {
+  constexpr int kSlotsLeft = 2;
   // The sequence itself does not count as running yet.
-  if (cache_.slots_free() <= seqs_max_ - running() - 1) return;
-  const int32_t slot = cache_.take_slot();
-  if (slot < 0) return;
-  s.kv.wanted.push_back(last);
-  s.kv.held.push_back({last.tokens, last.branch, slot});
+  const int left = std::min(kSlotsLeft, seqs_max_ - running() - 1);
+  std::vector<WantedCheckpoint> held;
+  for (const WantedCheckpoint& wanted : s.kv.wanted) {
+    const int32_t slot = cache_.slots_free() > left ? cache_.take_slot() : -1;
+    if (slot < 0) break;
+    held.push_back(wanted);
+    s.kv.held.push_back({wanted.tokens, wanted.branch, slot});
+  }
+  s.kv.wanted = std::move(held);
 }
 
 // A step takes as many units as a full step of rows without a history costs, and at least one.

@@ -131,6 +131,22 @@ TEST_CASE(
   CHECK(output_of(of_second) == alone[2]);
 }
 
+TEST_CASE("Prompts that part share what they have in common, though computed layer by layer") {
+  EngineConfig config = config_of("tales-llama", "kivi2", true);
+  config.enable_prefix_caching = true;
+  const auto loaded = load_or_fail(config);
+  const std::vector<int32_t> system = prompt_of(*loaded, 400);
+  std::vector<int> cached;
+  for (uint32_t i = 0; i < 4; ++i) {
+    std::vector<int32_t> prompt = system;
+    const std::vector<int32_t> own = prompt_of(*loaded, 200, 10 + i);
+    prompt.insert(prompt.end(), own.begin(), own.end());
+    cached.push_back(run(*loaded, greedy_request(prompt, 4)).back().cached_tokens);
+  }
+  // The second prompt shows where they part, and leaves a checkpoint there.
+  CHECK(cached == std::vector<int>{0, 0, 384, 384});
+}
+
 TEST_CASE("A prompt that was computed layer by layer is reused") {
   EngineConfig config = config_of("tales-llama", "kivi2", true);
   config.enable_prefix_caching = true;
