@@ -93,6 +93,7 @@ struct DecodeLaunch {
   int key_group_bytes;  // of the parameters of one group of keys
   DecodeShared at;
   int stages, stage_bytes, ring_bytes;
+  int refill_pages;  // a stage is refilled at once in segments of more pages than this
   // With parameters of 8 bits or a key bias, those of a unit are expanded to f16: at planes_base +
   // stage * planes_stride of a warp's ring.
   bool byte_parameters;

@@ -16,6 +16,7 @@ constexpr int kWarpsMax = 12;          // of a block
 constexpr int kBlocksMax = 2;          // a multiprocessor
 constexpr int kCountersMax = 1 << 20;  // segments of a launch
 constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
+constexpr int kRefillPages = 0;        // of a segment
 constexpr int kPiecesMin = 4;          // of a block, where there are few
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
@@ -221,6 +222,7 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
     a.at = decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift);
     return a.at.ring + grid.warps * a.ring_bytes;
   };
+  a.refill_pages = tuning.refill_pages >= 0 ? tuning.refill_pages : kRefillPages;
   a.stages = tuning.stages > 0 ? tuning.stages : 2;
   while (shared_bytes() > room && a.stages > 2) --a.stages;
   while (shared_bytes() > room && grid.warps > 1) --grid.warps;

@@ -967,7 +967,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
         }
         __syncwarp();
         if (++out == a.stages) out = 0, parity ^= 1;
-        refilled = in_flight == a.stages && producer.at_page();
+        refilled = in_flight == a.stages && pages > a.refill_pages && producer.at_page();
         if (refilled) {
           producer.issue_page({barrier, lane}, shared_address(data));
           in = out;
