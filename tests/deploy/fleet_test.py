@@ -30,9 +30,13 @@ class Fleet:
         self.file, self.round_robin = file, round_robin
 
     def __enter__(self):
-        for replica in self.replicas:
-            replica.start()
-        self.envoy = Envoy(self.file, self.replicas, self.log, self.round_robin)
+        try:
+            for replica in self.replicas:
+                replica.start()
+            self.envoy = Envoy(self.file, self.replicas, self.log, self.round_robin)
+        except BaseException:  # a start that fails leaves no process behind
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind, value, trace):
