@@ -6,7 +6,9 @@
 #include <numeric>
 #include <random>
 
+#include "engine/model/weight_quantizer.h"
 #include "kernels/half.h"
+#include "kernels/weight_codec.h"
 
 namespace kivi {
 namespace {
@@ -67,6 +69,51 @@ Tensor RandomData::matrix(int copy, int64_t rows, int64_t columns) const {
 }
 
 Tensor RandomData::vector(int copy, int64_t n) const { return at(copy, n); }
+
+Result<RandomWeight> RandomWeight::create(Backend& backend, const WeightFormat& format, int64_t n,
+                                          int64_t k, int64_t bytes) {
+  const int64_t codes_bytes = weight_codes_bytes(format, n, k);
+  const int64_t scales_bytes = weight_scales_bytes(format, n, k);
+  const int64_t each = aligned(codes_bytes) + aligned(scales_bytes);
+  const int64_t count = std::clamp<int64_t>(bytes / each, 1, kCopiesMax);
+  RandomWeight made;
+  made.bytes_ = codes_bytes + scales_bytes;
+  KIVI_ASSIGN_OR_RETURN(made.memory_, backend.allocate(size_t(count * each), "benchmark data"));
+
+  constexpr int64_t kRows = 64;
+  const int64_t rows = std::min(n, kRows);
+  std::vector<std::byte> codes(size_t(weight_codes_bytes(format, rows, k)), std::byte{0});
+  std::vector<std::byte> scales(size_t(weight_scales_bytes(format, rows, k)), std::byte{0});
+  std::vector<float> row(size_t(k), 0.f);
+  std::vector<uint8_t> row_codes(size_t(k), 0);
+  std::vector<std::byte> row_records(
+      size_t(record_count(format, k) * layout_of(format.kind).record_bytes), std::byte{0});
+  std::mt19937 random(11);
+  const float amplitude = std::sqrt(3.0f / float(k));
+  for (int64_t i = 0; i < rows; ++i) {
+    for (float& x : row) x = amplitude * float(int32_t(random())) * 0x1p-31f;
+    quantize_row(format, row, row_codes, row_records);
+    write_weight_row(format, k, i, {row_codes, row_records}, codes.data(), scales.data());
+  }
+  const auto repeat = [&](std::byte* to, int64_t size, const std::vector<std::byte>& source) {
+    for (int64_t begin = 0; begin < size; begin += int64_t(source.size()))
+      backend.upload(to + begin, source.data(),
+                     size_t(std::min(int64_t(source.size()), size - begin)));
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    std::byte* const at = made.memory_.data() + i * each;
+    repeat(at, codes_bytes, codes);
+    repeat(at + aligned(codes_bytes), scales_bytes, scales);
+    Weight weight;
+    weight.format = format;
+    weight.rows = n;
+    weight.columns = k;
+    weight.codes = at;
+    weight.scales = at + aligned(codes_bytes);
+    made.copies_.push_back(weight);
+  }
+  return made;
+}
 
 Result<Buffer> upload_ids(Backend& backend, const std::vector<int32_t>& ids) {
   KIVI_ASSIGN_OR_RETURN(Buffer buffer,

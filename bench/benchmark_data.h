@@ -30,6 +30,25 @@ class RandomData {
   DType dtype_ = DType::f32;
 };
 
+// Copies of one quantized matrix [n, k] that together fill some memory. It repeats a few rows of
+// random numbers.
+class RandomWeight {
+ public:
+  // At least one copy, and as many as fit into `bytes`, up to 64.
+  static Result<RandomWeight> create(Backend& backend, const WeightFormat& format, int64_t n,
+                                     int64_t k, int64_t bytes);
+
+  int copies() const { return int(copies_.size()); }
+  const Weight& copy(int i) const { return copies_[size_t(i)]; }
+  // Of one copy: codes and scales.
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  Buffer memory_;
+  std::vector<Weight> copies_;
+  int64_t bytes_ = 0;
+};
+
 // i32 on the device.
 Result<Buffer> upload_ids(Backend& backend, const std::vector<int32_t>& ids);
 

@@ -8,15 +8,18 @@
 #include <cmath>
 #include <filesystem>
 #include <initializer_list>
+#include <map>
 #include <numeric>
 #include <random>
 #include <set>
+#include <utility>
 
 #include "bench/benchmark_data.h"
 #include "bench/kernel_costs.h"
 #include "bench/kernel_timer.h"
 #include "engine/model/model_config.h"
 #include "engine/model/rope_scaling.h"
+#include "engine/model/weight_quantizer.h"
 #include "engine/serving/device.h"
 
 namespace kivi {
@@ -117,7 +120,8 @@ class Benchmark {
   Status measure_dense(int t);
   void measure_embed(int t);
   void measure_norms(int t);
-  void measure_matmuls(int t);
+  Status measure_matmuls(int t);
+  Status measure_quantized(const char* name, int t, int64_t k, int64_t n);
   void measure_matmul(const char* name, int t, int64_t k, int64_t n, const RandomData& out);
   Status measure_rope(int t);
   void measure_activation(int t);
@@ -181,7 +185,9 @@ class Benchmark {
   RandomData attention_;  // [rows, hq d] a
   Buffer ids_;            // [kIdSets, rows_max] i32
   int64_t ids_bound_ = 0;
-  Buffer sampled_ids_;  // [rows] i32
+  Buffer sampled_ids_;                                             // [rows] i32
+  std::map<std::pair<int64_t, int64_t>, RandomWeight> quantized_;  // by n and k
+  Buffer product_scratch_;
 };
 
 Status Benchmark::measure_rates() {
@@ -266,7 +272,7 @@ Status Benchmark::make_data() {
 Status Benchmark::measure_dense(int t) {
   if (wanted("embed")) measure_embed(t);
   if (wanted("norm") || wanted("add_norm")) measure_norms(t);
-  if (wanted("matmul")) measure_matmuls(t);
+  if (wanted("matmul")) KIVI_RETURN_IF_ERROR(measure_matmuls(t));
   if (wanted("rope")) KIVI_RETURN_IF_ERROR(measure_rope(t));
   if (wanted("activation")) measure_activation(t);
   if (wanted("gather_rows") && t <= kSampledRowsMax) measure_gather(t);
@@ -303,13 +309,47 @@ void Benchmark::measure_norms(int t) {
            }));
 }
 
-void Benchmark::measure_matmuls(int t) {
+Status Benchmark::measure_matmuls(int t) {
   const int64_t n = spec_.hidden;
-  measure_matmul("q|k|v", t, n, spec_.qkv_size(), results_);
-  measure_matmul("output", t, spec_.query_size(), n, results_);
-  measure_matmul(spec_.gated ? "gate|up" : "up", t, n, spec_.up_size(), results_);
-  measure_matmul("down", t, spec_.intermediate, n, results_);
+  const bool quantized = config_.quantization == "fp8" || config_.quantization == "int4";
+  const auto measure = [&](const char* name, int64_t k, int64_t rows) -> Status {
+    if (quantized) return measure_quantized(name, t, k, rows);
+    measure_matmul(name, t, k, rows, results_);
+    return ok_status();
+  };
+  KIVI_RETURN_IF_ERROR(measure("q|k|v", n, spec_.qkv_size()));
+  KIVI_RETURN_IF_ERROR(measure("output", spec_.query_size(), n));
+  KIVI_RETURN_IF_ERROR(measure(spec_.gated ? "gate|up" : "up", n, spec_.up_size()));
+  KIVI_RETURN_IF_ERROR(measure("down", spec_.intermediate, n));
   if (t <= kSampledRowsMax) measure_matmul("head", t, n, spec_.vocab, logits_);
+  return ok_status();
+}
+
+Status Benchmark::measure_quantized(const char* name, int t, int64_t k, int64_t n) {
+  const WeightFormat format = config_.quantization == "fp8"
+                                  ? WeightFormat{WeightKind::e4m3}
+                                  : WeightFormat{WeightKind::int4, kInt4Group};
+  auto found = quantized_.find({n, k});
+  if (found == quantized_.end()) {
+    KIVI_ASSIGN_OR_RETURN(RandomWeight made,
+                          RandomWeight::create(backend_, format, n, k, scale_.rotation_bytes));
+    found = quantized_.emplace(std::pair(n, k), std::move(made)).first;
+  }
+  const RandomWeight& w = found->second;
+  const int64_t scratch = backend_.product_scratch_bytes(w.copy(0), t);
+  if (scratch > int64_t(product_scratch_.bytes())) {
+    KIVI_ASSIGN_OR_RETURN(product_scratch_, backend_.allocate(size_t(scratch), "scratch"));
+    backend_.use_product_scratch(product_scratch_.data(), scratch);
+  }
+  const int places = std::min(inputs_.copies(t, k), results_.copies(t, n));
+  OpCost cost = matmul_cost(t, k, n, 0, size_a(), size_a());
+  cost.bytes += w.bytes();
+  record("matmul", fmt::format("{} {} x {}", name, matrix_text(t, k), matrix_text(n, k)),
+         name_of(format), cost, timer_.seconds(w.copies(), [&](int i) {
+           backend_.matmul(inputs_.matrix(i % places, t, k), w.copy(i), {},
+                           results_.matrix(i % places, t, n));
+         }));
+  return ok_status();
 }
 
 void Benchmark::measure_matmul(const char* name, int t, int64_t k, int64_t n,

@@ -37,7 +37,7 @@ struct KernelBenchmarkOptions {
 struct KernelMeasurement {
   std::string op;
   std::string shape;   // "[64, 4096] x [12288, 4096]", "(64, 1024)"
-  std::string format;  // of the cache; "": the op knows none
+  std::string format;  // of the cache or of quantized weights; "": the op knows none
   double seconds = 0;  // of one call
   int64_t bytes = 0;   // bench/kernel_costs.h
   double flops = 0;
@@ -60,8 +60,9 @@ const std::vector<std::string>& kernel_op_names();
 // Told of each measurement as it comes, with what is known so far: all but later rows.
 using KernelObserver = std::function<void(const KernelBenchmark&, const KernelMeasurement&)>;
 
-// Of `config` the model's config.json, device, threads, dtype, G and R count. Errors: the config's,
-// the device's; a case that finds no memory is skipped, not an error.
+// Of `config` the model's config.json, device, threads, dtype, quantization, G and R count.
+// quantization fp8 and int4 are the format of the layers' matrices, not of the head. Errors: the
+// config's, the device's; a case that finds no memory is skipped, not an error.
 Result<KernelBenchmark> benchmark_kernels(const EngineConfig& config,
                                           const KernelBenchmarkOptions& options,
                                           const KernelObserver& observer);

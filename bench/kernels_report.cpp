@@ -25,7 +25,7 @@ std::string kernels_header(const KernelBenchmark& b) {
       "{:.3f} TFLOP/s, inputs rotate over {} MiB\n\n{:<17} {:<44} {:<17} {:>10} {:>9} {:>8} {:>6} "
       "{:>9} {:>6}\n",
       b.model, b.dtype, b.device, b.copy_bytes_per_s / 1e9, b.copy_bytes >> 20, b.dtype,
-      b.matrix_size, b.matrix_flops_per_s / 1e12, b.rotation_bytes >> 20, "op", "shape", "cache",
+      b.matrix_size, b.matrix_flops_per_s / 1e12, b.rotation_bytes >> 20, "op", "shape", "format",
       "us", "MB", "GB/s", "% copy", "TFLOP/s", "% mat");
 }
 

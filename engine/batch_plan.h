@@ -22,6 +22,18 @@ struct PlannedSequence {
   bool samples = false;    // the next token is sampled from the last row's logits
   bool scores_prompt =
       false;  // every row whose successor is a prompt token is scored (prompt_logprobs)
+  // The part is a whole prompt, which is computed layer by layer: BatchPlan::layerwise says how
+  // much of it in this step.
+  bool layerwise = false;
+};
+
+// What a step computes of a prompt that is computed layer by layer. A unit is one chunk in one
+// layer. The units are in the order of the layers, and within a layer in the order of the chunks.
+struct LayerwiseUnits {
+  int begin = 0;
+  int end = 0;  // behind the last; begin == end: the step has no such prompt
+  int chunk_tokens = 0;
+  bool empty() const { return begin == end; }
 };
 
 // A copy within the store, of one page's bytes. A slot is `piece` after piece of that size; the
@@ -44,7 +56,8 @@ struct PlannedCapture {
 
 struct BatchPlan {
   std::vector<PlannedSequence> sequences;  // decodes first, then prompt chunks
-  int rows = 0;                            // sum of counts
+  int rows = 0;                            // sum of counts; layerwise: its share of the prompt
+  LayerwiseUnits layerwise;                // of sequences[0], which is then the only one
   std::vector<KvCopy> copies_before;       // in order, before the step
   std::vector<PlannedCapture> captures;
   std::vector<KvCopy> copies_after;  // in order, after the step

@@ -45,6 +45,8 @@ struct EngineConfig {
   int max_num_batched_tokens = 2048;  // rows of a step; >= max_num_seqs + prefill_chunk_tokens
   int prefill_chunk_tokens = 512;  // a prompt longer than this is computed in chunks of this length
   int prefill_staging_tokens = 4096;  // mode exact: prompt tokens in flight of chunked prompts
+  // Mode exact: longer prompts, up to this many tokens, are computed layer by layer. 0: none are.
+  int prefill_layerwise_tokens = 1 << 20;
   // CUDA, quantized formats: at most this much memory for the history of a chunk in 16 bits, of one
   // layer at a time; 0: its codes are read where they lie.
   int64_t prefill_scratch_bytes = 256 << 20;

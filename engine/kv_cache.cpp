@@ -45,6 +45,13 @@ bool KvCache::reserve(SequenceKv& kv, int tokens_more, KvMode mode) {
   return true;
 }
 
+bool KvCache::reserve_layerwise(SequenceKv& kv, int tokens) {
+  KIVI_VERIFY(kv.tokens == 0 && tokens <= capacity_.layerwise_tokens);
+  if (layerwise_taken_ || !reserve(kv, tokens, KvMode::append)) return false;
+  layerwise_taken_ = kv.layerwise = true;
+  return true;
+}
+
 void KvCache::commit(SequenceKv& kv, int tokens_more, KvMode mode) {
   KIVI_VERIFY(tokens_more >= 0 && kv.slot >= 0);
   kv.tokens += tokens_more;
@@ -59,6 +66,8 @@ void KvCache::commit(SequenceKv& kv, int tokens_more, KvMode mode) {
 void KvCache::release_staging(SequenceKv& kv) {
   for (const int32_t page : kv.staging_pages) staging_.give_back(page);
   kv.staging_pages.clear();
+  if (kv.layerwise) layerwise_taken_ = false;
+  kv.layerwise = false;
 }
 
 void KvCache::release(SequenceKv& kv) {
@@ -69,6 +78,7 @@ void KvCache::release(SequenceKv& kv) {
   // The last page first: kept pages are evicted in the order in which they were dropped.
   for (const int32_t page : std::views::reverse(kv.pages)) prefixes_.drop(page);
   if (kv.slot >= 0) slots_.give_back(kv.slot);
+  for (const HeldCapture& held : kv.held) slots_.give_back(held.slot);
   kv = SequenceKv{.chains = std::move(kv.chains)};
 }
 

@@ -22,6 +22,7 @@ struct KvCapacity {
   int pages = 0;
   int slots = 0;
   int staging_pages = 0;
+  int layerwise_tokens = 0;  // of one prompt that is computed layer by layer
 };
 
 class KvCache {
@@ -35,8 +36,14 @@ class KvCache {
   //   seal:   pages as in append; the staging pages stay held until commit()
   bool reserve(SequenceKv& kv, int tokens_more, KvMode mode);
 
+  // Reserves the area for a prompt of `tokens` tokens that is computed layer by layer, its pages,
+  // and a slot. Returns false and leaves kv unchanged if not everything is free.
+  bool reserve_layerwise(SequenceKv& kv, int tokens);
+  // One prompt at a time has the area.
+  bool layerwise_free() const { return !layerwise_taken_; }
+
   // Records that the step has stored the tokens: kv.tokens grows. Mode seal gives the staging pages
-  // back.
+  // and the layerwise area back.
   void commit(SequenceKv& kv, int tokens_more, KvMode mode);
 
   // Gives back everything that the sequence holds, if anything.
@@ -80,6 +87,7 @@ class KvCache {
   KvCapacity capacity_;
   PrefixCache prefixes_;
   IdPool slots_, staging_;
+  bool layerwise_taken_ = false;
 };
 
 }  // namespace kivi

@@ -17,11 +17,6 @@ constexpr size_t kSeenBlocks = size_t(1) << 18;
 // Sequences that one plan passes over because their prefix is coming.
 constexpr int kDeferredMax = 256;
 
-int staging_tokens_max(const EngineConfig& config, const KvCache& cache) {
-  const bool quantizes = cache.layout().format.kind == KvKind::kivi;
-  return config.kivi_prefill == PrefillMode::exact && quantizes ? config.prefill_staging_tokens : 0;
-}
-
 }  // namespace
 
 Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
@@ -29,7 +24,9 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
       seqs_max_(config.max_num_seqs),
       rows_max_(config.max_num_batched_tokens),
       chunk_tokens_(config.prefill_chunk_tokens),
-      staging_tokens_max_(staging_tokens_max(config, cache)),
+      exact_(config.kivi_prefill == PrefillMode::exact &&
+             cache.layout().format.kind == KvKind::kivi),
+      staging_tokens_max_(exact_ ? config.prefill_staging_tokens : 0),
       caches_prefixes_(config.enable_prefix_caching),
       salts_tenants_(config.prefix_cache_per_key),
       aligns_chunks_(cache.layout().format.kind == KvKind::kivi &&
@@ -48,6 +45,12 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
 BatchPlan Scheduler::plan() {
   BatchPlan plan;
   for (const auto& [unused, s] : running_) remember(*s);
+  if (Sequence* prompt = layerwise_prompt(); prompt != nullptr && layerwise_turn_) {
+    layerwise_turn_ = false;
+    plan_layerwise(plan, *prompt);
+    return plan;
+  }
+  layerwise_turn_ = true;
   const bool made_room = admit_starved_tenant();
   if (plan_running(plan) && !made_room) admit_waiting(plan);
   std::stable_partition(plan.sequences.begin(), plan.sequences.end(),
@@ -55,6 +58,8 @@ BatchPlan Scheduler::plan() {
   for (const PlannedSequence& part : plan.sequences)
     if (!part.sequence->kv.pinned.empty()) cache_.restore(part.sequence->kv, plan.copies_before);
   if (caches_prefixes_) plan_captures(plan);
+  if (Sequence* prompt = layerwise_prompt(); plan.empty() && prompt != nullptr)
+    plan_layerwise(plan, *prompt);
   KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty() ||
               queue_.first()->awaits_token());
   return plan;
@@ -81,6 +86,7 @@ bool Scheduler::plan_running(BatchPlan& plan) {
   for (size_t i = 0; i < order.size(); ++i) {
     Sequence& s = *order[i]->second;
     if (s.complete()) continue;      // its last token is under way
+    if (s.kv.layerwise) continue;    // it has steps of its own
     if (s.awaits_token()) continue;  // its next mask is not known yet; the others go on
     const PlannedSequence part = next_part(s);
     bool preempted = false;
@@ -112,7 +118,8 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
   while (Sequence* s = queue_.first()) {
     if (s->awaits_token()) break;  // preempted while its last token is under way
     Candidate c = candidate(*s);
-    if (prefix_is_coming(c) && int(deferred.size()) < kDeferredMax) {
+    const bool must_wait = prefix_is_coming(c) || (c.part.layerwise && !cache_.layerwise_free());
+    if (must_wait && int(deferred.size()) < kDeferredMax) {
       s->deferred = true;
       deferred.push_back(s);
       continue;
@@ -122,6 +129,7 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
     if (!fits(c, left) && c.match.tokens > 0) c = without_prefix(*s);
     if (!fits(c, left)) break;
     admit(c);
+    if (c.part.layerwise) continue;
     put(plan, c.part);
     rows -= rows_promised(c.part);
   }
@@ -142,6 +150,7 @@ bool Scheduler::admit_starved_tenant() {
     free.slots += share.slots;
     free.pages += share.pages;
     free.staging_pages += share.staging_pages;
+    free.layerwise += share.layerwise;
     free.rows += share.rows;
     victims.push_back(victim);
   }
@@ -215,14 +224,17 @@ void Scheduler::admit(const Candidate& c) {
     if (c.match.tokens > 0) cache_.prefixes().attach(c.match, s.kv);
     want_checkpoints(s, c.match);
   }
-  const bool reserved = cache_.reserve(s.kv, c.part.count, c.part.mode);
+  const bool reserved = c.part.layerwise ? cache_.reserve_layerwise(s.kv, c.part.count)
+                                         : cache_.reserve(s.kv, c.part.count, c.part.mode);
   KIVI_VERIFY(reserved);
+  if (c.part.layerwise) hold_captures(s);
   s.state = SequenceState::running;
   running_.emplace(queue_.age(s), queue_.admit(s));
 }
 
 // Appended chunks have different lengths, up to chunk_tokens_.
 int Scheduler::rows_promised(const PlannedSequence& part) const {
+  if (part.layerwise) return 0;  // it has steps of its own
   const bool last = part.past + part.count >= part.sequence->prefill_tokens;
   return last || part.mode != KvMode::append ? part.count : chunk_tokens_;
 }
@@ -234,8 +246,12 @@ int Scheduler::rows_left() const {
 }
 
 Scheduler::Room Scheduler::room(int rows) const {
-  Room room{seqs_max_ - running(), cache_.slots_free(), cache_.pages_free(),
-            cache_.staging_pages_free(), rows};
+  Room room{seqs_max_ - running(),
+            cache_.slots_free(),
+            cache_.pages_free(),
+            cache_.staging_pages_free(),
+            cache_.layerwise_free() ? 1 : 0,
+            rows};
   for (const auto& [unused, r] : running_) {
     if (!r->prefilling()) continue;  // what admitted prompts are still going to take
     room.pages -= cache_.pages_needed(r->prefill_tokens) - int(r->kv.pages.size());
@@ -245,7 +261,8 @@ Scheduler::Room Scheduler::room(int rows) const {
 }
 
 Scheduler::Room Scheduler::share_of(Sequence& s) const {
-  Room share{1, 1, 0, int(s.kv.staging_pages.size()), rows_promised(next_part(s))};
+  Room share{
+      1, 1, 0, int(s.kv.staging_pages.size()), s.kv.layerwise ? 1 : 0, rows_promised(next_part(s))};
   for (const int32_t page : s.kv.pages) share.pages += cache_.prefixes().exclusive(page) ? 1 : 0;
   if (s.prefilling()) {
     share.pages += cache_.pages_needed(s.prefill_tokens) - int(s.kv.pages.size());
@@ -256,6 +273,7 @@ Scheduler::Room Scheduler::share_of(Sequence& s) const {
 
 bool Scheduler::fits(const Candidate& c, const Room& room) const {
   if (room.sequences < 1 || room.slots < 1 || room.rows < rows_promised(c.part)) return false;
+  if (c.part.layerwise && room.layerwise < 1) return false;
   if (running_.empty()) return c.match.tokens == 0 || c.pages <= room.pages;
   const int watermark = (cache_.capacity().pages + 99) / 100;
   return c.pages + watermark <= room.pages && c.staging_pages <= room.staging_pages;
@@ -275,6 +293,12 @@ PlannedSequence Scheduler::part_from(Sequence& s, int past, bool reuses) const {
     KIVI_VERIFY(past + 1 == int(s.tokens.size()));
     part.count = 1;
     part.completes = part.samples = true;
+    return part;
+  }
+  if (!reuses && layerwise(s)) {
+    part.count = s.prefill_tokens;
+    part.mode = KvMode::seal;
+    part.layerwise = true;
     return part;
   }
   const bool stages = !reuses && staged(s);
@@ -334,6 +358,11 @@ void Scheduler::preempt(Running::iterator victim) {
 }
 
 void Scheduler::commit(const BatchPlan& plan) {
+  if (!plan.layerwise.empty()) {
+    const PlannedSequence& prompt = plan.sequences[0];
+    prompt.sequence->kv.layerwise_units = plan.layerwise.end;
+    if (!prompt.completes) return;
+  }
   for (const PlannedSequence& part : plan.sequences) {
     cache_.commit(part.sequence->kv, part.count, part.mode);
     cache_.unpin(part.sequence->kv);
@@ -341,6 +370,7 @@ void Scheduler::commit(const BatchPlan& plan) {
 }
 
 void Scheduler::settle(const BatchPlan& plan) {
+  if (!plan.layerwise.empty() && !plan.sequences[0].completes) return;
   for (const PlannedSequence& part : plan.sequences) {
     SequenceKv& kv = part.sequence->kv;
     if (part.sequence->state != SequenceState::running) continue;

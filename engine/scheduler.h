@@ -43,9 +43,13 @@
 // Modes of prompt chunks (KvMode): a prompt of one chunk is appended at once, and its rows attend
 // to each other in 16 bits. For longer ones, prefill mode exact stages all chunks but the last,
 // which seals. In mode stream, in formats f16 and f8 (they have no residual, and a read history
-// costs f16 nothing), and in prompts beyond prefill_staging_tokens, every chunk is appended. In
+// costs f16 nothing), and in prompts beyond prefill_layerwise_tokens, every chunk is appended. In
 // KIVI formats such chunks end at boundaries of the prefix cache (prefix_cache.h) where they are
 // long enough.
+//
+// A prompt of mode exact that does not fit into staging is computed layer by layer (LayerwiseUnits,
+// docs/design/decisions/032-layer-by-layer.md). It has every other step for itself. One at a time
+// is: others of its kind are passed over until the area is free.
 //
 // Prefix cache: a sequence that is admitted begins after the longest prefix that it can be
 // continued from. Its other tokens are appended to that, chunk by chunk. In mode stream only
@@ -122,6 +126,7 @@ class Scheduler {
     int slots = 0;
     int pages = 0;
     int staging_pages = 0;
+    int layerwise = 0;  // prompts that may be computed layer by layer
     int rows = 0;
   };
 
@@ -142,6 +147,11 @@ class Scheduler {
     return part_from(s, s.kv.tokens, s.kv.reused > 0);
   }
   PlannedSequence part_from(Sequence& s, int past, bool reuses) const;
+  // The prompts that are computed layer by layer (scheduler_layerwise.cpp).
+  bool layerwise(const Sequence& s) const;  // of a sequence that was not continued from a prefix
+  Sequence* layerwise_prompt() const;       // the one that is being computed; null: none
+  void hold_captures(Sequence& s);
+  void plan_layerwise(BatchPlan& plan, Sequence& s);
   // The end of an appended chunk that begins at `past`.
   int chunk_end(int past) const;
   // Running sequences in the order in which a step serves them.
@@ -189,6 +199,7 @@ class Scheduler {
   const int seqs_max_;
   const int rows_max_;
   const int chunk_tokens_;
+  const bool exact_;              // mode exact, and the format quantizes
   const int staging_tokens_max_;  // 0: prompts are never staged
   const bool caches_prefixes_;
   const bool salts_tenants_;
@@ -200,6 +211,7 @@ class Scheduler {
   std::vector<uint64_t> seen_;  // hashes of blocks of earlier prompts, each in its only place
   Running running_;
   FairQueue queue_;
+  bool layerwise_turn_ = false;  // the next step goes on with the prompt of layerwise_prompt()
   uint64_t preemptions_ = 0;
   uint64_t preemptions_for_tenants_ = 0;
 };

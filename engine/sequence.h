@@ -24,6 +24,14 @@ struct CapturedSlab {
   std::vector<int32_t> pages;
 };
 
+// A slab that is captured while a prompt is computed layer by layer. It is complete after the last
+// layer.
+struct HeldCapture {
+  int tokens = 0;
+  bool branch = false;
+  int32_t slot = -1;
+};
+
 // A boundary at which a checkpoint is wanted.
 struct WantedCheckpoint {
   int tokens = 0;
@@ -36,6 +44,9 @@ struct SequenceKv {
   std::vector<int32_t> staging_pages;  // while its prompt is in flight in mode exact, chunked
   int32_t slot = -1;                   // residual slot; -1: none held
   int tokens = 0;                      // cached
+  bool layerwise = false;              // holds the area of prompts that are computed layer by layer
+  int layerwise_units = 0;             // of such a prompt, computed so far
+  std::vector<HeldCapture> held;       // of such a prompt
 
   // What follows is the prefix cache's (prefix_cache.h).
   int reused = 0;                // of `tokens`, taken from the cache

@@ -98,6 +98,10 @@ void Backend::do_matmul_quantized(const Tensor&, const Weight&, const Tensor&, c
   KIVI_VERIFY(false);
 }
 
+ProductInput Backend::product_input(const Tensor&, const Weight&, const Tensor&, const Tensor&) {
+  return ProductInput::plain;
+}
+
 void Backend::run_recorded(uint64_t, const std::function<void()>& ops) { ops(); }
 
 void Backend::resolve_ids(const Tensor& ids, const Tensor& sampled) {

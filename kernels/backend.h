@@ -82,6 +82,20 @@ class Backend {
   virtual bool multiplies(const WeightFormat& format) const {
     return format.kind == WeightKind::plain;
   }
+  // Returns how this device rounds x before the product that matmul would compute of the same
+  // arguments. W is quantized.
+  virtual ProductInput product_input(const Tensor& x, const Weight& w, const Tensor& bias,
+                                     const Tensor& out);
+  // Returns the bytes of scratch that a product of up to `rows` rows by a quantized matrix needs on
+  // this device. Of `w`, the format, n, k and `hadamard` count.
+  virtual int64_t product_scratch_bytes([[maybe_unused]] const Weight& w,
+                                        [[maybe_unused]] int64_t rows) const {
+    return 0;
+  }
+  // Gives products by quantized matrices their scratch, aligned to 256 bytes. It must stay valid
+  // for as long as such products are called. Its contents never matter to the caller.
+  virtual void use_product_scratch([[maybe_unused]] std::byte* memory,
+                                   [[maybe_unused]] int64_t bytes) {}
 
   // The bytes of scratch memory (KvView::scratch) that hold one layer's history of `tokens` tokens
   // in 16 bits. 0 where this device reads a history of this format where it lies.
@@ -145,9 +159,8 @@ class Backend {
   // out = x W^T (+ bias).  x [t, k] a, W [n, k] w, bias [n] w or empty, out [t, n] a or f32.
   // On the CPU, each row of `out` depends on its row of `x` alone, bit for bit.
   //
-  // W may be quantized in a format that the device multiplies. Then the CPU quantizes x as well if
-  // W has codes of 4 to 8 bits: each 32 columns of a row become x' = s * round(x / s), where
-  // s = max |x| / 127. For e4m3, x stays as it is.
+  // W may be quantized in a format that the device multiplies. Then x may be rounded first, as
+  // product_input() says. A bias has any float type on the CPU and type `a` on CUDA.
   void matmul(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out);
 
   // Splits qkv into heads, rotates q and k by RoPE, multiplies q, k and v by the Hadamard matrix if

@@ -309,6 +309,7 @@ struct KvView {
   int64_t slot_count = 0;
   int64_t staging_page_count = 0;
   int64_t scratch_bytes = 0;  // 0: no such memory
+  int staging_layer = 0;      // the layer with which `staging` begins
 
   KIVI_HOST_DEVICE std::byte* page_block(int layer, int64_t page, int head) const {
     return pages + ((page * layout.shape.layers + layer) * layout.shape.heads + head) *
@@ -319,8 +320,9 @@ struct KvView {
            ((slot * layout.shape.layers + layer) * layout.shape.heads + head) * layout.slab_bytes();
   }
   KIVI_HOST_DEVICE std::byte* staging_block(int layer, int64_t page, int head) const {
-    return staging + ((layer * staging_page_count + page) * layout.shape.heads + head) *
-                         layout.staging_block_bytes();
+    return staging +
+           (((layer - staging_layer) * staging_page_count + page) * layout.shape.heads + head) *
+               layout.staging_block_bytes();
   }
 };
 

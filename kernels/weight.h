@@ -53,6 +53,14 @@ struct WeightFormat {
   friend constexpr bool operator==(const WeightFormat&, const WeightFormat&) = default;
 };
 
+// What becomes of x before it is multiplied by a quantized matrix. Absolute maxima below 1e-30
+// count as zero.
+enum class ProductInput : uint8_t {
+  plain,      // x stays as it is
+  bytes,      // each 32 columns of a row: s * round(x / s), where s = max |x| / 127
+  e4m3_rows,  // a whole row: s * e4m3(x * (448 / max |x|)), where s = max |x| / 448
+};
+
 // Returns text such as "q4_1", "int4 G128", "fp8", "16-bit".
 std::string name_of(const WeightFormat& format);
 

@@ -42,6 +42,16 @@ class ObservingBackend final : public Backend {
   DType activation_type(DType weight) const override { return inner_->activation_type(weight); }
   DType query_type() const override { return inner_->query_type(); }
   bool multiplies(const WeightFormat& format) const override { return inner_->multiplies(format); }
+  ProductInput product_input(const Tensor& x, const Weight& w, const Tensor& bias,
+                             const Tensor& out) override {
+    return inner_->product_input(x, w, bias, out);
+  }
+  int64_t product_scratch_bytes(const Weight& w, int64_t rows) const override {
+    return inner_->product_scratch_bytes(w, rows);
+  }
+  void use_product_scratch(std::byte* memory, int64_t bytes) override {
+    inner_->use_product_scratch(memory, bytes);
+  }
 
   void upload(void* device, const void* source, size_t bytes) override {
     inner_->upload(device, source, bytes);

@@ -59,7 +59,8 @@ std::vector<Flag> model_flags(Settings& s) {
       {"quantization", "FORMAT",
        "Quantize the layers' matrices of a 16-bit checkpoint to fp8 or int4 while it is loaded; "
        "auto = keep the checkpoint's own formats if the device multiplies them, none = dequantize.",
-       group, kEngineCommands | kStudies, choice(e.quantization, {"auto", "none", "fp8", "int4"})},
+       group, kEngineCommands | kKernels | kStudies,
+       choice(e.quantization, {"auto", "none", "fp8", "int4"})},
       {"load-format", "FORMAT",
        "Read the checkpoint as safetensors or gguf, or fill the weights with random numbers "
        "(dummy); auto = detect the format.",
@@ -166,6 +167,12 @@ std::vector<Flag> scheduler_flags(Settings& s) {
        "Keep at most this many prompt tokens in 16 bits while prompts are computed in chunks with "
        "--kivi-prefill exact (0 = quantize each chunk).",
        group, kEngineCommands, integer(e.prefill_staging_tokens, 0, 1 << 24)},
+      {"prefill-layerwise-tokens", "N",
+       "Compute longer prompts of --kivi-prefill exact, up to this many tokens, layer by layer, so "
+       "that they attend in 16 bits too. Their memory takes at most a sixteenth of the cache's (0 "
+       "= "
+       "quantize each chunk of them).",
+       group, kEngineCommands, integer(e.prefill_layerwise_tokens, 0, 1 << 24)},
       {"prefill-scratch-bytes", "BYTES",
        "Use at most this much CUDA memory for one layer's quantized history in 16 bits while a "
        "prompt chunk attends to it (0 = read the codes where they lie, which is slow).",

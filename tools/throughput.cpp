@@ -57,6 +57,7 @@ nlohmann::ordered_json memory_json(const LoadedModel& model) {
           {"residual", p.residual},
           {"sinks", p.sinks},
           {"staging", p.staging},
+          {"layerwise", p.layerwise},
           {"workspace", p.workspace},
           {"tokens_capacity", p.tokens_capacity},
           {"bytes_per_token", p.bytes_per_token},

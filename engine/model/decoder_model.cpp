@@ -45,7 +45,8 @@ int64_t DecoderModel::lay_out(Activations& a, std::byte* base, const Backend& ba
   take(a.gathered, m, n, type);
   take(a.normed, m, n, type);
   take(a.logits, m, spec.vocab, DType::f32);
-  return offset;
+  a.product_scratch = base == nullptr ? nullptr : base + offset;
+  return offset + limits.product_scratch;
 }
 
 int64_t DecoderModel::workspace_bytes(const Backend& backend, const DecoderSpec& spec, DType weight,
@@ -69,39 +70,49 @@ Result<std::unique_ptr<DecoderModel>> DecoderModel::create(Backend& backend,
   const int64_t bytes = workspace_bytes(backend, spec, dtype, limits);
   KIVI_ASSIGN_OR_RETURN(model->memory_, backend.allocate(size_t(bytes), "the activations"));
   lay_out(model->all_, model->memory_.data(), backend, spec, dtype, limits);
+  backend.use_product_scratch(model->all_.product_scratch, limits.product_scratch);
   return model;
 }
 
 void DecoderModel::forward(const StepView& step, const KvView& store) {
+  forward_layers(step, store, 0, int(weights_.layers.size()), all_.x.slice_rows(0, step.rows));
+}
+
+void DecoderModel::forward_layers(const StepView& step, const KvView& store, int begin, int end,
+                                  const Tensor& hidden) {
   const int64_t t = step.rows;
   step_ = all_;
-  for (Tensor* tensor : {&step_.x, &step_.h, &step_.h_mlp, &step_.qkv, &step_.q, &step_.attention,
-                         &step_.up, &step_.gated, &step_.delta})
+  step_.x = hidden;
+  for (Tensor* tensor : {&step_.h, &step_.h_mlp, &step_.qkv, &step_.q, &step_.attention, &step_.up,
+                         &step_.gated, &step_.delta})
     if (!tensor->empty()) *tensor = tensor->slice_rows(0, t);
 
   const auto& layers = weights_.layers;
   backend_.begin_step(step, store, spec_.heads_q);
-  backend_.embed(weights_.embedding.whole(), step.token_ids, step_.x);  // x [t, n]
-  backend_.norm(step_.x, layers[0].attention_norm, layers[0].attention_norm_bias, spec_.norm,
+  const LayerWeights& first = layers[size_t(begin)];
+  if (begin == 0) backend_.embed(weights_.embedding.whole(), step.token_ids, step_.x);  // x [t, n]
+  backend_.norm(step_.x, first.attention_norm, first.attention_norm_bias, spec_.norm,
                 float(spec_.norm_eps), step_.h);  // h [t, n]
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const LayerWeights& w = layers[i];
+  for (int i = begin; i < end; ++i) {
+    const LayerWeights& w = layers[size_t(i)];
     Tensor mlp_input = step_.h;  // [t, n]
     if (spec_.parallel_attention && spec_.norms_per_layer == 2) {
       mlp_input = step_.h_mlp;
       backend_.norm(step_.x, w.mlp_norm, w.mlp_norm_bias, spec_.norm, float(spec_.norm_eps),
                     mlp_input);  // h_mlp [t, n]
     }
-    attention(w, int(i), step, store);  // delta [t, n]
+    attention(i, begin, end, step, store);  // delta [t, n]
     if (spec_.parallel_attention)
       backend_.add(step_.x, step_.delta);  // x [t, n]
     else
       add_norm(w.mlp_norm, w.mlp_norm_bias);  // x, h [t, n]
     mlp(w, mlp_input);                        // delta [t, n]
-    if (i + 1 < layers.size())
-      add_norm(layers[i + 1].attention_norm, layers[i + 1].attention_norm_bias);  // x, h [t, n]
-    else
+    if (i + 1 == end) {
       backend_.add(step_.x, step_.delta);  // x [t, n]
+    } else {
+      const LayerWeights& next = layers[size_t(i) + 1];
+      add_norm(next.attention_norm, next.attention_norm_bias);  // x, h [t, n]
+    }
   }
 }
 
@@ -115,8 +126,9 @@ void DecoderModel::multiply(const Tensor& x, const WeightMatrix& w, const Tensor
   }
 }
 
-void DecoderModel::attention(const LayerWeights& w, int layer, const StepView& step,
+void DecoderModel::attention(int layer, int begin, int end, const StepView& step,
                              const KvView& store) {
+  const LayerWeights& w = weights_.layers[size_t(layer)];
   const float scale = 1 / std::sqrt(float(spec_.head_dim));
   multiply(step_.h, w.qkv, w.qkv_bias, step_.qkv);  // qkv [t, (hq + 2 hk) d]
   Rope rope = rope_;
@@ -126,13 +138,14 @@ void DecoderModel::attention(const LayerWeights& w, int layer, const StepView& s
   const int64_t t = step.rows;
   const int layers_at_once = int(std::clamp<int64_t>(all_.kv.rows() / std::max<int64_t>(t, 1), 1,
                                                      int64_t(weights_.layers.size())));
-  const int pending = layer % layers_at_once;  // layers before this one that are not stored yet
+  const int pending =
+      (layer - begin) % layers_at_once;  // layers before this one that are not stored yet
   const Tensor kv = all_.kv.slice_rows(pending * t, t);
   backend_.rope(step_.qkv, step.positions, rope, spec_.kv_shape(), step_.q,
                 kv);  // q [t, hq d], kv [t, 2 hk d]
   backend_.kv_attend(step_.q, kv, store, step, layer, scale,
                      step_.attention);  // attention [t, hq d]
-  if (pending + 1 == layers_at_once || layer + 1 == int(weights_.layers.size())) {
+  if (pending + 1 == layers_at_once || layer + 1 == end) {
     const Tensor layers_kv = all_.kv.slice_rows(0, (pending + 1) * t);
     if (!step.captures.empty()) {  // the same rows, up to earlier tokens and into other slots
       StepView captures = step;

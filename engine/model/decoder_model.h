@@ -22,6 +22,7 @@ class DecoderModel {
   struct Limits {
     int rows = 0;
     int logits_rows = 0;
+    int64_t product_scratch = 0;  // bytes (Backend::product_scratch_bytes)
   };
 
   // Bytes that create() allocates. Exact.
@@ -35,6 +36,11 @@ class DecoderModel {
   // All layers for all rows of the step; the store gets their keys and values. At most limits.rows
   // rows.
   void forward(const StepView& step, const KvView& store);
+  // The same for layers [begin, end) alone. hidden [t, n] a, the residual stream, is what the layer
+  // before `begin` left there, and gets what layer end - 1 makes of it. Layer 0 embeds the step's
+  // ids first.
+  void forward_layers(const StepView& step, const KvView& store, int begin, int end,
+                      const Tensor& hidden);
 
   // Logits of rows of the last forward(), any number of times. rows [m] i32 on the device,
   // 1 <= m <= limits.logits_rows. The result, [m, vocab] f32, is overwritten by the next call.
@@ -61,6 +67,7 @@ class DecoderModel {
     Tensor gathered;   // [m, n] a
     Tensor normed;     // [m, n] a
     Tensor logits;     // [m, vocab] f32
+    std::byte* product_scratch = nullptr;  // limits.product_scratch bytes
   };
 
   DecoderModel(Backend& backend, const DecoderSpec& spec, DecoderWeights weights);
@@ -71,8 +78,9 @@ class DecoderModel {
 
   // out = x W^T (+ bias), part by part.
   void multiply(const Tensor& x, const WeightMatrix& w, const Tensor& bias, const Tensor& out);
-  // h -> delta, and the step's keys and values into the store.
-  void attention(const LayerWeights& w, int layer, const StepView& step, const KvView& store);
+  // h -> delta, and the step's keys and values into the store. `begin` and `end`: layers of this
+  // pass.
+  void attention(int layer, int begin, int end, const StepView& step, const KvView& store);
   // input -> delta.
   void mlp(const LayerWeights& w, const Tensor& input);
   // x += delta, then h = norm(x) with the given weights.

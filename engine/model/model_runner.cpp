@@ -56,13 +56,14 @@ bool every_row_decodes(const BatchPlan& plan) {
 }  // namespace
 
 ModelRunner::ModelRunner(Backend& backend, std::unique_ptr<DecoderModel> model, StepInput input,
-                         Buffer store_memory, const KvView& store, Buffer sampled_ids,
-                         int logits_rows, bool graphs)
+                         Buffer store_memory, const KvView& store, const LayerwiseArea& layerwise,
+                         Buffer sampled_ids, int logits_rows, bool graphs)
     : backend_(backend),
       model_(std::move(model)),
       input_(std::move(input)),
       store_memory_(std::move(store_memory)),
       store_(store),
+      layerwise_(layerwise),
       sampled_ids_(std::move(sampled_ids)),
       logits_rows_(logits_rows),
       graphs_(graphs) {}
@@ -105,6 +106,7 @@ Result<std::vector<StepResult>> ModelRunner::collect() {
 }
 
 void ModelRunner::run(const BatchPlan& plan, StepInFlight& step) {
+  if (!plan.layerwise.empty()) return run_layerwise(plan, step);
   if (graphs_ && backend_.asynchronous() && every_row_decodes(plan)) {
     const Tensor logits = decode(plan, step);  // [rows, vocab]
     step.wanted.assign(input_.wanted().begin(), input_.wanted().end());
@@ -112,16 +114,56 @@ void ModelRunner::run(const BatchPlan& plan, StepInFlight& step) {
   }
   input_.fill(plan, store_.layout, model_->spec().sliding_window);
   mark_begin(step);
-  step.wanted.assign(input_.wanted().begin(), input_.wanted().end());
   const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
   backend_.resolve_ids(input_.view().token_ids, sampled);
   model_->forward(input_.view(), store_);
-  const int64_t wanted = int64_t(step.wanted.size());
+  sample_wanted(plan, step);
+}
+
+void ModelRunner::sample_wanted(const BatchPlan& plan, StepInFlight& step) {
+  const int64_t before = int64_t(step.wanted.size()), wanted = int64_t(input_.wanted().size());
+  step.wanted.insert(step.wanted.end(), input_.wanted().begin(), input_.wanted().end());
   for (int64_t begin = 0; begin < wanted; begin += logits_rows_) {
-    if (begin > 0)  // the sampler holds the blocks of two steps, and no more
+    if (before + begin > 0)  // the sampler holds the blocks of two steps, and no more
       for (StepInFlight& s : under_way_) collect_block(s);
     const int64_t count = std::min<int64_t>(logits_rows_, wanted - begin);
-    sample_block(plan, step, begin, model_->logits(input_.gather(begin, count)));  // [m, vocab]
+    const Tensor logits = model_->logits(input_.gather(begin, count));  // [m, vocab]
+    sample_block(plan, step, before + begin, logits);
+  }
+}
+
+void ModelRunner::run_layerwise(const BatchPlan& plan, StepInFlight& step) {
+  const PlannedSequence& prompt = plan.sequences[0];
+  const LayerwiseUnits& units = plan.layerwise;
+  const int layers = store_.layout.shape.layers;
+  const int chunks = (prompt.count + units.chunk_tokens - 1) / units.chunk_tokens;
+  KIVI_VERIFY(plan.sequences.size() == 1 && prompt.past == 0 && units.end <= layers * chunks);
+  KIVI_VERIFY(prompt.count <= layerwise_.hidden.rows());
+  KvView view = store_;
+  view.staging = layerwise_.staging;
+  view.staging_page_count = layerwise_.staging_pages;
+  const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
+  for (int unit = units.begin; unit < units.end; ++unit) {
+    const int layer = unit / chunks, chunk = unit % chunks;
+    BatchPlan chunk_plan;
+    PlannedSequence part = prompt;
+    part.past = chunk * units.chunk_tokens;
+    part.count = std::min(units.chunk_tokens, prompt.count - part.past);
+    part.mode = chunk + 1 == chunks ? KvMode::seal : KvMode::stage;
+    part.samples = prompt.samples && unit + 1 == layers * chunks;
+    part.scores_prompt = prompt.scores_prompt && layer + 1 == layers;
+    chunk_plan.sequences.push_back(part);
+    chunk_plan.rows = part.count;
+    for (const PlannedCapture& capture : plan.captures)
+      if (part.past < capture.tokens && capture.tokens <= part.past + part.count)
+        chunk_plan.captures.push_back(capture);
+    input_.fill(chunk_plan, store_.layout, model_->spec().sliding_window);
+    if (unit == units.begin) mark_begin(step);
+    if (layer == 0) backend_.resolve_ids(input_.view().token_ids, sampled);
+    view.staging_layer = layer;
+    model_->forward_layers(input_.view(), view, layer, layer + 1,
+                           layerwise_.hidden.slice_rows(part.past, part.count));
+    sample_wanted(plan, step);
   }
 }
 

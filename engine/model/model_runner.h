@@ -17,6 +17,13 @@
 
 namespace kivi {
 
+// Memory for one prompt that is computed layer by layer; part of the store's.
+struct LayerwiseArea {
+  Tensor hidden;                 // [tokens, n] activations: the residual stream of all tokens
+  std::byte* staging = nullptr;  // keys and values of one layer in 16 bits
+  int64_t staging_pages = 0;
+};
+
 class ModelRunner : public StepRunner {
  public:
   // `store_memory` holds what `store` points at. Logits are computed for at most `logits_rows` rows
@@ -24,8 +31,8 @@ class ModelRunner : public StepRunner {
   // backend must outlive the runner. `graphs`: decode steps are padded to one of a few sizes,
   // recorded and replayed, where the backend can.
   ModelRunner(Backend& backend, std::unique_ptr<DecoderModel> model, StepInput input,
-              Buffer store_memory, const KvView& store, Buffer sampled_ids, int logits_rows,
-              bool graphs);
+              Buffer store_memory, const KvView& store, const LayerwiseArea& layerwise,
+              Buffer sampled_ids, int logits_rows, bool graphs);
 
   void launch(const BatchPlan& plan) override;
   bool asynchronous() const override { return backend_.asynchronous(); }
@@ -50,10 +57,14 @@ class ModelRunner : public StepRunner {
   };
 
   void run(const BatchPlan& plan, StepInFlight& step);
+  // The step's units of a prompt that is computed layer by layer.
+  void run_layerwise(const BatchPlan& plan, StepInFlight& step);
+  // The logits of all rows that input_ wants, and their tokens.
+  void sample_wanted(const BatchPlan& plan, StepInFlight& step);
   void copy(const std::vector<KvCopy>& copies);
   // Layers and logits of a step in which every row decodes: padded, recorded, replayed.
   Tensor decode(const BatchPlan& plan, const StepInFlight& step);
-  // Enqueues the sampling of wanted rows [begin, begin + m). logits [m, vocab] f32.
+  // Enqueues the sampling of step.wanted[begin, begin + m). logits [m, vocab] f32.
   void sample_block(const BatchPlan& plan, StepInFlight& step, int64_t begin, const Tensor& logits);
   // Waits for the device and shows the wanted rows [begin, begin + m) to the observer. logits [m,
   // vocab] f32.
@@ -71,6 +82,7 @@ class ModelRunner : public StepRunner {
   StepInput input_;
   Buffer store_memory_;
   KvView store_;
+  LayerwiseArea layerwise_;
   Buffer sampled_ids_;  // [logits_rows] i32
   int logits_rows_;
   bool graphs_;

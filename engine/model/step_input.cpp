@@ -131,14 +131,19 @@ void StepInput::add(const PlannedCapture& capture, const PlannedSequence& planne
 
 void StepInput::add_pages(const Sequence& sequence, int pages, int staging, StepSequence& s) {
   const SequenceKv& kv = sequence.kv;
-  KIVI_VERIFY(pages <= int(kv.pages.size()) && staging <= int(kv.staging_pages.size()));
+  KIVI_VERIFY(pages <= int(kv.pages.size()));
+  KIVI_VERIFY(kv.layerwise || staging <= int(kv.staging_pages.size()));
   s.pages_begin = int32_t(page_table_.size());
   s.pages_count = pages;
   page_table_.insert(page_table_.end(), kv.pages.begin(), kv.pages.begin() + pages);
   s.staging_begin = int32_t(page_table_.size());
   s.staging_count = staging;
-  page_table_.insert(page_table_.end(), kv.staging_pages.begin(),
-                     kv.staging_pages.begin() + staging);
+  // The area of prompts that are computed layer by layer is theirs alone, from its first page on.
+  if (kv.layerwise)
+    for (int page = 0; page < staging; ++page) page_table_.push_back(page);
+  else
+    page_table_.insert(page_table_.end(), kv.staging_pages.begin(),
+                       kv.staging_pages.begin() + staging);
 }
 
 int32_t* StepInput::pack(const void* source, size_t count) {

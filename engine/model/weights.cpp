@@ -369,6 +369,24 @@ int64_t weight_bytes(const DecoderSpec& spec, DType dtype) {
   return weight_bytes(spec, any_names(spec), dtype, {}).total;
 }
 
+int64_t product_scratch_bytes(const Backend& backend, const DecoderSpec& spec,
+                              const TensorNames& names, const WeightFormats& formats,
+                              int64_t rows) {
+  DecoderWeights unused;
+  const WeightList list(spec, names, unused);
+  int64_t most = 0;
+  for (const WeightItem& item : list.items())
+    for (const WeightRun& run : runs_of(item, formats)) {
+      Weight weight;
+      weight.format = run.format;
+      weight.rows = run.rows;
+      weight.columns = item.columns;
+      weight.hadamard = item.rotated ? spec.head_dim : 0;
+      most = std::max(most, backend.product_scratch_bytes(weight, rows));
+    }
+  return most;
+}
+
 WeightFormats layer_formats(const DecoderSpec& spec, const TensorNames& names,
                             const WeightFormat& format) {
   DecoderWeights weights;
@@ -455,6 +473,39 @@ Tensor upload_random(Uploader& uploader, const WeightItem& item, int64_t rows,
   return tensor;
 }
 
+// Rows that are quantized. The others repeat them, because rounding billions of numbers takes
+// minutes.
+constexpr int64_t kRandomRows = 256;
+
+Weight upload_random_run(Uploader& uploader, const DecoderSpec& spec, const WeightItem& item,
+                         const WeightRun& run, const std::vector<float>& numbers) {
+  const int64_t k = item.columns, distinct = std::min(kRandomRows, run.rows);
+  Weight weight = uploader.place_quantized(run.format, run.rows, k);
+  if (item.rotated) weight.hadamard = spec.head_dim;
+  std::vector<std::byte> codes(size_t(weight_codes_bytes(run.format, distinct, k)), std::byte{0});
+  std::vector<std::byte> scales(size_t(weight_scales_bytes(run.format, distinct, k)), std::byte{0});
+  on_threads(0, distinct, k, kWeightTileRows, [&](int64_t first, int64_t last) {
+    std::vector<float> row(size_t(k), 0.f);
+    std::vector<uint8_t> own_codes(size_t(k), 0);
+    std::vector<std::byte> own_records(
+        size_t(record_count(run.format, k) * layout_of(run.format.kind).record_bytes),
+        std::byte{0});
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t c = 0; c < k; ++c) row[size_t(c)] = numbers[size_t(i * k + c) % numbers.size()];
+      quantize_row(run.format, row, own_codes, own_records);
+      write_weight_row(run.format, k, i, {own_codes, own_records}, codes.data(), scales.data());
+    }
+  });
+  const auto repeat = [&](const std::byte* to, int64_t bytes,
+                          const std::vector<std::byte>& source) {
+    for (int64_t begin = 0; begin < bytes; begin += int64_t(source.size()))
+      uploader.upload(to + begin, source.data(), std::min(int64_t(source.size()), bytes - begin));
+  };
+  repeat(weight.codes, weight_codes_bytes(run.format, run.rows, k), codes);
+  repeat(weight.scales, weight_scales_bytes(run.format, run.rows, k), scales);
+  return weight;
+}
+
 }  // namespace
 
 Result<DecoderWeights> random_weights(Backend& backend, const DecoderSpec& spec,
@@ -478,21 +529,7 @@ Result<DecoderWeights> random_weights(Backend& backend, const DecoderSpec& spec,
         item.matrix->parts.emplace_back(upload_random(uploader, item, run.rows, numbers));
         continue;
       }
-      // The pattern as the rows of a file.
-      TensorMap tensors;
-      std::vector<float> all(size_t(run.rows * item.columns));
-      for (size_t i = 0; i < all.size(); ++i) all[i] = numbers[i % numbers.size()];
-      int64_t row = 0;
-      for (size_t i = run.first; i < run.first + run.count; ++i) {
-        const WeightPart& part = item.parts[i];
-        FileTensor& tensor = tensors[part.name];
-        tensor.dtype = DType::f32;
-        tensor.shape = {part.rows, item.columns};
-        tensor.data = reinterpret_cast<const std::byte*>(all.data() + row * item.columns);
-        tensor.bytes = size_t(part.rows * item.columns) * sizeof(float);
-        row += part.rows;
-      }
-      item.matrix->parts.push_back(upload_run(uploader, spec, item, run, tensors));
+      item.matrix->parts.push_back(upload_random_run(uploader, spec, item, run, numbers));
     }
   }
   finish(backend, spec, uploader, weights);

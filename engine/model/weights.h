@@ -66,6 +66,10 @@ WeightBytes weight_bytes(const DecoderSpec& spec, const TensorNames& names, DTyp
                          const WeightFormats& formats);
 // The same for a decoder whose numbers are all plain.
 int64_t weight_bytes(const DecoderSpec& spec, DType dtype);
+// The most scratch that a product of up to `rows` rows by one of a decoder's quantized matrices
+// needs.
+int64_t product_scratch_bytes(const Backend& backend, const DecoderSpec& spec,
+                              const TensorNames& names, const WeightFormats& formats, int64_t rows);
 // The layers' matrices, all in one format. Those that cannot be stored in it are left out, and so
 // are the embedding and the output head.
 WeightFormats layer_formats(const DecoderSpec& spec, const TensorNames& names,
@@ -84,7 +88,7 @@ Result<DecoderWeights> load_weights(Backend& backend, const DecoderSpec& spec,
 
 // Random weights, the same on every run: norms are 1, biases 0, matrices uniform with variance
 // 1 / columns, so that activations keep the size they have in a trained model. Formats are int4 and
-// e4m3.
+// e4m3. A quantized matrix has 256 different rows, which it repeats.
 Result<DecoderWeights> random_weights(Backend& backend, const DecoderSpec& spec,
                                       const TensorNames& names, DType dtype,
                                       const WeightProgress& progress,

@@ -146,21 +146,25 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   KIVI_ASSIGN_OR_RETURN(b.layout.format, kv_format_of(config, b.layout.shape, spec.heads_q));
   b.model.spec.rotated_heads = b.layout.format.rotation;
 
-  b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin)};
+  b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin),
+                    0};
   const int64_t pages_a_sequence =
       b.layout.pages_for(max_model_len) + KvLayout::staging_pages_for(max_model_len);
   b.prefixes = config.enable_prefix_caching && spec.rope.scaling != RopeScaling::dynamic;
   const int captures = b.prefixes ? Scheduler::kCapturesMax : 0;
   b.input_limits = {config.max_num_batched_tokens, config.max_num_seqs, captures,
                     (config.max_num_seqs + captures) * pages_a_sequence};
+  const int64_t hidden_bytes = spec.hidden * int64_t(size_of(b.backend->activation_type(b.dtype)));
 
-  KIVI_ASSIGN_OR_RETURN(b.weights, choose_weights(config, *b.backend, b.model, b.dtype));
+  const int rows_max = std::max(b.model_limits.rows, b.model_limits.logits_rows);
+  KIVI_ASSIGN_OR_RETURN(b.weights, choose_weights(config, *b.backend, b.model, b.dtype, rows_max));
+  b.model_limits.product_scratch = b.weights.product_scratch;
   const int64_t weights = b.weights.bytes.total, workspace = workspace_bytes(b);
   const int64_t budget = store_budget(config, device, weights + workspace);
   const int64_t scratch =
       std::min(config.prefill_scratch_bytes, b.backend->scratch_bytes_for(b.layout, max_model_len));
-  KIVI_ASSIGN_OR_RETURN(b.plan,
-                        plan_store(config, b.layout, max_model_len, budget, scratch, b.prefixes));
+  KIVI_ASSIGN_OR_RETURN(b.plan, plan_store(config, b.layout, max_model_len, budget, scratch,
+                                           b.prefixes, hidden_bytes));
   b.plan.device = fmt::format("{} ({})", device.kind, device.name);
   if (config.kv_cache_dtype == "auto" && b.layout.format.kind == KvKind::f16)
     b.plan.format += fmt::format(" (auto: no KIVI format has a head_dim of {})", spec.head_dim);
@@ -168,6 +172,7 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   b.plan.weight_formats = describe(b.weights.bytes);
   if (!b.weights.note.empty()) b.plan.weight_formats += "; " + b.weights.note;
   b.plan.workspace = workspace;
+  b.plan.product_scratch = b.weights.product_scratch;
   clock.end("plan");
   return b;
 }
@@ -263,13 +268,15 @@ Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, cons
   KIVI_ASSIGN_OR_RETURN(Buffer store,
                         backend.allocate(size_t(store_bytes(b.plan)), "the key-value store"));
   const KvView view = lay_out_store(b.plan, b.layout, store.data());
+  const LayerwiseArea layerwise = lay_out_layerwise(
+      b.plan, b.layout, store.data(), b.model.spec.hidden, backend.activation_type(b.dtype));
   const int logits_rows = b.model_limits.logits_rows;
   KIVI_ASSIGN_OR_RETURN(
       Buffer ids,
       backend.allocate(size_t(ModelRunner::sampled_ids_bytes(logits_rows)), "the sampled ids"));
-  std::unique_ptr<StepRunner> runner =
-      std::make_unique<ModelRunner>(backend, std::move(model), std::move(input), std::move(store),
-                                    view, std::move(ids), logits_rows, !config.enforce_eager);
+  std::unique_ptr<StepRunner> runner = std::make_unique<ModelRunner>(
+      backend, std::move(model), std::move(input), std::move(store), view, layerwise,
+      std::move(ids), logits_rows, !config.enforce_eager);
   clock.end("memory");
   if (runner->asynchronous()) {
     KIVI_RETURN_IF_ERROR(

@@ -40,16 +40,41 @@ std::string describe_prompts(const EngineConfig& config, const KvLayout& layout,
                              const KvCapacity& capacity, int max_model_len) {
   if (layout.format.kind != KvKind::kivi) return "";
   const bool exact = config.kivi_prefill == PrefillMode::exact;
-  const int64_t most = std::max<int64_t>(config.prefill_chunk_tokens,
-                                         exact ? staged_tokens_max(config, capacity) : 0);
+  const int64_t staged = std::max<int64_t>(config.prefill_chunk_tokens,
+                                           exact ? staged_tokens_max(config, capacity) : 0);
+  const int64_t most = std::max<int64_t>(staged, capacity.layerwise_tokens);
+  std::string how = most > config.prefill_chunk_tokens ? "exact" : "one chunk";
+  if (most > staged) how += fmt::format(", from {} tokens on layer by layer", staged + 1);
   if (most >= max_model_len)
-    return fmt::format("all attend to the whole prompt in 16 bits ({})",
-                       max_model_len > config.prefill_chunk_tokens ? "exact" : "one chunk");
+    return fmt::format("all attend to the whole prompt in 16 bits ({})", how);
   return fmt::format(
       "up to {} tokens attend to the whole prompt in 16 bits ({}); in longer ones each chunk of {} "
       "attends to the chunks before it as quantized (stream)",
-      most, exact && most > config.prefill_chunk_tokens ? "exact" : "one chunk",
-      config.prefill_chunk_tokens);
+      most, how, config.prefill_chunk_tokens);
+}
+
+// Bytes of one token in the area of a prompt that is computed layer by layer.
+int64_t layerwise_token_bytes(const KvLayout& layout, int64_t hidden_bytes) {
+  return layout.staging_page_bytes() / layout.shape.layers / KvLayout::kStagingTokens +
+         hidden_bytes;
+}
+
+// Tokens of the longest prompt that is computed layer by layer; 0: none is.
+int64_t layerwise_tokens(const EngineConfig& config, const KvLayout& layout,
+                         const KvCapacity& capacity, int max_model_len, int64_t hidden_bytes,
+                         int64_t bytes_max) {
+  const int64_t staged =
+      std::max<int64_t>(config.prefill_chunk_tokens, staged_tokens_max(config, capacity));
+  if (layout.format.kind != KvKind::kivi || config.kivi_prefill != PrefillMode::exact ||
+      max_model_len <= staged || hidden_bytes == 0)
+    return 0;
+  const int64_t wanted = std::min<int64_t>(config.prefill_layerwise_tokens, max_model_len);
+  const int64_t pages =
+      std::min(ceil_div(wanted, KvLayout::kStagingTokens),
+               std::max<int64_t>(bytes_max, 0) /
+                   (layerwise_token_bytes(layout, hidden_bytes) * KvLayout::kStagingTokens));
+  const int64_t tokens = std::min(wanted, pages * KvLayout::kStagingTokens);
+  return tokens > staged ? tokens : 0;
 }
 
 std::string describe_prefixes(const EngineConfig& config, const KvLayout& layout) {
@@ -75,7 +100,8 @@ std::string describe(const KvFormat& format) {
 }
 
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
-                              int64_t budget, int64_t scratch_wanted, bool prefixes) {
+                              int64_t budget, int64_t scratch_wanted, bool prefixes,
+                              int64_t hidden_bytes) {
   MemoryPlan plan;
   plan.format = describe(layout.format);
   plan.budget = budget;
@@ -90,6 +116,12 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
       int(std::min<int64_t>(staging_pages_wanted(config, layout, max_model_len),
                             std::max<int64_t>(budget, 0) / 4 / staging_page));
   plan.staging = plan.capacity.staging_pages * staging_page;
+
+  plan.capacity.layerwise_tokens = int(layerwise_tokens(
+      config, layout, plan.capacity, max_model_len, hidden_bytes, plan.budget / 16));
+  plan.layerwise = ceil_div(plan.capacity.layerwise_tokens, KvLayout::kStagingTokens) *
+                   KvLayout::kStagingTokens * layerwise_token_bytes(layout, hidden_bytes);
+  budget -= plan.layerwise;
 
   const int64_t slot = layout.slot_bytes();  // 0 for f16 and f8
   const int64_t slots_that_fit =
@@ -124,7 +156,20 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
 }
 
 int64_t store_bytes(const MemoryPlan& plan) {
-  return plan.pages + plan.residual + plan.sinks + plan.staging + plan.scratch;
+  return plan.pages + plan.residual + plan.sinks + plan.staging + plan.scratch + plan.layerwise;
+}
+
+LayerwiseArea lay_out_layerwise(const MemoryPlan& plan, const KvLayout& layout, std::byte* base,
+                                int64_t hidden_size, DType type) {
+  LayerwiseArea area;
+  if (plan.layerwise == 0) return area;
+  area.staging_pages = ceil_div(plan.capacity.layerwise_tokens, KvLayout::kStagingTokens);
+  area.staging = base + store_bytes(plan) - plan.layerwise;
+  std::byte* hidden =
+      area.staging + area.staging_pages * layout.staging_page_bytes() / layout.shape.layers;
+  area.hidden =
+      make_tensor(hidden, type, area.staging_pages * KvLayout::kStagingTokens, hidden_size);
+  return area;
 }
 
 KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* base) {
@@ -165,14 +210,26 @@ std::string MemoryPlan::text() const {
                 staging == 0 ? "not needed"
                              : fmt::format("{} prompt tokens in flight",
                                            capacity.staging_pages * KvLayout::kStagingTokens));
+  if (layerwise > 0)
+    table +=
+        line("layerwise", layerwise,
+             fmt::format("one prompt of up to {} tokens: a layer's keys and values in 16 bits, "
+                         "hidden states",
+                         capacity.layerwise_tokens));
   if (scratch > 0)
     table += line("scratch", scratch,
                   fmt::format("{} tokens of one layer's history in 16 bits, while a chunk attends",
                               scratch_tokens));
-  table += line("workspace", workspace, "activations, logits, step input");
-  table += line("total", weights + pages + residual + sinks + staging + scratch + workspace,
-                fmt::format("pages, residual, sinks, staging and scratch are cut from {:.1f} MiB",
-                            double(budget) / (1 << 20)));
+  table += line("workspace", workspace,
+                product_scratch == 0
+                    ? "activations, logits, step input"
+                    : fmt::format("activations, logits, step input; {:.1f} MiB of scratch for "
+                                  "products by quantized matrices",
+                                  double(product_scratch) / (1 << 20)));
+  table +=
+      line("total", weights + pages + residual + sinks + staging + scratch + layerwise + workspace,
+           fmt::format("all but weights and workspace are cut from {:.1f} MiB",
+                       double(budget) / (1 << 20)));
   table += fmt::format("  sequences at once: {} in all; {} of {} tokens\n", sequences_at_once,
                        sequences_max, max_model_len);
   table += fmt::format("  prefix cache: {}\n", prefixes);

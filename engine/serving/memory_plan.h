@@ -10,6 +10,7 @@
 #include "base/result.h"
 #include "engine/config.h"
 #include "engine/kv_cache.h"
+#include "engine/model/model_runner.h"
 #include "kernels/kv_page.h"
 
 namespace kivi {
@@ -19,9 +20,10 @@ struct MemoryPlan {
   std::string device;          // "cpu (AMD EPYC ...)"
   std::string format;          // "kivi2 G32 R128"
   std::string weight_formats;  // bytes of weights by format, and what was dequantized
-  int64_t weights = 0, pages = 0, residual = 0, sinks = 0, staging = 0, scratch = 0,
-          workspace = 0;  // bytes
-  int64_t budget = 0;     // bytes that pages + residual + sinks + staging + scratch were cut from
+  int64_t weights = 0, pages = 0, residual = 0, sinks = 0, staging = 0, scratch = 0, layerwise = 0,
+          workspace = 0;        // bytes
+  int64_t product_scratch = 0;  // bytes of `workspace` that are for products by quantized matrices
+  int64_t budget = 0;           // bytes that all but weights and workspace were cut from
   KvCapacity capacity;
   int max_model_len = 0;        // tokens
   int64_t tokens_capacity = 0;  // tokens in pages
@@ -46,16 +48,25 @@ std::string describe(const KvFormat& format);
 //             layer at a time, so their number does not depend on the number of layers.
 //   staging   only in prefill mode exact, for kivi formats, where prompts can need more than one
 //             chunk: prefill_staging_tokens, at most a quarter of the budget
+//   layerwise only in prefill mode exact, for kivi formats, where a prompt can be longer than what
+//   is
+//             staged: 16-bit keys and values of one layer, and hidden states of `hidden_bytes`, for
+//             each of prefill_layerwise_tokens tokens, at most a sixteenth of the budget
 //   residual, sinks  one slot for each of max_num_seqs sequences, and with `prefixes` (the prefix
 //             cache is on) one for checkpoints; at most half of what is left then
 //   pages     the rest
 // Fills pages, residual, sinks, staging, scratch, budget, capacity and what follows from them.
 // Error resource_exhausted, with the bytes, where not even one page and one slot fit.
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
-                              int64_t budget, int64_t scratch_wanted = 0, bool prefixes = false);
+                              int64_t budget, int64_t scratch_wanted = 0, bool prefixes = false,
+                              int64_t hidden_bytes = 0);
 
 // Places the store's regions in one allocation of store_bytes(plan) bytes at `base`.
 int64_t store_bytes(const MemoryPlan& plan);
 KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* base);
+// The area for prompts that are computed layer by layer, behind all others. `hidden`: their row
+// size and type.
+LayerwiseArea lay_out_layerwise(const MemoryPlan& plan, const KvLayout& layout, std::byte* base,
+                                int64_t hidden_size, DType type);
 
 }  // namespace kivi

@@ -51,7 +51,7 @@ void keep_formats(const EngineConfig& config, const Backend& backend, const Mode
 }  // namespace
 
 Result<WeightChoice> choose_weights(const EngineConfig& config, const Backend& backend,
-                                    const ModelConfig& model, DType dtype) {
+                                    const ModelConfig& model, DType dtype, int64_t rows) {
   WeightChoice choice;
   if (config.quantization == "auto" || config.quantization == "none") {
     keep_formats(config, backend, model, choice);
@@ -71,6 +71,8 @@ Result<WeightChoice> choose_weights(const EngineConfig& config, const Backend& b
     choice.formats = layer_formats(model.spec, model.names, format);
   }
   choice.bytes = weight_bytes(model.spec, model.names, dtype, choice.formats);
+  choice.product_scratch =
+      product_scratch_bytes(backend, model.spec, model.names, choice.formats, rows);
   return choice;
 }
 

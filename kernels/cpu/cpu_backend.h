@@ -35,7 +35,7 @@ struct Scratch {
   int64_t packed_block = 0;
 };
 
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   explicit CpuBackend(int threads);
 
@@ -45,6 +45,10 @@ class CpuBackend final : public Backend {
   // For tests: turns the instructions for dot products of bytes off, which not every processor has.
   void use_byte_dots(bool use) { byte_dots_ = use; }
   bool multiplies(const WeightFormat&) const override { return true; }
+  ProductInput product_input(const Tensor&, const Weight& w, const Tensor&,
+                             const Tensor&) override {
+    return w.format.kind == WeightKind::e4m3 ? ProductInput::plain : ProductInput::bytes;
+  }
 
   void upload(void* device, const void* source, size_t bytes) override;
   void download(void* target, const void* device, size_t bytes) override;

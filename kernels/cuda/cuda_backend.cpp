@@ -32,6 +32,9 @@ CudaBackend::CudaBackend(int device) : uploader_(device) {
   properties_ = read_properties(device);
   stream_ = make_stream();
   decode_workspace_ = cuda::make_decode_workspace(properties_, stream_.get());
+  tile_counters_ = make_device_memory(kTileCounters * sizeof(int));
+  KIVI_CUDA_VERIFY(
+      cudaMemsetAsync(tile_counters_.get(), 0, kTileCounters * sizeof(int), stream_.get()));
 }
 
 CudaBackend::~CudaBackend() { KIVI_CUDA_VERIFY(cudaStreamSynchronize(stream_.get())); }

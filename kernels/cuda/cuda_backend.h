@@ -51,6 +51,11 @@ class CudaBackend final : public Backend {
   DType activation_type(DType weight) const override { return weight; }
   DType query_type() const override { return DType::f16; }
   Status check_shape(const KvShape& shape, int hidden) const override;
+  bool multiplies(const WeightFormat& format) const override;
+  ProductInput product_input(const Tensor& x, const Weight& w, const Tensor& bias,
+                             const Tensor& out) override;
+  int64_t product_scratch_bytes(const Weight& w, int64_t rows) const override;
+  void use_product_scratch(std::byte* memory, int64_t bytes) override;
   int64_t scratch_bytes_for(const KvLayout& layout, int64_t tokens) const override;
 
   void upload(void* device, const void* source, size_t bytes) override;
@@ -80,6 +85,15 @@ class CudaBackend final : public Backend {
                    NormKind kind, float eps, const Tensor& out) override;
   void do_add(const Tensor& x, const Tensor& delta) override;
   void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
+  void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out) override;
+  void do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+                           const Tensor& out) override;
+  // The ways of products.cpp. `scratch`: what is left of the product's scratch.
+  void multiply_e4m3(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
+                     std::byte* scratch);
+  bool multiply_tiles(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out);
+  void multiply_slabs(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
+                      std::byte* scratch);
   void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
                const Tensor& q, const Tensor& kv) override;
   void do_begin_step(const StepView& step, const KvView& store, int heads_q) override;
@@ -107,6 +121,10 @@ class CudaBackend final : public Backend {
 
   DecodeWorkspace decode_workspace_;
   cuda::Matmul matmul_;
+  static constexpr int64_t kTileCounters = 4096;
+  DeviceMemory tile_counters_;  // i32, zero between products (matmul_tiles.h)
+  std::byte* product_scratch_ = nullptr;
+  int64_t product_scratch_bytes_ = 0;
   static constexpr int kSampleRowsMax = 4096;
   cuda::Sampler sampler_{kSampleRowsMax};
 };

@@ -53,6 +53,11 @@ struct alignas(16) Piece {
 
 struct Line;
 
+// Offsets in a block's shared memory: barriers [warps][stages] first, then a row of ones, the
+// line, the ids of partial states and two counters, one partial state a warp, the rings.
+struct DecodeShared {
+  int ones, line, slots, arrived, partials, partial_bytes, ring;
+};
 // Everything a launch knows; passed by value.
 struct DecodeLaunch {
   const __half* q;
@@ -86,7 +91,9 @@ struct DecodeLaunch {
   int block_kp, block_vc, block_vp;
   int stage_kp, stage_vc, stage_vp, unit_bytes;
   int key_group_bytes;  // of the parameters of one group of keys
+  DecodeShared at;
   int stages, stage_bytes, ring_bytes;
+  int refill_pages;  // a stage is refilled at once in segments of more pages than this
   // With parameters of 8 bits or a key bias, those of a unit are expanded to f16: at planes_base +
   // stage * planes_stride of a warp's ring.
   bool byte_parameters;
@@ -102,21 +109,8 @@ struct DecodeLaunch {
   }
 };
 
-// Blocks of 8 query heads that a warp takes at once, where a KV head has more than 8.
-__host__ __device__ constexpr int wide_head_tiles(int head_dim) { return head_dim == 64 ? 3 : 2; }
-
-// What registers allow: 168 a thread at 12 warps, 255 at 8 or 4.
-__host__ __device__ constexpr int decode_warps_max(int head_dim, int head_tiles) {
-  return head_tiles == 1 ? 12 : head_dim == 64 ? 8 : 4;
-}
-
-// Offsets in a block's shared memory: barriers [warps][stages] first, then a row of ones, the
-// line, the ids of partial states and two counters, one partial state a warp, the rings.
-struct DecodeShared {
-  int ones, line, slots, arrived, partials, partial_bytes, ring;
-};
-__host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, int head_dim,
-                                                         int head_tiles, int pair_shift) {
+inline DecodeShared decode_shared(int warps, int stages, int head_dim, int head_tiles,
+                                  int pair_shift) {
   DecodeShared s{};
   s.ones = (warps * stages * 8 + 15) / 16 * 16;
   s.line = s.ones + 128;
@@ -126,6 +120,14 @@ __host__ __device__ constexpr DecodeShared decode_shared(int warps, int stages, 
   s.partial_bytes = head_tiles * ((head_dim * 8 << pair_shift) + 64);
   s.ring = (s.partials + warps * s.partial_bytes + 127) / 128 * 128;
   return s;
+}
+
+// Blocks of 8 query heads that a warp takes at once, where a KV head has more than 8.
+__host__ __device__ constexpr int wide_head_tiles(int head_dim) { return head_dim == 64 ? 3 : 2; }
+
+// What registers allow: 168 a thread at 12 warps, 255 at 8 or 4.
+__host__ __device__ constexpr int decode_warps_max(int head_dim, int head_tiles) {
+  return head_tiles == 1 ? 12 : head_dim == 64 ? 8 : 4;
 }
 
 // Ranges of paged positions of one sequence; equal for all of its segments.

@@ -16,6 +16,7 @@ constexpr int kWarpsMax = 12;          // of a block
 constexpr int kBlocksMax = 2;          // a multiprocessor
 constexpr int kCountersMax = 1 << 20;  // segments of a launch
 constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
+constexpr int kRefillPages = 0;        // of a segment
 constexpr int kPiecesMin = 4;          // of a block, where there are few
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
@@ -212,16 +213,16 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   const bool extended = a.byte_parameters || s.store.layout.format.key_bias;
   // Expanded parameters lie behind their unit where a stage has room for them, else behind the
   // ring.
-  const int planes_bytes =
-      (extended ? 12 * d : 0) + (a.byte_parameters ? 256 * s.store.layout.value_groups() : 0);
+  const int planes_bytes = extended ? 20 * d : 0;
   const bool in_stage = a.unit_bytes + planes_bytes <= a.stage_bytes;
   auto shared_bytes = [&] {
     a.ring_bytes = a.stages * a.stage_bytes + (in_stage ? 0 : planes_bytes);
     a.planes_base = in_stage ? a.unit_bytes : a.stages * a.stage_bytes;
     a.planes_stride = in_stage ? a.stage_bytes : 0;
-    return decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift).ring +
-           grid.warps * a.ring_bytes;
+    a.at = decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift);
+    return a.at.ring + grid.warps * a.ring_bytes;
   };
+  a.refill_pages = tuning.refill_pages >= 0 ? tuning.refill_pages : kRefillPages;
   a.stages = tuning.stages > 0 ? tuning.stages : 2;
   while (shared_bytes() > room && a.stages > 2) --a.stages;
   while (shared_bytes() > room && grid.warps > 1) --grid.warps;

@@ -215,45 +215,45 @@ struct DecodeWarp {
   }
 
   // Where a unit's parameters lie once they are f16: scales of two groups of keys, minima, squares
-  // of scales, then those of the values. The planes of minima and squares hold, for each tile of 16
-  // channels and each t, pairs of the first and the second group in turn, as operand A takes them.
+  // of scales, then scales and minima of the values. The planes of minima and squares hold, for
+  // each lane that wrote them, two pairs of the first group and two of the second one, pair by pair
+  // as operand A takes them.
   static constexpr int kMinima = 4 * D, kSquares = 8 * D, kValuePlanes = 12 * D;
+  static constexpr int kValueMinima = 4 * D;
+  // From a group of values to the next, and from its scales to its minima.
+  static constexpr int kValueStride = X ? 128 : 256, kValueToMinima = X ? kValueMinima : 128;
 
-  // The parameters of two groups of keys that this lane puts into planes: pairs 2 g and 2 g + 1 of
-  // channels, [group][pair].
-  struct KeyParameters {
+  // What the planes take from this lane: of the keys the positions 4 lane to 4 lane + 3 of the
+  // parameters of two groups ([group][pair]), that is two pairs of one tile of channels; of the
+  // values the positions 8 lane to 8 lane + 7.
+  struct Parameters {
     uint32_t scale[2][2], minimum[2][2];
   };
-  __device__ __forceinline__ int key_position() const {  // lane_parameter
-    return (g / 2 * 4 + t) * 8 + g % 2 * 4;
-  }
+  static constexpr bool kAllLanes = D == 128;  // have keys
 
-  // Reads them; those of the second group are `second` bytes behind. Lanes of no channels read what
-  // they do not use.
-  __device__ __forceinline__ void read_key_bytes(const std::byte* from, int second,
-                                                 KeyParameters& p) const {
-    const std::byte* at = from + (D == 128 ? key_position() : key_position() % D);
+  // Those of the second group of keys are `second` bytes behind.
+  template <bool BYTES>
+  __device__ __forceinline__ void read_keys(const std::byte* from, int second,
+                                            Parameters& p) const {
+    from += (kAllLanes ? lane : lane % (D / 4)) * (BYTES ? 4 : 8);
 #pragma unroll
-    for (int j = 0; j < 2; ++j, at += second)
-      expand_parameters(*reinterpret_cast<const uint32_t*>(at),
-                        *reinterpret_cast<const uint32_t*>(at + D), KB == 2, p.scale[j],
-                        p.minimum[j]);
-  }
-  __device__ __forceinline__ void read_key_halves(const std::byte* from, int second,
-                                                  KeyParameters& p) const {
-    const std::byte* at = from + 2 * (D == 128 ? key_position() : key_position() % D);
-#pragma unroll
-    for (int j = 0; j < 2; ++j, at += second) {
-      const uint2 u = *reinterpret_cast<const uint2*>(at);
-      const uint2 v = *reinterpret_cast<const uint2*>(at + 2 * D);
-      p.scale[j][0] = u.x, p.scale[j][1] = u.y, p.minimum[j][0] = v.x, p.minimum[j][1] = v.y;
+    for (int j = 0; j < 2; ++j, from += second) {
+      if constexpr (BYTES) {
+        expand_parameters(*reinterpret_cast<const uint32_t*>(from),
+                          *reinterpret_cast<const uint32_t*>(from + D), KB == 2, p.scale[j],
+                          p.minimum[j]);
+      } else {
+        const uint2 u = *reinterpret_cast<const uint2*>(from);
+        const uint2 v = *reinterpret_cast<const uint2*>(from + 2 * D);
+        p.scale[j][0] = u.x, p.scale[j][1] = u.y, p.minimum[j][0] = v.x, p.minimum[j][1] = v.y;
+      }
     }
   }
-  __device__ __forceinline__ void store_planes(std::byte* planes, const KeyParameters& p) const {
-    if (g >= kKeyTiles) return;
+  __device__ __forceinline__ void store_keys(std::byte* planes, const Parameters& p) const {
+    if (!kAllLanes && lane >= D / 4) return;
     // 4^-p: 1, 1/4 and 1/16, 1/64 (2 bits), 1 and 1/16 (4 bits)
     constexpr uint32_t k1 = 0x3c003c00u, k4 = 0x34003400u, k16 = 0x2c002c00u, k64 = 0x24002400u;
-    const bool even = KB == 4 || g % 2 == 0;
+    const bool even = KB == 4 || lane % 2 == 0;
     const uint32_t weight[2] = {even ? k1 : k16, KB == 4 ? k16 : even ? k4 : k64};
     uint32_t square[2][2];
 #pragma unroll
@@ -263,7 +263,7 @@ struct DecodeWarp {
         const uint32_t part = multiply(p.scale[j][i], k16);
         square[j][i] = multiply(part, part);
       }
-      *reinterpret_cast<uint2*>(planes + j * 2 * D + key_position() * 2) =
+      *reinterpret_cast<uint2*>(planes + j * 2 * D + lane * 8) =
           make_uint2(multiply(p.scale[j][0], weight[0]), multiply(p.scale[j][1], weight[1]));
     }
     *reinterpret_cast<uint4*>(planes + kMinima + lane * 16) =
@@ -271,19 +271,25 @@ struct DecodeWarp {
     *reinterpret_cast<uint4*>(planes + kSquares + lane * 16) =
         make_uint4(square[0][0], square[1][0], square[0][1], square[1][1]);
   }
-
-  // The parameters of 8 bits of 64 values to planes. A lane takes eight positions.
+  // From the parameters of 64 values.
+  template <bool BYTES>
   __device__ __forceinline__ void expand_values(const std::byte* from, std::byte* planes) const {
     if (lane >= (D >> a.group_shift) * (kUnitTokens / 8)) return;
     const int at = lane * 8 + lane / 8 * kUnitTokens;
-    const uint2 u = *reinterpret_cast<const uint2*>(from + at);
-    const uint2 v = *reinterpret_cast<const uint2*>(from + kUnitTokens + at);
-    uint32_t scale[4], minimum[4];
-    expand_parameters(u.x, v.x, VB == 2, scale, minimum);
-    expand_parameters(u.y, v.y, VB == 2, scale + 2, minimum + 2);
-    *reinterpret_cast<uint4*>(planes + 2 * at) = make_uint4(scale[0], scale[1], scale[2], scale[3]);
-    *reinterpret_cast<uint4*>(planes + 2 * (at + kUnitTokens)) =
-        make_uint4(minimum[0], minimum[1], minimum[2], minimum[3]);
+    uint4 scale, minimum;
+    if constexpr (BYTES) {
+      const uint2 u = *reinterpret_cast<const uint2*>(from + at);
+      const uint2 v = *reinterpret_cast<const uint2*>(from + kUnitTokens + at);
+      uint32_t s[4], m[4];
+      expand_parameters(u.x, v.x, VB == 2, s, m);
+      expand_parameters(u.y, v.y, VB == 2, s + 2, m + 2);
+      scale = make_uint4(s[0], s[1], s[2], s[3]), minimum = make_uint4(m[0], m[1], m[2], m[3]);
+    } else {
+      scale = *reinterpret_cast<const uint4*>(from + 2 * at);
+      minimum = *reinterpret_cast<const uint4*>(from + 2 * (kUnitTokens + at));
+    }
+    *reinterpret_cast<uint4*>(planes + lane * 16) = scale;
+    *reinterpret_cast<uint4*>(planes + kValueMinima + lane * 16) = minimum;
   }
 
   // q . min of two token groups, and their bias: rows 0-7 of C get the first, rows 8-15 the second.
@@ -299,8 +305,9 @@ struct DecodeWarp {
     if constexpr (X) {
 #pragma unroll
       for (int k = 0; k < kKeyTiles; ++k) {
-        const uint4 u = *reinterpret_cast<const uint4*>(keys + kMinima + (k * 4 + t) * 16);
-        const uint4 v = *reinterpret_cast<const uint4*>(keys + kSquares + (k * 4 + t) * 16);
+        const int at = (k / 2 * 8 + 2 * t + k % 2) * 16;
+        const uint4 u = *reinterpret_cast<const uint4*>(keys + kMinima + at);
+        const uint4 v = *reinterpret_cast<const uint4*>(keys + kSquares + at);
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
           mma(part[0][n], u.x, u.y, u.z, u.w, q[n][2 * k], q[n][2 * k + 1]);
@@ -387,8 +394,11 @@ struct DecodeWarp {
       const int groups = (D >> a.group_shift);
       for (int token = lane; token < kUnitTokens; token += 32)
         if (token < low || token >= end)
-          for (int i = 0; i < 2 * groups; ++i)
-            *reinterpret_cast<uint16_t*>(parameters + i * 128 + lane_parameter(token) * 2) = 0;
+          for (int i = 0; i < groups; ++i) {
+            std::byte* scale = parameters + i * kValueStride + lane_parameter(token) * 2;
+            *reinterpret_cast<uint16_t*>(scale) = 0;
+            *reinterpret_cast<uint16_t*>(scale + kValueToMinima) = 0;
+          }
     } else {
       uint32_t keep[4];
 #pragma unroll
@@ -420,16 +430,16 @@ struct DecodeWarp {
       if constexpr (kCodes) {
         int second = a.group == 32 ? a.key_group_bytes : 0;  // bytes to the second token group
         if constexpr (X) {
-          KeyParameters p;
+          Parameters p;
           if (a.byte_parameters) {
-            read_key_bytes(keys, second, p);
-            expand_values(values, planes + kValuePlanes);
-            values = planes + kValuePlanes;
+            read_keys<true>(keys, second, p);
+            expand_values<true>(values, planes + kValuePlanes);
           } else {
-            read_key_halves(keys, second, p);
+            read_keys<false>(keys, second, p);
+            expand_values<false>(values, planes + kValuePlanes);
           }
-          store_planes(planes, p);
-          keys = planes;
+          store_keys(planes, p);
+          keys = planes, values = planes + kValuePlanes;
           second = 2 * D;
           __syncwarp();
         }
@@ -494,7 +504,7 @@ struct DecodeWarp {
     if constexpr (kCodes) {
       // Rows below the number of value groups are their minima, the others ones.
       const bool group_row = g < (D >> a.group_shift);
-      const std::byte* row = group_row ? parameters + g * 256 + 128 : ones;
+      const std::byte* row = group_row ? parameters + g * kValueStride + kValueToMinima : ones;
       float lower[NT][4] = {};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -527,7 +537,7 @@ struct DecodeWarp {
     for (int c = 0; c < kKeyTiles; c += 2) {  // two channel tiles share their groups
       uint32_t b[NT][8];
       if constexpr (kCodes) {
-        const std::byte* scales = parameters + (c * 16 >> a.group_shift) * 256;
+        const std::byte* scales = parameters + (c * 16 >> a.group_shift) * kValueStride;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
@@ -595,13 +605,13 @@ struct DecodeWarp {
         float minimum[NT][4];
         std::byte* keys = stage + 16 * D;
         if constexpr (X) {
-          KeyParameters p;
+          Parameters p;
           if (a.byte_parameters)
-            read_key_bytes(keys, 0, p);
+            read_keys<true>(keys, 0, p);
           else
-            read_key_halves(keys, 0, p);
+            read_keys<false>(keys, 0, p);
           keys += 4 * D;
-          store_planes(keys, p);  // up to the values
+          store_keys(keys, p);  // up to the values
           static_assert(4 * D + kValuePlanes <= 16 * D);
           __syncwarp();
           fence_before_async_copy();
@@ -771,14 +781,26 @@ struct DecodeProducer {
     page = __ldg(table + (position >> a.page_shift));
   }
 
+  __device__ __forceinline__ int head() const {
+    return NT == 1 ? cursor.segment : cursor.segment / a.head_blocks;
+  }
+  __device__ __forceinline__ const std::byte* block() const {
+    return a.pages + page * a.page_stride + int64_t(head()) * a.block_bytes;
+  }
+  // The cursor's unit is a page of 64 tokens.
+  __device__ __forceinline__ bool at_page() const {
+    return KB < 16 && cursor.unit < min(behind, extent.pages) && a.page_shift == 6;
+  }
+  // Starts the copy of that page and moves on. Segments do not end with a page.
+  __device__ __forceinline__ void issue_page(const WarpCopy& copy, uint32_t stage) {
+    copy.start_one(stage, block(), a.unit_bytes);
+    if (++cursor.unit < behind) look_up();
+  }
+
   // Starts the copies of the cursor's unit and moves on.
   __device__ __forceinline__ void issue(const WarpCopy& copy, uint32_t stage) {
-    const int head = NT == 1 ? cursor.segment : cursor.segment / a.head_blocks;
-    const std::byte* block = a.pages + page * a.page_stride + int64_t(head) * a.block_bytes;
-    if (KB < 16 && cursor.unit < extent.pages && a.page_shift == 6)
-      copy.start(a.unit_bytes, stage, block, copy.lane == 0 ? a.unit_bytes : 0);
-    else
-      issue_pieces(copy, stage, block, head);
+    if (at_page()) return issue_page(copy, stage);
+    issue_pieces(copy, stage, block(), head());
     if (++cursor.unit < behind) {
       look_up();
     } else if (cursor.unit == extent.units()) {
@@ -849,12 +871,25 @@ struct DecodeProducer {
   }
 };
 
+// The query heads of a segment: how many, and the first one's first channel in a row of q.
+struct Heads {
+  int count, channel;
+};
+template <int D, int NT>
+__device__ __forceinline__ Heads heads_of(const DecodeLaunch& a, int segment) {
+  const int head = NT == 1 ? segment : segment / a.head_blocks;
+  const int first = NT == 1 ? 0 : segment % a.head_blocks * 8 * NT;
+  return {min(8 * NT, a.ratio - first), (head * a.ratio + first) * D};
+}
+
 template <int D, int KB, int VB, int NT, bool X>
 __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
     kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const DecodeShared at = decode_shared(warps, a.stages, D, NT, a.pair_shift);
+  // The shuffle lets the compiler see that the warp's number, and what follows from it, is uniform.
+  const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  const int warp = __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0);
+  const DecodeShared& at = a.at;
   auto* slots = reinterpret_cast<PartialSlot*>(shared + at.slots);
   std::byte* ring = shared + at.ring + warp * a.ring_bytes;
   const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
@@ -878,9 +913,10 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
     bool waited = producer.at_own_token();
     if (waited) wait_for_previous();
     DecodeWarp<D, KB, VB, NT, X> state(a, lane, shared + at.ones);
-    Extent extent;
-    int units = 0, begin = 0, behind = 0, heads = 0, row = 0;  // of the cursor's segment
-    int channel = 0;
+    // Of the cursor's segment. What only the ends of a segment need is computed there again: it
+    // would take registers from the pages.
+    int past = 0, pages = 0, page_first = 0, low = 0, values_end = 0;
+    int begin = 0, behind = 0, row = 0;
     bool inside = false, fresh = false;  // in a segment; its state is not set up yet
     int in = 0, out = 0, in_flight = 0;  // stages
     uint32_t parity = 0;
@@ -890,16 +926,15 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
       if (waited && !inside && (in_flight > 0 || !producer.done())) {
         inside = fresh = true;
         const StepSequence& sequence = a.sequences[cursor.sequence];
-        extent = extent_of(a, sequence.past);
-        units = extent.units(), begin = cursor.unit;
-        const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
-        behind = stops ? end.unit : units;
-        const int head = NT == 1 ? cursor.segment : cursor.segment / a.head_blocks;
-        const int first_head = NT == 1 ? 0 : cursor.segment % a.head_blocks * 8 * NT;
-        heads = min(8 * NT, a.ratio - first_head);
-        channel = (head * a.ratio + first_head) * D;
+        const Extent extent = extent_of(a, sequence.past);
         row = sequence.row_begin;
-        state.load_queries(a.q + row * a.q_stride + channel, heads);
+        past = sequence.past, pages = extent.pages, page_first = extent.page_first;
+        low = extent.low, values_end = extent.values_end;
+        begin = cursor.unit;
+        const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
+        behind = stops ? end.unit : extent.units();
+        const Heads h = heads_of<D, NT>(a, cursor.segment);
+        state.load_queries(a.q + row * a.q_stride + h.channel, h.count);
       }
       if (in_flight < a.stages && !producer.done()) {
         producer.issue({barriers + in * 8, lane}, shared_address(ring + in * a.stage_bytes));
@@ -914,24 +949,40 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
         fresh = false;
         state.begin();
       }
-      std::byte* data = ring + out * a.stage_bytes;
-      barrier_wait(barriers + out * 8, parity);
-      if (cursor.unit < extent.pages) {
-        const int first = (extent.page_first + cursor.unit) * kUnitTokens;
-        state.page_unit(data, ring + a.planes_base + out * a.planes_stride,
-                        max(0, extent.low - first), min(64, extent.values_end - first));
-      } else {
-        const int first = extent.tile_position(cursor.unit);
-        state.tile_unit(data, extent.tile_low(first) - first, min(16, extent.past + 1 - first),
-                        extent.is_coded(first), first / kTileTokens % 2);
-      }
-      __syncwarp();
-      if (++out == a.stages) out = 0, parity ^= 1;
-      --in_flight;
-      if (++cursor.unit < behind) continue;
+      // In the middle of a row of pages the next copy goes where the last unit was.
+      bool goes_on, refilled;
+      do {
+        std::byte* data = ring + out * a.stage_bytes;
+        const uint32_t barrier = barriers + out * 8;
+        barrier_wait(barrier, parity);
+        if (cursor.unit < pages) {
+          const int first = (page_first + cursor.unit) * kUnitTokens;
+          state.page_unit(data, ring + a.planes_base + out * a.planes_stride, max(0, low - first),
+                          min(64, values_end - first));
+        } else {
+          const Extent extent = extent_of(a, past);
+          const int first = extent.tile_position(cursor.unit);
+          state.tile_unit(data, extent.tile_low(first) - first, min(16, extent.past + 1 - first),
+                          extent.is_coded(first), first / kTileTokens % 2);
+        }
+        __syncwarp();
+        if (++out == a.stages) out = 0, parity ^= 1;
+        refilled = in_flight == a.stages && pages > a.refill_pages && producer.at_page();
+        if (refilled) {
+          producer.issue_page({barrier, lane}, shared_address(data));
+          in = out;
+        } else {
+          --in_flight;
+        }
+        goes_on = ++cursor.unit < behind;
+      } while (goes_on && refilled);
+      if (goes_on) continue;
 
       inside = false;
       state.close_pages();
+      const Extent extent = extent_of(a, past);
+      const int units = extent.units();
+      const auto [heads, channel] = heads_of<D, NT>(a, cursor.segment);
       if (begin == 0 && behind == units) {
         state.store_output(static_cast<uint16_t*>(a.out) + row * a.out_stride + channel, heads);
       } else {

@@ -31,11 +31,30 @@ using Layout = Owned<cublasLtMatrixLayout_t, LayoutDeleter>;
 using Operation = Owned<cublasLtMatmulDesc_t, OperationDeleter>;
 using Preference = Owned<cublasLtMatmulPreference_t, PreferenceDeleter>;
 
-Layout make_layout(DType type, int64_t rows, int64_t columns, int64_t stride) {
+Layout make_layout(cudaDataType_t type, int64_t rows, int64_t columns, int64_t stride) {
   cublasLtMatrixLayout_t layout = nullptr;
-  KIVI_CUBLAS_VERIFY(cublasLtMatrixLayoutCreate(&layout, data_type_of(type), uint64_t(rows),
-                                                uint64_t(columns), stride));
+  KIVI_CUBLAS_VERIFY(
+      cublasLtMatrixLayoutCreate(&layout, type, uint64_t(rows), uint64_t(columns), stride));
   return Layout(layout);
+}
+
+template <class T>
+void set(const Operation& operation, cublasLtMatmulDescAttributes_t attribute, const T& value) {
+  KIVI_CUBLAS_VERIFY(
+      cublasLtMatmulDescSetAttribute(operation.get(), attribute, &value, sizeof value));
+}
+
+// W^T times x, with fp32 sums, and a bias where there is one.
+Operation make_operation(const Tensor& bias) {
+  cublasLtMatmulDesc_t created = nullptr;
+  KIVI_CUBLAS_VERIFY(cublasLtMatmulDescCreate(&created, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  Operation operation(created);
+  set(operation, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+  if (!bias.empty()) {
+    set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+    set(operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type_of(bias.dtype));
+  }
+  return operation;
 }
 
 }  // namespace
@@ -74,24 +93,16 @@ const Matmul::Plan& Matmul::plan_of(const Tensor& x, const Tensor& w, const Tens
   if (auto it = plans_.find(key); it != plans_.end()) return it->second;
 
   Plan plan;
-  cublasLtMatmulDesc_t operation = nullptr;
-  KIVI_CUBLAS_VERIFY(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-  plan.operation.reset(operation);
-  const cublasOperation_t transposed = CUBLAS_OP_T;
-  KIVI_CUBLAS_VERIFY(cublasLtMatmulDescSetAttribute(
-      plan.operation.get(), CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
-  if (!bias.empty()) {
-    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    KIVI_CUBLAS_VERIFY(cublasLtMatmulDescSetAttribute(
-        plan.operation.get(), CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    const cudaDataType_t type = data_type_of(bias.dtype);
-    KIVI_CUBLAS_VERIFY(cublasLtMatmulDescSetAttribute(
-        plan.operation.get(), CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
-  }
-  plan.a = make_layout(w.dtype, k, n, w.row_stride);
-  plan.b = make_layout(x.dtype, k, t, x.row_stride);
-  plan.c = make_layout(out.dtype, n, t, out.row_stride);
+  plan.operation = make_operation(bias);
+  plan.a = make_layout(data_type_of(w.dtype), k, n, w.row_stride);
+  plan.b = make_layout(data_type_of(x.dtype), k, t, x.row_stride);
+  plan.c = make_layout(data_type_of(out.dtype), n, t, out.row_stride);
+  KIVI_VERIFY(choose(plan));
+  return plans_.emplace(key, std::move(plan)).first->second;
+}
 
+// Takes the first algorithm that cuBLASLt offers. Returns false where it offers none.
+bool Matmul::choose(Plan& plan) const {
   cublasLtMatmulPreference_t created = nullptr;
   KIVI_CUBLAS_VERIFY(cublasLtMatmulPreferenceCreate(&created));
   const Preference preference(created);
@@ -100,22 +111,58 @@ const Matmul::Plan& Matmul::plan_of(const Tensor& x, const Tensor& w, const Tens
       sizeof kMatmulWorkspaceBytes));
   cublasLtMatmulHeuristicResult_t best{};
   int found = 0;
-  KIVI_CUBLAS_VERIFY(cublasLtMatmulAlgoGetHeuristic(
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
       handle_.get(), plan.operation.get(), plan.a.get(), plan.b.get(), plan.c.get(), plan.c.get(),
-      preference.get(), 1, &best, &found));
-  KIVI_VERIFY(found == 1);
+      preference.get(), 1, &best, &found);
+  if (status != CUBLAS_STATUS_SUCCESS || found != 1) return false;
   plan.algorithm = best.algo;
-  return plans_.emplace(key, std::move(plan)).first->second;
+  return true;
+}
+
+const Matmul::Plan* Matmul::plan_of_e4m3(int64_t rows, const Weight& w, const Tensor& bias,
+                                         const Tensor& out) {
+  const Key8 key{rows,           w.rows,         w.columns,
+                 out.row_stride, int(out.dtype), bias.empty() ? -1 : int(bias.dtype)};
+  if (auto it = plans_e4m3_.find(key); it != plans_e4m3_.end()) return it->second.get();
+  auto plan = std::make_unique<Plan>();
+  plan->operation = make_operation(bias);
+  set(plan->operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t(1));
+  for (const auto mode : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE})
+    set(plan->operation, mode, int32_t(CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F));
+  // The heuristic wants scales to be there, and looks at their alignment at most.
+  for (const auto pointer :
+       {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER})
+    set(plan->operation, pointer, static_cast<const void*>(w.scales));
+  plan->a = make_layout(CUDA_R_8F_E4M3, w.columns, w.rows, w.columns);
+  plan->b = make_layout(CUDA_R_8F_E4M3, w.columns, rows, w.columns);
+  plan->c = make_layout(data_type_of(out.dtype), w.rows, rows, out.row_stride);
+  if (!choose(*plan)) plan.reset();
+  return plans_e4m3_.emplace(key, std::move(plan)).first->second.get();
+}
+
+bool Matmul::has_e4m3(int64_t rows, const Weight& w, const Tensor& bias, const Tensor& out) {
+  return plan_of_e4m3(rows, w, bias, out) != nullptr;
+}
+
+void Matmul::run_e4m3(const Rows8& x, const Weight& w, const Tensor& bias, const Tensor& out,
+                      cudaStream_t stream) {
+  const Plan* plan = plan_of_e4m3(x.rows, w, bias, out);
+  KIVI_VERIFY(plan != nullptr);
+  set(plan->operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(w.scales));
+  set(plan->operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(x.scales));
+  if (!bias.empty()) set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.data);
+  const float one = 1, zero = 0;
+  KIVI_CUBLAS_VERIFY(cublasLtMatmul(handle_.get(), plan->operation.get(), &one, w.codes,
+                                    plan->a.get(), x.codes, plan->b.get(), &zero, out.data,
+                                    plan->c.get(), out.data, plan->c.get(), &plan->algorithm,
+                                    workspace_.get(), kMatmulWorkspaceBytes, stream));
 }
 
 void Matmul::run(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out,
                  cudaStream_t stream) {
   if (x.rows() == 0) return;
   const Plan& plan = plan_of(x, w, bias, out);
-  if (!bias.empty()) {
-    KIVI_CUBLAS_VERIFY(cublasLtMatmulDescSetAttribute(
-        plan.operation.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.data, sizeof bias.data));
-  }
+  if (!bias.empty()) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.data);
   const float one = 1, zero = 0;
   KIVI_CUBLAS_VERIFY(cublasLtMatmul(handle_.get(), plan.operation.get(), &one, w.data, plan.a.get(),
                                     x.data, plan.b.get(), &zero, out.data, plan.c.get(), out.data,

@@ -11,10 +11,16 @@
 // a fragment register stands for does not matter, as long as A and B agree. The grid is fixed; a
 // block goes from tile to tile, the loads of the next one under way while it adds up its warps'
 // sums, in the order of the warps. Reference: CpuBackend::do_matmul. Test: tests/cuda/ops_test.cpp.
+//
+// W may also be 8-bit floats (e4m3) with a scale a row, n k bytes. A lane then reads 16 consecutive
+// k at a time and widens them to the type of x, which is exact: sign, exponent and mantissa move to
+// their places in 16 bits, and a power of two makes up for the other bias. Test:
+// tests/cuda/quantized_test.cpp.
 #include <algorithm>
 
 #include "kernels/cuda/matmul_few_rows.h"
 #include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/vector.cuh"
 
 namespace kivi::cuda {
@@ -22,10 +28,8 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kTileRows = 16;
-constexpr int kSteps = 4;              // of 32 k, in one batch of loads
-constexpr int kBatch = kSteps * 32;    // k of one warp and batch
-constexpr int kRun = kWarps * kBatch;  // k of a block and batch
-constexpr int kBatches = 2;            // under way
+constexpr int kSteps = 4;    // in one batch of loads
+constexpr int kBatches = 2;  // under way
 constexpr int kBlocksPerMultiprocessor = 2;
 
 // W passes through once: not kept in L1, first to leave L2.
@@ -57,11 +61,37 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], uint32_t a0, uint32_
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// What a lane reads of W at a time, and k by warp and block. W: T, or uint8_t for e4m3.
+template <class W>
+struct Reach {
+  static constexpr int kLane = 16 / int(sizeof(W));
+  static constexpr int kStep = 4 * kLane;
+  static constexpr int kBatch = kSteps * kStep;  // of one warp and batch
+  static constexpr int kRun = kWarps * kBatch;   // of a block and batch
+};
+
+// Two bytes of e4m3, chosen from `word` by __byte_perm into the upper halves, as T: times 2^-8 in
+// f16.
 template <class T>
+__device__ __forceinline__ uint32_t widen(uint32_t word, uint32_t chosen) {
+  const uint32_t high = __byte_perm(word, 0, chosen);
+  if constexpr (std::is_same_v<T, __half>)
+    return (high & 0x80008000u) | ((high >> 1) & 0x3F803F80u);
+  uint32_t small = (high & 0x80008000u) | ((high >> 4) & 0x07F007F0u);  // times 2^-120
+  uint32_t factor = 0x7B807B80u;                                        // 2^120
+  const auto product = __hmul2(*reinterpret_cast<__nv_bfloat162*>(&small),
+                               *reinterpret_cast<__nv_bfloat162*>(&factor));
+  return *reinterpret_cast<const uint32_t*>(&product);
+}
+template <class T>
+constexpr float kWidened = std::is_same_v<T, __half> ? 256.0f : 1.0f;
+
+template <class T, class W>
 struct FewRows {
   const T* x;
-  const T* w;
-  const T* bias;  // or null
+  const W* w;
+  const float* scales;  // of e4m3, [n]; else null
+  const T* bias;        // or null
   void* out;
   int64_t x_stride, w_stride, out_stride;  // elements
   int t, n, k;
@@ -78,15 +108,15 @@ struct Place {
   int tile, batch;
 };
 
-template <class T>
-__device__ __forceinline__ void load_weights(const FewRows<T>& a, Place at, int g, int first,
+template <class T, class W>
+__device__ __forceinline__ void load_weights(const FewRows<T, W>& a, Place at, int g, int first,
                                              uint64_t policy, Weights& to) {
   const int row = at.tile * kTileRows + g;
-  const T* top = a.w + int64_t(min(row, a.n - 1)) * a.w_stride;
-  const T* bottom = a.w + int64_t(min(row + 8, a.n - 1)) * a.w_stride;
+  const W* top = a.w + int64_t(min(row, a.n - 1)) * a.w_stride;
+  const W* bottom = a.w + int64_t(min(row + 8, a.n - 1)) * a.w_stride;
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
-    const int k = at.batch * kRun + first + s * 32;
+    const int k = at.batch * Reach<W>::kRun + first + s * Reach<W>::kStep;
     to.top[s] = to.bottom[s] = make_uint4(0, 0, 0, 0);
     if (k >= a.k) continue;
     to.top[s] = load_once(top + k, policy);
@@ -94,13 +124,46 @@ __device__ __forceinline__ void load_weights(const FewRows<T>& a, Place at, int 
   }
 }
 
+// As many k of a row of x as a lane reads of W at a time: Vectors times 8.
+template <int Vectors>
+struct Inputs {
+  uint4 v[Vectors];
+  template <class T>
+  __device__ __forceinline__ void load(const T* row, int k, int end) {
+#pragma unroll
+    for (int i = 0; i < Vectors; ++i) {
+      v[i] = make_uint4(0, 0, 0, 0);
+      if (k < end) v[i] = *reinterpret_cast<const uint4*>(row + k + 8 * i);
+    }
+  }
+};
+
+// The lane's k of one step: rows g and g + 8 of W, row g of x.
 template <class T>
+__device__ __forceinline__ void multiply_step(float (&c)[4], uint4 u, uint4 v, const Inputs<1>& y) {
+  multiply_add<T>(c, u.x, v.x, u.y, v.y, y.v[0].x, y.v[0].y);
+  multiply_add<T>(c, u.z, v.z, u.w, v.w, y.v[0].z, y.v[0].w);
+}
+template <class T>
+__device__ __forceinline__ void multiply_step(float (&c)[4], uint4 u, uint4 v, const Inputs<2>& y) {
+  const uint32_t top[4] = {u.x, u.y, u.z, u.w}, bottom[4] = {v.x, v.y, v.z, v.w};
+  const uint32_t x[8] = {y.v[0].x, y.v[0].y, y.v[0].z, y.v[0].w,
+                         y.v[1].x, y.v[1].y, y.v[1].z, y.v[1].w};
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    multiply_add<T>(c, widen<T>(top[j], 0x1404), widen<T>(bottom[j], 0x1404),
+                    widen<T>(top[j], 0x3424), widen<T>(bottom[j], 0x3424), x[2 * j], x[2 * j + 1]);
+}
+
+template <class T, class W>
 __global__ void __launch_bounds__(kWarps * 32, kBlocksPerMultiprocessor)
-    matmul_few_rows_kernel(const __grid_constant__ FewRows<T> a) {
+    matmul_few_rows_kernel(const __grid_constant__ FewRows<T, W> a) {
+  using R = Reach<W>;
+  using Input = Inputs<R::kLane / 8>;
   __shared__ float4 sums[2][kWarps][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
-  const int first = warp * kBatch + lane % 4 * 8;  // k of this lane in a run
-  const int tiles = (a.n + kTileRows - 1) / kTileRows, batches = (a.k + kRun - 1) / kRun;
+  const int first = warp * R::kBatch + lane % 4 * R::kLane;  // k of this lane in a run
+  const int tiles = (a.n + kTileRows - 1) / kTileRows, batches = (a.k + R::kRun - 1) / R::kRun;
   const auto next = [&](Place p) {
     return p.batch + 1 < batches ? Place{p.tile, p.batch + 1} : Place{p.tile + int(gridDim.x), 0};
   };
@@ -119,53 +182,49 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerMultiprocessor)
   const bool has_row = g < a.t;
   float c[4] = {0, 0, 0, 0};
   int parity = 0;
-  while (true) {
+  // Takes one batch of W and refills its place. Returns false after the last one.
+  const auto take = [&](Weights& batch) {
+    if (at.tile >= tiles) return false;
+    Input y[kSteps];
 #pragma unroll
-    for (int i = 0; i < kBatches; ++i) {
-      if (at.tile >= tiles) return;
-      uint4 y[kSteps];
+    for (int s = 0; s < kSteps; ++s)
+      y[s].load(x, at.batch * R::kRun + first + s * R::kStep, has_row ? a.k : 0);
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        const int k = at.batch * kRun + first + s * 32;
-        y[s] = make_uint4(0, 0, 0, 0);
-        if (has_row && k < a.k) y[s] = *reinterpret_cast<const uint4*>(x + k);
-      }
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        const uint4 u = buffer[i].top[s], v = buffer[i].bottom[s];
-        multiply_add<T>(c, u.x, v.x, u.y, v.y, y[s].x, y[s].y);
-        multiply_add<T>(c, u.z, v.z, u.w, v.w, y[s].z, y[s].w);
-      }
-      if (ahead.tile < tiles) load_weights(a, ahead, g, first, policy, buffer[i]);
-      ahead = next(ahead);
-      const int tile = at.tile;
-      at = next(at);
-      if (at.tile == tile) continue;
+    for (int s = 0; s < kSteps; ++s) multiply_step<T>(c, batch.top[s], batch.bottom[s], y[s]);
+    if (ahead.tile < tiles) load_weights(a, ahead, g, first, policy, batch);
+    ahead = next(ahead);
+    const int tile = at.tile;
+    at = next(at);
+    if (at.tile == tile) return true;
 
-      // The tile is complete. The other half of `sums` may still be read: one barrier a tile.
-      sums[parity][warp][lane] = make_float4(c[0], c[1], c[2], c[3]);
-      __syncthreads();
-      if (threadIdx.x < kTileRows * kFewRows) {
-        const int row = threadIdx.x % kTileRows, column = threadIdx.x / kTileRows;
-        // C: lane 4 g + t has rows g (.x, .y) and g + 8 (.z, .w), columns 2t and 2t + 1.
-        const int index = (row % 8 * 4 + column / 2) * 4 + row / 8 * 2 + column % 2;
-        float sum = 0;
+    // The tile is complete. The other half of `sums` may still be read: one barrier a tile.
+    sums[parity][warp][lane] = make_float4(c[0], c[1], c[2], c[3]);
+    __syncthreads();
+    if (threadIdx.x < kTileRows * kFewRows) {
+      const int row = threadIdx.x % kTileRows, column = threadIdx.x / kTileRows;
+      // C: lane 4 g + t has rows g (.x, .y) and g + 8 (.z, .w), columns 2t and 2t + 1.
+      const int index = (row % 8 * 4 + column / 2) * 4 + row / 8 * 2 + column % 2;
+      float sum = 0;
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w)
-          sum += reinterpret_cast<const float*>(sums[parity][w])[index];
-        const int n = tile * kTileRows + row;
-        if (n < a.n && column < a.t) {
-          if (a.bias != nullptr) sum += as_float(a.bias[n]);
-          const int64_t to = column * a.out_stride + n;
-          if (a.out_f32)
-            static_cast<float*>(a.out)[to] = sum;
-          else
-            static_cast<T*>(a.out)[to] = from_float<T>(sum);
-        }
+      for (int w = 0; w < kWarps; ++w)
+        sum += reinterpret_cast<const float*>(sums[parity][w])[index];
+      const int n = tile * kTileRows + row;
+      if (n < a.n && column < a.t) {
+        if constexpr (sizeof(W) == 1) sum *= a.scales[n] * kWidened<T>;
+        if (a.bias != nullptr) sum += as_float(a.bias[n]);
+        const int64_t to = column * a.out_stride + n;
+        if (a.out_f32)
+          static_cast<float*>(a.out)[to] = sum;
+        else
+          static_cast<T*>(a.out)[to] = from_float<T>(sum);
       }
-      parity ^= 1;
-      c[0] = c[1] = c[2] = c[3] = 0;
     }
+    parity ^= 1;
+    c[0] = c[1] = c[2] = c[3] = 0;
+    return true;
+  };
+  static_assert(kBatches == 2);
+  while (take(buffer[0]) && take(buffer[1])) {
   }
 }
 
@@ -182,31 +241,59 @@ bool has_few_rows(const Tensor& x, const Tensor& w, const Tensor& out) {
          is_aligned(w);
 }
 
+bool has_few_rows(const Tensor& x, const Weight& w, const Tensor& out) {
+  return w.format.kind == WeightKind::e4m3 && (out.dtype == x.dtype || out.dtype == DType::f32) &&
+         x.rows() >= 1 && x.rows() <= kFewRows && w.columns % 16 == 0 && is_aligned(x) &&
+         reinterpret_cast<uintptr_t>(w.codes) % 16 == 0;
+}
+
+namespace {
+
+template <class T, class W>
+cudaError_t launch(FewRows<T, W> a, const Tensor& x, const Tensor& bias, const Tensor& out,
+                   int multiprocessors, cudaStream_t stream) {
+  a.x = x.as<T>();
+  a.bias = bias.empty() ? nullptr : bias.as<T>();
+  a.out = out.data;
+  a.x_stride = x.row_stride;
+  a.out_stride = out.row_stride;
+  a.t = int(x.rows());
+  a.n = int(out.shape[1]);
+  a.k = int(x.shape[1]);
+  a.out_f32 = out.dtype == DType::f32;
+  const int tiles = (a.n + kTileRows - 1) / kTileRows;
+  const int blocks = std::min(tiles, kBlocksPerMultiprocessor * multiprocessors);
+  // Loads in flight take room in L1. Left to itself, the split of a multiprocessor's memory is
+  // that of the kernels it overlaps with, and all of it as shared memory costs a step of one
+  // row 1.4 ms.
+  constexpr int kSharedPercent = 50;
+  const auto kernel = matmul_few_rows_kernel<T, W>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, kSharedPercent);
+  if (error != cudaSuccess) return error;
+  return launch_overlapped(kernel, dim3(unsigned(blocks)), dim3(kWarps * 32), 0, stream, a);
+}
+
+}  // namespace
+
 cudaError_t matmul_few_rows(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out,
                             int multiprocessors, cudaStream_t stream) {
   return with_half_type(w.dtype, [&]<class T>() {
-    const FewRows<T> a{x.as<T>(),
-                       w.as<T>(),
-                       bias.empty() ? nullptr : bias.as<T>(),
-                       out.data,
-                       x.row_stride,
-                       w.row_stride,
-                       out.row_stride,
-                       int(x.rows()),
-                       int(w.rows()),
-                       int(x.shape[1]),
-                       out.dtype == DType::f32};
-    const int tiles = (a.n + kTileRows - 1) / kTileRows;
-    const int blocks = std::min(tiles, kBlocksPerMultiprocessor * multiprocessors);
-    // Loads in flight take room in L1. Left to itself, the split of a multiprocessor's memory is
-    // that of the kernels it overlaps with, and all of it as shared memory costs a step of one
-    // row 1.4 ms.
-    constexpr int kSharedPercent = 50;
-    const cudaError_t error = cudaFuncSetAttribute(
-        matmul_few_rows_kernel<T>, cudaFuncAttributePreferredSharedMemoryCarveout, kSharedPercent);
-    if (error != cudaSuccess) return error;
-    return launch_overlapped(matmul_few_rows_kernel<T>, dim3(unsigned(blocks)), dim3(kWarps * 32),
-                             0, stream, a);
+    FewRows<T, T> a{};
+    a.w = w.as<T>();
+    a.w_stride = w.row_stride;
+    return launch(a, x, bias, out, multiprocessors, stream);
+  });
+}
+
+cudaError_t matmul_few_rows(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
+                            int multiprocessors, cudaStream_t stream) {
+  return with_half_type(x.dtype, [&]<class T>() {
+    FewRows<T, uint8_t> a{};
+    a.w = reinterpret_cast<const uint8_t*>(w.codes);
+    a.scales = reinterpret_cast<const float*>(w.scales);
+    a.w_stride = w.columns;
+    return launch(a, x, bias, out, multiprocessors, stream);
   });
 }
 

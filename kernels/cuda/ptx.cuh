@@ -121,6 +121,13 @@ struct WarpCopy {
     if (chunk != nullptr) bulk_copy(chunk_to, chunk, 16);
     __syncwarp();
   }
+  // One piece.
+  __device__ __forceinline__ void start_one(uint32_t to, const void* from, int bytes) const {
+    if (lane != 0) return;
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+    bulk_copy(to, from, bytes);
+  }
   __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, int bytes) const {
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
@@ -148,6 +155,9 @@ struct WarpCopy {
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(chunk_to), "l"(chunk)
                    : "memory");
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+  }
+  __device__ __forceinline__ void start_one(uint32_t to, const void* from, int bytes) const {
+    start(bytes, to, from, lane == 0 ? bytes : 0);
   }
 #endif
 };

@@ -2,10 +2,11 @@
 // kernels_bench: decode attention over formats, shapes and tunings that `kivi bench kernels` does
 // not name.
 //
-//   kernels_bench [--only FORMAT] [--shape TEXT] [--sweep]
+//   kernels_bench [--only FORMAT] [--shape TEXT] [--refill N] [--sweep]
 //
 // Prints, for each shape and format, microseconds a launch, gigabytes a second and the percentage
-// of the copy rate measured in the same run. --shape keeps the shapes whose name holds TEXT, such
+// of the copy rate measured in the same run. --refill sets
+// DecodeTuning::refill_pages. --shape keeps the shapes whose name holds TEXT, such
 // as "mistral-7b (8, 4096)". With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT for the tunings of
 // DecodeTuning instead. Inputs are random and rotate over copies larger than the
 // L2 cache. A time is the median over replays of a CUDA graph of many launches, divided by their
@@ -13,6 +14,7 @@
 // rows, the step's own rows.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <numeric>
@@ -272,10 +274,13 @@ void sweep(const StoreBench& bench, const DecodeWorkspace& workspace, double cop
 int run(int argc, char** argv) {
   const char *only = nullptr, *shapes = "";
   bool sweeps = false;
+  cuda::DecodeTuning tuning;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--sweep") == 0) sweeps = true;
     if (i + 1 < argc && std::strcmp(argv[i], "--only") == 0) only = argv[i + 1];
     if (i + 1 < argc && std::strcmp(argv[i], "--shape") == 0) shapes = argv[i + 1];
+    if (i + 1 < argc && std::strcmp(argv[i], "--refill") == 0)
+      tuning.refill_pages = std::atoi(argv[i + 1]);
   }
   CudaBackend backend(0);
   const DecodeWorkspace workspace =
@@ -295,7 +300,7 @@ int run(int argc, char** argv) {
         if (sweeps) {
           sweep(bench, workspace, copy);
         } else {
-          const double us = bench.attend_us(workspace, {}), rate = bench.bytes() / us / 1e3;
+          const double us = bench.attend_us(workspace, tuning), rate = bench.bytes() / us / 1e3;
           std::printf("%8.2f us %7.0f GB/s %5.1f %%", us, rate, rate / copy * 100);
         }
         std::printf("\n");

@@ -92,8 +92,12 @@ class Envoy:
             [os.environ["ENVOY"], "--config-yaml", text, "--log-level", "warning",
              "--concurrency", "1", "--use-dynamic-base-id"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_for("Envoy's start", 30, lambda: get(self.port, "/health/ready")[0] == 200)
-        wait_for("both replicas' health in Envoy", 30, lambda: self.healthy() == len(replicas))
+        try:
+            wait_for("Envoy's start", 30, lambda: get(self.port, "/health/ready")[0] == 200)
+            wait_for("both replicas' health in Envoy", 30, lambda: self.healthy() == len(replicas))
+        except BaseException:
+            self.close()
+            raise
 
     def healthy(self):
         text = get(self.admin_port, "/clusters")[1]

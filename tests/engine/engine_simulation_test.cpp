@@ -119,6 +119,7 @@ struct World {
         config.max_num_seqs + config.prefill_chunk_tokens + between(random, 0, 200);
     config.prefill_staging_tokens = random() % 3 ? between(random, 0, 600) : 0;
     config.enable_prefix_caching = random() % 4 != 0;
+    layerwise_tokens = random() % 2 ? between(random, 0, 512) : 0;
     pages = random() % 3 ? between(random, 10, 24) : 200;
     tenants = between(random, 1, 4);
     requests = between(random, 1, 30);
@@ -130,13 +131,15 @@ struct World {
   std::string describe() const {
     return fmt::format(
         "format {} R {}, prefill {}, policy {}, overlapping steps {}, max_num_seqs {}, chunk {}, "
-        "max_num_batched_tokens {}, staging {}, pages {}, tenants {}, requests {}, arrivals {} %, "
+        "max_num_batched_tokens {}, staging {}, layer by layer to {}, pages {}, tenants {}, "
+        "requests {}, arrivals {} %, "
         "cancels {} of 1000, fail_at_step {}, drain {}",
         name_of(format), format.residual,
         config.kivi_prefill == PrefillMode::exact ? "exact" : "stream",
         int(config.scheduling_policy), asynchronous, config.max_num_seqs,
         config.prefill_chunk_tokens, config.max_num_batched_tokens, config.prefill_staging_tokens,
-        pages, tenants, requests, arrival_percent, cancel_per_mille, fail_at_step, drains);
+        layerwise_tokens, pages, tenants, requests, arrival_percent, cancel_per_mille, fail_at_step,
+        drains);
   }
 
   Random random;
@@ -144,7 +147,7 @@ struct World {
   KvFormat format;
   EngineConfig config;
   bool asynchronous, drains;
-  int pages, tenants, requests, arrival_percent, cancel_per_mille, fail_at_step;
+  int layerwise_tokens, pages, tenants, requests, arrival_percent, cancel_per_mille, fail_at_step;
 };
 
 Request draw_request(World& w, int index) {
@@ -212,9 +215,9 @@ struct Counts {
 // Runs the world of a seed; throws what its checks find. True where a fault was planted.
 bool simulate(World w, Fault fault, Counts& counts) {
   if (fault != Fault::none) w.cancel_per_mille = 0, w.fail_at_step = -1, w.drains = false;
-  const KvLayout layout{w.format, {1, 1, 128}};
+  const KvLayout layout{w.format, {3, 1, 128}};
   const KvCapacity capacity{w.pages, w.config.max_num_seqs + 1,
-                            w.config.prefill_staging_tokens / 64};
+                            w.config.prefill_staging_tokens / 64, w.layerwise_tokens};
   const auto witness = std::make_shared<Witness>(layout, capacity);
   Engine engine(w.config, EngineLimits{kVocab, kContext, {2}}, layout, capacity,
                 std::make_unique<CheckedRunner>(runner_options(w.asynchronous, w.fail_at_step),

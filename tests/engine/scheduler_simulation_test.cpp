@@ -10,6 +10,7 @@
 #include <catch2/catch.hpp>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "engine/scheduler.h"
 #include "tests/engine/simulation.h"
@@ -50,7 +51,8 @@ struct World {
     const int pages_min = (prompt_max + output_max + page - 1) / page;
     capacity = {pages_min + (random() % 2 ? between(random, 0, 8) : between(random, 20, 80)),
                 between(random, 1, config.max_num_seqs + 1),
-                config.prefill_staging_tokens / 64 + between(random, 0, 1)};
+                config.prefill_staging_tokens / 64 + between(random, 0, 1),
+                random() % 3 ? between(random, 0, 500) : 0};
     requests = between(random, 1, 40);
     config.enable_prefix_caching = random() % 4 != 0;
     config.prefix_cache_per_key = random() % 4 == 0;
@@ -63,15 +65,16 @@ struct World {
     return fmt::format(
         "format {} G {} R {}, prefill {}, policy {}, tenants {}, max_num_seqs {}, chunk {}, "
         "max_num_batched_tokens {}, staging {} tokens, pages {} of {} tokens, slots {}, staging "
-        "pages {}, prompts to {}, outputs to {}, requests {}, arrivals {} %, cancels {} of 1000, "
+        "pages {}, layer by layer to {} tokens, prompts to {}, outputs to {}, requests {}, "
+        "arrivals {} %, cancels {} of 1000, "
         "failures {} of 1000, prefix cache {}{}",
         name_of(format), format.group, format.residual,
         config.kivi_prefill == PrefillMode::exact ? "exact" : "stream",
         std::array{"fair", "fcfs", "priority"}[size_t(config.scheduling_policy)], tenants,
         config.max_num_seqs, config.prefill_chunk_tokens, config.max_num_batched_tokens,
         config.prefill_staging_tokens, capacity.pages, layout.page_tokens(), capacity.slots,
-        capacity.staging_pages, prompt_max, output_max, requests, arrival_percent, cancel_per_mille,
-        failure_per_mille, config.enable_prefix_caching,
+        capacity.staging_pages, capacity.layerwise_tokens, prompt_max, output_max, requests,
+        arrival_percent, cancel_per_mille, failure_per_mille, config.enable_prefix_caching,
         config.prefix_cache_per_key ? " per key" : "");
   }
 
@@ -145,6 +148,7 @@ class Simulation {
     expect(cache_.pages_free() == w_.capacity.pages, "no page is held at the end");
     expect(cache_.slots_free() == w_.capacity.slots, "no slot is held at the end");
     expect(cache_.staging_pages_free() == w_.capacity.staging_pages, "no staging page is held");
+    expect(cache_.layerwise_free(), "nobody has the layerwise area at the end");
     expect(cache_.bytes_held() == KvBytes{}, "no byte is held at the end");
     expect(scheduler_.waiting_tokens() == 0, "no token waits at the end");
   }
@@ -154,6 +158,7 @@ class Simulation {
   uint64_t preemptions() const { return scheduler_.preemptions(); }
   uint64_t preemptions_for_tenants() const { return scheduler_.preemptions_for_tenants(); }
   int staged_chunks() const { return staged_chunks_; }
+  int layerwise_steps() const { return layerwise_steps_; }
 
  private:
   void arrive() {
@@ -192,6 +197,8 @@ class Simulation {
     expect(plan.empty() == all.empty(), "a plan is empty only without sequences");
     expect(plan.rows <= w_.config.max_num_batched_tokens, "rows are bounded");
     expect(int(plan.sequences.size()) <= w_.config.max_num_seqs, "sequences are bounded");
+    if (!plan.layerwise.empty()) return check_layerwise(plan);
+    const bool turn = std::exchange(layerwise_before_, false);
     int rows = 0;
     bool decodes_over = false;
     std::set<const Sequence*> planned;
@@ -207,10 +214,40 @@ class Simulation {
     }
     expect(rows == plan.rows, "rows are the sum of the counts");
     if (all.empty()) return;
-    expect(planned.count(all.front()) == 1, "the oldest running sequence moves");
+    if (all.front()->kv.layerwise)  // its turn was the step before, or is the next one
+      expect(turn || !plan.empty(), "the oldest running sequence moves");
+    else
+      expect(planned.count(all.front()) == 1, "the oldest running sequence moves");
     if (w_.config.scheduling_policy == SchedulingPolicy::fcfs)  // and so is fair with one tenant
       for (const Sequence* s : all)
         expect(all.front()->order <= s->order, "the oldest of all runs, under fcfs");
+  }
+
+  // A step of a prompt that is computed layer by layer has it alone. Other steps come in between.
+  void check_layerwise(const BatchPlan& plan) {
+    ++layerwise_steps_;
+    expect(plan.sequences.size() == 1, "it is alone");
+    const PlannedSequence& part = plan.sequences[0];
+    const Sequence& s = *part.sequence;
+    const std::vector<Sequence*> all = scheduler_.sequences();
+    const bool others = std::ranges::any_of(all, [&](const Sequence* other) {
+      return other != &s && other->state == SequenceState::running && !other->complete();
+    });
+    expect(!layerwise_before_ || !others || short_of_pages_,
+           "other sequences have every other step");
+    layerwise_before_ = true;
+    const int chunk = plan.layerwise.chunk_tokens, layers = w_.layout.shape.layers;
+    const int chunks = (s.prefill_tokens + chunk - 1) / chunk;
+    expect(chunk == w_.config.max_num_batched_tokens, "chunks are as long as a step allows");
+    expect(s.kv.layerwise && s.kv.tokens == 0 && s.kv.reused == 0, "it has the area");
+    expect(part.past == 0 && part.count == s.prefill_tokens, "it is a whole prompt");
+    expect(s.prefill_tokens <= w_.capacity.layerwise_tokens, "it fits");
+    expect(
+        plan.layerwise.begin == s.kv.layerwise_units && plan.layerwise.end > plan.layerwise.begin,
+        "units go on where they were");
+    expect(plan.layerwise.end <= layers * chunks, "no unit is beyond the last layer");
+    expect(part.completes == (plan.layerwise.end == layers * chunks), "the last unit completes");
+    expect(part.samples == (part.completes && s.request.sampling.max_tokens > 0), "and samples");
   }
 
   // Running sequences, and how many pages they hold.
@@ -238,8 +275,10 @@ class Simulation {
                    const std::set<const Tenant*>& tenants_before, const BatchPlan& plan,
                    bool preempted) {
     const bool fair = w_.config.scheduling_policy == SchedulingPolicy::fair;
+    if (!plan.layerwise.empty() && !preempted) return;
     bool short_of_pages = preempted;
     for (const auto& [s, pages] : before) {
+      if (s->kv.layerwise) continue;  // it has steps of its own
       if (!fair) expect(s->state == SequenceState::running || pages > 0, "a victim holds pages");
       const auto is = [s = s](const PlannedSequence& part) { return part.sequence == s; };
       if (s->state == SequenceState::running && std::ranges::none_of(plan.sequences, is))
@@ -353,6 +392,9 @@ class Simulation {
            "the last chunk samples");
     const bool exact = w_.config.kivi_prefill == PrefillMode::exact;
     const bool one_chunk = s.prefill_tokens <= chunk;
+    if (exact && !one_chunk && s.kv.reused == 0 && w_.format.kind == KvKind::kivi &&
+        part.mode == KvMode::append)
+      expect(s.prefill_tokens > w_.capacity.layerwise_tokens, "what can be exact is");
     if (!exact || one_chunk || s.kv.reused > 0 || w_.format.kind != KvKind::kivi ||
         s.prefill_tokens > w_.config.prefill_staging_tokens) {
       expect(part.mode == KvMode::append, "mode store");
@@ -367,6 +409,7 @@ class Simulation {
   void check_sums() {
     std::set<int32_t> pages, slots, staging;
     size_t slots_held = 0, staging_held = 0;
+    int layerwise = 0;
     KvBytes bytes;
     int running = 0, waiting = 0;
     int64_t waiting_tokens = 0;
@@ -382,6 +425,13 @@ class Simulation {
       staging_held += kv.staging_pages.size();
       if (kv.slot >= 0) slots.insert(kv.slot);
       slots_held += kv.slot >= 0;
+      for (const HeldCapture& held : kv.held) {
+        slots.insert(held.slot);
+        ++slots_held;
+        bytes.residual += w_.layout.slot_bytes() - w_.layout.slot_sinks_bytes();
+        bytes.sinks += w_.layout.slot_sinks_bytes();
+      }
+      layerwise += kv.layerwise;
       if (s->state == SequenceState::running) {
         ++running;
         bytes.residual += w_.layout.slot_bytes() - w_.layout.slot_sinks_bytes();
@@ -402,6 +452,7 @@ class Simulation {
         blocks * (w_.layout.key_parameters_bytes() + w_.layout.value_parameters_bytes());
     expect(slots.size() == slots_held, "a slot has one holder");
     expect(staging.size() == staging_held, "a staging page has one holder");
+    expect(layerwise == (cache_.layerwise_free() ? 0 : 1), "the layerwise area has one holder");
     expect(int(pages.size()) + cache_.pages_free() == w_.capacity.pages, "pages add up");
     expect(int(slots_held) + cache_.slots_free() == w_.capacity.slots, "slots add up");
     expect(int(staging_held) + cache_.staging_pages_free() == w_.capacity.staging_pages,
@@ -428,13 +479,16 @@ class Simulation {
   std::map<uint64_t, int> finals_;
   int arrived_ = 0;
   int staged_chunks_ = 0;
+  int layerwise_steps_ = 0;
+  bool layerwise_before_ = false;  // the step before was one of a prompt that is computed by layers
+  bool short_of_pages_ = false;
 };
 
 }  // namespace
 
 TEST_CASE("the sums hold after every step, for whatever a seed decides", "[long]") {
   uint64_t preemptions = 0, preemptions_for_tenants = 0;
-  int staged_chunks = 0;
+  int staged_chunks = 0, layerwise_steps = 0;
   int64_t copies = 0, captures = 0, foreign_reads = 0;
   PrefixCounts prefix;
   const bool all = for_each_seed(600, [&](uint32_t seed) {
@@ -444,6 +498,7 @@ TEST_CASE("the sums hold after every step, for whatever a seed decides", "[long]
     preemptions += simulation.preemptions();
     preemptions_for_tenants += simulation.preemptions_for_tenants();
     staged_chunks += simulation.staged_chunks();
+    layerwise_steps += simulation.layerwise_steps();
     copies += simulation.store().copies();
     captures += simulation.store().captures();
     foreign_reads += simulation.store().foreign_reads();
@@ -456,6 +511,7 @@ TEST_CASE("the sums hold after every step, for whatever a seed decides", "[long]
   CHECK(preemptions > 100);
   CHECK(preemptions_for_tenants > 20);
   CHECK(staged_chunks > 100);
+  CHECK(layerwise_steps > 100);
   CHECK(copies > 1000);
   CHECK(captures > 100);
   CHECK(foreign_reads > 10'000);

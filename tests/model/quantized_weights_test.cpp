@@ -7,9 +7,11 @@
 #include <functional>
 #include <random>
 
+#include "engine/model/decoder_model.h"
 #include "engine/model/model_config.h"
 #include "engine/model/weight_quantizer.h"
 #include "engine/model/weights.h"
+#include "kernels/cpu/cpu_backend.h"
 #include "kernels/weight_codec.h"
 #include "tests/golden/golden_models.h"
 #include "tests/kernels/support.h"
@@ -274,6 +276,74 @@ TEST_CASE("--quantization is planned, loaded and refused as it says") {
   CHECK(contains(none->text(), "dequantized"));
   config.quantization = "int8";
   CHECK(plan_memory(config).error().field == "quantization");
+}
+
+namespace {
+
+// A device whose products need scratch.
+class ScratchBackend final : public CpuBackend {
+ public:
+  ScratchBackend() : CpuBackend(1) {}
+  int64_t product_scratch_bytes(const Weight& w, int64_t rows) const override {
+    return w.is_plain() ? 0 : rows * w.rows * w.columns + w.hadamard;
+  }
+  void use_product_scratch(std::byte* memory, int64_t bytes) override {
+    scratch = memory;
+    scratch_bytes = bytes;
+  }
+  std::byte* scratch = nullptr;
+  int64_t scratch_bytes = 0;
+};
+
+}  // namespace
+
+TEST_CASE("A model gives its device the scratch of its largest quantized product") {
+  ScratchBackend backend;
+  const auto config = read_model_config(model_folder("tales-llama"));
+  REQUIRE(config.ok());
+  DecoderSpec spec = config->spec;
+  const TensorNames& names = config->names;
+  CHECK(product_scratch_bytes(backend, spec, names, {}, 7) == 0);
+  const WeightFormats formats = layer_formats(spec, names, {WeightKind::e4m3});
+  spec.rotated_heads = true;
+  const int64_t bytes = product_scratch_bytes(backend, spec, names, formats, 7);
+  CHECK(bytes == 7 * spec.up_size() * spec.hidden);
+  auto weights = random_weights(backend, spec, names, DType::f32, {}, formats);
+  REQUIRE(weights.ok());
+  const DecoderModel::Limits limits = {7, 3, bytes}, none = {7, 3, 0};
+  CHECK(DecoderModel::workspace_bytes(backend, spec, DType::f32, limits) ==
+        DecoderModel::workspace_bytes(backend, spec, DType::f32, none) + bytes);
+  const auto model = DecoderModel::create(backend, spec, std::move(weights).value(), limits);
+  REQUIRE(model.ok());
+  CHECK(backend.scratch_bytes == bytes);
+  CHECK(reinterpret_cast<uintptr_t>(backend.scratch) % 256 == 0);
+  std::fill_n(backend.scratch, bytes, std::byte{1});  // within the allocation (AddressSanitizer)
+}
+
+TEST_CASE("Random quantized weights repeat 256 rows that were rounded as any others") {
+  ScratchBackend backend;
+  const auto config = read_model_config(model_folder("tales-llama"));
+  REQUIRE(config.ok());
+  const DecoderSpec& spec = config->spec;
+  const TensorNames& names = config->names;
+  const auto plain = random_weights(backend, spec, names, DType::f32, {});
+  REQUIRE(plain.ok());
+  for (const WeightFormat& format : {WeightFormat{WeightKind::e4m3}, {WeightKind::int4, 128}}) {
+    const auto made =
+        random_weights(backend, spec, names, DType::f32, {}, layer_formats(spec, names, format));
+    REQUIRE(made.ok());
+    const Weight& up = made->layers[0].up.whole();
+    const int64_t k = up.columns;
+    std::vector<uint8_t> codes(size_t(k), 0);
+    std::vector<std::byte> records(
+        size_t(record_count(format, k) * layout_of(format.kind).record_bytes), std::byte{0});
+    std::vector<float> want(size_t(k), 0.f);
+    for (const int64_t row : {int64_t(0), int64_t(255), int64_t(256), up.rows - 1}) {
+      quantize_row(format, numbers_of(plain->layers[0].up.whole(), row % 256), codes, records);
+      dequantize_row(format, {codes, records}, want);
+      CHECK(numbers_of(up, row) == want);
+    }
+  }
 }
 
 }  // namespace kivi

@@ -7,6 +7,7 @@
 #include "engine/model/checkpoint.h"
 #include "engine/model/model_config.h"
 #include "engine/model/weights.h"
+#include "kernels/cpu/cpu_backend.h"
 #include "study/kv_quantizer.h"
 #include "study/observing_backend.h"
 #include "tests/kernels/store_harness.h"
@@ -212,6 +213,32 @@ TEST_CASE("A study refuses what the model does not have, by name") {
   const auto too_long = KvStudy::load(config, 4096, 0);
   REQUIRE(!too_long.ok());
   CHECK(too_long.error().field == "window");
+}
+
+namespace {
+
+// A device whose products by quantized matrices need scratch.
+class ScratchBackend final : public CpuBackend {
+ public:
+  explicit ScratchBackend(int64_t* given) : CpuBackend(1), given_(given) {}
+  int64_t product_scratch_bytes(const Weight&, int64_t rows) const override { return 3 * rows; }
+  void use_product_scratch(std::byte*, int64_t bytes) override { *given_ = bytes; }
+
+ private:
+  int64_t* given_;
+};
+
+}  // namespace
+
+TEST_CASE("an observed device is asked about its quantized products and gets their scratch") {
+  int64_t given = 0;
+  ObservingBackend backend(std::make_unique<ScratchBackend>(&given), {});
+  Weight weight;
+  weight.format = {WeightKind::int4, 128};
+  CHECK(backend.product_scratch_bytes(weight, 5) == 15);
+  backend.use_product_scratch(nullptr, 15);
+  CHECK(given == 15);
+  CHECK(backend.product_input({}, weight, {}, {}) == ProductInput::bytes);
 }
 
 }  // namespace kivi

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// out = x W^T (+ bias) for 1 to 128 rows of x and a W of 4-bit codes in tiles (weight_codec.h).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/tensor.h"
+#include "kernels/weight.h"
+
+namespace kivi::cuda {
+
+// Rows of x at a time: by mma.sync on any GPU, and by wgmma where the code for it runs.
+inline constexpr int kTileProductRows = 64;
+inline constexpr int kTileProductRowsHopper = 128;
+// Rows of W that have a counter of TileProductWorkspace::counters.
+inline constexpr int kTileProductHeight = 64;
+
+// Formats that the kernels of this file and of weight_ops.h read: q4_0, q4_1, q4_k, and int4 whose
+// group is 32, 64, 128, 256, a multiple of 512, or the whole row.
+bool has_tile_format(const WeightFormat& format);
+
+// The most rows of x that a product by this format takes at a time on this device.
+int tile_product_rows(const WeightFormat& format);
+
+// Rows of x up to which such products, one after the other, take less time than making W 16-bit and
+// multiplying by that. Measured on an H200 (docs/benchmarks/weights.md).
+int64_t tile_rows_max(const WeightFormat& format);
+
+// Memory for sums that several blocks share, and a counter for each kTileProductHeight rows of W.
+// Counters are zero before the first call, and again after each.
+struct TileProductWorkspace {
+  void* partials = nullptr;
+  size_t partials_bytes = 0;
+  int* counters = nullptr;
+  int64_t counters_count = 0;
+};
+
+// Whether the product has the shape for the kernel: up to tile_product_rows() rows of f16 or bf16,
+// in 16-byte vectors.
+bool has_tile_product(const Tensor& x, const Weight& w, const Tensor& out,
+                      const TileProductWorkspace& workspace);
+
+// x [t, k] f16 or bf16, W without `hadamard` and `order`, bias [n] of x's type or empty, out [t, n]
+// of x's type or f32. Codes are multiplied as they are and scales in fp32: nothing but the result
+// is rounded to 16 bits. Up to 8 rows, a row of `out` depends on its row of x alone, bit for bit.
+cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
+                         const TileProductWorkspace& workspace, int multiprocessors,
+                         cudaStream_t stream);
+
+}  // namespace kivi::cuda

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels around products by quantized matrices; weight_ops.h says what each computes. All are
+// bound by memory: each reads its input once or twice (the second time from a cache) and writes its
+// output once. Test: tests/cuda/quantized_test.cpp.
+#include <cuda_fp8.h>
+
+#include <algorithm>
+
+#include "kernels/cuda/matmul_tiles.h"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/vector.cuh"
+#include "kernels/cuda/weight_ops.h"
+#include "kernels/cuda/weight_tiles.cuh"
+#include "kernels/weight_codec.h"
+
+namespace kivi::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr float kE4m3Max = 448;
+constexpr float kSmallest = 1e-30f;  // smaller maxima count as zero
+
+__device__ __forceinline__ float block_max(float x, float* scratch) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2)
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = scratch[0];
+#pragma unroll
+  for (int w = 1; w < kThreads / 32; ++w) x = fmaxf(x, scratch[w]);
+  return x;
+}
+
+// A block a row. Bytes: 2 k read, k written.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    quantize_rows_kernel(const T* x, int64_t x_stride, uint8_t* codes, float* scales, int k) {
+  constexpr int kKept = 8;  // vectors of 8 that a thread keeps in registers
+  __shared__ float scratch[kThreads / 32];
+  let_next_start();
+  wait_for_previous();
+  const T* row = x + blockIdx.x * x_stride;
+  Vector8<T> kept[kKept];
+  float most = 0;
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    const int c = (j * kThreads + threadIdx.x) * 8;
+    if (c < k) kept[j] = Vector8<T>::load(row + c);
+  }
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    if ((j * kThreads + threadIdx.x) * 8 >= k) continue;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(as_float(kept[j].x[i])));
+  }
+  for (int c = (kKept * kThreads + threadIdx.x) * 8; c < k; c += kThreads * 8) {
+    const auto v = Vector8<T>::load(row + c);
+    for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(as_float(v.x[i])));
+  }
+  most = block_max(most, scratch);
+  if (most < kSmallest) most = 0;
+  const float inverse = most > 0 ? kE4m3Max / most : 0;
+  if (threadIdx.x == 0) scales[blockIdx.x] = most / kE4m3Max;
+  uint8_t* const to = codes + int64_t(blockIdx.x) * k;
+  const auto write = [&](const Vector8<T>& v, int c) {
+    uint2 out;
+    uint16_t pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      pairs[i] = __nv_cvt_float2_to_fp8x2(
+          make_float2(as_float(v.x[2 * i]) * inverse, as_float(v.x[2 * i + 1]) * inverse),
+          __NV_SATFINITE, __NV_E4M3);
+    out.x = pairs[0] | uint32_t(pairs[1]) << 16;
+    out.y = pairs[2] | uint32_t(pairs[3]) << 16;
+    *reinterpret_cast<uint2*>(to + c) = out;
+  };
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    const int c = (j * kThreads + threadIdx.x) * 8;
+    if (c < k) write(kept[j], c);
+  }
+  for (int c = (kKept * kThreads + threadIdx.x) * 8; c < k; c += kThreads * 8)
+    write(Vector8<T>::load(row + c), c);
+}
+
+// A matrix in tiles, on the device.
+struct TilesView {
+  const std::byte *codes, *scales;
+  WeightKind kind;
+  int blocks;  // of a row
+  int k;
+  int unit_blocks;  // that share a record
+  int record_bytes, tile_scales;
+};
+
+TilesView view_of(const Weight& w) {
+  const int record = layout_of(w.format.kind).record_bytes * kWeightTileRows;
+  const int64_t unit = unit_columns(w.format, w.columns);
+  return {w.codes,        w.scales,
+          w.format.kind,  int(block_count(w.columns)),
+          int(w.columns), int(block_count(unit)),
+          record,         int(record_count(w.format, w.columns)) * record};
+}
+
+template <class T>
+__device__ __forceinline__ void store_columns(T* row, int c, int k, const float (&v)[4]) {
+  if (k % 4 == 0) {
+    if (c >= k) return;
+    alignas(8) T four[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = from_float<T>(v[i]);
+    *reinterpret_cast<uint2*>(row + c) = *reinterpret_cast<const uint2*>(four);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (c + i < k) row[c + i] = from_float<T>(v[i]);
+}
+
+// Code `i` of those that a word holds of columns 4 q to 4 q + 3 (h = 0) or 16 up (h = 1).
+__device__ __forceinline__ float code_of(uint32_t word, int h, int i) {
+  return float(word >> (8 * i + 4 * h) & 15);
+}
+
+// A warp a block of 16 rows by 32 columns. Bytes of a block: 256 and its scales read, 1024 written.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    dequantize_tiles_kernel(TilesView w, int64_t first_tile, int64_t rows, T* out) {
+  let_next_start();
+  wait_for_previous();
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int64_t index = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  const int64_t tile = index / w.blocks;
+  const int block = int(index % w.blocks);
+  if (tile * kWeightTileRows >= rows) return;
+  const int64_t from = first_tile + tile;
+  const uint2 codes =
+      *reinterpret_cast<const uint2*>(w.codes + (from * w.blocks + block) * 256 + t * 64 + g * 8);
+  const TwoScales s = read_scales(
+      w.kind, w.scales + from * w.tile_scales + block / w.unit_blocks * w.record_bytes, block, g);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int64_t row = tile * kWeightTileRows + 2 * g + r;
+    if (row >= rows) return;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float v[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        v[i] = fmaf(s.scale[r], code_of(r == 0 ? codes.x : codes.y, h, i) - float(s.zero[r]),
+                    s.minimum[r]);
+      store_columns(out + row * w.k, block * 32 + 16 * h + 4 * t, w.k, v);
+    }
+  }
+}
+
+__device__ __forceinline__ float from_e4m3(uint8_t code) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3)));
+}
+
+// A thread four columns; grid: columns, then rows.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    dequantize_e4m3_kernel(const uint8_t* codes, const float* scales, int64_t first_row, T* out,
+                           int k) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t row = first_row + blockIdx.y;
+  const int c = (blockIdx.x * kThreads + threadIdx.x) * 4;
+  if (c >= k) return;
+  float v[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    v[i] = c + i < k ? scales[row] * from_e4m3(codes[row * k + c + i]) : 0;
+  store_columns(out + int64_t(blockIdx.y) * k, c, k, v);
+}
+
+// A block a row; a thread the codes of one word of a block.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    embed_tiles_kernel(TilesView w, int64_t n, const int32_t* ids, T* out, int64_t out_stride) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t row = ids[blockIdx.x];
+  const bool inside = row >= 0 && row < n;
+  const int64_t tile = inside ? row / kWeightTileRows : 0;
+  const int r = inside ? int(row % kWeightTileRows) : 0;
+  for (int i = threadIdx.x; i < w.blocks * 4; i += kThreads) {
+    const int block = i / 4, q = i % 4;
+    const uint32_t word = *reinterpret_cast<const uint32_t*>(
+        w.codes + (tile * w.blocks + block) * 256 + q * 64 + r * 4);
+    const TwoScales s = read_scales(
+        w.kind, w.scales + tile * w.tile_scales + block / w.unit_blocks * w.record_bytes, block,
+        r / 2);
+    const int one = r % 2;
+    const float scale = one ? s.scale[1] : s.scale[0], minimum = one ? s.minimum[1] : s.minimum[0];
+    const auto zero = float(one ? s.zero[1] : s.zero[0]);
+    for (int h = 0; h < 2; ++h)
+      for (int j = 0; j < 4; ++j) {
+        const int c = block * 32 + 16 * h + 4 * q + j;
+        if (c < w.k)
+          out[blockIdx.x * out_stride + c] =
+              from_float<T>(inside ? fmaf(scale, code_of(word, h, j) - zero, minimum) : 0.0f);
+      }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    embed_e4m3_kernel(const uint8_t* codes, const float* scales, int64_t n, int k,
+                      const int32_t* ids, T* out, int64_t out_stride) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t row = ids[blockIdx.x];
+  const bool inside = row >= 0 && row < n;
+  for (int c = threadIdx.x; c < k; c += kThreads)
+    out[blockIdx.x * out_stride + c] =
+        from_float<T>(inside ? scales[row] * from_e4m3(codes[row * k + c]) : 0.0f);
+}
+
+// A block a row, which it holds in shared memory in fp32.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    move_columns_kernel(const T* x, int64_t x_stride, int k, int hadamard, const int32_t* order,
+                        T* out) {
+  extern __shared__ float row[];
+  let_next_start();
+  wait_for_previous();
+  for (int c = threadIdx.x; c < k; c += kThreads) row[c] = as_float(x[blockIdx.x * x_stride + c]);
+  __syncthreads();
+  for (int step = 1; step < hadamard; step *= 2) {
+    for (int i = threadIdx.x; i < k / 2; i += kThreads) {
+      const int a = i / step * 2 * step + i % step;
+      const float u = row[a], v = row[a + step];
+      row[a] = u + v;
+      row[a + step] = u - v;
+    }
+    __syncthreads();
+  }
+  const float factor = hadamard > 0 ? rsqrtf(float(hadamard)) : 1.0f;
+  for (int c = threadIdx.x; c < k; c += kThreads)
+    out[int64_t(blockIdx.x) * k + c] = from_float<T>(factor * row[order == nullptr ? c : order[c]]);
+}
+
+}  // namespace
+
+cudaError_t quantize_rows(const Tensor& x, uint8_t* codes, float* scales, cudaStream_t stream) {
+  return with_half_type(x.dtype, [&]<class T>() {
+    return launch_overlapped(quantize_rows_kernel<T>, dim3(unsigned(x.rows())), dim3(kThreads), 0,
+                             stream, x.as<T>(), x.row_stride, codes, scales, int(x.shape[1]));
+  });
+}
+
+cudaError_t dequantize_weight(const Weight& w, int64_t begin, const Tensor& out,
+                              cudaStream_t stream) {
+  return with_half_type(out.dtype, [&]<class T>() {
+    if (w.format.kind == WeightKind::e4m3) {
+      const dim3 grid(unsigned((w.columns + 4 * kThreads - 1) / (4 * kThreads)),
+                      unsigned(out.rows()));
+      return launch_overlapped(dequantize_e4m3_kernel<T>, grid, dim3(kThreads), 0, stream,
+                               reinterpret_cast<const uint8_t*>(w.codes),
+                               reinterpret_cast<const float*>(w.scales), begin, out.as<T>(),
+                               int(w.columns));
+    }
+    const TilesView view = view_of(w);
+    const int64_t tiles = (out.rows() + kWeightTileRows - 1) / kWeightTileRows;
+    const int64_t blocks = (tiles * view.blocks + kThreads / 32 - 1) / (kThreads / 32);
+    return launch_overlapped(dequantize_tiles_kernel<T>, dim3(unsigned(blocks)), dim3(kThreads), 0,
+                             stream, view, begin / kWeightTileRows, out.rows(), out.as<T>());
+  });
+}
+
+cudaError_t embed_weight(const Weight& w, const Tensor& ids, const Tensor& out,
+                         cudaStream_t stream) {
+  const dim3 grid(unsigned(out.rows()));
+  return with_half_type(out.dtype, [&]<class T>() {
+    if (w.format.kind == WeightKind::e4m3)
+      return launch_overlapped(embed_e4m3_kernel<T>, grid, dim3(kThreads), 0, stream,
+                               reinterpret_cast<const uint8_t*>(w.codes),
+                               reinterpret_cast<const float*>(w.scales), w.rows, int(w.columns),
+                               ids.as<int32_t>(), out.as<T>(), out.row_stride);
+    return launch_overlapped(embed_tiles_kernel<T>, grid, dim3(kThreads), 0, stream, view_of(w),
+                             w.rows, ids.as<int32_t>(), out.as<T>(), out.row_stride);
+  });
+}
+
+cudaError_t move_columns(const Tensor& x, const Weight& w, const Tensor& out, cudaStream_t stream) {
+  const size_t shared = size_t(w.columns) * sizeof(float);
+  return with_half_type(x.dtype, [&]<class T>() {
+    const cudaError_t error = cudaFuncSetAttribute(
+        move_columns_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    if (error != cudaSuccess) return error;
+    return launch_overlapped(
+        move_columns_kernel<T>, dim3(unsigned(x.rows())), dim3(kThreads), shared, stream, x.as<T>(),
+        x.row_stride, int(w.columns), w.hadamard,
+        w.order.empty() ? static_cast<const int32_t*>(nullptr) : w.order.as<int32_t>(),
+        out.as<T>());
+  });
+}
+
+}  // namespace kivi::cuda
