@@ -14,11 +14,13 @@
 // - New keys and values are f16 on every device (to_f16_saturated).
 // - Sums are accumulated in f32 everywhere.
 //
-// Order: ops run in the order of the calls. Only `download`, `synchronize`, `seconds_between` and
-// `collect_samples` wait for the device.
-// Threads: one thread at a time uses a Backend.
+// Order: ops run in the order of the calls. `synchronize` also waits for copies beside them. Only
+// `download`, `synchronize`, `seconds_between` and `collect_samples` wait for the device. Threads:
+// one thread at a time uses a Backend.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
@@ -62,6 +64,16 @@ struct DeviceInfo {
   std::string kind;          // "cpu", "cuda"
   int64_t memory_total = 0;  // bytes
   int64_t memory_free = 0;
+};
+
+// Host memory for copies beside the ops. It is page-locked where the device wants it.
+using HostMemory = std::unique_ptr<std::byte, void (*)(std::byte*)>;
+
+// A copy between host memory (HostMemory) and memory of the device.
+struct HostCopy {
+  void* to = nullptr;
+  const void* from = nullptr;
+  size_t bytes = 0;
 };
 
 class Backend {
@@ -116,6 +128,21 @@ class Backend {
   // Copies within the device, in order with the ops. The two ranges must not overlap.
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void synchronize() = 0;
+
+  // --- copies beside the ops --------------------------------------------------------------------
+  // Allocates host memory for copy_beside. Returns `resource_exhausted` if there is not enough.
+  virtual Result<HostMemory> allocate_host(size_t bytes) = 0;
+  // Enqueues a batch of copies that run while ops run, and returns the batch's number, from 1.
+  // Batches run in the order of the calls, and the copies of a batch in its order. A batch begins
+  // after all ops that were called before it. Ops that are called later do not wait for it
+  // (wait_beside), so they must not write what it reads, and not read or write what it writes.
+  virtual uint64_t copy_beside(std::span<const HostCopy> copies) = 0;
+  // Returns the number of batches that are done. Does not wait. The caller may then read what they
+  // wrote to the host, and ops that are called now see what they wrote to the device.
+  virtual uint64_t copied_beside() = 0;
+  // Makes ops that are called from now on begin after the first `batches` batches. The caller does
+  // not wait where ops return before they are done.
+  virtual void wait_beside(uint64_t batches) = 0;
 
   // --- order ------------------------------------------------------------------------------------
   // Enqueues the ops that `ops` calls. A device with graphs may record them under `key`. If the

@@ -62,6 +62,12 @@ class ObservingBackend final : public Backend {
   void fill_zero(void* device, size_t bytes) override { inner_->fill_zero(device, bytes); }
   void copy(void* to, const void* from, size_t bytes) override { inner_->copy(to, from, bytes); }
   void synchronize() override { inner_->synchronize(); }
+  Result<HostMemory> allocate_host(size_t bytes) override { return inner_->allocate_host(bytes); }
+  uint64_t copy_beside(std::span<const HostCopy> copies) override {
+    return inner_->copy_beside(copies);
+  }
+  uint64_t copied_beside() override { return inner_->copied_beside(); }
+  void wait_beside(uint64_t batches) override { inner_->wait_beside(batches); }
 
   // Never recorded: a replay would pass the observer by.
   void run_recorded(uint64_t, const std::function<void()>& ops) override { ops(); }

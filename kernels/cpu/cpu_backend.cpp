@@ -70,6 +70,11 @@ void CpuBackend::copy(void* to, const void* from, size_t bytes) {
   });
 }
 
+Result<HostMemory> CpuBackend::allocate_host(size_t bytes) {
+  KIVI_ASSIGN_OR_RETURN(std::byte * data, do_allocate(bytes));
+  return HostMemory(data, [](std::byte* memory) { std::free(memory); });
+}
+
 void CpuBackend::mark(int index) { marks_.at(size_t(index)) = std::chrono::steady_clock::now(); }
 
 double CpuBackend::seconds_between(int from, int to) {

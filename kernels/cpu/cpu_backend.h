@@ -3,7 +3,8 @@
 // group of ops; the vector code in them is compiled for AVX2, AVX-512 and the baseline, and chosen
 // at run time (kernels/cpu/simd-inl.h).
 //
-// Every op is done when its call returns. Thread rule: one thread at a time.
+// Every op is done when its call returns. Copies beside the ops are made by a thread of their own.
+// Thread rule: one thread at a time.
 #pragma once
 
 #include <array>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/copier.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace kivi {
@@ -54,7 +56,16 @@ class CpuBackend : public Backend {
   void download(void* target, const void* device, size_t bytes) override;
   void fill_zero(void* device, size_t bytes) override;
   void copy(void* to, const void* from, size_t bytes) override;
-  void synchronize() override {}
+  void synchronize() override { copier_.wait(copier_.enqueued()); }
+  Result<HostMemory> allocate_host(size_t bytes) override;
+  uint64_t copy_beside(std::span<const HostCopy> copies) override {
+    return copier_.enqueue(copies);
+  }
+  uint64_t copied_beside() override { return copier_.done(); }
+  // Ops are done when they return, so the caller is the one who waits.
+  void wait_beside(uint64_t batches) override { copier_.wait(batches); }
+  // For tests: every batch of copies takes this long.
+  void delay_copies(std::chrono::microseconds delay) { copier_.delay(delay); }
   void mark(int index) override;
   double seconds_between(int from, int to) override;
   int logprobs_max() const override { return std::numeric_limits<int>::max(); }
@@ -106,6 +117,7 @@ class CpuBackend : public Backend {
   const float* turns_of(const Tensor& positions, const Rope& rope);
 
   ThreadPool pool_;
+  Copier copier_;
   std::array<std::chrono::steady_clock::time_point, kMarks> marks_;
   Turns turns_;
   std::vector<float> ratios_;     // of the step, dynamic rope scaling

@@ -90,7 +90,27 @@ double CudaBackend::seconds_between(int from, int to) {
   return double(milliseconds) * 1e-3;
 }
 
-void CudaBackend::synchronize() { KIVI_CUDA_VERIFY(cudaStreamSynchronize(stream_.get())); }
+void CudaBackend::synchronize() {
+  copier_.synchronize();
+  KIVI_CUDA_VERIFY(cudaStreamSynchronize(stream_.get()));
+}
+
+Result<HostMemory> CudaBackend::allocate_host(size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t error = cudaMallocHost(&data, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return Error{ErrorCode::resource_exhausted,
+                 fmt::format("the host has no {} bytes of page-locked memory left", bytes)};
+  }
+  KIVI_CUDA_VERIFY(error);
+  return HostMemory(static_cast<std::byte*>(data),
+                    [](std::byte* memory) { KIVI_CUDA_VERIFY(cudaFreeHost(memory)); });
+}
+
+uint64_t CudaBackend::copy_beside(std::span<const HostCopy> copies) {
+  return copier_.enqueue(copies, stream_.get());
+}
 
 // Out of memory is an answer here, not a failure: the caller prints its plan.
 Result<std::byte*> CudaBackend::do_allocate(size_t bytes) {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // CudaBackend: the Backend on one NVIDIA GPU (sm_80 and newer; Hopper's paths where it has them).
 //
-// All work goes to one stream, in the order of the calls. Nothing but `download`, `synchronize`,
-// `seconds_between`, `collect_samples` and staging memory that is still being copied from waits.
-// Every op works with fixed addresses and a grid that depends on shapes alone, so that a decode
-// step can be captured in a CUDA graph.
+// All ops go to one stream, in the order of the calls. Copies beside them have another (copier.h).
+// Nothing but `download`, `synchronize`, `seconds_between`, `collect_samples` and staging memory
+// that is still being copied from waits. Every op works with fixed addresses and a grid that
+// depends on shapes alone, so that a decode step can be captured in a CUDA graph.
 //
 // Each group of ops has a source file of its own: do_<op> stands beside its kernels.
 #pragma once
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/copier.h"
 #include "kernels/cuda/cuda_handles.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/sampler.h"
@@ -63,6 +64,10 @@ class CudaBackend final : public Backend {
   void fill_zero(void* device, size_t bytes) override;
   void copy(void* to, const void* from, size_t bytes) override;
   void synchronize() override;
+  Result<HostMemory> allocate_host(size_t bytes) override;
+  uint64_t copy_beside(std::span<const HostCopy> copies) override;
+  uint64_t copied_beside() override { return copier_.done(); }
+  void wait_beside(uint64_t batches) override { copier_.wait(batches, stream_.get()); }
 
   void mark(int index) override;
   double seconds_between(int from, int to) override;
@@ -111,6 +116,7 @@ class CudaBackend final : public Backend {
   Stream stream_;
 
   cuda::Uploader uploader_;
+  cuda::Copier copier_;
   std::array<Event, kMarks> marks_;  // made when they are first used
 
   std::map<uint64_t, Graph> graphs_;  // null: seen once, not recorded yet

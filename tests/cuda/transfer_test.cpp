@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Uploads of every size arrive, in order with what follows; copies and marks tell the truth.
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -80,6 +81,44 @@ TEST_CASE("copy moves bytes within the device") {
   std::vector<std::byte> got(bytes.size());
   gpu().download(got.data(), buffer->data() + (1 << 20), got.size());
   CHECK(got == bytes);
+}
+
+TEST_CASE("Copies beside the ops see the ops before them, and hold back ops that wait for them") {
+  constexpr size_t kBytes = size_t(64) << 20;
+  auto store = gpu().allocate(3 * kBytes, "test");
+  REQUIRE(store.ok());
+  std::byte *const a = store->data(), *const b = a + kBytes, *const busy = b + kBytes;
+  auto host = gpu().allocate_host(2 * kBytes);
+  REQUIRE(host.ok());
+  const auto first = random_bytes(kBytes, 5), second = random_bytes(kBytes, 6);
+  gpu().upload(b, second.data(), kBytes);
+  std::memcpy(host->get() + kBytes, first.data(), kBytes);
+  uint64_t batch = 0;
+  for (int round = 0; round < 20; ++round) {
+    INFO("round " << round);
+    gpu().upload(a, first.data(), kBytes);
+    for (int i = 0; i < 10; ++i) gpu().copy(busy, b, kBytes);  // the ops are behind
+    gpu().copy(a, b, kBytes);
+    // `a` has the second bytes when the copy begins, and gets the first ones when it is done.
+    const HostCopy out{host->get(), a, kBytes}, in{b, host->get() + kBytes, kBytes};
+    const uint64_t number = gpu().copy_beside({&out, 1});
+    CHECK(number == ++batch);
+    gpu().wait_beside(number);
+    gpu().fill_zero(a, kBytes);
+    const uint64_t back = gpu().copy_beside({&in, 1});
+    CHECK(back == ++batch);
+    while (gpu().copied_beside() < back) {
+    }
+    CHECK(std::memcmp(host->get(), second.data(), kBytes) == 0);
+    std::vector<std::byte> got(kBytes);
+    gpu().download(got.data(), b, kBytes);
+    CHECK(got == first);
+    gpu().download(got.data(), a, kBytes);
+    CHECK(std::ranges::all_of(got, [](std::byte byte) { return byte == std::byte{0}; }));
+    gpu().upload(b, second.data(), kBytes);
+  }
+  gpu().synchronize();
+  CHECK(gpu().copied_beside() == batch);
 }
 
 TEST_CASE("Marks are in the order of the work, and no longer apart than the host waited") {

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/copier.h"
+
+#include <utility>
+
+#include "base/verify.h"
+
+namespace kivi::cuda {
+
+Copier::~Copier() { synchronize(); }
+
+Event Copier::take_event() {
+  if (spare_.empty()) return make_event();
+  Event event = std::move(spare_.back());
+  spare_.pop_back();
+  return event;
+}
+
+uint64_t Copier::enqueue(std::span<const HostCopy> copies, cudaStream_t ops) {
+  if (stream_ == nullptr) {
+    stream_ = make_stream();
+    begin_ = make_event();
+  }
+  // A later record of `begin_` does not change what the stream waits for here.
+  KIVI_CUDA_VERIFY(cudaEventRecord(begin_.get(), ops));
+  KIVI_CUDA_VERIFY(cudaStreamWaitEvent(stream_.get(), begin_.get(), 0));
+  for (const HostCopy& copy : copies)
+    KIVI_CUDA_VERIFY(
+        cudaMemcpyAsync(copy.to, copy.from, copy.bytes, cudaMemcpyDefault, stream_.get()));
+  Event end = take_event();
+  KIVI_CUDA_VERIFY(cudaEventRecord(end.get(), stream_.get()));
+  under_way_.push_back({++enqueued_, std::move(end)});
+  return enqueued_;
+}
+
+uint64_t Copier::done() {
+  while (!under_way_.empty()) {
+    const cudaError_t state = cudaEventQuery(under_way_.front().end.get());
+    if (state == cudaErrorNotReady) break;
+    KIVI_CUDA_VERIFY(state);
+    done_ = under_way_.front().number;
+    spare_.push_back(std::move(under_way_.front().end));
+    under_way_.pop_front();
+  }
+  return done_;
+}
+
+void Copier::wait(uint64_t batches, cudaStream_t ops) {
+  KIVI_VERIFY(batches <= enqueued_);
+  if (batches <= done()) return;
+  // Batches are in order, without gaps.
+  const Batch& last = under_way_[size_t(batches - under_way_.front().number)];
+  KIVI_CUDA_VERIFY(cudaStreamWaitEvent(ops, last.end.get(), 0));
+}
+
+void Copier::synchronize() {
+  if (stream_ != nullptr) KIVI_CUDA_VERIFY(cudaStreamSynchronize(stream_.get()));
+}
+
+}  // namespace kivi::cuda
