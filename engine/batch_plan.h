@@ -54,7 +54,20 @@ struct PlannedCapture {
   int32_t slot = -1;
 };
 
+// A copy of one page between the store and the host's pages (kv_tier.h).
+struct KvTransfer {
+  enum class To : uint8_t { host, device };
+  To to;
+  int32_t page;
+  int32_t host_page;
+};
+
 struct BatchPlan {
+  // Enqueued before the step, as one batch that runs beside it. Empty: no batch.
+  std::vector<KvTransfer> transfers;
+  // The step begins after so many batches, of all that were ever enqueued, this plan's included.
+  uint64_t after_transfers = 0;
+
   std::vector<PlannedSequence> sequences;  // decodes first, then prompt chunks
   int rows = 0;                            // sum of counts; layerwise: its share of the prompt
   LayerwiseUnits layerwise;                // of sequences[0], which is then the only one

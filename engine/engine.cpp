@@ -25,15 +25,18 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+// While there is nothing but copies and files to wait for, the engine looks at them this often.
+constexpr std::chrono::microseconds kTierPoll{500};
+
 }  // namespace
 
 struct Engine::Impl {
   Impl(const EngineConfig& settings, EngineLimits limits, const KvLayout& layout,
-       const KvCapacity& capacity, std::unique_ptr<StepRunner> step_runner)
+       const KvCapacity& capacity, std::unique_ptr<StepRunner> step_runner, KvTierSetup tier)
       : config(settings),
         model(std::move(limits)),
         inbox(config.max_num_queued_reqs, config.max_num_queued_tokens),
-        cache(layout, capacity),
+        cache(layout, capacity, std::move(tier)),
         scheduler(config, cache),
         runner(std::move(step_runner)) {
     context_tokens =
@@ -51,6 +54,7 @@ struct Engine::Impl {
   void admit();
   void end_cancelled(Clock::time_point now);
   bool can_plan_before_results() const;
+  bool await_tier(bool worked);
   void launch(const BatchPlan& plan);
   void finish_step();
   void trace(const BatchPlan& plan, Clock::time_point begin);
@@ -108,15 +112,24 @@ bool Engine::Impl::step() {
 
   if (!can_plan_before_results()) finish_step();  // the next plan needs to know what it sampled
 
+  if (cache.tier().on()) scheduler.note_transfers(runner->transfers_done());
   BatchPlan plan = scheduler.plan();
   note_scheduled(plan, begin);
-  if (plan.empty() && !in_flight) return deliver();
+  if (!plan.transfers.empty()) runner->transfer(plan.transfers);
+  if (plan.empty() && !in_flight) return await_tier(deliver() || !plan.transfers.empty());
 
   if (!plan.empty()) launch(plan);
   finish_step();  // the step before this one, while this one runs
   if (!plan.empty()) in_flight.emplace(StepInFlight{std::move(plan), begin});
   if (!runner->asynchronous()) finish_step();
   deliver();
+  return true;
+}
+
+// Without a step to compute: true if there is more to do, now or soon.
+bool Engine::Impl::await_tier(bool worked) {
+  if (worked || !cache.tier().busy()) return worked;
+  inbox.wait_for(kTierPoll);
   return true;
 }
 
@@ -270,17 +283,22 @@ void Engine::Impl::end_broken(Sequence& s, int position, Clock::time_point now) 
   finish(s, {.finish = FinishReason::error, .error = std::move(error)}, now);
   // The values that overflowed may be in its pages. A format that forbids every token is the
   // request's own matter, and no reason to forget what others have computed.
-  if (s.request.constraint == nullptr) scheduler.forget_prefixes();
+  if (s.request.constraint != nullptr) return;
+  Sequence* const suspect = &s;
+  scheduler.forget_prefixes({&suspect, 1});
 }
 
 void Engine::Impl::fail(const BatchPlan& plan, const Error& error) {
   log_error("a step of {} sequences and {} rows failed: {}", plan.sequences.size(), plan.rows,
             error.message);
   const Clock::time_point now = Clock::now();
-  for (const PlannedSequence& part : plan.sequences)
+  std::vector<Sequence*> suspects;
+  for (const PlannedSequence& part : plan.sequences) {
+    suspects.push_back(part.sequence);
     if (part.sequence->state != SequenceState::finished)
       finish(*part.sequence, {.finish = FinishReason::error, .error = error}, now);
-  scheduler.forget_prefixes();
+  }
+  scheduler.forget_prefixes(suspects);
 }
 
 void Engine::Impl::finish(Sequence& s, TokenEvent event, Clock::time_point now) {
@@ -318,6 +336,8 @@ void Engine::Impl::take_snapshot() {
   counted.prefix = scheduler.prefix_counts();
   counted.prefix_pages = cache.prefixes().evictable();
   counted.prefix_checkpoints = cache.prefixes().checkpoints_kept();
+  counted.tier = cache.tier().stats();
+  counted.tier.page_bytes = cache.tier().on() ? cache.layout().page_bytes() : 0;
   counted.kv_bytes = cache.bytes_held();
   counted.kv_pages_total = cache.capacity().pages;
   counted.kv_pages_free = cache.pages_free();
@@ -333,7 +353,8 @@ void Engine::Impl::take_snapshot() {
 
 void Engine::Impl::run(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
-    const bool idle = scheduler.running() + scheduler.waiting() == 0 && !in_flight;
+    const bool idle =
+        scheduler.running() + scheduler.waiting() == 0 && !in_flight && !cache.tier().busy();
     if (idle && !inbox.wait(stop)) break;
     step();
   }
@@ -352,9 +373,9 @@ void Engine::Impl::end_all() {
 // --- the public face ----------------------------------------------------------------------------
 
 Engine::Engine(const EngineConfig& config, EngineLimits model, const KvLayout& layout,
-               const KvCapacity& capacity, std::unique_ptr<StepRunner> runner)
-    : impl_(std::make_unique<Impl>(config, std::move(model), layout, capacity, std::move(runner))) {
-}
+               const KvCapacity& capacity, std::unique_ptr<StepRunner> runner, KvTierSetup tier)
+    : impl_(std::make_unique<Impl>(config, std::move(model), layout, capacity, std::move(runner),
+                                   std::move(tier))) {}
 
 Engine::~Engine() {
   if (impl_->thread.joinable()) {

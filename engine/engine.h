@@ -40,6 +40,7 @@ struct EngineStats {
   PrefixCounts prefix;             // tokens
   int64_t prefix_pages = 0;        // kept for later requests and held by no sequence; they are free
   int64_t prefix_checkpoints = 0;  // slabs in such pages
+  KvTierStats tier;                // pages on the host and on disk
   uint64_t steps = 0;
   uint64_t step_tokens = 0;        // rows computed in all steps
   uint64_t prompt_tokens = 0;      // of admitted requests, counted once
@@ -65,9 +66,10 @@ struct StepTrace {
 
 class Engine {
  public:
-  // `runner` computes; `layout` and `capacity` say what the store holds.
+  // `runner` computes; `layout` and `capacity` say what the store holds, and `tier` what keeps
+  // pages beyond it.
   Engine(const EngineConfig& config, EngineLimits model, const KvLayout& layout,
-         const KvCapacity& capacity, std::unique_ptr<StepRunner> runner);
+         const KvCapacity& capacity, std::unique_ptr<StepRunner> runner, KvTierSetup tier = {});
   // Stops the thread; unfinished requests end with abort.
   ~Engine();
 

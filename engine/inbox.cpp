@@ -118,6 +118,11 @@ bool Inbox::wait(const std::stop_token& stop) {
   return arrived_.wait(lock, stop, [&] { return !pending_.empty(); });
 }
 
+void Inbox::wait_for(std::chrono::microseconds duration) {
+  std::unique_lock lock(mutex_);
+  arrived_.wait_for(lock, duration, [&] { return !pending_.empty(); });
+}
+
 std::vector<std::unique_ptr<Sequence>> Inbox::take() {
   const std::lock_guard lock(mutex_);
   return std::exchange(pending_, {});

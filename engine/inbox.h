@@ -45,6 +45,8 @@ class Inbox {
   // --- engine thread ----------------------------------------------------------------------------
   // Sleeps until something is in; false where `stop` was requested.
   bool wait(const std::stop_token& stop);
+  // Sleeps until something is in, or for `duration`.
+  void wait_for(std::chrono::microseconds duration);
   std::vector<std::unique_ptr<Sequence>> take();
   // Requests no longer wait: they were scheduled for the first time, or ended before.
   void leave_queue(int requests, int64_t prompt_tokens);

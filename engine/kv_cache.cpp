@@ -17,10 +17,11 @@ int missing(int needed, const std::vector<int32_t>& held) {
 
 }  // namespace
 
-KvCache::KvCache(const KvLayout& layout, const KvCapacity& capacity)
+KvCache::KvCache(const KvLayout& layout, const KvCapacity& capacity, KvTierSetup tier)
     : layout_(layout),
       capacity_(capacity),
       prefixes_(layout, capacity.pages),
+      tier_(prefixes_, std::move(tier)),
       slots_(capacity.slots),
       staging_(capacity.staging_pages) {}
 
@@ -79,7 +80,10 @@ void KvCache::release(SequenceKv& kv) {
   for (const int32_t page : std::views::reverse(kv.pages)) prefixes_.drop(page);
   if (kv.slot >= 0) slots_.give_back(kv.slot);
   for (const HeldCapture& held : kv.held) slots_.give_back(held.slot);
-  kv = SequenceKv{.chains = std::move(kv.chains)};
+  SequenceKv empty;
+  empty.chains = std::move(kv.chains);
+  empty.names = std::move(kv.names);
+  kv = std::move(empty);
 }
 
 void KvCache::restore(const SequenceKv& kv, std::vector<KvCopy>& copies) const {

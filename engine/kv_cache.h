@@ -10,6 +10,7 @@
 
 #include "engine/batch_plan.h"
 #include "engine/id_pool.h"
+#include "engine/kv_tier.h"
 #include "engine/prefix_cache.h"
 #include "engine/sequence.h"
 #include "kernels/kv_page.h"
@@ -27,7 +28,7 @@ struct KvCapacity {
 
 class KvCache {
  public:
-  KvCache(const KvLayout& layout, const KvCapacity& capacity);
+  KvCache(const KvLayout& layout, const KvCapacity& capacity, KvTierSetup tier = {});
 
   // Reserves what `tokens_more` more tokens need in `mode`, and a slot if the sequence has none.
   // Returns false and leaves kv unchanged if not everything is free.
@@ -63,6 +64,8 @@ class KvCache {
 
   PrefixCache& prefixes() { return prefixes_; }
   const PrefixCache& prefixes() const { return prefixes_; }
+  KvTier& tier() { return tier_; }
+  const KvTier& tier() const { return tier_; }
 
   // Returns true if a sequence of `tokens` tokens fits into the empty cache.
   bool fits_ever(int tokens) const;
@@ -86,6 +89,7 @@ class KvCache {
   KvLayout layout_;
   KvCapacity capacity_;
   PrefixCache prefixes_;
+  KvTier tier_;
   IdPool slots_, staging_;
   bool layerwise_taken_ = false;
 };

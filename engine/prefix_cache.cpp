@@ -57,18 +57,23 @@ PrefixCache::PrefixCache(const KvLayout& layout, int pages)
       secret_(uint64_t(std::random_device()()) << 32 | std::random_device()()),
       pages_(pages),
       holders_(size_t(pages), 0),
+      transferred_(size_t(pages), 0),
       keeper_(size_t(pages), 0),
       kept_(size_t(pages), Kept::no) {}
 
 // --- pages of sequences -------------------------------------------------------------------------
 
-bool PrefixCache::take(int count, std::vector<int32_t>& out) {
+bool PrefixCache::take(int count, std::vector<int32_t>& out, Writer writer) {
   if (count > free()) return false;
   while (pages_.free() < count) evict_oldest();
   const size_t before = out.size();
   const bool taken = pages_.take(count, out);
   KIVI_VERIFY(taken);
-  for (const int32_t page : std::span(out).subspan(before)) holders_[size_t(page)] = 1;
+  for (const int32_t page : std::span(out).subspan(before)) {
+    holders_[size_t(page)] = 1;
+    if (writer == Writer::step)
+      awaited_batch_ = std::max(awaited_batch_, transferred_[size_t(page)]);
+  }
   return true;
 }
 
@@ -261,6 +266,44 @@ void PrefixCache::put_checkpoint(SequenceKv& kv, CapturedSlab& captured,
                                                    before->second.hits == 0)
     drop_checkpoint(before->second);
   kv.rolling = id;
+}
+
+int PrefixCache::complete_blocks(const SequenceKv& kv, std::span<const int32_t> tokens,
+                                 std::string_view salt, int limit) const {
+  uint64_t id = 0;
+  for (int k = 0; k < limit; ++k) {
+    id = child(id, k, kv.chains[size_t(k)], tokens, salt);
+    if (id == 0 || !nodes_.at(id).complete) return k;
+  }
+  return limit;
+}
+
+int PrefixCache::hold_complete(const SequenceKv& kv, std::span<const int32_t> tokens,
+                               std::string_view salt, int limit, std::vector<int32_t>& pages) {
+  const int complete = complete_blocks(kv, tokens, salt, limit);
+  uint64_t id = 0;
+  for (int k = 0; k < complete; ++k) {
+    id = child(id, k, kv.chains[size_t(k)], tokens, salt);
+    for (const int32_t page : nodes_.at(id).pages) {
+      hold(page);
+      pages.push_back(page);
+    }
+  }
+  return complete;
+}
+
+void PrefixCache::adopt(const SequenceKv& kv, std::span<const int32_t> tokens,
+                        std::string_view salt, int end, const std::vector<int32_t>& pages,
+                        const std::vector<int32_t>& checkpoint) {
+  SequenceKv filled;
+  filled.chains = kv.chains;
+  filled.pages = pages;
+  if (blocks_.slab_pages > 0) {
+    CapturedSlab captured{.tokens = end, .settled = true, .pages = checkpoint};
+    return put_checkpoint(filled, captured, tokens, salt);
+  }
+  filled.settled = end;
+  walk(filled, tokens.first(size_t(end)), salt);
 }
 
 uint64_t PrefixCache::insert(uint64_t parent, int k, const SequenceKv& kv,

@@ -23,6 +23,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine/id_pool.h"
@@ -69,6 +70,10 @@ class PrefixCache {
   PrefixCache(const KvLayout& layout, int pages);
 
   const PrefixBlocks& blocks() const { return blocks_; }
+  // The tokens of block k.
+  std::span<const int32_t> tokens_of(int k, std::span<const int32_t> tokens) const;
+  // The first block whose values are not all in pages at the end of block k.
+  int first_behind(int k) const;
   int total() const { return pages_.total(); }
   int free() const { return pages_.free() + evictable_; }  // free or evictable
   int evictable() const { return evictable_; }
@@ -76,8 +81,15 @@ class PrefixCache {
   int held() const { return total() - free(); }
 
   // --- pages of sequences -----------------------------------------------------------------------
-  // Appends `count` pages, held once, or returns false and changes nothing. Evicts as needed.
-  bool take(int count, std::vector<int32_t>& out);
+  // Appends `count` pages, held once, or returns false and changes nothing. Evicts as needed. A
+  // step will write them, or a transfer, which is in order with other transfers by itself.
+  enum class Writer : uint8_t { step, transfer };
+  bool take(int count, std::vector<int32_t>& out, Writer writer = Writer::step);
+  // A transfer of this batch reads or writes the page. A step that writes it must wait for it.
+  void note_transfer(int32_t page, uint64_t batch) { transferred_[size_t(page)] = batch; }
+  // The last batch that pages which were taken for a step, since the last call, must wait for; 0:
+  // none.
+  uint64_t take_awaited_batch() { return std::exchange(awaited_batch_, 0); }
   void hold(int32_t page);
   void drop(int32_t page);
   // True if `page` is held by one sequence and no more.
@@ -97,6 +109,18 @@ class PrefixCache {
   // Remembers the blocks of `known` tokens of a sequence whose pages hold them, and attaches the
   // checkpoints in kv.captured that lie within them.
   void remember(SequenceKv& kv, std::span<const int32_t> known, std::string_view salt);
+  // Appends the pages of the first blocks that are complete, block after block, and holds them.
+  // Returns the number of these blocks, at most `limit`.
+  int hold_complete(const SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt,
+                    int limit, std::vector<int32_t>& pages);
+  // The same number.
+  int complete_blocks(const SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt,
+                      int limit) const;
+  // Remembers the first blocks of `tokens`, whose pages the caller has filled and holds, up to
+  // `end`, and the checkpoint there. The caller still holds the pages, and gives the checkpoint's
+  // away.
+  void adopt(const SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt, int end,
+             const std::vector<int32_t>& pages, const std::vector<int32_t>& checkpoint);
   // Forgets everything. Pages that sequences hold stay theirs.
   void forget_all();
 
@@ -130,7 +154,6 @@ class PrefixCache {
   };
   enum class Kept : uint8_t { no, block, checkpoint };
 
-  std::span<const int32_t> tokens_of(int k, std::span<const int32_t> tokens) const;
   std::span<const int32_t> pages_of(int k, const SequenceKv& kv) const;
   // The node of block k below `parent`; 0 if there is none.
   uint64_t child(uint64_t parent, int k, uint64_t chain, std::span<const int32_t> tokens,
@@ -138,8 +161,6 @@ class PrefixCache {
   uint64_t insert(uint64_t parent, int k, const SequenceKv& kv, std::span<const int32_t> tokens,
                   std::string_view salt, bool complete);
   bool continuable(const std::vector<uint64_t>& path, int k) const;
-  // The first block whose values are not all in pages at the end of block k.
-  int first_behind(int k) const;
   void walk(SequenceKv& kv, std::span<const int32_t> known, std::string_view salt);
   void put_checkpoint(SequenceKv& kv, CapturedSlab& captured, std::span<const int32_t> known,
                       std::string_view salt);
@@ -162,7 +183,9 @@ class PrefixCache {
   const PrefixBlocks blocks_;
   const uint64_t secret_;  // hashes begin with it, so that nobody can make two of them equal
   IdPool pages_;
-  std::vector<int32_t> holders_;  // sequences, by page
+  std::vector<int32_t> holders_;       // sequences, by page
+  std::vector<uint64_t> transferred_;  // the last batch of transfers, by page; 0: none
+  uint64_t awaited_batch_ = 0;
   std::vector<uint64_t> keeper_;  // node, by page; 0: not kept
   std::vector<Kept> kept_;        // by page
   std::unordered_map<uint64_t, Node> nodes_;

@@ -16,6 +16,8 @@ namespace {
 constexpr size_t kSeenBlocks = size_t(1) << 18;
 // Sequences that one plan passes over because their prefix is coming.
 constexpr int kDeferredMax = 256;
+// A sequence asks for its first tokens at most this often: a fetch may be abandoned, or fail.
+constexpr int kFetchesOfOneMax = 4;
 
 }  // namespace
 
@@ -44,10 +46,12 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
 
 BatchPlan Scheduler::plan() {
   BatchPlan plan;
+  cache_.tier().advance(transfers_done_);
   for (const auto& [unused, s] : running_) remember(*s);
   if (Sequence* prompt = layerwise_prompt(); prompt != nullptr && layerwise_turn_) {
     layerwise_turn_ = false;
     plan_layerwise(plan, *prompt);
+    cache_.tier().hand_over(plan);
     return plan;
   }
   layerwise_turn_ = true;
@@ -60,7 +64,8 @@ BatchPlan Scheduler::plan() {
   if (caches_prefixes_) plan_captures(plan);
   if (Sequence* prompt = layerwise_prompt(); plan.empty() && prompt != nullptr)
     plan_layerwise(plan, *prompt);
-  KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty() ||
+  cache_.tier().hand_over(plan);
+  KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty() || cache_.tier().has_fetches() ||
               queue_.first()->awaits_token());
   return plan;
 }
@@ -102,6 +107,7 @@ bool Scheduler::reserve_or_preempt(std::vector<Running::iterator>& turns, size_t
                                    const PlannedSequence& part, bool& preempted) {
   while (!cache_.reserve(part.sequence->kv, part.count, part.mode)) {
     KIVI_VERIFY(part.mode != KvMode::stage);  // promised at admission
+    if (cache_.tier().abandon_one()) continue;
     size_t victim = turns.size() - 1;
     while (victim != needy && turns[victim]->second->kv.pages.empty()) --victim;
     if (victim == needy) return false;
@@ -117,17 +123,25 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
   int rows = rows_left();
   while (Sequence* s = queue_.first()) {
     if (s->awaits_token()) break;  // preempted while its last token is under way
-    Candidate c = candidate(*s);
-    const bool must_wait = prefix_is_coming(c) || (c.part.layerwise && !cache_.layerwise_free());
-    if (must_wait && int(deferred.size()) < kDeferredMax) {
+    const bool fetching = cache_.tier().fetching(*s);
+    Candidate c = fetching ? Candidate{} : candidate(*s);
+    Room left = room(rows);
+    left.pages -= growth_pages(*s);
+    const auto must_wait = [&] {
+      return prefix_is_coming(c) || fetches(c, left) ||
+             (c.part.layerwise && !cache_.layerwise_free());
+    };
+    if (fetching || (int(deferred.size()) < kDeferredMax && must_wait())) {
       s->deferred = true;
       deferred.push_back(s);
       continue;
     }
-    Room left = room(rows);
-    left.pages -= growth_pages(*s);
     if (!fits(c, left) && c.match.tokens > 0) c = without_prefix(*s);
-    if (!fits(c, left)) break;
+    if (!fits(c, left)) {
+      if (!running_.empty() || !cache_.tier().has_fetches()) break;
+      cache_.tier().abandon_all();  // nobody runs, so nothing else will become free
+      continue;
+    }
     admit(c);
     if (c.part.layerwise) continue;
     put(plan, c.part);
@@ -139,6 +153,7 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
 bool Scheduler::admit_starved_tenant() {
   Sequence* starved = queue_.first_without_running();
   if (starved == nullptr || running_.empty() || starved->awaits_token()) return false;
+  if (cache_.tier().fetching(*starved)) return false;
   Room free = room(rows_left());
   std::vector<Running::iterator> victims;
   int64_t recomputed = 0;
@@ -197,6 +212,7 @@ Scheduler::Candidate Scheduler::candidate(Sequence& s) {
   if (!cacheable(s)) return without_prefix(s);
   const std::string salt = salt_of(s);
   cache_.prefixes().extend_chains(s.kv, s.tokens, salt);
+  cache_.tier().extend_names(s.kv, s.tokens, salt);
   // Prompts whose tokens are scored need all their logits. One chunk is computed as one.
   const bool scores = s.request.sampling.prompt_logprobs >= 0 && s.output_tokens() == 0;
   if (scores || (grid_ != 0 && s.prefill_tokens <= chunk_tokens_)) return without_prefix(s);
@@ -212,6 +228,25 @@ Scheduler::Candidate Scheduler::candidate(Sequence& s) {
   return c;
 }
 
+// The candidate's first tokens are being fetched, or begin to be, if that spares computing them.
+bool Scheduler::fetches(const Candidate& c, const Room& room) {
+  KvTier& tier = cache_.tier();
+  if (!tier.on() || !c.reuses || c.sequence->fetches >= kFetchesOfOneMax) return false;
+  Sequence& s = *c.sequence;
+  const std::string salt = salt_of(s);
+  const int end =
+      tier.reach(s.kv, s.tokens, salt, c.match, s.prefill_tokens - 1, first_end_, grid_);
+  if (end == 0) return false;
+  if (tier.fetched_by_other(s, end)) return true;
+  tier.release(s);  // an earlier fetch, of which too little was left
+  Candidate fetched = without_prefix(s);
+  fetched.part = part_from(s, end, true);
+  fetched.pages += tier.extra_pages();
+  fetched.staging_pages = 0;
+  fetched.match.tokens = end;
+  return fits(fetched, room) && tier.fetch(s, end, salt);
+}
+
 void Scheduler::admit(const Candidate& c) {
   Sequence& s = *c.sequence;
   if (cacheable(s)) {
@@ -224,6 +259,7 @@ void Scheduler::admit(const Candidate& c) {
     if (c.match.tokens > 0) cache_.prefixes().attach(c.match, s.kv);
     want_checkpoints(s, c.match);
   }
+  cache_.tier().release(s);  // it holds its first pages itself now
   const bool reserved = c.part.layerwise ? cache_.reserve_layerwise(s.kv, c.part.count)
                                          : cache_.reserve(s.kv, c.part.count, c.part.mode);
   KIVI_VERIFY(reserved);
@@ -274,7 +310,8 @@ Scheduler::Room Scheduler::share_of(Sequence& s) const {
 bool Scheduler::fits(const Candidate& c, const Room& room) const {
   if (room.sequences < 1 || room.slots < 1 || room.rows < rows_promised(c.part)) return false;
   if (c.part.layerwise && room.layerwise < 1) return false;
-  if (running_.empty()) return c.match.tokens == 0 || c.pages <= room.pages;
+  if (running_.empty() && !cache_.tier().has_fetches())
+    return c.match.tokens == 0 || c.pages <= room.pages;
   const int watermark = (cache_.capacity().pages + 99) / 100;
   return c.pages + watermark <= room.pages && c.staging_pages <= room.staging_pages;
 }
@@ -348,6 +385,7 @@ void Scheduler::preempt(Running::iterator victim) {
   std::unique_ptr<Sequence> s = std::move(victim->second);
   running_.erase(victim);
   remember(*s);
+  cache_.tier().settle(s->kv);
   cache_.release(s->kv);
   s->state = SequenceState::waiting;
   s->prefill_tokens = int(s->tokens.size());
@@ -398,6 +436,8 @@ std::unique_ptr<Sequence> Scheduler::remove(Sequence* sequence) {
   }
   KIVI_VERIFY(removed.get() == sequence);
   remember(*removed);
+  cache_.tier().release(*removed);
+  cache_.tier().settle(removed->kv);
   cache_.release(removed->kv);
   removed->state = SequenceState::finished;
   return removed;
@@ -424,7 +464,15 @@ void Scheduler::remember(Sequence& s) {
   std::span<const int32_t> known = known_tokens(s);
   // In mode stream an answer is not reused: as a prompt its tokens would have other numbers.
   if (grid_ != 0) known = known.first(std::min(known.size(), size_t(s.prefill_tokens)));
-  cache_.prefixes().remember(s.kv, known, salt_of(s));
+  const std::string salt = salt_of(s);
+  cache_.tier().offer(s.kv, known, salt);
+  cache_.prefixes().remember(s.kv, known, salt);
+}
+
+void Scheduler::forget_prefixes(std::span<Sequence* const> suspects) {
+  cache_.prefixes().forget_all();
+  cache_.tier().forget_all();
+  for (const Sequence* s : suspects) cache_.tier().forget_on_disk(s->kv.names);
 }
 
 // Where later prompts may part from this one, or go on.

@@ -57,7 +57,8 @@
 // are those of a prompt that is computed as a whole. Checkpoints are captured where later sequences
 // are likely to go on: at the last boundary of a prompt, where a prompt parts from what is known,
 // and, while a sequence decodes, at its newest boundary (not in mode stream). A sequence whose
-// prefix is being computed by a running one waits for that, and lets others pass.
+// prefix is being computed by a running one waits for that, and lets others pass. So does one whose
+// prefix comes back from the host tier (kv_tier.h).
 #pragma once
 
 #include <cstdint>
@@ -96,8 +97,10 @@ class Scheduler {
   // Takes a sequence out of wherever it is and gives back what it holds. What it has stored may be
   // reused, unless forget_prefixes follows.
   std::unique_ptr<Sequence> remove(Sequence* sequence);
-  // What is kept of earlier sequences may be wrong: a step failed.
-  void forget_prefixes() { cache_.prefixes().forget_all(); }
+  // What is kept of earlier sequences may be wrong: a step with these sequences failed.
+  void forget_prefixes(std::span<Sequence* const> suspects);
+  // So many batches of transfers are done (StepRunner::transfers_done), as the next plan may know.
+  void note_transfers(uint64_t batches) { transfers_done_ = batches; }
 
   const PrefixCounts& prefix_counts() const { return prefix_counts_; }
 
@@ -169,6 +172,7 @@ class Scheduler {
   void put(BatchPlan& plan, const PlannedSequence& part);
   Candidate candidate(Sequence& s);
   Candidate without_prefix(Sequence& s) const;
+  bool fetches(const Candidate& c, const Room& room);
   void admit(const Candidate& c);
   // A running sequence computes a longer prefix of the candidate's tokens than is known now.
   bool prefix_is_coming(const Candidate& c) const;
@@ -208,6 +212,7 @@ class Scheduler {
   int first_end_ = 0;
   int grid_ = 0;
   PrefixCounts prefix_counts_;
+  uint64_t transfers_done_ = 0;
   std::vector<uint64_t> seen_;  // hashes of blocks of earlier prompts, each in its only place
   Running running_;
   FairQueue queue_;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/block_name.h"
 #include "engine/request.h"
 #include "engine/token_stream.h"
 
@@ -58,6 +59,11 @@ struct SequenceKv {
   std::vector<int32_t> pinned;   // pages that this step's copies read
   std::vector<WantedCheckpoint> wanted;  // checkpoints to capture, ascending
   std::vector<CapturedSlab> captured;    // checkpoints that are not remembered yet
+
+  // And this is the host tier's (kv_tier.h).
+  std::vector<BlockName> names;  // of the whole blocks of its tokens
+  int offered = 0;               // blocks that have been offered to it
+  int rolling_block = -1;        // whose checkpoint the next rolling one replaces; -1: none
 };
 
 struct Tenant;  // fair_queue.h
@@ -81,6 +87,7 @@ struct Sequence {
   // tokens. After a preemption they are all tokens so far, because they are computed again.
   int prefill_tokens = 0;
   int preemptions = 0;
+  int fetches = 0;  // times that its first tokens were asked back from the host tier
   SequenceKv kv;
   // The row in which the newest step puts this sequence's sampled id on the device. It stands for a
   // token that is not known yet (-1 in `tokens`). The runner writes it.

@@ -40,6 +40,14 @@ class StepRunner {
  public:
   virtual ~StepRunner() = default;
 
+  // Enqueues copies between the store and the host's pages as one batch, in order after the batches
+  // before it. It begins after the steps that were launched, and runs beside later ones, but for
+  // those that must wait for it (BatchPlan::after_transfers). Not called for an engine without
+  // pages on the host. Engine thread.
+  virtual void transfer(std::span<const KvTransfer>) {}
+  // Returns the number of batches that are done. Does not wait.
+  virtual uint64_t transfers_done() { return 0; }
+
   // Enqueues the step. The plan is read only during the call. Engine thread.
   virtual void launch(const BatchPlan& plan) = 0;
   // Returns true if a step may still run when `launch` returns. Then the next step may be launched

@@ -75,6 +75,7 @@ void ModelRunner::launch(const BatchPlan& plan) {
   step.follows = timed_ && last_timed_;
   last_timed_ = timed_;
   try {
+    if (plan.after_transfers > 0) backend_.wait_beside(plan.after_transfers);
     copy(plan.copies_before);
     run(plan, step);
     copy(plan.copies_after);
@@ -165,6 +166,21 @@ void ModelRunner::run_layerwise(const BatchPlan& plan, StepInFlight& step) {
                            layerwise_.hidden.slice_rows(part.past, part.count));
     sample_wanted(plan, step);
   }
+}
+
+void ModelRunner::transfer(std::span<const KvTransfer> transfers) {
+  const int64_t bytes = store_.layout.page_bytes();
+  std::vector<HostCopy> copies;
+  copies.reserve(transfers.size());
+  for (const KvTransfer& t : transfers) {
+    std::byte* const device = store_.pages + t.page * bytes;
+    std::byte* const host = host_pages_ + t.host_page * bytes;
+    if (t.to == KvTransfer::To::host)
+      copies.push_back({host, device, size_t(bytes)});
+    else
+      copies.push_back({device, host, size_t(bytes)});
+  }
+  backend_.copy_beside(copies);
 }
 
 void ModelRunner::copy(const std::vector<KvCopy>& copies) {

@@ -34,7 +34,14 @@ class ModelRunner : public StepRunner {
               Buffer store_memory, const KvView& store, const LayerwiseArea& layerwise,
               Buffer sampled_ids, int logits_rows, bool graphs);
 
+  ~ModelRunner() override { backend_.synchronize(); }
+
+  // `pages` are the host's pages, one after the other. They must outlive the runner.
+  void set_host_pages(std::byte* pages) { host_pages_ = pages; }
+
   void launch(const BatchPlan& plan) override;
+  void transfer(std::span<const KvTransfer> transfers) override;
+  uint64_t transfers_done() override { return backend_.copied_beside(); }
   bool asynchronous() const override { return backend_.asynchronous(); }
   Result<std::vector<StepResult>> collect() override;
   void time_steps(bool on) override { timed_ = on; }
@@ -83,6 +90,7 @@ class ModelRunner : public StepRunner {
   Buffer store_memory_;
   KvView store_;
   LayerwiseArea layerwise_;
+  std::byte* host_pages_ = nullptr;
   Buffer sampled_ids_;  // [logits_rows] i32
   int logits_rows_;
   bool graphs_;

@@ -20,8 +20,13 @@ enum class Fault { none, write_lost, slot_swapped, pages_swapped };
 
 // What the runner has seen. Shared with the test, because the engine owns the runner.
 struct Witness {
-  Witness(const KvLayout& layout, const KvCapacity& capacity) : store(layout, capacity) {}
-  SimulatedStore store;
+  Witness(const KvLayout& layout, const KvCapacity& capacity, const TierWorld& tier_world)
+      : tier(tier_world),
+        held_store(std::make_shared<SimulatedStore>(layout, capacity, tier.host_pages)),
+        store(*held_store) {}
+  TierWorld tier;
+  std::shared_ptr<SimulatedStore> held_store;  // by the disk too
+  SimulatedStore& store;
   std::string failure;  // the first one
   int64_t launched = 0;
   int64_t overlapping = 0;  // launches with another step under way
@@ -51,6 +56,17 @@ class CheckedRunner : public FakeRunner {
       if (witness_->failure.empty()) witness_->failure = e.what();
     }
     FakeRunner::launch(plan);
+  }
+  void transfer(std::span<const KvTransfer> transfers) override {
+    witness_->store.transfer(transfers);
+  }
+  uint64_t transfers_done() override {
+    try {
+      witness_->tier.move(witness_->store);
+    } catch (const std::exception& e) {
+      if (witness_->failure.empty()) witness_->failure = e.what();
+    }
+    return witness_->store.transfers_done();
   }
   Result<std::vector<StepResult>> collect() override {
     --in_flight_;
@@ -103,7 +119,7 @@ constexpr int kVocab = 1000;
 constexpr int kContext = 512;
 
 struct World {
-  explicit World(uint32_t seed) : random(seed), prompts(random, 300) {
+  explicit World(uint32_t seed) : random(seed), tier(seed, seed % 2 == 1), prompts(random, 300) {
     const KvFormat formats[] = {{KvKind::f16, 16, 16, 0, 0},
                                 {KvKind::f8, 8, 8, 0, 0},
                                 {KvKind::kivi, 2, 2, 32, 32},
@@ -127,22 +143,24 @@ struct World {
     cancel_per_mille = random() % 2 ? between(random, 0, 40) : 0;
     fail_at_step = random() % 4 == 0 ? between(random, 0, 100) : -1;
     drains = random() % 5 == 0;
+    if (!config.enable_prefix_caching) tier.host_pages = 0;
   }
   std::string describe() const {
     return fmt::format(
         "format {} R {}, prefill {}, policy {}, overlapping steps {}, max_num_seqs {}, chunk {}, "
         "max_num_batched_tokens {}, staging {}, layer by layer to {}, pages {}, tenants {}, "
-        "requests {}, arrivals {} %, "
-        "cancels {} of 1000, fail_at_step {}, drain {}",
+        "requests {}, arrivals {} %, cancels {} of 1000, fail_at_step {}, drain {}, host pages {}, "
+        "disk {} with {} % failures",
         name_of(format), format.residual,
         config.kivi_prefill == PrefillMode::exact ? "exact" : "stream",
         int(config.scheduling_policy), asynchronous, config.max_num_seqs,
         config.prefill_chunk_tokens, config.max_num_batched_tokens, config.prefill_staging_tokens,
         layerwise_tokens, pages, tenants, requests, arrival_percent, cancel_per_mille, fail_at_step,
-        drains);
+        drains, tier.host_pages, tier.has_disk, tier.disk_failures_percent);
   }
 
   Random random;
+  TierWorld tier;
   Prompts prompts;
   KvFormat format;
   EngineConfig config;
@@ -210,6 +228,7 @@ struct Counts {
   uint64_t preemptions = 0;
   int64_t overlapping = 0;
   int cancelled = 0;
+  uint64_t tokens_fetched = 0;
 };
 
 // Runs the world of a seed; throws what its checks find. True where a fault was planted.
@@ -218,10 +237,11 @@ bool simulate(World w, Fault fault, Counts& counts) {
   const KvLayout layout{w.format, {3, 1, 128}};
   const KvCapacity capacity{w.pages, w.config.max_num_seqs + 1,
                             w.config.prefill_staging_tokens / 64, w.layerwise_tokens};
-  const auto witness = std::make_shared<Witness>(layout, capacity);
+  const auto witness = std::make_shared<Witness>(layout, capacity, w.tier);
   Engine engine(w.config, EngineLimits{kVocab, kContext, {2}}, layout, capacity,
                 std::make_unique<CheckedRunner>(runner_options(w.asynchronous, w.fail_at_step),
-                                                witness, w.format, fault, 5));
+                                                witness, w.format, fault, 5),
+                witness->tier.setup(witness->held_store));
   std::vector<Request> requests;
   std::vector<std::shared_ptr<TokenStream>> streams;
   bool drained = false;
@@ -280,6 +300,7 @@ bool simulate(World w, Fault fault, Counts& counts) {
   expect(stats.kv_bytes == KvBytes{}, "no byte is held at the end");
   counts.preemptions += stats.preemptions;
   counts.overlapping += witness->overlapping;
+  counts.tokens_fetched += stats.tier.tokens_fetched;
   return witness->planted;
 }
 
@@ -296,6 +317,7 @@ TEST_CASE("the engine keeps every request's history, for whatever a seed decides
   CHECK(counts.preemptions > 100);
   CHECK(counts.overlapping > 1000);
   CHECK(counts.cancelled > 100);
+  CHECK(counts.tokens_fetched > 1000);
 }
 
 TEST_CASE("the engine simulation finds every fault that is planted") {

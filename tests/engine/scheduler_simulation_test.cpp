@@ -34,7 +34,8 @@ constexpr int kHeads = 2;
 
 // The world is made from one seed.
 struct World {
-  explicit World(uint32_t seed) : random(seed) {
+  // With `tiers`, the store is small and pages lie on the host too.
+  explicit World(uint32_t seed, bool tiers = false) : random(seed), tier(seed, tiers) {
     format = kFormats[between(random, 0, 6)];
     layout = {format, {2, kHeads, 128}};
     config.kivi_prefill = random() % 2 ? PrefillMode::exact : PrefillMode::stream;
@@ -59,6 +60,13 @@ struct World {
     arrival_percent = between(random, 2, 100);
     cancel_per_mille = random() % 2 ? between(random, 0, 30) : 0;
     failure_per_mille = random() % 3 ? 0 : between(random, 0, 20);
+    if (!tiers) return;
+    config.enable_prefix_caching = true;
+    prompt_max = between(random, 150, 500);
+    output_max = between(random, 0, 100);
+    capacity.pages = (prompt_max + output_max + page - 1) / page + between(random, 5, 25);
+    requests = between(random, 30, 60);
+    arrival_percent = between(random, 5, 50);
   }
 
   std::string describe() const {
@@ -66,8 +74,8 @@ struct World {
         "format {} G {} R {}, prefill {}, policy {}, tenants {}, max_num_seqs {}, chunk {}, "
         "max_num_batched_tokens {}, staging {} tokens, pages {} of {} tokens, slots {}, staging "
         "pages {}, layer by layer to {} tokens, prompts to {}, outputs to {}, requests {}, "
-        "arrivals {} %, cancels {} of 1000, "
-        "failures {} of 1000, prefix cache {}{}",
+        "arrivals {} %, cancels {} of 1000, failures {} of 1000, prefix cache {}{}, host pages {}, "
+        "disk {} with {} % failures",
         name_of(format), format.group, format.residual,
         config.kivi_prefill == PrefillMode::exact ? "exact" : "stream",
         std::array{"fair", "fcfs", "priority"}[size_t(config.scheduling_policy)], tenants,
@@ -75,10 +83,12 @@ struct World {
         config.prefill_staging_tokens, capacity.pages, layout.page_tokens(), capacity.slots,
         capacity.staging_pages, capacity.layerwise_tokens, prompt_max, output_max, requests,
         arrival_percent, cancel_per_mille, failure_per_mille, config.enable_prefix_caching,
-        config.prefix_cache_per_key ? " per key" : "");
+        config.prefix_cache_per_key ? " per key" : "", tier.host_pages, tier.has_disk,
+        tier.disk_failures_percent);
   }
 
   Random random;
+  TierWorld tier;
   int tenants = 1;
   EngineConfig config;
   KvFormat format;
@@ -98,23 +108,29 @@ enum class Fault {
   slot_swapped,     // two sequences exchange their residual slots
   write_lost,       // a token is computed and not stored
   end_lost,         // a sequence is gone without an end
+  fetch_lost,       // a page is brought back and not written
+  wait_lost,        // steps do not wait for the transfers that they must wait for
 };
 
 class Simulation {
  public:
-  explicit Simulation(uint32_t seed, Fault fault = Fault::none)
-      : w_(seed),
+  explicit Simulation(uint32_t seed, Fault fault = Fault::none, bool tiers = false)
+      : w_(seed, tiers),
         fault_(fault),
-        cache_(w_.layout, w_.capacity),
+        held_store_(std::make_shared<SimulatedStore>(w_.layout, w_.capacity, w_.tier.host_pages)),
+        store_(*held_store_),
+        cache_(w_.layout, w_.capacity, w_.tier.setup(held_store_)),
         scheduler_(w_.config, cache_),
-        store_(w_.layout, w_.capacity),
         prompts_(w_.random, w_.prompt_max) {
     // What was planted must not end before it is seen.
     if (fault != Fault::none) w_.cancel_per_mille = w_.failure_per_mille = 0;
   }
 
   std::string world() const { return w_.describe(); }
-  bool planted() const { return fault_ != Fault::none && planted_; }
+  bool planted() const {
+    if (fault_ == Fault::fetch_lost) return planted_ && store_.lost_a_fetch();
+    return fault_ != Fault::none && planted_;
+  }
 
   void run() {
     for (int step = 0; arrived_ < w_.requests || scheduler_.running() + scheduler_.waiting() > 0;
@@ -127,14 +143,17 @@ class Simulation {
       const std::map<const Sequence*, size_t> before = running_pages();
       const uint64_t preemptions_before = preemptions_for_pages();
       const std::set<const Tenant*> tenants_before = running_tenants();
+      w_.tier.move(store_);
+      scheduler_.note_transfers(store_.transfers_done());
       const BatchPlan plan = scheduler_.plan();
+      if (!plan.transfers.empty()) store_.transfer(plan.transfers);
       check_plan(plan);
       check_moves(before, tenants_before, plan, preemptions_for_pages() > preemptions_before);
       check_sums();
       if (between(w_.random, 1, 1000) <=
           w_.failure_per_mille) {  // a step that fails takes its sequences away, and no others
         for (const PlannedSequence& part : plan.sequences) end(part.sequence);
-        scheduler_.forget_prefixes();
+        scheduler_.forget_prefixes({});
       } else {
         store_.compute(plan);
         scheduler_.commit(plan);
@@ -142,6 +161,13 @@ class Simulation {
         sample(plan);
       }
       check_sums();
+    }
+    for (int step = 0; cache_.tier().busy(); ++step) {
+      expect(step < 10'000, "the tier comes to rest");
+      w_.tier.move(store_);
+      scheduler_.note_transfers(store_.transfers_done());
+      const BatchPlan plan = scheduler_.plan();
+      if (!plan.transfers.empty()) store_.transfer(plan.transfers);
     }
     for (int order = 0; order < w_.requests; ++order)
       expect(finals_[uint64_t(order)] == 1, "every request ends exactly once");
@@ -154,6 +180,8 @@ class Simulation {
   }
 
   const SimulatedStore& store() const { return store_; }
+  KvTierStats tier() const { return cache_.tier().stats(); }
+  const SimulatedDisk* disk() const { return w_.tier.disk; }
   const PrefixCounts& prefix_counts() const { return scheduler_.prefix_counts(); }
   uint64_t preemptions() const { return scheduler_.preemptions(); }
   uint64_t preemptions_for_tenants() const { return scheduler_.preemptions_for_tenants(); }
@@ -194,7 +222,9 @@ class Simulation {
 
   void check_plan(const BatchPlan& plan) {
     const std::vector<Sequence*> all = scheduler_.sequences();
-    expect(plan.empty() == all.empty(), "a plan is empty only without sequences");
+    expect(
+        plan.empty() == all.empty() || (scheduler_.running() == 0 && cache_.tier().has_fetches()),
+        "a plan is empty only without sequences, or while all wait for a fetch");
     expect(plan.rows <= w_.config.max_num_batched_tokens, "rows are bounded");
     expect(int(plan.sequences.size()) <= w_.config.max_num_seqs, "sequences are bounded");
     if (!plan.layerwise.empty()) return check_layerwise(plan);
@@ -213,12 +243,14 @@ class Simulation {
       check_part(part, s);
     }
     expect(rows == plan.rows, "rows are the sum of the counts");
-    if (all.empty()) return;
+    if (all.empty() || (plan.empty() && scheduler_.running() == 0)) return;
     if (all.front()->kv.layerwise)  // its turn was the step before, or is the next one
       expect(turn || !plan.empty(), "the oldest running sequence moves");
     else
       expect(planned.count(all.front()) == 1, "the oldest running sequence moves");
-    if (w_.config.scheduling_policy == SchedulingPolicy::fcfs)  // and so is fair with one tenant
+    // A sequence whose first tokens are on their way lets others pass.
+    if (w_.config.scheduling_policy == SchedulingPolicy::fcfs &&
+        !cache_.tier().on())  // and so is fair with one tenant
       for (const Sequence* s : all)
         expect(all.front()->order <= s->order, "the oldest of all runs, under fcfs");
   }
@@ -357,6 +389,12 @@ class Simulation {
       case Fault::write_lost:
         store_.lose_next_write();
         return true;
+      case Fault::fetch_lost:
+        store_.lose_next_fetch();
+        return cache_.tier().on();
+      case Fault::wait_lost:
+        store_.ignore_waits();
+        return cache_.tier().on();
       case Fault::end_lost:
         if (running.empty()) return false;
         scheduler_.remove(running.back());
@@ -407,7 +445,12 @@ class Simulation {
   // A sequence is in one place. Bytes held are those of the pages and slots that sequences hold,
   // each counted once.
   void check_sums() {
-    std::set<int32_t> pages, slots, staging;
+    const std::vector<int32_t> fetched = cache_.tier().pages_of_fetches();
+    std::set<int32_t> pages(fetched.begin(), fetched.end()), slots, staging;
+    const std::vector<int32_t> host = cache_.tier().pages_of_pieces();
+    const KvTierStats tier = cache_.tier().stats();
+    expect(std::set(host.begin(), host.end()).size() == host.size(), "a host page has one piece");
+    expect(int64_t(host.size()) == tier.host_pages_used, "host pages add up");
     size_t slots_held = 0, staging_held = 0;
     int layerwise = 0;
     KvBytes bytes;
@@ -472,9 +515,10 @@ class Simulation {
   World w_;
   const Fault fault_;
   bool planted_ = false;
+  const std::shared_ptr<SimulatedStore> held_store_;
+  SimulatedStore& store_;
   KvCache cache_;
   Scheduler scheduler_;
-  SimulatedStore store_;
   Prompts prompts_;
   std::map<uint64_t, int> finals_;
   int arrived_ = 0;
@@ -519,6 +563,35 @@ TEST_CASE("the sums hold after every step, for whatever a seed decides", "[long]
   CHECK(prefix.reachable >= prefix.hit / 2);
 }
 
+TEST_CASE("the sums hold after every step, with pages on the host and on disk", "[long]") {
+  KvTierStats tier;
+  int64_t disk_reads = 0, disk_failures = 0, foreign_reads = 0;
+  uint64_t preemptions = 0;
+  const bool all = for_each_seed(200, [&](uint32_t seed) {
+    Simulation simulation(seed, Fault::none, /*tiers=*/true);
+    INFO("KIVI_SIMULATION_SEED=" << seed << ": " << simulation.world());
+    REQUIRE_NOTHROW(simulation.run());
+    tier.fetches += simulation.tier().fetches;
+    tier.fetches_failed += simulation.tier().fetches_failed;
+    tier.tokens_fetched_disk += simulation.tier().tokens_fetched_disk;
+    tier.pages_to_device += simulation.tier().pages_to_device;
+    foreign_reads += simulation.store().foreign_reads();
+    preemptions += simulation.preemptions();
+    if (simulation.disk() == nullptr) return;
+    disk_reads += simulation.disk()->reads();
+    disk_failures += simulation.disk()->failures();
+  });
+  if (!all) return;
+  CHECK(tier.fetches > 200);
+  CHECK(tier.fetches_failed > 20);
+  CHECK(tier.pages_to_device > 1000);
+  CHECK(tier.tokens_fetched_disk > 1000);
+  CHECK(disk_reads > 100);
+  CHECK(disk_failures > 50);
+  CHECK(foreign_reads > 10'000);
+  CHECK(preemptions > 20);
+}
+
 // Canaries: checks that never fail would prove nothing.
 TEST_CASE("the simulation finds every fault that is planted", "[long]") {
   const auto [fault, name] = GENERATE(table<Fault, const char*>({
@@ -529,12 +602,15 @@ TEST_CASE("the simulation finds every fault that is planted", "[long]") {
       {Fault::slot_swapped, "two slots are swapped"},
       {Fault::write_lost, "a write is lost"},
       {Fault::end_lost, "an end is lost"},
+      {Fault::fetch_lost, "a page that is fetched is lost"},
+      {Fault::wait_lost, "steps do not wait for transfers"},
   }));
   INFO(name);
   int planted = 0, missed = 0;
   for (uint32_t seed = 1; seed <= 60; ++seed) {
     INFO("seed " << seed);
-    Simulation simulation(seed, fault);
+    const bool in_tier = fault == Fault::fetch_lost || fault == Fault::wait_lost;
+    Simulation simulation(seed, fault, in_tier);
     std::string found;
     try {
       simulation.run();
@@ -549,6 +625,8 @@ TEST_CASE("the simulation finds every fault that is planted", "[long]") {
   // A sequence whose history is wrong may be preempted before it reads it, and computed again.
   const bool in_history =
       fault == Fault::pages_swapped || fault == Fault::slot_swapped || fault == Fault::write_lost;
-  CHECK(missed <= (in_history ? planted / 4 : 0));
-  CHECK(planted >= 5);
+  // Not every page that comes back is read, and a transfer may be in time without a wait.
+  const bool in_tier = fault == Fault::fetch_lost || fault == Fault::wait_lost;
+  CHECK(planted - missed >= 5);
+  if (!in_tier) CHECK(missed <= (in_history ? planted / 4 : 0));
 }

@@ -11,12 +11,16 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <random>
 #include <set>
+#include <span>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -57,7 +61,7 @@ class Region {
 // find its whole history there: tokens of its own sequence, or of one with the same first tokens.
 class SimulatedStore {
  public:
-  SimulatedStore(const KvLayout& layout, const KvCapacity& capacity)
+  SimulatedStore(const KvLayout& layout, const KvCapacity& capacity, int host_pages = 0)
       : layout_(layout),
         format_(layout.format),
         slab_pages_(PrefixBlocks::of(layout).slab_pages),
@@ -66,11 +70,14 @@ class SimulatedStore {
         residual_(capacity.slots, std::max(1, layout.format.residual)),
         sinks_(capacity.slots, std::max(1, layout.format.sinks)),
         staging_(capacity.staging_pages, KvLayout::kStagingTokens),
-        pieces_(size_t(capacity.pages)) {}
+        pieces_(size_t(capacity.pages)),
+        host_(size_t(host_pages)) {}
 
   // Makes the step's copies, reads every part's history and writes its tokens, as the kernels
   // would. Throws where a part does not find its history.
   void compute(const BatchPlan& plan) {
+    if (!ignore_waits_)
+      while (transfers_done_ < plan.after_transfers) run_transfers(1);
     // A prompt that is computed layer by layer is all there after its last step.
     if (!plan.layerwise.empty() && !plan.sequences.at(0).completes) return;
     for (const PlannedSequence& part : plan.sequences)
@@ -91,6 +98,35 @@ class SimulatedStore {
     captures_ += int64_t(plan.captures.size());
   }
 
+  // Transfers run as late as they may: when a test says so, or when a step awaits them.
+  void transfer(std::span<const KvTransfer> batch) {
+    batches_.emplace_back(batch.begin(), batch.end());
+  }
+  void run_transfers(int batches) {
+    for (; batches > 0 && !batches_.empty(); --batches, ++transfers_done_) {
+      for (const KvTransfer& t : batches_.front()) move(t);
+      batches_.pop_front();
+    }
+  }
+  int transfers_under_way() const { return int(batches_.size()); }
+  uint64_t transfers_done() const { return transfers_done_; }
+  int64_t pages_brought_back() const { return brought_back_; }
+
+  // What a page holds.
+  struct Page {
+    std::vector<Region::Token> keys, values;
+    struct {
+      int index = -1;
+      std::vector<Region::Token> rows;  // of residual and sinks
+    } piece;
+  };
+  Page& host_page(int32_t page) { return host_.at(size_t(page)); }
+
+  // Faults for canaries: a page that comes back is not written; steps do not wait for transfers.
+  void lose_next_fetch() { lose_next_fetch_ = true; }
+  bool lost_a_fetch() const { return lost_fetch_; }
+  void ignore_waits() { ignore_waits_ = true; }
+
   // A fault for canaries: the next output token that is computed is not written.
   void lose_next_write() { lose_next_write_ = true; }
   bool lost_a_write() const { return lost_; }
@@ -99,10 +135,32 @@ class SimulatedStore {
   int64_t foreign_reads() const { return foreign_reads_; }
 
  private:
-  struct Piece {
-    int index = -1;
-    std::vector<Region::Token> rows;  // of residual and sinks
-  };
+  using Piece = decltype(Page::piece);
+
+  void move(const KvTransfer& t) {
+    const int count = layout_.page_tokens();
+    Page& host = host_page(t.host_page);
+    if (t.to == KvTransfer::To::host) {
+      host = {};
+      for (int i = 0; i < count; ++i) {
+        host.keys.push_back(keys_.at({t.page}, i));
+        host.values.push_back(values_.at({t.page}, i));
+      }
+      host.piece = pieces_.at(size_t(t.page));
+      return;
+    }
+    if (std::exchange(lose_next_fetch_, false)) {
+      lost_fetch_ = true;
+      return;
+    }
+    expect(int(host.keys.size()) == count, "a page that comes back has been written");
+    ++brought_back_;
+    for (int i = 0; i < count; ++i) {
+      keys_.at({t.page}, i) = host.keys[size_t(i)];
+      values_.at({t.page}, i) = host.values[size_t(i)];
+    }
+    pieces_.at(size_t(t.page)) = host.piece;
+  }
 
   void check_history(const PlannedSequence& part) {
     const Sequence& s = *part.sequence;
@@ -226,9 +284,112 @@ class SimulatedStore {
   Region keys_, values_, residual_, sinks_, staging_;
   std::vector<Piece> pieces_;                        // of slabs, by page
   std::map<uint64_t, std::vector<int32_t>> tokens_;  // by order, as last computed
+  std::vector<Page> host_;
+  std::deque<std::vector<KvTransfer>> batches_;  // under way
+  uint64_t transfers_done_ = 0;
+  int64_t brought_back_ = 0;
+  bool lose_next_fetch_ = false, lost_fetch_ = false, ignore_waits_ = false;
   bool lose_next_write_ = false;
   bool lost_ = false;
   int64_t copies_ = 0, captures_ = 0, foreign_reads_ = 0;
+};
+
+// A disk for KvTier that forgets, fails and is slow, as its randomness says. A job reads or writes
+// its host pages when it ends, as late as it may.
+class SimulatedDisk : public PieceStore {
+ public:
+  SimulatedDisk(std::shared_ptr<SimulatedStore> store, uint32_t seed, int failures_percent)
+      : store_(std::move(store)), random_(seed), failures_percent_(failures_percent) {}
+
+  bool writes() const override { return true; }
+  bool contains(const PieceKey& key) const override { return pieces_.contains(key); }
+  uint64_t write(const PieceKey& key, const std::vector<int32_t>& pages) override {
+    jobs_.push_back({++jobs_begun_, key, pages, true});
+    return jobs_begun_;
+  }
+  uint64_t read(const PieceKey& key, const std::vector<int32_t>& pages) override {
+    expect(contains(key), "what is read is there");
+    jobs_.push_back({++jobs_begun_, key, pages, false});
+    return jobs_begun_;
+  }
+  void poll(std::vector<Done>& done) override {
+    while (!jobs_.empty() && random_() % 2) {
+      const auto job = jobs_.begin() + std::ptrdiff_t(random_() % jobs_.size());
+      done.push_back({job->number, run(*job)});
+      jobs_.erase(job);
+    }
+  }
+  void erase(const PieceKey& key) override { pieces_.erase(key); }
+  PieceStoreStats stats() const override { return {}; }
+  int64_t reads() const { return reads_; }
+  int64_t failures() const { return failures_; }
+
+ private:
+  struct Job {
+    uint64_t number;
+    PieceKey key;
+    std::vector<int32_t> pages;
+    bool writes;
+  };
+  bool run(const Job& job) {
+    if (between(random_, 1, 100) <= failures_percent_) {
+      ++failures_;
+      pieces_.erase(job.key);
+      return false;
+    }
+    if (!job.writes && !contains(job.key)) return false;
+    std::vector<SimulatedStore::Page>& piece = pieces_[job.key];
+    if (job.writes) {
+      piece.clear();
+      for (const int32_t page : job.pages) piece.push_back(store_->host_page(page));
+      return true;
+    }
+    ++reads_;
+    for (size_t i = 0; i < piece.size(); ++i) store_->host_page(job.pages.at(i)) = piece[i];
+    return true;
+  }
+
+  const std::shared_ptr<SimulatedStore> store_;
+  Random random_;
+  const int failures_percent_;
+  std::unordered_map<PieceKey, std::vector<SimulatedStore::Page>, PieceKeyHash> pieces_;
+  std::vector<Job> jobs_;
+  uint64_t jobs_begun_ = 0;
+  int64_t reads_ = 0, failures_ = 0;
+};
+
+// What a seed decides of the tiers beyond the store, apart from the rest of its world.
+struct TierWorld {
+  TierWorld(uint32_t seed, bool on) : random(seed * 2654435761u + 1) {
+    if (!on) return;
+    host_pages = random() % 2 ? between(random, 20, 60) : 2000;
+    moves_percent = random() % 2 ? 100 : between(random, 5, 50);
+    has_disk = random() % 3 != 0;
+    disk_failures_percent = random() % 2 ? between(random, 1, 30) : 0;
+  }
+  KvTierSetup setup(std::shared_ptr<SimulatedStore> store) {
+    KvTierSetup setup;
+    setup.host_pages = host_pages;
+    setup.secret = "secret";
+    if (!has_disk || host_pages == 0) return setup;
+    auto simulated =
+        std::make_unique<SimulatedDisk>(std::move(store), random(), disk_failures_percent);
+    disk = simulated.get();
+    setup.disk = std::move(simulated);
+    return setup;
+  }
+  // Runs some of the transfers under way.
+  void move(SimulatedStore& store) {
+    if (between(random, 1, 100) > moves_percent) return;
+    store.run_transfers(between(random, 0, store.transfers_under_way()));
+  }
+
+  Random random;
+  int host_pages = 0;
+  int moves_percent = 100;  // of the steps before which transfers run
+  bool has_disk = false;
+  int disk_failures_percent = 0;
+  const SimulatedDisk* disk = nullptr;  // the tier owns it
 };
 
 // Prompts whose first tokens are often those of others.

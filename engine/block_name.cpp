@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/block_name.h"
+
+#include <openssl/evp.h>
+#include <openssl/rand.h>
+
+#include "base/verify.h"
+
+namespace kivi {
+namespace {
+
+EVP_MD_CTX* context(void* p) { return static_cast<EVP_MD_CTX*>(p); }
+
+// Fetched once: a fetch takes longer than the hash of a block.
+const EVP_MD* algorithm() {
+  static const EVP_MD* const md = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+  return md;
+}
+
+std::string_view text(const BlockName& name) {
+  return {reinterpret_cast<const char*>(name.data()), name.size()};
+}
+
+}  // namespace
+
+void BlockNamer::Free::operator()(void* p) const { EVP_MD_CTX_free(context(p)); }
+
+BlockNamer::BlockNamer(std::string_view secret, std::string_view fingerprint)
+    : key_(sha256(std::array{std::string_view("kivi block names"), secret, fingerprint})),
+      context_(EVP_MD_CTX_new()) {}
+
+BlockName BlockNamer::digest(std::span<const std::string_view> parts) {
+  BlockName name;
+  bool done = EVP_DigestInit_ex2(context(context_.get()), algorithm(), nullptr) == 1;
+  for (const std::string_view part : parts)
+    done = done && EVP_DigestUpdate(context(context_.get()), part.data(), part.size()) == 1;
+  done = done && EVP_DigestFinal_ex(context(context_.get()), name.data(), nullptr) == 1;
+  KIVI_VERIFY(done);
+  return name;
+}
+
+BlockName BlockNamer::root(std::string_view salt) {
+  return digest(std::array{std::string_view("salt"), text(key_), salt});
+}
+
+BlockName BlockNamer::next(const BlockName& parent, std::span<const int32_t> tokens) {
+  const std::string_view bytes(reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes());
+  return digest(std::array{text(parent), bytes});
+}
+
+BlockName sha256(std::span<const std::string_view> parts) {
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> hash(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  bool done = EVP_DigestInit_ex2(hash.get(), algorithm(), nullptr) == 1;
+  for (const std::string_view part : parts) {
+    const uint64_t length = part.size();
+    done = done && EVP_DigestUpdate(hash.get(), &length, sizeof length) == 1 &&
+           EVP_DigestUpdate(hash.get(), part.data(), part.size()) == 1;
+  }
+  BlockName name;
+  done = done && EVP_DigestFinal_ex(hash.get(), name.data(), nullptr) == 1;
+  KIVI_VERIFY(done);
+  return name;
+}
+
+std::string random_secret() {
+  std::string secret(32, '\0');
+  KIVI_VERIFY(RAND_bytes(reinterpret_cast<unsigned char*>(secret.data()), 32) == 1);
+  return secret;
+}
+
+}  // namespace kivi
