@@ -131,6 +131,22 @@ bool resolve(Switch s, bool automatic) {
   return s == Switch::automatic ? automatic : s == Switch::on;
 }
 
+Status check_disk(const EngineConfig& c) {
+  if (c.kv_disk.empty()) {
+    const char* field = c.kv_disk_bytes != 0          ? "kv_disk_bytes"
+                        : !c.kv_disk_key_file.empty() ? "kv_disk_key_file"
+                        : c.kv_disk_read_only         ? "kv_disk_read_only"
+                                                      : nullptr;
+    if (field == nullptr) return ok_status();
+    return Error{ErrorCode::invalid, fmt::format("{} is set, but kv_disk is not", field), field};
+  }
+  KIVI_RETURN_IF_ERROR(in_range("kv_disk_bytes", c.kv_disk_bytes, 0, int64_t(1) << 60));
+  if (c.kv_disk_bytes == 0 && !c.kv_disk_read_only)
+    return wrong("kv_disk_bytes", "0", "more than 0 with kv_disk");
+  if (c.kv_host_memory > 0) return ok_status();
+  return wrong("kv_host_memory", "0", "more than 0 with kv_disk: pages pass through it");
+}
+
 Status check_batch_sizes(const EngineConfig& c) {
   constexpr int64_t kRowsMax = 1 << 20;
   KIVI_RETURN_IF_ERROR(in_range("max_num_seqs", c.max_num_seqs, 1, 1 << 16));
@@ -226,6 +242,11 @@ Status validate(const EngineConfig& c) {
   KIVI_RETURN_IF_ERROR(check_format_settings(c));
   KIVI_RETURN_IF_ERROR(
       in_range("kv_cache_memory_bytes", c.kv_cache_memory_bytes, 0, int64_t(1) << 50));
+  KIVI_RETURN_IF_ERROR(in_range("kv_host_memory", c.kv_host_memory, 0, int64_t(1) << 50));
+  if (c.kv_host_memory > 0 && !c.enable_prefix_caching)
+    return wrong("kv_host_memory", std::to_string(c.kv_host_memory),
+                 "0 while enable_prefix_caching is off");
+  KIVI_RETURN_IF_ERROR(check_disk(c));
   if (!(c.gpu_memory_utilization > 0 && c.gpu_memory_utilization <= 1))
     return wrong("gpu_memory_utilization", fmt::format("{}", c.gpu_memory_utilization),
                  "in (0, 1]");

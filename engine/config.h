@@ -52,6 +52,11 @@ struct EngineConfig {
   int64_t prefill_scratch_bytes = 256 << 20;
   bool enable_prefix_caching = true;  // reuse the pages of earlier requests (prefix_cache.h)
   bool prefix_cache_per_key = false;  // only requests of the same tenant share pages
+  int64_t kv_host_memory = 0;         // bytes for pages of the prefix cache on the host; 0: none
+  std::string kv_disk;                // a folder for pages of the prefix cache; "": none
+  int64_t kv_disk_bytes = 0;          // of its files
+  std::string kv_disk_key_file;       // "": they are not encrypted
+  bool kv_disk_read_only = false;
   SchedulingPolicy scheduling_policy = SchedulingPolicy::fair;
   int max_num_queued_reqs = 1024;           // waiting requests; more are refused (503)
   int64_t max_num_queued_tokens = 4 << 20;  // prompt tokens of waiting requests

@@ -178,6 +178,14 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
         double(stats.prefix_pages));
   gauge("prefix_cache_checkpoints", "Kept states from which a sequence can go on.",
         double(stats.prefix_checkpoints));
+  gauge("prefix_cache_host_bytes", "Bytes of the prefix cache in the host's memory.",
+        double(stats.tier.host_pages_used * stats.tier.page_bytes));
+  gauge("prefix_cache_host_bytes_limit", "Bytes that it may have there (0: none).",
+        double(stats.tier.host_pages_total * stats.tier.page_bytes));
+  gauge("prefix_cache_disk_bytes", "Bytes of the prefix cache on disk.",
+        double(stats.tier.disk.bytes));
+  gauge("prefix_cache_disk_bytes_limit", "Bytes that it may have there (0: none, or only read).",
+        double(stats.tier.disk.bytes_limit));
   gauge("kv_cache_tokens_capacity", "Tokens that fit in the pages.",
         double(stats.kv_pages_total * page_tokens));
   MetricFamily bytes{
@@ -209,6 +217,31 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   prompt_tokens_counter("prefix_cache_reachable_total",
                         "Prompt tokens that an unbounded cache could have reused (an estimate).",
                         stats.prefix.reachable);
+  prompt_tokens_counter("prefix_cache_fetched_total",
+                        "Tokens that were brought back from the host's memory, or from disk.",
+                        stats.tier.tokens_fetched);
+  const auto page_bytes_counter = [&](const char* suffix, const char* help, uint64_t pages) {
+    out.push_back(snapshot(name(suffix), help, MetricType::Counter,
+                           double(pages) * double(stats.tier.page_bytes), labels));
+  };
+  page_bytes_counter("prefix_cache_host_written_bytes_total",
+                     "Bytes copied from the store to the host's memory.", stats.tier.pages_to_host);
+  page_bytes_counter("prefix_cache_host_read_bytes_total",
+                     "Bytes copied from the host's memory to the store.",
+                     stats.tier.pages_to_device);
+  const auto disk_counter = [&](const char* suffix, const char* help, uint64_t value) {
+    out.push_back(snapshot(name(suffix), help, MetricType::Counter, double(value), labels));
+  };
+  disk_counter("prefix_cache_disk_written_bytes_total", "Bytes of files written.",
+               stats.tier.disk.bytes_written);
+  disk_counter("prefix_cache_disk_read_bytes_total", "Bytes of files read.",
+               stats.tier.disk.bytes_read);
+  disk_counter("prefix_cache_disk_failures_total",
+               "Files that could not be written or read, or held something else.",
+               stats.tier.disk.write_failures + stats.tier.disk.read_failures);
+  out.push_back(snapshot(name("prefix_cache_fetches_failed_total"),
+                         "Fetches that were given up: for pages, by their client, or unreadable.",
+                         MetricType::Counter, double(stats.tier.fetches_failed), labels));
   out.push_back(snapshot(name("num_preemptions_total"), "Sequences sent back to the queue.",
                          MetricType::Counter, double(stats.preemptions), labels));
 }

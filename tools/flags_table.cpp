@@ -143,6 +143,26 @@ std::vector<Flag> cache_flags(Settings& s) {
        "Share kept pages only between requests of the same API key, or of the same client address "
        "if there are no keys.",
        group, kServe, boolean(e.prefix_cache_per_key)},
+      {"kv-host-memory", "BYTES",
+       "Also keep pages of the prefix cache in this many bytes of the host's memory, and bring "
+       "them "
+       "back when a request begins as they do (0 = none).",
+       group, kEngineCommands, bytes(e.kv_host_memory, 0)},
+      {"kv-disk", "DIR",
+       "Also keep pages of the prefix cache as files in this folder, so that they outlive the "
+       "server; needs --kv-host-memory (empty = none).",
+       group, kEngineCommands, text(e.kv_disk)},
+      {"kv-disk-bytes", "BYTES",
+       "Let the files of --kv-disk take at most this many bytes, and remove the least recently "
+       "used ones.",
+       group, kEngineCommands, bytes(e.kv_disk_bytes, 0)},
+      {"kv-disk-key-file", "FILE",
+       "Encrypt the files of --kv-disk (AES-256-GCM) with the key of this file, 64 hexadecimal "
+       "digits (empty = no encryption).",
+       group, kEngineCommands, text(e.kv_disk_key_file)},
+      {"kv-disk-read-only", "",
+       "Read pages from --kv-disk, to which another server writes, and write none.", group,
+       kEngineCommands, boolean(e.kv_disk_read_only)},
       {"gpu-memory-utilization", "X",
        "Use at most this share of the GPU's memory for weights, KV cache and workspace.", group,
        kEngineCommands, number(e.gpu_memory_utilization, 0.05, 1)},

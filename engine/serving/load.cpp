@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <filesystem>
 #include <iterator>
@@ -14,6 +15,7 @@
 #include <system_error>
 
 #include "base/version.h"
+#include "engine/kv_disk.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/decoder_model.h"
 #include "engine/model/families/registry.h"
@@ -26,6 +28,7 @@
 #include "engine/serving/chat_template_source.h"
 #include "engine/serving/device.h"
 #include "engine/serving/first_steps.h"
+#include "engine/serving/kv_fingerprint.h"
 #include "engine/serving/weight_choice.h"
 #include "engine/text/byte_tokenizer.h"
 #include "kernels/kv_codec.h"
@@ -165,6 +168,7 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
       std::min(config.prefill_scratch_bytes, b.backend->scratch_bytes_for(b.layout, max_model_len));
   KIVI_ASSIGN_OR_RETURN(b.plan, plan_store(config, b.layout, max_model_len, budget, scratch,
                                            b.prefixes, hidden_bytes));
+  KIVI_RETURN_IF_ERROR(plan_host(config, b.layout, b.prefixes, b.plan));
   b.plan.device = fmt::format("{} ({})", device.kind, device.name);
   if (config.kv_cache_dtype == "auto" && b.layout.format.kind == KvKind::f16)
     b.plan.format += fmt::format(" (auto: no KIVI format has a head_dim of {})", spec.head_dim);
@@ -255,8 +259,34 @@ Result<DecoderWeights> make_weights(const EngineConfig& config, const Blueprint&
   return load_weights(*b.backend, spec, b.model.names, checkpoint, b.dtype, progress, formats);
 }
 
+// Memory for pages on the host, and the folder for those on disk.
+Result<KvTierSetup> make_tier(const EngineConfig& config, const Blueprint& b) {
+  KvTierSetup tier;
+  if (b.plan.host_pages == 0) return tier;
+  std::unique_ptr<KvDisk> disk;
+  if (!config.kv_disk.empty()) {
+    KIVI_ASSIGN_OR_RETURN(disk, KvDisk::open({config.kv_disk, config.kv_disk_bytes,
+                                              config.kv_disk_key_file, config.kv_disk_read_only}));
+    KIVI_ASSIGN_OR_RETURN(
+        tier.fingerprint,
+        kv_fingerprint(
+            config, b.place, b.backend->info(), b.layout,
+            fmt::format("{} {} {} {}", long_name(b.dtype), describe(b.weights.bytes),
+                        b.plan.capacity.staging_pages, b.plan.capacity.layerwise_tokens)));
+  }
+  KIVI_ASSIGN_OR_RETURN(tier.memory, b.backend->allocate_host(size_t(b.plan.host)));
+  tier.host_pages = b.plan.host_pages;
+  tier.secret = disk == nullptr ? random_secret() : disk->secret();
+  if (disk != nullptr)
+    disk->use_pages(tier.memory.get(), size_t(b.layout.page_bytes()),
+                    sha256(std::array{std::string_view(tier.fingerprint)}));
+  tier.disk = std::move(disk);
+  return tier;
+}
+
 Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, const Blueprint& b,
-                                                const WeightProgress& progress, PhaseClock& clock) {
+                                                const WeightProgress& progress, std::byte* host,
+                                                PhaseClock& clock) {
   Backend& backend = *b.backend;
   KIVI_ASSIGN_OR_RETURN(DecoderWeights weights, make_weights(config, b, progress));
   backend.synchronize();
@@ -274,16 +304,17 @@ Result<std::unique_ptr<StepRunner>> make_runner(const EngineConfig& config, cons
   KIVI_ASSIGN_OR_RETURN(
       Buffer ids,
       backend.allocate(size_t(ModelRunner::sampled_ids_bytes(logits_rows)), "the sampled ids"));
-  std::unique_ptr<StepRunner> runner = std::make_unique<ModelRunner>(
-      backend, std::move(model), std::move(input), std::move(store), view, layerwise,
-      std::move(ids), logits_rows, !config.enforce_eager);
+  auto runner = std::make_unique<ModelRunner>(backend, std::move(model), std::move(input),
+                                              std::move(store), view, layerwise, std::move(ids),
+                                              logits_rows, !config.enforce_eager);
+  runner->set_host_pages(host);
   clock.end("memory");
   if (runner->asynchronous()) {
     KIVI_RETURN_IF_ERROR(
         run_first_steps(*runner, std::min(b.model_limits.rows, b.plan.max_model_len)));
     clock.end("first steps");
   }
-  return runner;
+  return std::unique_ptr<StepRunner>(std::move(runner));
 }
 
 // A dummy model that comes without a tokenizer gets one of bytes: what is served always has one.
@@ -347,6 +378,8 @@ Result<ModelSummary> summarize_model(const std::string& model) {
   return s;
 }
 
+Result<int> clear_kv_disk(const std::string& folder) { return KvDisk::clear(folder); }
+
 Result<MemoryPlan> plan_memory(const EngineConfig& config) {
   PhaseClock clock;
   KIVI_ASSIGN_OR_RETURN(const Blueprint blueprint, plan_load(config, clock));
@@ -373,15 +406,16 @@ Result<std::unique_ptr<LoadedModel>> load_phases(const EngineConfig& config,
   const WeightProgress weight_progress = [&](int64_t done, int64_t total) {
     if (progress) progress("weights", done, total);
   };
+  KIVI_ASSIGN_OR_RETURN(KvTierSetup tier, make_tier(config, b));
   KIVI_ASSIGN_OR_RETURN(std::unique_ptr<StepRunner> runner,
-                        make_runner(config, b, weight_progress, clock));
+                        make_runner(config, b, weight_progress, tier.memory.get(), clock));
   const EngineLimits engine_model = {b.model.spec.vocab, b.plan.max_model_len,
                                      b.model.eos_token_ids};
   loaded->backend = std::move(b.backend);
   EngineConfig engine_config = config;
   engine_config.enable_prefix_caching = b.prefixes;
   loaded->engine = std::make_unique<Engine>(engine_config, engine_model, b.layout, b.plan.capacity,
-                                            std::move(runner));
+                                            std::move(runner), std::move(tier));
   loaded->plan = b.plan;
   loaded->phases = clock.phases();
   loaded->summary = summary_of(b.model, b.dtype, b.weights.bytes);

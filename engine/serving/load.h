@@ -63,6 +63,10 @@ Result<ModelSummary> summarize_model(const std::string& model);
 // Plans memory for --dry-run. It reads only config.json or the metadata of a GGUF file.
 Result<MemoryPlan> plan_memory(const EngineConfig& config);
 
+// Removes the files that --kv-disk has written to a folder, and its secret. Returns their number.
+// Errors: not_found (no such folder), unavailable (a server writes to it), internal.
+Result<int> clear_kv_disk(const std::string& folder);
+
 // Returns the bytes of the device's memory that any program uses now (on the CPU: of the machine).
 int64_t device_memory_used(const LoadedModel& model);
 

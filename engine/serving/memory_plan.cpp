@@ -155,6 +155,29 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
   return plan;
 }
 
+Status plan_host(const EngineConfig& config, const KvLayout& layout, bool prefixes,
+                 MemoryPlan& plan) {
+  if (config.kv_host_memory == 0) return ok_status();
+  const auto wrong = [&](const std::string& expected) {
+    return Error{ErrorCode::invalid,
+                 fmt::format("kv_host_memory is {}, must be {}", config.kv_host_memory, expected),
+                 "kv_host_memory"};
+  };
+  if (!prefixes) return wrong("0: a model with dynamic rope scaling has no prefix cache");
+  const PrefixBlocks blocks = PrefixBlocks::of(layout);
+  const int64_t page = layout.page_bytes(), piece = blocks.block_pages + blocks.slab_pages;
+  plan.host_pages = int(std::min<int64_t>(config.kv_host_memory / page, INT32_MAX));
+  if (plan.host_pages < piece)
+    return wrong(
+        fmt::format("0, or at least {}: {} pages of {} bytes, which a checkpoint and its "
+                    "block take",
+                    piece * page, piece, page));
+  plan.host = plan.host_pages * page;
+  plan.disk = config.kv_disk;
+  plan.disk_bytes = config.kv_disk_read_only ? 0 : config.kv_disk_bytes;
+  return ok_status();
+}
+
 int64_t store_bytes(const MemoryPlan& plan) {
   return plan.pages + plan.residual + plan.sinks + plan.staging + plan.scratch + plan.layerwise;
 }
@@ -230,6 +253,13 @@ std::string MemoryPlan::text() const {
       line("total", weights + pages + residual + sinks + staging + scratch + layerwise + workspace,
            fmt::format("all but weights and workspace are cut from {:.1f} MiB",
                        double(budget) / (1 << 20)));
+  if (host > 0)
+    table += line("host", host,
+                  fmt::format("{} more pages for the prefix cache, in the host's memory: {} tokens",
+                              host_pages, host_pages * page_tokens));
+  if (!disk.empty())
+    table += disk_bytes == 0 ? fmt::format("  disk: pages of {} are read\n", disk)
+                             : line("disk", disk_bytes, fmt::format("files in {}", disk));
   table += fmt::format("  sequences at once: {} in all; {} of {} tokens\n", sequences_at_once,
                        sequences_max, max_model_len);
   table += fmt::format("  prefix cache: {}\n", prefixes);

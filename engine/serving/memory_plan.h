@@ -32,6 +32,10 @@ struct MemoryPlan {
   double bytes_per_token = 0;   // in pages, all layers, with scales and minima
   double bytes_per_token_f16 = 0;
   int64_t scratch_tokens = 0;  // of one layer's history that scratch holds in 16 bits
+  int host_pages = 0;          // of the prefix cache, on the host
+  int64_t host = 0;            // bytes of these; not of the device on CUDA
+  std::string disk;            // the folder for more; "": none
+  int64_t disk_bytes = 0;      // of its files; 0: it is only read
   std::string prefixes;        // how far the prefix cache goes
   std::string prompts;       // which prompts attend in 16 bits; "" for formats that do not quantize
   std::string text() const;  // the table
@@ -60,6 +64,11 @@ std::string describe(const KvFormat& format);
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
                               int64_t budget, int64_t scratch_wanted = 0, bool prefixes = false,
                               int64_t hidden_bytes = 0);
+
+// Divides the bytes for pages on the host. Error: kv_host_memory is too little for one piece of the
+// prefix cache, or this model has none.
+Status plan_host(const EngineConfig& config, const KvLayout& layout, bool prefixes,
+                 MemoryPlan& plan);
 
 // Places the store's regions in one allocation of store_bytes(plan) bytes at `base`.
 int64_t store_bytes(const MemoryPlan& plan);
