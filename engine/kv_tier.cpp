@@ -125,7 +125,11 @@ void KvTier::put_checkpoint(SequenceKv& kv, const CapturedSlab& captured) {
 
 void KvTier::put(const PieceKey& key, std::span<const int32_t> block, std::span<const int32_t> slab,
                  bool may_change, bool to_disk) {
-  if (const auto found = pieces_.find(key); found != pieces_.end()) return touch(found->second);
+  if (const auto found = pieces_.find(key); found != pieces_.end()) {
+    touch(found->second);
+    if (to_disk && std::exchange(found->second.rolling, false)) write_later(key);
+    return;
+  }
   std::vector<int32_t> pages;
   if (!take_host(piece_pages(key.kind), pages)) return;
   const auto piece = add_piece(key, std::move(pages));
@@ -140,8 +144,11 @@ void KvTier::put(const PieceKey& key, std::span<const int32_t> block, std::span<
   KIVI_VERIFY(i == piece->second.pages.size());
   counted_.pages_to_host += i;
   if (may_change) awaited_ = next_batch();
-  if (to_disk && disk_ != nullptr && disk_->writes() && !disk_->contains(key))
-    to_write_.push_back(key);
+  if (to_disk) write_later(key);
+}
+
+void KvTier::write_later(const PieceKey& key) {
+  if (disk_ != nullptr && disk_->writes() && !disk_->contains(key)) to_write_.push_back(key);
 }
 
 void KvTier::settle(SequenceKv& kv) {
@@ -151,7 +158,7 @@ void KvTier::settle(SequenceKv& kv) {
   const auto piece = pieces_.find(key);
   if (piece == pieces_.end() || !piece->second.rolling) return;
   piece->second.rolling = false;
-  if (disk_ != nullptr && disk_->writes() && !disk_->contains(key)) to_write_.push_back(key);
+  write_later(key);
 }
 
 // --- bringing back

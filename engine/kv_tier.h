@@ -158,6 +158,7 @@ class KvTier {
   void drop(Pieces::iterator piece);
   void put(const PieceKey& key, std::span<const int32_t> block, std::span<const int32_t> slab,
            bool may_change, bool to_disk);
+  void write_later(const PieceKey& key);
   void put_checkpoint(SequenceKv& kv, const CapturedSlab& captured);
   uint64_t next_batch() const { return handed_over_ + 1; }
   int piece_pages(PieceKind kind) const;
