@@ -32,6 +32,7 @@ struct FakeRunnerOptions {
   std::vector<int32_t> script;
   std::chrono::microseconds step_delay{0};
   int64_t fail_at_step = -1;  // this step (from 0) fails
+  int transfer_polls = 0;     // a batch of transfers is done after so many questions
   bool asynchronous = false;  // steps are computed at launch and handed out at collect
 };
 
@@ -45,6 +46,18 @@ class FakeRunner : public StepRunner {
   }
 
   bool asynchronous() const override { return options_.asynchronous; }
+
+  void transfer(std::span<const KvTransfer>) override {
+    transfers_end_.push_back(transfer_polls_ + options_.transfer_polls);
+  }
+  uint64_t transfers_done() override {
+    while (!transfers_end_.empty() && transfers_end_.front() <= transfer_polls_) {
+      transfers_end_.pop_front();
+      ++transfers_done_;
+    }
+    ++transfer_polls_;
+    return transfers_done_;
+  }
 
   Result<std::vector<StepResult>> collect() override {
     if (options_.step_delay.count() > 0) std::this_thread::sleep_for(options_.step_delay);
@@ -119,6 +132,9 @@ class FakeRunner : public StepRunner {
   const FakeRunnerOptions options_;
   std::deque<std::vector<StepResult>> under_way_;
   int64_t steps_ = 0;
+  std::deque<int64_t> transfers_end_;  // of batches under way, in questions asked
+  int64_t transfer_polls_ = 0;
+  uint64_t transfers_done_ = 0;
 };
 
 // An engine over a FakeRunner with a store of `pages` pages (one layer, one head, 64 channels).
@@ -129,6 +145,7 @@ struct FakeEngineOptions {
   int max_model_len = 2048;
   std::vector<int32_t> eos_token_ids = {2};
   int pages = 4096;
+  int host_pages = 0;
 };
 
 inline std::unique_ptr<Engine> make_fake_engine(FakeEngineOptions options) {
@@ -137,8 +154,12 @@ inline std::unique_ptr<Engine> make_fake_engine(FakeEngineOptions options) {
   const KvCapacity capacity{options.pages, options.config.max_num_seqs,
                             (options.config.prefill_staging_tokens + KvLayout::kStagingTokens - 1) /
                                 KvLayout::kStagingTokens};
+  KvTierSetup tier;
+  tier.host_pages = options.host_pages;
+  tier.secret = "secret";
   return std::make_unique<Engine>(options.config, std::move(model), layout, capacity,
-                                  std::make_unique<FakeRunner>(std::move(options.runner)));
+                                  std::make_unique<FakeRunner>(std::move(options.runner)),
+                                  std::move(tier));
 }
 
 }  // namespace kivi::testing

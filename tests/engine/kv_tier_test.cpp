@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pages of the prefix cache on the host, seen from outside: what comes back, who waits for it, and
+// what it costs others.
+#include <catch2/catch.hpp>
+#include <cstdio>
+#include <numeric>
+#include <tuple>
+
+#include "engine/kv_disk.h"
+#include "tests/engine/fake_runner.h"
+#include "tests/engine/outcome.h"
+
+using namespace kivi;
+using namespace kivi::testing;
+
+namespace {
+
+// A store of 40 pages of 64 tokens, and 1,000 on the host. Blocks are 64 tokens.
+FakeEngineOptions options_of(KvFormat format = {KvKind::kivi, 2, 2, 32, 32}) {
+  FakeEngineOptions options;
+  options.format = format;
+  options.pages = 40;
+  options.host_pages = 1000;
+  return options;
+}
+
+Request request_with(int first, int count, int max_tokens = 1) {
+  Request r;
+  r.id = "r";
+  r.prompt.resize(static_cast<size_t>(count));
+  std::iota(r.prompt.begin(), r.prompt.end(), first);
+  for (int32_t& id : r.prompt) id = 3 + id % 900;
+  r.sampling.max_tokens = max_tokens;
+  r.sampling.ignore_eos = true;
+  r.sampling.seed = 7;
+  return r;
+}
+
+Outcome run(Engine& engine, Request request) {
+  auto stream = engine.submit(std::move(request), [] {});
+  REQUIRE(stream.ok());
+  engine.run_until_idle();
+  return outcome_of(**stream);
+}
+
+void evict(Engine& engine) {
+  for (int i = 0; i < 4; ++i) run(engine, request_with(100 + 150 * i, 700));
+}
+
+}  // namespace
+
+TEST_CASE("what the store has lost comes back from the host, whether copies take long or not") {
+  FakeEngineOptions options = options_of(GENERATE(KvFormat{}, KvFormat{KvKind::kivi, 2, 2, 32, 32},
+                                                  KvFormat{KvKind::kivi, 2, 2, 32, 64, 32, 8}));
+  options.runner.transfer_polls = GENERATE(0, 7);
+  options.runner.asynchronous = GENERATE(false, true);
+  const auto engine = make_fake_engine(options);
+  CHECK(run(*engine, request_with(0, 500)).last.cached_tokens == 0);
+  const int hit = run(*engine, request_with(0, 500)).last.cached_tokens;
+  REQUIRE(hit >= 416);
+  evict(*engine);
+  const EngineStats before = engine->stats();
+  CHECK(run(*engine, request_with(0, 500)).last.cached_tokens == hit);
+  const EngineStats after = engine->stats();
+  CHECK(after.tier.fetches == before.tier.fetches + 1);
+  CHECK(after.tier.tokens_fetched - before.tier.tokens_fetched > 300);
+  CHECK(after.prefix.hit - before.prefix.hit == uint64_t(hit));
+  CHECK(after.step_tokens - before.step_tokens == uint64_t(500 - hit));
+  CHECK(after.kv_pages_free == after.kv_pages_total);
+  CHECK(after.tier.fetches_failed == 0);
+  // With a salt, nothing comes back.
+  evict(*engine);
+  Request salted = request_with(0, 500);
+  salted.cache_salt = "salt";
+  CHECK(run(*engine, salted).last.cached_tokens == 0);
+}
+
+TEST_CASE("two that wait for the same pages fetch them once") {
+  FakeEngineOptions options = options_of();
+  options.runner.transfer_polls = 5;
+  const auto engine = make_fake_engine(options);
+  run(*engine, request_with(0, 500));
+  evict(*engine);
+  auto streams = engine->submit_all(std::vector<Request>(3, request_with(0, 500)),
+                                    [](size_t) { return [] {}; });
+  REQUIRE(streams.ok());
+  engine->run_until_idle();
+  for (const auto& stream : *streams) CHECK(outcome_of(*stream).last.cached_tokens >= 448);
+  CHECK(engine->stats().tier.fetches == 1);
+}
+
+TEST_CASE("a request whose pages are on their way lets others pass, and may be cancelled") {
+  FakeEngineOptions options = options_of();
+  options.runner.transfer_polls = 50;
+  const auto engine = make_fake_engine(options);
+  run(*engine, request_with(0, 500));
+  evict(*engine);
+  auto fetching = engine->submit(request_with(0, 500), [] {});
+  auto other = engine->submit(request_with(7, 20, 10), [] {});
+  REQUIRE((fetching.ok() && other.ok()));
+  for (int step = 0; step < 20; ++step) engine->step();
+  std::vector<TokenEvent> events;
+  (*other)->drain(events);
+  REQUIRE_FALSE(events.empty());
+  CHECK(events.back().finish == FinishReason::length);
+  const EngineStats stats = engine->stats();
+  CHECK(stats.waiting == 1);
+  CHECK(stats.kv_pages_free < stats.kv_pages_total);  // the fetch holds pages
+  (*fetching)->cancel();
+  engine->run_until_idle();
+  CHECK(engine->stats().kv_pages_free == stats.kv_pages_total);
+  CHECK(engine->stats().tier.fetches_failed == 1);
+}
+
+TEST_CASE("a sequence that needs pages gets those of a fetch before another is preempted") {
+  FakeEngineOptions options = options_of(KvFormat{});
+  options.runner.transfer_polls = 100'000;
+  const auto engine = make_fake_engine(options);
+  run(*engine, request_with(0, 800));
+  run(*engine, request_with(100, 1500));
+  run(*engine, request_with(200, 1500));
+  auto growing = engine->submit(request_with(300, 1000, 1000), [] {});
+  REQUIRE(growing.ok());
+  engine->step();
+  auto fetching = engine->submit(request_with(0, 800), [] {});
+  REQUIRE(fetching.ok());
+  for (int step = 0; step < 1200; ++step) engine->step();
+  CHECK(engine->stats().preemptions == 0);
+  CHECK(engine->stats().tier.fetches_failed > 0);
+  engine->run_until_idle();
+  CHECK(outcome_of(**growing).ids.size() == 1000);
+}
+
+TEST_CASE("a preempted sequence fetches its tokens and computes two blocks again at most") {
+  const auto rows_of = [](int host_pages) {
+    FakeEngineOptions options = options_of();
+    options.host_pages = host_pages;
+    options.config.max_num_seqs = 2;
+    const auto engine = make_fake_engine(options);
+    std::vector<Request> requests;
+    for (int i = 0; i < 2; ++i) requests.push_back(request_with(50 * i, 400, 1500));
+    auto streams = engine->submit_all(requests, [](size_t) { return [] {}; });
+    REQUIRE(streams.ok());
+    engine->run_until_idle();
+    const EngineStats stats = engine->stats();
+    CHECK(stats.preemptions > 0);
+    for (const auto& stream : *streams) CHECK(outcome_of(*stream).ids.size() == 1500);
+    const uint64_t needed = 2 * (400 + 1500 - 1);
+    return std::pair(stats.step_tokens - needed, stats.preemptions);
+  };
+  const auto [recomputed, preemptions] = rows_of(0);
+  const auto [recomputed_with_host, preemptions_with_host] = rows_of(1000);
+  INFO(recomputed << " tokens again in " << preemptions << " preemptions; with the host "
+                  << recomputed_with_host << " in " << preemptions_with_host);
+  CHECK(recomputed > 2 * 64 * preemptions);
+  CHECK(recomputed_with_host <= 2 * 64 * preemptions_with_host);
+}
+
+// Time is what a client can measure. It is made of steps, of their rows, and of waiting for pages.
+TEST_CASE("with keys kept apart, another key's text takes the steps that unknown text takes") {
+  const bool lost = GENERATE(false, true);  // by the store: it lies on the host
+  const auto cost_of = [&](bool per_key, int first) {
+    FakeEngineOptions options = options_of();
+    options.runner.transfer_polls = 3;
+    options.config.prefix_cache_per_key = per_key;
+    const auto engine = make_fake_engine(options);
+    Request secret = request_with(0, 500);
+    secret.tenant = "alice";
+    run(*engine, secret);
+    if (lost) evict(*engine);
+    const EngineStats before = engine->stats();
+    Request probe = request_with(first, 500);
+    probe.tenant = "bob";
+    const int cached = run(*engine, probe).last.cached_tokens;
+    const EngineStats after = engine->stats();
+    return std::tuple(cached, after.step_tokens - before.step_tokens, after.steps - before.steps,
+                      after.tier.fetches - before.tier.fetches);
+  };
+  CHECK(cost_of(true, 0) == cost_of(true, 450));
+  CHECK(cost_of(false, 0) != cost_of(false, 450));
+}
+
+TEST_CASE("a step that fails leaves nothing on the host") {
+  FakeEngineOptions options = options_of();
+  options.runner.fail_at_step = 1;
+  const auto engine = make_fake_engine(options);
+  run(*engine, request_with(0, 500));
+  CHECK(engine->stats().tier.host_pages_used > 0);
+  CHECK(*run(*engine, request_with(0, 500)).last.finish == FinishReason::error);
+  CHECK(engine->stats().tier.host_pages_used == 0);
+  CHECK(run(*engine, request_with(0, 500)).last.cached_tokens == 0);
+}
+
+TEST_CASE(
+    "the oldest pieces on the host go first, and the last blocks of a prompt before the first") {
+  FakeEngineOptions options = options_of(KvFormat{});
+  options.host_pages = 20;
+  const auto engine = make_fake_engine(options);
+  run(*engine, request_with(0, 600));     // 9 blocks
+  run(*engine, request_with(100, 600));   // 18
+  run(*engine, request_with(200, 200));   // 21: the first prompt loses one
+  run(*engine, request_with(777, 2000));  // takes all of the store, and all but 0 of the host
+  CHECK(engine->stats().tier.host_pages_used <= 20);
+  CHECK(engine->stats().tier.host_pages_used >= 18);
+}
+
+TEST_CASE("the time of names, and of files", "[.measure]") {
+  BlockNamer namer("secret", "fingerprint");
+  std::vector<int32_t> tokens(32'768);
+  std::iota(tokens.begin(), tokens.end(), 0);
+  const auto begin = Clock::now();
+  BlockName name = namer.root("");
+  for (size_t i = 0; i < tokens.size(); i += 128)
+    name = namer.next(name, std::span(tokens).subspan(i, 128));
+  const std::chrono::duration<double, std::micro> took = Clock::now() - begin;
+  WARN("names of 32,768 tokens in blocks of 128: " << took.count() << " us");
+
+  const std::string path = "/tmp/kivi_measure";
+  std::vector<std::byte> page(size_t(16) << 20, std::byte{1});
+  std::vector<std::byte*> pages(4, page.data());
+  for (const bool encrypts : {false, true}) {
+    const PageFileKeys keys = PageFileKeys::of("secret", encrypts);
+    const PageFileContent content{{name, PieceKind::block}, name, page.size(), pages};
+    const auto start = Clock::now();
+    REQUIRE(write_page_file(path, content, keys).ok());
+    const auto written = Clock::now();
+    REQUIRE(read_page_file(path, content, keys).ok());
+    const std::chrono::duration<double> write = written - start, read = Clock::now() - written;
+    const double bytes = double(page.size() * pages.size()) / 1e9;
+    WARN((encrypts ? "encrypted" : "plain")
+         << ": written at " << bytes / write.count() << " GB/s, read at " << bytes / read.count()
+         << " GB/s (page cache)");
+  }
+  std::remove(path.c_str());
+}
