@@ -627,6 +627,6 @@ TEST_CASE("the simulation finds every fault that is planted", "[long]") {
       fault == Fault::pages_swapped || fault == Fault::slot_swapped || fault == Fault::write_lost;
   // Not every page that comes back is read, and a transfer may be in time without a wait.
   const bool in_tier = fault == Fault::fetch_lost || fault == Fault::wait_lost;
-  CHECK(planted - missed >= 5);
+  CHECK(planted - missed >= (in_tier ? 3 : 5));
   if (!in_tier) CHECK(missed <= (in_history ? planted / 4 : 0));
 }

@@ -53,6 +53,17 @@ EngineConfig config_of(const std::string& format, PrefillMode mode) {
   return config;
 }
 
+// A store for about 1,400 tokens. Prompts of mode exact are one chunk, so that nothing is staged: a
+// small store has little room for that.
+EngineConfig small_config_of(const std::string& format, PrefillMode mode) {
+  EngineConfig config = config_of(format, mode);
+  config.max_num_seqs = 2;
+  if (mode == PrefillMode::stream) return config;
+  config.prefill_chunk_tokens = config.max_model_len;
+  config.max_num_batched_tokens = config.max_model_len + 32;
+  return config;
+}
+
 // The bytes of a store that holds `tokens` tokens in pages, and what else a step needs.
 int64_t store_for(const LoadedModel& loaded, int tokens) {
   const MemoryPlan& plan = loaded.plan;
@@ -76,9 +87,8 @@ TEST_CASE("a hit from the host's memory has the bits of a hit from the store") {
                                                 {"kivi2.5", PrefillMode::exact},
                                                 {"kivi2.5", PrefillMode::stream}}));
   CAPTURE(format);
-  EngineConfig config = config_of(format, mode);
+  EngineConfig config = small_config_of(format, mode);
   const auto large = load_or_fail(config);
-  config.max_num_seqs = 2;
   config.kv_cache_memory_bytes = store_for(*load_or_fail(config), 1400);
   const auto small = load_or_fail(config);
   dynamic_cast<CpuBackend&>(*small->backend).delay_copies(std::chrono::microseconds(2000));
@@ -96,8 +106,7 @@ TEST_CASE("a hit from the host's memory has the bits of a hit from the store") {
 }
 
 TEST_CASE("others go on while a request's pages are on their way") {
-  EngineConfig config = config_of("kivi2.5", PrefillMode::exact);
-  config.max_num_seqs = 2;
+  EngineConfig config = small_config_of("kivi2.5", PrefillMode::exact);
   config.kv_cache_memory_bytes = store_for(*load_or_fail(config), 1400);
   const auto loaded = load_or_fail(config);
   const std::vector<int32_t> prompt = prompt_of(*loaded, 700);
