@@ -136,8 +136,8 @@ Result<std::string> folder_secret(const std::string& folder, bool read_only) {
     KIVI_RETURN_IF_ERROR(check_owner_only("kv_disk", path, "600"));
     if (secret->size() == kSecretBytes) return *secret;
     return wrong("kv_disk", ErrorCode::invalid,
-                 fmt::format("{} has {} bytes, must have {}: empty the folder with kivi kv-disk "
-                             "clear",
+                 fmt::format("{} has {} bytes, must have {}: empty the folder with kivi "
+                             "clear-kv-disk",
                              path, secret->size(), kSecretBytes));
   }
   if (read_only)
