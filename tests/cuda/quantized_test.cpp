@@ -108,8 +108,8 @@ void check_moved(std::mt19937& random, GpuWeight& w, DType type, DType out_type,
   cpu().matmul(make_tensor(values.data(), DType::f32, t, k), w.numbers(slabs ? type : DType::f32),
                bias_of(bias.on_cpu()), out.on_cpu());
   const RowTolerance expected = input == ProductInput::e4m3_rows ? e4m3_product_tolerance(out_type)
-                                : slabs                          ? slab_product_tolerance(out_type)
-                                                                 : product_tolerance(out_type);
+                                : slabs ? slab_product_tolerance(out_type, type)
+                                        : product_tolerance(out_type);
   // The mean square of a row of few elements may be anything.
   CHECK(out.agrees(tolerance == nullptr ? expected : *tolerance, n < 16 ? t * n : n));
 }

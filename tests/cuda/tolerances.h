@@ -46,11 +46,13 @@ inline RowTolerance product_tolerance(DType out) {
   if (out == DType::bf16) return {"product bf16", 1e-4, 8e-3};
   return {"product f32", 2e-5, 1e-5};
 }
-// The same where W is rounded to 16 bits first: a few of its numbers lie so near the middle of two
-// that the GPU's fused arithmetic rounds them to the other one.
-inline RowTolerance slab_product_tolerance(DType out) {
+// The same where W is rounded to 16 bits first: some of its numbers lie so near the middle of two
+// that the GPU's fused arithmetic rounds them to the other one, which is 2^-8 (bf16) or 2^-11 (f16)
+// of them away. Of k such errors with random signs, the largest of a few thousand sums is about
+// four times their root mean square; 1.4e-2 of the row's mean size was seen for bf16.
+inline RowTolerance slab_product_tolerance(DType out, DType weights) {
   RowTolerance tolerance = product_tolerance(out);
-  tolerance.of_rms += 1e-3;
+  tolerance.of_rms += weights == DType::bf16 ? 1.6e-2 : 1e-3;
   tolerance.name = "product, W rounded";
   return tolerance;
 }
