@@ -271,8 +271,10 @@ void KvDisk::forget_file(const PieceKey& key) {
 }
 
 void KvDisk::make_room(int64_t bytes) {
-  while (!files_.empty() && bytes_ + bytes_writing_ + bytes > options_.bytes_max)
-    erase(by_age_.front());
+  while (!files_.empty() && bytes_ + bytes_writing_ + bytes > options_.bytes_max) {
+    const PieceKey oldest = by_age_.front();  // erase() takes the entry of the list away
+    erase(oldest);
+  }
 }
 
 void KvDisk::erase(const PieceKey& key) {
