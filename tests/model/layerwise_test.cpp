@@ -3,28 +3,11 @@
 // whole, and other sequences go on beside them.
 #include <catch2/catch.hpp>
 
-#include "tests/model/tales.h"
+#include "tests/model/prompted_run.h"
 
 using namespace kivi;
 
 namespace {
-
-std::vector<int32_t> prompt_of(const LoadedModel& loaded, int length, uint32_t salt = 0) {
-  std::vector<int32_t> prompt;
-  uint32_t state = 99u + salt;
-  const int vocab = loaded.engine->model().vocab_size;
-  for (int i = 0; i < length; ++i) {
-    state = state * 1664525u + 1013904223u;
-    prompt.push_back(3 + int(state >> 8) % (vocab - 3));
-  }
-  return prompt;
-}
-
-std::vector<TokenEvent> events_of(TokenStream& stream) {
-  std::vector<TokenEvent> events;
-  REQUIRE(stream.drain(events));
-  return events;
-}
 
 Output output_of(const std::vector<TokenEvent>& events) {
   Output output;
@@ -34,13 +17,6 @@ Output output_of(const std::vector<TokenEvent>& events) {
     output.logprobs.push_back(e.logprob);
   }
   return output;
-}
-
-std::vector<TokenEvent> run(LoadedModel& loaded, Request request) {
-  auto stream = loaded.engine->submit(std::move(request), [] {});
-  REQUIRE(stream.ok());
-  loaded.engine->run_until_idle();
-  return events_of(**stream);
 }
 
 // Prompts beyond one chunk are staged, or computed layer by layer.
@@ -69,8 +45,8 @@ TEST_CASE("A prompt that is computed layer by layer has the numbers of a staged 
   for (const int length : {65, 200, 201, 463}) {
     CAPTURE(length);
     const std::vector<int32_t> prompt = prompt_of(*staged, length);
-    CHECK(output_of(run(*layerwise, greedy_request(prompt, 40))) ==
-          output_of(run(*staged, greedy_request(prompt, 40))));
+    CHECK(run(*layerwise, greedy_request(prompt, 40)).output ==
+          run(*staged, greedy_request(prompt, 40)).output);
   }
   CHECK(layerwise->engine->stats().kv_pages_free == layerwise->engine->stats().kv_pages_total);
 }
@@ -81,11 +57,10 @@ TEST_CASE("A prompt that is computed layer by layer is scored as a staged one") 
   const auto score = [](LoadedModel& loaded) {
     Request request = greedy_request(prompt_of(loaded, 333), 2);
     request.sampling.prompt_logprobs = 1;
-    const std::vector<TokenEvent> events = run(loaded, request);
-    REQUIRE(events.front().prompt_logprobs.size() == 332);
+    const std::vector<SampledToken> scored = run_all(*loaded.engine, {request})[0].prompt_logprobs;
+    REQUIRE(scored.size() == 332);
     std::vector<float> logprobs;
-    for (const SampledToken& token : events.front().prompt_logprobs)
-      logprobs.push_back(token.logprob);
+    for (const SampledToken& token : scored) logprobs.push_back(token.logprob);
     return logprobs;
   };
   CHECK(score(*layerwise) == score(*staged));
@@ -99,7 +74,7 @@ TEST_CASE(
   const Request second = greedy_request(prompt_of(*loaded, 600, 2), 10);
   std::vector<Output> alone;
   for (const Request& request : {decoding, first, second})
-    alone.push_back(output_of(run(*loaded, request)));
+    alone.push_back(run(*loaded, request).output);
 
   auto stream = loaded->engine->submit(decoding, [] {}).value();
   std::vector<TokenEvent> events;
@@ -141,7 +116,7 @@ TEST_CASE("Prompts that part share what they have in common, though computed lay
     std::vector<int32_t> prompt = system;
     const std::vector<int32_t> own = prompt_of(*loaded, 200, 10 + i);
     prompt.insert(prompt.end(), own.begin(), own.end());
-    cached.push_back(run(*loaded, greedy_request(prompt, 4)).back().cached_tokens);
+    cached.push_back(run(*loaded, greedy_request(prompt, 4)).cached_tokens);
   }
   // The second prompt shows where they part, and leaves a checkpoint there.
   CHECK(cached == std::vector<int>{0, 0, 384, 384});
@@ -152,18 +127,18 @@ TEST_CASE("A prompt that was computed layer by layer is reused") {
   config.enable_prefix_caching = true;
   const auto loaded = load_or_fail(config);
   const std::vector<int32_t> prompt = prompt_of(*loaded, 500);
-  const std::vector<TokenEvent> miss = run(*loaded, greedy_request(prompt, 60));
-  CHECK(miss.back().cached_tokens == 0);
+  const Run miss = run(*loaded, greedy_request(prompt, 60));
+  CHECK(miss.cached_tokens == 0);
   // Continued at the prompt's last boundary: the tokens after it are read from the store there, so
   // only what was decoded from the same state can be compared.
-  const std::vector<TokenEvent> hit = run(*loaded, greedy_request(prompt, 60));
-  CHECK(hit.back().cached_tokens >= 448);
-  const std::vector<TokenEvent> again = run(*loaded, greedy_request(prompt, 60));
-  CHECK(again.back().cached_tokens == hit.back().cached_tokens);
-  CHECK(output_of(again) == output_of(hit));
+  const Run hit = run(*loaded, greedy_request(prompt, 60));
+  CHECK(hit.cached_tokens >= 448);
+  const Run again = run(*loaded, greedy_request(prompt, 60));
+  CHECK(again.cached_tokens == hit.cached_tokens);
+  CHECK(again.output == hit.output);
 
   config.prefill_staging_tokens = 1024;
   const auto staged = load_or_fail(config);
-  CHECK(output_of(run(*staged, greedy_request(prompt, 60))) == output_of(miss));
-  CHECK(output_of(run(*staged, greedy_request(prompt, 60))) == output_of(hit));
+  CHECK(run(*staged, greedy_request(prompt, 60)).output == miss.output);
+  CHECK(run(*staged, greedy_request(prompt, 60)).output == hit.output);
 }
