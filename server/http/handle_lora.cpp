@@ -5,11 +5,13 @@
 
 namespace kivi {
 
+// Both bodies name the adapter in this field. Not 501: gateways take that for a replica that fails.
 HttpReply handle_lora(HttpContext&, const HttpRequest&) {
   return error_reply(ApiError{
-      kNotImplemented,
+      kUnsupportedParameter,
       "this server serves one model without LoRA adapters: merge the adapter into the model's "
-      "weights and serve the result"});
+      "weights and serve the result",
+      "lora_name"});
 }
 
 }  // namespace kivi

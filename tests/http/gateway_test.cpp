@@ -3,6 +3,7 @@
 #include "server/gateway.h"
 
 #include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
 
 #include "tests/http/http_fixture.h"
 
@@ -77,8 +78,10 @@ TEST_CASE("calls for LoRA adapters are refused and say what to do") {
   for (const char* path : {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}) {
     const auto reply = client.post(path, R"({"lora_name": "x", "lora_path": "/x"})");
     REQUIRE(reply);
-    CHECK(reply->status == 501);
-    CHECK(reply->body.find("merge the adapter") != std::string::npos);
-    CHECK(reply->header("x-should-retry") == "false");
+    CHECK(reply->status == 400);
+    const auto error = nlohmann::json::parse(reply->body).at("error");
+    CHECK(error.at("code") == "unsupported_parameter");
+    CHECK(error.at("param") == "lora_name");
+    CHECK(error.at("message").get<std::string>().find("merge the adapter") != std::string::npos);
   }
 }
