@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/hex.h"
 namespace kivi::grammar {
 namespace {
 

@@ -19,13 +19,6 @@ enum class RegexAnchors {
   whole,   // matches the whole text; ^ and $ at the ends change nothing
 };
 
-// Returns the value of a hexadecimal digit, or -1 if it is none.
-constexpr int hex_digit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-}
-
 // Throws Failure, naming the place.
 Expr parse_regex(std::string_view pattern, RegexAnchors anchors, const CharEncoder& encode);
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/hex.h"
 #include "engine/grammar/program.h"
 #include "engine/grammar/regular.h"
 

@@ -3,20 +3,10 @@
 
 #include <algorithm>
 
+#include "base/hex.h"
 #include "engine/limits.h"
 
 namespace kivi {
-namespace {
-
-int hex_digit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
-}  // namespace
-
 ChunkedBody::State ChunkedBody::read(std::string_view& bytes, std::string& body) {
   while (!bytes.empty()) {
     if (part_ == Part::data) {

@@ -6,17 +6,11 @@
 #include <algorithm>
 #include <boost/beast/http/status.hpp>
 
+#include "base/hex.h"
 #include "base/version.h"
 
 namespace kivi {
 namespace {
-
-int hex_value(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
 
 void append_cors(std::string& out, const HttpRequest& request,
                  const std::vector<std::string>& allowed_origins) {
@@ -77,7 +71,7 @@ std::string percent_decode(std::string_view text) {
   out.reserve(text.size());
   for (size_t i = 0; i < text.size(); ++i) {
     if (text[i] == '%' && i + 2 < text.size()) {
-      const int high = hex_value(text[i + 1]), low = hex_value(text[i + 2]);
+      const int high = hex_digit(text[i + 1]), low = hex_digit(text[i + 2]);
       if (high >= 0 && low >= 0) {
         out.push_back(char(high * 16 + low));
         i += 2;

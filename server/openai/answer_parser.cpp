@@ -135,22 +135,25 @@ std::unique_ptr<ToolParser> make_answer_parser(const AnswerSetup& setup) {
   return std::make_unique<ReasoningParser>(*setup.reasoning, std::move(rest));
 }
 
-void drop_further_calls(const AnswerSetup& setup, ToolDelta& delta) {
+ToolDelta read_piece(const AnswerSetup& setup, ToolParser* parser, const std::string& text,
+                     bool last) {
+  ToolDelta delta;
+  if (parser == nullptr) {
+    delta.content = text;
+    return delta;
+  }
+  parser->feed(text, delta);
+  if (last) parser->finish(delta);
   if (setup.tools && !setup.tools->parallel)
     std::erase_if(delta.calls, [](const ToolCallDelta& call) { return call.index > 0; });
+  return delta;
 }
 
 ToolDelta parse_answer(const AnswerSetup& setup, const std::string& text) {
-  ToolDelta whole;
   const auto parser = make_answer_parser(setup);
-  if (parser == nullptr) {
-    whole.content = text;
-    return whole;
-  }
-  ToolDelta parsed;
-  parser->feed(text, parsed);
-  parser->finish(parsed);
-  drop_further_calls(setup, parsed);
+  ToolDelta parsed = read_piece(setup, parser.get(), text, /*last=*/true);
+  if (parser == nullptr) return parsed;
+  ToolDelta whole;
   whole.reasoning = std::move(parsed.reasoning);
   for (ToolCallDelta& call : parsed.calls) {
     if (!call.name.empty())

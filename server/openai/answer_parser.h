@@ -41,8 +41,10 @@ struct AnswerSetup {
 // Returns a parser of one choice, or null if all its text is content.
 std::unique_ptr<ToolParser> make_answer_parser(const AnswerSetup& setup);
 
-// Leaves out the calls after the first one, where the request wants one alone.
-void drop_further_calls(const AnswerSetup& setup, ToolDelta& delta);
+// Reads the next piece of a choice's text with the choice's parser (null: all text is content).
+// `last`: no text follows. Leaves out the calls after the first one if the request wants one alone.
+ToolDelta read_piece(const AnswerSetup& setup, ToolParser* parser, const std::string& text,
+                     bool last);
 
 // Reads a whole answer. Each call is one entry. Content that is blank beside calls is empty.
 ToolDelta parse_answer(const AnswerSetup& setup, const std::string& text);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/openai/chat_builder.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <utility>
 
 namespace kivi {
 
@@ -47,6 +50,20 @@ std::string ChatBuilder::take() {
   if (!system_.empty())
     messages().insert(messages().begin(), Json{{"role", "system"}, {"content", system_}});
   return chat_->dump();
+}
+
+Error wrong(std::string message, std::string field, ErrorCode code) {
+  return Error{code, std::move(message), std::move(field)};
+}
+
+Result<std::string> text_member(const ChatBuilder::Json& object, const char* name,
+                                const std::string& where, const char* field) {
+  if (!object.contains(name) || !object[name].is_string())
+    return wrong(
+        fmt::format("{}.{} is {}, must be a string", where, name,
+                    object.contains(name) ? describe(nlohmann::json(object[name])) : "missing"),
+        field);
+  return object[name].get<std::string>();
 }
 
 Error renamed(Error error,

@@ -46,6 +46,13 @@ class ChatBuilder {
   std::vector<std::pair<std::string, std::string>> names_;  // of functions, by the id of a call
 };
 
+// Makes the error of a field; `message` names the place in it.
+Error wrong(std::string message, std::string field, ErrorCode code = ErrorCode::invalid);
+
+// Returns a member that must be a string. `where` is the object's place, for the message.
+Result<std::string> text_member(const ChatBuilder::Json& object, const char* name,
+                                const std::string& where, const char* field);
+
 // Parameters of this server that every dialect of chats takes under their own names.
 inline constexpr const char* kOwnParameters[] = {"seed",
                                                  "top_k",

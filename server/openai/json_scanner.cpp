@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "base/hex.h"
+
 namespace kivi {
 
 bool unquote_json(std::string_view json, std::string& out) {
@@ -10,11 +12,7 @@ bool unquote_json(std::string_view json, std::string& out) {
   const auto hex = [&](size_t at) {
     int value = 0;
     for (size_t i = at; i < at + 4; ++i) {
-      const char c = i < json.size() ? json[i] : '\0';
-      const int digit = c >= '0' && c <= '9'   ? c - '0'
-                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                               : -1;
+      const int digit = i < json.size() ? hex_digit(json[i]) : -1;
       if (digit < 0) return -1;
       value = value * 16 + digit;
     }

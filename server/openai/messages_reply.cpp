@@ -220,15 +220,7 @@ void MessagesWriter::append_event(std::string& out, const TextChunk& chunk,
     append_usage(out, usage);
     out += "}}\n\n";
   }
-  ToolDelta delta;
-  if (parser_ == nullptr) {
-    delta.content = chunk.text;
-  } else {
-    parser_->feed(chunk.text, delta);
-    if (chunk.finish) parser_->finish(delta);
-    drop_further_calls(answer_, delta);
-  }
-  write_delta(out, delta);
+  write_delta(out, read_piece(answer_, parser_.get(), chunk.text, chunk.finish.has_value()));
   if (!chunk.finish) return;
   last_.finish = chunk.finish;
   last_.stop_reason = chunk.stop_reason;

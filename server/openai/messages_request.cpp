@@ -14,20 +14,6 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-Error wrong(std::string message, std::string field, ErrorCode code = ErrorCode::invalid) {
-  return Error{code, std::move(message), std::move(field)};
-}
-
-// A member that must be a string.
-Result<std::string> text_member(const ordered_json& object, const char* name,
-                                const std::string& where, const char* field) {
-  if (!object.contains(name) || !object[name].is_string())
-    return wrong(fmt::format("{}.{} is {}, must be a string", where, name,
-                             object.contains(name) ? describe(json(object[name])) : "missing"),
-                 field);
-  return object[name].get<std::string>();
-}
-
 Result<std::string> type_of(const ordered_json& block, const std::string& where,
                             const char* field) {
   if (!block.is_object())

@@ -154,10 +154,7 @@ void ChatWriter::append_event(std::string& out, const TextChunk& chunk,
     return;
   }
   ToolParser& parser = *parsers_[size_t(chunk.choice)];
-  ToolDelta parsed;
-  parser.feed(chunk.text, parsed);
-  if (chunk.finish) parser.finish(parsed);
-  drop_further_calls(answer_, parsed);
+  const ToolDelta parsed = read_piece(answer_, &parser, chunk.text, chunk.finish.has_value());
   // Text that may become a call is held back; tokens are not.
   if (parsed.empty() && !chunk.finish && !logprobs_ && !return_token_ids_) return;
   begin_event(out);
