@@ -23,6 +23,10 @@
 #include <hwy/highway.h>
 // clang-format on
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -365,7 +369,9 @@ bool HasByteDots() {
 #if HWY_TARGET == HWY_AVX3
   return __builtin_cpu_supports("avx512vnni");
 #elif HWY_TARGET == HWY_AVX2
-  return __builtin_cpu_supports("avxvnni");
+  // Clang 16's __builtin_cpu_supports does not know AVX-VNNI.
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 #else
   return false;
 #endif
