@@ -170,12 +170,8 @@ class Scheduler {
   Running::iterator victim_for(const Tenant& starved, const std::vector<Running::iterator>& others,
                                int64_t& recomputed);
   void put(BatchPlan& plan, const PlannedSequence& part);
-  Candidate candidate(Sequence& s);
   Candidate without_prefix(Sequence& s) const;
-  bool fetches(const Candidate& c, const Room& room);
   void admit(const Candidate& c);
-  // A running sequence computes a longer prefix of the candidate's tokens than is known now.
-  bool prefix_is_coming(const Candidate& c) const;
   // The rows that this part or a later one of its sequence takes at most.
   int rows_promised(const PlannedSequence& part) const;
   int rows_left() const;
@@ -183,15 +179,28 @@ class Scheduler {
   // What a running sequence holds and is promised.
   Room share_of(Sequence& s) const;
   bool fits(const Candidate& c, const Room& room) const;
-  // The prefix cache's part in a step.
+  // Pages that must stay free when a sequence is admitted beside others, or a checkpoint captured.
+  int watermark() const { return (cache_.capacity().pages + 99) / 100; }
+  // The prefix cache's part in a step (scheduler_prefixes.cpp).
+  Candidate candidate(Sequence& s);
+  // The candidate's first tokens are being fetched, or begin to be, if that spares computing them.
+  bool fetches(const Candidate& c, const Room& room);
+  // A running sequence computes a longer prefix of the candidate's tokens than is known now.
+  bool prefix_is_coming(const Candidate& c) const;
   bool cacheable(const Sequence& s) const;
   std::string salt_of(const Sequence& s) const;
   std::span<const int32_t> known_tokens(const Sequence& s) const;
   void remember(Sequence& s);
   void want_checkpoints(Sequence& s, const PrefixMatch& match) const;
   void plan_captures(BatchPlan& plan);
-  void capture(BatchPlan& plan, int index, int tokens, bool branch, bool rolling,
-               std::vector<int32_t>& slots);
+  // There are pages for a checkpoint that nobody has been promised.
+  bool has_checkpoint_room() const;
+  // Captures a checkpoint of part `index` (its pages are still to be taken) if there is room. Slots
+  // that are free again after the step are appended to `slots`.
+  void capture(BatchPlan& plan, int index, const CapturedSlab& wanted, std::vector<int32_t>& slots);
+  // Gives the checkpoint pages, and copies the slab in `slot` to them after the step. Returns false
+  // if there are not enough pages.
+  bool copy_slab(BatchPlan& plan, SequenceKv& kv, int32_t slot, CapturedSlab captured);
   void count_reachable(const Sequence& s);
   // Pages that must also be free before a preempted sequence is admitted again, so that it is not
   // preempted at once: after its first preemption one for each running sequence and for itself,

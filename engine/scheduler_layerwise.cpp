@@ -58,11 +58,9 @@ void Scheduler::plan_layerwise(BatchPlan& plan, Sequence& s) {
   const bool scores = s.request.sampling.prompt_logprobs >= 0 && s.output_tokens() == 0;
   const int end = scores && s.kv.layerwise_units < units - chunks ? units - chunks : units;
   plan.layerwise = {s.kv.layerwise_units, s.kv.layerwise_units, chunk};
-  int64_t rows_before = 0, rows = 0, left = int64_t(rows_max_) * layers * kHistoryTokens;
-  for (int unit = 0; unit < plan.layerwise.begin; ++unit) rows_before += rows_of(unit);
+  int64_t left = int64_t(rows_max_) * layers * kHistoryTokens;
   do {
-    left -= cost(plan.layerwise.end);
-    rows += rows_of(plan.layerwise.end++);
+    left -= cost(plan.layerwise.end++);
   } while (plan.layerwise.end < end &&
            (cost(plan.layerwise.end) <= left || (scores && end == units)));
 
@@ -70,20 +68,19 @@ void Scheduler::plan_layerwise(BatchPlan& plan, Sequence& s) {
   part.completes = plan.layerwise.end == units;
   part.samples = part.completes && s.request.sampling.max_tokens > 0;
   part.scores_prompt = part.completes && scores && s.prompt_tokens > 1;
-  plan.rows = int((rows_before + rows) / layers - rows_before / layers);
+  // The step's share of the prompt: rows of all units before, averaged over the layers.
+  const auto rows_until = [&](int unit) {
+    return (int64_t(unit / chunks) * s.prefill_tokens + int64_t(unit % chunks) * chunk) / layers;
+  };
+  plan.rows = int(rows_until(plan.layerwise.end) - rows_until(plan.layerwise.begin));
   plan.sequences.push_back(part);
   queue_.charge(s, 0, s.prefill_tokens);
   for (const HeldCapture& held : s.kv.held) plan.captures.push_back({0, held.tokens, held.slot});
   if (!part.completes) return;
 
-  const int watermark = (cache_.capacity().pages + 99) / 100;
   for (const HeldCapture& held : s.kv.held) {
-    if (room(0).pages >= cache_.prefixes().blocks().slab_pages + watermark) {
-      std::vector<int32_t> pages = cache_.capture(held.slot, plan.copies_after);
-      if (!pages.empty())
-        s.kv.captured.push_back(
-            {.tokens = held.tokens, .branch = held.branch, .pages = std::move(pages)});
-    }
+    if (has_checkpoint_room())
+      copy_slab(plan, s.kv, held.slot, {.tokens = held.tokens, .branch = held.branch});
     cache_.give_back_slot(held.slot);
   }
   s.kv.held.clear();
