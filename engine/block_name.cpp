@@ -4,12 +4,12 @@
 #include <openssl/evp.h>
 #include <openssl/rand.h>
 
+#include <memory>
+
 #include "base/verify.h"
 
 namespace kivi {
 namespace {
-
-EVP_MD_CTX* context(void* p) { return static_cast<EVP_MD_CTX*>(p); }
 
 // Fetched once: a fetch takes longer than the hash of a block.
 const EVP_MD* algorithm() {
@@ -21,29 +21,29 @@ std::string_view text(const BlockName& name) {
   return {reinterpret_cast<const char*>(name.data()), name.size()};
 }
 
-}  // namespace
-
-void BlockNamer::Free::operator()(void* p) const { EVP_MD_CTX_free(context(p)); }
-
-BlockNamer::BlockNamer(std::string_view secret, std::string_view fingerprint)
-    : key_(sha256(std::array{std::string_view("kivi block names"), secret, fingerprint})),
-      context_(EVP_MD_CTX_new()) {}
-
-BlockName BlockNamer::digest(std::span<const std::string_view> parts) {
+// Each thread has a context of its own: making one takes longer than the hash of a block.
+BlockName digest(std::span<const std::string_view> parts) {
+  thread_local const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(
+      EVP_MD_CTX_new(), EVP_MD_CTX_free);
   BlockName name;
-  bool done = EVP_DigestInit_ex2(context(context_.get()), algorithm(), nullptr) == 1;
+  bool done = EVP_DigestInit_ex2(context.get(), algorithm(), nullptr) == 1;
   for (const std::string_view part : parts)
-    done = done && EVP_DigestUpdate(context(context_.get()), part.data(), part.size()) == 1;
-  done = done && EVP_DigestFinal_ex(context(context_.get()), name.data(), nullptr) == 1;
+    done = done && EVP_DigestUpdate(context.get(), part.data(), part.size()) == 1;
+  done = done && EVP_DigestFinal_ex(context.get(), name.data(), nullptr) == 1;
   KIVI_VERIFY(done);
   return name;
 }
 
-BlockName BlockNamer::root(std::string_view salt) {
+}  // namespace
+
+BlockNamer::BlockNamer(std::string_view secret, std::string_view fingerprint)
+    : key_(sha256(std::array{std::string_view("kivi block names"), secret, fingerprint})) {}
+
+BlockName BlockNamer::root(std::string_view salt) const {
   return digest(std::array{std::string_view("salt"), text(key_), salt});
 }
 
-BlockName BlockNamer::next(const BlockName& parent, std::span<const int32_t> tokens) {
+BlockName BlockNamer::next(const BlockName& parent, std::span<const int32_t> tokens) const {
   const std::string_view bytes(reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes());
   return digest(std::array{text(parent), bytes});
 }

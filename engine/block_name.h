@@ -8,7 +8,6 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -27,24 +26,18 @@ struct BlockNameHash {
   }
 };
 
-// Makes names. Thread rule: one thread at a time.
+// Makes names. Any thread.
 class BlockNamer {
  public:
   // `fingerprint` says what besides the tokens the bytes of a page depend on.
   BlockNamer(std::string_view secret, std::string_view fingerprint);
 
   // The name that a salt's first block has for its parent.
-  BlockName root(std::string_view salt);
-  BlockName next(const BlockName& parent, std::span<const int32_t> tokens);
+  BlockName root(std::string_view salt) const;
+  BlockName next(const BlockName& parent, std::span<const int32_t> tokens) const;
 
  private:
-  BlockName digest(std::span<const std::string_view> parts);
-
-  struct Free {
-    void operator()(void* context) const;
-  };
   BlockName key_;
-  std::unique_ptr<void, Free> context_;  // EVP_MD_CTX
 };
 
 // SHA-256 of the parts, each with its length, so that no two lists of parts are alike.

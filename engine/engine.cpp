@@ -417,10 +417,13 @@ Status Engine::Impl::fit_to_context(Request& request) const {
 Result<std::shared_ptr<TokenStream>> Engine::submit(Request request, std::function<void()> notify) {
   KIVI_RETURN_IF_ERROR(impl_->check(request));
   KIVI_RETURN_IF_ERROR(impl_->fit_to_context(request));
+  KIVI_RETURN_IF_ERROR(impl_->inbox.check_room(1, int64_t(request.prompt.size())));
   auto stream = std::make_shared<TokenStream>(std::move(notify));
   const uint64_t seed = mix(impl_->config.seed + mix(impl_->requests_seen.fetch_add(1)));
-  KIVI_RETURN_IF_ERROR(impl_->inbox.put(
-      make_sequence(std::move(request), stream, seed, impl_->model.eos_token_ids)));
+  std::unique_ptr<Sequence> sequence =
+      make_sequence(std::move(request), stream, seed, impl_->model.eos_token_ids);
+  impl_->scheduler.name_blocks(*sequence, nullptr);
+  KIVI_RETURN_IF_ERROR(impl_->inbox.put(std::move(sequence)));
   return stream;
 }
 
@@ -430,6 +433,9 @@ Result<std::vector<std::shared_ptr<TokenStream>>> Engine::submit_all(
     KIVI_RETURN_IF_ERROR(impl_->check(request));
     KIVI_RETURN_IF_ERROR(impl_->fit_to_context(request));
   }
+  int64_t tokens = 0;
+  for (const Request& request : requests) tokens += int64_t(request.prompt.size());
+  KIVI_RETURN_IF_ERROR(impl_->inbox.check_room(int(requests.size()), tokens));
   std::vector<std::shared_ptr<TokenStream>> streams;
   std::vector<std::unique_ptr<Sequence>> sequences;
   for (Request& request : requests) {
@@ -437,6 +443,8 @@ Result<std::vector<std::shared_ptr<TokenStream>>> Engine::submit_all(
     const uint64_t seed = mix(impl_->config.seed + mix(impl_->requests_seen.fetch_add(1)));
     sequences.push_back(
         make_sequence(std::move(request), streams.back(), seed, impl_->model.eos_token_ids));
+    impl_->scheduler.name_blocks(*sequences.back(),
+                                 sequences.size() > 1 ? sequences.front().get() : nullptr);
   }
   KIVI_RETURN_IF_ERROR(impl_->inbox.put_all(std::move(sequences)));
   return streams;

@@ -74,7 +74,8 @@ void KvTier::drop(Pieces::iterator piece) {
 // --- writing behind
 // -------------------------------------------------------------------------------
 
-void KvTier::extend_names(SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt) {
+void KvTier::extend_names(SequenceKv& kv, std::span<const int32_t> tokens,
+                          std::string_view salt) const {
   if (!on()) return;
   const int whole = device_.blocks().whole(int(tokens.size()));
   for (int k = int(kv.names.size()); k < whole; ++k)

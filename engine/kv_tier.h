@@ -68,8 +68,8 @@ class KvTier {
   bool on() const { return host_.total() > 0; }
 
   // --- writing behind ---------------------------------------------------------------------------
-  // Extends kv.names by the whole blocks of `tokens`.
-  void extend_names(SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt);
+  // Extends kv.names by the whole blocks of `tokens`. Any thread that owns `kv`.
+  void extend_names(SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt) const;
   // Copies to the host what the sequence's pages hold of `known` tokens and is not there: complete
   // blocks, and the checkpoints in kv.captured that are about to be remembered.
   void offer(SequenceKv& kv, std::span<const int32_t> known, std::string_view salt);

@@ -96,7 +96,7 @@ class PrefixCache {
   bool exclusive(int32_t page) const { return holders_[size_t(page)] == 1; }
 
   // --- prefixes ---------------------------------------------------------------------------------
-  // Extends kv.chains by the hashes of the whole blocks of `tokens`.
+  // Extends kv.chains by the hashes of the whole blocks of `tokens`. Any thread that owns `kv`.
   void extend_chains(SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt) const;
   // Finds the longest prefix of at most `limit` tokens that the sequence can be continued from.
   // kv.chains is extended. If `grid` is not 0, only every boundary at `first_end` + n `grid`

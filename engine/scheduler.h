@@ -81,6 +81,11 @@ class Scheduler {
   // `config` is valid (validate); `cache` outlives the scheduler.
   Scheduler(const EngineConfig& config, KvCache& cache);
 
+  // Computes the hashes and names of the prompt's blocks, so that the engine thread need not. Any
+  // thread, for a sequence that it owns. `like` (null: none) has them already: if prompt and salt
+  // are the same ones, they are copied.
+  void name_blocks(Sequence& sequence, const Sequence* like) const;
+
   // Takes a sequence in state waiting, its `order` set and unique. (What can never fit was refused
   // before: KvCache::fits_ever of prompt and max_tokens.)
   void add(std::unique_ptr<Sequence> sequence);

@@ -16,6 +16,18 @@ constexpr int kFetchesOfOneMax = 4;
 
 }  // namespace
 
+void Scheduler::name_blocks(Sequence& s, const Sequence* like) const {
+  if (!cacheable(s)) return;
+  const std::string salt = salt_of(s);
+  if (like != nullptr && cacheable(*like) && salt_of(*like) == salt && like->tokens == s.tokens) {
+    s.kv.chains = like->kv.chains;
+    s.kv.names = like->kv.names;
+    return;
+  }
+  cache_.prefixes().extend_chains(s.kv, s.tokens, salt);
+  cache_.tier().extend_names(s.kv, s.tokens, salt);
+}
+
 Scheduler::Candidate Scheduler::candidate(Sequence& s) {
   if (!cacheable(s)) return without_prefix(s);
   const std::string salt = salt_of(s);

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "engine/kv_disk.h"
+#include "engine/scheduler.h"
 #include "tests/engine/fake_runner.h"
 #include "tests/engine/outcome.h"
 
@@ -206,6 +207,42 @@ TEST_CASE("the host holds no more than its pages, and drops the oldest pieces") 
   CHECK(run(*engine, request_with(200, 600)).last.cached_tokens == 576);
 }
 
+TEST_CASE("hashes and names are those of the prompt and the salt, copied or not") {
+  const KvLayout layout{{KvKind::kivi, 2, 2, 32, 32}, {1, 1, 64}};
+  KvCache cache(layout, {.pages = 40, .slots = 4},
+                {.host_pages = 10, .secret = "secret", .fingerprint = "fingerprint"});
+  const Scheduler scheduler(EngineConfig{}, cache);
+  const auto sequence_of = [](Request request) {
+    return make_sequence(std::move(request), nullptr, 1, {});
+  };
+  const auto named = [&](Request request, const Sequence* like) {
+    auto s = sequence_of(std::move(request));
+    scheduler.name_blocks(*s, like);
+    return s;
+  };
+  Request salted = request_with(0, 500), uncached = request_with(0, 500);
+  salted.cache_salt = "salt";
+  uncached.cache = false;
+  const auto first = named(request_with(0, 500), nullptr);
+  REQUIRE(first->kv.chains.size() == 7);
+  REQUIRE(first->kv.names.size() == 7);
+  SequenceKv expected;
+  cache.prefixes().extend_chains(expected, first->tokens, "");
+  cache.tier().extend_names(expected, first->tokens, "");
+  CHECK(first->kv.chains == expected.chains);
+  CHECK(first->kv.names == expected.names);
+  for (const auto& like : {request_with(0, 500), request_with(1, 500), salted}) {
+    const auto other = named(like, nullptr);
+    const auto copied = named(request_with(0, 500), other.get());
+    CHECK(copied->kv.chains == expected.chains);
+    CHECK(copied->kv.names == expected.names);
+  }
+  CHECK(named(salted, first.get())->kv.names[0] != expected.names[0]);
+  CHECK(named(salted, first.get())->kv.chains[0] != expected.chains[0]);
+  CHECK(named(uncached, first.get())->kv.names.empty());
+  CHECK(named(request_with(0, 500), named(uncached, nullptr).get())->kv.names == expected.names);
+}
+
 TEST_CASE("the time of names, and of files", "[.measure]") {
   BlockNamer namer("secret", "fingerprint");
   std::vector<int32_t> tokens(32'768);
@@ -216,6 +253,31 @@ TEST_CASE("the time of names, and of files", "[.measure]") {
     name = namer.next(name, std::span(tokens).subspan(i, 128));
   const std::chrono::duration<double, std::micro> took = Clock::now() - begin;
   WARN("names of 32,768 tokens in blocks of 128: " << took.count() << " us");
+
+  // What is left for the engine thread: to look where the blocks are.
+  const KvLayout layout{{KvKind::kivi, 2, 2, 32, 128}, {1, 1, 64}};
+  PrefixCache cache(layout, 1024);
+  KvTier tier(cache, {.host_pages = 1024, .secret = "secret", .fingerprint = "fingerprint"});
+  SequenceKv kv;
+  REQUIRE(cache.take(512, kv.pages));
+  kv.tokens = kv.settled = int(tokens.size());
+  CapturedSlab captured{.tokens = 32'640, .settled = true};
+  REQUIRE(cache.take(cache.blocks().slab_pages, captured.pages));
+  kv.captured.push_back(captured);
+  tier.offer(kv, tokens, "");
+  for (const bool on_device : {false, true}) {
+    if (on_device) cache.remember(kv, tokens, "");
+    SequenceKv other;
+    cache.extend_chains(other, tokens, "");
+    tier.extend_names(other, tokens, "");
+    const auto start = Clock::now();
+    const PrefixMatch match = cache.find(other, tokens, "", 32'767);
+    const int end = tier.reach(other, tokens, "", match, 32'767, 0, 0);
+    const std::chrono::duration<double, std::micro> looked = Clock::now() - start;
+    CHECK(std::max(match.tokens, end) == 32'640);
+    WARN("looking for them " << (on_device ? "on the device: " : "on the host: ") << looked.count()
+                             << " us");
+  }
 
   const std::string path = "/tmp/kivi_measure";
   std::vector<std::byte> page(size_t(16) << 20, std::byte{1});
