@@ -14,16 +14,7 @@ Status Inbox::put(std::unique_ptr<Sequence> sequence) {
   const int tokens = sequence->prompt_tokens;
   {
     const std::lock_guard lock(mutex_);
-    if (closed_) return Error{ErrorCode::unavailable, "the server takes no new requests"};
-    if (queued_requests_ >= requests_max_)
-      return Error{ErrorCode::resource_exhausted,
-                   fmt::format("{} requests are waiting, max_num_queued_reqs is {}",
-                               queued_requests_, requests_max_)};
-    if (queued_tokens_ + tokens > tokens_max_)
-      return Error{ErrorCode::resource_exhausted,
-                   fmt::format("{} prompt tokens are waiting and {} more would exceed "
-                               "max_num_queued_tokens {}",
-                               queued_tokens_, tokens, tokens_max_)};
+    KIVI_RETURN_IF_ERROR(check_room_locked(1, tokens));
     ++queued_requests_;
     queued_tokens_ += tokens;
     sequence->order = next_order_++;

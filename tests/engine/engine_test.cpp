@@ -373,7 +373,7 @@ TEST_CASE("queue limits are exact, by requests and by tokens, and free themselve
     for (int i = 0; i < 3; ++i) submit(*engine, request_of(1, 3));
     const Error error = refusal(*engine, request_of(1, 3));
     CHECK(error.code == ErrorCode::resource_exhausted);
-    CHECK(error.message.find("max_num_queued_reqs is 3") != std::string::npos);
+    CHECK(error.message.find("max_num_queued_reqs 3") != std::string::npos);
     engine->step();  // two run, one waits
     submit(*engine, request_of(1, 3));
     submit(*engine, request_of(1, 3));
