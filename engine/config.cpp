@@ -154,6 +154,7 @@ Status check_batch_sizes(const EngineConfig& c) {
   KIVI_RETURN_IF_ERROR(in_range("prefill_staging_tokens", c.prefill_staging_tokens, 0, 1 << 24));
   KIVI_RETURN_IF_ERROR(
       in_range("prefill_layerwise_tokens", c.prefill_layerwise_tokens, 0, 1 << 24));
+  KIVI_RETURN_IF_ERROR(in_range("prefill_layerwise_percent", c.prefill_layerwise_percent, 1, 50));
   KIVI_RETURN_IF_ERROR(
       in_range("prefill_scratch_bytes", c.prefill_scratch_bytes, 0, int64_t(1) << 40));
   // A step must hold every decoding sequence and one chunk, or the oldest prompt could wait

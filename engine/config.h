@@ -47,6 +47,7 @@ struct EngineConfig {
   int prefill_staging_tokens = 4096;  // mode exact: prompt tokens in flight of chunked prompts
   // Mode exact: longer prompts, up to this many tokens, are computed layer by layer. 0: none are.
   int prefill_layerwise_tokens = 1 << 20;
+  int prefill_layerwise_percent = 6;  // of the cache's memory, at most, for these prompts
   // CUDA, quantized formats: at most this much memory for the history of a chunk in 16 bits, of one
   // layer at a time; 0: its codes are read where they lie.
   int64_t prefill_scratch_bytes = 256 << 20;
@@ -63,7 +64,7 @@ struct EngineConfig {
   int max_logprobs = kDefaultMaxLogprobs;
   int64_t max_tokenize_bytes = kDefaultMaxTokenizeBytes;  // of one text
   int64_t max_reply_bytes = kDefaultMaxReplyBytes;        // of one reply, as estimated beforehand
-  bool enforce_eager = false;                             // CUDA: no graphs
+  bool enforce_eager = false;  // CUDA: no graphs
 };
 
 // The names of the cache formats, without auto. fp16 and fp8 do not quantize in groups. kivi4,

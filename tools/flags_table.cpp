@@ -189,10 +189,12 @@ std::vector<Flag> scheduler_flags(Settings& s) {
        group, kEngineCommands, integer(e.prefill_staging_tokens, 0, 1 << 24)},
       {"prefill-layerwise-tokens", "N",
        "Compute longer prompts of --kivi-prefill exact, up to this many tokens, layer by layer, so "
-       "that they attend in 16 bits too. Their memory takes at most a sixteenth of the cache's (0 "
-       "= "
-       "quantize each chunk of them).",
+       "that they attend in 16 bits too (0 = quantize each chunk of them).",
        group, kEngineCommands, integer(e.prefill_layerwise_tokens, 0, 1 << 24)},
+      {"prefill-layerwise-percent", "N",
+       "Use at most this percentage of the cache's memory for prompts that are computed layer by "
+       "layer. What fits bounds their length.",
+       group, kEngineCommands, integer(e.prefill_layerwise_percent, 1, 50)},
       {"prefill-scratch-bytes", "BYTES",
        "Use at most this much CUDA memory for one layer's quantized history in 16 bits while a "
        "prompt chunk attends to it (0 = read the codes where they lie, which is slow).",

@@ -55,7 +55,8 @@ std::string describe(const KvFormat& format);
 //   layerwise only in prefill mode exact, for kivi formats, where a prompt can be longer than what
 //   is
 //             staged: 16-bit keys and values of one layer, and hidden states of `hidden_bytes`, for
-//             each of prefill_layerwise_tokens tokens, at most a sixteenth of the budget
+//             each of prefill_layerwise_tokens tokens, at most prefill_layerwise_percent of the
+//             budget
 //   residual, sinks  one slot for each of max_num_seqs sequences, and with `prefixes` (the prefix
 //             cache is on) one for checkpoints; at most half of what is left then
 //   pages     the rest
