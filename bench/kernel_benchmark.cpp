@@ -48,15 +48,19 @@ struct Scale {
 const Scale kDeviceScale = {{1, 64, 4096},
                             {{1, 32768}, {8, 4096}, {32, 2048}, {64, 1024}, {8, 32768}},
                             {{0, 1024},
+                             {0, 2048},
                              {0, 4096},
                              {0, 8192},
                              {0, 16384},
                              {0, 32768},
+                             {0, 65536},
                              {0, 131072},
                              {4096, 4096},
                              {32768, 512},
                              {32768, 4096},
-                             {131072, 4096}},
+                             {131072, 4096},
+                             {1 << 20, 512},
+                             {1 << 20, 4096}},
                             int64_t(800) << 20,
                             int64_t(2) << 30,
                             8192};
@@ -69,7 +73,8 @@ std::vector<int> staggered_pasts(std::vector<int> pasts) {
   return pasts;
 }
 
-const std::vector<std::string> kFormats = {"fp16", "fp8", "kivi4", "kivi-k4v2", "kivi2"};
+const std::vector<std::string> kFormats = {"fp16",  "fp8",     "kivi4",   "kivi-k4v2",
+                                           "kivi2", "kivi4.5", "kivi3.5", "kivi2.5"};
 
 class Benchmark {
  public:
