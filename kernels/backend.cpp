@@ -212,6 +212,12 @@ void Backend::gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out
   if (out.size() > 0) do_gather_rows(x, rows, out);
 }
 
+void Backend::add_rows(const Tensor& x, const Tensor& sums) {
+  KIVI_VERIFY(x.dtype == activation_type(x.dtype) && is_matrix(x, x.rows(), x.shape[1]));
+  KIVI_VERIFY(sums.dtype == DType::f32 && is_vector(sums, x.shape[1]));
+  if (x.size() > 0) do_add_rows(x, sums);
+}
+
 void Backend::sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) {
   const int64_t vocab = logits.shape[1];
   KIVI_VERIFY(logits.dtype == DType::f32 && is_matrix(logits, int64_t(rows.size()), vocab));

@@ -226,6 +226,9 @@ class Backend {
   // out[i] = x[rows[i]].  x [t, n] a, rows [m] i32, out [m, n] a.
   void gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out);
 
+  // sums[c] += x[0, c] + x[1, c] + ..., row after row in this order.  x [t, n] a, sums [n] f32.
+  void add_rows(const Tensor& x, const Tensor& sums);
+
   // Samples or scores one token for each row. The call only enqueues the work: collect_samples
   // returns the results. The ids are also written to `ids` on the device, for the next step.
   // SampleRow::logprobs is at most logprobs_max().
@@ -268,6 +271,7 @@ class Backend {
                                    const Tensor& out) = 0;
   virtual void do_activate(const Tensor& x, Activation activation) = 0;
   virtual void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) = 0;
+  virtual void do_add_rows(const Tensor& x, const Tensor& sums) = 0;
   virtual void do_sample(const Tensor& logits, std::span<const SampleRow> rows,
                          const Tensor& ids) = 0;
 

@@ -85,6 +85,10 @@ void ObservingBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const
   inner_->gather_rows(x, rows, out);
 }
 
+void ObservingBackend::do_add_rows(const Tensor& x, const Tensor& sums) {
+  inner_->add_rows(x, sums);
+}
+
 void ObservingBackend::do_sample(const Tensor& logits, std::span<const SampleRow> rows,
                                  const Tensor& ids) {
   inner_->sample(logits, rows, ids);

@@ -103,6 +103,7 @@ class ObservingBackend final : public Backend {
                            const Tensor& out) override;
   void do_activate(const Tensor& x, Activation activation) override;
   void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
+  void do_add_rows(const Tensor& x, const Tensor& sums) override;
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) override;
 
   std::unique_ptr<Backend> inner_;

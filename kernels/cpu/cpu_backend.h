@@ -94,6 +94,7 @@ class CpuBackend : public Backend {
                            const Tensor& out) override;
   void do_activate(const Tensor& x, Activation activation) override;
   void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
+  void do_add_rows(const Tensor& x, const Tensor& sums) override;
   void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) override;
 
   // Cosines and sines of a step's positions, [t][cosines, sines], for its next layers. Kept by

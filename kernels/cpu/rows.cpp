@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// embed, gather_rows, add: ops that move rows. Cost: the bytes of the rows, read and written.
-// Reference: the formulas in kernels/backend.h. Test: tests/kernels/rows_test.cpp.
+// embed, gather_rows, add, add_rows: ops that move rows. Cost: the bytes of the rows, read and
+// written. Reference: the formulas in kernels/backend.h. Test: tests/kernels/rows_test.cpp.
+#include <algorithm>
 #include <cstring>
 #include <span>
 
@@ -51,6 +52,19 @@ void CpuBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tenso
     KIVI_VERIFY(row >= 0 && row < x.rows());
     std::memcpy(out.row<float>(i), x.row<float>(row), row_bytes);
   }
+}
+
+void CpuBackend::do_add_rows(const Tensor& x, const Tensor& sums) {
+  constexpr int64_t kColumns = 64;  // of a task
+  const int64_t n = x.shape[1];
+  float* sum = sums.as<float>();
+  pool_.parallel_for((n + kColumns - 1) / kColumns, x.size(), [&](int64_t task, int) {
+    const int64_t end = std::min(n, (task + 1) * kColumns);
+    for (int64_t i = 0; i < x.rows(); ++i) {
+      const float* row = x.row<float>(i);
+      for (int64_t c = task * kColumns; c < end; ++c) sum[c] += row[c];
+    }
+  });
 }
 
 void CpuBackend::do_add(const Tensor& x, const Tensor& delta) {

@@ -68,6 +68,20 @@ __global__ void add_kernel(T* x, int64_t x_stride, const T* delta, int64_t delta
     row[c] = from_float<T>(as_float(row[c]) + as_float(d[c]));
 }
 
+// sums[c] += the rows of x, one after the other: the CPU's sums, bit for bit. A thread has a
+// column, so the time is that of a few trips to memory for every eight rows. 2 n bytes read a row.
+constexpr int kSumThreads = 64;
+template <class T>
+__global__ void add_rows_kernel(const T* x, int64_t stride, int rows, float* sums, int n) {
+  overlap();
+  const int c = blockIdx.x * kSumThreads + threadIdx.x;
+  if (c >= n) return;
+  float sum = sums[c];
+#pragma unroll 8
+  for (int i = 0; i < rows; ++i) sum += as_float(x[i * stride + c]);
+  sums[c] = sum;
+}
+
 // x += delta (if any), out = norm(x) * weight + bias. One block a row; the row stays in registers,
 // kVectors of 8 elements a thread. As many threads as give one vector each, up to 1024: at decode's
 // few rows the time is that of one trip to memory and one reduction.
@@ -317,6 +331,15 @@ cudaError_t add(const Tensor& x, const Tensor& delta, cudaStream_t stream) {
     return launch_overlapped(add_kernel<T>, grid_of(x.rows(), x.shape[1], 4), dim3(kThreads), 0,
                              stream, x.as<T>(), x.row_stride, delta.as<T>(), delta.row_stride,
                              int(x.shape[1]));
+  });
+}
+
+cudaError_t add_rows(const Tensor& x, const Tensor& sums, cudaStream_t stream) {
+  const int n = int(x.shape[1]);
+  return with_half_type(x.dtype, [&]<class T>() {
+    return launch_overlapped(
+        add_rows_kernel<T>, dim3(unsigned((n + kSumThreads - 1) / kSumThreads)), dim3(kSumThreads),
+        0, stream, x.as<T>(), x.row_stride, int(x.rows()), sums.as<float>(), n);
   });
 }
 

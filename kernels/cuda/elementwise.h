@@ -13,6 +13,7 @@ cudaError_t embed(const Tensor& table, const Tensor& ids, const Tensor& out, cud
 cudaError_t resolve_ids(const Tensor& ids, const Tensor& sampled, cudaStream_t stream);
 cudaError_t gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out,
                         cudaStream_t stream);
+cudaError_t add_rows(const Tensor& x, const Tensor& sums, cudaStream_t stream);
 cudaError_t add(const Tensor& x, const Tensor& delta, cudaStream_t stream);
 // `delta` may be empty (a plain norm; x is then only read). x [t, n]: n is a multiple of 8 and at
 // most kNormWidthMax, else cudaErrorInvalidValue.

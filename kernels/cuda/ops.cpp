@@ -57,6 +57,10 @@ void CudaBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tens
   KIVI_CUDA_VERIFY(cuda::gather_rows(x, rows, out, stream_.get()));
 }
 
+void CudaBackend::do_add_rows(const Tensor& x, const Tensor& sums) {
+  KIVI_CUDA_VERIFY(cuda::add_rows(x, sums, stream_.get()));
+}
+
 // The first time a key comes its ops run as they are (cuBLASLt chooses algorithms, kernels are
 // loaded); the second time they are recorded; from then on they are replayed.
 void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {

@@ -29,6 +29,21 @@ TEST_CASE("embedding and gathered rows are copies, and unknown rows are zeros on
     }
 }
 
+TEST_CASE("added rows equal the CPU's bit for bit") {
+  std::mt19937 random(7);
+  for (const DType type : kTypes)
+    for (const auto& [t, n] : {std::pair{1, 8}, {3, 100}, {65, 4096}, {2048, 1000}}) {
+      CAPTURE(name_of(type), t, n);
+      Pair x(t, n, type), sums(1, n, DType::f32);
+      x.randomize(random);
+      sums.randomize(random);
+      const auto vector_of = [&](Tensor v) { return make_tensor(v.data, v.dtype, int64_t(n)); };
+      cpu().add_rows(x.on_cpu(), vector_of(sums.on_cpu()));
+      gpu().add_rows(x.on_gpu(), vector_of(sums.on_gpu()));
+      REQUIRE(sums.gpu_result() == sums.cpu_result());
+    }
+}
+
 TEST_CASE("norms equal the CPU's, with and without a residual to add and a bias") {
   std::mt19937 random(2);
   for (const DType type : kTypes)

@@ -101,6 +101,26 @@ TEST_CASE("add adds") {
   CHECK(x.intact());
 }
 
+TEST_CASE("add_rows adds the rows to the sums in their order") {
+  std::mt19937 random(36);
+  const auto backend = make_cpu_backend(2);
+  for (const auto& [t, n] : {std::pair{1, 1}, {3, 17}, {65, 63}, {130, 200}}) {
+    INFO("t " << t << " n " << n);
+    Guarded x(DType::f32, t, n, 3), sums(DType::f32, 1, n);
+    x.fill(random, 3);
+    sums.fill(random);
+    std::vector<float> want;
+    for (int c = 0; c < n; ++c) {
+      float sum = sums.get(0, c);
+      for (int i = 0; i < t; ++i) sum += x.get(i, c);
+      want.push_back(sum);
+    }
+    backend->add_rows(*x, sums.vector());
+    for (int c = 0; c < n; ++c) REQUIRE(sums.get(0, c) == want[size_t(c)]);
+    CHECK(sums.intact());
+  }
+}
+
 TEST_CASE("Activations equal their formulas, from very negative to very positive") {
   std::mt19937 random(34);
   const auto backend = make_cpu_backend(2);
