@@ -22,6 +22,7 @@ struct ThroughputOptions {
   LengthRange prompt_len{128, 128};
   LengthRange output_len{128, 128};
   std::vector<int> concurrency;  // requests in flight, one run each; empty: one run, all at once
+  bool structured = false;       // every output is lines of JSON, so that every row has a mask
   std::string trace;             // file for the steps, a line each; "": none
 };
 

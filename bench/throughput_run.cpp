@@ -31,11 +31,12 @@ class Tracing {
 // Submits, and reads what comes back. Engine thread = caller.
 class Reader {
  public:
-  Reader(Engine& engine, const ThroughputOptions& options, uint64_t seed, int number,
-         ThroughputRun& run)
+  Reader(Engine& engine, const ThroughputOptions& options, uint64_t seed,
+         const ConstraintSource& constraint, int number, ThroughputRun& run)
       : engine_(engine),
         options_(options),
         seed_(seed),
+        constraint_(constraint),
         number_(number),
         run_(run),
         begin_(Clock::now()) {
@@ -92,6 +93,7 @@ class Reader {
     Request request =
         throughput_request(options_, engine_.model().vocab_size, seed_, number_,
                            {index, conversation.turn}, std::move(conversation.tokens));
+    if (constraint_) request.constraint = constraint_();
     conversation.tokens.clear();
     if (conversation.turn + 1 < options_.turns) conversation.tokens = request.prompt;
     RequestRecord& record = record_of(index);
@@ -123,6 +125,7 @@ class Reader {
   Engine& engine_;
   const ThroughputOptions& options_;
   const uint64_t seed_;
+  const ConstraintSource& constraint_;
   const int number_;  // of the run
   ThroughputRun& run_;
   const Clock::time_point begin_;
@@ -157,12 +160,13 @@ Request throughput_request(const ThroughputOptions& options, int vocab_size, uin
 }
 
 Result<ThroughputRun> measure_throughput(Engine& engine, const ThroughputOptions& options,
-                                         uint64_t seed, int in_flight, int number) {
+                                         uint64_t seed, int in_flight, int number,
+                                         const ConstraintSource& constraint) {
   ThroughputRun run;
   run.in_flight = in_flight;
   const EngineStats before = engine.stats();
   uint64_t rows = before.step_tokens;
-  Reader reader(engine, options, seed, number, run);
+  Reader reader(engine, options, seed, constraint, number, run);
   const Tracing tracing(engine, run.trace);
   while (!reader.done()) {
     KIVI_RETURN_IF_ERROR(reader.begin(in_flight));

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "bench/throughput_options.h"
@@ -50,11 +52,14 @@ struct TurnIndex {
 Request throughput_request(const ThroughputOptions& options, int vocab_size, uint64_t seed, int run,
                            TurnIndex index, std::vector<int32_t> before = {});
 
+using ConstraintSource = std::function<std::shared_ptr<TokenConstraint>()>;
+
 // Runs the conversations with at most `in_flight` of them under way at a time. A conversation's
 // next turn is submitted as soon as the one before has ended. The engine must not have been
-// started. `run`: the number of this run of an engine. Error: what the engine refused, or the error
-// of a request.
+// started. `run`: the number of this run of an engine. `constraint` makes the constraint of each
+// request; empty = the outputs are free. Error: what the engine refused, or the error of a request.
 Result<ThroughputRun> measure_throughput(Engine& engine, const ThroughputOptions& options,
-                                         uint64_t seed, int in_flight, int run = 0);
+                                         uint64_t seed, int in_flight, int run = 0,
+                                         const ConstraintSource& constraint = {});
 
 }  // namespace kivi

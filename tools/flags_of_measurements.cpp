@@ -102,6 +102,9 @@ std::vector<Flag> throughput_flags(Settings& s) {
        "Make one run for each of these numbers of conversations in flight: 1,2,4 (unset = one run "
        "with all at once).",
        group, kThroughput, numbers(t.concurrency, 1)},
+      {"structured", "",
+       "Bind every output to lines of JSON, so that every row of a step has a mask.", group,
+       kThroughput, boolean(t.structured)},
       {"trace", "FILE",
        "Write the steps of the last run to this file, one JSON object a line (empty = no file).",
        group, kThroughput, text(t.trace)},

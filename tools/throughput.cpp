@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/version.h"
+#include "bench/structured_work.h"
 #include "bench/throughput_report.h"
 #include "tools/commands.h"
 
@@ -99,6 +100,7 @@ Status write_json(const Settings& settings, const LoadedModel& model,
   out["output_len"] = describe(t.output_len);
   out["turns"] = t.turns;
   out["prefix_len"] = t.prefix_len;
+  out["structured"] = t.structured;
   out["max_num_seqs"] = settings.engine.max_num_seqs;
   out["max_num_batched_tokens"] = settings.engine.max_num_batched_tokens;
   out["startup_s"] = startup_json(model.phases);
@@ -130,11 +132,20 @@ int run_throughput(const Arguments& args) {
              describe(options.prompt_len), describe(options.output_len));
 
   if (const Status s = warm_up(engine, settings.engine.seed); !s.ok()) return report(s.error());
+  std::unique_ptr<StructuredWork> work;
+  ConstraintSource constraint;
+  if (options.structured) {
+    auto made = StructuredWork::make(*model.served.tokenizer, engine.model().vocab_size);
+    if (!made.ok()) return report(made.error());
+    work = std::move(made).value();
+    constraint = [&work] { return work->begin(); };
+  }
   std::vector<int> in_flight = options.concurrency;
   if (in_flight.empty()) in_flight.push_back(options.num_prompts);
   std::vector<ThroughputRun> runs;
   for (const int n : in_flight) {
-    auto run = measure_throughput(engine, options, settings.engine.seed, n, int(runs.size()));
+    auto run =
+        measure_throughput(engine, options, settings.engine.seed, n, int(runs.size()), constraint);
     if (!run.ok()) return report(run.error());
     runs.push_back(std::move(run).value());
   }

@@ -2,10 +2,13 @@
 // The offline benchmark over an engine that invents tokens: the figures' sums hold.
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <set>
 #include <sstream>
 
+#include "bench/structured_work.h"
 #include "bench/throughput_report.h"
+#include "engine/text/byte_tokenizer.h"
 #include "tests/engine/fake_runner.h"
 
 namespace kivi {
@@ -51,6 +54,33 @@ TEST_CASE("Every request gets exactly the tokens it asked for, at every number i
     CHECK(f.batch_mean <= f.batch_max);
     CHECK(f.kv_bytes_peak > 0);
   }
+}
+
+TEST_CASE("Structured work gives every row a mask over the whole vocabulary, and never ends") {
+  constexpr int kVocabulary = 5000;
+  const auto bytes = make_byte_tokenizer(kVocabulary);
+  REQUIRE(bytes.ok());
+  auto work = StructuredWork::make(**bytes, kVocabulary);
+  REQUIRE(work.ok());
+  const ThroughputOptions options = options_of(6, {3, 9}, {40, 40});
+  FakeEngineOptions fake;
+  fake.runner.vocab_size = kVocabulary;
+  const auto engine = make_fake_engine(fake);
+  const auto run = measure_throughput(*engine, options, 5, 6, 0, [&] { return (*work)->begin(); });
+  REQUIRE(run.ok());
+  for (const RequestRecord& request : run->requests) CHECK(request.output_tokens == 40);
+  const auto constraint = (*work)->begin();
+  std::mt19937 random(3);
+  bool made_up = false;
+  for (int i = 0; i < 2000; ++i) {
+    const auto mask = constraint->mask();
+    REQUIRE(mask.size() == size_t(kVocabulary + 31) / 32);
+    int32_t id = int32_t(random() % kVocabulary);
+    while ((mask[size_t(id) / 32] >> (id % 32) & 1) == 0) id = (id + 1) % kVocabulary;
+    made_up = made_up || id >= 256;
+    REQUIRE(constraint->accept(id) == TokenConstraint::Verdict::going_on);
+  }
+  CHECK(made_up);
 }
 
 TEST_CASE("Requests are a pure function of seed and index, and lengths fill their range") {
