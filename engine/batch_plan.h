@@ -12,6 +12,9 @@ namespace kivi {
 
 struct Sequence;
 
+// Of which rows of a part the final hidden states are summed.
+enum class HiddenRows : uint8_t { none, last, all };
+
 // The tokens [past, past + count) of one sequence.
 struct PlannedSequence {
   Sequence* sequence = nullptr;
@@ -22,6 +25,7 @@ struct PlannedSequence {
   bool samples = false;    // the next token is sampled from the last row's logits
   bool scores_prompt =
       false;  // every row whose successor is a prompt token is scored (prompt_logprobs)
+  HiddenRows hidden = HiddenRows::none;
   // The part is a whole prompt, which is computed layer by layer: BatchPlan::layerwise says how
   // much of it in this step.
   bool layerwise = false;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <deque>
 #include <mutex>
 #include <thread>
@@ -23,6 +24,21 @@ uint64_t mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   return x ^ (x >> 31);
+}
+
+// Adds the hidden states of a part to the sequence's. False: they are NaN or infinite.
+bool add_hidden(Sequence& s, const std::vector<float>& sum) {
+  s.hidden.resize(sum.size());
+  for (size_t i = 0; i < sum.size(); ++i) s.hidden[i] += double(sum[i]);
+  return std::ranges::all_of(sum, [](float x) { return std::isfinite(x); });
+}
+
+std::vector<float> pooled(const Sequence& s) {
+  const double count = s.request.pooling == Pooling::mean ? double(s.prompt_tokens) : 1;
+  std::vector<float> out;
+  out.reserve(s.hidden.size());
+  for (const double x : s.hidden) out.push_back(float(x / count));
+  return out;
 }
 
 // While there is nothing but copies and files to wait for, the engine looks at them this often.
@@ -56,11 +72,14 @@ struct Engine::Impl {
   bool can_plan_before_results() const;
   bool await_tier(bool worked);
   void launch(const BatchPlan& plan);
+  void sample(const BatchPlan& plan);
   void finish_step();
   void trace(const BatchPlan& plan, Clock::time_point begin);
   void note_scheduled(const BatchPlan& plan, Clock::time_point now);
   void emit(const BatchPlan& plan, std::vector<StepResult>& results);
-  void emit_token(Sequence& s, int position, SampledToken& token, Clock::time_point now);
+  // Returns true if the sequence goes on.
+  bool emit_token(Sequence& s, int position, SampledToken& token, Clock::time_point now);
+  void emit_forced(Sequence& s, Clock::time_point now);
   void fail(const BatchPlan& plan, const Error& error);
   void end_broken(Sequence& s, int position, Clock::time_point now);
   void finish(Sequence& s, TokenEvent event, Clock::time_point now);
@@ -118,8 +137,13 @@ bool Engine::Impl::step() {
   if (!plan.transfers.empty()) runner->transfer(plan.transfers);
   if (plan.empty() && !in_flight) return await_tier(deliver() || !plan.transfers.empty());
 
+  const bool late = std::ranges::any_of(plan.sequences, [](const PlannedSequence& p) {
+    return p.samples && p.sequence->needs_last_token();
+  });
   if (!plan.empty()) launch(plan);
+  if (!plan.empty() && !late) sample(plan);
   finish_step();  // the step before this one, while this one runs
+  if (!plan.empty() && late) sample(plan);
   if (!plan.empty()) in_flight.emplace(StepInFlight{std::move(plan), begin});
   if (!runner->asynchronous()) finish_step();
   deliver();
@@ -137,24 +161,21 @@ void Engine::Impl::launch(const BatchPlan& plan) {
   runner->launch(plan);
   ++steps_launched;
   scheduler.commit(plan);
-  for (const PlannedSequence& part : plan.sequences)
-    if (part.samples) push_placeholder(*part.sequence);
 }
 
-// Scored prompts and penalties need the last step's tokens on the host. A sequence with a
-// constraint does too, but it alone is left out of a step that is planned before (Scheduler::plan):
-// it takes part in every other step, and the others lose nothing. If half of the sequences have
-// constraints, all wait.
+void Engine::Impl::sample(const BatchPlan& plan) {
+  runner->sample(plan);
+  // A sequence may have the token already: its constraint forced it.
+  for (const PlannedSequence& part : plan.sequences)
+    if (part.samples && int(part.sequence->tokens.size()) == part.past + part.count)
+      push_placeholder(*part.sequence);
+}
+
+// Scored and pooled prompts need the last step's results on the host.
 bool Engine::Impl::can_plan_before_results() const {
-  if (!in_flight) return false;
-  const std::vector<PlannedSequence>& sequences = in_flight->plan.sequences;
-  const auto constrained = std::ranges::count_if(sequences, [](const PlannedSequence& p) {
-    return p.sequence->request.constraint != nullptr;
-  });
-  if (constrained > 0 && 2 * size_t(constrained) >= sequences.size()) return false;
-  return std::ranges::none_of(sequences, [](const PlannedSequence& p) {
-    return p.scores_prompt || p.sequence->penalized();
-  });
+  return in_flight && std::ranges::none_of(in_flight->plan.sequences, [](const PlannedSequence& p) {
+           return p.scores_prompt || p.hidden != HiddenRows::none;
+         });
 }
 
 void Engine::Impl::finish_step() {
@@ -229,8 +250,13 @@ void Engine::Impl::emit(const BatchPlan& plan, std::vector<StepResult>& results)
     const PlannedSequence& part = plan.sequences[i];
     Sequence& s = *part.sequence;
     if (s.state == SequenceState::finished) continue;  // ended while the step was running
+    if (part.samples && s.tokens[size_t(part.past + part.count)] != -1) continue;  // was forced
     if ((part.samples && results[i].token.broken) ||
         std::ranges::any_of(results[i].scored, &SampledToken::broken)) {
+      end_broken(s, part.past + part.count, now);
+      continue;
+    }
+    if (part.hidden != HiddenRows::none && !add_hidden(s, results[i].hidden)) {
       end_broken(s, part.past + part.count, now);
       continue;
     }
@@ -240,14 +266,15 @@ void Engine::Impl::emit(const BatchPlan& plan, std::vector<StepResult>& results)
       events.emplace_back(s.stream,
                           TokenEvent{.prompt_logprobs = std::exchange(s.prompt_logprobs, {})});
     if (part.samples) {
-      emit_token(s, part.past + part.count, results[i].token, now);
+      const bool goes_on = emit_token(s, part.past + part.count, results[i].token, now);
+      if (goes_on && s.request.constraint != nullptr) emit_forced(s, now);
     } else {
-      finish(s, {.finish = FinishReason::length}, now);  // max_tokens 0
+      finish(s, {.hidden = pooled(s), .finish = FinishReason::length}, now);  // max_tokens 0
     }
   }
 }
 
-void Engine::Impl::emit_token(Sequence& s, int position, SampledToken& token,
+bool Engine::Impl::emit_token(Sequence& s, int position, SampledToken& token,
                               Clock::time_point now) {
   if (position == s.prompt_tokens) s.times.first_token = now;
   ++counted.generation_tokens;
@@ -262,8 +289,21 @@ void Engine::Impl::emit_token(Sequence& s, int position, SampledToken& token,
                                     token.id, position)};
   if (event.finish) {
     finish(s, std::move(event), now);
-  } else {
-    events.emplace_back(s.stream, std::move(event));
+    return false;
+  }
+  events.emplace_back(s.stream, std::move(event));
+  return true;
+}
+
+// Appends the tokens that the sequence's constraint forces, as if they had been sampled. The next
+// step computes them together. Where log probabilities are wanted, the sampler gives them.
+void Engine::Impl::emit_forced(Sequence& s, Clock::time_point now) {
+  if (s.request.sampling.logprobs >= 0 || s.state != SequenceState::running) return;
+  while (const auto id = s.request.constraint->forced()) {
+    push_placeholder(s);
+    ++counted.forced_tokens;
+    SampledToken token{.id = *id};
+    if (!emit_token(s, int(s.tokens.size()) - 1, token, now)) return;
   }
 }
 
@@ -394,6 +434,11 @@ Status Engine::Impl::check(const Request& request) const {
           ErrorCode::invalid,
           fmt::format("prompt holds token id {}, must be from 0 to {}", id, model.vocab_size - 1),
           "prompt"};
+  if (request.pooling != Pooling::none && request.sampling.max_tokens != 0)
+    return Error{ErrorCode::invalid,
+                 fmt::format("max_tokens is {}, must be 0 for a request that pools hidden states",
+                             request.sampling.max_tokens),
+                 "max_tokens"};
   return validate(request.sampling, model.vocab_size, config.max_logprobs);
 }
 

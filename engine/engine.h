@@ -44,7 +44,8 @@ struct EngineStats {
   uint64_t steps = 0;
   uint64_t step_tokens = 0;        // rows computed in all steps
   uint64_t prompt_tokens = 0;      // of admitted requests, counted once
-  uint64_t generation_tokens = 0;  // sampled tokens that were emitted
+  uint64_t generation_tokens = 0;  // tokens that were emitted
+  uint64_t forced_tokens = 0;      // of these, forced by a constraint and not sampled
   uint64_t preemptions = 0;
   uint64_t finished[4] = {};   // by FinishReason
   uint64_t broken_logits = 0;  // requests that ended because their logits were NaN or infinite

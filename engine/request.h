@@ -39,10 +39,18 @@ struct SamplingParams {
 // Errors name the field, its value and what was expected. `vocab_size`, `max_logprobs` bound ids.
 Status validate(const SamplingParams& p, int vocab_size, int max_logprobs);
 
+// What is made of a prompt's final hidden states (after the last norm) instead of tokens.
+enum class Pooling : uint8_t {
+  none,  // nothing: the request samples tokens
+  last,  // the hidden state of the last token
+  mean,  // the mean of all tokens' hidden states
+};
+
 struct Request {
   std::string id;
   std::vector<int32_t> prompt;  // at least one token
   SamplingParams sampling;
+  Pooling pooling = Pooling::none;              // else max_tokens is 0
   std::shared_ptr<TokenConstraint> constraint;  // this request's own; null = none
   int priority = 0;                             // lower goes first (policy `priority`)
   std::string tenant;      // whom the tokens are counted for (policy `fair`); "" is a tenant too
@@ -68,6 +76,7 @@ struct TokenEvent {
   float logprob = 0;
   std::vector<TokenLogprob> top;
   std::vector<SampledToken> prompt_logprobs;  // [prompt - 1]: of prompt tokens 1, 2, ...
+  std::vector<float> hidden;                  // [n], on the last event of a request that pools
   std::optional<FinishReason> finish;
   bool stopped_by_token = false;  // finish stop: `id` is EOS or one of stop_token_ids
   std::optional<Error> error;     // finish error (or abort by deadline)

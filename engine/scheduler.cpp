@@ -14,6 +14,8 @@ namespace {
 constexpr size_t kSeenBlocks = size_t(1) << 18;
 // Sequences that one plan passes over because their prefix is coming.
 constexpr int kDeferredMax = 256;
+// Forced tokens that a sequence computes in one step, at most.
+constexpr int kForcedRowsMax = 32;
 
 }  // namespace
 
@@ -25,6 +27,7 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
       exact_(config.kivi_prefill == PrefillMode::exact &&
              cache.layout().format.kind == KvKind::kivi),
       staging_tokens_max_(exact_ ? config.prefill_staging_tokens : 0),
+      forced_rows_(1 + std::clamp(rows_max_ - seqs_max_ - chunk_tokens_, 0, kForcedRowsMax - 1)),
       caches_prefixes_(config.enable_prefix_caching),
       salts_tenants_(config.prefix_cache_per_key),
       aligns_chunks_(cache.layout().format.kind == KvKind::kivi &&
@@ -61,8 +64,7 @@ BatchPlan Scheduler::plan() {
   if (Sequence* prompt = layerwise_prompt(); plan.empty() && prompt != nullptr)
     plan_layerwise(plan, *prompt);
   cache_.tier().hand_over(plan);
-  KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty() || cache_.tier().has_fetches() ||
-              queue_.first()->awaits_token());
+  KIVI_VERIFY(!plan.empty() || waiting() == 0 || !running_.empty() || cache_.tier().has_fetches());
   return plan;
 }
 
@@ -83,13 +85,16 @@ std::vector<Scheduler::Running::iterator> Scheduler::turns() {
 bool Scheduler::plan_running(BatchPlan& plan) {
   bool had_pages = true;
   std::vector<Running::iterator> order = turns();
+  int spare = rows_left() + rows_kept();  // for forced tokens after the first ones
   // A victim of preemption comes after the one that needs pages, so it is never in the plan yet.
   for (size_t i = 0; i < order.size(); ++i) {
     Sequence& s = *order[i]->second;
-    if (s.complete()) continue;      // its last token is under way
-    if (s.kv.layerwise) continue;    // it has steps of its own
-    if (s.awaits_token()) continue;  // its next mask is not known yet; the others go on
+    if (s.complete()) continue;    // its last token is under way
+    if (s.kv.layerwise) continue;  // it has steps of its own
     const PlannedSequence part = next_part(s);
+    const int forced = s.prefilling() ? 0 : part.count - 1;
+    if (forced > spare) continue;
+    spare -= forced;
     bool preempted = false;
     const bool reserved = reserve_or_preempt(order, i, part, preempted);
     had_pages = had_pages && reserved && !preempted;
@@ -116,9 +121,8 @@ bool Scheduler::reserve_or_preempt(std::vector<Running::iterator>& turns, size_t
 
 void Scheduler::admit_waiting(BatchPlan& plan) {
   std::vector<Sequence*> deferred;
-  int rows = rows_left();
+  int rows = std::min(rows_left(), rows_max_ - plan.rows);
   while (Sequence* s = queue_.first()) {
-    if (s->awaits_token()) break;  // preempted while its last token is under way
     const bool fetching = cache_.tier().fetching(*s);
     Candidate c = fetching ? Candidate{} : candidate(*s);
     Room left = room(rows);
@@ -138,7 +142,9 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
       cache_.tier().abandon_all();  // nobody runs, so nothing else will become free
       continue;
     }
+    const int kept = rows_kept();
     admit(c);
+    rows -= rows_kept() - kept;
     if (c.part.layerwise) continue;
     put(plan, c.part);
     rows -= rows_promised(c.part);
@@ -148,7 +154,7 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
 
 bool Scheduler::admit_starved_tenant() {
   Sequence* starved = queue_.first_without_running();
-  if (starved == nullptr || running_.empty() || starved->awaits_token()) return false;
+  if (starved == nullptr || running_.empty()) return false;
   if (cache_.tier().fetching(*starved)) return false;
   Room free = room(rows_left());
   std::vector<Running::iterator> victims;
@@ -227,7 +233,8 @@ void Scheduler::admit(const Candidate& c) {
 
 // Appended chunks have different lengths, up to chunk_tokens_.
 int Scheduler::rows_promised(const PlannedSequence& part) const {
-  if (part.layerwise) return 0;  // it has steps of its own
+  if (part.layerwise) return 0;                // it has steps of its own
+  if (!part.sequence->prefilling()) return 1;  // forced tokens have the rows that are kept
   const bool last = part.past + part.count >= part.sequence->prefill_tokens;
   return last || part.mode != KvMode::append ? part.count : chunk_tokens_;
 }
@@ -235,7 +242,13 @@ int Scheduler::rows_promised(const PlannedSequence& part) const {
 int Scheduler::rows_left() const {
   int rows = rows_max_;
   for (const auto& [unused, s] : running_) rows -= s->complete() ? 0 : rows_promised(next_part(*s));
-  return rows;
+  return rows - rows_kept();
+}
+
+int Scheduler::rows_kept() const {
+  const bool forces = std::ranges::any_of(
+      running_, [](const auto& r) { return r.second->request.constraint != nullptr; });
+  return forces ? forced_rows_ - 1 : 0;
 }
 
 Scheduler::Room Scheduler::room(int rows) const {
@@ -265,7 +278,9 @@ Scheduler::Room Scheduler::share_of(Sequence& s) const {
 }
 
 bool Scheduler::fits(const Candidate& c, const Room& room) const {
-  if (room.sequences < 1 || room.slots < 1 || room.rows < rows_promised(c.part)) return false;
+  const bool keeps = c.sequence->request.constraint != nullptr && rows_kept() == 0;
+  const int rows = rows_promised(c.part) + (keeps ? forced_rows_ - 1 : 0);
+  if (room.sequences < 1 || room.slots < 1 || room.rows < rows) return false;
   if (c.part.layerwise && room.layerwise < 1) return false;
   if (running_.empty() && !cache_.tier().has_fetches())
     return c.match.tokens == 0 || c.pages <= room.pages;
@@ -283,9 +298,11 @@ int Scheduler::chunk_end(int past) const {
 PlannedSequence Scheduler::part_from(Sequence& s, int past, bool reuses) const {
   PlannedSequence part{.sequence = &s, .past = past};
   if (past >= s.prefill_tokens) {
-    KIVI_VERIFY(past + 1 == int(s.tokens.size()));
-    part.count = 1;
-    part.completes = part.samples = true;
+    const int known = int(s.tokens.size()) - past;
+    const PrefixBlocks& blocks = cache_.prefixes().blocks();
+    // Up to the end of a block, so that its checkpoint is not missed.
+    part.count = std::min({known, forced_rows_, blocks.end(blocks.whole(past)) - past});
+    part.completes = part.samples = part.count == known;
     return part;
   }
   if (!reuses && layerwise(s)) {
@@ -308,6 +325,8 @@ PlannedSequence Scheduler::part_from(Sequence& s, int past, bool reuses) const {
   // Once there is output, the prompt's logprobs have been delivered.
   part.scores_prompt = s.request.sampling.prompt_logprobs >= 0 && s.output_tokens() == 0 &&
                        part.past + 1 < s.prompt_tokens;
+  if (s.request.pooling == Pooling::mean) part.hidden = HiddenRows::all;
+  if (s.request.pooling == Pooling::last && last) part.hidden = HiddenRows::last;
   return part;
 }
 
@@ -346,6 +365,7 @@ void Scheduler::preempt(Running::iterator victim) {
   s->state = SequenceState::waiting;
   s->prefill_tokens = int(s->tokens.size());
   if (s->output_tokens() == 0) s->prompt_logprobs.clear();  // scored again
+  s->hidden.clear();
   ++s->preemptions;
   ++preemptions_;
   queue_.put_back(std::move(s));

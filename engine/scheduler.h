@@ -15,6 +15,11 @@
 // tenant's oldest running sequence, then each tenant's second oldest, and so on. With one tenant
 // this is the order of arrival, so that `fair` is then exactly fcfs.
 //
+// A sequence whose constraint has forced tokens computes them together, up to forced_rows_ of them
+// in a step. While such a sequence runs, rows for one of them are kept free. If the rows of a step
+// do not suffice, the sequence waits for the next step, so that its numbers do not depend on its
+// company.
+//
 // When pages run out, the last running sequence in this order that holds pages is preempted. It
 // gives everything back, returns to the queue at its old age and is computed again from its tokens.
 // A sequence preempts only those that come after it. If none of them holds pages, it keeps what it
@@ -91,7 +96,7 @@ class Scheduler {
   void add(std::unique_ptr<Sequence> sequence);
 
   // Plans a step and reserves its room. May preempt. The plan is empty only where there are no
-  // sequences, or none whose next token does not wait for a step under way.
+  // sequences, or all of them wait for the last step, which is under way.
   BatchPlan plan();
 
   // The step has been launched: caches grow by the planned counts. Does not touch tokens.
@@ -180,6 +185,8 @@ class Scheduler {
   // The rows that this part or a later one of its sequence takes at most.
   int rows_promised(const PlannedSequence& part) const;
   int rows_left() const;
+  // Rows beside those that are promised which are kept for forced tokens.
+  int rows_kept() const;
   Room room(int rows) const;
   // What a running sequence holds and is promised.
   Room share_of(Sequence& s) const;
@@ -219,6 +226,7 @@ class Scheduler {
   const int chunk_tokens_;
   const bool exact_;              // mode exact, and the format quantizes
   const int staging_tokens_max_;  // 0: prompts are never staged
+  const int forced_rows_;         // most rows of a sequence with forced tokens
   const bool caches_prefixes_;
   const bool salts_tenants_;
   const bool aligns_chunks_;  // appended chunks end at boundaries

@@ -54,20 +54,24 @@ void Scheduler::plan_layerwise(BatchPlan& plan, Sequence& s) {
   const auto cost = [&](int unit) {
     return int64_t(rows_of(unit)) * (kHistoryTokens + int64_t(unit % chunks) * chunk);
   };
-  // All scored rows are those of one step: of the last one, which takes the whole last layer.
-  const bool scores = s.request.sampling.prompt_logprobs >= 0 && s.output_tokens() == 0;
-  const int end = scores && s.kv.layerwise_units < units - chunks ? units - chunks : units;
+  // All rows that are scored or pooled are those of one step: of the last one, which takes the
+  // whole last layer.
+  const bool whole = s.needs_whole_prompt();
+  const int end = whole && s.kv.layerwise_units < units - chunks ? units - chunks : units;
   plan.layerwise = {s.kv.layerwise_units, s.kv.layerwise_units, chunk};
   int64_t left = int64_t(rows_max_) * layers * kHistoryTokens;
   do {
     left -= cost(plan.layerwise.end++);
   } while (plan.layerwise.end < end &&
-           (cost(plan.layerwise.end) <= left || (scores && end == units)));
+           (cost(plan.layerwise.end) <= left || (whole && end == units)));
 
   PlannedSequence part = part_from(s, 0, false);
   part.completes = plan.layerwise.end == units;
   part.samples = part.completes && s.request.sampling.max_tokens > 0;
-  part.scores_prompt = part.completes && scores && s.prompt_tokens > 1;
+  part.scores_prompt = part.completes && s.request.sampling.prompt_logprobs >= 0 &&
+                       s.output_tokens() == 0 && s.prompt_tokens > 1;
+  if (part.completes && s.request.pooling != Pooling::none)
+    part.hidden = s.request.pooling == Pooling::mean ? HiddenRows::all : HiddenRows::last;
   // The step's share of the prompt: rows of all units before, averaged over the layers.
   const auto rows_until = [&](int unit) {
     return (int64_t(unit / chunks) * s.prefill_tokens + int64_t(unit % chunks) * chunk) / layers;

@@ -33,9 +33,9 @@ Scheduler::Candidate Scheduler::candidate(Sequence& s) {
   const std::string salt = salt_of(s);
   cache_.prefixes().extend_chains(s.kv, s.tokens, salt);
   cache_.tier().extend_names(s.kv, s.tokens, salt);
-  // Prompts whose tokens are scored need all their logits. One chunk is computed as one.
-  const bool scores = s.request.sampling.prompt_logprobs >= 0 && s.output_tokens() == 0;
-  if (scores || (grid_ != 0 && s.prefill_tokens <= chunk_tokens_)) return without_prefix(s);
+  // One chunk is computed as one.
+  if (s.needs_whole_prompt() || (grid_ != 0 && s.prefill_tokens <= chunk_tokens_))
+    return without_prefix(s);
   const PrefixMatch match =
       cache_.prefixes().find(s.kv, s.tokens, salt, s.prefill_tokens - 1, first_end_, grid_);
   Candidate c = without_prefix(s);
@@ -147,7 +147,7 @@ void Scheduler::plan_captures(BatchPlan& plan) {
       if (wanted.tokens > part.past)
         capture(plan, int(i), {.tokens = wanted.tokens, .branch = wanted.branch}, slots);
     }
-    const bool decodes = part.count == 1 && !part.sequence->prefilling();
+    const bool decodes = !part.sequence->prefilling();
     const int whole = blocks.whole(end);
     if (decodes && grid_ == 0 && cacheable(*part.sequence) && whole > 0 &&
         blocks.end(whole - 1) == end)

@@ -97,15 +97,21 @@ struct Sequence {
   std::vector<LogitBias> bias;          // logit_bias (and forbidden ids while min_tokens is unmet)
   std::vector<PenaltyToken> penalties;  // unique tokens, by id; empty if no penalty is on
   std::vector<SampledToken> prompt_logprobs;
+  std::vector<double>
+      hidden;  // sum of the hidden states that have been collected; empty = none yet
   RequestTimes times;
 
+  // Returns true if every token of the prompt must be computed for it, and not taken from a cache.
+  bool needs_whole_prompt() const {
+    return (request.sampling.prompt_logprobs >= 0 || request.pooling == Pooling::mean) &&
+           output_tokens() == 0;
+  }
   int output_tokens() const { return int(tokens.size()) - prompt_tokens; }
   bool prefilling() const { return kv.tokens < prefill_tokens; }
   // Returns true if nothing is left to plan: all tokens are known or being computed.
   bool complete() const { return !prefilling() && output_tokens() >= request.sampling.max_tokens; }
-  // Returns true if the next token can not be planned: which ones may come is known once the last
-  // one is.
-  bool awaits_token() const { return request.constraint != nullptr && tokens.back() == -1; }
+  // Returns true if what may come next, or its logits, depends on the last token's id.
+  bool needs_last_token() const { return request.constraint != nullptr || penalized(); }
   bool penalized() const {
     const SamplingParams& p = request.sampling;
     return p.presence_penalty != 0 || p.frequency_penalty != 0 || p.repetition_penalty != 1;
@@ -117,8 +123,8 @@ struct Sequence {
 std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenStream> stream,
                                         uint64_t seed, std::span<const int32_t> eos_token_ids);
 
-// Appends a placeholder (-1) for the token that the launched step samples, and sets the bias of the
-// token after it. Engine thread.
+// Appends a placeholder (-1) for the token that a step samples, and sets the bias of the token
+// after it. Engine thread.
 void push_placeholder(Sequence& sequence);
 // Replaces the placeholder at `position` by `id`, and updates the penalties of the tokens after it.
 // Returns the reason if the sequence ends with this token: `error` if its constraint does not take

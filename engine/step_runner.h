@@ -21,6 +21,7 @@ namespace kivi {
 struct StepResult {
   SampledToken token;                // set if the plan says `samples`
   std::vector<SampledToken> scored;  // if `scores_prompt`: one for each scored row, in order
+  std::vector<float> hidden;         // [n], if `hidden`: the sum of these rows' final hidden states
 };
 
 // When the device worked on a step. The step begins with the first layer's work, after its input
@@ -48,11 +49,16 @@ class StepRunner {
   // Returns the number of batches that are done. Does not wait.
   virtual uint64_t transfers_done() { return 0; }
 
-  // Enqueues the step. The plan is read only during the call. Engine thread.
+  // Enqueues the step up to its logits. The plan is read only during the call. Engine thread.
   virtual void launch(const BatchPlan& plan) = 0;
+  // Enqueues what chooses the tokens of the step that was launched last. Called once after each
+  // launch, with the same plan. Sequences whose tokens depend on the ids of the step before need
+  // that step collected first; what is chosen for a sequence that has the token already, or has
+  // ended, means nothing. Engine thread.
+  virtual void sample(const BatchPlan& plan) = 0;
   // Returns true if a step may still run when `launch` returns. Then the next step may be launched
   // before this one is collected, with -1 in `tokens` for this step's token. At most two steps may
-  // run. A step that scores prompts must be collected first.
+  // run. A step that scores prompts or sums hidden states must be collected first.
   virtual bool asynchronous() const { return false; }
   // Waits for the oldest step that has not been collected. results[i] belongs to plan.sequences[i].
   // An error fails the requests of this step only. Engine thread.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 namespace kivi {
@@ -21,7 +22,10 @@ class TokenConstraint {
   // The tokens that may come next, bit id % 32 of word id / 32. The words live until accept().
   // Empty: it can not tell.
   virtual std::span<const uint32_t> mask() = 0;
-  // Takes the token that was sampled under mask().
+  // The one token that mask() allows, where that is known without making the mask. Such a token
+  // need not be sampled.
+  virtual std::optional<int32_t> forced() { return std::nullopt; }
+  // Takes the token that was sampled under mask(), or forced().
   virtual Verdict accept(int32_t id) = 0;
 };
 

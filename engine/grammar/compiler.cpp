@@ -114,7 +114,7 @@ auto guarded(Work work) -> Result<decltype(work())> {
 class MatcherGuide final : public Guide {
  public:
   explicit MatcherGuide(std::shared_ptr<const CompiledGrammar> grammar)
-      : matcher_(std::move(grammar)) {}
+      : vocabulary_(grammar->vocabulary()), matcher_(std::move(grammar)) {}
 
   bool fill_mask(std::span<uint32_t> words) override {
     try {
@@ -131,10 +131,26 @@ class MatcherGuide final : public Guide {
       return false;
     }
   }
+  ForcedText forced_text() override {
+    try {
+      ForcedText forced{matcher_.forced_text(kForcedBytesMax)};
+      const std::string_view text = forced.text;
+      const size_t longest = size_t(vocabulary_.all().depth_max());
+      forced.settled = text.size() < longest ? 0 : text.size() - longest + 1;
+      while (forced.settled < text.size() && !vocabulary_.has_longer(text.substr(forced.settled)))
+        ++forced.settled;
+      return forced;
+    } catch (const Failure&) {
+      return {};
+    }
+  }
   bool may_end() const override { return matcher_.may_end(); }
   bool complete() const override { return matcher_.complete(); }
 
  private:
+  static constexpr size_t kForcedBytesMax = 256;
+
+  const TokenVocabulary& vocabulary_;  // the matcher's
   Matcher matcher_;
 };
 

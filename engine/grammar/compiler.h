@@ -29,6 +29,13 @@ struct Source {
   std::vector<std::string> choices;  // choice
 };
 
+// A text that must come next. Which tokens spell its first `settled` bytes does not depend on what
+// follows the text: no token begins there and goes on behind its end.
+struct ForcedText {
+  std::string text;
+  size_t settled = 0;
+};
+
 // Follows the output of one request. One owner at a time.
 class Guide {
  public:
@@ -38,6 +45,8 @@ class Guide {
   virtual bool fill_mask(std::span<uint32_t> words) = 0;
   // Takes a token that the mask allows. False: it does not fit.
   virtual bool accept(int32_t token) = 0;
+  // Empty where there is a choice.
+  virtual ForcedText forced_text() = 0;
   virtual bool may_end() const = 0;   // the text is whole
   virtual bool complete() const = 0;  // and nothing can follow
 };

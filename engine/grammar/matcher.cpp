@@ -273,4 +273,33 @@ bool Matcher::accept(std::string_view bytes) {
   return true;
 }
 
+std::string Matcher::forced_text(size_t bytes_max) {
+  const Program& program = grammar_->program();
+  // The one byte that a set takes; -1: it takes several, or the text may end.
+  const auto only_byte = [&](const Configurations& set) {
+    int only = -1;
+    if (set.may_end) return only;
+    for (const Configuration& c : set.list)
+      for (int byte = 0; byte < 256; ++byte)
+        if (byte != only && program.step(c.state, uint8_t(byte)) >= 0) {
+          if (only >= 0) return -1;
+          only = byte;
+        }
+    return only;
+  };
+  std::string text;
+  int byte = only_byte(now_);
+  if (byte < 0) return text;
+  const size_t stacks_before = stepper_.stacks().size();
+  Configurations at = now_;
+  while (byte >= 0 && text.size() < bytes_max) {
+    text += char(uint8_t(byte));
+    stepper_.step(at, uint8_t(byte), next_);
+    std::swap(at, next_);
+    byte = only_byte(at);
+  }
+  stepper_.stacks().shrink(stacks_before);
+  return text;
+}
+
 }  // namespace kivi::grammar

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -70,6 +71,10 @@ class Matcher {
   // False if the token may not come next; then nothing changes. Throws Failure.
   bool accept(int32_t token);
   bool accept(std::string_view bytes);
+
+  // The text that must come next, at most `bytes_max` of it; "" where there is a choice, or the
+  // text may end. Throws Failure.
+  std::string forced_text(size_t bytes_max);
 
   bool may_end() const { return now_.may_end; }
   // The text is whole and nothing can follow.

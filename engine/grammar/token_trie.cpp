@@ -61,8 +61,16 @@ TokenVocabulary::TokenVocabulary(std::vector<std::string> tokens, int size)
     for (int n = characters; n > 0 && n <= kPlainCharsMax; ++n)
       plain_masks_[size_t(n)][size_t(id) / 32] |= 1u << (id % 32);
   }
+  for (const auto& [unused, id] : all) sorted_.push_back(id);
+  std::ranges::sort(sorted_, {}, [&](int32_t id) { return std::string_view(bytes(id)); });
   all_ = TokenTrie(std::move(all));
   special_ = TokenTrie(std::move(special));
+}
+
+bool TokenVocabulary::has_longer(std::string_view text) const {
+  const auto view = [&](int32_t id) { return std::string_view(bytes(id)); };
+  const auto behind = std::ranges::upper_bound(sorted_, text, {}, view);
+  return behind != sorted_.end() && view(*behind).starts_with(text);
 }
 
 }  // namespace kivi::grammar

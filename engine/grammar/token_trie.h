@@ -52,6 +52,8 @@ class TokenVocabulary {
   int size() const { return size_; }
   int words() const { return (size_ + 31) / 32; }
   const std::string& bytes(int32_t id) const { return tokens_[size_t(id)]; }
+  // Returns true if a token begins with `text` and is longer.
+  bool has_longer(std::string_view text) const;
 
   // Tokens of whole characters that a JSON string may hold as they are (no quote, no backslash, no
   // control character), apart from the others: most states take all of them or none.
@@ -65,6 +67,7 @@ class TokenVocabulary {
  private:
   std::vector<std::string> tokens_;
   int size_;
+  std::vector<int32_t> sorted_;  // all tokens, by their bytes
   TokenTrie all_, special_;
   std::vector<std::vector<uint32_t>> plain_masks_;
 };

@@ -45,6 +45,7 @@ int64_t DecoderModel::lay_out(Activations& a, std::byte* base, const Backend& ba
   take(a.gathered, m, n, type);
   take(a.normed, m, n, type);
   take(a.logits, m, spec.vocab, DType::f32);
+  take(a.sums, m, n, DType::f32);
   a.product_scratch = base == nullptr ? nullptr : base + offset;
   return offset + limits.product_scratch;
 }
@@ -183,6 +184,23 @@ Tensor DecoderModel::logits(const Tensor& rows) {
                 float(spec_.norm_eps), normed);
   multiply(normed, weights_.head, {}, logits);
   return logits;
+}
+
+void DecoderModel::add_hidden(int64_t begin, int64_t count, int64_t sum) {
+  const Tensor normed = all_.h.slice_rows(0, count);  // [count, n], free after the layers
+  backend_.norm(step_.x.slice_rows(begin, count), weights_.final_norm, weights_.final_norm_bias,
+                spec_.norm, float(spec_.norm_eps), normed);
+  backend_.add_rows(normed, hidden_sums(sum));
+}
+
+Tensor DecoderModel::hidden_sums(int64_t sum) const {
+  const Tensor row = all_.sums.slice_rows(sum, 1);
+  return make_tensor(row.data, DType::f32, spec_.hidden);
+}
+
+void DecoderModel::clear_hidden(int64_t sum) {
+  const Tensor row = hidden_sums(sum);
+  backend_.fill_zero(row.data, size_t(row.bytes()));
 }
 
 }  // namespace kivi

@@ -46,6 +46,13 @@ class DecoderModel {
   // 1 <= m <= limits.logits_rows. The result, [m, vocab] f32, is overwritten by the next call.
   Tensor logits(const Tensor& rows);
 
+  // Adds the final hidden states of the last forward()'s rows [begin, begin + count), which are
+  // what logits are made of, to hidden_sums(sum).
+  void add_hidden(int64_t begin, int64_t count, int64_t sum);
+  // Sums [n] f32 for add_hidden, 0 <= sum < limits.logits_rows. clear_hidden() makes one 0.
+  Tensor hidden_sums(int64_t sum) const;
+  void clear_hidden(int64_t sum);
+
   // The first m rows of what logits() wrote last: [m, vocab] f32.
   Tensor logits_of(int64_t m) const { return all_.logits.slice_rows(0, m); }
 
@@ -67,6 +74,7 @@ class DecoderModel {
     Tensor gathered;   // [m, n] a
     Tensor normed;     // [m, n] a
     Tensor logits;     // [m, vocab] f32
+    Tensor sums;       // [m, n] f32, of final hidden states
     std::byte* product_scratch = nullptr;  // limits.product_scratch bytes
   };
 

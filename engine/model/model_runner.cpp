@@ -34,8 +34,11 @@ SampleRow sample_row(const Sequence& sequence, int position, bool scored) {
   row.logprobs = p.logprobs;
   row.penalties = sequence.penalties;
   row.bias = sequence.bias;
-  // Made while the device runs the layers.
-  if (sequence.request.constraint != nullptr) row.mask = sequence.request.constraint->mask();
+  // Made while the device runs the layers. A token that is there already is not chosen again.
+  const bool open =
+      sequence.state != SequenceState::finished && int(sequence.tokens.size()) == position + 1;
+  if (open && sequence.request.constraint != nullptr)
+    row.mask = sequence.request.constraint->mask();
   return row;
 }
 
@@ -80,11 +83,30 @@ void ModelRunner::launch(const BatchPlan& plan) {
     run(plan, step);
     copy(plan.copies_after);
   } catch (const std::exception& e) {
-    step.error = Error{ErrorCode::internal,
-                       fmt::format("a step of {} rows failed: {}", plan.rows, e.what())};
+    fail(plan, step, e);
     mark_begin(step);
   }
+}
+
+void ModelRunner::sample(const BatchPlan& plan) {
+  StepInFlight& step = under_way_.back();
+  try {
+    if (step.error) {
+      // Nothing has been computed.
+    } else if (step.recorded) {
+      sample_block(plan, step, 0, model_->logits_of(plan.rows));
+    } else {
+      sample_wanted(plan, step);
+    }
+  } catch (const std::exception& e) {
+    fail(plan, step, e);
+  }
   if (step.number >= 0) backend_.mark(end_mark(step.number));
+}
+
+void ModelRunner::fail(const BatchPlan& plan, StepInFlight& step, const std::exception& e) {
+  step.error =
+      Error{ErrorCode::internal, fmt::format("a step of {} rows failed: {}", plan.rows, e.what())};
 }
 
 Result<std::vector<StepResult>> ModelRunner::collect() {
@@ -94,6 +116,7 @@ Result<std::vector<StepResult>> ModelRunner::collect() {
   if (!step.error) {
     try {
       collect_block(step);
+      collect_hidden(step);
     } catch (const std::exception& e) {
       step.error = Error{ErrorCode::internal, fmt::format("a step failed: {}", e.what())};
     }
@@ -109,16 +132,41 @@ Result<std::vector<StepResult>> ModelRunner::collect() {
 void ModelRunner::run(const BatchPlan& plan, StepInFlight& step) {
   if (!plan.layerwise.empty()) return run_layerwise(plan, step);
   if (graphs_ && backend_.asynchronous() && every_row_decodes(plan)) {
-    const Tensor logits = decode(plan, step);  // [rows, vocab]
+    decode(plan, step);
     step.wanted.assign(input_.wanted().begin(), input_.wanted().end());
-    return sample_block(plan, step, 0, logits);
+    step.recorded = true;
+    return;
   }
   input_.fill(plan, store_.layout, model_->spec().sliding_window);
   mark_begin(step);
   const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
   backend_.resolve_ids(input_.view().token_ids, sampled);
   model_->forward(input_.view(), store_);
-  sample_wanted(plan, step);
+  add_hidden(plan, step);
+}
+
+void ModelRunner::add_hidden(const BatchPlan& plan, StepInFlight& step) {
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    const PlannedSequence& part = plan.sequences[i];
+    if (part.hidden == HiddenRows::none) continue;
+    // A prompt that is computed layer by layer comes here once for each of its chunks.
+    if (step.hidden.empty() || step.hidden.back() != int(i)) {
+      step.hidden.push_back(int(i));
+      model_->clear_hidden(int64_t(step.hidden.size()) - 1);
+    }
+    const int64_t begin = input_.view().sequences[i].row_begin;
+    const int64_t skipped = part.hidden == HiddenRows::last ? part.count - 1 : 0;
+    model_->add_hidden(begin + skipped, part.count - skipped, int64_t(step.hidden.size()) - 1);
+  }
+}
+
+void ModelRunner::collect_hidden(StepInFlight& step) {
+  for (size_t i = 0; i < step.hidden.size(); ++i) {
+    const Tensor sums = model_->hidden_sums(int64_t(i));
+    std::vector<float>& hidden = step.results[size_t(step.hidden[i])].hidden;
+    hidden.resize(size_t(sums.size()));
+    backend_.download(hidden.data(), sums.data, size_t(sums.bytes()));
+  }
 }
 
 void ModelRunner::sample_wanted(const BatchPlan& plan, StepInFlight& step) {
@@ -153,6 +201,9 @@ void ModelRunner::run_layerwise(const BatchPlan& plan, StepInFlight& step) {
     part.mode = chunk + 1 == chunks ? KvMode::seal : KvMode::stage;
     part.samples = prompt.samples && unit + 1 == layers * chunks;
     part.scores_prompt = prompt.scores_prompt && layer + 1 == layers;
+    const bool wanted =
+        prompt.hidden == HiddenRows::all ? layer + 1 == layers : unit + 1 == layers * chunks;
+    part.hidden = wanted ? prompt.hidden : HiddenRows::none;
     chunk_plan.sequences.push_back(part);
     chunk_plan.rows = part.count;
     for (const PlannedCapture& capture : plan.captures)
@@ -164,7 +215,8 @@ void ModelRunner::run_layerwise(const BatchPlan& plan, StepInFlight& step) {
     view.staging_layer = layer;
     model_->forward_layers(input_.view(), view, layer, layer + 1,
                            layerwise_.hidden.slice_rows(part.past, part.count));
-    sample_wanted(plan, step);
+    add_hidden(chunk_plan, step);
+    if (unit + 1 < units.end) sample_wanted(plan, step);  // the last ones wait for sample()
   }
 }
 
@@ -212,7 +264,7 @@ void ModelRunner::mark_begin(const StepInFlight& step) {
   if (step.number >= 0) backend_.mark(begin_mark(step.number));
 }
 
-Tensor ModelRunner::decode(const BatchPlan& plan, const StepInFlight& step) {
+void ModelRunner::decode(const BatchPlan& plan, const StepInFlight& step) {
   const int rows = std::min(recorded_rows(plan.rows), input_.limits().sequences);
   input_.fill(plan, store_.layout, model_->spec().sliding_window, rows);
   mark_begin(step);
@@ -222,7 +274,6 @@ Tensor ModelRunner::decode(const BatchPlan& plan, const StepInFlight& step) {
     model_->forward(input_.view(), store_);
     model_->logits(input_.gather(0, rows));
   });
-  return model_->logits_of(plan.rows);
 }
 
 void ModelRunner::sample_block(const BatchPlan& plan, StepInFlight& step, int64_t begin,

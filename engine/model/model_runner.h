@@ -5,6 +5,7 @@
 #pragma once
 
 #include <deque>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -40,6 +41,7 @@ class ModelRunner : public StepRunner {
   void set_host_pages(std::byte* pages) { host_pages_ = pages; }
 
   void launch(const BatchPlan& plan) override;
+  void sample(const BatchPlan& plan) override;
   void transfer(std::span<const KvTransfer> transfers) override;
   uint64_t transfers_done() override { return backend_.copied_beside(); }
   bool asynchronous() const override { return backend_.asynchronous(); }
@@ -56,21 +58,26 @@ class ModelRunner : public StepRunner {
   struct StepInFlight {
     std::vector<StepResult> results;
     std::vector<StepInput::WantedRow> wanted;
+    std::vector<int> hidden;  // planned sequences, in the order of the model's sums
     int64_t block_begin = 0;
     int64_t block_count = 0;  // wanted rows being sampled; 0: none
+    bool recorded = false;    // the logits of all rows are there
     std::optional<Error> error;
     int64_t number = -1;   // of a timed step, from 0; -1: not timed
     bool follows = false;  // the step before it was timed too
   };
 
   void run(const BatchPlan& plan, StepInFlight& step);
+  static void fail(const BatchPlan& plan, StepInFlight& step, const std::exception& e);
   // The step's units of a prompt that is computed layer by layer.
   void run_layerwise(const BatchPlan& plan, StepInFlight& step);
   // The logits of all rows that input_ wants, and their tokens.
   void sample_wanted(const BatchPlan& plan, StepInFlight& step);
+  // Adds the hidden states that the plan wants to the model's sums, one for each of its sequences.
+  void add_hidden(const BatchPlan& plan, StepInFlight& step);
   void copy(const std::vector<KvCopy>& copies);
   // Layers and logits of a step in which every row decodes: padded, recorded, replayed.
-  Tensor decode(const BatchPlan& plan, const StepInFlight& step);
+  void decode(const BatchPlan& plan, const StepInFlight& step);
   // Enqueues the sampling of step.wanted[begin, begin + m). logits [m, vocab] f32.
   void sample_block(const BatchPlan& plan, StepInFlight& step, int64_t begin, const Tensor& logits);
   // Waits for the device and shows the wanted rows [begin, begin + m) to the observer. logits [m,
@@ -83,6 +90,7 @@ class ModelRunner : public StepRunner {
   void mark_begin(const StepInFlight& step);
   // Waits for the block that is under way and puts its results where they belong.
   void collect_block(StepInFlight& step);
+  void collect_hidden(StepInFlight& step);
 
   Backend& backend_;
   std::unique_ptr<DecoderModel> model_;

@@ -132,6 +132,7 @@ void ChoiceText::end(TokenEvent& event, TextChunk& chunk) {
   ended_ = true;
   matcher_.flush(chunk.text);
   release(chunk, /*all=*/true);
+  chunk.embedding = std::move(event.hidden);
   chunk.finish = event.finish;
   chunk.error = std::move(event.error);
   const auto& ids = options_->stop_token_ids;

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
 
 #include "engine/serving/choice_text.h"
@@ -80,6 +81,7 @@ class TextCompletion final : public Completion {
   const int delivered_;  // choices a prompt that are handed out: n
   const int computed_;   // choices a prompt: best_of
   const bool streaming_;
+  const bool normalize_;
   std::shared_ptr<ReadyList> news_;
   // The streams in it do not change after submit(): cancel() reads them on any thread.
   std::vector<Choice> choices_;
@@ -91,6 +93,14 @@ class TextCompletion final : public Completion {
   std::vector<int> ready_;  // kept for their memory
   std::vector<TokenEvent> events_;
 };
+
+// Gives a vector length 1, unless all of it is 0.
+void normalize(std::vector<float>& vector) {
+  double squares = 0;
+  for (const float x : vector) squares += double(x) * double(x);
+  if (squares == 0) return;
+  for (float& x : vector) x = float(double(x) / std::sqrt(squares));
+}
 
 std::shared_ptr<const ChoiceOptions> options_of(const ServedModel& model,
                                                 const CompletionRequest& request) {
@@ -115,6 +125,7 @@ TextCompletion::TextCompletion(const ServedModel& model, const CompletionRequest
       delivered_(request.n),
       computed_(std::max(request.n, request.best_of)),
       streaming_(request.streaming),
+      normalize_(request.normalize),
       news_(std::make_shared<ReadyList>(std::move(notify))),
       unranked_(prompts_.size(), computed_),
       choice_tokens_(prompts_.size() * size_t(delivered_)) {
@@ -146,6 +157,7 @@ Status TextCompletion::submit(Engine& engine, const CompletionRequest& request,
     engine_request.id = fmt::format("{}/{}", request.id, i);
     engine_request.prompt = *prompts_[size_t(i / computed_)];
     engine_request.sampling = sampling;
+    engine_request.pooling = request.pooling;
     if (request.sampling.seed) {
       engine_request.sampling.seed = seed_of_choice(*request.sampling.seed, i % computed_);
     }
@@ -185,6 +197,7 @@ void TextCompletion::read(int index, std::vector<TextChunk>& out) {
       if (index % computed_ == 0) cached_tokens_ += event.cached_tokens;
     }
     choice.text.read(std::move(event), choice.chunk);
+    if (normalize_) normalize(choice.chunk.embedding);
   }
   if (choice.engine_ended) {
     --unfinished_;

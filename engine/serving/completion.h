@@ -30,6 +30,7 @@ struct ServedModel {
   std::string fingerprint;  // "fp_" + hash of build, model and KV format
   int64_t created = 0;      // unix seconds
   int max_model_len = 0;
+  int hidden = 0;  // channels of a hidden state; 0 = embeddings are refused
   KvFormat kv_format;
   const Tokenizer* tokenizer = nullptr;
   Engine* engine = nullptr;
@@ -52,6 +53,9 @@ struct CompletionRequest {
   // Compute this many choices and return the n with the largest mean logprob. 0 = n. Larger than n
   // only without streaming.
   int best_of = 0;
+  // Not none: instead of text, each choice has an embedding, and max_tokens is 0.
+  Pooling pooling = Pooling::none;
+  bool normalize = true;                   // embeddings have length 1
   std::optional<OutputFormat> format;      // what the output must be
   std::vector<int32_t> allowed_token_ids;  // sample no others; empty = all. Not with `format`.
   std::vector<std::string> bad_words;      // do not write these
@@ -97,7 +101,8 @@ struct TextChunk {
   // Tokens whose text is complete with this chunk. Together, the chunks of a choice hold the
   // prompt's tokens (with echo) and then every token that completion_tokens counts.
   std::vector<ChunkToken> tokens;
-  int prompt_tokens = 0;  // this many first `tokens` belong to the echoed prompt
+  int prompt_tokens = 0;         // this many first `tokens` belong to the echoed prompt
+  std::vector<float> embedding;  // [hidden], with `finish`, if the request pools
   std::optional<FinishReason> finish;
   std::variant<std::monostate, int32_t, std::string> stop_reason;  // a stop id or stop string
   std::optional<Error> error;                                      // finish error

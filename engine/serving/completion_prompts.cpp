@@ -106,6 +106,9 @@ Status validate(const CompletionRequest& request, const ServedModel& model) {
     return invalid("prompt", fmt::format("prompt is a list of {} prompts, must be 1..{}",
                                          request.prompts.size(), kMaxPromptsPerRequest));
   }
+  if (request.pooling != Pooling::none && model.hidden == 0)
+    return Error{ErrorCode::unsupported, "embeddings are not supported by this model's server",
+                 "model"};
   KIVI_RETURN_IF_ERROR(validate_choices(request));
   KIVI_RETURN_IF_ERROR(validate_stop(request.stop));
   KIVI_RETURN_IF_ERROR(validate_words(request, model.engine->model().vocab_size));
@@ -212,6 +215,8 @@ Status check_reply_bytes(const CompletionRequest& request, const std::vector<Pro
   double prompt_bytes = 0, output_bytes = 0;  // of one choice of each prompt
   for (const PromptIds& ids : prompts) {
     const int64_t left = std::max<int64_t>(0, model.max_model_len - int64_t(ids->size()));
+    // The shortest decimal of a float, with a comma.
+    if (request.pooling != Pooling::none) output_bytes += 14 * double(model.hidden);
     if (request.echo) prompt_bytes += double(ids->size()) * token_bytes(prompt_logprobs);
     // A stream's chunks are gone once they are written.
     if (!request.streaming)
@@ -221,7 +226,8 @@ Status check_reply_bytes(const CompletionRequest& request, const std::vector<Pro
   const double bytes = (prompt_bytes + output_bytes) * std::max(request.n, request.best_of);
   const int64_t limit = model.engine->config().max_reply_bytes;
   if (bytes <= double(limit)) return ok_status();
-  const char* field = prompt_logprobs >= 0                       ? "logprobs"
+  const char* field = request.pooling != Pooling::none           ? "prompt"
+                      : prompt_logprobs >= 0                     ? "logprobs"
                       : std::max(request.n, request.best_of) > 1 ? "n"
                       : prompt_bytes > output_bytes              ? "echo"
                                                                  : "max_tokens";

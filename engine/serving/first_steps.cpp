@@ -20,6 +20,7 @@ Status run_step(StepRunner& runner, Sequence& sequence, int past, int count) {
                             .completes = true,
                             .samples = true});
   runner.launch(plan);
+  runner.sample(plan);
   const auto results = runner.collect();
   return results.ok() ? ok_status() : Status(results.error());
 }

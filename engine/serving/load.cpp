@@ -430,6 +430,7 @@ Result<std::unique_ptr<LoadedModel>> load_phases(const EngineConfig& config,
                        std::chrono::system_clock::now().time_since_epoch())
                        .count();
   served.max_model_len = b.plan.max_model_len;
+  served.hidden = b.model.spec.hidden;
   served.kv_format = b.layout.format;
   served.tokenizer = loaded->tokenizer.get();
   served.engine = loaded->engine.get();

@@ -13,43 +13,87 @@ namespace {
 
 class GrammarConstraint final : public TokenConstraint {
  public:
-  GrammarConstraint(std::unique_ptr<grammar::Guide> guide, int words,
+  GrammarConstraint(const Tokenizer& tokenizer, std::unique_ptr<grammar::Guide> guide, int words,
                     std::shared_ptr<const std::vector<int32_t>> end_ids)
-      : guide_(std::move(guide)), words_(size_t(words)), end_ids_(std::move(end_ids)) {}
+      : tokenizer_(tokenizer),
+        guide_(std::move(guide)),
+        words_(size_t(words)),
+        end_ids_(std::move(end_ids)) {}
 
   std::span<const uint32_t> mask() override {
+    if (const auto id = forced()) {
+      std::ranges::fill(words_, 0u);
+      words_[size_t(*id) / 32] |= 1u << (uint32_t(*id) % 32);
+      return words_;
+    }
     if (!guide_->fill_mask(words_)) return {};
     if (guide_->may_end())
       for (const int32_t id : *end_ids_) words_[size_t(id) / 32] |= 1u << (uint32_t(id) % 32);
     return words_;
   }
 
+  // Where a text is forced, the tokens are those that the tokenizer makes of it: a mask alone would
+  // let the model spell it in any pieces.
+  std::optional<int32_t> forced() override {
+    if (!known_) find_forced();
+    if (next_ == forced_.size()) return std::nullopt;
+    return forced_[next_];
+  }
+
   Verdict accept(int32_t id) override {
+    if (next_ < forced_.size() && forced_[next_] == id)
+      ++next_;
+    else
+      forced_.clear(), next_ = 0;
+    known_ = next_ < forced_.size();
     if (guide_->accept(id)) return guide_->complete() ? Verdict::complete : Verdict::going_on;
     const bool ends = guide_->may_end() && std::ranges::find(*end_ids_, id) != end_ids_->end();
     return ends ? Verdict::complete : Verdict::broken;
   }
 
  private:
+  void find_forced() {
+    known_ = true;
+    forced_.clear();
+    next_ = 0;
+    const grammar::ForcedText forced = guide_->forced_text();
+    if (forced.settled == 0) return;
+    size_t end = 0;
+    for (const int32_t id : tokenizer_.encode_after_special(forced.text)) {
+      const std::string& bytes = tokenizer_.token_bytes(id, /*skip_special=*/true);
+      if (bytes.empty() || end + bytes.size() > forced.settled || size_t(id) / 32 >= words_.size())
+        return;
+      if (forced.text.compare(end, bytes.size(), bytes) != 0) return;
+      end += bytes.size();
+      forced_.push_back(id);
+    }
+  }
+
+  const Tokenizer& tokenizer_;
   std::unique_ptr<grammar::Guide> guide_;
   std::vector<uint32_t> words_;
+  bool known_ = false;           // forced_ says what is forced now
+  std::vector<int32_t> forced_;  // tokens that must come, one after another
+  size_t next_ = 0;              // in forced_
   std::shared_ptr<const std::vector<int32_t>> end_ids_;
 };
 
 class Prepared final : public PreparedFormat {
  public:
-  Prepared(std::shared_ptr<const grammar::CompiledGrammar> grammar, int words,
-           std::vector<int32_t> end_ids)
-      : grammar_(std::move(grammar)),
+  Prepared(const Tokenizer& tokenizer, std::shared_ptr<const grammar::CompiledGrammar> grammar,
+           int words, std::vector<int32_t> end_ids)
+      : tokenizer_(tokenizer),
+        grammar_(std::move(grammar)),
         words_(words),
         end_ids_(std::make_shared<const std::vector<int32_t>>(std::move(end_ids))) {}
 
   std::shared_ptr<TokenConstraint> begin() const override {
-    return std::make_shared<GrammarConstraint>(grammar::Compiler::guide(grammar_), words_,
-                                               end_ids_);
+    return std::make_shared<GrammarConstraint>(tokenizer_, grammar::Compiler::guide(grammar_),
+                                               words_, end_ids_);
   }
 
  private:
+  const Tokenizer& tokenizer_;
   std::shared_ptr<const grammar::CompiledGrammar> grammar_;
   int words_;
   std::shared_ptr<const std::vector<int32_t>> end_ids_;
@@ -100,7 +144,7 @@ Result<std::shared_ptr<const PreparedFormat>> StructuredOutput::prepare(
   end_ids.insert(end_ids.end(), more_end_ids.begin(), more_end_ids.end());
   std::erase_if(end_ids, [&](int32_t id) { return id < 0 || id >= vocab_size_; });
   return std::shared_ptr<const PreparedFormat>(std::make_shared<const Prepared>(
-      std::move(*compiled), made.mask_words(), std::move(end_ids)));
+      tokenizer_, std::move(*compiled), made.mask_words(), std::move(end_ids)));
 }
 
 }  // namespace kivi

@@ -50,6 +50,14 @@ class RuleConstraint final : public TokenConstraint {
     return mask_;
   }
 
+  std::optional<int32_t> forced() override {
+    if (format_ == nullptr || !rules_->allowed.empty() || !rules_->banned.empty())
+      return std::nullopt;
+    const auto id = format_->forced();
+    const bool ends = id && std::ranges::find(rules_->ends, *id) != rules_->ends.end();
+    return ends && count_ < rules_->min_tokens ? std::nullopt : id;
+  }
+
   Verdict accept(int32_t id) override {
     ++count_;
     if (longest_ > 1) {

@@ -19,18 +19,23 @@ struct Outcome {
 };
 
 // What may come next depends on all tokens before; the text is whole after some of them. A token
-// that was sampled under an old mask does not fit.
+// that was sampled under an old mask does not fit. In every third state one token alone fits.
 class Chain final : public TokenConstraint {
  public:
   static constexpr int32_t kEvery = 11;
 
-  explicit Chain(int vocab) : mask_(size_t(vocab + 31) / 32) {}
+  // `tells`: forced() names the only token that fits.
+  explicit Chain(int vocab, bool tells = false) : mask_(size_t(vocab + 31) / 32), tells_(tells) {}
 
   std::span<const uint32_t> mask() override {
     std::ranges::fill(mask_, 0u);
     for (int32_t id = 0; id < int32_t(mask_.size() * 32); ++id)
       if (fits(id)) mask_[size_t(id) / 32] |= 1u << (id % 32);
     return mask_;
+  }
+  std::optional<int32_t> forced() override {
+    if (!tells_ || state_ % 3 != 0) return std::nullopt;
+    return only();
   }
   Verdict accept(int32_t id) override {
     if (!fits(id)) return Verdict::broken;
@@ -39,8 +44,12 @@ class Chain final : public TokenConstraint {
   }
 
  private:
-  bool fits(int32_t id) const { return id % kEvery == int32_t(state_ % kEvery); }
+  int32_t only() const { return kEvery + int32_t(state_ % kEvery); }
+  bool fits(int32_t id) const {
+    return state_ % 3 == 0 ? id == only() : id % kEvery == int32_t(state_ % kEvery);
+  }
   std::vector<uint32_t> mask_;
+  const bool tells_;
   uint32_t state_ = 1;
 };
 
@@ -68,9 +77,10 @@ std::vector<Asked> requests_of(std::mt19937& random, int count) {
   return all;
 }
 
-// Runs all to the end, arriving a few at a time; returns what each one got.
+// Runs all to the end, arriving a few at a time; returns what each one got. `forced`: constraints
+// tell which tokens they force; counts those that were not sampled.
 std::vector<Outcome> run(const std::vector<Asked>& asked, FakeEngineOptions options,
-                         bool asynchronous, bool& preempted) {
+                         bool asynchronous, bool& preempted, EngineStats* forced = nullptr) {
   options.runner.asynchronous = asynchronous;
   const auto engine = make_fake_engine(options);
   std::vector<std::shared_ptr<TokenStream>> streams;
@@ -78,7 +88,7 @@ std::vector<Outcome> run(const std::vector<Asked>& asked, FakeEngineOptions opti
     if (next < asked.size() && steps % 2 == 0) {
       Request request = asked[next].request;
       if (asked[next].constrained)
-        request.constraint = std::make_shared<Chain>(options.runner.vocab_size);
+        request.constraint = std::make_shared<Chain>(options.runner.vocab_size, forced != nullptr);
       auto stream = engine->submit(std::move(request), [] {});
       ++next;
       REQUIRE(stream.ok());
@@ -100,6 +110,7 @@ std::vector<Outcome> run(const std::vector<Asked>& asked, FakeEngineOptions opti
   }
   const EngineStats stats = engine->stats();
   preempted = preempted || stats.preemptions > 0;
+  if (forced != nullptr) *forced = stats;
   REQUIRE((stats.running == 0 && stats.waiting == 0));
   REQUIRE(stats.kv_pages_free == stats.kv_pages_total);
   REQUIRE(stats.kv_slots_free == stats.kv_slots_total);
@@ -168,6 +179,76 @@ TEST_CASE("a constraint knows the last token when it is asked for the next one")
   }
   REQUIRE(preempted);
   REQUIRE(completed > 20);
+}
+
+TEST_CASE("forced tokens are computed without being sampled, and no request's tokens change") {
+  bool preempted = false;
+  uint64_t forced = 0;
+  for (uint32_t seed = 1; seed <= 60; ++seed) {
+    INFO("seed " << seed);
+    std::mt19937 random(seed);
+    auto asked = requests_of(random, 25);
+    for (size_t i = 0; i < asked.size(); ++i) {
+      asked[i].constrained = i % (seed % 3 + 1) == 0;
+      if (i % 7 == 3) asked[i].request.sampling.logprobs = 1;
+    }
+    FakeEngineOptions options = small_engine(seed % 2 == 0 ? 9 : 200);
+    // From one row a sequence, which is no room to jump, to more than any run of forced tokens.
+    options.config.max_num_batched_tokens = 70 + int(seed % 4) * 16;
+    const auto sampled = run(asked, options, false, preempted);
+    for (const bool asynchronous : {false, true}) {
+      EngineStats stats;
+      REQUIRE(run(asked, options, asynchronous, preempted, &stats) == sampled);
+      forced += stats.forced_tokens;
+    }
+  }
+  REQUIRE(preempted);
+  REQUIRE(forced > 1000);
+}
+
+TEST_CASE("a run of forced tokens takes one step") {
+  // One token fits in each state; all but the first are forced.
+  struct Run final : TokenConstraint {
+    explicit Run(bool names_it) : tells(names_it) {}
+    std::span<const uint32_t> mask() override {
+      std::ranges::fill(words, 0u);
+      words[size_t(next) / 32] |= 1u << (next % 32);
+      return words;
+    }
+    std::optional<int32_t> forced() override {
+      if (!tells || next == 100) return std::nullopt;
+      return next;
+    }
+    Verdict accept(int32_t id) override {
+      if (id != next) return Verdict::broken;
+      return next++ == 130 ? Verdict::complete : Verdict::going_on;
+    }
+    const bool tells;
+    int32_t next = 100;
+    std::vector<uint32_t> words = std::vector<uint32_t>(32);
+  };
+  for (const bool logprobs : {false, true})
+    for (const bool tells : {false, true}) {
+      INFO("logprobs " << logprobs << " tells " << tells);
+      FakeEngineOptions options;
+      const auto engine = make_fake_engine(options);
+      Request request;
+      request.prompt = {5, 6, 7};
+      request.sampling.max_tokens = 100;
+      request.sampling.logprobs = logprobs ? 0 : -1;
+      request.constraint = std::make_shared<Run>(tells);
+      const auto stream = engine->submit(std::move(request), [] {});
+      REQUIRE(stream.ok());
+      engine->run_until_idle();
+      std::vector<TokenEvent> events;
+      REQUIRE((*stream)->drain(events));
+      REQUIRE(events.size() == 31);
+      for (int i = 0; i < 31; ++i) CHECK(events[size_t(i)].id == 100 + i);
+      CHECK(events.back().finish == FinishReason::stop);
+      const bool jumps = tells && !logprobs;
+      CHECK(engine->stats().forced_tokens == (jumps ? 30u : 0u));
+      CHECK(engine->stats().steps == (jumps ? 1u : 31u));
+    }
 }
 
 TEST_CASE("cancels and failed steps leave nothing behind while a step is under way") {

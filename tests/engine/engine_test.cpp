@@ -154,6 +154,71 @@ TEST_CASE("prompt logprobs come once, one a prompt token but the first, whatever
   }
 }
 
+TEST_CASE(
+    "hidden states are pooled over all chunks, with others beside them and after preemptions") {
+  const auto expected = [](const Request& r) {
+    std::vector<float> out(8);
+    const int tokens = int(r.prompt.size());
+    for (int i = r.pooling == Pooling::last ? tokens - 1 : 0; i < tokens; ++i)
+      for (int c = 0; c < 8; ++c)
+        out[size_t(c)] += FakeRunner::hidden_of(r.prompt[size_t(i)], i, c);
+    if (r.pooling == Pooling::mean)
+      for (float& x : out) x = float(double(x) / tokens);
+    return out;
+  };
+  bool preempted = false;
+  for (const int chunk : {1, 3, 16, 64, 512})
+    for (const PrefillMode mode : {PrefillMode::exact, PrefillMode::stream})
+      for (const bool asynchronous : {false, true})
+        for (const int pages : {12, 4096}) {
+          INFO("chunk " << chunk << " pages " << pages);
+          FakeEngineOptions options;
+          options.config.prefill_chunk_tokens = chunk;
+          options.config.kivi_prefill = mode;
+          options.runner.asynchronous = asynchronous;
+          options.format.residual = 32;
+          options.pages = pages;
+          auto engine = make_fake_engine(options);
+          std::vector<Request> requests;
+          std::vector<std::shared_ptr<TokenStream>> streams;
+          for (int i = 0; i < 12; ++i) {
+            Request r = request_of(1 + i * 37 % 300, i % 3 == 0 ? 200 : 0);
+            if (i % 3 != 0) r.pooling = i % 3 == 1 ? Pooling::last : Pooling::mean;
+            requests.push_back(r);
+            streams.push_back(submit(*engine, r));
+          }
+          engine->run_until_idle();
+          for (size_t i = 0; i < requests.size(); ++i) {
+            const Outcome out = outcome_of(*streams[i]);
+            if (requests[i].pooling == Pooling::none) {
+              CHECK(out.last.hidden.empty());
+              continue;
+            }
+            CHECK(out.ids.empty());
+            CHECK(out.last.finish == FinishReason::length);
+            CHECK(out.last.hidden == expected(requests[i]));
+            if (requests[i].pooling == Pooling::mean) CHECK(out.last.cached_tokens == 0);
+          }
+          preempted = preempted || engine->stats().preemptions > 0;
+          check_nothing_held(*engine);
+        }
+  CHECK(preempted);
+}
+
+TEST_CASE("a request that pools is refused with tokens to sample, and reuses a prefix") {
+  auto engine = make_fake_engine({});
+  Request r = request_of(600, 1);
+  r.pooling = Pooling::last;
+  CHECK(refusal(*engine, r).field == "max_tokens");
+  r.sampling.max_tokens = 0;
+  const Outcome first = run(*engine, r), second = run(*engine, r);
+  CHECK(first.last.cached_tokens == 0);
+  CHECK(second.last.cached_tokens > 0);
+  CHECK(second.last.hidden == first.last.hidden);
+  r.pooling = Pooling::mean;  // needs every token's
+  CHECK(run(*engine, r).last.cached_tokens == 0);
+}
+
 TEST_CASE("max_tokens is cut to the context, and a prompt that leaves no room is refused") {
   FakeEngineOptions options;
   options.max_model_len = 100;

@@ -32,6 +32,7 @@ struct FakeRunnerOptions {
   std::vector<int32_t> script;
   std::chrono::microseconds step_delay{0};
   int64_t fail_at_step = -1;  // this step (from 0) fails
+  int hidden = 8;             // channels of a hidden state
   int transfer_polls = 0;     // a batch of transfers is done after so many questions
   bool asynchronous = false;  // steps are computed at launch and handed out at collect
 };
@@ -40,7 +41,9 @@ class FakeRunner : public StepRunner {
  public:
   explicit FakeRunner(FakeRunnerOptions options) : options_(std::move(options)) {}
 
-  void launch(const BatchPlan& plan) override {
+  void launch(const BatchPlan&) override {}
+
+  void sample(const BatchPlan& plan) override {
     std::vector<StepResult>& results = under_way_.emplace_back(plan.sequences.size());
     for (size_t i = 0; i < results.size(); ++i) fill(plan.sequences[i], results[i]);
   }
@@ -68,6 +71,11 @@ class FakeRunner : public StepRunner {
     return results;
   }
 
+  // Channel c of a token's hidden state: a small integer, so that sums are exact.
+  static float hidden_of(int32_t id, int position, int c) {
+    return float(int(mix(uint64_t(id) * 131 + uint64_t(position) * 7 + uint64_t(c)) % 9) - 4);
+  }
+
   static uint64_t mix(uint64_t x) {
     x = (x ^ (x >> 31)) * 0x7fb5d329728ea185u;
     x = (x ^ (x >> 27)) * 0x81dadef4bc2dd44du;
@@ -82,14 +90,22 @@ class FakeRunner : public StepRunner {
     if (part.scores_prompt)
       for (int position = part.past + 1; position <= end && position < s.prompt_tokens; ++position)
         result.scored.push_back(scored(s, s.tokens[size_t(position)], position, p.prompt_logprobs));
+    if (part.hidden != HiddenRows::none) {
+      result.hidden.assign(size_t(options_.hidden), 0);
+      const int begin = part.hidden == HiddenRows::last ? end - 1 : part.past;
+      for (int position = begin; position < end; ++position)
+        for (int c = 0; c < options_.hidden; ++c)
+          result.hidden[size_t(c)] += hidden_of(s.tokens[size_t(position)], position, c);
+    }
     if (part.samples) result.token = scored(s, sample(s, end), end, p.logprobs);
   }
 
   // The next id that neither the sequence's bias nor its constraint forbids.
   int32_t sample(const Sequence& s, int position) const {
     std::span<const uint32_t> mask;
-    if (s.request.constraint != nullptr) mask = s.request.constraint->mask();
     int32_t id = invent(s, position);
+    if (s.state == SequenceState::finished || int(s.tokens.size()) != position) return id;
+    if (s.request.constraint != nullptr) mask = s.request.constraint->mask();
     while (forbidden(s, id) || !allowed(mask, id)) id = (id + 1) % options_.vocab_size;
     return id;
   }

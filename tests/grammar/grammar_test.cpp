@@ -362,5 +362,60 @@ TEST_CASE("a short schema that asks for much work is refused soon") {
   }
 }
 
+TEST_CASE("a forced text is what one byte after another leaves no choice about") {
+  const std::vector<std::string> tokens = test_tokens();
+  const uint32_t seed = 5;
+  CAPTURE(seed);
+  std::mt19937 random(seed);
+  size_t longest = 0, settled_bytes = 0;
+  for (const Source& source :
+       {schema(R"({"type":"object","properties":{"the name":{"enum":["abc","abd"]},)"
+               R"("yes":{"type":"integer"}},"required":["the name","yes"]})"),
+        regex("(the end|the eve) of (yes|no)+!"), Source{SourceKind::json_object, "", {}},
+        Source{SourceKind::choice, "", {"abcabc", "abcabd", "no"}},
+        grammar_text("root ::= \"the end\" root2 \"the end\"\nroot2 ::= \"a\" | \"ab\"")}) {
+    const auto grammar = compiled(source);
+    for (int walk = 0; walk < 20; ++walk) {
+      Matcher matcher(grammar);
+      const auto guide = Compiler::guide(grammar);
+      for (int step = 0; step < 40 && !matcher.complete(); ++step) {
+        const auto bytes_of = [](const Matcher& at) {
+          std::string bytes;
+          for (int byte = 0; byte < 256; ++byte)
+            if (Matcher(at).accept(std::string_view(std::string(1, char(byte)))))
+              bytes += char(byte);
+          return bytes;
+        };
+        std::string expected;
+        Matcher at = matcher;
+        for (std::string next = bytes_of(at);
+             next.size() == 1 && !at.may_end() && expected.size() < 20; next = bytes_of(at)) {
+          expected += next;
+          REQUIRE(at.accept(std::string_view(next)));
+        }
+        REQUIRE(matcher.forced_text(20) == expected);
+        const ForcedText forced = guide->forced_text();
+        REQUIRE(forced.text.substr(0, 20) == expected);
+        REQUIRE(forced.settled <= forced.text.size());
+        for (size_t from = 0; from <= forced.settled && from < forced.text.size(); ++from) {
+          const std::string_view rest = std::string_view(forced.text).substr(from);
+          const bool open = std::ranges::any_of(tokens, [&](const std::string& token) {
+            return token.size() > rest.size() && token.starts_with(rest);
+          });
+          REQUIRE(open == (from == forced.settled));
+        }
+        longest = std::max(longest, expected.size());
+        settled_bytes += forced.settled;
+        const std::string choices = bytes_of(matcher);
+        const std::string next(1, choices[random() % choices.size()]);
+        REQUIRE(matcher.accept(std::string_view(next)));
+        REQUIRE(guide->accept(int32_t(uint8_t(next[0]))));
+      }
+    }
+  }
+  CHECK(longest >= 7);
+  CHECK(settled_bytes > 100);
+}
+
 }  // namespace
 }  // namespace kivi::grammar
