@@ -203,6 +203,9 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   out.push_back(std::move(bytes));
   out.push_back(snapshot(name("cache_config_info"), "How the store is set up.", MetricType::Gauge,
                          1, std::move(cache_info)));
+  out.push_back(snapshot(name("forced_tokens_total"),
+                         "Tokens that a structured output forced, and that were not sampled.",
+                         MetricType::Counter, double(stats.forced_tokens), labels));
   out.push_back(snapshot(name("broken_logits_total"),
                          "Requests that ended because logits were NaN or infinite.",
                          MetricType::Counter, double(stats.broken_logits), labels));

@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 
+#include "base/base64.h"
 #include "base/verify.h"
 
 namespace kivi {
@@ -92,14 +93,8 @@ std::vector<uint8_t> png_of(const HeatMap& map) {
 }
 
 std::string data_uri(std::span<const uint8_t> png) {
-  constexpr char kDigits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   std::string out = "data:image/png;base64,";
-  for (size_t i = 0; i < png.size(); i += 3) {
-    const size_t count = std::min<size_t>(3, png.size() - i);
-    uint32_t bits = 0;
-    for (size_t j = 0; j < 3; ++j) bits = (bits << 8) | (j < count ? png[i + j] : 0u);
-    for (size_t j = 0; j < 4; ++j) out += j <= count ? kDigits[(bits >> (18 - 6 * j)) & 63] : '=';
-  }
+  append_base64(out, png);
   return out;
 }
 

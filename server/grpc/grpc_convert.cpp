@@ -102,6 +102,27 @@ v1::FinishReason to_message(FinishReason reason) {
   return v1::FINISH_REASON_ABORT;
 }
 
+// What Generate, Complete and Embed have in common.
+template <class Message>
+Status set_shared_fields(const Message& message, CompletionRequest& request) {
+  if (message.cache_salt().size() > kCacheSaltBytesMax)
+    return invalid(fmt::format("cache_salt has {} bytes, must have at most {}",
+                               message.cache_salt().size(), kCacheSaltBytesMax),
+                   "cache_salt");
+  if (message.has_truncate_prompt_tokens() && message.truncate_prompt_tokens() < 1)
+    return invalid(fmt::format("truncate_prompt_tokens is {}, must be at least 1",
+                               message.truncate_prompt_tokens()),
+                   "truncate_prompt_tokens");
+  if (message.has_truncate_prompt_tokens())
+    request.truncate_prompt_tokens = message.truncate_prompt_tokens();
+  if (message.truncate_prompt_end()) request.truncation_side = CompletionRequest::Side::end;
+  if (message.has_add_special_tokens()) request.add_special_tokens = message.add_special_tokens();
+  request.priority = message.priority();
+  request.cache = !message.has_cache() || message.cache();
+  request.cache_salt = message.cache_salt();
+  return ok_status();
+}
+
 void append_token(ChunkToken& token, bool with_logprobs, v1::Choice& part) {
   part.add_token_ids(token.id);
   if (!with_logprobs) return;
@@ -188,16 +209,9 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
     return invalid(
         fmt::format("best_of is {}, must be from n to {}", message.best_of(), kMaxChoices),
         "best_of");
-  if (message.cache_salt().size() > kCacheSaltBytesMax)
-    return invalid(fmt::format("cache_salt has {} bytes, must have at most {}",
-                               message.cache_salt().size(), kCacheSaltBytesMax),
-                   "cache_salt");
-  if (message.has_truncate_prompt_tokens() && message.truncate_prompt_tokens() < 1)
-    return invalid(fmt::format("truncate_prompt_tokens is {}, must be at least 1",
-                               message.truncate_prompt_tokens()),
-                   "truncate_prompt_tokens");
 
   CompletionRequest request;
+  KIVI_RETURN_IF_ERROR(set_shared_fields(message, request));
   set_prompt(message, request);
   request.sampling = to_sampling(message, model);
   request.n = message.has_n() ? message.n() : 1;
@@ -206,19 +220,46 @@ Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& messa
   request.allowed_token_ids.assign(message.allowed_token_ids().begin(),
                                    message.allowed_token_ids().end());
   request.bad_words.assign(message.bad_words().begin(), message.bad_words().end());
-  if (message.truncate_prompt_end()) request.truncation_side = CompletionRequest::Side::end;
   request.stop.assign(message.stop().begin(), message.stop().end());
   request.include_stop_str_in_output = message.include_stop_str_in_output();
   request.echo = message.echo();
   if (message.has_skip_special_tokens())
     request.skip_special_tokens = message.skip_special_tokens();
-  if (message.has_add_special_tokens()) request.add_special_tokens = message.add_special_tokens();
-  if (message.has_truncate_prompt_tokens())
-    request.truncate_prompt_tokens = message.truncate_prompt_tokens();
-  request.priority = message.priority();
-  request.cache = !message.has_cache() || message.cache();
-  request.cache_salt = message.cache_salt();
   request.streaming = delivery == Delivery::stream;
+  return request;
+}
+
+Result<CompletionRequest> to_completion_request(const v1::EmbedRequest& message,
+                                                const ServedModel& model) {
+  KIVI_RETURN_IF_ERROR(check_model_name(model, message.model()));
+  CompletionRequest request;
+  if (message.inputs().empty() || message.inputs_size() > kMaxPromptsPerRequest)
+    return invalid(fmt::format("inputs has {} entries, must have 1 to {}", message.inputs_size(),
+                               kMaxPromptsPerRequest),
+                   "inputs");
+  for (int i = 0; i < message.inputs_size(); ++i) {
+    const v1::EmbedInput& input = message.inputs(i);
+    if (input.input_case() == v1::EmbedInput::INPUT_NOT_SET)
+      return invalid(fmt::format("inputs[{}] is not set, must be text or token_ids", i), "inputs");
+    if (input.has_text()) {
+      request.prompts.emplace_back(input.text());
+      continue;
+    }
+    const auto& ids = input.token_ids().ids();
+    if (ids.empty())
+      return invalid(fmt::format("inputs[{}] is empty, must hold at least one id", i), "inputs");
+    KIVI_RETURN_IF_ERROR(
+        check_token_ids({ids.data(), size_t(ids.size())}, model.tokenizer->vocab_size(), "inputs"));
+    request.prompts.emplace_back(std::vector<int32_t>(ids.begin(), ids.end()));
+  }
+  if (!v1::Pooling_IsValid(message.pooling()))
+    return invalid(
+        fmt::format("pooling is {}, must be POOLING_LAST or POOLING_MEAN", int(message.pooling())),
+        "pooling");
+  request.pooling = message.pooling() == v1::POOLING_MEAN ? Pooling::mean : Pooling::last;
+  request.normalize = !message.has_normalize() || message.normalize();
+  request.sampling.max_tokens = 0;
+  KIVI_RETURN_IF_ERROR(set_shared_fields(message, request));
   return request;
 }
 

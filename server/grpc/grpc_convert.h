@@ -32,6 +32,9 @@ Status check_known_fields(const google::protobuf::Message& message);
 Result<CompletionRequest> to_completion_request(const v1::GenerateRequest& message,
                                                 const ServedModel& model, Delivery delivery);
 
+Result<CompletionRequest> to_completion_request(const v1::EmbedRequest& message,
+                                                const ServedModel& model);
+
 // Adds `chunks` to `choices`, chunks of a choice joined to one part in their order.
 void append_chunks(std::span<TextChunk> chunks, bool with_logprobs,
                    google::protobuf::RepeatedPtrField<v1::Choice>& choices);

@@ -82,16 +82,16 @@ grpc::Status over_budget_status(GrpcCore& core) {
                            core.state.body_budget().limit())});
 }
 
-Generation::Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request,
+Generation::Generation(GrpcCore& core, CallInfo call, const google::protobuf::Message& message,
                        Delivery delivery)
     : core_(core),
       call_(std::move(call)),
-      request_(request),
+      message_(message),
       delivery_(delivery),
       body_share_(core.state.body_budget()) {}
 
 void Generation::begin() {
-  note(body_share_.grow_to(request_.ByteSizeLong()) ? &Events::begun : &Events::over_budget);
+  note(body_share_.grow_to(message_.ByteSizeLong()) ? &Events::begun : &Events::over_budget);
 }
 
 void Generation::unreadable() { note(&Events::unreadable); }
@@ -169,7 +169,7 @@ void Generation::run(const Events& events) {
 
 // Admits the call and hands it to the engine, or ends it with what is wrong.
 void Generation::start() {
-  const Status admitted = adopt_request_id(call_, request_.request_id());
+  const Status admitted = adopt_request_id(call_, wanted_id());
   send_request_id(call_.request_id);
   core_.add(call_.request_id, shared_from_this());
   if (!admitted.ok()) return conclude(to_grpc_status(admitted.error()));
@@ -179,26 +179,29 @@ void Generation::start() {
     return conclude(to_grpc_status(model.error()));
   }
   model_ = *model;
-  if (const Status known = check_known_fields(request_); !known.ok()) {
+  if (const Status known = check_known_fields(message_); !known.ok()) {
     if (core_.state.config().strict_params) return conclude(to_grpc_status(known.error()));
     core_.state.note_unknown_fields({known.error().field});
   }
   if (const auto over = core_.state.admit(call_.tenant, permit_))
     return conclude(to_grpc_status(*over));
-  auto request = to_completion_request(request_, *model_, delivery_);
+  auto request = read(*model_);
   if (!request.ok()) return conclude(to_grpc_status(request.error()));
   request->id = call_.request_id;
   request->arrival = call_.arrival;
   request->tenant = call_.tenant;
   request->deadline = call_.deadline;
-  asked_ = asked_of(*request, "text_completion");
+  pools_ = request->pooling != Pooling::none;
+  asked_ = asked_of(*request, pools_ ? "embeddings" : "text_completion");
   // The Completion may call after this object is gone: it holds no share of it.
   auto completion = Completion::start(*model_, std::move(*request), [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->note(&Events::ready);
   });
   if (!completion.ok()) {
-    core_.state.metrics().admission_rejected(completion.error());
-    return conclude(to_grpc_status(completion.error()));
+    Error error = completion.error();
+    core_.state.metrics().admission_rejected(error);
+    if (pools_ && error.field == "prompt") error.field = "inputs";
+    return conclude(to_grpc_status(error));
   }
   completion_ = std::move(*completion);
   metrics_.emplace(core_.state.metrics(), call_.arrival);
@@ -217,6 +220,8 @@ void Generation::pump() {
   }
   if (core_.state.draining() && was_aborted(chunks_))
     core_.state.metrics().request_aborted("shutdown");
+  if (pools_ && was_aborted(chunks_))
+    return conclude(to_grpc_status(Error{ErrorCode::unavailable, "the request was aborted"}));
   std::erase_if(chunks_, carries_nothing);
   if (delivery_ == Delivery::stream && has_tokens(chunks_)) metrics_->first_write();
   if (!ended && chunks_.empty()) return;

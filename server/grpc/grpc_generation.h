@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Generation is one Generate or Complete call. It connects the reactions of gRPC, the executor and
-// a Completion.
+// Generation is one Generate, Complete or Embed call. It connects the reactions of gRPC, the
+// executor and a Completion.
 //
 // It is an actor. Each event (a reaction of gRPC, tokens, an Abort, a timer) is noted under its
 // mutex and schedules a turn. Turns run on the executor, one at a time. So the state of a turn
@@ -59,8 +59,9 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void abort();
 
  protected:
-  // `request` lives until the call is done, and is read from begin() on.
-  Generation(GrpcCore& core, CallInfo call, const v1::GenerateRequest& request, Delivery delivery);
+  // `message`, the request, lives until the call is done, and is read from begin() on.
+  Generation(GrpcCore& core, CallInfo call, const google::protobuf::Message& message,
+             Delivery delivery);
 
   // Any thread, once a shared_ptr owns the object. begin() or unreadable() ends the reading of the
   // request message, which counts as body bytes from begin() on. late() has no effect after
@@ -73,7 +74,6 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void done();            // the last reaction
 
   const CallInfo& call() const { return call_; }
-  bool with_logprobs() const { return request_.has_logprobs() && request_.logprobs() >= 0; }
   const ServedModel& model() const { return *model_; }
 
  private:
@@ -88,6 +88,10 @@ class Generation : public std::enable_shared_from_this<Generation> {
   };
 
   // --- a front end's side of it; called in a turn ------------------------------------------------
+  // The id that the request asks for; "" = none.
+  virtual const std::string& wanted_id() const = 0;
+  // The request as the engine takes it. `id`, `deadline` and `arrival` are set later.
+  virtual Result<CompletionRequest> read(const ServedModel& model) const = 0;
   // The request's id is settled, and nothing has been sent: echoes the id.
   virtual void send_request_id(const std::string& id) = 0;
   // Sends `chunks` or keeps them for finish(). `usage`: null but for the last ones. True: a write
@@ -110,7 +114,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
   GrpcCore& core_;
   CallInfo call_;  // of the turn, once begin() or unreadable() was called
-  const v1::GenerateRequest& request_;
+  const google::protobuf::Message& message_;
   const Delivery delivery_;
   BodyShare body_share_;
 
@@ -125,6 +129,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   std::optional<RequestAsked> asked_;
   std::optional<RequestMetrics> metrics_;
   std::vector<TextChunk> chunks_;
+  bool pools_ = false;     // the request asks for embeddings
   bool ended_ = false;     // the last chunks have been written, or are in flight
   bool finished_ = false;  // finish() was called
   bool writing_ = false;

@@ -72,10 +72,10 @@ class RefusedCall final : public grpc::ServerBidiReactor<Request, Response> {
   void OnDone() override { delete this; }
 };
 
-// What Generate and Complete share: the object lives from make() to the last reaction of gRPC.
-template <class Response>
-class GenerationCall : public grpc::ServerBidiReactor<v1::GenerateRequest, Response>,
-                       public Generation {
+// What the calls share that run in the engine: the object lives from make() to the last reaction of
+// gRPC.
+template <class Request, class Response>
+class GenerationCall : public grpc::ServerBidiReactor<Request, Response>, public Generation {
  public:
   template <class Call>
   static Call* make(GrpcCore& core, grpc::CallbackServerContext& context) {
@@ -96,8 +96,10 @@ class GenerationCall : public grpc::ServerBidiReactor<v1::GenerateRequest, Respo
         context_(context) {}
 
   grpc::CallbackServerContext& context() { return context_; }
+  const Request& request() const { return request_; }
 
  private:
+  const std::string& wanted_id() const override { return request_.request_id(); }
   void OnReadDone(bool ok) override {
     core_.pending_reads().remove(ticket_);
     ok ? begin() : unreadable();
@@ -115,22 +117,29 @@ class GenerationCall : public grpc::ServerBidiReactor<v1::GenerateRequest, Respo
   grpc::CallbackServerContext& context_;
   std::shared_ptr<GenerationCall> self_;  // until the last reaction
   uint64_t ticket_ = 0;                   // of the pending read
-  v1::GenerateRequest request_;
+  Request request_;
 };
 
-class GenerateCall final : public GenerationCall<v1::GenerateResponse> {
+bool with_logprobs(const v1::GenerateRequest& request) {
+  return request.has_logprobs() && request.logprobs() >= 0;
+}
+
+class GenerateCall final : public GenerationCall<v1::GenerateRequest, v1::GenerateResponse> {
  public:
   static constexpr const char* kMethod = "/kivi.v1.Kivi/Generate";
   GenerateCall(GrpcCore& core, grpc::CallbackServerContext& context)
       : GenerationCall(core, context, kMethod, Delivery::stream) {}
 
  private:
+  Result<CompletionRequest> read(const ServedModel& model) const override {
+    return to_completion_request(request(), model, Delivery::stream);
+  }
   void OnWriteDone(bool ok) override { written(ok); }
   // The last message is a write of its own, not one with the status: it, too, is timed.
   bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     message_.Clear();
     if (!std::exchange(begun_, true)) message_.set_request_id(call().request_id);
-    append_chunks(chunks, with_logprobs(), *message_.mutable_choices());
+    append_chunks(chunks, with_logprobs(request()), *message_.mutable_choices());
     if (usage != nullptr) set_usage(*usage, *message_.mutable_usage());
     StartWrite(&message_);
     return true;
@@ -142,15 +151,18 @@ class GenerateCall final : public GenerationCall<v1::GenerateResponse> {
   bool begun_ = false;
 };
 
-class CompleteCall final : public GenerationCall<v1::CompleteResponse> {
+class CompleteCall final : public GenerationCall<v1::GenerateRequest, v1::CompleteResponse> {
  public:
   static constexpr const char* kMethod = "/kivi.v1.Kivi/Complete";
   CompleteCall(GrpcCore& core, grpc::CallbackServerContext& context)
       : GenerationCall(core, context, kMethod, Delivery::whole) {}
 
  private:
+  Result<CompletionRequest> read(const ServedModel& model) const override {
+    return to_completion_request(request(), model, Delivery::whole);
+  }
   bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
-    append_chunks(chunks, with_logprobs(), *response_.mutable_choices());
+    append_chunks(chunks, with_logprobs(request()), *response_.mutable_choices());
     if (usage != nullptr) {
       std::ranges::sort(response_.mutable_choices()->pointer_begin(),
                         response_.mutable_choices()->pointer_end(), {}, &v1::Choice::index);
@@ -171,6 +183,40 @@ class CompleteCall final : public GenerationCall<v1::CompleteResponse> {
   void drop() override {}  // nothing is in flight before the end
 
   v1::CompleteResponse response_;
+};
+
+class EmbedCall final : public GenerationCall<v1::EmbedRequest, v1::EmbedResponse> {
+ public:
+  static constexpr const char* kMethod = "/kivi.v1.Kivi/Embed";
+  EmbedCall(GrpcCore& core, grpc::CallbackServerContext& context)
+      : GenerationCall(core, context, kMethod, Delivery::whole) {}
+
+ private:
+  Result<CompletionRequest> read(const ServedModel& model) const override {
+    return to_completion_request(request(), model);
+  }
+  bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
+    auto& embeddings = *response_.mutable_embeddings();
+    while (embeddings.size() < request().inputs_size()) embeddings.Add();
+    for (const TextChunk& chunk : chunks)
+      embeddings[chunk.choice].mutable_values()->Add(chunk.embedding.begin(),
+                                                     chunk.embedding.end());
+    if (usage != nullptr) {
+      response_.set_request_id(call().request_id);
+      response_.set_model(model().name);
+      set_usage(*usage, *response_.mutable_usage());
+    }
+    return false;
+  }
+  void finish(grpc::Status status) override {
+    if (status.ok())
+      StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
+    else
+      Finish(std::move(status));
+  }
+  void drop() override {}  // nothing is in flight before the end
+
+  v1::EmbedResponse response_;
 };
 
 // A method that ends at once: read, answered on the executor (tokenizing a long text takes long).
@@ -247,6 +293,9 @@ class KiviService final : public grpc::Service {
     });
     add<v1::GenerateRequest, v1::CompleteResponse>(CompleteCall::kMethod, [this](auto& context) {
       return CompleteCall::make<CompleteCall>(core_, context);
+    });
+    add<v1::EmbedRequest, v1::EmbedResponse>(EmbedCall::kMethod, [this](auto& context) {
+      return EmbedCall::make<EmbedCall>(core_, context);
     });
     answer<v1::TokenizeRequest, v1::TokenizeResponse>("/kivi.v1.Kivi/Tokenize",
                                                       &KiviService::tokenize);

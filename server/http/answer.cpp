@@ -27,18 +27,19 @@ class Reader {
   // error of a choice.
   bool poll(std::vector<TextChunk>& chunks) {
     const size_t before = chunks.size();
-    bool ended = completion_.poll(chunks);
+    const bool ended = completion_.poll(chunks);
     const std::span<const TextChunk> fresh = std::span<const TextChunk>(chunks).subspan(before);
     metrics_.polled(completion_, fresh);
     count_usage();
     for (const TextChunk& chunk : fresh) {
       if (chunk.finish == FinishReason::abort && !aborted_) aborted_ = "api";
+      if (chunk.finish == FinishReason::abort && started_.call.request.pooling != Pooling::none)
+        error_ = Error{ErrorCode::unavailable, "the request was aborted"};
       if (error_ || (!chunk.error && chunk.finish != FinishReason::error)) continue;
       error_ = chunk.error.value_or(Error{ErrorCode::internal, "the request failed"});
-      ended = true;
     }
     if (error_) completion_.cancel();
-    return ended;
+    return ended || error_.has_value();
   }
 
   const std::optional<Error>& error() const { return error_; }

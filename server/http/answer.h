@@ -14,7 +14,7 @@ struct Started {
   CompletionCall call;
   std::shared_ptr<Completion> completion;
   std::unique_ptr<AnswerWriter> writer;
-  const char* operation;  // "chat" or "text_completion"
+  const char* operation;  // "chat", "text_completion", "embeddings", "score" or "rerank"
 };
 
 // Submits a parsed call, whose reply has the id `id_prefix` + the request's id. The caller sets the

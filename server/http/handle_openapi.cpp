@@ -7,6 +7,7 @@
 
 #include "base/version.h"
 #include "server/http/http_routes.h"
+#include "server/openai/embeddings_api.h"
 #include "server/openai/field_docs.h"
 #include "server/openai/field_recorder.h"
 #include "server/openai/messages_api.h"
@@ -28,7 +29,10 @@ enum class Body {
   detokenize,
   messages,
   count_tokens,
-  responses
+  responses,
+  embeddings,
+  score,
+  rerank
 };
 
 struct PathDoc {
@@ -66,6 +70,12 @@ constexpr PathDoc kPaths[] = {
     {"/v1/completions/render", "The token ids of a prompt", Body::completion, "prompt"},
     {"/v1/chat/completions", "Continues a chat", Body::chat, "messages"},
     {"/v1/chat/completions/render", "The token ids of a chat", Body::chat, "messages"},
+    {"/v1/embeddings", "Turns texts into vectors", Body::embeddings, "input"},
+    {"/score", "Compares texts by the cosine of their embeddings", Body::score},
+    {"/v1/score", "Compares texts by the cosine of their embeddings", Body::score},
+    {"/rerank", "Orders documents by their likeness to a query", Body::rerank, "query"},
+    {"/v1/rerank", "Orders documents by their likeness to a query", Body::rerank, "query"},
+    {"/v2/rerank", "Orders documents by their likeness to a query", Body::rerank, "query"},
     {"/v1/responses", "Continues a chat in the dialect of responses", Body::responses, "input"},
     {"/v1/messages", "Continues a chat in Anthropic's dialect", Body::messages, "messages"},
     {"/v1/messages/count_tokens", "Counts the tokens of a chat", Body::count_tokens, "messages"},
@@ -115,6 +125,15 @@ FieldRecorder record(Body body) {
     case Body::responses:
       static_cast<void>(parse_responses(R"({"input":"x"})", rules).ok());
       break;
+    case Body::embeddings:
+      static_cast<void>(parse_embeddings(R"({"input":"x"})", rules).ok());
+      break;
+    case Body::score:
+      static_cast<void>(parse_score(R"({"text_1":"x","text_2":"x"})", rules).ok());
+      break;
+    case Body::rerank:
+      static_cast<void>(parse_rerank(R"({"query":"x","documents":["x"]})", rules).ok());
+      break;
   }
   return recorder;
 }
@@ -160,6 +179,7 @@ ordered_json schema_of(const PathDoc& doc, const FieldRecorder& chat) {
   ordered_json schema{{"type", "object"}, {"properties", std::move(properties)}};
   if (!doc.required.empty()) schema["required"] = {doc.required};
   if (doc.body == Body::messages) schema["required"].push_back("max_tokens");
+  if (doc.body == Body::rerank) schema["required"].push_back("documents");
   return schema;
 }
 

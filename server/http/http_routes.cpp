@@ -42,6 +42,12 @@ constexpr Route kRoutes[] = {
     {"/v1/unload_lora_adapter", "POST", Access::key, false, false, handle_lora},
     {"/v1/completions", "POST", Access::key, true, true, nullptr, handle_completions},
     {"/v1/chat/completions", "POST", Access::key, true, true, nullptr, handle_chat_completions},
+    {"/v1/embeddings", "POST", Access::key, true, true, nullptr, handle_embeddings},
+    {"/score", "POST", Access::key, true, true, nullptr, handle_score},
+    {"/v1/score", "POST", Access::key, true, true, nullptr, handle_score},
+    {"/rerank", "POST", Access::key, true, true, nullptr, handle_rerank},
+    {"/v1/rerank", "POST", Access::key, true, true, nullptr, handle_rerank},
+    {"/v2/rerank", "POST", Access::key, true, true, nullptr, handle_rerank},
     {"/v1/completions/render", "POST", Access::key, true, false, nullptr,
      handle_completions_render},
     {"/v1/chat/completions/render", "POST", Access::key, true, false, nullptr, handle_chat_render},
@@ -77,9 +83,9 @@ std::string in_quotes(std::string_view text) {
 }
 
 // Known paths of other servers that this one does not have.
-bool needs_hidden_states(std::string_view path) {
-  if (path.starts_with("/v1/") || path.starts_with("/v2/")) path.remove_prefix(3);
-  return path == "/embeddings" || path == "/score" || path == "/rerank" || path == "/pooling";
+bool needs_other_heads(std::string_view path) {
+  if (path.starts_with("/v1/")) path.remove_prefix(3);
+  return path == "/pooling" || path == "/classify";
 }
 
 bool needs_key(const ServerConfig& config, const Route* route) {
@@ -213,9 +219,9 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     return false;
   }
   if (route == nullptr) {
-    refusal = refuse(kNotFound, needs_hidden_states(request.path)
-                                    ? fmt::format("{} is not supported by this build: its engine "
-                                                  "gives tokens, not embeddings and scores",
+    refusal = refuse(kNotFound, needs_other_heads(request.path)
+                                    ? fmt::format("{} is not supported by this build: it has "
+                                                  "/v1/embeddings, /v1/score and /v1/rerank",
                                                   request.path)
                                     : fmt::format("no such path: {}", in_quotes(request.path)));
     return false;

@@ -75,6 +75,9 @@ boost::asio::awaitable<void> handle_completions(HttpConnection&);         // han
 boost::asio::awaitable<void> handle_chat_completions(HttpConnection&);    //
 boost::asio::awaitable<void> handle_completions_render(HttpConnection&);  //
 boost::asio::awaitable<void> handle_chat_render(HttpConnection&);         //
+boost::asio::awaitable<void> handle_embeddings(HttpConnection&);          // handle_embeddings.cpp
+boost::asio::awaitable<void> handle_score(HttpConnection&);               //
+boost::asio::awaitable<void> handle_rerank(HttpConnection&);              //
 boost::asio::awaitable<void> handle_messages(HttpConnection&);            // handle_messages.cpp
 boost::asio::awaitable<void> handle_count_tokens(HttpConnection&);        //
 boost::asio::awaitable<void> handle_responses(HttpConnection&);           //

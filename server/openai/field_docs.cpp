@@ -17,6 +17,18 @@ constexpr std::string_view kSchemaOrText =
     R"({"anyOf":[{"type":"object"},{"type":"boolean"},{"type":"string"}]})";
 constexpr std::string_view kNonEmpty = R"({"type":"string","minLength":1})";
 
+constexpr std::string_view kPrompts =
+    R"({"anyOf":[{"type":"string"},{"type":"array","minItems":1,"items":{"type":"string"}},)"
+    R"({"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},)"
+    R"({"type":"array","minItems":1,"items":{"type":"array","minItems":1,)"
+    R"("items":{"type":"integer","minimum":0}}}]})";
+
+constexpr std::string_view kTexts =
+    R"({"anyOf":[{"type":"string"},{"type":"array","minItems":1,"items":{"type":"string"}}]})";
+constexpr std::string_view kDocuments =
+    R"({"type":"array","minItems":1,"items":{"anyOf":[{"type":"string"},)"
+    R"({"type":"object","required":["text"],"properties":{"text":{"type":"string"}}}]}})";
+
 struct Row {
   FieldDoc doc;
   std::string_view place = "";  // the one endpoint of the row; "": all others
@@ -25,7 +37,7 @@ struct Row {
 // clang-format off
 constexpr Row kRows[] = {
     {{"model", "A name of the served model", ""}},
-    {{"prompt", "The text or the token ids to continue", R"({"anyOf":[{"type":"string"},{"type":"array","minItems":1,"items":{"type":"string"}},{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},{"type":"array","minItems":1,"items":{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}}}]})"}},
+    {{"prompt", "The text or the token ids to continue", kPrompts}},
     {{"prompt", "The text to turn into token ids, instead of messages", kString}, "/tokenize"},
     {{"messages", "The chat so far", kMessages}},
     {{"tools", "The tools that the model may call", kObjects}},
@@ -89,6 +101,21 @@ constexpr Row kRows[] = {
     {{"output_format", "An older place of output_config.format", kObject}},
     {{"metadata", "Has no effect on the answer", kObject}},
     {{"input", "A text, or the items of the conversation so far", R"({"anyOf":[{"type":"string"},{"type":"array","minItems":1,"items":{"type":"object"}}]})"}},
+    {{"input", "The texts or the token ids to turn into vectors", kPrompts}, "/v1/embeddings"},
+    {{"encoding_format", "base64: little-endian 32-bit floats", R"({"enum":["float","base64"]})"}},
+    {{"pooling", "The hidden state of the last token, or the mean of all", R"({"enum":["last","mean"]})"}},
+    {{"normalize", "False: embeddings keep their length", ""}},
+    {{"text_1", "One text, or as many as text_2 has", ""}},
+    {{"queries", "Another name of text_1", kTexts}},
+    {{"text_2", "The texts to compare with text_1", ""}},
+    {{"documents", "Another name of text_2", kTexts}, "/score"},
+    {{"documents", "Another name of text_2", kTexts}, "/v1/score"},
+    {{"query", "The text that the documents are compared with", ""}},
+    {{"documents", "Texts, or objects with a text", kDocuments}, "/rerank"},
+    {{"documents", "Texts, or objects with a text", kDocuments}, "/v1/rerank"},
+    {{"documents", "Texts, or objects with a text", kDocuments}, "/v2/rerank"},
+    {{"top_n", "Return so many documents; 0: all", ""}},
+    {{"return_documents", "False: leave the texts out of the reply", ""}},
     {{"instructions", "The system prompt", ""}},
     {{"max_output_tokens", "Tokens to generate at most", R"({"type":"integer","minimum":1})"}},
     {{"text", "format: what the text must be", kObject}},

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "server/openai/json_reader.h"
@@ -21,6 +22,11 @@ void refuse_unless(JsonFields& fields, const char* name,
                    std::initializer_list<nlohmann::json> neutral);
 // Refuses those that neither completions nor chats have.
 void refuse_unbuilt(JsonFields& fields);
+
+// Reads a prompt: a string, a list of strings, a list of ids, or a list of lists of ids. `name` is
+// the field that holds it.
+Result<std::vector<std::variant<std::string, std::vector<int32_t>>>> parse_prompts(
+    const nlohmann::json* value, const char* name, int vocab_size);
 
 // Returns error invalid if an object has too many fields: an object that keeps the order of its
 // members looks them up one by one.
@@ -38,6 +44,11 @@ Status check_model(JsonFields& fields, const ApiRules& rules);
 // ...
 Status parse_shared_fields(std::string_view body, JsonFields& fields, const ApiRules& rules,
                            CompletionCall& call);
+
+// Reads truncate_prompt_tokens and truncation_side.
+void parse_prompt_limits(JsonFields& fields, CompletionRequest& request);
+// Reads what every request may have: priority, cache, cache_salt, user and request_id.
+void parse_request_fields(JsonFields& fields, CompletionCall& call);
 
 // Reads what the prompt of a chat is made of: messages, tools, documents, add_generation_prompt,
 // ... `parsed` was parsed from `body`. The template sees members in the order of `body`.

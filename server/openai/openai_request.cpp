@@ -14,10 +14,12 @@ namespace {
 using nlohmann::json;
 using Prompt = std::variant<std::string, std::vector<int32_t>>;
 
-Result<std::vector<int32_t>> ids_of(const json& list, const std::string& name, int vocab_size) {
+// `name`: the list's place in `field`.
+Result<std::vector<int32_t>> ids_of(const json& list, const std::string& name, const char* field,
+                                    int vocab_size) {
   if (list.empty())
     return Error{ErrorCode::invalid, name + " is an empty list of ids, must have at least one",
-                 "prompt"};
+                 field};
   std::vector<int32_t> ids;
   ids.reserve(list.size());
   for (const json& entry : list) {
@@ -26,50 +28,10 @@ Result<std::vector<int32_t>> ids_of(const json& list, const std::string& name, i
       return Error{ErrorCode::invalid,
                    fmt::format("{}[{}] is {}, must be a token id in [0, {}]", name, ids.size(),
                                describe(entry), vocab_size - 1),
-                   "prompt"};
+                   field};
     ids.push_back(int32_t(*id));
   }
   return ids;
-}
-
-// A string, a list of strings, a list of ids, a list of lists of ids (strings and lists of ids may
-// stand side by side).
-Result<std::vector<Prompt>> parse_prompts(const json* value, int vocab_size) {
-  if (value == nullptr)
-    return Error{ErrorCode::invalid, "prompt is missing, must be text or token ids", "prompt"};
-  if (value->is_string()) return std::vector<Prompt>{value->get<std::string>()};
-  if (!value->is_array() || value->empty())
-    return Error{ErrorCode::invalid,
-                 fmt::format("prompt is {}{}, must be a string, a list of strings, a list of "
-                             "token ids or a list of those",
-                             value->is_array() ? "empty and " : "", describe(*value)),
-                 "prompt"};
-  std::vector<Prompt> prompts;
-  if (value->front().is_number()) {
-    KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(*value, "prompt", vocab_size));
-    prompts.emplace_back(std::move(ids));
-    return prompts;
-  }
-  if (value->size() > size_t(kMaxPromptsPerRequest))
-    return Error{ErrorCode::invalid,
-                 fmt::format("prompt has {} entries, at most {} are taken", value->size(),
-                             kMaxPromptsPerRequest),
-                 "prompt"};
-  for (const json& entry : *value) {
-    const std::string name = fmt::format("prompt[{}]", prompts.size());
-    if (entry.is_string()) {
-      prompts.emplace_back(entry.get<std::string>());
-    } else if (entry.is_array()) {
-      KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(entry, name, vocab_size));
-      prompts.emplace_back(std::move(ids));
-    } else {
-      return Error{
-          ErrorCode::invalid,
-          fmt::format("{} is {}, must be a string or a list of token ids", name, describe(entry)),
-          "prompt"};
-    }
-  }
-  return prompts;
 }
 
 std::vector<LogitBias> parse_logit_bias(JsonFields& fields, int vocab_size) {
@@ -156,17 +118,12 @@ Status parse_stream_options(JsonFields& fields, bool streaming, CompletionCall& 
   return ok_status();
 }
 
-// allowed_token_ids, bad_words and truncation_side.
+// allowed_token_ids and bad_words.
 void parse_token_rules(JsonFields& fields, const ApiRules& rules, CompletionRequest& r) {
   r.allowed_token_ids = fields.integers("allowed_token_ids", size_t(rules.vocab_size));
   if (fields.raw("allowed_token_ids") != nullptr && r.allowed_token_ids.empty())
     fields.fail("allowed_token_ids", "is empty, must have at least one token id");
   r.bad_words = fields.texts("bad_words", size_t(kMaxBadWords));
-  const std::string side = fields.text("truncation_side").value_or("left");
-  if (side != "left" && side != "right")
-    fields.fail("truncation_side",
-                fmt::format("is {}, must be left or right", describe(json(side))));
-  if (side == "right") r.truncation_side = CompletionRequest::Side::end;
 }
 
 Status check_combinations(const CompletionCall& call) {
@@ -182,6 +139,42 @@ Status check_combinations(const CompletionCall& call) {
 }
 
 }  // namespace
+
+// Strings and lists of ids may stand side by side.
+Result<std::vector<Prompt>> parse_prompts(const json* value, const char* name, int vocab_size) {
+  const auto wrong = [&](std::string message) {
+    return Error{ErrorCode::invalid, std::move(message), name};
+  };
+  if (value == nullptr) return wrong(fmt::format("{} is missing, must be text or token ids", name));
+  if (value->is_string()) return std::vector<Prompt>{value->get<std::string>()};
+  if (!value->is_array() || value->empty())
+    return wrong(
+        fmt::format("{} is {}{}, must be a string, a list of strings, a list of token ids "
+                    "or a list of those",
+                    name, value->is_array() ? "empty and " : "", describe(*value)));
+  std::vector<Prompt> prompts;
+  if (value->front().is_number()) {
+    KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(*value, name, name, vocab_size));
+    prompts.emplace_back(std::move(ids));
+    return prompts;
+  }
+  if (value->size() > size_t(kMaxPromptsPerRequest))
+    return wrong(fmt::format("{} has {} entries, at most {} are taken", name, value->size(),
+                             kMaxPromptsPerRequest));
+  for (const json& entry : *value) {
+    const std::string place = fmt::format("{}[{}]", name, prompts.size());
+    if (entry.is_string()) {
+      prompts.emplace_back(entry.get<std::string>());
+    } else if (entry.is_array()) {
+      KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(entry, place, name, vocab_size));
+      prompts.emplace_back(std::move(ids));
+    } else {
+      return wrong(
+          fmt::format("{} is {}, must be a string or a list of token ids", place, describe(entry)));
+    }
+  }
+  return prompts;
+}
 
 void refuse_fields(JsonFields& fields, std::initializer_list<const char*> names) {
   for (const char* name : names) {
@@ -243,6 +236,31 @@ Status check_model(JsonFields& fields, const ApiRules& rules) {
   return ok_status();
 }
 
+void parse_prompt_limits(JsonFields& fields, CompletionRequest& r) {
+  r.truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", -1, -1);
+  if (r.truncate_prompt_tokens == 0)
+    fields.fail("truncate_prompt_tokens", "is 0, must be at least 1 (or -1: off)");
+  const std::string side = fields.text("truncation_side").value_or("left");
+  if (side != "left" && side != "right")
+    fields.fail("truncation_side",
+                fmt::format("is {}, must be left or right", describe(json(side))));
+  if (side == "right") r.truncation_side = CompletionRequest::Side::end;
+}
+
+void parse_request_fields(JsonFields& fields, CompletionCall& call) {
+  CompletionRequest& r = call.request;
+  r.priority = fields.integer("priority", 0);
+  r.cache = fields.boolean("cache", true);
+  r.cache_salt = fields.text("cache_salt").value_or("");
+  if (r.cache_salt.size() > kCacheSaltBytesMax)
+    fields.fail("cache_salt", fmt::format("has {} bytes, must have at most {}", r.cache_salt.size(),
+                                          kCacheSaltBytesMax));
+  call.user = fields.text("user").value_or("");
+  call.request_id = fields.text("request_id").value_or("");
+  if (!call.request_id.empty() && !usable_request_id(call.request_id))
+    fields.fail("request_id", "must be 1 to 128 printable ASCII characters");
+}
+
 Status parse_shared_fields(std::string_view body, JsonFields& fields, const ApiRules& rules,
                            CompletionCall& call) {
   CompletionRequest& r = call.request;
@@ -255,22 +273,11 @@ Status parse_shared_fields(std::string_view body, JsonFields& fields, const ApiR
   r.include_stop_str_in_output = fields.boolean("include_stop_str_in_output", false);
   r.skip_special_tokens = fields.boolean("skip_special_tokens", true);
   parse_token_rules(fields, rules, r);
-  r.truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", -1, -1);
-  if (r.truncate_prompt_tokens == 0)
-    fields.fail("truncate_prompt_tokens", "is 0, must be at least 1 (or -1: off)");
-  r.priority = fields.integer("priority", 0);
-  r.cache = fields.boolean("cache", true);
-  r.cache_salt = fields.text("cache_salt").value_or("");
-  if (r.cache_salt.size() > kCacheSaltBytesMax)
-    fields.fail("cache_salt", fmt::format("has {} bytes, must have at most {}", r.cache_salt.size(),
-                                          kCacheSaltBytesMax));
+  parse_prompt_limits(fields, r);
   r.streaming = fields.boolean("stream", false);
   call.return_token_ids = fields.boolean("return_token_ids", false);
   call.ids_as_tokens = fields.boolean("return_tokens_as_token_ids", false);
-  call.user = fields.text("user").value_or("");
-  call.request_id = fields.text("request_id").value_or("");
-  if (!call.request_id.empty() && !usable_request_id(call.request_id))
-    fields.fail("request_id", "must be 1 to 128 printable ASCII characters");
+  parse_request_fields(fields, call);
   KIVI_RETURN_IF_ERROR(fields.status());
   KIVI_ASSIGN_OR_RETURN(r.format, parse_format(body, fields));
   return parse_stream_options(fields, r.streaming, call);
@@ -311,7 +318,7 @@ Result<CompletionCall> parse_completion(std::string_view body, const ApiRules& r
   refuse_fields(fields,
                 {"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "suffix"});
   KIVI_RETURN_IF_ERROR(fields.status());
-  KIVI_ASSIGN_OR_RETURN(r.prompts, parse_prompts(fields.raw("prompt"), rules.vocab_size));
+  KIVI_ASSIGN_OR_RETURN(r.prompts, parse_prompts(fields.raw("prompt"), "prompt", rules.vocab_size));
   r.sampling.max_tokens = fields.integer("max_tokens", kDefaultMaxTokens, 0);
   r.sampling.logprobs = fields.integer("logprobs", -1, 0, rules.max_logprobs);
   r.echo = fields.boolean("echo", false);

@@ -55,6 +55,7 @@ FAMILIES = {
     "num_preemptions_total": ("counter", (), None),
     "admission_rejections_total": ("counter", ("reason",), None),
     "broken_logits_total": ("counter", (), None),
+    "forced_tokens_total": ("counter", (), None),
     "log_lines_dropped_total": ("counter", (), None),
     "requests_aborted_total": ("counter", ("reason",), None),
     "http_requests_total": ("counter", ("handler", "method", "status"), None),

@@ -309,3 +309,52 @@ TEST_CASE("a step that fails is INTERNAL for its calls and hurts no later one") 
   CHECK(details_of(out.status).detail.code() == "internal_error");
   CHECK(generate(*t.stub, text_request("a tale", 20)).status.ok());
 }
+
+TEST_CASE("Embed gives a vector for each input, and refuses what is wrong by its field") {
+  GrpcTest test;
+  v1::EmbedRequest request;
+  request.add_inputs()->mutable_token_ids()->mutable_ids()->Add(5);
+  for (const int32_t id : {6, 7, 8}) request.mutable_inputs(0)->mutable_token_ids()->add_ids(id);
+  request.add_inputs()->set_text("Once upon a time");
+  const auto embed = [&](const v1::EmbedRequest& asked, v1::EmbedResponse& response) {
+    grpc::ClientContext context;
+    return test.stub->Embed(&context, asked, &response);
+  };
+  for (const bool mean : {false, true}) {
+    request.set_pooling(mean ? v1::POOLING_MEAN : v1::POOLING_UNSPECIFIED);
+    request.set_normalize(false);
+    v1::EmbedResponse response;
+    REQUIRE(embed(request, response).ok());
+    CHECK(response.model() == "tales");
+    CHECK_FALSE(response.request_id().empty());
+    REQUIRE(response.embeddings_size() == 2);
+    CHECK(response.usage().prompt_tokens() ==
+          4 + int(test.tokenizer->encode("Once upon a time", true).size()));
+    CHECK(response.usage().completion_tokens() == 0);
+    for (int c = 0; c < 8; ++c) {
+      float sum = 0;
+      for (int i = mean ? 0 : 3; i < 4; ++i) sum += FakeRunner::hidden_of(5 + i, i, c);
+      CHECK(response.embeddings(0).values(c) == (mean ? sum / 4 : sum));
+    }
+    request.clear_normalize();
+    v1::EmbedResponse normal;
+    REQUIRE(embed(request, normal).ok());
+    for (const v1::Embedding& embedding : normal.embeddings()) {
+      double squares = 0;
+      for (const float x : embedding.values()) squares += double(x) * double(x);
+      CHECK(squares == Approx(1));
+    }
+  }
+  const auto refusal = [&](const std::function<void(v1::EmbedRequest&)>& change) {
+    v1::EmbedRequest wrong = request;
+    change(wrong);
+    v1::EmbedResponse unused;
+    return embed(wrong, unused).error_message();
+  };
+  using Request = v1::EmbedRequest;
+  CHECK(refusal([](Request& r) { r.clear_inputs(); }).find("inputs has 0") == 0);
+  CHECK(refusal([](Request& r) { r.add_inputs(); }).find("inputs[2] is not set") == 0);
+  CHECK(refusal([](Request& r) { r.set_model("x"); }).find("model") == 0);
+  CHECK(refusal([](Request& r) { r.set_pooling(v1::Pooling(9)); }).find("pooling is 9") == 0);
+  CHECK(eventually([&] { return test.engine_is_empty(); }));
+}

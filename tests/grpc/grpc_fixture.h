@@ -34,6 +34,7 @@ class GrpcTest {
     options.engine.runner.vocab_size = tokenizer->vocab_size();
     model.kv_format = options.engine.format;
     model.max_model_len = options.engine.max_model_len;
+    model.hidden = options.engine.runner.hidden;
     engine = make_fake_engine(std::move(options.engine));
     engine->start();
     model.name = "tales";

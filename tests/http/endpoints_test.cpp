@@ -182,7 +182,7 @@ TEST_CASE("with a key every path needs it but the open ones") {
   for (const char* path :
        {"/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens",
         "/v1/responses", "/v1/completions/render", "/v1/chat/completions/render", "/tokenize",
-        "/detokenize", "/v1/embeddings", "/pause"})
+        "/detokenize", "/v1/embeddings", "/v1/score", "/v1/rerank", "/pause"})
     CHECK(server.post(path, "{}").status == 401);
   for (const char* wrong : {"Bearer sesam", "Bearer sesamE", "Bearer ", "Bearer", "Basic sesame",
                             "sesame", "Bearer sesame second-key"})

@@ -61,6 +61,7 @@ class TestServer {
     model_.fingerprint = "fp_test";
     model_.created = 1700000000;
     model_.max_model_len = options_.engine.max_model_len;
+    model_.hidden = options_.engine.runner.hidden;
     model_.kv_format = options_.engine.format;
     model_.tokenizer = &tales_tokenizer();
     model_.engine = engine_.get();
