@@ -61,8 +61,8 @@ TokenVocabulary::TokenVocabulary(std::vector<std::string> tokens, int size)
     for (int n = characters; n > 0 && n <= kPlainCharsMax; ++n)
       plain_masks_[size_t(n)][size_t(id) / 32] |= 1u << (id % 32);
   }
+  std::ranges::sort(all);
   for (const auto& [unused, id] : all) sorted_.push_back(id);
-  std::ranges::sort(sorted_, {}, [&](int32_t id) { return std::string_view(bytes(id)); });
   all_ = TokenTrie(std::move(all));
   special_ = TokenTrie(std::move(special));
 }
