@@ -294,7 +294,7 @@ class Responses(Dialect):
 
     def test_tools_are_called_and_their_results_go_back(self):
         for choice in ("required", {"type": "function", "name": "get_weather"}):
-            body = {"tools": self.TOOLS, "tool_choice": choice, "max_output_tokens": 300, "temperature": 1, "seed": 2}
+            body = {"tools": self.TOOLS, "tool_choice": choice, "max_output_tokens": 300, "temperature": 1, "seed": 3}
             response, streamed = self.ok(self.post(**body)), self.joined(**body)
             self.assertEqual(response["status"], "completed")
             self.assertEqual((response["tool_choice"], response["tools"]), (choice, self.TOOLS))
