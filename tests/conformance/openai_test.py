@@ -7,7 +7,7 @@ import unittest
 
 import openai
 import pydantic
-from openai.types import Completion
+from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 
@@ -44,6 +44,18 @@ class OpenAI(WithServer):
         for part in parts:
             self.assertTrue(part.id.startswith("cmpl-"))
         self.assertEqual(parts[-1].usage.completion_tokens, 5)
+
+    def test_embeddings(self):
+        texts = ["Once upon a time", "A king"]
+        reply = self.client.embeddings.create(model=MODEL, input=texts)  # the client asks for base64
+        self.assertEqual([len(entry.embedding) for entry in reply.data], [256, 256])
+        plain = self.client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+        self.valid(CreateEmbeddingResponse, plain)
+        for a, b in zip(reply.data, plain.data):
+            self.assertLess(max(abs(x - y) for x, y in zip(a.embedding, b.embedding)), 1e-3)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.embeddings.create(model=MODEL, input="x", dimensions=8)
+        self.assertEqual((caught.exception.code, caught.exception.param), ("unsupported_parameter", "dimensions"))
 
     def test_chats(self):
         reply = self.client.chat.completions.create(model=MODEL, messages=TURNS, max_completion_tokens=8, logprobs=True,

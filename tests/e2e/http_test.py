@@ -5,12 +5,13 @@
     BINARY_UNDER_TEST=build/kivi tests/e2e/http_test.py [-k NAME]
 """
 
+import json
 import os
 import threading
 import time
 import unittest
 
-from harness import GREEDY_IDS, PROMPT_IDS, TEXT, RawStream, Server, WithServer, text_of
+from harness import GREEDY_IDS, PROMPT_IDS, ROOT, TEXT, RawStream, Server, WithServer, text_of
 
 
 class Http(WithServer):
@@ -31,6 +32,19 @@ class Http(WithServer):
         self.assertEqual(reply["choices"][0]["token_ids"], GREEDY_IDS)
         self.assertEqual(reply["usage"]["completion_tokens"], len(GREEDY_IDS))
         self.assertEqual(reply["usage"]["prompt_tokens"], len(PROMPT_IDS))
+
+    def test_embeddings_are_those_of_transformers(self):
+        golden = json.loads((ROOT / "tests" / "data" / "tales_llama_embeddings.json").read_text())["embeddings"]
+        ids = [entry["ids"] for entry in golden]
+        for pooling in ("last", "mean"):
+            reply = self.server.post("/v1/embeddings", {"input": ids, "pooling": pooling}).json()
+            self.assertEqual(reply["usage"]["prompt_tokens"], sum(map(len, ids)))
+            for got, entry in zip(reply["data"], golden):
+                worst = max(abs(a - b) for a, b in zip(got["embedding"], entry[pooling], strict=True))
+                self.assertLess(worst, 2e-3, (pooling, len(entry["ids"])))
+        ranked = self.server.post("/v1/rerank", {"query": TEXT, "documents": ["12 + 30 = 42", TEXT]}).json()["results"]
+        self.assertEqual([entry["index"] for entry in ranked], [1, 0])
+        self.assertAlmostEqual(ranked[0]["relevance_score"], 1, places=3)
 
     def test_greedy_text_is_golden_in_a_full_batch(self):
         bodies = [None] * 24
