@@ -97,17 +97,19 @@ struct DecodeMerge {
     if (head + 1 < p.heads) store_16(row + D, o.y / l.y), store_16(row + D + 8, o.w / l.y);
   }
 
-  // slots [2 warps]: what each state belongs to. state(slot): its memory. All threads of the block,
-  // after a barrier. `arrived` [2][3] is shared memory.
+  // slots [2 workers]: what each state belongs to. state(slot): its memory. A worker is what has a
+  // piece: a warp, or a warpgroup. All threads of the block, after a barrier. `arrived` [2][3] is
+  // shared memory.
   template <class StateOf>
-  __device__ __forceinline__ void run(const PartialSlot* slots, StateOf state, int* arrived) {
+  __device__ __forceinline__ void run(const PartialSlot* slots, int workers, StateOf state,
+                                      int* arrived) {
     constexpr uint32_t kAll = 0xffffffffu;
-    const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32;
     const int begin = line.boundary(min(line.pieces, int(blockIdx.x) * line.pieces_block));
     const int end = line.boundary(min(line.pieces, int(blockIdx.x + 1) * line.pieces_block));
     // Lane i looks at slot i. The slots of one segment are a first one, then the even ones of the
-    // next warps.
-    const int id = lane < 2 * warps ? slots[lane].id : -1;
+    // next workers.
+    const int id = lane < 2 * workers ? slots[lane].id : -1;
     const uint32_t same = __match_any_sync(kAll, id);
     const bool leads = id >= 0 && (same & ((1u << lane) - 1)) == 0;
     const bool begins = leads && slots[lane].start >= begin;

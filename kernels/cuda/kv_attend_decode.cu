@@ -7,7 +7,9 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/decode_work.cuh"
 #include "kernels/cuda/kv_attend_decode.h"
+#include "kernels/cuda/kv_attend_decode_heads.h"
 #include "kernels/cuda/kv_attend_decode_launch.h"
+#include "kernels/cuda/overlap.cuh"
 
 namespace kivi::cuda {
 namespace {
@@ -23,9 +25,11 @@ constexpr int kSequencesMax = 1 << 16;  // of a launch
 // Times a head's factor (DecodeWarp), this is -scale / 24, for squares of a sixteenth of a scale.
 constexpr float kKeyBias = -256 * std::numbers::ln2_v<float> / 24;
 
-// Floats of one partial state, at most: 16 heads (two blocks of 8) of 128 channels, maxima and
+// Floats of one partial state, at most: 72 heads (nine blocks of 8) of 64 channels, maxima and
 // sums.
-constexpr size_t kPartialFloatsMax = 2 * (8 * 128 + 16);
+constexpr size_t kPartialFloatsMax = 9 * (8 * 64 + 16);
+static_assert(kPartialFloatsMax >= 2 * (8 * 128 + 16));
+static_assert(kPartialFloatsMax >= kHeadsPartialBytes / sizeof(float));
 
 DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   const KvLayout& layout = s.store.layout;
@@ -179,6 +183,31 @@ Launcher launcher_of(const KvFormat& f) {
                                              : launcher_of_codes<D, false>(f);
 }
 
+// Many query heads a KV head go to the kernel that takes a page apart once for all of them.
+bool takes_all_heads(const DecodeArguments& s, const CudaProperties& device) {
+  const KvLayout& layout = s.store.layout;
+  const KvFormat& f = layout.format;
+  return device.major == 9 && runs_hopper_code() && layout.shape.head_dim == kHeadsDim &&
+         s.heads_q / layout.shape.heads > kHeadsRatio && f.kind == KvKind::kivi &&
+         s.sequence_count * layout.shape.heads >= kHeadsSegmentsMin;
+}
+
+cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, DecodeLaunchKind kind,
+                                const CudaProperties& device, const DecodeTuning& tuning,
+                                cudaStream_t stream) {
+  a.stages = std::clamp(tuning.stages > 0 ? tuning.stages : kHeadsStagesMax, kHeadsStagesMin,
+                        kHeadsStagesMax);
+  const bool extended = a.byte_parameters || s.store.layout.format.key_bias;
+  while (heads_shared_bytes(a, extended) > device.shared_bytes_max) --a.stages;
+  KIVI_VERIFY(a.stages >= kHeadsStagesMin);
+  if (kind == DecodeLaunchKind::plan) {
+    plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, device.multiprocessors, kHeadsGroups);
+    return cudaGetLastError();
+  }
+  return launch_decode_heads(a, s.store.layout.format, device.multiprocessors,
+                             kind == DecodeLaunchKind::next, stream);
+}
+
 }  // namespace
 
 cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
@@ -190,7 +219,8 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
                                     : nullptr;
   if (launch == nullptr) return cudaErrorInvalidValue;
   const bool wide = s.heads_q / s.store.layout.shape.heads > 8;
-  const int head_tiles = wide ? wide_head_tiles(d) : 1;
+  const bool all_heads = takes_all_heads(s, device) && !tuning.heads_apart;
+  const int head_tiles = all_heads ? kHeadsTiles : wide ? wide_head_tiles(d) : 1;
   DecodeLaunch a = describe(s, head_tiles);
   a.line = reinterpret_cast<Line*>(workspace.line.get());
   a.pieces = reinterpret_cast<Piece*>(workspace.pieces.get());
@@ -199,6 +229,7 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   a.counters = reinterpret_cast<int*>(workspace.counters.get());
   KIVI_VERIFY(a.sequence_count <= kSequencesMax);
   KIVI_VERIFY(int64_t(a.sequence_count) * a.kv_heads * a.head_blocks <= workspace.counters_count);
+  if (all_heads) return decode_attend_heads(s, a, kind, device, tuning, stream);
 
   DecodeGrid grid{};
   grid.wide = wide;

@@ -1009,7 +1009,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
   wait_for_previous();
   __syncthreads();
   DecodeMerge<D, NT>{a, line}.run(
-      slots,
+      slots, warps,
       [&](int slot) {
         return slot % 2 == 1 ? shared + at.ring + slot / 2 * a.ring_bytes
                              : shared + at.partials + slot / 2 * at.partial_bytes;

@@ -41,6 +41,7 @@ struct DecodeTuning {
   int stages = 0;  // of a warp's ring, 2..8; 0: 2, fewer warps where they do not fit
   int blocks_per_multiprocessor = 0;  // 0: default
   int refill_pages = -1;              // segments of more pages refill a stage at once; -1: default
+  bool heads_apart = false;           // blocks of query heads each read the pages, however many
 };
 
 // The cut of a step into pieces of work depends on its sequences, on the shapes, the format, the

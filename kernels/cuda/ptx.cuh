@@ -46,6 +46,26 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "memory");
 }
 
+// Four 8 x 8 matrices of 16-bit elements, two a lane, to shared memory, transposed: lane 8 i + j
+// has the address of column j of matrix i. Hopper and newer.
+__device__ __forceinline__ void store_matrices_transposed(uint32_t address,
+                                                          const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#endif
+}
+// The first two of them; lanes 0 to 15 have addresses.
+__device__ __forceinline__ void store_two_matrices_transposed(uint32_t address,
+                                                              const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(address),
+               "r"(r[0]), "r"(r[1])
+               : "memory");
+#endif
+}
+
 // An 8 x 8 matrix of 16-bit elements, two a lane, transposed across the warp.
 __device__ __forceinline__ uint32_t transpose(uint32_t x) {
   uint32_t y;

@@ -2,14 +2,14 @@
 // kernels_bench: decode attention over formats, shapes and tunings that `kivi bench kernels` does
 // not name.
 //
-//   kernels_bench [--only FORMAT] [--shape TEXT] [--refill N] [--sweep]
+//   kernels_bench [--only FORMAT] [--shape TEXT] [--refill N] [--heads-apart] [--sweep]
 //
 // Prints, for each shape and format, microseconds a launch, gigabytes a second and the percentage
-// of the copy rate measured in the same run. --refill sets
-// DecodeTuning::refill_pages. --shape keeps the shapes whose name holds TEXT, such
-// as "mistral-7b (8, 4096)". With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT for the tunings of
-// DecodeTuning instead. Inputs are random and rotate over copies larger than the
-// L2 cache. A time is the median over replays of a CUDA graph of many launches, divided by their
+// of the copy rate measured in the same run. --refill sets DecodeTuning::refill_pages, and
+// --heads-apart sets DecodeTuning::heads_apart. --shape keeps the shapes whose name holds TEXT,
+// such as "mistral-7b (8, 4096)". With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT for the
+// tunings of DecodeTuning instead. Inputs are random and rotate over copies larger than the L2
+// cache. A time is the median over replays of a CUDA graph of many launches, divided by their
 // number. Bytes are those that the kernel must read of the store: whole 64-token units, 16-bit
 // rows, the step's own rows.
 #include <algorithm>
@@ -231,13 +231,13 @@ double copy_gb_s(cudaStream_t stream) {
 
 // KV heads, query heads a KV head, head size.
 const ShapeCase kModels[] = {
-    {"llama-2-7b", 32, 1, 128, 0, 0},
-    {"mistral-7b", 8, 4, 128, 0, 0},
-    {"llama-3.2-1b", 8, 4, 64, 0, 0},
+    {"llama-2-7b", 32, 1, 128, 0, 0}, {"mistral-7b", 8, 4, 128, 0, 0},
+    {"qwen2.5-7b", 4, 7, 128, 0, 0},  {"llama-3-70b", 8, 8, 128, 0, 0},
+    {"falcon-7b", 1, 71, 64, 0, 0},   {"llama-3.2-1b", 8, 4, 64, 0, 0},
     {"smollm2-135m", 3, 3, 64, 0, 0},
 };
-const std::pair<int, int> kCaches[] = {{1000, 330}, {256, 1024}, {64, 2048},
-                                       {32, 2048},  {8, 4096},   {8, 32768}};
+const std::pair<int, int> kCaches[] = {{1000, 330}, {256, 1024}, {64, 2048}, {32, 2048},
+                                       {16, 2048},  {8, 4096},   {8, 32768}};
 const FormatCase kFormats[] = {
     {"fp16", {}},
     {"fp8", {KvKind::f8, 8, 8, 0, 0}},
@@ -264,8 +264,8 @@ std::string describe(const ShapeCase& s) {
 void sweep(const StoreBench& bench, const DecodeWorkspace& workspace, double copy) {
   for (const int blocks : {1, 2})
     for (const int warps : {4, 6, 8, 10, 12})
-      for (const int stages : {2, 3, 4}) {
-        if (blocks * warps > 12 || warps * blocks < 8 || blocks * warps * stages > 32) continue;
+      for (const int stages : {2, 3, 4, 6}) {
+        if (blocks * warps > 12 || warps * blocks < 4 || blocks * warps * stages > 40) continue;
         const double us = bench.attend_us(workspace, {warps, stages, blocks});
         std::printf(" %dx%dx%d:%.1f", blocks, warps, stages, bench.bytes() / us / 1e3 / copy * 100);
       }
@@ -277,6 +277,7 @@ int run(int argc, char** argv) {
   cuda::DecodeTuning tuning;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--sweep") == 0) sweeps = true;
+    if (std::strcmp(argv[i], "--heads-apart") == 0) tuning.heads_apart = true;
     if (i + 1 < argc && std::strcmp(argv[i], "--only") == 0) only = argv[i + 1];
     if (i + 1 < argc && std::strcmp(argv[i], "--shape") == 0) shapes = argv[i + 1];
     if (i + 1 < argc && std::strcmp(argv[i], "--refill") == 0)

@@ -94,7 +94,7 @@ std::vector<float> reference(const TestStore& store, int sequence, const Shape& 
 }
 
 void check(const KvFormat& format, const Shape& shape, const std::vector<int>& lengths, int window,
-           DType out_type, unsigned seed) {
+           DType out_type, unsigned seed, float q_size = 1.5f) {
   CAPTURE(int(format.kind), format.key_bits, format.value_bits, format.group, format.residual,
           format.sinks, format.parameter_bits, format.key_bias, shape.heads_q, shape.heads_kv,
           shape.head_dim, window, name_of(out_type), seed);
@@ -115,7 +115,7 @@ void check(const KvFormat& format, const Shape& shape, const std::vector<int>& l
   for (int i = 0; i < n; ++i) chunks.push_back({i});
   Pair q(n, shape.heads_q * d, DType::f16), kv(n, store.kv_columns(), DType::f16, DType::f16),
       out(n, shape.heads_q * d, out_type);
-  q.randomize(random, 1.5f);
+  q.randomize(random, q_size);
   kv.randomize(random);
   const float scale = 1.f / std::sqrt(float(d));
   const StepView& step = store.plan(chunks, window);
@@ -144,6 +144,13 @@ std::vector<int> awkward_lengths(const KvFormat& f) {
   if (f.sinks > 0)
     for (const int n : {-17, -16, -1, 0, 1, 15, 16, 63, 64, 65}) lengths.push_back(f.sinks + n);
   return lengths;
+}
+
+// The lengths again and again, 40 in all.
+std::vector<int> repeated(const std::vector<int>& lengths) {
+  std::vector<int> all(40);
+  for (size_t i = 0; i < all.size(); ++i) all[i] = lengths[i % lengths.size()];
+  return all;
 }
 
 }  // namespace
@@ -185,6 +192,42 @@ TEST_CASE("decode attention splits one long sequence over the whole device") {
     check(format, {4, 1, 128}, {12345}, 0, DType::f16, 25);
     check(format, {4, 1, 128}, {9000, 3, 0, 4100, 64}, 0, DType::f16, 26);
   }
+}
+
+// From 32 sequences on, more than 48 query heads on a KV head have a kernel of their own on Hopper,
+// for codes.
+TEST_CASE("decode attention of many query heads on one KV head equals fp64") {
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi4{KvKind::kivi, 4, 4, 64, 64};
+  const KvFormat sinks{KvKind::kivi, 2, 2, 32, 128, 32}, wide{KvKind::kivi, 4, 4, 32, 32, 32};
+  const KvFormat kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
+  const KvFormat kivi35{KvKind::kivi, 4, 2, 32, 128, 32, 8, true};
+  const KvFormat kivi45{KvKind::kivi, 4, 4, 64, 64, 64, 8, true};
+  const KvFormat bytes{KvKind::kivi, 2, 4, 32, 32, 0, 8},
+      bias{KvKind::kivi, 2, 2, 32, 32, 0, 16, true};
+  for (const KvFormat& format : {kivi2, kivi4, sinks, wide, kivi25, kivi35, kivi45, bytes, bias}) {
+    check(format, {71, 1, 64}, repeated(awkward_lengths(format)), 0, DType::f16, 31);
+    check(format, {142, 2, 64}, repeated({0, 5, 64, 100, 161, 700}), 0, DType::bf16, 32);
+    check(format, {100, 1, 64}, repeated({333, 1, 64, 1047}), 0, DType::f16, 33);
+    check(format, {71, 1, 64}, std::vector<int>(300, 70), 0, DType::f16, 36);
+    for (const int window : {1, 40, 64, 200, 513})
+      check(format, {71, 1, 64}, repeated({0, 1, 63, 64, 129, 400, 777}), window, DType::f16, 37);
+  }
+  for (const KvFormat& format : {kivi2, kivi35}) {
+    std::vector<int> one_long = repeated({3, 70});
+    one_long[7] = 9000;
+    check(format, {49, 1, 64}, one_long, 0, DType::f16, 34);
+    check(format, {71, 1, 64}, std::vector<int>(64, 300), 0, DType::f16, 35);
+    // Logits that pass the running maximum by far.
+    check(format, {71, 1, 64}, repeated({40, 1500, 700}), 0, DType::f16, 38, 5.f);
+  }
+}
+
+// Small enough for compute-sanitizer.
+TEST_CASE("short sequences with many query heads on one KV head equal fp64") {
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32};
+  const KvFormat kivi35{KvKind::kivi, 4, 2, 32, 32, 32, 8, true};
+  for (const KvFormat& format : {kivi2, kivi35})
+    check(format, {71, 1, 64}, repeated({0, 70, 33, 140}), 100, DType::f16, 39);
 }
 
 // Sequences of one length are cut so that blocks end where segments do; others are not.
