@@ -50,10 +50,13 @@ struct Stage {
   static constexpr int kXAt = kCodes;
   static constexpr int kCodesAt = 0, kScalesAt = kXAt + kRows * kXPitch;
   static constexpr int kBytes = kScalesAt + kSubtiles * kScaleBytes;
-  static constexpr int kSums = 2 * NT, kSumsOfEight = 2;
+  static constexpr int kSums = 2 * NT;
   static constexpr int kSummed = kRowWarps * 32;  // threads that hold a tile's sums at its end
   static_assert(kStageColumnsMax % kColumns == 0);
   static_assert(kBytes % 16 == 0);
+
+  static constexpr int row_of(int i) { return i / 2 * 8; }
+  static __device__ __forceinline__ void meet() { __syncthreads(); }
 
   static __device__ __forceinline__ uint32_t x_at(int row, int chunk) {
     return kXAt + row * kXPitch + chunk * 16;
@@ -364,17 +367,24 @@ bool has_tile_format(const WeightFormat& format) {
   }
 }
 
-int tile_product_rows(const WeightFormat& format) {
-  // wgmma is there where flash prefill has it.
-  return has_minimum(format.kind) || !has_prefill_hopper(128) ? kTileProductRows
-                                                              : kTileProductRowsHopper;
+namespace {
+// wgmma is there where flash prefill has it.
+bool has_wgmma() { return has_prefill_hopper(128); }
+}  // namespace
+
+int tile_product_rows() { return has_wgmma() ? kTileProductRowsHopper : kTileProductRows; }
+
+int64_t tile_rows_max(const WeightFormat& format) {
+  return !has_wgmma() && has_minimum(format.kind) ? 32 : 128;
 }
 
-int64_t tile_rows_max(const WeightFormat& format) { return has_minimum(format.kind) ? 32 : 128; }
+bool rounds_weights(int64_t rows, const WeightFormat& format) {
+  return rows > tile_rows_max(format) || (has_wgmma() && rows > kTileProductRowsExact);
+}
 
 bool has_tile_product(const Tensor& x, const Weight& w, const Tensor& out,
                       const TileProductWorkspace& workspace) {
-  return has_tile_format(w.format) && x.rows() >= 1 && x.rows() <= tile_product_rows(w.format) &&
+  return has_tile_format(w.format) && x.rows() >= 1 && x.rows() <= tile_product_rows() &&
          (out.dtype == x.dtype || out.dtype == DType::f32) && w.columns % 8 == 0 && is_aligned(x) &&
          (w.rows + kTileProductHeight - 1) / kTileProductHeight <= workspace.counters_count;
 }
@@ -411,8 +421,8 @@ cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, c
   return with_half_type(x.dtype, [&]<class T>() {
     if (p.t <= 8) return launch_format<T, 1>(p, workspace, multiprocessors, stream);
     if (p.t <= 16) return launch_format<T, 2>(p, workspace, multiprocessors, stream);
-    if (tile_product_rows(w.format) == kTileProductRowsHopper)
-      return matmul_tiles_hopper(p, x.dtype, workspace, multiprocessors, stream);
+    static_assert(kTileProductRowsExact == 16);
+    if (has_wgmma()) return matmul_tiles_hopper(p, x.dtype, workspace, multiprocessors, stream);
     return launch_format<T, 8>(p, workspace, multiprocessors, stream);
   });
 }

@@ -12,7 +12,8 @@
 //   kRows, x_at()          rows of x, and where 8 of its columns are there
 //   kStages, kBytes        stages in shared memory, and the size of one
 //   kSums, kSummed         sums of a thread in fours, and how many threads have sums
-//   kSumsOfEight           how many of these fours belong to eight rows of x
+//   row_of(i)              the first of the eight rows of x that four i belongs to
+//   meet()                 a barrier of the threads that call join_blocks
 #pragma once
 
 #include <cuda_bf16.h>
@@ -57,8 +58,8 @@ struct TileProduct {
   bool pairs;  // two neighbours of `out` are one aligned store
 };
 
-// Products of 17 to kTileProductRowsHopper rows by formats without a minimum. Of `p`, the launcher
-// sets what depends on the size of a stage.
+// Products of up to kTileProductRowsHopper rows, by W rounded to 16 bits. Of `p`, the launcher sets
+// what depends on the size of a stage.
 cudaError_t matmul_tiles_hopper(TileProduct p, DType type, const TileProductWorkspace& workspace,
                                 int multiprocessors, cudaStream_t stream);
 
@@ -294,23 +295,23 @@ __device__ __forceinline__ bool join_blocks(const TileProduct& p, int tile, bool
 #pragma unroll
     for (int i = 0; i < S::kSums; ++i) {
       const float(&c)[4] = sums[i];
-      if (i / S::kSumsOfEight * 8 < p.t) own[i * S::kSummed] = make_float4(c[0], c[1], c[2], c[3]);
+      if (S::row_of(i) < p.t) own[i * S::kSummed] = make_float4(c[0], c[1], c[2], c[3]);
     }
   }
   __threadfence();
-  __syncthreads();
+  S::meet();
   if (threadIdx.x == 0) {
     is_last = atomicAdd(p.counters + tile, 1) == last - first;
     if (is_last) p.counters[tile] = 0;
   }
-  __syncthreads();
+  S::meet();
   if (!is_last) return false;
   __threadfence();
   if (!holds) return true;
 #pragma unroll
   for (int i = 0; i < S::kSums; ++i) {
     float(&c)[4] = sums[i];
-    if (i / S::kSumsOfEight * 8 >= p.t) continue;
+    if (S::row_of(i) >= p.t) continue;
     c[0] = c[1] = c[2] = c[3] = 0;
 #pragma unroll 4
     for (int block = first; block <= last; ++block) {

@@ -9,9 +9,11 @@
 
 namespace kivi::cuda {
 
-// Rows of x at a time: by mma.sync on any GPU, and by wgmma where the code for it runs.
+// Rows of x at a time: by mma.sync on any GPU, and by wgmma where the code for it runs. With wgmma,
+// products of more than kTileProductRowsExact rows round W to x's type.
 inline constexpr int kTileProductRows = 64;
 inline constexpr int kTileProductRowsHopper = 128;
+inline constexpr int kTileProductRowsExact = 16;
 // Rows of W that have a counter of TileProductWorkspace::counters.
 inline constexpr int kTileProductHeight = 64;
 
@@ -19,8 +21,10 @@ inline constexpr int kTileProductHeight = 64;
 // group is 32, 64, 128, 256, a multiple of 512, or the whole row.
 bool has_tile_format(const WeightFormat& format);
 
-// The most rows of x that a product by this format takes at a time on this device.
-int tile_product_rows(const WeightFormat& format);
+// The most rows of x that a product takes at a time on this device.
+int tile_product_rows();
+// Whether a product of so many rows rounds W to x's type. Others round nothing but the result.
+bool rounds_weights(int64_t rows, const WeightFormat& format);
 
 // Rows of x up to which such products, one after the other, take less time than making W 16-bit and
 // multiplying by that. Measured on an H200 (docs/benchmarks/weights.md).

@@ -1,35 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 17 to 128 rows of x and a W of 4-bit codes without minima, by Hopper's
-// products of a warpgroup (wgmma). What matmul_tiles.cu says holds here too; this page says what
-// differs.
+// out = x W^T (+ bias) for 17 to 128 rows of x and a W of 4-bit codes, by Hopper's products of a
+// warpgroup (wgmma). W is rounded to 16 bits, as it is where a slab of it is written out
+// (products.cpp), but in registers.
 //
-// Mapping. A warpgroup multiplies 64 rows of W by 64 or 128 rows of x, and a block has four of
-// them, or three where registers allow no more: x is read once a block, so a block should be tall.
-// W is operand A in registers, and x is operand B in shared memory, swizzled as wgmma.cuh says, in
-// columns of 64. Stages have 128 columns. The sums of 32 or 64 columns by 64 rows of x are one
-// group of products. Other warpgroups compute while one unpacks codes or multiplies sums by scales.
+// Bytes: W once. Operations: 2 t n k on tensor cores.
+//
+// Mapping. Two warpgroups multiply 128 rows of W each by all rows of x. W is operand A in
+// registers, and x is operand B in shared memory, swizzled as wgmma.cuh says, in columns of 64.
+// While the tensor cores multiply 32 columns, the warps make 16-bit numbers of the next 32. Four
+// more warps copy: each fills a stage of 128 columns by itself, codes and scales by bulk copies, x
+// in pieces of 16 bytes. Full and empty barriers stand between them.
+//
+// Work is cut into equal pieces as in matmul_tiles.cu.
 //
 // Test: tests/cuda/quantized_test.cpp.
 #include <algorithm>
 
 #include "kernels/cuda/matmul_tiles.cuh"
 #include "kernels/cuda/overlap.cuh"
-#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/wgmma_rows.cuh"
 
 namespace kivi::cuda {
 namespace {
 
 constexpr int kAlignment = 1024;  // of swizzled rows
+constexpr int kConsumers = 256;   // threads that multiply
+constexpr int kProducerWarps = 4;
+constexpr int kSharedMax = 227 << 10;
 
-// Sizes for up to Rows rows of x: 64 or 128.
+// Sizes for up to Rows rows of x: 32, 64 or 128.
 template <int Rows>
 struct Stage {
-  static constexpr int kWarpgroups = Rows == 64 ? 4 : 3;
-  static constexpr int kThreads = 128 * kWarpgroups;
-  static constexpr int kRows = Rows;
-  static constexpr int kHeight = 64 * kWarpgroups;
+  static constexpr int kThreads = kConsumers + 32 * kProducerWarps;
+  static constexpr int kTiles = 2;  // of 64 rows of W, of a warpgroup
+  static constexpr int kHeight = 128 * kTiles;
   static constexpr int kSubtiles = kHeight / kWeightTileRows;
-  static constexpr int kStages = 4;
   static constexpr int kColumns = 128;
   static constexpr int kBlocks = kColumns / kWeightBlock;
   static constexpr int kScaleBytes = 320;
@@ -40,137 +45,233 @@ struct Stage {
   static constexpr int kScalesAt = kCodesAt + kSubtiles * kBlocks * kBlockBytes;
   static constexpr int kBytes =
       (kScalesAt + kSubtiles * kScaleBytes + kAlignment - 1) / kAlignment * kAlignment;
-  static constexpr int kSums = Rows / 8, kSumsOfEight = 1;
-  static constexpr int kSummed = kThreads;
+  static constexpr int kStages = std::min(6, (kSharedMax - 2 * kAlignment) / kBytes);
+  static constexpr int kSums = kTiles * Rows / 8;
+  static constexpr int kSummed = kConsumers;
+  // A warp that begins a stage must know that the stage's last use but one has ended. It does if no
+  // more warps than stages take turns.
+  static_assert(kStages >= kProducerWarps);
   static_assert(kStageColumnsMax % kColumns == 0);
 
+  static constexpr int row_of(int i) { return i % (Rows / 8) * 8; }
+  static __device__ __forceinline__ void meet() {
+    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+  }
   static __device__ __forceinline__ uint32_t x_at(int row, int chunk) {
     return chunk / 8 * kXColumns + row * kRowBytes + (chunk % 8 ^ row % 8) * 16;
   }
 };
 
-// Multiplies one stage. SB: blocks of 32 columns under one scale.
-template <class T, int Rows, int SB>
+// W = scale * (128 + code) + minimum, for a lane's two rows.
+struct Line {
+  float scale[2], minimum[2];
+};
+
+__device__ __forceinline__ Line line_of(const TwoScales& s) {
+  Line line;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    line.scale[row] = s.scale[row];
+    line.minimum[row] = fmaf(-s.scale[row], float(s.zero[row]) + 128.0f, s.minimum[row]);
+  }
+  return line;
+}
+
+// Bytes `first` and `second` (selectors of __byte_perm) of four codes as two numbers of W.
+template <class T>
+__device__ __forceinline__ uint32_t two_weights(uint32_t codes, const uint32_t (&bytes)[2],
+                                                float scale, float minimum) {
+  float w[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    w[i] = fmaf(scale, __uint_as_float(__byte_perm(codes, 0x43000000u, bytes[i])), minimum);
+  if constexpr (std::is_same_v<T, __half>) {
+    return as_u32(__floats2half2_rn(w[0], w[1]));
+  } else {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(w[0], w[1]);
+    return *reinterpret_cast<const uint32_t*>(&two);
+  }
+}
+
+// Codes of a block, rows 2 g and 2 g + 1, as operands A of two products. `at`: the lane's word of
+// positions 2t and 2t + 1 of k.
+template <class T>
+__device__ __forceinline__ void make_weights(const unsigned char* at, const uint32_t (&bytes)[2],
+                                             const Line& line, uint32_t (&a)[2][4]) {
+  const uint2 words[2] = {*reinterpret_cast<const uint2*>(at),
+                          *reinterpret_cast<const uint2*>(at + 128)};
+#pragma unroll
+  for (int part = 0; part < 2; ++part)
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t word = row == 0 ? words[part].x : words[part].y;
+        a[h][2 * part + row] =
+            two_weights<T>(word >> (4 * h) & kNibbles, bytes, line.scale[row], line.minimum[row]);
+      }
+}
+
+// Keeps the compiler from moving accesses to sums over this place.
+template <int M, int N>
+__device__ __forceinline__ void pin_all(float (&sums)[M][N][4]) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int i = 0; i < N; ++i) pin(sums[m][i]);
+}
+
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Fills stages. Each of the producer warps takes every kProducerWarps-th unit.
+template <class S>
+__device__ __forceinline__ void produce(const TileProduct& p, int first, int last, uint32_t shared,
+                                        uint32_t full, uint32_t empty) {
+  const int warp = (int(threadIdx.x) - kConsumers) / 32, lane = threadIdx.x % 32;
+  const int chunk = lane % 16;
+  const std::byte* x = p.x + (lane / 16 * p.x_stride + chunk * 8) * 2;
+  for (int unit = first + warp; unit < last; unit += kProducerWarps) {
+    const int number = unit - first, slot = number % S::kStages, round = number / S::kStages;
+    const TilePlace at{unit / p.stages_of_tile, unit % p.stages_of_tile};
+    const uint32_t stage = shared + slot * S::kBytes;
+    if (round > 0) barrier_wait(empty + 8 * slot, (round - 1) % 2);
+    copy_weights<S>(p, at, stage, full + 8 * slot);
+    if (number < kProducerWarps) wait_for_previous();
+    const int column = at.stage * S::kColumns;
+    const int bytes = column + chunk * 8 < p.k ? 16 : 0;
+    const std::byte* from = bytes == 0 ? x : x + column * 2;
+#pragma unroll 8
+    for (int row = lane / 16; row < p.t; row += 2) {
+      copy_16_or_zeros(stage + S::x_at(row, chunk), from, bytes);
+      from += 4 * p.x_stride;
+    }
+    end_copies();
+    wait_for_copies<0>();
+    fence_before_async_copy();  // threads copied x, and wgmma reads it
+    barrier_arrive(full + 8 * slot);
+  }
+}
+
+// Multiplies one stage. SB: blocks under one scale, or 1. Returns after `begun()` was called, which
+// is when products of the stage before have ended; the last block's products are under way.
+template <class T, int Rows, int SB, class Begun>
 __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_of_tile,
-                                               const unsigned char* stage,
-                                               float (&sums)[Rows / 8][4]) {
+                                               const unsigned char* stage, bool adds,
+                                               uint32_t (&a)[2][Stage<Rows>::kTiles][2][4],
+                                               float (&sums)[Stage<Rows>::kTiles][Rows / 8][4],
+                                               const Begun& begun) {
   using S = Stage<Rows>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int block = stage_of_tile * S::kBlocks;
-  // Positions 2t, 2t + 1 and 2t + 8, 2t + 9 of k are bytes of words t / 2 and 2 + t / 2 of a row.
-  const auto* codes = stage + S::kCodesAt + warp * S::kBlocks * kBlockBytes + t / 2 * 64 + g * 8;
-  const uint32_t bytes = t % 2 == 0 ? kFirstTwo : kLastTwo;
+  // The lane's warp has subtiles 4 kTiles (warp / 4) + 4 m + warp % 4.
+  const int subtile = warp / 4 * 4 * S::kTiles + warp % 4;
+  const unsigned char* codes =
+      stage + S::kCodesAt + subtile * S::kBlocks * kBlockBytes + t / 2 * 64 + g * 8;
+  const uint32_t select = 0x7044u + t % 2 * 0x0200u, bytes[2] = {select, select + 0x0100u};
   const auto* scales =
-      reinterpret_cast<const std::byte*>(stage + S::kScalesAt) + warp * S::kScaleBytes;
+      reinterpret_cast<const std::byte*>(stage + S::kScalesAt) + subtile * S::kScaleBytes;
   const Operand x(shared_address(stage), 16, 8 * S::kRowBytes);
+  Line line[S::kTiles];
 #pragma unroll
-  for (int span = 0; span < S::kBlocks / SB; ++span) {
-    if (block + span * SB >= p.blocks) break;
-    const int record = p.stage_records == 1 ? 0 : span * SB * kWeightBlock / p.unit_columns;
-    const TwoScales s = read_scales(p.kind, scales + record * p.record_bytes, block + span * SB, g);
-    const uint32_t zero[2] = {two_zeros<T>(s.zero[0]), two_zeros<T>(s.zero[1])};
-    const float scale[2] = {s.scale[0] * kCodeScale<T>, s.scale[1] * kCodeScale<T>};
-    uint32_t a[SB][2][4];
+  for (int j = 0; j < S::kBlocks; ++j) {
 #pragma unroll
-    for (int j = 0; j < SB; ++j) {
-      const auto* at = codes + (span * SB + j) * kBlockBytes;
-      unpack<T>(*reinterpret_cast<const uint2*>(at), bytes,
-                *reinterpret_cast<const uint2*>(at + 128), bytes, a[j]);
-      subtract_zeros<T>(zero, a[j]);
-    }
-#pragma unroll
-    for (int half = 0; half < Rows / 64; ++half) {
-      float c[32];
-      pin(c);
-      wgmma_begin();
-#pragma unroll
-      for (int j = 0; j < SB; ++j)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int k = (span * SB + j) * 2 + h;  // in sixteens
-          wgmma_rows<T>(c, a[j][h],
-                        x.at(k / 4 * S::kXColumns + half * 64 * S::kRowBytes + k % 4 * 32),
-                        j + h > 0);
-        }
-      wgmma_commit();
-      wgmma_wait<0>();
-      pin(c);
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        float& sum = sums[half * 8 + i / 4][i % 4];
-        sum = fmaf(scale[i % 4 / 2], c[i], sum);
+    for (int m = 0; m < S::kTiles; ++m) {
+      if (j % SB == 0) {
+        const int record = p.stage_records == 1 ? 0 : j * kWeightBlock / p.unit_columns;
+        line[m] = line_of(read_scales(
+            p.kind, scales + m * 4 * S::kScaleBytes + record * p.record_bytes, block + j, g));
       }
+      // What lies beyond the last block is no part of W.
+      if (block + j >= p.blocks) line[m] = Line{};
+      make_weights<T>(codes + (m * 4 * S::kBlocks + j) * kBlockBytes, bytes, line[m], a[j % 2][m]);
     }
+    wgmma_begin();
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int m = 0; m < S::kTiles; ++m) {
+        const int k = j * 2 + h;  // in sixteens
+        wgmma_rows<T>(sums[m], a[j % 2][m][h], x.at(k / 4 * S::kXColumns + k % 4 * 32),
+                      adds || k > 0);
+      }
+    wgmma_commit();
+    wgmma_wait<1>();
+    if (j == 0) begun();
   }
 }
 
 template <class T, int Rows, int SB>
 __global__ void __launch_bounds__(Stage<Rows>::kThreads, 1)
     matmul_tiles_hopper_kernel(const __grid_constant__ TileProduct p) {
+#if KIVI_WGMMA
   using S = Stage<Rows>;
   extern __shared__ unsigned char unaligned[];
   unsigned char* const memory =
       unaligned + (kAlignment - shared_address(unaligned) % kAlignment) % kAlignment;
-  __shared__ uint64_t barriers[S::kStages];  // complete when a stage's part of W is there
-  constexpr int kStages = S::kStages;
+  __shared__ uint64_t barriers[2 * S::kStages];  // full, then empty
   const int first = first_unit(int(blockIdx.x), p.units),
             last = first_unit(int(blockIdx.x) + 1, p.units);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const uint32_t shared = shared_address(memory), barrier = shared_address(barriers);
+  const uint32_t full = shared_address(barriers), empty = full + 8 * S::kStages;
   let_next_start();
   if (threadIdx.x == 0)
-    for (int i = 0; i < kStages; ++i) barrier_init(barrier + 8 * i, kCopyArrivals);
-  InputCopy<S> input(p, memory);
+    for (int i = 0; i < S::kStages; ++i) {
+      barrier_init(full + 8 * i, kCopyArrivals + 32);
+      barrier_init(empty + 8 * i, kConsumers / 32);
+    }
+  // Rows beyond x are zeros in all stages.
+  for (int i = threadIdx.x; i < (Rows - p.t) * 16; i += S::kThreads)
+    for (int stage = 0; stage < S::kStages; ++stage)
+      *reinterpret_cast<uint4*>(memory + stage * S::kBytes + S::x_at(p.t + i / 16, i % 16)) =
+          make_uint4(0, 0, 0, 0);
   fence_before_async_copy();
   __syncthreads();
-  TilePlace at{first / p.stages_of_tile, first % p.stages_of_tile}, ahead = at, ahead_x = at;
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) {
-    if (warp == 0 && first + i < last)
-      copy_weights<S>(p, ahead, shared + i * S::kBytes, barrier + 8 * i);
-    ahead.move_on(p.stages_of_tile);
+  if (warp >= kConsumers / 32) {
+    registers_down<40>();
+    produce<S>(p, first, last, shared_address(memory), full, empty);
+    return;
   }
-  wait_for_previous();
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) {
-    if (first + i < last) input.copy(p, ahead_x.stage, shared + i * S::kBytes);
-    ahead_x.move_on(p.stages_of_tile);
-    end_copies();
-  }
-  float sums[Rows / 8][4] = {};
-  int here = 0, there = kStages - 1;  // stages in shared memory: of `at`, of `ahead`
+  registers_up<232>();
+  wait_for_previous();  // before this kernel writes
+  float sums[S::kTiles][Rows / 8][4];
+  uint32_t a[2][S::kTiles][2][4];
+  int slot = 0;  // stage in shared memory
   uint32_t parity = 0;
-  for (int unit = first; unit < last; ++unit) {
-    wait_for_copies<kStages - 2>();
-    fence_before_async_copy();  // x was copied by threads, and wgmma reads it
-    barrier_wait(barrier + 8 * here, parity);
-    __syncthreads();
-    if (unit + kStages - 1 < last) {
-      if (warp == 0) copy_weights<S>(p, ahead, shared + there * S::kBytes, barrier + 8 * there);
-      input.copy(p, ahead.stage, shared + there * S::kBytes);
+  for (int unit = first; unit < last;) {
+    const int tile = unit / p.stages_of_tile, begin = tile * p.stages_of_tile;
+    const int end = min(last, begin + p.stages_of_tile), start = unit;
+    int before = slot;
+    for (; unit < end; ++unit) {
+      barrier_wait(full + 8 * slot, parity);
+      multiply_stage<T, Rows, SB>(p, unit - begin, memory + slot * S::kBytes, unit > start, a, sums,
+                                  [&] {
+                                    if (unit > start && lane == 0)
+                                      barrier_arrive(empty + 8 * before);
+                                  });
+      before = slot;
+      if (++slot == S::kStages) slot = 0, parity ^= 1;
     }
-    end_copies();
-    ahead.move_on(p.stages_of_tile);
-    there = there + 1 == kStages ? 0 : there + 1;
-    multiply_stage<T, Rows, SB>(p, at.stage, memory + here * S::kBytes, sums);
-    if (++here == kStages) here = 0, parity ^= 1;
-    const int tile = at.tile;
-    at.move_on(p.stages_of_tile);
-    if (unit + 1 < last && at.tile == tile) continue;
-    const int begin = tile * p.stages_of_tile;
+    wgmma_wait<0>();
+    pin_all(sums);
+    if (lane == 0) barrier_arrive(empty + 8 * before);
     const bool whole = first <= begin && begin + p.stages_of_tile <= last;
-    if (join_blocks<S>(p, tile, whole, sums)) {
-      const int n = tile * S::kHeight + warp * 16 + lane / 4 * 2;
+    auto& all = reinterpret_cast<float(&)[S::kSums][4]>(sums);
+    if (!join_blocks<S>(p, tile, whole, all)) continue;
 #pragma unroll
-      for (int i = 0; i < S::kSums; ++i) {
+    for (int m = 0; m < S::kTiles; ++m) {
+      const int subtile = warp / 4 * 4 * S::kTiles + m * 4 + warp % 4;
+      const int n = tile * S::kHeight + subtile * kWeightTileRows + lane / 4 * 2;
+#pragma unroll
+      for (int i = 0; i < Rows / 8; ++i) {
         const int row = i * 8 + lane % 4 * 2;
-        store_two<T>(p, row, n, sums[i][0], sums[i][2]);
-        store_two<T>(p, row + 1, n, sums[i][1], sums[i][3]);
+        store_two<T>(p, row, n, sums[m][i][0], sums[m][i][2]);
+        store_two<T>(p, row + 1, n, sums[m][i][1], sums[m][i][3]);
       }
     }
-#pragma unroll
-    for (int i = 0; i < S::kSums; ++i) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0;
   }
+#endif
 }
 
 template <class T, int Rows, int SB>
@@ -196,7 +297,8 @@ cudaError_t launch(TileProduct p, const TileProductWorkspace& workspace, int mul
 template <class T, int Rows>
 cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& workspace,
                           int multiprocessors, cudaStream_t stream) {
-  if (p.unit_columns >= 64) return launch<T, Rows, 2>(p, workspace, multiprocessors, stream);
+  if (p.kind == WeightKind::int4 && p.unit_columns >= 128)
+    return launch<T, Rows, 4>(p, workspace, multiprocessors, stream);
   return launch<T, Rows, 1>(p, workspace, multiprocessors, stream);
 }
 
@@ -205,6 +307,7 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
 cudaError_t matmul_tiles_hopper(TileProduct p, DType type, const TileProductWorkspace& workspace,
                                 int multiprocessors, cudaStream_t stream) {
   return with_half_type(type, [&]<class T>() {
+    if (p.t <= 32) return launch_format<T, 32>(p, workspace, multiprocessors, stream);
     if (p.t <= 64) return launch_format<T, 64>(p, workspace, multiprocessors, stream);
     return launch_format<T, 128>(p, workspace, multiprocessors, stream);
   });

@@ -103,7 +103,7 @@ bool CudaBackend::multiply_tiles(const Tensor& x, const Weight& w, const Tensor&
   const cuda::TileProductWorkspace workspace{matmul_.workspace(), cuda::kMatmulWorkspaceBytes,
                                              reinterpret_cast<int*>(tile_counters_.get()),
                                              kTileCounters};
-  const int64_t rows_each = cuda::tile_product_rows(w.format);
+  const int64_t rows_each = cuda::tile_product_rows();
   for (int64_t begin = 0; begin < x.rows(); begin += rows_each) {
     const int64_t rows = std::min(rows_each, x.rows() - begin);
     const Tensor part = x.slice_rows(begin, rows), to = out.slice_rows(begin, rows);

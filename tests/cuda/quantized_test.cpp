@@ -100,7 +100,7 @@ void check_moved(std::mt19937& random, GpuWeight& w, DType type, DType out_type,
   const bool slabs =
       input == ProductInput::plain &&
       (w.weight.format.kind == WeightKind::e4m3 ? t > 8 || k % 16 != 0
-                                                : t > cuda::tile_rows_max(w.weight.format));
+                                                : cuda::rounds_weights(t, w.weight.format));
   gpu().matmul(x.on_gpu(), w.weight, bias_of(bias.on_gpu()), out.on_gpu());
 
   std::vector<float> values = moved(x.values());
