@@ -100,6 +100,8 @@ TEST_CASE("a schema takes the JSON that fits it and no other") {
         {R"("a")", R"("b\"")", "1", "null", R"([1,{"x":2}])"},
         {"2", R"("c")"}},
        {R"({"const":{"a":1}})", {R"({"a":1})"}, {R"({"a":2})"}},
+       // A control character without a short escape.
+       {R"({"const":"\u0001\u001f"})", {R"("\u0001\u001f")"}, {"\"\x01\x1F\"", R"("")"}},
        {R"({"type":"string","enum":["ab","b",1],"maxLength":1})", {R"("b")"}, {R"("ab")", "1"}}},
       schema);
 }
@@ -164,7 +166,14 @@ TEST_CASE("objects keep the order of their properties, and demand the required o
        {R"({"type":"array","prefixItems":[{"type":"integer"},{"type":"string"}],"items":false,"minItems":1})",
         {"[1]", R"([1,"a"])"},
         {"[]", R"(["a"])", R"([1,"a",2])"}},
-       {R"({"type":"array","maxItems":0})", {"[]", "[ ]"}, {"[1]"}}},
+       {R"({"type":"array","maxItems":0})", {"[]", "[ ]"}, {"[1]"}},
+       {R"({"type":"array","prefixItems":[{"type":"integer"}],"maxItems":1})",
+        {"[]", "[1]"},
+        {"[1,1]"}},
+       // Names that no text can be.
+       {R"({"type":"object","properties":{"b":{"type":"integer"}},"patternProperties":{"^a":{"type":"null"}},"propertyNames":{"pattern":"^b"},"additionalProperties":false})",
+        {"{}", R"({"b":1})"},
+        {R"({"a":null})"}}},
       schema);
 }
 
@@ -196,11 +205,13 @@ TEST_CASE("a regular expression takes whole texts") {
                {"^(?:\\d{2,3}|x)+?$", {"12", "123x", "x"}, {"1", ""}},
                {"[^a-c\\]]", {"d", "é", "\""}, {"a", "]", "dd"}},
                {"\\u00e9[\\w-]*", {"é", "éa-_9"}, {"e"}},
+               // The first characters of three and of four bytes in UTF-8.
+               {"[\u0800\U00010000]", {"\u0800", "\U00010000"}, {"\u07FF", "\uFFFF", "\U00010001"}},
                {"a{,2}", {"a{,2}"}, {"aa"}},
                {".*", {"", "abc é"}, {"a\nb"}}},
               regex);
   for (const char* wrong : {"(", ")", "a**b(", "[a", "(?=a)", "(?i)a", "\\1", "\\p{L}", "a{3,2}",
-                            "*", "\\b", "a{20000}", "\\"})
+                            "*", "\\b", "a{20000}", "\\", "a^", "(^a)", "a|b^"})
     CHECK_FALSE(refusal(regex(wrong)).empty());
 }
 
@@ -236,6 +247,17 @@ TEST_CASE("Lark") {
   for (const char* wrong : {"start: b", "start: \"a", "start{x}: x", "%declare A\nstart: A",
                             "start: /a/i", "start: A\nA: b\nb: \"x\"", "other: \"x\""})
     CHECK_FALSE(refusal(grammar_text(wrong)).empty());
+}
+
+TEST_CASE("brackets in the strings of a schema are not depth") {
+  // After an escaped quote, with an even and an odd number of characters before it.
+  const std::string brackets(100, '[');
+  for (const char* before : {"", "x"}) {
+    const std::string text = std::string(R"({"description":")") + before + R"(\")" + brackets;
+    CHECK(takes(schema(text + R"(","type":"null"})"), "null"));
+  }
+  const std::string deep = R"({"enum":[)" + brackets + std::string(100, ']') + "]}";
+  CHECK(refusal(schema(deep)).find("more than 64 deep") != std::string::npos);
 }
 
 TEST_CASE("what is not supported is refused, by name and path") {

@@ -75,6 +75,20 @@ TEST_CASE("what is not supported is refused when it is read, by name and line") 
   }
 }
 
+TEST_CASE("a tag that closes nothing is told apart from one that is not supported") {
+  for (const std::string tag : {"endif", "endnothing", "else", "elif"}) {
+    const Error error = parse_error("{% " + tag + " %}");
+    CHECK(error.code == ErrorCode::invalid);
+    CHECK(has(error.message, "{% " + tag + " %} closes nothing here"));
+  }
+}
+
+TEST_CASE("every line break of a template is read as a line feed, and the last one goes") {
+  const auto parsed = ChatTemplate::parse({"a\r\nb\rc\n\r\n", "some/file"});
+  REQUIRE(parsed.ok());
+  CHECK(*parsed->render(ordered_json::object(), 0) == "a\nb\nc\n");
+}
+
 TEST_CASE("errors of a rendering name the line and what was wrong") {
   CHECK(render_error("a\n{{ 1 + 'x' }}").message ==
         "the chat template failed in line 2: int + str cannot be computed");

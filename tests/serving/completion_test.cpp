@@ -276,6 +276,40 @@ TEST_CASE("best_of: the n with the largest mean logprob, the best first; all cou
   check_empty(*served.engine);
 }
 
+TEST_CASE("of equally likely choices the first ones are the best") {
+  Served served;  // every token has the logprob -1
+  CompletionRequest request = request_of("Once", 6);
+  request.n = request.best_of = 5;
+  const auto all = run(served, request);
+  request.n = 2;
+  const auto best = run(served, request);
+  REQUIRE(best.size() == 2);
+  for (const int index : {0, 1}) CHECK(best.at(index).text == all.at(index).text);
+}
+
+TEST_CASE("a reader is told once of all choices that have news") {
+  Served served;
+  CompletionRequest request = request_of("Once", 6);
+  request.n = 4;
+  request.streaming = true;
+  int told = 0;
+  const auto completion = Completion::start(served.model, request, [&told] { ++told; });
+  REQUIRE(completion.ok());
+  for (int step = 0; step < 3; ++step) served.engine->step();
+  CHECK(told == 1);
+  std::vector<TextChunk> chunks;
+  CHECK_FALSE((*completion)->poll(chunks));
+  served.engine->step();
+  CHECK(told == 2);
+}
+
+TEST_CASE("allowed token ids bind without any other rule") {
+  Served served;
+  CompletionRequest request = request_of("Once", 20);
+  request.allowed_token_ids = {40, 50};
+  for (const int32_t id : run(served, request).at(0).output_ids()) CHECK((id == 40 || id == 50));
+}
+
 TEST_CASE("a stop string across tokens ends the choice at once and frees the engine a step later") {
   const auto script = llama().encode("the king said: enough of this tale ", false);
   for (const bool streaming : {true, false}) {

@@ -120,6 +120,25 @@ TEST_CASE("byte-level BPE: a text that spells a special token stays text") {
   CHECK(falcon().token_bytes(0, false) == "<|endoftext|>");
 }
 
+TEST_CASE("the bytes of the longest token are known only where no text is lost") {
+  CHECK(falcon().longest_token_bytes() > 8);
+  json few = falcon_file()["model"];  // only the bytes a and b have tokens
+  few["vocab"] = {{"a", 0}, {"b", 1}, {"ab", 2}};
+  few["merges"] = {"a b"};
+  const auto tokenizer = load(with_parts({{"model", few}, {"added_tokens", json::array()}}));
+  CHECK(tokenizer->encode("ab c", false) == std::vector<int32_t>{2});
+  CHECK(tokenizer->longest_token_bytes() == 0);
+}
+
+TEST_CASE("a normalizer's prefix is put before the text, and replacements follow") {
+  const json steps = {{{"type", "Prepend"}, {"prepend", "x"}},
+                      {{"type", "Replace"}, {"pattern", {{"String", "b"}}}, {"content", "c"}}};
+  const auto tokenizer =
+      load(with_parts({{"normalizer", {{"type", "Sequence"}, {"normalizers", steps}}}}));
+  CHECK(tokenizer->encode("abba", false) == falcon().encode("xacca", false));
+  CHECK(tokenizer->encode("", false).empty());
+}
+
 TEST_CASE("merging gives what merging the first-learnt leftmost pair over and over gives") {
   std::mt19937 random(9);
   for (int round = 0; round < 3000; ++round) {
@@ -192,7 +211,8 @@ TEST_CASE("what a tokenizer.json asks for and is not built is refused by name") 
   CHECK_THAT(refused({{"surprise", 1}}), Contains("surprise"));
   CHECK_THAT(
       refused({{"decoder", {{"type", "Strip"}, {"content", " "}, {"start", 2}, {"stop", 0}}}}),
-      Contains("decoder Strip"));
+      Contains("decoder Strip") && Contains("other than of one space at the start"));
+  CHECK_THAT(refused({{"decoder", {{"type", "Fuse"}, {"content", "x"}}}}), !Contains("one space"));
   CHECK_THAT(refused({{"decoder", nullptr}}), Contains("decoder null"));
   CHECK_THAT(refused({{"decoder", {{"type", "WordPiece"}}}}), Contains("decoder WordPiece"));
   CHECK_THAT(refused({{"pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "_"}}}}),
@@ -212,6 +232,7 @@ TEST_CASE("what a tokenizer.json asks for and is not built is refused by name") 
              Contains("Sideways"));
   CHECK_THAT(refused({{"post_processor", {{"type", "RobertaProcessing"}}}}),
              Contains("RobertaProcessing"));
+  CHECK_THAT(refused({{"post_processor", {{"type", "Sequence"}}}}), Contains("Sequence"));
   CHECK_THAT(refused({{"added_tokens", {{{"id", 9}, {"content", "x"}, {"ghost", true}}}}}),
              Contains("ghost"));
   const auto model = [&](const char* key, const json& value) {
@@ -227,6 +248,13 @@ TEST_CASE("what a tokenizer.json asks for and is not built is refused by name") 
   CHECK_THAT(refused(model("vocab", 7), ErrorCode::invalid), Contains("vocab"));
   CHECK_THAT(refused(model("merges", {"no such merge"}), ErrorCode::invalid),
              Contains("merges[0]"));
+  // One of the two tokens, or their join, is unknown.
+  for (const char* merge : {"ab c", "a bc", "b c"}) {
+    json changed = falcon_file()["model"];
+    changed["vocab"] = {{"a", 0}, {"b", 1}, {"c", 2}, {"abc", 3}};
+    changed["merges"] = {merge};
+    CHECK_THAT(refused({{"model", changed}}, ErrorCode::invalid), Contains(merge));
+  }
   ModelFolder folder;
   folder.write("tokenizer.json", "{\"model\":");
   const auto broken = load_tokenizer(folder.path());

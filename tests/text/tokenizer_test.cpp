@@ -279,6 +279,7 @@ TEST_CASE("what is wrong with a tokenizer's files is said with the file and the 
   CHECK_THAT(with_config("{"), Contains("tokenizer_config.json") && Contains("JSON"));
   CHECK_THAT(with_config("[]"), Contains("object"));
   CHECK_THAT(with_config(R"({"bos_token":7})"), Contains("bos_token"));
+  CHECK_THAT(with_config(R"({"bos_token":{"text":"<s>"}})"), Contains("bos_token"));
   CHECK_THAT(with_config(R"({"bos_token":"<nowhere>"})"), Contains("<nowhere>"));
   CHECK_THAT(with_config(R"({"add_bos_token":"yes"})"), Contains("add_bos_token"));
   CHECK_THAT(with_config(R"({"added_tokens_decoder":{"x":{"content":"a"}}})"), Contains("[\"x\"]"));
@@ -336,5 +337,6 @@ TEST_CASE("a tokenizer of bytes: for dummy models, any text and any id") {
     CHECK(tokenizer.decode(tokenizer.encode(text, true), true) == text);
   }
   CHECK(tokenizer.decode(std::vector<int32_t>{'a', 299, 300, -1}, true) == "a #299");
+  CHECK(make_byte_tokenizer(256).ok());
   CHECK(!make_byte_tokenizer(255).ok());
 }
