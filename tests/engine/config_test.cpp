@@ -69,6 +69,7 @@ TEST_CASE("every wrong engine setting is refused by name and value") {
       {"prefill_chunk_tokens", "0", [](C& c) { c.prefill_chunk_tokens = 0; }},
       {"prefill_staging_tokens", "-1", [](C& c) { c.prefill_staging_tokens = -1; }},
       {"max_num_batched_tokens", "575", [](C& c) { c.max_num_batched_tokens = 575; }},
+      {"max_num_batched_tokens", "1048577", [](C& c) { c.max_num_batched_tokens = (1 << 20) + 1; }},
       {"max_num_queued_reqs", "0", [](C& c) { c.max_num_queued_reqs = 0; }},
       {"max_num_queued_tokens", "0", [](C& c) { c.max_num_queued_tokens = 0; }},
       {"max_logprobs", "-1", [](C& c) { c.max_logprobs = -1; }},
@@ -80,6 +81,8 @@ TEST_CASE("every wrong engine setting is refused by name and value") {
   }
   C config;
   config.max_num_batched_tokens = 64 + 512;  // the least that holds every decode and one chunk
+  CHECK(validate(config).ok());
+  config.max_num_batched_tokens = 1 << 20;
   CHECK(validate(config).ok());
 }
 

@@ -410,6 +410,22 @@ TEST_CASE("a prompt in staging is not preempted for pages that it does not hold"
   for (const auto& stream : streams) CHECK(outcome_of(*stream).ids.size() == 20);
 }
 
+TEST_CASE("a prompt of exactly prefill_staging_tokens is staged, a longer one is not") {
+  FakeEngineOptions options;
+  options.format.residual = 32;
+  options.config.prefill_chunk_tokens = 96;
+  options.config.prefill_staging_tokens = 256;
+  for (const int prompt : {256, 257}) {
+    const auto engine = make_fake_engine(options);
+    submit(*engine, request_of(prompt, 1));
+    engine->step();
+    const EngineStats stats = engine->stats();
+    INFO(prompt << ": " << stats.staging_pages_free << " of " << stats.staging_pages_total);
+    CHECK((stats.staging_pages_free < stats.staging_pages_total) == (prompt == 256));
+    engine->run_until_idle();
+  }
+}
+
 TEST_CASE("under policy priority the lowest number is served first") {
   FakeEngineOptions options;
   options.config.max_num_seqs = 1;

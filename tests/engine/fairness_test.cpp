@@ -234,6 +234,48 @@ TEST_CASE("many tenants at once are all served, and none is remembered at the en
   for (const uint64_t other : others) CHECK(machine.end(other) < 50 + 600);
 }
 
+TEST_CASE("of too many idle tenants the least served one is forgotten, and none that waits") {
+  FairQueue queue(SchedulingPolicy::fair);
+  uint64_t order = 0;
+  const auto add = [&](const std::string& tenant) {
+    auto s = std::make_unique<Sequence>();
+    s->order = order++;
+    s->tokens.assign(1, 1);
+    s->prompt_tokens = s->prefill_tokens = 1;
+    s->request.tenant = tenant;
+    Sequence& added = *s;
+    queue.add(std::move(s));
+    return &added;
+  };
+  const Sequence* waiting = add("waits");
+  for (int i = 0; i < FairQueue::kIdleTenantsMax + 20; ++i) {
+    const auto running = queue.admit(*add(std::to_string(i)));
+    queue.charge(*running, 0, 1);
+    queue.end_running(*running);
+  }
+  CHECK(queue.tenants() == FairQueue::kIdleTenantsMax + 1);
+  CHECK(queue.first() == waiting);
+}
+
+TEST_CASE("a sequence is preempted as soon as the lead is what would be computed again") {
+  // Two sequences of one tenant decode: the lead grows by 4 a step, the younger one by 1 token.
+  const auto waited = [](int tokens) {
+    Setup setup;
+    setup.config.max_num_seqs = 2;
+    Machine machine(setup);
+    for (int i = 0; i < 2; ++i) machine.send("ahead", 10, 1000);
+    while (machine.tokens_of("ahead") < 2 * (tokens - 10)) machine.step();
+    const uint64_t mine = machine.send("other", 1, 1);
+    const int64_t sent = machine.steps();
+    while (machine.first_token(mine) == 0) machine.step();
+    return machine.first_token(mine) - sent;
+  };
+  for (int tokens = 30; tokens < 60; ++tokens) {
+    INFO(tokens << " tokens");
+    CHECK(waited(tokens) == (tokens + 4) / 3);
+  }
+}
+
 namespace {
 
 struct Crowded {

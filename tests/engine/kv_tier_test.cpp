@@ -76,6 +76,17 @@ TEST_CASE("what the store has lost comes back from the host, whether copies take
   CHECK(run(*engine, salted).last.cached_tokens == 0);
 }
 
+TEST_CASE("in mode stream whole chunks come back from the host, and no more is fetched") {
+  FakeEngineOptions options = options_of();
+  options.config.kivi_prefill = PrefillMode::stream;
+  options.config.prefill_chunk_tokens = 192;
+  const auto engine = make_fake_engine(options);
+  CHECK(run(*engine, request_with(0, 500)).last.cached_tokens == 0);
+  evict(*engine);
+  CHECK(run(*engine, request_with(0, 500)).last.cached_tokens == 384);
+  CHECK(engine->stats().tier.tokens_fetched == 384);
+}
+
 TEST_CASE("two that wait for the same pages fetch them once") {
   FakeEngineOptions options = options_of();
   options.runner.transfer_polls = 5;

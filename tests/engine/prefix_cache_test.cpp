@@ -71,6 +71,11 @@ TEST_CASE("a prompt that was computed before is reused up to its last boundary")
   CHECK(cached(*engine, tokens_from(0, 257)) == 256);
   CHECK(cached(*engine, tokens_from(0, 128)) == 0);
   CHECK(cached(*engine, tokens_from(1, 300)) == 0);
+  // The checkpoint of a whole number of blocks is before the last one, where the same prompt can
+  // use it.
+  const auto other = make_fake_engine(options_of());
+  CHECK(cached(*other, tokens_from(0, 256)) == 0);
+  CHECK(cached(*other, tokens_from(0, 256)) == 128);
 
   const EngineStats stats = engine->stats();
   CHECK(stats.prefix.queried == 300 + 300 + 256 + 256 + 257 + 128 + 300);
@@ -243,6 +248,7 @@ TEST_CASE("in mode stream whole chunks are reused, by prompts of several chunks"
   CHECK(cached(*engine, tokens_from(0, 1440)) == 928);
   CHECK(cached(*engine, tokens_from(0, 500)) == 0);  // one chunk
   CHECK(cached(*engine, tokens_from(0, 513)) == 416);
+  CHECK(cached(*engine, tokens_from(0, 512)) == 0);  // one chunk
 }
 
 TEST_CASE(

@@ -89,6 +89,28 @@ TEST_CASE("an ignored EOS is neither a stop nor forbidden") {
   CHECK_FALSE(append(*s, 2).has_value());
 }
 
+TEST_CASE("a constraint ends a sequence, with an error where the token does not fit") {
+  class Fixed final : public TokenConstraint {
+   public:
+    explicit Fixed(Verdict verdict) : verdict_(verdict) {}
+    std::span<const uint32_t> mask() override { return {}; }
+    Verdict accept(int32_t) override { return verdict_; }
+
+   private:
+    Verdict verdict_;
+  };
+  using Verdict = TokenConstraint::Verdict;
+  const std::pair<Verdict, std::optional<FinishReason>> cases[] = {
+      {Verdict::going_on, std::nullopt},
+      {Verdict::complete, FinishReason::stop},
+      {Verdict::broken, FinishReason::error}};
+  for (const auto& [verdict, reason] : cases) {
+    auto s = sequence_of({5}, {});
+    s->request.constraint = std::make_shared<Fixed>(verdict);
+    CHECK(append(*s, 7) == reason);
+  }
+}
+
 TEST_CASE("the seed of the request goes before the engine's") {
   SamplingParams p;
   CHECK(sequence_of({5}, p)->seed == 42);

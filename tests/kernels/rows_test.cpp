@@ -224,3 +224,22 @@ TEST_CASE("rope turns q and k by the formula and narrows k and v to fp16") {
       CHECK(kv.intact());
     }
 }
+
+TEST_CASE("a rope of another factor at the same positions is another rope") {
+  const auto backend = make_cpu_backend(1);
+  const int d = 16;
+  Guarded qkv(DType::f32, 1, 3 * d, 4), positions(DType::i32, 1, 1), lengths(DType::i32, 1, 1);
+  Guarded frequencies(DType::f32, 1, d / 2), q(DType::f32, 1, d, 3), kv(DType::f16, 1, 2 * d, 8);
+  for (int c = 0; c < 3 * d; ++c) qkv.set(0, c, float(c + 1));
+  for (int c = 0; c < d / 2; ++c) frequencies.set(0, c, 0.5f);
+  positions.set(0, 0, 3);
+  lengths.set(0, 0, 4);
+  const auto first_of = [&](float factor) {
+    const Rope rope{frequencies.vector(), d, factor, 0, 0, lengths.vector(), false};
+    backend->rope(*qkv, positions.vector(), rope, {1, 1, d}, *q, *kv);
+    return q.get(0, 0);
+  };
+  const auto one = first_of(1);
+  CHECK(first_of(2) == 2 * one);
+  CHECK(first_of(1) == one);
+}

@@ -92,6 +92,22 @@ TEST_CASE("Greedy takes the largest logit, the lowest id of equals") {
   }
 }
 
+TEST_CASE("The noise of a token is that of philox.h, in vectors too") {
+  // With equal logits the largest noise wins.
+  const auto backend = make_cpu_backend(1);
+  const int vocab = 1000;
+  for (int position = 0; position < 20; ++position) {
+    SampleRow row;
+    row.seed = (uint64_t(7) << 32) + 5;
+    row.position = position;
+    int best = 0;
+    for (int id = 1; id < vocab; ++id)
+      if (sampler_uniform(row.seed, position, id) > sampler_uniform(row.seed, position, best))
+        best = id;
+    CHECK(sample(*backend, std::vector<float>(size_t(vocab), 0.0f), row).id == best);
+  }
+}
+
 TEST_CASE("Frequencies follow the softmax at the temperature") {
   const uint32_t seed = 42;
   CAPTURE(seed);
