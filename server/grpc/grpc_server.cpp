@@ -18,6 +18,7 @@
 #include "server/grpc/grpc_probe.h"
 #include "server/grpc/grpc_service.h"
 #include "server/grpc/grpc_standard.h"
+#include "server/grpc/header_limit.h"
 #include "server/tls_relay.h"
 
 namespace kivi {
@@ -139,6 +140,7 @@ Status GrpcServer::start() {
       [impl = impl_.get()](int descriptor, bool is_probe) {
         const auto serve = [impl, descriptor](int plain) {
           if (plain != descriptor) impl->listener.relayed(descriptor, plain);
+          limit_header_blocks(plain);
           grpc::AddInsecureChannelFromFd(impl->server.get(), plain);
         };
         impl->relay && !is_probe ? impl->relay->serve(descriptor, serve) : serve(descriptor);

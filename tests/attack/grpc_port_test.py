@@ -89,6 +89,26 @@ class Messages(harness.WithServer):
             self.assertLess(attack.cpu_seconds(self.server.process.pid) - used, 5)
             self.assertEqual(attack.grpc_code(self.server), "OK")
 
+    def test_headers_without_an_end_cost_little_after_an_allowed_call(self):
+        request = attack.stubs().kivi.GenerateRequest(text="a tale", max_tokens=1).SerializeToString()
+        for name, block, frames in (
+                ("a value without an end", b"\x00\x01x\x7f\xff\xff\xff\x7f" + b"v" * 16000, 2000),
+                ("no bytes at all", b"", 100_000)):
+            with self.subTest(block=name), attack.Growth(self.server) as growth, h2.Connection(
+                    self.server.grpc_port) as connection:
+                stream = connection.open(COMPLETE)
+                connection.data(stream, h2.message(request))
+                self.assertTrue(connection.end_of(stream))
+                used = attack.cpu_seconds(self.server.process.pid)
+                with self.assertRaises(OSError):  # the server closes it
+                    connection.send(h2.frame(h2.HEADERS, 0, stream + 2, block))
+                    for _ in range(20):
+                        connection.send(h2.frame(h2.CONTINUATION, 0, stream + 2, block) * (frames // 20))
+                        time.sleep(0.02)
+                self.assertLess(attack.cpu_seconds(self.server.process.pid) - used, 1)
+            self.assertLess(growth.mb, 64)
+            self.assertEqual(attack.grpc_code(self.server), "OK")
+
     def test_what_is_no_request_ends_its_call(self):
         for payload in (b"\xff" * 64, b"\x12\xff\xff\xff\xff\x0f", b"\x0a\x02\xc3\x28"):
             with self.subTest(payload=payload), h2.Connection(self.server.grpc_port) as connection:
