@@ -58,6 +58,7 @@ ProcessStats read_process_stats() {
     stats.resident_bytes = pages * sysconf(_SC_PAGESIZE);
     if (const double boot = boot_time(); boot > 0) stats.start_time_seconds = boot + start / ticks;
   }
+  in.close();  // or it would be counted
   stats.open_fds = count_open_fds();
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) == 0) stats.max_fds = int64_t(limit.rlim_cur);

@@ -2,9 +2,12 @@
 // Limits of connections and the file descriptors that the process may open.
 #include "server/descriptor_limit.h"
 
+#include <fcntl.h>
 #include <sys/resource.h>
 
 #include <catch2/catch.hpp>
+
+#include "server/process_stats.h"
 
 namespace kivi {
 namespace {
@@ -78,6 +81,12 @@ TEST_CASE("a front end that is off needs no descriptors") {
   config.max_connections = 100'000;
   config.port = -1;
   CHECK(fitted(config, 1024) == std::pair{100'000, (1024 - 320) / 2});
+}
+
+TEST_CASE("the open descriptors of the process are counted") {
+  int open = 0;
+  for (int fd = 0; fd < 4096; ++fd) open += fcntl(fd, F_GETFD) != -1;
+  CHECK(read_process_stats().open_fds == open);
 }
 
 TEST_CASE("the soft limit of descriptors is raised to the hard one") {
