@@ -48,7 +48,7 @@ void Copier::run(const std::stop_token& stop) {
     batches_.pop_front();
     const auto delay = delay_;
     lock.unlock();
-    if (delay.count() > 0) std::this_thread::sleep_for(delay);
+    std::this_thread::sleep_for(delay);
     for (const HostCopy& copy : batch) std::memcpy(copy.to, copy.from, copy.bytes);
     lock.lock();
     ++done_;

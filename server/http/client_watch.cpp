@@ -68,7 +68,7 @@ void HttpConnection::stop_watching() {
 // Bytes during a reply are the next request's (pipelining). They are kept up to a limit, beyond
 // which they stay in the socket until this reply is out. Only the client's end is watched for then.
 void HttpConnection::on_readable(error_code error, unsigned generation) {
-  if (error || generation != watch_generation_ || !watching_) return;
+  if (error || generation != watch_generation_) return;
   constexpr size_t kRead = 4096;
   if (buffer_.size() + kRead > kMaxHeaderBytes) return watch_for_end();
   const size_t bytes = socket_.read_some(buffer_.prepare(kRead), error);
@@ -96,14 +96,14 @@ void HttpConnection::watch_for_end() {
 void HttpConnection::look_again(unsigned generation) {
   end_timer_.expires_after(kEndInterval);
   end_timer_.async_wait([self = shared_from_this(), generation](error_code error) {
-    if (error || generation != self->watch_generation_ || !self->watching_) return;
+    if (error || generation != self->watch_generation_) return;
     self->look_for_end(generation);
     if (self->gone_ == nullptr) self->look_again(generation);
   });
 }
 
 void HttpConnection::look_for_end(unsigned generation) {
-  if (generation != watch_generation_ || !watching_ || gone_ != nullptr) return;
+  if (generation != watch_generation_ || gone_ != nullptr) return;
   pollfd state{socket_.native_handle(), POLLRDHUP, 0};
   if (poll(&state, 1, 0) <= 0) return;
   if ((state.revents & (POLLERR | POLLHUP | POLLNVAL)) != 0)

@@ -255,7 +255,7 @@ asio::awaitable<bool> HttpConnection::read_head() {
     buffer_.commit(count);
   }
   parser_.emplace();
-  parser_->header_limit(kMaxHeaderBytes + 1);
+  parser_->header_limit(kMaxHeaderBytes);
   parser_->body_limit(shared_.state.config().max_body_bytes);
   error_code error;
   parser_->put(asio::buffer(buffer_.data().data(), scanner.size()), error);
