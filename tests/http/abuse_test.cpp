@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 #include <random>
 
+#include "engine/limits.h"
 #include "tests/http/http_fixture.h"
 
 using namespace kivi;
@@ -114,6 +115,16 @@ TEST_CASE("header bombs are 431, garbage is 400, and the server goes on") {
   auto reply = big.read_response();
   REQUIRE(reply);
   CHECK(reply->status == 431);
+  // A head of exactly the limit is read, one byte more is not.
+  for (const size_t more : {size_t(0), size_t(1)}) {
+    const std::string begin = "GET /health HTTP/1.1\r\nHost: x\r\nX-Big: ", end = "\r\n\r\n";
+    Client at_limit = server.client();
+    at_limit.send(begin + std::string(kMaxHeaderBytes - begin.size() - end.size() + more, 'a') +
+                  end);
+    reply = at_limit.read_response();
+    REQUIRE(reply);
+    CHECK(reply->status == (more == 0 ? 200 : 431));
+  }
   Client many = server.client();
   many.send("GET /health HTTP/1.1\r\nHost: x\r\n");
   for (int i = 0; i < 20'000; ++i)

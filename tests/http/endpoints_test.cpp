@@ -241,4 +241,10 @@ TEST_CASE("CORS answers only configured origins, and is off by default") {
   CHECK(server.get("/health", "Origin: https://b.example\r\n")
             .header("access-control-allow-origin")
             .empty());
+  options.http.allowed_origins = {"*"};
+  TestServer open(options);
+  CHECK(
+      open.get("/health", "Origin: https://b.example\r\n").header("access-control-allow-origin") ==
+      "*");
+  CHECK(open.get("/health").header("access-control-allow-origin").empty());
 }

@@ -31,7 +31,7 @@ void add(const ToolDelta& delta, Parsed& out) {
   }
 }
 
-const std::vector<std::string> kNames = {"get_weather", "get_time", "f"};
+const std::vector<std::string> kNames = {"get_weather", "get_time", "f", "ns.get-time"};
 
 Parsed parse(ToolFormat format, const std::vector<std::string>& pieces) {
   const auto parser = make_tool_parser(format, kNames);
@@ -86,6 +86,11 @@ TEST_CASE("Hermes and Qwen 2.5: objects in tags") {
   check(h,
         "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": \\\"\\u00e9\\\"}\"}</tool_call>",
         {"", {{"f", "{\"a\": \"é\"}"}}});
+  // Around the surrogates, a pair of them, and one alone.
+  check(h,
+        "<tool_call>{\"name\": \"f\", \"arguments\": "
+        "\"[\\ud7ff\\ue000\\ud83d\\ude00\\ud800]\"}</tool_call>",
+        {"", {{"f", "[\uD7FF\uE000\U0001F600\uFFFD]"}}});
 }
 
 TEST_CASE("SmolLM2: a list in tags") {
@@ -134,6 +139,7 @@ TEST_CASE("Llama pythonic: calls in a list") {
          {{"f",
            "{\"a\": 1, \"b\": -2.5e3, \"c\": true, \"d\": null, \"e\": [1, \"x\"], \"g\": {\"k\": "
            "[1, 2]}}"}}});
+  check(p, "[ns.get-time(f=())]", {"", {{"ns.get-time", "{\"f\": []}"}}});
   // Blanks wherever Python takes them, and brackets and commas inside of strings.
   check(p, " [ f ( a =  'x, )]}' ,b\t=\n[ ')' , \"'\" ] ) ] ",
         {" [ f ( a =  'x, )]}' ,b\t=\n[ ')' , \"'\" ] ) ] ", {}});

@@ -25,6 +25,12 @@ TEST_CASE("a trace that is given goes on under a span of our own") {
   CHECK_FALSE(other.sampled);
   CHECK(other.header().ends_with("-00"));
   CHECK(other.span_id != context.span_id);
+  // The last bit of each hexadecimal digit.
+  for (const char digit : std::string("0123456789abcdef")) {
+    const std::string flags = std::string("-0") + digit;
+    const bool sampled = make_trace_context("00-" + kTrace + "-" + kParent + flags).sampled;
+    CHECK(sampled == (std::string("13579bdf").find(digit) != std::string::npos));
+  }
   // Later versions begin alike, and may have more.
   CHECK(usable_traceparent("cc-" + kTrace + "-" + kParent + "-01-more"));
 }

@@ -271,6 +271,11 @@ TEST_CASE("a prompt that does not fit is 400 context_length_exceeded") {
   CHECK(reply.status == 400);
   CHECK(reply.json()["error"]["code"] == "context_length_exceeded");
   CHECK(server.sample("kivi:admission_rejections_total{reason=\"context_length\"}") == 1);
+  // A text of so many bytes that no tokens could be few enough, where nothing is submitted.
+  const Response rendered =
+      server.post("/v1/completions/render", json{{"prompt", std::string(200'000, 'a')}}.dump());
+  CHECK(rendered.status == 400);
+  CHECK(rendered.json()["error"]["code"] == "context_length_exceeded");
   ids.resize(2047);
   const json fits = server.complete({{"prompt", ids}, {"ignore_eos", true}}).json();
   CHECK(fits["usage"]["completion_tokens"] == 1);  // cut to what the context holds

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// /v1/messages and /v1/responses in this process: a model that always says the same text, which
+// holds calls. tests/e2e/dialects_test.py compares both with chats.
+#include <catch2/catch.hpp>
+
+#include "tests/http/http_fixture.h"
+
+namespace kivi::testing {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kCalls =
+    " Look. <tool_call>{\"name\": \"look\", \"arguments\": {\"at\": \"it\"}}</tool_call>\n"
+    "<tool_call>{\"name\": \"ask\", \"arguments\": {}}</tool_call>";
+
+ServerOptions saying(const std::string& text) {
+  ServerOptions options = server_options();
+  options.chat_template =
+      "{% if tools %}{{ tools | tojson }} answer with <tool_call> {% endif %}"
+      "{% for m in messages %}{{ m.role }}: {{ m.reasoning_content }} {{ m.content }}{% endfor %}";
+  options.engine.runner.tokens = FakeRunnerOptions::Tokens::script;
+  options.engine.runner.script = tales_tokenizer().encode_after_special(text);
+  return options;
+}
+
+int calls_tokens() { return int(tales_tokenizer().encode_after_special(kCalls).size()); }
+
+Response messages(TestServer& server, const json& more) {
+  json body = {{"model", "tales"},
+               {"messages", {{{"role", "user"}, {"content", "hi"}}}},
+               {"max_tokens", calls_tokens()}};
+  body.update(more);
+  return server.post("/v1/messages", body.dump());
+}
+
+Response responses(TestServer& server, const json& more) {
+  json body = {{"model", "tales"}, {"input", "hi"}, {"max_output_tokens", calls_tokens()}};
+  body.update(more);
+  return server.post("/v1/responses", body.dump());
+}
+
+json tools_with(const char* schema) {
+  json tools = json::array();
+  for (const char* name : {"look", "ask"})
+    tools.push_back({{"type", "function"}, {"name", name}, {schema, {{"type", "object"}}}});
+  return tools;
+}
+
+}  // namespace
+
+TEST_CASE("a message holds its text and each call as a block") {
+  TestServer server(saying(kCalls));
+  json tools = tools_with("input_schema");
+  for (json& tool : tools) tool.erase("type");
+  const json content = messages(server, {{"tools", tools}}).json()["content"];
+  REQUIRE(content.size() == 3);
+  CHECK(content[0] == json{{"type", "text"}, {"text", " Look. "}});
+  CHECK(content[1]["input"] == json{{"at", "it"}});
+  CHECK(content[2]["name"] == "ask");
+}
+
+TEST_CASE("a message takes back thinking, calls and null members") {
+  TestServer server(saying("ok"));
+  const json turns = json::parse(R"([
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": [
+      {"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "yes"},
+      {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}]},
+    {"role": "user", "content": [
+      {"type": "tool_result", "tool_use_id": "toolu_1", "content": "it"}]}])");
+  CHECK(messages(server, {{"messages", turns}}).status == 200);
+  CHECK(messages(server, {{"output_config", {{"format", nullptr}}}}).status == 200);
+  const Response wrong = messages(server, {{"output_config", {{"format", 7}}}});
+  CHECK(wrong.status == 400);
+  CHECK(wrong.json()["error"]["type"] == "invalid_request_error");
+}
+
+TEST_CASE("a response counts its tokens, and a stream with tools has the text beside the calls") {
+  TestServer server(saying(kCalls));
+  const json tools = {{"tools", tools_with("parameters")}};
+  const json whole = responses(server, tools).json();
+  CHECK(whole["usage"]["output_tokens"] == calls_tokens());
+  json streamed = tools;
+  streamed["stream"] = true;
+  std::string text, arguments;
+  std::vector<std::string> items;
+  json first, last;
+  const std::string body = responses(server, streamed).body;
+  for (const json& event : sse_events(std::regex_replace(body, std::regex("event: .*\n"), ""))) {
+    const std::string type = event["type"];
+    if (type == "response.created") first = event["response"];
+    if (type == "response.output_text.delta") text += event["delta"];
+    if (type == "response.function_call_arguments.delta") arguments += event["delta"];
+    if (type == "response.output_item.done") items.push_back(event["item"]["type"]);
+    if (event.contains("response")) last = event["response"];
+  }
+  CHECK(first["usage"] == nullptr);
+  CHECK(last["usage"] == whole["usage"]);
+  CHECK(text == " Look.");
+  CHECK(arguments == "{\"at\": \"it\"}{}");
+  // The blanks between the calls are no item.
+  CHECK(items == std::vector<std::string>{"message", "function_call", "function_call"});
+}
+
+TEST_CASE("members of a response's request that are null or the default are taken") {
+  TestServer server(saying("ok"));
+  for (const json& good :
+       {json{{"text", {{"verbosity", "medium"}}}}, json{{"text", {{"format", nullptr}}}},
+        json{{"reasoning", {{"effort", nullptr}}}}, json{{"reasoning", nullptr}}})
+    CHECK(responses(server, good).status == 200);
+  const std::pair<json, const char*> wrong[] = {
+      {{{"text", {{"verbosity", "low"}}}}, "text.verbosity"}, {{{"reasoning", 7}}, "reasoning"}};
+  for (const auto& [body, param] : wrong) {
+    INFO(body.dump());
+    const Response reply = responses(server, body);
+    CHECK(reply.status == 400);
+    CHECK(reply.json()["error"]["param"] == param);
+  }
+}
+
+TEST_CASE("a call of an earlier turn must have a name") {
+  TestServer server(saying("ok"));
+  for (const json& function : {json{{"arguments", "{}"}}, json{{"name", 7}}, json{{"name", "f"}}}) {
+    INFO(function.dump());
+    const json body = {
+        {"messages",
+         {{{"role", "user"}, {"content", "hi"}},
+          {{"role", "assistant"},
+           {"content", ""},
+           {"tool_calls", {{{"id", "c"}, {"type", "function"}, {"function", function}}}}}}},
+        {"max_tokens", 1}};
+    const int status = server.post("/v1/chat/completions", body.dump()).status;
+    CHECK(status == (function.value("name", json()) == "f" ? 200 : 400));
+  }
+}
+
+}  // namespace kivi::testing
