@@ -64,7 +64,7 @@ struct EngineConfig {
   int max_logprobs = kDefaultMaxLogprobs;
   int64_t max_tokenize_bytes = kDefaultMaxTokenizeBytes;  // of one text
   int64_t max_reply_bytes = kDefaultMaxReplyBytes;        // of one reply, as estimated beforehand
-  bool enforce_eager = false;  // CUDA: no graphs
+  bool enforce_eager = false;                             // CUDA: no graphs
 };
 
 // The names of the cache formats, without auto. fp16 and fp8 do not quantize in groups. kivi4,

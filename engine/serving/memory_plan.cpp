@@ -117,9 +117,9 @@ Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout
                             std::max<int64_t>(budget, 0) / 4 / staging_page));
   plan.staging = plan.capacity.staging_pages * staging_page;
 
-  plan.capacity.layerwise_tokens = int(layerwise_tokens(
-      config, layout, plan.capacity, max_model_len, hidden_bytes,
-      plan.budget / 100 * config.prefill_layerwise_percent));
+  plan.capacity.layerwise_tokens =
+      int(layerwise_tokens(config, layout, plan.capacity, max_model_len, hidden_bytes,
+                           plan.budget / 100 * config.prefill_layerwise_percent));
   plan.layerwise = ceil_div(plan.capacity.layerwise_tokens, KvLayout::kStagingTokens) *
                    KvLayout::kStagingTokens * layerwise_token_bytes(layout, hidden_bytes);
   budget -= plan.layerwise;
