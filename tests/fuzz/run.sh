@@ -32,7 +32,7 @@ run() {
   while ((SECONDS < end && try < 50)); do
     KIVI_FUZZ_TARGET=$target nice -n 19 "${program[@]}" "${dictionary[@]}" \
       -max_total_time=$((end - SECONDS)) -seed=$((1000 * number + ++try)) -rss_limit_mb=2048 \
-      -timeout=20 -print_final_stats=1 -detect_leaks=0 -artifact_prefix="$out/findings/$target/" \
+      -timeout=20 -report_slow_units=20 -print_final_stats=1 -detect_leaks=0 -artifact_prefix="$out/findings/$target/" \
       "$out/corpus/$target" "$here/seeds/$target" >"$out/$target-$number-$try.log" 2>&1
   done
 }
@@ -48,7 +48,8 @@ for target in "${targets[@]}"; do
   coverage=$(cat "$out/$target"-*.log | grep -o ' cov: [0-9]*' | sort -t: -k2 -n | tail -1 | tr -dc 0-9)
   findings=$(find "$out/findings/$target" -type f | wc -l)
   ((findings == 0)) || found=1
-  echo "$target: $executions executions, coverage ${coverage:-0}, $findings findings"
+  echo "$target: $executions executions, coverage ${coverage:-0}, $findings findings" \
+    "$(find "$out/findings/$target" -type f -printf '%f ')"
 done
 rm -rf "$out/work"
 exit $found
