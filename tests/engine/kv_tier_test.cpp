@@ -126,7 +126,7 @@ TEST_CASE("a request whose pages are on their way lets others pass, and may be c
 
 TEST_CASE("a sequence that needs pages gets those of a fetch before another is preempted") {
   FakeEngineOptions options = options_of(KvFormat{});
-  options.runner.transfer_polls = 100'000;
+  options.runner.transfer_polls = 10'000;
   const auto engine = make_fake_engine(options);
   run(*engine, request_with(0, 800));
   run(*engine, request_with(100, 1500));
