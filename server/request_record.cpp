@@ -131,7 +131,7 @@ void record_request(ServerState& state, const RequestRecord& record) {
   const ServedModel* model = state.model();
   const std::string name = model == nullptr ? "" : model->name;
   const auto wall = std::chrono::system_clock::now();
-  Span span;
+  RequestSpan span;
   span.trace = record.trace;
   span.name = fmt::format("{} {}", record.asked->operation, name);
   span.end = wall;

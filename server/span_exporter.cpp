@@ -146,7 +146,7 @@ int64_t nanoseconds(std::chrono::system_clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
 }
 
-void append_span(std::string& out, const Span& span) {
+void append_span(std::string& out, const RequestSpan& span) {
   constexpr int kServer = 2, kError = 2;
   out += fmt::format("{{\"traceId\":\"{}\",\"spanId\":\"{}\",", span.trace.trace_id,
                      span.trace.span_id);
@@ -161,13 +161,13 @@ void append_span(std::string& out, const Span& span) {
   out += fmt::format("],\"status\":{{\"code\":{}}}}}", span.failed ? kError : 0);
 }
 
-std::string batch_json(const std::vector<Span>& batch) {
+std::string batch_json(const std::vector<RequestSpan>& batch) {
   std::string out =
       R"({"resourceSpans":[{"resource":{"attributes":[)"
       R"({"key":"service.name","value":{"stringValue":"kivi"}},)"
       R"({"key":"service.version","value":{"stringValue":")" KIVI_VERSION R"("}}]},)"
       R"("scopeSpans":[{"scope":{"name":"kivi","version":")" KIVI_VERSION R"("},"spans":)";
-  append_json_list(out, batch, [&](const Span& span) { append_span(out, span); });
+  append_json_list(out, batch, [&](const RequestSpan& span) { append_span(out, span); });
   out += "}]}]}";
   return out;
 }
@@ -178,20 +178,20 @@ struct SpanExporter::Impl {
   const Endpoint endpoint;
   mutable std::mutex mutex;  // guards the queue and the flags
   std::condition_variable changed;
-  std::deque<Span> queue;
+  std::deque<RequestSpan> queue;
   bool stopping = false, ended = false;
   std::atomic<int64_t> dropped{0};
 
   explicit Impl(Endpoint to) : endpoint(std::move(to)) {}
 
   // Waits for spans. Empty: the exporter stops, and nothing is left.
-  std::vector<Span> next_batch() {
+  std::vector<RequestSpan> next_batch() {
     std::unique_lock lock(mutex);
     changed.wait(lock, [&] { return stopping || !queue.empty(); });
     changed.wait_for(lock, kGather, [&] { return stopping || queue.size() >= kBatchSpans; });
     const size_t count = std::min(queue.size(), kBatchSpans);
-    std::vector<Span> batch(std::make_move_iterator(queue.begin()),
-                            std::make_move_iterator(queue.begin() + ptrdiff_t(count)));
+    std::vector<RequestSpan> batch(std::make_move_iterator(queue.begin()),
+                                   std::make_move_iterator(queue.begin() + ptrdiff_t(count)));
     queue.erase(queue.begin(), queue.begin() + ptrdiff_t(count));
     return batch;
   }
@@ -205,7 +205,7 @@ struct SpanExporter::Impl {
   void run() {
     seconds wait = kFirstPause;
     bool reachable = true;
-    for (std::vector<Span> batch = next_batch(); !batch.empty(); batch = next_batch()) {
+    for (std::vector<RequestSpan> batch = next_batch(); !batch.empty(); batch = next_batch()) {
       const std::string problem = post(endpoint, batch_json(batch));
       if (problem.empty()) {
         if (!std::exchange(reachable, true)) log_info("traces: the collector takes spans again");
@@ -245,7 +245,7 @@ bool SpanExporter::has_room() const {
   return impl_->queue.size() < kQueueSpans;
 }
 
-void SpanExporter::add(Span span) {
+void SpanExporter::add(RequestSpan span) {
   {
     const std::lock_guard lock(impl_->mutex);
     if (impl_->queue.size() < kQueueSpans) {

@@ -15,7 +15,7 @@
 
 namespace kivi {
 
-struct Span {
+struct RequestSpan {
   TraceContext trace;
   std::string name;
   std::chrono::system_clock::time_point begin, end;
@@ -37,7 +37,7 @@ class SpanExporter {
 
   // Is there room in the queue? A span that finds none is dropped by add().
   bool has_room() const;
-  void add(Span span);
+  void add(RequestSpan span);
   // Counts a span that was not even made.
   void drop();
   // Spans that never reached the collector.
