@@ -6,6 +6,8 @@
 #include <string>
 #include <utility>
 
+#include "engine/every_token_sampled.h"
+
 namespace kivi {
 namespace {
 
@@ -57,16 +59,6 @@ class Words final : public Tokenizer {
   const int known_;  // the first so many ids are the tokenizer's
   const int vocab_size_;
   std::vector<std::string> words_;
-};
-
-class EveryTokenSampled final : public TokenConstraint {
- public:
-  explicit EveryTokenSampled(std::shared_ptr<TokenConstraint> inner) : inner_(std::move(inner)) {}
-  std::span<const uint32_t> mask() override { return inner_->mask(); }
-  Verdict accept(int32_t id) override { return inner_->accept(id); }
-
- private:
-  std::shared_ptr<TokenConstraint> inner_;
 };
 
 }  // namespace

@@ -151,11 +151,30 @@ class GenerateCall final : public GenerationCall<v1::GenerateRequest, v1::Genera
   bool begun_ = false;
 };
 
-class CompleteCall final : public GenerationCall<v1::GenerateRequest, v1::CompleteResponse> {
+// A call whose one reply goes out with its status.
+template <class Request, class Response>
+class WholeCall : public GenerationCall<Request, Response> {
+ protected:
+  WholeCall(GrpcCore& core, grpc::CallbackServerContext& context, const char* method)
+      : GenerationCall<Request, Response>(core, context, method, Delivery::whole) {}
+
+  Response response_;
+
+ private:
+  void finish(grpc::Status status) override {
+    if (status.ok())
+      this->StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
+    else
+      this->Finish(std::move(status));
+  }
+  void drop() override {}  // nothing is in flight before the end
+};
+
+class CompleteCall final : public WholeCall<v1::GenerateRequest, v1::CompleteResponse> {
  public:
   static constexpr const char* kMethod = "/kivi.v1.Kivi/Complete";
   CompleteCall(GrpcCore& core, grpc::CallbackServerContext& context)
-      : GenerationCall(core, context, kMethod, Delivery::whole) {}
+      : WholeCall(core, context, kMethod) {}
 
  private:
   Result<CompletionRequest> read(const ServedModel& model) const override {
@@ -174,22 +193,13 @@ class CompleteCall final : public GenerationCall<v1::GenerateRequest, v1::Comple
     }
     return false;
   }
-  void finish(grpc::Status status) override {
-    if (status.ok())
-      StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
-    else
-      Finish(std::move(status));
-  }
-  void drop() override {}  // nothing is in flight before the end
-
-  v1::CompleteResponse response_;
 };
 
-class EmbedCall final : public GenerationCall<v1::EmbedRequest, v1::EmbedResponse> {
+class EmbedCall final : public WholeCall<v1::EmbedRequest, v1::EmbedResponse> {
  public:
   static constexpr const char* kMethod = "/kivi.v1.Kivi/Embed";
   EmbedCall(GrpcCore& core, grpc::CallbackServerContext& context)
-      : GenerationCall(core, context, kMethod, Delivery::whole) {}
+      : WholeCall(core, context, kMethod) {}
 
  private:
   Result<CompletionRequest> read(const ServedModel& model) const override {
@@ -208,15 +218,6 @@ class EmbedCall final : public GenerationCall<v1::EmbedRequest, v1::EmbedRespons
     }
     return false;
   }
-  void finish(grpc::Status status) override {
-    if (status.ok())
-      StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
-    else
-      Finish(std::move(status));
-  }
-  void drop() override {}  // nothing is in flight before the end
-
-  v1::EmbedResponse response_;
 };
 
 // A method that ends at once: read, answered on the executor (tokenizing a long text takes long).

@@ -163,12 +163,7 @@ Error embeddings_error(Error error, const char* field) {
 PooledWriter::PooledWriter(const ServedModel& model, const CompletionCall& call, int64_t created)
     : id_(call.request.id), model_(model.name), created_(created) {}
 
-EmbeddingsWriter::EmbeddingsWriter(const ServedModel& model, const EmbeddingsCall& call,
-                                   int64_t created)
-    : PooledWriter(model, call.completion, created), base64_(call.base64) {}
-
-std::string EmbeddingsWriter::whole(std::span<const TextChunk> chunks,
-                                    const Completion& completion) const {
+std::string PooledWriter::list_head() const {
   std::string out = "{\"id\":";
   append_json_string(out, id_);
   out += ",\"object\":\"list\",\"created\":";
@@ -176,6 +171,16 @@ std::string EmbeddingsWriter::whole(std::span<const TextChunk> chunks,
   out += ",\"model\":";
   append_json_string(out, model_);
   out += ",\"data\":";
+  return out;
+}
+
+EmbeddingsWriter::EmbeddingsWriter(const ServedModel& model, const EmbeddingsCall& call,
+                                   int64_t created)
+    : PooledWriter(model, call.completion, created), base64_(call.base64) {}
+
+std::string EmbeddingsWriter::whole(std::span<const TextChunk> chunks,
+                                    const Completion& completion) const {
+  std::string out = list_head();
   int index = 0;
   append_json_list(out, vectors_of(chunks), [&](std::span<const float> vector) {
     out += "{\"object\":\"embedding\",\"index\":";
@@ -199,13 +204,7 @@ ScoreWriter::ScoreWriter(const ServedModel& model, const ScoreCall& call, int64_
 std::string ScoreWriter::whole(std::span<const TextChunk> chunks,
                                const Completion& completion) const {
   const Vectors vectors = vectors_of(chunks);
-  std::string out = "{\"id\":";
-  append_json_string(out, id_);
-  out += ",\"object\":\"list\",\"created\":";
-  append_json_int(out, created_);
-  out += ",\"model\":";
-  append_json_string(out, model_);
-  out += ",\"data\":";
+  std::string out = list_head();
   size_t index = 0;
   append_json_list(out, std::span(vectors).subspan(first_), [&](std::span<const float> second) {
     out += "{\"object\":\"score\",\"index\":";

@@ -48,6 +48,9 @@ class PooledWriter : public AnswerWriter {
  protected:
   PooledWriter(const ServedModel& model, const CompletionCall& call, int64_t created);
 
+  // A reply whose entries are in a list: its members before the list.
+  std::string list_head() const;
+
   std::string id_, model_;
   int64_t created_;
 };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Structured output of a real model: tokens that the format forces are computed together.
+#include "engine/every_token_sampled.h"
 #include "engine/serving/structured_output.h"
 #include "tests/model/tales.h"
 
@@ -13,16 +14,6 @@ constexpr const char* kSchema =
     R"("lives_in_a_castle":{"type":"boolean"},"favorite_animal":{"enum":["a wolf","a raven"]}},)"
     R"("required":["description","number_of_children","lives_in_a_castle","favorite_animal"],)"
     R"("additionalProperties":false})";
-
-class EveryTokenSampled final : public TokenConstraint {
- public:
-  explicit EveryTokenSampled(std::shared_ptr<TokenConstraint> inner) : inner_(std::move(inner)) {}
-  std::span<const uint32_t> mask() override { return inner_->mask(); }
-  Verdict accept(int32_t id) override { return inner_->accept(id); }
-
- private:
-  std::shared_ptr<TokenConstraint> inner_;
-};
 
 }  // namespace
 
