@@ -27,6 +27,7 @@
 
 #include "base/log.h"
 #include "engine/request.h"
+#include "server/grpc/log_gate.h"
 #include "server/grpc/received_bytes.h"
 
 namespace kivi {
@@ -45,8 +46,6 @@ constexpr int kCheckMs = 250;
 constexpr std::chrono::seconds kIdleBeforeClose{1};
 // Threads that hand connections over. One that reads a flood is freed when the flood is ended.
 constexpr int kTakers = 2;
-// Refusals and failed accepts are logged at most this often: strangers cause them.
-constexpr std::chrono::seconds kLogInterval{10};
 
 // Whom a limit per source counts together. A single user of IPv6 usually has a whole /64.
 using Source = std::array<unsigned char, 16>;
@@ -79,20 +78,6 @@ std::string bare_host(const std::string& host) {
     return host.substr(1, host.size() - 2);
   return host;
 }
-
-// Limits how often one kind of line is logged. One thread.
-class LogGate {
- public:
-  bool open() {
-    const Clock::time_point now = Clock::now();
-    if (last_ && now - *last_ < kLogInterval) return false;
-    last_ = now;
-    return true;
-  }
-
- private:
-  std::optional<Clock::time_point> last_;
-};
 
 // An accepted connection. The listener's mutex guards all but `judged`.
 struct Client {

@@ -6,21 +6,18 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <mutex>
 #include <unordered_map>
 
 #include "base/log.h"
+#include "server/grpc/log_gate.h"
 
 namespace kivi {
 namespace {
 
 constexpr std::byte kHeaders{1}, kContinuation{9};
 constexpr std::byte kEndHeaders{4};
-// Strangers cause the line, so it is logged at most this often.
-constexpr int64_t kLogIntervalSeconds = 10;
 
 // Tells a socket from a later one with the same number.
 struct Identity {
@@ -53,12 +50,8 @@ Shard& shard_of(int descriptor) {
 }
 
 void log_end() {
-  static std::atomic<int64_t> last{-kLogIntervalSeconds};
-  const int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
-                          std::chrono::steady_clock::now().time_since_epoch())
-                          .count();
-  int64_t before = last;
-  if (now - before >= kLogIntervalSeconds && last.compare_exchange_strong(before, now))
+  static LogGate gate;
+  if (gate.open())
     log_warning("gRPC: a connection is ended: its headers have more than {} bytes",
                 kHeaderBlockBytesMax);
 }
