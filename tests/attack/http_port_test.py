@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP that is wrong, ambiguous or made for a browser's user, on raw sockets.
 
-    BINARY_UNDER_TEST=build/kivi tests/attack/http_test.py [-k NAME]
+    BINARY_UNDER_TEST=build/kivi tests/attack/http_port_test.py [-k NAME]
 """
 
 import json

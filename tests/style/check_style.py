@@ -250,8 +250,12 @@ NAMED_SECTIONS = re.compile(
 SUFFIXES = ("", ".h", ".cpp", ".cuh", ".cu", ".py", ".proto", ".md")
 
 
+DOCSTRING = re.compile(r'^[ \t]*"""(.*?)"""', re.MULTILINE | re.DOTALL)
+
+
 def comments_of(name, text):
-    """What a file says in prose: all of a page, the comments of a source, joined over line ends."""
+    """What a file says in prose: all of a page, the comments of a source, joined over line ends, and
+    the docstrings of Python."""
     if name.endswith(".md"):
         def target(match):  # a link stands for the page that it leads to
             path = match.group(1).split("#")[0]
@@ -266,6 +270,8 @@ def comments_of(name, text):
             found.append("\n")
             continue
         found.append((" " if not code.strip() else "\n") + comment.strip())
+    if name.endswith(".py") or "python3" in text.split("\n", 1)[0]:
+        found += ["\n" + docstring for docstring in DOCSTRING.findall(text)]
     return "".join(found)
 
 
@@ -289,7 +295,7 @@ def missing_names(name, text, exists, sections_of):
         if not exists(path):
             failures.append(f"{name}: names {path}, which does not exist")
     for match in NAMED_PAGE.finditer(prose):
-        if page_path(match.group(0)) is None:
+        if page_path(match.group(0)) is None and not re.match(r"[A-Z]+/", match.group(0)):
             failures.append(f"{name}: names {match.group(0)}, which does not exist")
     for page, sections in NAMED_SECTIONS.findall(prose):
         path = page_path(page)
@@ -379,6 +385,9 @@ def self_test():
     assert missing("// See docs/a.md, sections 1\n// and 2.")
     assert missing("Text names `docs/b.md`.", "b.md")
     assert missing('See a.md, section "Lost".', "docs/b.md")
+    assert missing('def f():\n    """As kernels/lost.h\n    does."""\n', "tests/a.py")
+    assert missing('"""Run:\n\n    kernels/lost.py [-k NAME]\n"""\n', "tests/a.py")
+    assert not missing('TEXT = """names kernels/lost.h"""\n', "tests/a.py")
 
 
 def main():
