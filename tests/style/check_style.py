@@ -309,6 +309,28 @@ def missing_names(name, text, exists, sections_of):
     return failures
 
 
+# "keys_test `Sources`": a class of tests/attack/keys_test.py, as the pages on security name it.
+NAMED_TEST = re.compile(r"\b(\w+_test) `([A-Z]\w*)`")
+
+
+def missing_tests(name, text, read):
+    """The classes of attack tests that the page `text` names and that are not there. read(path): the
+    text of a file, None if there is none."""
+    failures = []
+    for module, test in NAMED_TEST.findall(text):
+        path = f"tests/attack/{module}.py"
+        if not re.search(rf"^class {test}\(", read(path) or "", re.MULTILINE):
+            failures.append(f"{name}: names {module} `{test}`, but {path} has no such class")
+    return failures
+
+
+def check_tests():
+    def read(path):
+        return (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).exists() else None
+    return [failure for page in sorted((ROOT / "docs").glob("security*.md")) for failure in missing_tests(
+        page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8"), read)]
+
+
 def check_names():
     tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"],
                              capture_output=True, text=True).stdout.splitlines()
@@ -385,6 +407,10 @@ def self_test():
     assert missing("// See docs/a.md, sections 1\n// and 2.")
     assert missing("Text names `docs/b.md`.", "b.md")
     assert missing('See a.md, section "Lost".', "docs/b.md")
+    attacks = {"tests/attack/a_test.py": "class One(X):\n    pass\n"}.get
+    assert not missing_tests("docs/security.md", "| x | a_test `One` |", attacks)
+    assert missing_tests("docs/security.md", "| x | a_test `Two` |", attacks)
+    assert missing_tests("docs/security.md", "| x | b_test `One` |", attacks)
     assert missing('def f():\n    """As kernels/lost.h\n    does."""\n', "tests/a.py")
     assert missing('"""Run:\n\n    kernels/lost.py [-k NAME]\n"""\n', "tests/a.py")
     assert not missing('TEXT = """names kernels/lost.h"""\n', "tests/a.py")
@@ -398,7 +424,7 @@ def main():
     files = list(own_files())
     assert files, f"no sources under {ROOT}"
     failures = check_licenses(files) + check_layers(files) + check_paths() + check_links()
-    failures += check_names() + check_drawings()
+    failures += check_names() + check_tests() + check_drawings()
     failures += check_headers_compile(files, arguments.compiler)
     check_lengths(files)
     for failure in failures:
