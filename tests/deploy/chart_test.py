@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Helm chart: linted, rendered with several values, every object valid by its schema, and what the
-objects must say. Run by scripts/helm-test, which installs the tools.
+"""The Helm chart: linted and rendered by the program `helm` with several values, every object valid by its
+schema, and what the objects must say. Run by scripts/helm-test, which installs the tools.
 
-    tests/deploy/chart_test.py CHART [FOLDER_WITH_CRDS]
+    HELM=PROGRAM tests/deploy/chart_test.py CHART [FOLDER_WITH_CRDS]
 """
 
 import base64
+import os
 import pathlib
+import re
 import subprocess
 import sys
+import tempfile
 
 import jsonschema
 import kubernetes_validate
 import yaml
-from helm_python import HelmError
-from helm_python.chart import Chart, lint
+
+import custom_resources
 
 VERSIONS = ("1.30", "1.33", "1.37")  # of Kubernetes
 ALL = {"apiKeys": {"keys": ["one", "two"]}, "kvEvents": {"enabled": True}, "gpus": 2,
@@ -63,33 +66,47 @@ def closed(schema):
     return out
 
 
-def render(chart, values):
-    objects = []
-    for text in chart.render(values=values, name="demo", namespace="models").values():
-        if text.strip().startswith(("Kivi Server",)):
-            continue  # NOTES.txt
-        objects += [o for o in yaml.safe_load_all(text) if o]
-    return objects
+def helm(*arguments):
+    """Runs helm without a cluster, in a home of its own: (whether it succeeded, what it printed)."""
+    with tempfile.TemporaryDirectory() as home:
+        done = subprocess.run(
+            [os.environ["HELM"], *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={"HOME": home, "PATH": os.environ["PATH"], "KUBECONFIG": f"{home}/none"})
+    return done.returncode == 0, done.stdout
 
 
-def check(objects, custom):
-    unchecked = set()
+def with_values(command, values, *arguments):
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(values, file)
+        file.flush()
+        return helm(*command, "--values", file.name, *arguments)
+
+
+def render(chart, values, version):
+    """The objects for a version of Kubernetes; an AssertionError with helm's words if it refuses."""
+    good, text = with_values(["template", "demo", chart, "--namespace", "models"], values,
+                             "--kube-version", version)
+    assert good, text
+    return [thing for thing in yaml.safe_load_all(text) if thing]
+
+
+def check(objects, version, definitions):
+    """Every object by the schema of its kind. Returns how many are of a kind that Kubernetes does not know."""
+    custom = 0
     for thing in objects:
         name = thing["apiVersion"], thing["kind"]
-        if "." in name[0].split("/")[0] and not name[0].split("/")[0].endswith("k8s.io") or (
-                name[0].startswith("inference.")):
-            if name not in custom:
-                unchecked.add(name)
-                continue
+        if name not in custom_resources.SPECS:
+            kubernetes_validate.validate(thing, version, strict=True)
+            continue
+        custom += 1
+        custom_resources.validate(thing)
+        if definitions:
             body = {k: v for k, v in thing.items() if k not in ("apiVersion", "kind", "metadata")}
-            schema = closed(custom[name])
+            schema = closed(definitions[name])
             for known in ("apiVersion", "kind", "metadata"):
                 schema.get("properties", {}).pop(known, None)
             jsonschema.validate(body, schema)
-            continue
-        for version in VERSIONS:
-            kubernetes_validate.validate(thing, version, strict=True)
-    return unchecked
+    return custom
 
 
 def one(objects, kind):
@@ -110,8 +127,21 @@ def check_meaning(objects):
                   one(objects, "InferencePool")["spec"]["selector"]["matchLabels"],
                   deployment["spec"]["selector"]["matchLabels"]):
         assert thing.items() <= labels.items(), (thing, labels)
-    service_labels = one(objects, "Service")["metadata"]["labels"]
-    assert one(objects, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items() <= service_labels.items()
+    service, monitor = one(objects, "Service"), one(objects, "ServiceMonitor")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert {e["port"] for e in monitor["endpoints"]} <= {p["name"] for p in service["spec"]["ports"]}
+    numbers = {p["containerPort"] for p in container["ports"]}
+    assert {p["number"] for p in one(objects, "InferencePool")["spec"]["targetPorts"]} <= numbers
+    scaler, = [o for o in objects if o["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")]
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"], scaler
+    if scaler["kind"] == "ScaledObject":
+        query = scaler["spec"]["triggers"][0]["metadata"]["query"]
+        wanted = f'kivi:num_requests_waiting{{namespace="models",service="{service["metadata"]["name"]}"}}'
+        assert query == f"sum({wanted})", query
+    picker = yaml.safe_load(pathlib.Path("deploy/llm-d/endpoint-picker.yaml").read_text())
+    engines = [engine["name"] for plugin in picker["plugins"] if plugin["type"] == "core-metrics-extractor"
+               for engine in plugin["parameters"]["engineConfigs"]]
+    assert engines == [labels["llm-d.ai/engine-type"]], engines
     assert "replicas" not in deployment["spec"], "the autoscaler sets the replicas"
     assert container["image"] == "registry.example/kivi@sha256:" + "0" * 64, container["image"]
     assert container["resources"]["limits"] == {"memory": "2Gi", "nvidia.com/gpu": 2}
@@ -139,42 +169,64 @@ def check_variables(settings, known_path):
             assert f"`{flag}" in known or name == "KIVI_MODEL", f"{name} is no setting of kivi"
 
 
+def check_guide(chart, page):
+    """The guide's values are the chart's: its commands are rendered one upon another, as --reuse-values does.
+    Returns how many values the guide sets."""
+    defaults = yaml.safe_load(pathlib.Path(chart, "values.yaml").read_text())
+    sets = re.findall(r"--set (\S+)", pathlib.Path(page).read_text())
+    for name in (setting.split("=")[0].split(".") for setting in sets):
+        place = defaults
+        for part in name if name[0] != "settings" else name[:1]:
+            assert part in place, f"{page} sets {'.'.join(name)}, which is no value of the chart"
+            place = place[part]
+    good, text = helm("template", "kivi", chart, "--namespace", "models",
+                      *(word for setting in sets for word in ("--set", setting)))
+    assert good, text
+    objects = [thing for thing in yaml.safe_load_all(text) if thing]
+    container, = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "KIVI_GATEWAY_HEADERS", "value": "true"} in container["env"], container["env"]
+    assert container["resources"]["limits"] == {"memory": "64Gi", "nvidia.com/gpu": 1}
+    one(objects, "InferencePool")
+    return len(sets)
+
+
 def main():
-    chart_folder, custom = sys.argv[1], {}
+    chart, definitions = sys.argv[1], {}
     if len(sys.argv) > 2:
-        custom = crd_schemas(sys.argv[2])
+        definitions = crd_schemas(sys.argv[2])
+    print("helm", re.search(r'Version:"([^"]+)"', helm("version")[1]).group(1))
     for name, values in CASES.items():
-        report = lint(chart_folder, values, strict=True)
-        bad = [m for m in report["messages"] if m["severity"] >= 2]
-        assert not bad and not report["errors"], (name, report)
-    print(f"ok: linted with {len(CASES)} sets of values, strictly")
-    unchecked, count = set(), 0
-    with Chart.load(chart_folder) as chart:
+        good, text = with_values(["lint", "--strict", chart], values)
+        assert good and "[WARNING]" not in text, (name, text)
+    print(f"ok: linted strictly with {len(CASES)} sets of values")
+    count, custom = 0, 0
+    for version in VERSIONS:
         for name, values in CASES.items():
-            objects = render(chart, values)
-            unchecked |= check(objects, custom)
+            objects = render(chart, values, version)
+            custom += check(objects, version, definitions)
             count += len(objects)
             if name.startswith("all"):
                 settings = check_meaning(objects)
-        print(f"ok: {count} objects are valid for Kubernetes {', '.join(VERSIONS)}")
-        check_variables(settings, "docs/configuration.md")
-        print("ok: selectors, ports, image, keys, times and variables agree with each other")
-        for values, wanted in (({}, "apiKeys"), ({"allowOpen": True, "autoscaling": {"kind": "vpa"}},
-                                                 "must be none, hpa or keda")):
-            try:
-                render(chart, values)
-            except HelmError as error:
-                assert wanted in str(error), error
-            else:
-                raise AssertionError(f"{values} is rendered")
-        print("ok: no keys, or an unknown autoscaler, is refused by name")
+    assert custom == 5 * len(VERSIONS), custom  # a pool and a monitor in two cases, a ScaledObject in one
+    print(f"ok: {count - custom} objects are valid by the schemas of Kubernetes {', '.join(VERSIONS)}")
+    print(f"ok: {custom} InferencePools, ServiceMonitors and ScaledObjects are valid by tests/deploy/custom_resources.py"
+          + (" and by their definitions" if definitions else ""))
+    broken = sum(custom_resources.check_refusals(thing)
+                 for thing in render(chart, CASES["all, keda"], VERSIONS[0])
+                 if (thing["apiVersion"], thing["kind"]) in custom_resources.SPECS)
+    print(f"ok: {broken} broken copies of these are refused")
+    check_variables(settings, "docs/configuration.md")
+    print("ok: selectors, ports, image, keys, times, autoscalers and variables agree with each other")
+    for values, wanted in (({}, "apiKeys"), ({"allowOpen": True, "autoscaling": {"kind": "vpa"}},
+                                             "must be none, hpa or keda")):
+        good, text = with_values(["template", "demo", chart], values)
+        assert not good and wanted in text, text
+    print("ok: no keys, or an unknown autoscaler, is refused by name")
+    print(f"ok: {check_guide(chart, 'docs/guides/kubernetes.md')} values that the guide sets are the chart's")
     subprocess.run([sys.executable, "-m", "yamllint", "-d",
                     "{extends: relaxed, rules: {line-length: {max: 120}}}",
-                    f"{chart_folder}/values.yaml", f"{chart_folder}/Chart.yaml"], check=True)
+                    f"{chart}/values.yaml", f"{chart}/Chart.yaml"], check=True)
     print("ok: yamllint")
-    if unchecked:
-        print("not validated, for want of their definitions:",
-              ", ".join(sorted(f"{kind} ({version})" for version, kind in unchecked)))
 
 
 if __name__ == "__main__":
