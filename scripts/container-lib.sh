@@ -54,6 +54,8 @@ make_base() {
   rm -rf "$work/base"
 }
 
+base_digest() { "${images[@]}" inspect --type image --format '{{.FromImageDigest}}' kivi-base; }
+
 # build_image NAME [ARGUMENTS OF BUILDAH...]: docker/Dockerfile on kivi-base.
 build_image() {
   local name=$1 begin=$SECONDS ccache
@@ -64,15 +66,46 @@ build_image() {
   "${images[@]}" bud --format docker --network host --pull-never --layers -f docker/Dockerfile -t "$name" \
     --build-arg BUILD_BASE=kivi-base --build-arg RUN_BASE=kivi-base --build-arg APT_MIRROR="${APT_MIRROR:-}" \
     --build-arg REVISION="$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
+    --label org.opencontainers.image.created="$(date -u +%FT%TZ)" \
+    --label org.opencontainers.image.base.digest="$(base_digest)" \
     ${ccache:+-v "$ccache:/ccache"} "$@" . >"$work/log" 2>&1 ||
     { tail -40 "$work/log"; fail "the image does not build"; }
   pass "built in $((SECONDS - begin)) s"
+}
+
+# check_labels FILE: the image's labels, in what `buildah inspect` printed, say what it was made from.
+check_labels() {
+  /usr/bin/python3 - "$1" "$(git rev-parse HEAD)" "$(base_digest)" <<'PYTHON'
+import datetime, json, re, sys
+labels = json.load(open(sys.argv[1]))["Docker"]["config"]["Labels"]
+label = {k.removeprefix("org.opencontainers.image."): v for k, v in labels.items()}
+for name in ("title", "description", "licenses", "version"):
+    assert label[name], name
+assert label["revision"] == sys.argv[2], label["revision"]
+assert label["base.name"] == "kivi-base", label["base.name"]
+assert label["base.digest"] == sys.argv[3] and re.match("sha256:[0-9a-f]{64}$", sys.argv[3]), label["base.digest"]
+created = datetime.datetime.strptime(label["created"], "%Y-%m-%dT%H:%M:%SZ")
+assert created <= datetime.datetime.utcnow(), label["created"]
+assert "source" not in label, "the build knows no address of the source"
+PYTHON
+  pass "labels: revision, time, base and its digest"
 }
 
 megabytes() { echo $(($(du -sx --block-size=1 "$1" | cut -f1) / 1000000)); }
 no_compiler() {
   [[ -z $(find "$1" -xdev \( -name cc1plus -o -name 'g++*' -o -name cmake -o -name nvcc \) -print -quit) ]] ||
     fail "a compiler is in the image"
+}
+
+# only_kivi ROOT: an image's root holds no other program than kivi.
+only_kivi() {
+  local programs
+  [[ -z $(find "$1" -xdev \( -name sh -o -name bash -o -name dash -o -name busybox -o -name 'apt*' -o -name dpkg \) -print -quit) ]] ||
+    fail "a shell or a package manager is in the image"
+  programs=$(find "$1" -xdev -type f -perm /111 ! -name '*.so*' -printf '%P\n')
+  [[ $programs == usr/local/bin/kivi ]] || fail "the image has other programs: $programs"
+  [[ -z $(find "$1" -xdev -perm /6000 -print -quit) ]] || fail "a file is setuid or setgid"
+  pass "no shell, no package manager, no program but kivi, nothing setuid"
 }
 
 # open_image NAME: a container of it, its root in $image, its environment in `environment`.
