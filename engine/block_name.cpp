@@ -17,10 +17,6 @@ const EVP_MD* algorithm() {
   return md;
 }
 
-std::string_view text(const BlockName& name) {
-  return {reinterpret_cast<const char*>(name.data()), name.size()};
-}
-
 // Each thread has a context of its own: making one takes longer than the hash of a block.
 BlockName digest(std::span<const std::string_view> parts) {
   thread_local const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(
@@ -40,12 +36,12 @@ BlockNamer::BlockNamer(std::string_view secret, std::string_view fingerprint)
     : key_(sha256(std::array{std::string_view("kivi block names"), secret, fingerprint})) {}
 
 BlockName BlockNamer::root(std::string_view salt) const {
-  return digest(std::array{std::string_view("salt"), text(key_), salt});
+  return digest(std::array{std::string_view("salt"), name_view(key_), salt});
 }
 
 BlockName BlockNamer::next(const BlockName& parent, std::span<const int32_t> tokens) const {
   const std::string_view bytes(reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes());
-  return digest(std::array{text(parent), bytes});
+  return digest(std::array{name_view(parent), bytes});
 }
 
 BlockName sha256(std::span<const std::string_view> parts) {

@@ -18,6 +18,11 @@ namespace kivi {
 
 using BlockName = std::array<uint8_t, 32>;
 
+// The bytes of `name`, which must outlive the view.
+inline std::string_view name_view(const BlockName& name) {
+  return {reinterpret_cast<const char*>(name.data()), name.size()};
+}
+
 struct BlockNameHash {
   size_t operator()(const BlockName& name) const {
     size_t hash = 0;

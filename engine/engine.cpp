@@ -19,7 +19,7 @@ namespace kivi {
 namespace {
 
 // SplitMix64 (Steele, Lea, Flood 2014): neighbouring inputs give unrelated seeds.
-uint64_t mix(uint64_t x) {
+uint64_t next_seed(uint64_t x) {
   x += 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
@@ -464,7 +464,8 @@ Result<std::shared_ptr<TokenStream>> Engine::submit(Request request, std::functi
   KIVI_RETURN_IF_ERROR(impl_->fit_to_context(request));
   KIVI_RETURN_IF_ERROR(impl_->inbox.check_room(1, int64_t(request.prompt.size())));
   auto stream = std::make_shared<TokenStream>(std::move(notify));
-  const uint64_t seed = mix(impl_->config.seed + mix(impl_->requests_seen.fetch_add(1)));
+  const uint64_t seed =
+      next_seed(impl_->config.seed + next_seed(impl_->requests_seen.fetch_add(1)));
   std::unique_ptr<Sequence> sequence =
       make_sequence(std::move(request), stream, seed, impl_->model.eos_token_ids);
   impl_->scheduler.name_blocks(*sequence, nullptr);
@@ -485,7 +486,8 @@ Result<std::vector<std::shared_ptr<TokenStream>>> Engine::submit_all(
   std::vector<std::unique_ptr<Sequence>> sequences;
   for (Request& request : requests) {
     streams.push_back(std::make_shared<TokenStream>(notify_of(streams.size())));
-    const uint64_t seed = mix(impl_->config.seed + mix(impl_->requests_seen.fetch_add(1)));
+    const uint64_t seed =
+        next_seed(impl_->config.seed + next_seed(impl_->requests_seen.fetch_add(1)));
     sequences.push_back(
         make_sequence(std::move(request), streams.back(), seed, impl_->model.eos_token_ids));
     impl_->scheduler.name_blocks(*sequences.back(),

@@ -36,10 +36,6 @@ struct Header {
 };
 static_assert(sizeof(Header) == 128);
 
-std::string_view text(const BlockName& name) {
-  return {reinterpret_cast<const char*>(name.data()), name.size()};
-}
-
 Header header_of(const PageFileContent& content, const PageFileKeys& keys) {
   Header header;
   header.encrypted = keys.encrypts ? 1 : 0;
@@ -101,7 +97,7 @@ class Seal {
  public:
   Seal(const PageFileKeys& keys, const Header& header, bool decrypts) : decrypts_(decrypts) {
     // Every file has a key of its own, so one initialization vector serves all.
-    const BlockName key = sha256(std::array{text(keys.pages), text(header.salt)});
+    const BlockName key = sha256(std::array{name_view(keys.pages), name_view(header.salt)});
     constexpr unsigned char kZero[12] = {};
     const auto init = decrypts ? EVP_DecryptInit_ex : EVP_EncryptInit_ex;
     KIVI_VERIFY(init(context_.get(), EVP_aes_256_gcm(), nullptr, key.data(), kZero) == 1);

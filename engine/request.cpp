@@ -10,15 +10,16 @@
 namespace kivi {
 namespace {
 
-Error wrong(const std::string& field, const std::string& value, const std::string& expected) {
+Error wrong_parameter(const std::string& field, const std::string& value,
+                      const std::string& expected) {
   return Error{ErrorCode::invalid, fmt::format("{} is {}, must be {}", field, value, expected),
                field};
 }
 
 // NaN fails: every comparison with it is false.
-Status in_range(const char* field, float value, float low, float high) {
+Status number_in_range(const char* field, float value, float low, float high) {
   if (value >= low && value <= high) return ok_status();
-  return wrong(field, fmt::format("{}", value), fmt::format("from {} to {}", low, high));
+  return wrong_parameter(field, fmt::format("{}", value), fmt::format("from {} to {}", low, high));
 }
 
 Status check_count(const char* field, size_t count, int max) {
@@ -36,7 +37,8 @@ Status check_id(const char* field, int32_t id, int vocab_size) {
 
 Status check_logprobs(const char* field, int value, int max) {
   if (value >= -1 && value <= max) return ok_status();
-  return wrong(field, std::to_string(value), fmt::format("from 0 to {} (or -1: none)", max));
+  return wrong_parameter(field, std::to_string(value),
+                         fmt::format("from 0 to {} (or -1: none)", max));
 }
 
 Status check_logit_bias(const std::vector<LogitBias>& entries, int vocab_size) {
@@ -63,23 +65,26 @@ Status check_logit_bias(const std::vector<LogitBias>& entries, int vocab_size) {
 
 Status validate(const SamplingParams& p, int vocab_size, int max_logprobs) {
   // Beyond 100 the distribution is uniform in all but name.
-  KIVI_RETURN_IF_ERROR(in_range("temperature", p.temperature, 0, 100));
+  KIVI_RETURN_IF_ERROR(number_in_range("temperature", p.temperature, 0, 100));
   if (!(p.top_p > 0 && p.top_p <= 1))
-    return wrong("top_p", fmt::format("{}", p.top_p), "in (0, 1]");
-  if (p.top_k < -1) return wrong("top_k", std::to_string(p.top_k), "at least 1 (or 0 or -1: off)");
+    return wrong_parameter("top_p", fmt::format("{}", p.top_p), "in (0, 1]");
+  if (p.top_k < -1)
+    return wrong_parameter("top_k", std::to_string(p.top_k), "at least 1 (or 0 or -1: off)");
   if (!(p.min_p >= 0 && p.min_p < 1))
-    return wrong("min_p", fmt::format("{}", p.min_p), "in [0, 1)");
-  if (p.max_tokens < 0) return wrong("max_tokens", std::to_string(p.max_tokens), "at least 0");
+    return wrong_parameter("min_p", fmt::format("{}", p.min_p), "in [0, 1)");
+  if (p.max_tokens < 0)
+    return wrong_parameter("max_tokens", std::to_string(p.max_tokens), "at least 0");
   if (p.min_tokens < 0 || p.min_tokens > p.max_tokens)
-    return wrong("min_tokens", std::to_string(p.min_tokens),
-                 fmt::format("from 0 to max_tokens {}", p.max_tokens));
+    return wrong_parameter("min_tokens", std::to_string(p.min_tokens),
+                           fmt::format("from 0 to max_tokens {}", p.max_tokens));
   KIVI_RETURN_IF_ERROR(check_count("stop_token_ids", p.stop_token_ids.size(), kMaxStopTokenIds));
   for (const int32_t id : p.stop_token_ids)
     KIVI_RETURN_IF_ERROR(check_id("stop_token_ids", id, vocab_size));
-  KIVI_RETURN_IF_ERROR(in_range("presence_penalty", p.presence_penalty, -2, 2));
-  KIVI_RETURN_IF_ERROR(in_range("frequency_penalty", p.frequency_penalty, -2, 2));
+  KIVI_RETURN_IF_ERROR(number_in_range("presence_penalty", p.presence_penalty, -2, 2));
+  KIVI_RETURN_IF_ERROR(number_in_range("frequency_penalty", p.frequency_penalty, -2, 2));
   if (!(p.repetition_penalty > 0 && p.repetition_penalty <= 100))
-    return wrong("repetition_penalty", fmt::format("{}", p.repetition_penalty), "in (0, 100]");
+    return wrong_parameter("repetition_penalty", fmt::format("{}", p.repetition_penalty),
+                           "in (0, 100]");
   KIVI_RETURN_IF_ERROR(check_logit_bias(p.logit_bias, vocab_size));
   KIVI_RETURN_IF_ERROR(check_logprobs("logprobs", p.logprobs, max_logprobs));
   return check_logprobs("prompt_logprobs", p.prompt_logprobs, max_logprobs);

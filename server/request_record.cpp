@@ -23,7 +23,7 @@ std::string reasons(const std::vector<FinishReason>& finish) {
   return out.empty() ? "-" : out;
 }
 
-std::string milliseconds(const std::optional<double>& seconds) {
+std::string in_milliseconds(const std::optional<double>& seconds) {
   return seconds ? fmt::format("{:.1f}", *seconds * 1000) : "-";
 }
 
@@ -38,8 +38,8 @@ void write_line(const RequestRecord& r, double seconds) {
                    " prompt_tokens={} cached_tokens={} completion_tokens={} queue_ms={} ttft_ms={} "
                    "tpot_ms={} finish={}",
                    f->usage.prompt_tokens, f->usage.cached_tokens, f->usage.completion_tokens,
-                   milliseconds(f->queue), milliseconds(f->time_to_first_token),
-                   milliseconds(f->time_per_token), reasons(f->finish));
+                   in_milliseconds(f->queue), in_milliseconds(f->time_to_first_token),
+                   in_milliseconds(f->time_per_token), reasons(f->finish));
   if (!r.trace.parent_id.empty())
     fmt::format_to(std::back_inserter(line), " trace_id={}", r.trace.trace_id);
   if (!r.objective.empty()) line += " objective=" + r.objective;

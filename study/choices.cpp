@@ -12,7 +12,7 @@ namespace kivi {
 
 namespace {
 
-using Json = nlohmann::json;
+using nlohmann::json;
 
 // What is wrong with a line.
 Error wrong(const std::string& field, const std::string& value, const std::string& expected) {
@@ -20,32 +20,32 @@ Error wrong(const std::string& field, const std::string& value, const std::strin
                field};
 }
 
-std::string shown(const Json& object, const std::string& field) {
+std::string shown(const json& object, const std::string& field) {
   return object.contains(field) ? object[field].dump() : "missing";
 }
 
-Result<std::string> context_of(const Json& object) {
+Result<std::string> context_of(const json& object) {
   const std::string field = object.contains("question") ? "question" : "context";
   if (!object.contains(field) || !object[field].is_string() || object[field] == "")
     return wrong(field, shown(object, field), "a text that is not empty");
   return object[field].get<std::string>();
 }
 
-Result<std::vector<std::string>> choices_of(const Json& object) {
+Result<std::vector<std::string>> choices_of(const json& object) {
   constexpr const char* kExpected = "an array of at least 2 texts that are not empty";
   if (!object.contains("choices") || !object["choices"].is_array() || object["choices"].size() < 2)
     return wrong("choices", shown(object, "choices"), kExpected);
   std::vector<std::string> choices;
-  for (const Json& choice : object["choices"]) {
+  for (const json& choice : object["choices"]) {
     if (!choice.is_string() || choice == "") return wrong("choices", choice.dump(), kExpected);
     choices.push_back(choice);
   }
   return choices;
 }
 
-Result<int> answer_of(const Json& object, const std::vector<std::string>& choices) {
+Result<int> answer_of(const json& object, const std::vector<std::string>& choices) {
   if (object.contains("answer")) {
-    const Json& answer = object["answer"];
+    const json& answer = object["answer"];
     if (answer.is_number_unsigned() && answer < choices.size()) return answer.get<int>();
     if (answer.is_string()) {
       const auto found = std::ranges::find(choices, answer.get<std::string>());
@@ -57,7 +57,7 @@ Result<int> answer_of(const Json& object, const std::vector<std::string>& choice
 }
 
 Result<ChoiceTask> task_of(const std::string& line) {
-  const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return wrong("the line", "not one", "a JSON object");
   ChoiceTask task;
   KIVI_ASSIGN_OR_RETURN(task.context, context_of(object));

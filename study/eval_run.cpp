@@ -32,7 +32,7 @@ int chunk_of(const EvalOptions& o, const std::string& format) {
   return o.chunk != 0 ? o.chunk : format == "fp16" ? 256 : 1;
 }
 
-Result<std::string> read_file(const std::string& path) {
+Result<std::string> read_eval_text(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
   if (!file || !(text << file.rdbuf()))
@@ -258,12 +258,12 @@ Json settings_of(const EvalOptions& o, const EvalCell& cell, const std::string& 
 }
 
 Result<std::vector<EvalFigures>> run_evaluation(const EvalOptions& options, const News& news) {
-  KIVI_ASSIGN_OR_RETURN(std::string text, read_file(options.text));
+  KIVI_ASSIGN_OR_RETURN(std::string text, read_eval_text(options.text));
   std::string choices_hash;
   std::vector<ChoiceTask> tasks;
   if (!options.choices.empty()) {
     KIVI_ASSIGN_OR_RETURN(tasks, read_choices(options.choices));
-    KIVI_ASSIGN_OR_RETURN(const std::string bytes, read_file(options.choices));
+    KIVI_ASSIGN_OR_RETURN(const std::string bytes, read_eval_text(options.choices));
     choices_hash = content_hash(bytes);
   }
   KIVI_ASSIGN_OR_RETURN(const std::string model, model_hash(options.engine.model));

@@ -20,7 +20,7 @@ namespace {
 using Windows = std::vector<std::vector<int32_t>>;
 using News = std::function<void(const std::string&)>;
 
-Result<std::string> read_file(const std::string& path) {
+Result<std::string> read_stats_text(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
   if (!file || !(text << file.rdbuf()))
@@ -180,7 +180,7 @@ double standard_error(const std::vector<double>& x) {
 
 Result<KvStatsReport> study(const KvStatsOptions& o, const News& news) {
   KIVI_RETURN_IF_ERROR(check(o));
-  KIVI_ASSIGN_OR_RETURN(const std::string text, read_file(o.text));
+  KIVI_ASSIGN_OR_RETURN(const std::string text, read_stats_text(o.text));
   const int window = std::min(o.window, o.tokens / kWindowMultiple * kWindowMultiple);
   news("loading");
   KIVI_ASSIGN_OR_RETURN(std::unique_ptr<KvStudy> study, KvStudy::load(o.engine, window, 0));

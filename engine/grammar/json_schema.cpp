@@ -13,16 +13,16 @@
 namespace kivi::grammar {
 namespace {
 
-constexpr int kDepthMax = 200;     // schemas inside one another, references followed
-constexpr int kCountMax = 20'000;  // bounds of lengths and counts
+constexpr int kSchemaDepthMax = 200;  // schemas inside one another, references followed
+constexpr int kCountMax = 20'000;     // bounds of lengths and counts
 
 }  // namespace
 
 class SchemaCompiler::Depth {
  public:
   Depth(int& depth, const std::string& path) : depth_(depth) {
-    if (++depth_ > kDepthMax)
-      fail(fmt::format("{}: schemas and references nest more than {} deep", path, kDepthMax));
+    if (++depth_ > kSchemaDepthMax)
+      fail(fmt::format("{}: schemas and references nest more than {} deep", path, kSchemaDepthMax));
   }
   ~Depth() { --depth_; }
 

@@ -37,7 +37,7 @@ constexpr CommonTerminal kCommon[] = {
     {"NEWLINE", "(?:\\r?\\n)+"},
 };
 
-bool of_name(char c) {
+bool of_lark_name(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
 }
 
@@ -96,7 +96,7 @@ class LarkParser : RuleReader {
 
   std::string read_name() {
     const size_t begin = at_;
-    while (!ends() && of_name(peek())) ++at_;
+    while (!ends() && of_lark_name(peek())) ++at_;
     if (at_ == begin) wrong("expected a name");
     return std::string(text_.substr(begin, at_ - begin));
   }
@@ -204,7 +204,7 @@ class LarkParser : RuleReader {
     }
     if (peek() == '"') return literal();
     if (take("/")) return pattern();
-    if (!of_name(peek())) wrong(fmt::format("unexpected character '{}'", peek()));
+    if (!of_lark_name(peek())) wrong(fmt::format("unexpected character '{}'", peek()));
     const std::string name = read_name();
     if (peek() == '{') wrong("templates of rules are not supported");
     Expr called = call(rule(name));
@@ -234,7 +234,7 @@ class LarkParser : RuleReader {
         wrong("the ends of a range must be one character each, in order");
       return terminal(utf8({{chars[0], last[0]}}));
     }
-    const bool any_case = peek() == 'i' && !of_name(peek(1));
+    const bool any_case = peek() == 'i' && !of_lark_name(peek(1));
     if (any_case) ++at_;
     std::vector<Expr> parts;
     for (const uint32_t c : chars) {
@@ -258,7 +258,7 @@ class LarkParser : RuleReader {
       if (!ends()) inside += text_[at_++];
     }
     ++at_;
-    if (of_name(peek())) wrong("flags of a regular expression are not supported");
+    if (of_lark_name(peek())) wrong("flags of a regular expression are not supported");
     try {
       return terminal(parse_regex(inside, RegexAnchors::whole, utf8));
     } catch (const Failure& failure) {

@@ -10,7 +10,7 @@
 namespace kivi::grammar {
 namespace {
 
-constexpr int kDepthMax = 100;
+constexpr int kRegexDepthMax = 100;
 constexpr int kRepeatMax = 10'000;
 
 const CharRanges kDigits{{'0', '9'}};
@@ -60,7 +60,7 @@ class RegexParser {
   }
 
   Expr alternatives(bool top) {
-    if (++depth_ > kDepthMax) wrong(fmt::format("nests more than {} deep", kDepthMax));
+    if (++depth_ > kRegexDepthMax) wrong(fmt::format("nests more than {} deep", kRegexDepthMax));
     std::vector<Expr> parts;
     bool any = false;
     do {

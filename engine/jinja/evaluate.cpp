@@ -11,7 +11,7 @@
 namespace kivi::jinja {
 namespace {
 
-using Kind = Expression::Kind;
+using ExpressionKind = Expression::Kind;
 
 // Of nested statements, expressions and macro calls; each takes about 2 KB of the thread's stack.
 constexpr int kMaxDepth = 500;
@@ -104,51 +104,51 @@ Value Evaluator::evaluate(const Expression& expression, Scope& scope) {
   const Depth depth(*this);
   step();
   switch (expression.kind) {
-    case Kind::constant:
+    case ExpressionKind::constant:
       return expression.constant;
-    case Kind::name:
+    case ExpressionKind::name:
       return look_up(expression.name, scope);
-    case Kind::list:
-    case Kind::tuple:
+    case ExpressionKind::list:
+    case ExpressionKind::tuple:
       return evaluate_list(expression, scope);
-    case Kind::dict:
+    case ExpressionKind::dict:
       return evaluate_dict(expression, scope);
-    case Kind::attribute:
+    case ExpressionKind::attribute:
       return get_attribute(*this, evaluate(*expression.parts[0], scope), expression.text);
-    case Kind::item:
+    case ExpressionKind::item:
       return evaluate_item(expression, scope);
-    case Kind::slice:
+    case ExpressionKind::slice:
       return evaluate_slice(expression, scope);
-    case Kind::call:
+    case ExpressionKind::call:
       return evaluate_call(expression, scope);
-    case Kind::filter:
+    case ExpressionKind::filter:
       return evaluate_filter(expression, scope);
-    case Kind::test: {
+    case ExpressionKind::test: {
       const Value value = evaluate(*expression.parts[0], scope);
       return Value::boolean(
           expression.test->holds(*this, value, evaluate_arguments(expression, scope)));
     }
-    case Kind::negate:
-    case Kind::plus:
+    case ExpressionKind::negate:
+    case ExpressionKind::plus:
       return evaluate_sign(expression, scope);
-    case Kind::not_:
+    case ExpressionKind::not_:
       return Value::boolean(!truthy(evaluate(*expression.parts[0], scope)));
-    case Kind::binary:
+    case ExpressionKind::binary:
       return evaluate_binary(expression, scope);
-    case Kind::concat:
+    case ExpressionKind::concat:
       return evaluate_concat(expression, scope);
-    case Kind::compare:
+    case ExpressionKind::compare:
       return Value::boolean(evaluate_compare(expression, scope));
-    case Kind::and_:
-    case Kind::or_: {
+    case ExpressionKind::and_:
+    case ExpressionKind::or_: {
       Value value;
       for (const auto& part : expression.parts) {
         value = evaluate(*part, scope);
-        if (truthy(value) != (expression.kind == Kind::and_)) break;
+        if (truthy(value) != (expression.kind == ExpressionKind::and_)) break;
       }
       return value;
     }
-    case Kind::choice:
+    case ExpressionKind::choice:
       if (truthy(evaluate(*expression.parts[0], scope)))
         return evaluate(*expression.parts[1], scope);
       return expression.parts[2] ? evaluate(*expression.parts[2], scope) : Value();
@@ -160,8 +160,9 @@ Value Evaluator::evaluate_list(const Expression& expression, Scope& scope) {
   std::vector<Value> items;
   items.reserve(expression.parts.size());
   for (const auto& part : expression.parts) items.push_back(evaluate(*part, scope));
-  return list(expression.kind == Kind::list ? Sequence::Kind::list : Sequence::Kind::tuple,
-              std::move(items));
+  return list(
+      expression.kind == ExpressionKind::list ? Sequence::Kind::list : Sequence::Kind::tuple,
+      std::move(items));
 }
 
 Value Evaluator::evaluate_dict(const Expression& expression, Scope& scope) {
@@ -181,7 +182,7 @@ Value Evaluator::evaluate_item(const Expression& expression, Scope& scope) {
 
 Value Evaluator::evaluate_sign(const Expression& expression, Scope& scope) {
   const Value value = evaluate(*expression.parts[0], scope);
-  const bool negate = expression.kind == Kind::negate;
+  const bool negate = expression.kind == ExpressionKind::negate;
   if (value.is_integral()) return compute_integers(negate ? "-" : "+", 0, value.as_integer());
   if (const auto* number = value.number()) return Value(negate ? -*number : *number);
   fail_operands(negate ? "-" : "+", value, Value::none());
@@ -256,7 +257,7 @@ Value Evaluator::evaluate_call(const Expression& expression, Scope& scope, Value
     if (caller != nullptr) all.keywords.emplace_back("caller", *caller);
     return all;
   };
-  if (callee.kind != Kind::attribute) {
+  if (callee.kind != ExpressionKind::attribute) {
     const Value function = evaluate(callee, scope);
     return call(function, arguments());
   }

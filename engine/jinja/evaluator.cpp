@@ -8,7 +8,7 @@
 
 namespace kivi::jinja {
 
-using Kind = Statement::Kind;
+using StatementKind = Statement::Kind;
 
 // A scope that ends with its block, unless a macro refers to it: then it lives as long as the
 // evaluator.
@@ -140,60 +140,60 @@ Evaluator::Flow Evaluator::run_statement(const Statement& statement, Scope& scop
   step();
   Flow flow = Flow::on;
   switch (statement.kind) {
-    case Kind::text:
+    case StatementKind::text:
       charge(statement.text.size());
       out_->append(statement.text);
       if (out_->size() > limits_.text_bytes)
         fail(fmt::format("the text grows beyond {} bytes", limits_.text_bytes));
       break;
-    case Kind::print:
+    case StatementKind::print:
       for (const auto& expression : statement.expressions) write(evaluate(*expression, scope));
       break;
-    case Kind::if_:
+    case StatementKind::if_:
       return run_if(statement, scope);
-    case Kind::for_:
+    case StatementKind::for_:
       return run_for(statement, scope);
-    case Kind::set:
+    case StatementKind::set:
       run_set(statement, evaluate(*statement.expressions[0], scope), scope);
       break;
-    case Kind::set_block:
-    case Kind::filter: {
+    case StatementKind::set_block:
+    case StatementKind::filter: {
       const OwnScope inner(*this, &scope);
       Value value = capture(statement.blocks[0], *inner, flow);
       if (flow != Flow::on) return flow;
       if (!statement.expressions.empty())
         value = evaluate_filter(*statement.expressions[0], scope, &value);
-      if (statement.kind == Kind::filter)
+      if (statement.kind == StatementKind::filter)
         write(value);
       else
         run_set(statement, std::move(value), scope);
       break;
     }
-    case Kind::with: {
+    case StatementKind::with: {
       const OwnScope inner(*this, &scope);
       for (size_t i = 0; i < statement.targets.size(); ++i)
         assign(*statement.targets[i], evaluate(*statement.expressions[i], scope), *inner);
       return run_block(statement.blocks[0], *inner);
     }
-    case Kind::scope: {
+    case StatementKind::scope: {
       const OwnScope inner(*this, &scope);
       return run_block(statement.blocks[0], *inner);
     }
-    case Kind::macro: {
+    case StatementKind::macro: {
       const std::string& name = template_.names[size_t(statement.name)];
       store(statement.name,
             Value(make_macro(name, statement.signature, statement.blocks[0], scope)), scope);
       break;
     }
-    case Kind::call: {
+    case StatementKind::call: {
       static const std::string kCaller = "caller";
       Value caller(make_macro(kCaller, statement.signature, statement.blocks[0], scope));
       write(evaluate_call(*statement.expressions[0], scope, &caller));
       break;
     }
-    case Kind::break_:
+    case StatementKind::break_:
       return Flow::break_;
-    case Kind::continue_:
+    case StatementKind::continue_:
       return Flow::continue_;
   }
   return Flow::on;

@@ -10,7 +10,7 @@
 namespace kivi::jinja {
 namespace {
 
-using Kind = Expression::Kind;
+using ExpressionKind = Expression::Kind;
 
 std::string shown(const Token& token) {
   switch (token.kind) {
@@ -42,7 +42,7 @@ std::vector<ExpressionPtr> parts_of(Parts... parts) {
 
 // A call of a method, or of a global function, that Python or Jinja has and this has not.
 void check_call(const Expression& callee) {
-  if (callee.kind == Kind::attribute && is_unsupported_method(callee.text))
+  if (callee.kind == ExpressionKind::attribute && is_unsupported_method(callee.text))
     fail_unsupported(fmt::format("the method {}", callee.text), callee.line);
 }
 
@@ -51,7 +51,7 @@ void check_inner_name(const Expression& filter, const std::string& name) {
   const bool attribute = name == "selectattr" || name == "rejectattr";
   const size_t at = attribute ? 2 : 1;
   if (!attribute && name != "map" && name != "select" && name != "reject") return;
-  if (filter.parts.size() <= at || filter.parts[at]->kind != Kind::constant) return;
+  if (filter.parts.size() <= at || filter.parts[at]->kind != ExpressionKind::constant) return;
   const std::string* inner = filter.parts[at]->constant.string();
   if (inner == nullptr) return;
   if (name == "map" ? find_filter(*inner) == nullptr : find_test(*inner) == nullptr)
@@ -110,7 +110,8 @@ int ExpressionParser::number_of(const std::string& name) {
   return it->second;
 }
 
-ExpressionPtr ExpressionParser::make(Kind kind, int line, std::vector<ExpressionPtr> parts) {
+ExpressionPtr ExpressionParser::make(ExpressionKind kind, int line,
+                                     std::vector<ExpressionPtr> parts) {
   auto expression = std::make_unique<Expression>();
   expression->kind = kind;
   expression->line = line;
@@ -126,7 +127,7 @@ ExpressionPtr ExpressionParser::parse_expression(Choices choices) {
   while (skip_name("if")) {
     ExpressionPtr condition = parse_or();
     ExpressionPtr otherwise = skip_name("else") ? parse_expression() : nullptr;
-    value = make(Kind::choice, line,
+    value = make(ExpressionKind::choice, line,
                  parts_of(std::move(condition), std::move(value), std::move(otherwise)));
   }
   return value;
@@ -135,7 +136,7 @@ ExpressionPtr ExpressionParser::parse_expression(Choices choices) {
 ExpressionPtr ExpressionParser::parse_or() {
   ExpressionPtr left = parse_and();
   if (!token().is_name("or")) return left;
-  left = make(Kind::or_, token().line, parts_of(std::move(left)));
+  left = make(ExpressionKind::or_, token().line, parts_of(std::move(left)));
   while (skip_name("or")) left->parts.push_back(parse_and());
   return left;
 }
@@ -143,7 +144,7 @@ ExpressionPtr ExpressionParser::parse_or() {
 ExpressionPtr ExpressionParser::parse_and() {
   ExpressionPtr left = parse_not();
   if (!token().is_name("and")) return left;
-  left = make(Kind::and_, token().line, parts_of(std::move(left)));
+  left = make(ExpressionKind::and_, token().line, parts_of(std::move(left)));
   while (skip_name("and")) left->parts.push_back(parse_not());
   return left;
 }
@@ -151,7 +152,7 @@ ExpressionPtr ExpressionParser::parse_and() {
 ExpressionPtr ExpressionParser::parse_not() {
   const Level level(*this);
   const int line = token().line;
-  if (skip_name("not")) return make(Kind::not_, line, parts_of(parse_not()));
+  if (skip_name("not")) return make(ExpressionKind::not_, line, parts_of(parse_not()));
   return parse_compare();
 }
 
@@ -174,7 +175,7 @@ ExpressionPtr ExpressionParser::parse_compare() {
       return compare ? std::move(compare) : std::move(first);
     }
     next();
-    if (!compare) compare = make(Kind::compare, line, parts_of(std::move(first)));
+    if (!compare) compare = make(ExpressionKind::compare, line, parts_of(std::move(first)));
     compare->operators.push_back(comparison);
     compare->parts.push_back(parse_sum());
   }
@@ -191,9 +192,10 @@ ExpressionPtr ExpressionParser::parse_binary(std::initializer_list<std::string_v
     const Token symbol = token();
     next();
     ExpressionPtr right = (this->*operand)();
-    if (symbol.text == "%" && left->kind == Kind::constant && left->constant.string() != nullptr)
+    if (symbol.text == "%" && left->kind == ExpressionKind::constant &&
+        left->constant.string() != nullptr)
       fail_unsupported("formatting a string with %", symbol.line);
-    left = make(Kind::binary, symbol.line, parts_of(std::move(left), std::move(right)));
+    left = make(ExpressionKind::binary, symbol.line, parts_of(std::move(left), std::move(right)));
     left->text = symbol.text;
   }
   return left;
@@ -206,7 +208,7 @@ ExpressionPtr ExpressionParser::parse_sum() {
 ExpressionPtr ExpressionParser::parse_concat() {
   ExpressionPtr left = parse_product();
   if (!token().is_symbol("~")) return left;
-  left = make(Kind::concat, token().line, parts_of(std::move(left)));
+  left = make(ExpressionKind::concat, token().line, parts_of(std::move(left)));
   while (skip_symbol("~")) left->parts.push_back(parse_product());
   return left;
 }
@@ -224,9 +226,9 @@ ExpressionPtr ExpressionParser::parse_unary(bool with_filters) {
   const int line = token().line;
   ExpressionPtr value;
   if (skip_symbol("-")) {
-    value = make(Kind::negate, line, parts_of(parse_unary(false)));
+    value = make(ExpressionKind::negate, line, parts_of(parse_unary(false)));
   } else if (skip_symbol("+")) {
-    value = make(Kind::plus, line, parts_of(parse_unary(false)));
+    value = make(ExpressionKind::plus, line, parts_of(parse_unary(false)));
   } else {
     value = parse_primary();
   }
@@ -250,7 +252,7 @@ ExpressionPtr ExpressionParser::parse_unary(bool with_filters) {
 ExpressionPtr ExpressionParser::parse_primary() {
   const Level level(*this);
   const Token here = token();
-  ExpressionPtr value = make(Kind::constant, here.line);
+  ExpressionPtr value = make(ExpressionKind::constant, here.line);
   switch (here.kind) {
     case Token::Kind::name:
       next();
@@ -263,7 +265,7 @@ ExpressionPtr ExpressionParser::parse_primary() {
       } else {
         if (is_unsupported_global(here.text))
           fail_unsupported(fmt::format("the function {}", here.text), here.line);
-        value->kind = Kind::name;
+        value->kind = ExpressionKind::name;
         value->name = number_of(here.text);
         read_[size_t(value->name)] = true;
       }
@@ -293,7 +295,7 @@ ExpressionPtr ExpressionParser::parse_primary() {
 
 // Strings side by side are one.
 ExpressionPtr ExpressionParser::parse_string() {
-  ExpressionPtr value = make(Kind::constant, token().line);
+  ExpressionPtr value = make(ExpressionKind::constant, token().line);
   std::string text;
   for (; token().kind == Token::Kind::string; next()) text += token().text;
   value->constant = Value(std::move(text));
@@ -301,7 +303,7 @@ ExpressionPtr ExpressionParser::parse_string() {
 }
 
 ExpressionPtr ExpressionParser::parse_list() {
-  ExpressionPtr list = make(Kind::list, token().line);
+  ExpressionPtr list = make(ExpressionKind::list, token().line);
   expect_symbol("[");
   while (!skip_symbol("]")) {
     if (!list->parts.empty()) {
@@ -314,7 +316,7 @@ ExpressionPtr ExpressionParser::parse_list() {
 }
 
 ExpressionPtr ExpressionParser::parse_dict() {
-  ExpressionPtr dict = make(Kind::dict, token().line);
+  ExpressionPtr dict = make(ExpressionKind::dict, token().line);
   expect_symbol("{");
   while (!skip_symbol("}")) {
     if (!dict->parts.empty()) {
@@ -335,7 +337,7 @@ ExpressionPtr ExpressionParser::parse_tuple(Choices choices, std::string_view en
     return token().kind == Token::Kind::end_print || token().kind == Token::Kind::end_block ||
            token().is_symbol(")") || (!end.empty() && token().is_name(end));
   };
-  ExpressionPtr tuple = make(Kind::tuple, token().line);
+  ExpressionPtr tuple = make(ExpressionKind::tuple, token().line);
   bool comma = false;
   while (!ended()) {
     tuple->parts.push_back(parse_expression(choices));
@@ -350,7 +352,7 @@ ExpressionPtr ExpressionParser::parse_tuple(Choices choices, std::string_view en
 
 ExpressionPtr ExpressionParser::parse_target(std::string_view end) {
   const Level level(*this);
-  ExpressionPtr tuple = make(Kind::tuple, token().line);
+  ExpressionPtr tuple = make(ExpressionKind::tuple, token().line);
   bool comma = false;
   while (!token().is_name(end) && (token().kind == Token::Kind::name || token().is_symbol("("))) {
     if (skip_symbol("(")) {
@@ -361,7 +363,7 @@ ExpressionPtr ExpressionParser::parse_target(std::string_view end) {
                                                         "False", "none", "None"};
       if (std::ranges::find(kConstants, token().text) != std::end(kConstants))
         fail(fmt::format("{} cannot be assigned to", token().text), token().line);
-      ExpressionPtr name = make(Kind::name, token().line);
+      ExpressionPtr name = make(ExpressionKind::name, token().line);
       name->name = number_of(expect_name());
       tuple->parts.push_back(std::move(name));
     }
@@ -391,12 +393,12 @@ ExpressionPtr ExpressionParser::parse_subscript(ExpressionPtr object) {
   const int line = token().line;
   if (skip_symbol(".")) {
     if (token().kind == Token::Kind::integer) {
-      ExpressionPtr index = make(Kind::constant, line);
+      ExpressionPtr index = make(ExpressionKind::constant, line);
       index->constant = Value::integer(token().integer);
       next();
-      return make(Kind::item, line, parts_of(std::move(object), std::move(index)));
+      return make(ExpressionKind::item, line, parts_of(std::move(object), std::move(index)));
     }
-    ExpressionPtr attribute = make(Kind::attribute, line, parts_of(std::move(object)));
+    ExpressionPtr attribute = make(ExpressionKind::attribute, line, parts_of(std::move(object)));
     attribute->text = expect_name();
     return attribute;
   }
@@ -411,11 +413,11 @@ ExpressionPtr ExpressionParser::parse_subscript(ExpressionPtr object) {
   if (token().is_symbol(",")) fail_unsupported("an index of several parts", line);
   expect_symbol("]");
   if (slice)
-    return make(Kind::slice, line,
+    return make(ExpressionKind::slice, line,
                 parts_of(std::move(object), std::move(bounds[0]), std::move(bounds[1]),
                          std::move(bounds[2])));
   if (!bounds[0]) fail("an index is missing between [ and ]", line);
-  return make(Kind::item, line, parts_of(std::move(object), std::move(bounds[0])));
+  return make(ExpressionKind::item, line, parts_of(std::move(object), std::move(bounds[0])));
 }
 
 void ExpressionParser::parse_arguments(Expression& call) {
@@ -452,7 +454,7 @@ void ExpressionParser::parse_arguments(Expression& call) {
 
 ExpressionPtr ExpressionParser::parse_call(ExpressionPtr callee) {
   check_call(*callee);
-  ExpressionPtr call = make(Kind::call, token().line, parts_of(std::move(callee)));
+  ExpressionPtr call = make(ExpressionKind::call, token().line, parts_of(std::move(callee)));
   parse_arguments(*call);
   return call;
 }
@@ -462,7 +464,7 @@ ExpressionPtr ExpressionParser::parse_filters(ExpressionPtr input, bool first_ba
   while (first_bare || skip_symbol("|")) {
     levels.push_back(std::make_unique<Level>(*this));
     first_bare = false;
-    ExpressionPtr filter = make(Kind::filter, token().line, parts_of(std::move(input)));
+    ExpressionPtr filter = make(ExpressionKind::filter, token().line, parts_of(std::move(input)));
     std::string name = expect_name();
     while (skip_symbol(".")) name += "." + expect_name();
     filter->filter = find_filter(name);
@@ -479,7 +481,7 @@ ExpressionPtr ExpressionParser::parse_test(ExpressionPtr object) {
   const int line = token().line;
   next();  // is
   const bool negated = skip_name("not");
-  ExpressionPtr test = make(Kind::test, line, parts_of(std::move(object)));
+  ExpressionPtr test = make(ExpressionKind::test, line, parts_of(std::move(object)));
   std::string name = expect_name();
   while (skip_symbol(".")) name += "." + expect_name();
   test->test = find_test(name);
@@ -497,7 +499,7 @@ ExpressionPtr ExpressionParser::parse_test(ExpressionPtr object) {
     test->parts.push_back(parse_postfix(parse_primary()));
   }
   if (!negated) return test;
-  return make(Kind::not_, line, parts_of(std::move(test)));
+  return make(ExpressionKind::not_, line, parts_of(std::move(test)));
 }
 
 }  // namespace kivi::jinja

@@ -13,7 +13,7 @@
 namespace kivi::jinja {
 namespace {
 
-using Kind = Sequence::Kind;
+using SequenceKind = Sequence::Kind;
 
 bool given(const Value& value) { return !value.is_undefined() && !value.is_none(); }
 
@@ -44,7 +44,7 @@ Value length_(Evaluator& e, const Value& input, const Arguments& arguments) {
 Value first(Evaluator& e, const Value& input, const Arguments& arguments) {
   arguments.bind("first", {});
   if (const auto* sequence = input.sequence()) {
-    if (sequence->kind == Kind::generator)
+    if (sequence->kind == SequenceKind::generator)
       return sequence->next < sequence->items.size() ? sequence->items[sequence->next++] : Value();
     return sequence->items.empty() ? Value() : sequence->items[0];
   }
@@ -57,7 +57,8 @@ Value first(Evaluator& e, const Value& input, const Arguments& arguments) {
 Value last(Evaluator& e, const Value& input, const Arguments& arguments) {
   arguments.bind("last", {});
   if (const auto* sequence = input.sequence()) {
-    if (sequence->kind == Kind::generator) fail("a generator has no last item, make a list of it");
+    if (sequence->kind == SequenceKind::generator)
+      fail("a generator has no last item, make a list of it");
     return sequence->items.empty() ? Value() : sequence->items.back();
   }
   const std::vector<Value> items = iterate(e, input);
@@ -66,7 +67,7 @@ Value last(Evaluator& e, const Value& input, const Arguments& arguments) {
 
 Value list_(Evaluator& e, const Value& input, const Arguments& arguments) {
   arguments.bind("list", {});
-  return e.list(Kind::list, iterate(e, input));
+  return e.list(SequenceKind::list, iterate(e, input));
 }
 
 Value items_(Evaluator& e, const Value& input, const Arguments& arguments) {
@@ -76,8 +77,8 @@ Value items_(Evaluator& e, const Value& input, const Arguments& arguments) {
     fail(fmt::format("a {} has no items, must be a dict", type_name(input)));
   if (input.dict() != nullptr)
     for (const auto& [key, value] : input.dict()->items)
-      pairs.push_back(e.list(Kind::tuple, {key, value}));
-  return e.list(Kind::generator, std::move(pairs));
+      pairs.push_back(e.list(SequenceKind::tuple, {key, value}));
+  return e.list(SequenceKind::generator, std::move(pairs));
 }
 
 Value string_(Evaluator& e, const Value& input, const Arguments& arguments) {
@@ -156,7 +157,7 @@ Value reverse_(Evaluator& e, const Value& input, const Arguments& arguments) {
     const auto* sequence = input.sequence();
     const bool reversible =
         input.dict() != nullptr || (sequence != nullptr && sequence->has_length());
-    return e.list(reversible ? Kind::generator : Kind::list, std::move(items));
+    return e.list(reversible ? SequenceKind::generator : SequenceKind::list, std::move(items));
   }
   std::string text;
   for (const Value& character : items) text += *character.string();
@@ -175,20 +176,20 @@ Value map_(Evaluator& e, const Value& input, const Arguments& arguments) {
   if (arguments.positional.empty()) {
     const auto all = arguments.bind("map", {"attribute", "default"}, 1);
     for (const Value& item : iterate(e, input)) mapped.push_back(dig(e, item, all[0], all[1]));
-    return e.list(Kind::generator, std::move(mapped));
+    return e.list(SequenceKind::generator, std::move(mapped));
   }
   const auto* name = arguments.positional[0].string();
   const Filter* filter = name == nullptr ? nullptr : find_filter(*name);
   if (filter == nullptr) fail("map needs the name of a filter that is supported");
   const Arguments rest = rest_of(arguments, 1);
   for (const Value& item : iterate(e, input)) mapped.push_back(filter->apply(e, item, rest));
-  return e.list(Kind::generator, std::move(mapped));
+  return e.list(SequenceKind::generator, std::move(mapped));
 }
 
 template <bool wanted, bool by_attribute>
 Value select_(Evaluator& e, const Value& input, const Arguments& arguments) {
   std::vector<Value> picked;
-  if (!truthy(input)) return e.list(Kind::generator, {});
+  if (!truthy(input)) return e.list(SequenceKind::generator, {});
   constexpr size_t kOffset = by_attribute ? 1 : 0;
   if (arguments.positional.size() < kOffset) fail("the name of an attribute is missing");
   const Test* test = nullptr;
@@ -204,7 +205,7 @@ Value select_(Evaluator& e, const Value& input, const Arguments& arguments) {
     if ((test == nullptr ? truthy(value) : test->holds(e, value, rest)) == wanted)
       picked.push_back(item);
   }
-  return e.list(Kind::generator, std::move(picked));
+  return e.list(SequenceKind::generator, std::move(picked));
 }
 
 // Sorts by keys, stably.
@@ -227,7 +228,7 @@ Value sorted_items(Evaluator& e, std::vector<Keyed> keyed, bool reverse) {
   sort_keyed(e, keyed, reverse);
   std::vector<Value> items;
   for (Keyed& k : keyed) items.push_back(std::move(k.item));
-  return e.list(Kind::list, std::move(items));
+  return e.list(SequenceKind::list, std::move(items));
 }
 
 Value sort_(Evaluator& e, const Value& input, const Arguments& arguments) {
@@ -257,7 +258,7 @@ Value dictsort(Evaluator& e, const Value& input, const Arguments& arguments) {
   std::vector<Keyed> keyed;
   for (const auto& [key, value] : input.dict()->items)
     keyed.push_back({{folded(e, by == "key" ? key : value, truthy(all[0]))},
-                     e.list(Kind::tuple, {key, value})});
+                     e.list(SequenceKind::tuple, {key, value})});
   return sorted_items(e, std::move(keyed), truthy(all[2]));
 }
 
@@ -266,14 +267,15 @@ Value unique(Evaluator& e, const Value& input, const Arguments& arguments) {
   std::vector<Value> keys, picked;
   for (const Value& item : iterate(e, input)) {
     const Value key = folded(e, dig(e, item, all[1]), truthy(all[0]));
-    if (key.dict() != nullptr || (key.sequence() != nullptr && key.sequence()->kind == Kind::list))
+    if (key.dict() != nullptr ||
+        (key.sequence() != nullptr && key.sequence()->kind == SequenceKind::list))
       fail(fmt::format("unique cannot compare values of type {}", type_name(key)));
     e.step(int64_t(keys.size()) * weight_of(key));
     if (std::ranges::any_of(keys, [&](const Value& known) { return equal(known, key); })) continue;
     keys.push_back(key);
     picked.push_back(item);
   }
-  return e.list(Kind::generator, std::move(picked));
+  return e.list(SequenceKind::generator, std::move(picked));
 }
 
 template <bool largest>

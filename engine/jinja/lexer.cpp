@@ -13,7 +13,7 @@
 namespace kivi::jinja {
 namespace {
 
-using Kind = Token::Kind;
+using TokenKind = Token::Kind;
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 // A character of a name; all that is not ASCII counts.
@@ -44,7 +44,7 @@ class Lexer {
 
   std::vector<Token> run() {
     while (at_ < source_.size()) read_root();
-    push(Kind::end, "");
+    push(TokenKind::end, "");
     return std::move(tokens_);
   }
 
@@ -59,7 +59,7 @@ class Lexer {
   std::string_view rest() const { return std::string_view(source_).substr(at_); }
   bool starts(std::string_view what) const { return rest().starts_with(what); }
 
-  void push(Kind kind, std::string text) { tokens_.push_back({kind, line_, std::move(text)}); }
+  void push(TokenKind kind, std::string text) { tokens_.push_back({kind, line_, std::move(text)}); }
   void advance(size_t bytes) {
     line_ +=
         int(std::count(source_.begin() + long(at_), source_.begin() + long(at_ + bytes), '\n'));
@@ -91,13 +91,13 @@ class Lexer {
     if (kind == '#') return skip_comment();
     if (kind == '%' && read_raw()) return;
     if (kind == '%')
-      read_tag(Kind::begin_block, Kind::end_block, {"%}", true, true});
+      read_tag(TokenKind::begin_block, TokenKind::end_block, {"%}", true, true});
     else
-      read_tag(Kind::begin_print, Kind::end_print, {"}}"});
+      read_tag(TokenKind::begin_print, TokenKind::end_print, {"}}"});
   }
 
   void push_data(std::string_view text) {
-    if (!text.empty()) push(Kind::data, std::string(text));
+    if (!text.empty()) push(TokenKind::data, std::string(text));
   }
 
   // What is left of the text before a tag with this sign.
@@ -155,7 +155,7 @@ class Lexer {
     fail("a block {% raw %} without its end", line);
   }
 
-  void read_tag(Kind begin, Kind end, const Closing& close) {
+  void read_tag(TokenKind begin, TokenKind end, const Closing& close) {
     push(begin, "");
     const int line = line_;
     std::string brackets;  // the closing ones that are due
@@ -171,7 +171,8 @@ class Lexer {
       else if (!read_number() && !read_name() && !read_string())
         read_symbol(brackets);
     }
-    fail(begin == Kind::begin_block ? "a tag {% without its end %}" : "a tag {{ without its end }}",
+    fail(begin == TokenKind::begin_block ? "a tag {% without its end %}"
+                                         : "a tag {{ without its end }}",
          line);
   }
 
@@ -209,7 +210,7 @@ class Lexer {
     const bool based = text == "0" && end < source_.size() && is_word(source_[end]);
     if (based || (whole && text.size() > 1 && text[0] == '0'))
       fail_unsupported(fmt::format("the number {}", source_.substr(at_, end - at_ + 1)), line_);
-    push(whole ? Kind::integer : Kind::number, text);
+    push(whole ? TokenKind::integer : TokenKind::number, text);
     Token& token = tokens_.back();
     const char *first = text.data(), *last = first + text.size();
     const auto read = whole ? std::from_chars(first, last, token.integer)
@@ -224,7 +225,7 @@ class Lexer {
     size_t end = at_;
     while (end < source_.size() && is_word(source_[end])) ++end;
     if (end == at_) return false;
-    push(Kind::name, source_.substr(at_, end - at_));
+    push(TokenKind::name, source_.substr(at_, end - at_));
     advance(end - at_);
     return true;
   }
@@ -235,7 +236,7 @@ class Lexer {
     size_t end = at_ + 1;
     while (end < source_.size() && source_[end] != quote) end += source_[end] == '\\' ? 2 : 1;
     if (end >= source_.size()) fail("a string without its end", line_);
-    push(Kind::string, unescaped(rest().substr(1, end - at_ - 1)));
+    push(TokenKind::string, unescaped(rest().substr(1, end - at_ - 1)));
     advance(end + 1 - at_);
     return true;
   }
@@ -302,7 +303,7 @@ class Lexer {
       if (brackets.empty() || brackets.back() != c) fail(fmt::format("unexpected {}", c), line_);
       brackets.pop_back();
     }
-    push(Kind::symbol, std::string(*symbol));
+    push(TokenKind::symbol, std::string(*symbol));
     advance(symbol->size());
   }
 

@@ -11,7 +11,7 @@
 namespace kivi::jinja {
 namespace {
 
-using Kind = Sequence::Kind;
+using SequenceKind = Sequence::Kind;
 
 struct Entry {
   const char* name;
@@ -31,7 +31,7 @@ std::optional<std::string_view> optional_text(const Value& value, const char* wh
 }
 
 template <std::string (*convert)(std::string_view)>
-Value converted(Evaluator& e, const Value& self, const Arguments& arguments) {
+Value converted_text(Evaluator& e, const Value& self, const Arguments& arguments) {
   arguments.bind("the method", {});
   return e.text(convert(*self.string()));
 }
@@ -50,7 +50,8 @@ Value strip_(Evaluator& e, const Value& self, const Arguments& arguments) {
   return e.text(std::string(strip(*self.string(), side, characters)));
 }
 
-Value texts(Evaluator& e, const std::vector<std::string_view>& parts, Kind kind = Kind::list) {
+Value texts(Evaluator& e, const std::vector<std::string_view>& parts,
+            SequenceKind kind = SequenceKind::list) {
   std::vector<Value> items;
   items.reserve(parts.size());
   for (const std::string_view part : parts) items.push_back(e.text(std::string(part)));
@@ -83,9 +84,10 @@ Value partition(Evaluator& e, const Value& self, const Arguments& arguments) {
   if (from_right) e.step(weight_of(self) * int64_t(separator.size()));
   const size_t at = from_right ? text.rfind(separator) : find_text(text, separator);
   if (at == std::string_view::npos)
-    return from_right ? texts(e, {"", "", text}, Kind::tuple)
-                      : texts(e, {text, "", ""}, Kind::tuple);
-  return texts(e, {text.substr(0, at), separator, text.substr(at + separator.size())}, Kind::tuple);
+    return from_right ? texts(e, {"", "", text}, SequenceKind::tuple)
+                      : texts(e, {text, "", ""}, SequenceKind::tuple);
+  return texts(e, {text.substr(0, at), separator, text.substr(at + separator.size())},
+               SequenceKind::tuple);
 }
 
 // startswith and endswith: of a string, or of any of a tuple.
@@ -98,7 +100,7 @@ Value has_affix(Evaluator&, const Value& self, const Arguments& arguments) {
     return at_end ? text.ends_with(wanted) : text.starts_with(wanted);
   };
   const auto* tuple = all[0].sequence();
-  if (tuple == nullptr || tuple->kind != Kind::tuple) return Value::boolean(has(all[0]));
+  if (tuple == nullptr || tuple->kind != SequenceKind::tuple) return Value::boolean(has(all[0]));
   return Value::boolean(std::ranges::any_of(tuple->items, has));
 }
 
@@ -112,7 +114,7 @@ Value remove_affix(Evaluator& e, const Value& self, const Arguments& arguments) 
   return e.text(std::move(text));
 }
 
-Value replace_(Evaluator& e, const Value& self, const Arguments& arguments) {
+Value replace_text(Evaluator& e, const Value& self, const Arguments& arguments) {
   const auto all = arguments.bind("replace", {"old", "new", "count"}, 2);
   auto replaced = replace(*self.string(), text_argument(all[0], "what is replaced"),
                           text_argument(all[1], "the replacement"), integer_of(all[2], -1, "count"),
@@ -157,7 +159,7 @@ Value join_(Evaluator& e, const Value& self, const Arguments& arguments) {
 }
 
 const Entry kTextMethods[] = {
-    {"capitalize", converted<capitalize>},
+    {"capitalize", converted_text<capitalize>},
     {"count", count_text},
     {"endswith", has_affix<true>},
     {"find", find_<false, false>},
@@ -169,12 +171,12 @@ const Entry kTextMethods[] = {
     {"isspace", check<CharacterClass::space>},
     {"isupper", check<CharacterClass::upper>},
     {"join", join_},
-    {"lower", converted<lower>},
+    {"lower", converted_text<lower>},
     {"lstrip", strip_<Side::left>},
     {"partition", partition<false>},
     {"removeprefix", remove_affix<false>},
     {"removesuffix", remove_affix<true>},
-    {"replace", replace_},
+    {"replace", replace_text},
     {"rfind", find_<true, false>},
     {"rindex", find_<true, true>},
     {"rpartition", partition<true>},
@@ -184,8 +186,8 @@ const Entry kTextMethods[] = {
     {"splitlines", splitlines},
     {"startswith", has_affix<false>},
     {"strip", strip_<Side::both>},
-    {"title", converted<title>},
-    {"upper", converted<upper>},
+    {"title", converted_text<title>},
+    {"upper", converted_text<upper>},
 };
 
 Value keys(Evaluator& e, const Value& self, const Arguments& arguments) {
@@ -193,7 +195,7 @@ Value keys(Evaluator& e, const Value& self, const Arguments& arguments) {
   std::vector<Value> all;
   for (const auto& item : self.dict()->items) all.push_back(item.first);
   e.step(int64_t(all.size()));
-  return e.list(Kind::keys, std::move(all));
+  return e.list(SequenceKind::keys, std::move(all));
 }
 
 Value values(Evaluator& e, const Value& self, const Arguments& arguments) {
@@ -201,16 +203,16 @@ Value values(Evaluator& e, const Value& self, const Arguments& arguments) {
   std::vector<Value> all;
   for (const auto& item : self.dict()->items) all.push_back(item.second);
   e.step(int64_t(all.size()));
-  return e.list(Kind::values, std::move(all));
+  return e.list(SequenceKind::values, std::move(all));
 }
 
 Value items(Evaluator& e, const Value& self, const Arguments& arguments) {
   arguments.bind("items", {});
   std::vector<Value> all;
   for (const auto& [key, value] : self.dict()->items)
-    all.push_back(e.list(Kind::tuple, {key, value}));
+    all.push_back(e.list(SequenceKind::tuple, {key, value}));
   e.step(int64_t(all.size()));
-  return e.list(Kind::items, std::move(all));
+  return e.list(SequenceKind::items, std::move(all));
 }
 
 Value get(Evaluator&, const Value& self, const Arguments& arguments) {
@@ -254,7 +256,7 @@ Value cycle(Evaluator&, const Value& self, const Arguments& arguments) {
 
 Value changed(Evaluator& e, const Value& self, const Arguments& arguments) {
   Loop& loop = *std::get<Loop*>(self.state);
-  Value now = e.list(Kind::tuple, arguments.positional);
+  Value now = e.list(SequenceKind::tuple, arguments.positional);
   if (e.compare("==", loop.last_changed, now)) return Value::boolean(false);
   loop.last_changed = std::move(now);
   return Value::boolean(true);
@@ -278,7 +280,7 @@ bool is_mutator(const Value& self, std::string_view name) {
   static constexpr std::string_view kDict[] = {"clear", "pop", "popitem", "setdefault", "update"};
   if (self.dict() != nullptr) return std::ranges::find(kDict, name) != std::end(kDict);
   const auto* sequence = self.sequence();
-  return sequence != nullptr && sequence->kind == Kind::list &&
+  return sequence != nullptr && sequence->kind == SequenceKind::list &&
          std::ranges::find(kList, name) != std::end(kList);
 }
 

@@ -10,7 +10,7 @@
 namespace kivi::jinja {
 namespace {
 
-using Kind = Statement::Kind;
+using StatementKind = Statement::Kind;
 using Ends = std::initializer_list<std::string_view>;
 
 class Parser : private ExpressionParser {
@@ -32,7 +32,7 @@ class Parser : private ExpressionParser {
   Block parse_body(std::string_view end);
   void parse_statement(Block& block);
 
-  std::unique_ptr<Statement> start(Kind kind);
+  std::unique_ptr<Statement> start(StatementKind kind);
   void end_tag() { expect(Token::Kind::end_block, "%}"); }
   void parse_if(Block& block);
   void parse_for(Block& block);
@@ -43,7 +43,7 @@ class Parser : private ExpressionParser {
   void parse_filter_block(Block& block);
   void parse_print(Block& block);
   void parse_scope(Block& block, std::string_view end);
-  void parse_jump(Block& block, Kind kind);
+  void parse_jump(Block& block, StatementKind kind);
   void parse_signature(Signature& signature);
   // The body of a macro or call block, and which special names it reads.
   Block parse_macro_body(std::string_view end, Signature& signature);
@@ -51,7 +51,7 @@ class Parser : private ExpressionParser {
   int loops_ = 0;  // around here, within the macro
 };
 
-std::unique_ptr<Statement> Parser::start(Kind kind) {
+std::unique_ptr<Statement> Parser::start(StatementKind kind) {
   auto statement = std::make_unique<Statement>();
   statement->kind = kind;
   statement->line = token().line;
@@ -64,13 +64,13 @@ Block Parser::parse_block(Ends ends) {
   for (;;) {
     switch (token().kind) {
       case Token::Kind::data:
-        block.push_back(start(Kind::text));
+        block.push_back(start(StatementKind::text));
         block.back()->text = token().text;
         next();
         break;
       case Token::Kind::begin_print:
         next();
-        block.push_back(start(Kind::print));
+        block.push_back(start(StatementKind::print));
         block.back()->expressions.push_back(parse_tuple());
         expect(Token::Kind::end_print, "}}");
         break;
@@ -109,15 +109,15 @@ void Parser::parse_statement(Block& block) {
   if (tag == "filter") return parse_filter_block(block);
   if (tag == "print") return parse_print(block);
   if (tag == "generation") return parse_scope(block, "endgeneration");
-  if (tag == "break") return parse_jump(block, Kind::break_);
-  if (tag == "continue") return parse_jump(block, Kind::continue_);
+  if (tag == "break") return parse_jump(block, StatementKind::break_);
+  if (tag == "continue") return parse_jump(block, StatementKind::continue_);
   if (tag.starts_with("end") || tag == "else" || tag == "elif")
     fail(fmt::format("{{% {} %}} closes nothing here", tag), line);
   fail_unsupported(fmt::format("the tag {{% {} %}}", tag), line);
 }
 
 void Parser::parse_if(Block& block) {
-  auto statement = start(Kind::if_);
+  auto statement = start(StatementKind::if_);
   for (;;) {
     statement->expressions.push_back(parse_tuple(Choices::no));
     skip_symbol(":");
@@ -133,7 +133,7 @@ void Parser::parse_if(Block& block) {
 }
 
 void Parser::parse_for(Block& block) {
-  auto statement = start(Kind::for_);
+  auto statement = start(StatementKind::for_);
   statement->targets.push_back(parse_target("in"));
   if (!skip_name("in")) unexpected("in");
   statement->expressions.push_back(parse_tuple(Choices::no, "recursive"));
@@ -157,7 +157,7 @@ void Parser::parse_for(Block& block) {
 }
 
 void Parser::parse_set(Block& block) {
-  auto statement = start(Kind::set);
+  auto statement = start(StatementKind::set);
   if (token().kind == Token::Kind::name && look().is_symbol(".")) {
     statement->name = number_of(expect_name());
     next();
@@ -168,7 +168,7 @@ void Parser::parse_set(Block& block) {
   if (skip_symbol("=")) {
     statement->expressions.push_back(parse_tuple());
   } else {
-    statement->kind = Kind::set_block;
+    statement->kind = StatementKind::set_block;
     if (token().is_symbol("|")) statement->expressions.push_back(parse_filters(nullptr));
     statement->blocks.push_back(parse_body("endset"));
   }
@@ -176,7 +176,7 @@ void Parser::parse_set(Block& block) {
 }
 
 void Parser::parse_with(Block& block) {
-  auto statement = start(Kind::with);
+  auto statement = start(StatementKind::with);
   while (token().kind != Token::Kind::end_block) {
     if (!statement->targets.empty()) expect_symbol(",");
     ExpressionPtr target = make(Expression::Kind::name, token().line);
@@ -224,7 +224,7 @@ Block Parser::parse_macro_body(std::string_view end, Signature& signature) {
 }
 
 void Parser::parse_macro(Block& block) {
-  auto statement = start(Kind::macro);
+  auto statement = start(StatementKind::macro);
   statement->name = number_of(expect_name());
   parse_signature(statement->signature);
   statement->blocks.push_back(parse_macro_body("endmacro", statement->signature));
@@ -232,7 +232,7 @@ void Parser::parse_macro(Block& block) {
 }
 
 void Parser::parse_call_block(Block& block) {
-  auto statement = start(Kind::call);
+  auto statement = start(StatementKind::call);
   if (token().is_symbol("(")) parse_signature(statement->signature);
   statement->expressions.push_back(parse_expression());
   if (statement->expressions[0]->kind != Expression::Kind::call)
@@ -242,14 +242,14 @@ void Parser::parse_call_block(Block& block) {
 }
 
 void Parser::parse_filter_block(Block& block) {
-  auto statement = start(Kind::filter);
+  auto statement = start(StatementKind::filter);
   statement->expressions.push_back(parse_filters(nullptr, /*first_bare=*/true));
   statement->blocks.push_back(parse_body("endfilter"));
   block.push_back(std::move(statement));
 }
 
 void Parser::parse_print(Block& block) {
-  auto statement = start(Kind::print);
+  auto statement = start(StatementKind::print);
   while (token().kind != Token::Kind::end_block) {
     if (!statement->expressions.empty()) expect_symbol(",");
     statement->expressions.push_back(parse_expression());
@@ -258,16 +258,17 @@ void Parser::parse_print(Block& block) {
 }
 
 void Parser::parse_scope(Block& block, std::string_view end) {
-  auto statement = start(Kind::scope);
+  auto statement = start(StatementKind::scope);
   const int loops = std::exchange(loops_, 0);  // Jinja runs it as a function
   statement->blocks.push_back(parse_body(end));
   loops_ = loops;
   block.push_back(std::move(statement));
 }
 
-void Parser::parse_jump(Block& block, Kind kind) {
+void Parser::parse_jump(Block& block, StatementKind kind) {
   if (loops_ == 0)
-    fail(fmt::format("{{% {} %}} outside of a loop", kind == Kind::break_ ? "break" : "continue"),
+    fail(fmt::format("{{% {} %}} outside of a loop",
+                     kind == StatementKind::break_ ? "break" : "continue"),
          token().line);
   block.push_back(start(kind));
 }

@@ -9,6 +9,7 @@
 
 #include "engine/model/files/gguf.h"
 #include "engine/model/files/gguf_model.h"
+#include "engine/model/rope_scaling.h"
 
 namespace kivi {
 
@@ -22,7 +23,6 @@ constexpr int kMaxHeads = 1024;
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxIntermediate = 1 << 20;
 constexpr int kMaxVocab = 1 << 22;
-constexpr int kMaxPositions = 1 << 24;
 
 DType read_dtype(JsonReader& config) {
   const std::string key = config.has("dtype") ? "dtype" : "torch_dtype";

@@ -11,7 +11,6 @@ namespace kivi {
 
 namespace {
 
-constexpr int kMaxPositions = 1 << 24;
 constexpr double kMaxFactor = 1e6;
 
 void read_llama3(JsonReader& scaling, RopeSpec& rope) {

@@ -10,6 +10,9 @@
 
 namespace kivi {
 
+// The longest context that a config may name, tokens: more than any published model's.
+inline constexpr int kMaxPositions = 1 << 24;
+
 // The rotary embedding, wherever a config of either generation keeps it (rope_parameters, or
 // rope_theta with rope_scaling): needs spec.head_dim and spec.max_positions, sets spec.rope and
 // spec.max_positions_scaled. Mistakes are recorded in the reader; a kind of scaling that is not

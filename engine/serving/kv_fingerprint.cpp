@@ -39,10 +39,6 @@ Result<std::vector<std::string>> files_of(const std::string& place) {
   return files;
 }
 
-std::string_view text(const BlockName& name) {
-  return {reinterpret_cast<const char*>(name.data()), name.size()};
-}
-
 // The hash of the hashes of the file's pieces.
 BlockName hash_of(const MappedFile& file) {
   std::vector<BlockName> pieces((file.bytes() + kPieceBytes - 1) / kPieceBytes);
@@ -62,7 +58,7 @@ BlockName hash_of(const MappedFile& file) {
     work();
   }
   std::vector<std::string_view> parts;
-  for (const BlockName& piece : pieces) parts.push_back(text(piece));
+  for (const BlockName& piece : pieces) parts.push_back(name_view(piece));
   return sha256(parts);
 }
 
@@ -82,11 +78,11 @@ Result<std::string> kv_fingerprint(const EngineConfig& config, const std::string
   for (const std::string& path : files) {
     KIVI_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::open(path));
     parts.push_back(fs::path(path).filename().string());
-    parts.emplace_back(text(hash_of(file)));
+    parts.emplace_back(name_view(hash_of(file)));
   }
   const std::vector<std::string_view> views(parts.begin(), parts.end());
   const BlockName name = sha256(views);
-  return std::string(text(name));
+  return std::string(name_view(name));
 }
 
 }  // namespace kivi

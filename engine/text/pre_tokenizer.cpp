@@ -77,7 +77,7 @@ std::string with_current_classes(std::string_view pattern) {
   return made;
 }
 
-Error unsupported(const std::string& what) {
+Error unsupported_pre_tokenizer(const std::string& what) {
   return Error{ErrorCode::unsupported, fmt::format("pre_tokenizer {} is not supported", what),
                "tokenizer"};
 }
@@ -192,10 +192,10 @@ Result<PreTokenizer> PreTokenizer::load(const json& description, Pieces pieces) 
   const auto maps = [](const Step& step) { return step.kind == Step::Kind::byte_level; };
   const auto count = std::count_if(loaded.steps_.begin(), loaded.steps_.end(), maps);
   if (pieces == Pieces::text && count > 0)
-    return unsupported("ByteLevel with a decoder that is not");
+    return unsupported_pre_tokenizer("ByteLevel with a decoder that is not");
   if (pieces == Pieces::byte_alphabet && count != 1)
-    return unsupported(fmt::format("{} with {} times ByteLevel (not once)",
-                                   TokenizerPart("", description).type(), count));
+    return unsupported_pre_tokenizer(fmt::format("{} with {} times ByteLevel (not once)",
+                                                 TokenizerPart("", description).type(), count));
   return loaded;
 }
 

@@ -98,7 +98,7 @@ std::optional<std::string> byte_of_piece(const std::string& name) {
   return std::string(1, char(value));
 }
 
-std::string replace_all(std::string text, std::string_view from, std::string_view to) {
+std::string with_replaced(std::string text, std::string_view from, std::string_view to) {
   for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size()) {
     text.replace(at, from.size(), to);
   }
@@ -213,7 +213,7 @@ void SentencePieceTokenizer::fill_vocabulary() {
     }
     longest_token_bytes_ = std::max(longest_token_bytes_, int(name.size()));
     const auto byte = processor_.IsByte(id) ? byte_of_piece(name) : std::nullopt;
-    vocabulary_.set(id, name, byte ? *byte : replace_all(name, kSpace, " "), /*special=*/false);
+    vocabulary_.set(id, name, byte ? *byte : with_replaced(name, kSpace, " "), /*special=*/false);
     for (size_t at = name.find(kSpace); at != std::string::npos; at = name.find(kSpace, at + 1)) {
       const bool after_space =
           at >= kSpace.size() && name.compare(at - kSpace.size(), kSpace.size(), kSpace) == 0;

@@ -30,7 +30,6 @@ namespace http = boost::beast::http;
 using boost::system::error_code;
 
 constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
-constexpr Clock::time_point kNever = Clock::time_point::max();
 
 // A refused request's body is read up to this size so that the connection can be kept.
 constexpr uint64_t kMaxRefusedBody = 64 << 10;

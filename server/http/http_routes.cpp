@@ -76,7 +76,7 @@ bool is_json(std::string_view type) {
   });
 }
 
-std::string in_quotes(std::string_view text) {
+std::string quoted_part(std::string_view text) {
   std::string out;
   append_json_string(out, text.substr(0, 200));
   return out;
@@ -195,7 +195,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
     refusal = refuse(kHostNotAllowed,
                      fmt::format("Host is {}, must be localhost, an IP address or a name given by "
                                  "--allowed-hosts",
-                                 in_quotes(request.host)));
+                                 quoted_part(request.host)));
     return false;
   }
   // A preflight changes nothing, and is answered below.
@@ -204,7 +204,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
         kOriginNotAllowed,
         fmt::format("Origin is {} and Sec-Fetch-Site is {}: a page of another site must be allowed "
                     "by --allowed-origins, because this server has no API key",
-                    in_quotes(request.origin), in_quotes(request.sec_fetch_site)));
+                    quoted_part(request.origin), quoted_part(request.sec_fetch_site)));
     return false;
   }
   // A browser's preflight carries no key.
@@ -223,12 +223,12 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
                                     ? fmt::format("{} is not supported by this build: it has "
                                                   "/v1/embeddings, /v1/score and /v1/rerank",
                                                   request.path)
-                                    : fmt::format("no such path: {}", in_quotes(request.path)));
+                                    : fmt::format("no such path: {}", quoted_part(request.path)));
     return false;
   }
   if (request.method != route->method) {
     refusal = refuse(kMethodNotAllowed, fmt::format("{} takes {}, not {}", route->path,
-                                                    route->method, in_quotes(request.method)));
+                                                    route->method, quoted_part(request.method)));
     refusal.headers.emplace_back("Allow", route->method == "GET" ? "GET, HEAD" : "POST");
     return false;
   }
@@ -237,14 +237,14 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
                      request.content_type.empty()
                          ? "Content-Type is missing, must be application/json"
                          : fmt::format("Content-Type is {}, must be application/json",
-                                       in_quotes(request.content_type)));
+                                       quoted_part(request.content_type)));
     return false;
   }
   if (route->method == "POST" && !request.content_encoding.empty() &&
       request.content_encoding != "identity") {
     refusal = refuse(kUnsupportedMediaType,
                      fmt::format("Content-Encoding is {}, must be absent or identity",
-                                 in_quotes(request.content_encoding)));
+                                 quoted_part(request.content_encoding)));
     return false;
   }
   if (route->needs_model && context.state.model() == nullptr) {

@@ -63,7 +63,7 @@ float cosine(std::span<const float> a, std::span<const float> b) {
   return float(std::clamp(sum, -1.0, 1.0));
 }
 
-void append_usage(std::string& out, const Usage& usage) {
+void append_embeddings_usage(std::string& out, const Usage& usage) {
   out += "\"usage\":{\"prompt_tokens\":";
   append_json_int(out, usage.prompt_tokens);
   out += ",\"total_tokens\":";
@@ -193,7 +193,7 @@ std::string EmbeddingsWriter::whole(std::span<const TextChunk> chunks,
     out += '}';
   });
   out += ',';
-  append_usage(out, completion.usage());
+  append_embeddings_usage(out, completion.usage());
   out += '}';
   return out;
 }
@@ -215,7 +215,7 @@ std::string ScoreWriter::whole(std::span<const TextChunk> chunks,
     ++index;
   });
   out += ',';
-  append_usage(out, completion.usage());
+  append_embeddings_usage(out, completion.usage());
   out += '}';
   return out;
 }
@@ -252,7 +252,7 @@ std::string RerankWriter::whole(std::span<const TextChunk> chunks,
     out += '}';
   });
   out += ',';
-  append_usage(out, completion.usage());
+  append_embeddings_usage(out, completion.usage());
   out += '}';
   return out;
 }

@@ -9,7 +9,7 @@ namespace kivi {
 namespace {
 
 // Tokens that the prefix cache had are counted apart from the other ones of the prompt.
-void append_usage(std::string& out, const Usage& usage) {
+void append_messages_usage(std::string& out, const Usage& usage) {
   out += "{\"input_tokens\":";
   append_json_int(out, usage.prompt_tokens - usage.cached_tokens);
   out += ",\"cache_creation_input_tokens\":0,\"cache_read_input_tokens\":";
@@ -141,7 +141,7 @@ std::string MessagesWriter::whole(std::span<const TextChunk> chunks,
   out += "],";
   append_stop(out, chunk, !answer.calls.empty());
   out += ",\"usage\":";
-  append_usage(out, completion.usage());
+  append_messages_usage(out, completion.usage());
   out += '}';
   return out;
 }
@@ -217,7 +217,7 @@ void MessagesWriter::append_event(std::string& out, const TextChunk& chunk,
     out += ",\"content\":[],\"stop_reason\":null,\"stop_sequence\":null,\"usage\":";
     Usage usage = completion.usage();
     usage.completion_tokens = 0;
-    append_usage(out, usage);
+    append_messages_usage(out, usage);
     out += "}}\n\n";
   }
   write_delta(out, read_piece(answer_, parser_.get(), chunk.text, chunk.finish.has_value()));
@@ -232,7 +232,7 @@ void MessagesWriter::append_end(std::string& out, const Completion& completion) 
   out += ",\"delta\":{";
   append_stop(out, last_, parser_ != nullptr && parser_->calls() > 0);
   out += "},\"usage\":";
-  append_usage(out, completion.usage());
+  append_messages_usage(out, completion.usage());
   out += "}\n\n";
   begin_event(out, "message_stop");
   out += "}\n\n";

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "server/openai/chat_builder.h"
 #include "server/openai/openai_fields.h"
 
 namespace kivi {
@@ -11,10 +12,6 @@ namespace {
 
 using nlohmann::json;
 using nlohmann::ordered_json;
-
-Error wrong(std::string message, std::string field, ErrorCode code = ErrorCode::invalid) {
-  return Error{code, std::move(message), std::move(field)};
-}
 
 // A list of parts becomes their text, a line each; other parts are not built.
 Status flatten_content(ordered_json& content, const std::string& name) {

@@ -16,7 +16,7 @@ using nlohmann::ordered_json;
 
 constexpr size_t kChoicesMax = 4096;
 
-Error wrong(const std::string& field, const std::string& message) {
+Error wrong_format(const std::string& field, const std::string& message) {
   return Error{ErrorCode::invalid, field + " " + message, field};
 }
 
@@ -34,7 +34,7 @@ Result<OutputFormat> schema_format(std::string_view body, const json& value,
     return format;
   }
   if (!value.is_object() && !value.is_boolean())
-    return wrong(field, fmt::format("is {}, must be a JSON Schema", describe(value)));
+    return wrong_format(field, fmt::format("is {}, must be a JSON Schema", describe(value)));
   KIVI_RETURN_IF_ERROR(check_object_sizes(value));
   const OwnedJson<ordered_json> owned(ordered_json::parse(body));
   const ordered_json* ordered = &*owned;
@@ -46,7 +46,8 @@ Result<OutputFormat> schema_format(std::string_view body, const json& value,
 Result<OutputFormat> text_format(OutputFormat::Kind kind, const json& value,
                                  const std::string& field) {
   if (!value.is_string() || value.get_ref<const std::string&>().empty())
-    return wrong(field, fmt::format("is {}, must be a text that is not empty", describe(value)));
+    return wrong_format(field,
+                        fmt::format("is {}, must be a text that is not empty", describe(value)));
   return OutputFormat{kind, value.get<std::string>(), {}, field};
 }
 
@@ -54,7 +55,8 @@ Result<OutputFormat> choice_format(const json& value, const std::string& field) 
   OutputFormat format{OutputFormat::Kind::choice, "", {}, field};
   if (!value.is_array() || value.empty() || value.size() > kChoicesMax ||
       !std::ranges::all_of(value, [](const json& c) { return c.is_string() && c != ""; }))
-    return wrong(field, fmt::format("is {}, must be a list of 1 to {} texts that are not empty",
+    return wrong_format(field,
+                        fmt::format("is {}, must be a list of 1 to {} texts that are not empty",
                                     describe(value), kChoicesMax));
   format.choices = value.get<std::vector<std::string>>();
   return format;
@@ -64,7 +66,7 @@ Result<std::optional<OutputFormat>> response_format(std::string_view body, const
   const std::string field = "response_format";
   const auto type = value.is_object() ? value.find("type") : value.end();
   if (!value.is_object() || type == value.end() || !type->is_string())
-    return wrong(field, "must be an object with a type");
+    return wrong_format(field, "must be an object with a type");
   if (*type == "text") return std::optional<OutputFormat>();
   if (*type == "json_object")
     return std::optional(OutputFormat{OutputFormat::Kind::json_object, "", {}, field});
@@ -72,15 +74,16 @@ Result<std::optional<OutputFormat>> response_format(std::string_view body, const
     return Error{ErrorCode::unsupported, "response_format.type structural_tag is not supported",
                  field};
   if (*type != "json_schema")
-    return wrong(field, fmt::format("has the type {}, must be text, json_object or json_schema",
-                                    describe(*type)));
+    return wrong_format(
+        field,
+        fmt::format("has the type {}, must be text, json_object or json_schema", describe(*type)));
   const auto named = value.find("json_schema");
   if (named == value.end() || !named->is_object() || !named->contains("schema"))
-    return wrong(field, "of type json_schema must have json_schema.schema");
+    return wrong_format(field, "of type json_schema must have json_schema.schema");
   const auto strict = named->find("strict");
   if (strict != named->end() && !strict->is_boolean() && !strict->is_null())
-    return wrong(field,
-                 fmt::format("has json_schema.strict {}, must be a boolean", describe(*strict)));
+    return wrong_format(
+        field, fmt::format("has json_schema.strict {}, must be a boolean", describe(*strict)));
   KIVI_ASSIGN_OR_RETURN(
       OutputFormat format,
       schema_format(body, (*named)["schema"], {"response_format", "json_schema", "schema"}, field));
@@ -90,12 +93,12 @@ Result<std::optional<OutputFormat>> response_format(std::string_view body, const
 Result<std::optional<OutputFormat>> structured_outputs(std::string_view body, const json& value) {
   const std::string field = "structured_outputs";
   if (!value.is_object())
-    return wrong(field, fmt::format("is {}, must be an object", describe(value)));
+    return wrong_format(field, fmt::format("is {}, must be an object", describe(value)));
   std::optional<OutputFormat> format;
   for (const auto& [name, part] : value.items()) {
     if (part.is_null() || part == false) continue;
     const std::string at = fmt::format("{}.{}", field, name);
-    if (format) return wrong(field, "has several constraints, must have one");
+    if (format) return wrong_format(field, "has several constraints, must have one");
     if (name == "json") {
       KIVI_ASSIGN_OR_RETURN(format, schema_format(body, part, {"structured_outputs", "json"}, at));
     } else if (name == "regex" || name == "grammar") {
@@ -105,13 +108,13 @@ Result<std::optional<OutputFormat>> structured_outputs(std::string_view body, co
     } else if (name == "choice") {
       KIVI_ASSIGN_OR_RETURN(format, choice_format(part, at));
     } else if (name == "json_object") {
-      if (part != true) return wrong(at, "must be a boolean");
+      if (part != true) return wrong_format(at, "must be a boolean");
       format = OutputFormat{OutputFormat::Kind::json_object, "", {}, at};
     } else {
       return unsupported(at);
     }
   }
-  if (!format) return wrong(field, "must have json, regex, choice, grammar or json_object");
+  if (!format) return wrong_format(field, "must have json, regex, choice, grammar or json_object");
   return format;
 }
 
@@ -136,7 +139,8 @@ Result<std::optional<OutputFormat>> parse_format(std::string_view body, JsonFiel
     Result<std::optional<OutputFormat>> next = read(*value);
     if (!next.ok()) return next.error();
     if (!*next) return ok_status();
-    if (format) return wrong(name, fmt::format("and {} are both given, must be one of them", from));
+    if (format)
+      return wrong_format(name, fmt::format("and {} are both given, must be one of them", from));
     format = std::move(*next);
     from = name;
     return ok_status();

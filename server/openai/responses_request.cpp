@@ -16,7 +16,7 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 
 // A string, or a list of parts of text, which are joined by line breaks.
-Result<std::string> text_of(const ordered_json& content, const std::string& where) {
+Result<std::string> text_of_parts(const ordered_json& content, const std::string& where) {
   if (content.is_string()) return content.get<std::string>();
   if (!content.is_array())
     return wrong(fmt::format("{} is {}, must be a string or a list of parts", where,
@@ -44,7 +44,7 @@ Result<std::string> text_of(const ordered_json& content, const std::string& wher
 Status read_message(const ordered_json& item, const std::string& where, ChatBuilder& chat) {
   KIVI_ASSIGN_OR_RETURN(const std::string role, text_member(item, "role", where, "input"));
   if (!item.contains("content")) return wrong(where + ".content is missing", "input");
-  KIVI_ASSIGN_OR_RETURN(std::string text, text_of(item["content"], where + ".content"));
+  KIVI_ASSIGN_OR_RETURN(std::string text, text_of_parts(item["content"], where + ".content"));
   if (role == "user")
     chat.user(std::move(text));
   else if (role == "assistant")
@@ -78,13 +78,13 @@ Status read_item(const ordered_json& item, const std::string& where, ChatBuilder
   if (type == "function_call_output") {
     KIVI_ASSIGN_OR_RETURN(const std::string id, text_member(item, "call_id", where, "input"));
     if (!item.contains("output")) return wrong(where + ".output is missing", "input");
-    KIVI_ASSIGN_OR_RETURN(std::string text, text_of(item["output"], where + ".output"));
+    KIVI_ASSIGN_OR_RETURN(std::string text, text_of_parts(item["output"], where + ".output"));
     chat.tool_result(id, std::move(text));
     return ok_status();
   }
   if (type == "reasoning") {
     if (!item.contains("content") || item["content"].is_null()) return ok_status();
-    KIVI_ASSIGN_OR_RETURN(std::string text, text_of(item["content"], where + ".content"));
+    KIVI_ASSIGN_OR_RETURN(std::string text, text_of_parts(item["content"], where + ".content"));
     chat.assistant("", std::move(text), ordered_json::array());
     return ok_status();
   }
@@ -106,7 +106,7 @@ Status read_input(const ordered_json& input, ChatBuilder& chat) {
 }
 
 // A function stands in the tool itself here, and in a member of it in chats.
-Status read_tools(const ordered_json& tools, ChatBuilder& chat) {
+Status read_response_tools(const ordered_json& tools, ChatBuilder& chat) {
   if (!tools.is_array()) return wrong("tools must be a list of tools", "tools");
   ordered_json functions = ordered_json::array();
   for (size_t i = 0; i < tools.size(); ++i) {
@@ -127,7 +127,7 @@ Status read_tools(const ordered_json& tools, ChatBuilder& chat) {
   return ok_status();
 }
 
-Status read_tool_choice(const ordered_json& choice, ChatBuilder& chat) {
+Status read_response_tool_choice(const ordered_json& choice, ChatBuilder& chat) {
   if (!choice.is_object()) {
     chat["tool_choice"] = choice;  // auto, none or required
     return ok_status();
@@ -233,9 +233,10 @@ Status read_settings(JsonFields& fields, ordered_json& source, ChatBuilder& chat
   for (const char* name : {"temperature", "top_p", "stream", "parallel_tool_calls", "user", "stop"})
     copy(name, name);
   copy("max_output_tokens", "max_tokens");
-  if (fields.raw("tools") != nullptr) KIVI_RETURN_IF_ERROR(read_tools(source["tools"], chat));
+  if (fields.raw("tools") != nullptr)
+    KIVI_RETURN_IF_ERROR(read_response_tools(source["tools"], chat));
   if (fields.raw("tool_choice") != nullptr)
-    KIVI_RETURN_IF_ERROR(read_tool_choice(source["tool_choice"], chat));
+    KIVI_RETURN_IF_ERROR(read_response_tool_choice(source["tool_choice"], chat));
   if (fields.raw("text") != nullptr) KIVI_RETURN_IF_ERROR(read_text(source["text"], chat));
   if (fields.raw("reasoning") != nullptr)
     KIVI_RETURN_IF_ERROR(read_reasoning(source["reasoning"], chat));
