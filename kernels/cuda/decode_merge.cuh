@@ -26,6 +26,13 @@ struct PartialSlot {
 };
 static_assert(sizeof(PartialSlot) <= 32);
 
+// Two neighbouring elements of the output.
+__device__ __forceinline__ uint32_t pack_output(const DecodeLaunch& a, float u, float v) {
+  if (!a.out_bf16) return as_u32(__floats2half2_rn(u, v));
+  __nv_bfloat162 y = __floats2bfloat162_rn(u, v);
+  return *reinterpret_cast<uint32_t*>(&y);
+}
+
 template <int D, int NT>
 struct DecodeMerge {
   static constexpr int kTiles = D / 16;

@@ -179,6 +179,17 @@ __device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int tokens) {
   return e;
 }
 
+// The query heads of a segment: how many, and the first one's first channel in a row of q.
+struct Heads {
+  int count, channel;
+};
+template <int D, int NT>
+__device__ __forceinline__ Heads heads_of(const DecodeLaunch& a, int segment) {
+  const int head = NT == 1 ? segment : segment / a.head_blocks;
+  const int first = NT == 1 ? 0 : segment % a.head_blocks * 8 * NT;
+  return {min(8 * NT, a.ratio - first), (head * a.ratio + first) * D};
+}
+
 // The segment after c's.
 __device__ __forceinline__ Cursor next_segment(const DecodeLaunch& a, Cursor c) {
   if (++c.segment == a.kv_heads * a.head_blocks) {

@@ -18,8 +18,12 @@
 //
 // Cost of a 64-token unit of 72 heads at 2 bits, a warp of four: 8 wgmma, 36 exp2, about 330
 // instructions in all. Reference: CpuBackend::do_kv_attend. Test: tests/cuda/kv_attend_test.cpp.
-#include "kernels/cuda/kv_attend_decode.cuh"
+#include "kernels/cuda/byte_parameters.cuh"
+#include "kernels/cuda/decode_merge.cuh"
+#include "kernels/cuda/decode_producer.cuh"
+#include "kernels/cuda/decode_work.cuh"
 #include "kernels/cuda/kv_attend_decode_heads.h"
+#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace kivi::cuda {
@@ -445,12 +449,6 @@ struct HeadsGroup {
     }
   }
 
-  __device__ __forceinline__ uint32_t pack(float u, float v) const {
-    if (!a.out_bf16) return as_u32(__floats2half2_rn(u, v));
-    __nv_bfloat162 y = __floats2bfloat162_rn(u, v);
-    return *reinterpret_cast<uint32_t*>(&y);
-  }
-
   // O / sum(P) of `heads` heads to 16-bit rows, kD apart, from `to` on.
   __device__ __forceinline__ void store_output(uint16_t* to, int heads) const {
 #pragma unroll
@@ -459,7 +457,8 @@ struct HeadsGroup {
       uint16_t* row = to + (n * 8 + g) * kD + warp * 16 + 2 * t;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const uint32_t y = transpose(pack(o[4 * n + 2 * r] * u, o[4 * n + 2 * r + 1] * v));
+        const uint32_t y =
+            transpose(pack_output(a, o[4 * n + 2 * r] * u, o[4 * n + 2 * r + 1] * v));
         if (n * 8 + g < heads) *reinterpret_cast<uint32_t*>(row + r * 8) = y;
       }
     }

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codes of keys and values as operand A of a product (docs/design/decode-attention.md, section 4).
+#pragma once
+
+#include "kernels/cuda/ptx.cuh"
+
+namespace kivi::cuda {
+
+inline constexpr float kCodeUnit = 0x1p-24f;  // what one code step of operand A is worth
+inline constexpr float kValueNormal = 16.f;   // P' carries it, so that small scales stay normal
+inline constexpr uint32_t kOnes = 0x3c003c00;
+
+__device__ constexpr int power_of_pair(int bits, int pair) {
+  return bits == 2 ? pair % 4 : bits == 4 ? pair % 2 : 0;
+}
+__device__ __forceinline__ uint32_t pair_weight(int bits, int pair, float scale) {
+  return as_u32(__float2half2_rn(scale / float(1 << (bits * power_of_pair(bits, pair)))));
+}
+
+// Fragment register of pair `slot` of a word of codes. Codes of 2 and 4 bits stay in place; e4m3
+// becomes f16.
+template <int BITS>
+__device__ __forceinline__ uint32_t fragment(uint32_t word, int slot) {
+  if constexpr (BITS == 8) {
+#if __CUDA_ARCH__ >= 890
+    uint32_t y;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(y) : "h"(uint16_t(word >> (16 * slot))));
+    return y;
+#else
+    // Exponent and mantissa one place lower give 2^-8 of the value, subnormals included.
+    const uint32_t spread = __byte_perm(word, 0, slot == 0 ? 0x1404 : 0x3424);
+    const uint32_t y = (spread & 0x80008000u) | ((spread >> 1) & 0x3f803f80u);
+    return multiply(y, 0x5c005c00u);  // 256
+#endif
+  } else {
+    constexpr int kInPlace = 8 / BITS;  // pairs of the low byte of each half
+    constexpr uint32_t kMask = BITS == 2 ? 0x00030003u : 0x000f000fu;
+    return slot < kInPlace ? word & (kMask << (BITS * slot))
+                           : (word >> 8) & (kMask << (BITS * (slot - kInPlace)));
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void load_words(uint32_t (&w)[N], const std::byte* from) {
+  static_assert(N == 2 || N % 4 == 0);
+  if constexpr (N == 2) {
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+    w[0] = v.x, w[1] = v.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < N / 4; ++i) {
+      const uint4 v = *reinterpret_cast<const uint4*>(from + i * 512);
+      w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
+    }
+  }
+}
+
+}  // namespace kivi::cuda

@@ -1,0 +1,582 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one warp of decode attention computes (kv_attend_decode.cuh): softmax and products of one
+// segment, unit by unit.
+#pragma once
+
+#include "kernels/cuda/decode_codes.cuh"
+#include "kernels/cuda/decode_merge.cuh"
+#include "kernels/cuda/decode_planes.cuh"
+#include "kernels/cuda/decode_work.cuh"
+
+namespace kivi::cuda {
+
+inline constexpr float kLazyMaximum = 2.f;  // log2: P may reach 4 before the maximum moves
+
+// One warp's attention over one segment. D: head_dim; KB, VB: bits of keys and values; NT: blocks
+// of 8 query heads; X: parameters may be bytes, and keys have a bias.
+template <int D, int KB, int VB, int NT, bool X>
+struct DecodeWarp {
+  static constexpr int kKeyTiles = D / 16;
+  static constexpr int kKeyWords = KB == 16 ? 4 : 2 * ((D * KB + 127) / 128);  // a lane and tile
+  static constexpr int kValueWords = VB == 16 ? 4 : VB;  // a lane and channel tile
+  static constexpr bool kCodes = KB < 8;                 // has scales and minima
+  using Planes = DecodePlanes<D, KB, VB, X>;
+
+  const DecodeLaunch& a;
+  const int lane;
+  const int g = lane / 4, t = lane % 4;
+  const std::byte* ones;  // 128 bytes of 1.0 in shared memory
+
+  static constexpr bool kWeighs = kCodes && !X;  // scales are used as they lie
+
+  // q in operand B's order, times a power of two for each head; the same times 4^-p; what 1/256 of
+  // the square of a scale is multiplied with for the key bias.
+  uint32_t q[NT][kKeyTiles * 2], qw[kWeighs ? NT : 1][kWeighs ? kKeyTiles * 2 : 1],
+      qb[X ? NT : 1][X ? kKeyTiles * 2 : 1];
+  float factor[NT][2];  // from C to the logit in log2, heads 2t and 2t + 1
+  // State: running maximum; O^T (channels x heads); row 7 of x is sum(P), rows below the number of
+  // value groups sum(P * min).
+  float maximum[NT][2], o[NT][kKeyTiles][4], x[NT][4];
+  bool pages_open;  // o is in units of codes
+
+  __device__ __forceinline__ DecodeWarp(const DecodeLaunch& launch, int lane_index,
+                                        const std::byte* ones_row)
+      : a(launch), lane(lane_index), ones(ones_row) {}
+
+  // Starts to read q of `heads` heads from `from`, d apart.
+  __device__ __forceinline__ void load_queries(const __half* from, int heads) {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const uint32_t* row = reinterpret_cast<const uint32_t*>(from + (n * 8 + g) * D + 2 * t);
+#pragma unroll
+      for (int i = 0; i < kKeyTiles * 2; ++i) q[n][i] = n * 8 + g < heads ? row[i * 4] : 0u;
+    }
+  }
+
+  // An empty state; q gets its normalizers.
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      __half2 most = __habs2(as_half2(q[n][0]));
+#pragma unroll
+      for (int i = 1; i < kKeyTiles * 2; ++i) most = __hmax2(most, __habs2(as_half2(q[n][i])));
+      most = __hmax2(most, as_half2(__shfl_xor_sync(0xffffffffu, as_u32(most), 1)));
+      most = __hmax2(most, as_half2(__shfl_xor_sync(0xffffffffu, as_u32(most), 2)));
+      const float largest = __half2float(__hmax(__low2half(most), __high2half(most)));
+      // Brings the largest |q| into [8, 16), if that takes no more than 2^15.
+      const int exponent = min(15, 130 - int(__float_as_uint(largest) >> 23));
+      const float normal = __uint_as_float(uint32_t(127 + exponent) << 23);
+      const uint32_t normal2 = as_u32(__float2half2_rn(normal));
+      const float f = a.scale_log2 / normal;
+      const uint32_t bias = as_u32(__float2half2_rn(f * a.bias));
+#pragma unroll
+      for (int i = 0; i < kKeyTiles * 2; ++i) {
+        q[n][i] = multiply(q[n][i], normal2);
+        if constexpr (kWeighs) qw[n][i] = multiply(q[n][i], pair_weight(KB, i, 1.f));
+        if constexpr (X)
+          qb[n][i] = as_u32(__hmax2(as_half2(multiply(multiply(q[n][i], q[n][i]), bias)),
+                                    __float2half2_rn(-65504.f)));
+      }
+      factor[n][0] = __shfl_sync(0xffffffffu, f, 8 * t);
+      factor[n][1] = __shfl_sync(0xffffffffu, f, 8 * t + 4);
+      maximum[n][0] = maximum[n][1] = kNever;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[n][i] = 0;
+#pragma unroll
+      for (int c = 0; c < kKeyTiles; ++c)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[n][c][i] = 0;
+    }
+    pages_open = false;
+  }
+
+  // The running maximum moves only when a logit passes it by more than kLazyMaximum: then P stays
+  // below 2^kLazyMaximum and no shuffle is needed in most units. s: C fragments of TILES tiles.
+  template <int TILES>
+  __device__ __forceinline__ void raise_maximum(const float (&s)[TILES][NT][4], float unit) {
+    bool passed = false;
+    float top[NT][2];
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float most = fmaxf(s[0][n][j], s[0][n][j + 2]);
+#pragma unroll
+        for (int i = 1; i < TILES; ++i) most = fmaxf(most, fmaxf(s[i][n][j], s[i][n][j + 2]));
+        top[n][j] = most * (factor[n][j] * unit);
+        passed |= top[n][j] > maximum[n][j] + kLazyMaximum;
+      }
+    if (!__any_sync(0xffffffffu, passed)) return;
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float most = top[n][j];
+#pragma unroll
+        for (int mask = 4; mask < 32; mask *= 2)
+          most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, mask));
+        most = fmaxf(most, maximum[n][j]);
+        const float alpha = exp2_fast(maximum[n][j] - most);
+        maximum[n][j] = most;
+        x[n][j] *= alpha, x[n][j + 2] *= alpha;
+#pragma unroll
+        for (int c = 0; c < kKeyTiles; ++c) o[n][c][j] *= alpha, o[n][c][j + 2] *= alpha;
+      }
+  }
+
+  // P of one tile in operand B's order, from its C fragment.
+  __device__ __forceinline__ void probabilities(const float (&s)[4], int n, float unit,
+                                                uint32_t (&b)[2]) const {
+    const float f0 = factor[n][0] * unit, f1 = factor[n][1] * unit;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      b[i] =
+          transpose(as_u32(__floats2half2_rn(exp2_fast(fmaf(s[2 * i], f0, -maximum[n][0])),
+                                             exp2_fast(fmaf(s[2 * i + 1], f1, -maximum[n][1])))));
+  }
+
+  // q . min of two token groups, and their bias: rows 0-7 of C get the first, rows 8-15 the second.
+  // `keys`: their planes (X), or the parameters of the first; those of the second are `second`
+  // bytes behind.
+  __device__ __forceinline__ void minimum_product(float (&c)[NT][4], const std::byte* keys,
+                                                  int second) const {
+    float part[2][NT][4];
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) part[0][n][i] = part[1][n][i] = 0;
+    if constexpr (X) {
+#pragma unroll
+      for (int k = 0; k < kKeyTiles; ++k) {
+        const int at = (k / 2 * 8 + 2 * t + k % 2) * 16;
+        const uint4 u = *reinterpret_cast<const uint4*>(keys + Planes::kMinima + at);
+        const uint4 v = *reinterpret_cast<const uint4*>(keys + Planes::kSquares + at);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+          mma(part[0][n], u.x, u.y, u.z, u.w, q[n][2 * k], q[n][2 * k + 1]);
+          mma(part[1][n], v.x, v.y, v.z, v.w, qb[n][2 * k], qb[n][2 * k + 1]);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kKeyTiles / 2; ++i) {
+        const int at = 2 * D + (i * 4 + t) * 16;
+        const uint4 u = *reinterpret_cast<const uint4*>(keys + at);
+        const uint4 v = *reinterpret_cast<const uint4*>(keys + second + at);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+          mma(part[0][n], u.x, v.x, u.y, v.y, q[n][4 * i], q[n][4 * i + 1]);
+          mma(part[1][n], u.z, v.z, u.w, v.w, q[n][4 * i + 2], q[n][4 * i + 3]);
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[n][i] = (part[0][n][i] + part[1][n][i]) * kCodeUnit;
+  }
+
+  // q' = q * 4^-p * scale of one key group. `scales`: its scales, or its plane of scales (X).
+  __device__ __forceinline__ void scale_queries(uint32_t (&scaled)[NT][kKeyTiles * 2],
+                                                const std::byte* scales) const {
+#pragma unroll
+    for (int i = 0; i < kKeyTiles / 2; ++i) {
+      const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        scaled[n][4 * i] = multiply(weighted(n, 4 * i), v.x);
+        scaled[n][4 * i + 1] = multiply(weighted(n, 4 * i + 1), v.y);
+        scaled[n][4 * i + 2] = multiply(weighted(n, 4 * i + 2), v.z);
+        scaled[n][4 * i + 3] = multiply(weighted(n, 4 * i + 3), v.w);
+      }
+    }
+  }
+
+  __device__ __forceinline__ uint32_t weighted(int n, int i) const {
+    if constexpr (X)
+      return q[n][i];
+    else
+      return qw[n][i];
+  }
+
+  // Where a lane's key words of tile `tile` lie, from the start of the codes.
+  __device__ __forceinline__ const std::byte* key_words(const std::byte* codes, int tile) const {
+    return kKeyWords == 2 ? codes + tile / 2 * 512 + lane * 16 + tile % 2 * 8
+                          : codes + tile * (kKeyWords * 128) + lane * 16;
+  }
+
+  // s += K q^T of TILES tiles of 16 tokens, from `tile` on.
+  template <int TILES>
+  __device__ __forceinline__ void key_tiles(float (*s)[NT][4], const std::byte* codes, int tile,
+                                            const uint32_t (&b)[NT][kKeyTiles * 2]) const {
+    constexpr int kPairs = 16 / KB;                         // of a word
+    constexpr int kWords = kKeyWords < 4 ? kKeyWords : 4;   // at a time
+    constexpr int kSteps = kKeyTiles * kWords / kKeyWords;  // tiles of channels that they hold
+    uint32_t w[TILES][kWords];
+#pragma unroll
+    for (int k = 0; k < kKeyTiles; ++k) {
+      const int j = 2 * (k % kSteps) / kPairs, slot = 2 * k % kPairs;
+#pragma unroll
+      for (int i = 0; i < TILES; ++i) {
+        if (k % kSteps == 0) load_words(w[i], key_words(codes, tile + i) + k / kSteps * 512);
+        const uint32_t a0 = fragment<KB>(w[i][2 * j], slot);
+        const uint32_t a1 = fragment<KB>(w[i][2 * j + 1], slot);
+        const uint32_t a2 = fragment<KB>(w[i][2 * j], slot + 1);
+        const uint32_t a3 = fragment<KB>(w[i][2 * j + 1], slot + 1);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) mma(s[i][n], a0, a1, a2, a3, b[n][2 * k], b[n][2 * k + 1]);
+      }
+    }
+  }
+
+  // Values beyond `end` or before `low` (positions in the unit) take no part: their P is zero, but
+  // what lies there may be anything, and 0 * NaN is NaN. Writes zeros over it.
+  __device__ __forceinline__ void clean_values(std::byte* stage, std::byte* parameters, int low,
+                                               int end) const {
+    if constexpr (kCodes) {
+      const int groups = (D >> a.group_shift);
+      for (int token = lane; token < kUnitTokens; token += 32)
+        if (token < low || token >= end)
+          for (int i = 0; i < groups; ++i) {
+            std::byte* scale = parameters + i * Planes::kValueStride + lane_parameter(token) * 2;
+            *reinterpret_cast<uint16_t*>(scale) = 0;
+            *reinterpret_cast<uint16_t*>(scale + Planes::kValueToMinima) = 0;
+          }
+    } else {
+      uint32_t keep[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        keep[k] = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int token = k * 16 + (i / 2) * 8 + 2 * t + i % 2;
+          if (token >= low && token < end) keep[k] |= 0xffu << (8 * i);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kKeyTiles * 2; ++i) {
+        auto* words = reinterpret_cast<uint4*>(stage + a.stage_vc + i * 512 + lane * 16);
+        uint4 v = *words;
+        v.x &= keep[0], v.y &= keep[1], v.z &= keep[2], v.w &= keep[3];
+        *words = v;
+      }
+    }
+    __syncwarp();
+    fence_before_async_copy();
+  }
+
+  // A unit of 64 quantized tokens, of which [low, end) count. `planes`: room for its parameters.
+  __device__ __forceinline__ void page_unit(std::byte* stage, std::byte* planes, int low, int end) {
+    if constexpr (KB != 16) {
+      float s[4][NT][4];
+      std::byte *keys = stage + a.stage_kp, *values = stage + a.stage_vp;
+      if constexpr (kCodes) {
+        int second = a.group == 32 ? a.key_group_bytes : 0;  // bytes to the second token group
+        if constexpr (X) {
+          typename Planes::Parameters p;
+          const int groups = D >> a.group_shift;
+          if (a.byte_parameters) {
+            Planes::template read_keys<true>(keys, second, lane, p);
+            Planes::template expand_values<true>(values, groups, lane,
+                                                 planes + Planes::kValuePlanes);
+          } else {
+            Planes::template read_keys<false>(keys, second, lane, p);
+            Planes::template expand_values<false>(values, groups, lane,
+                                                  planes + Planes::kValuePlanes);
+          }
+          Planes::store_keys(planes, lane, p);
+          keys = planes, values = planes + Planes::kValuePlanes;
+          second = 2 * D;
+          __syncwarp();
+        }
+        float minimum[NT][4];
+        minimum_product(minimum, keys, second);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          uint32_t scaled[NT][kKeyTiles * 2];
+          scale_queries(scaled, keys + h * second);
+#pragma unroll
+          for (int i = 2 * h; i < 2 * h + 2; ++i)
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+              s[i][n][0] = s[i][n][2] = minimum[n][2 * h];
+              s[i][n][1] = s[i][n][3] = minimum[n][2 * h + 1];
+            }
+          key_tiles<2>(s + 2 * h, stage, 2 * h, scaled);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+#pragma unroll
+          for (int n = 0; n < NT; ++n)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) s[i][n][r] = s[i + 1][n][r] = 0;
+          key_tiles<2>(s + i, stage, i, q);
+        }
+      }
+      if (low > 0 || end < kUnitTokens) {
+        clean_values(stage, values, low, end);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const int token = i * 16 + r * 8 + g;
+            if (token >= low && token < end) continue;
+#pragma unroll
+            for (int n = 0; n < NT; ++n) s[i][n][2 * r] = s[i][n][2 * r + 1] = -INFINITY;
+          }
+      }
+      constexpr float kUnit = kCodes ? 1 / kCodeUnit : 1.f;
+      raise_maximum(s, kUnit);
+      uint32_t p[NT][8];
+#pragma unroll
+      for (int n = 0; n < NT; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint32_t b[2];
+          probabilities(s[i][n], n, kUnit, b);
+          p[n][2 * i] = b[0], p[n][2 * i + 1] = b[1];
+        }
+      page_values(stage, values, p);
+      pages_open = true;
+    }
+  }
+
+  // O^T += V^T P^T of 64 quantized tokens.
+  __device__ __forceinline__ void page_values(const std::byte* stage, const std::byte* parameters,
+                                              uint32_t (&p)[NT][8]) {
+    const std::byte* codes = stage + a.stage_vc + lane * 16;
+    constexpr int kPairs = 16 / VB;  // of a word
+    if constexpr (kCodes) {
+      // Rows below the number of value groups are their minima, the others ones.
+      const bool group_row = g < (D >> a.group_shift);
+      const std::byte* row =
+          group_row ? parameters + g * Planes::kValueStride + Planes::kValueToMinima : ones;
+      float lower[NT][4] = {};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint4 v = *reinterpret_cast<const uint4*>(row + (i * 4 + t) * 16);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+          // A is two pairs, one for the upper and one for the lower rows of C. What they make of
+          // each other's P ends up in the rows that are not read: no register has to be set to
+          // zero.
+          mma_k8(x[n], v.x, v.y, p[n][4 * i]);
+          mma_k8(lower[n], v.x, v.y, p[n][4 * i + 1]);
+          mma_k8(x[n], v.z, v.w, p[n][4 * i + 2]);
+          mma_k8(lower[n], v.z, v.w, p[n][4 * i + 3]);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < NT; ++n) x[n][0] += lower[n][2], x[n][1] += lower[n][3];
+#pragma unroll
+      for (int n = 0; n < NT; ++n)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) p[n][i] = multiply(p[n][i], pair_weight(VB, i, kValueNormal));
+    } else {
+#pragma unroll
+      for (int n = 0; n < NT; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          mma(x[n], kOnes, kOnes, kOnes, kOnes, p[n][2 * i], p[n][2 * i + 1]);
+    }
+#pragma unroll
+    for (int c = 0; c < kKeyTiles; c += 2) {  // two channel tiles share their groups
+      uint32_t b[NT][8];
+      if constexpr (kCodes) {
+        const std::byte* scales = parameters + (c * 16 >> a.group_shift) * Planes::kValueStride;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
+#pragma unroll
+          for (int n = 0; n < NT; ++n) {
+            b[n][4 * i] = multiply(p[n][4 * i], v.x);
+            b[n][4 * i + 1] = multiply(p[n][4 * i + 1], v.y);
+            b[n][4 * i + 2] = multiply(p[n][4 * i + 2], v.z);
+            b[n][4 * i + 3] = multiply(p[n][4 * i + 3], v.w);
+          }
+        }
+      }
+      uint32_t w[2 * kValueWords];
+      load_words(w, codes + c * (kValueWords * 128));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int j = 2 * k / kPairs, slot = 2 * k % kPairs;
+#pragma unroll
+        for (int d = 0; d < 2; ++d) {
+          const int top = d * kValueWords, bottom = top + kValueWords / 2;
+          const uint32_t a0 = fragment<VB>(w[top + j], slot);
+          const uint32_t a1 = fragment<VB>(w[bottom + j], slot);
+          const uint32_t a2 = fragment<VB>(w[top + j], slot + 1);
+          const uint32_t a3 = fragment<VB>(w[bottom + j], slot + 1);
+#pragma unroll
+          for (int n = 0; n < NT; ++n) {
+            if constexpr (kCodes)
+              mma(o[n][c + d], a0, a1, a2, a3, b[n][2 * k], b[n][2 * k + 1]);
+            else
+              mma(o[n][c + d], a0, a1, a2, a3, p[n][2 * k], p[n][2 * k + 1]);
+          }
+        }
+      }
+    }
+  }
+
+  // After the last page: O from units of codes to numbers, minima added.
+  __device__ __forceinline__ void close_pages() {
+    if (!kCodes || !pages_open) return;
+    pages_open = false;
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int c = 0; c < kKeyTiles; ++c) {
+        const int source = (c * 16 >> a.group_shift) * 4 + t;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float minimum = __shfl_sync(0xffffffffu, x[n][j], source);
+          constexpr float kUnit = 1 / (kCodeUnit * kValueNormal);
+          o[n][c][j] = fmaf(o[n][c][j], kUnit, minimum);
+          o[n][c][j + 2] = fmaf(o[n][c][j + 2], kUnit, minimum);
+        }
+      }
+  }
+
+  // A tile of 16 tokens, of which [low, end) count. Values are rows; keys are rows, or codes with
+  // one group of parameters behind them (`coded`, tile `parity` of its pair).
+  __device__ __forceinline__ void tile_unit(std::byte* stage, int low, int end, bool coded,
+                                            int parity) {
+    close_pages();
+    float s[1][NT][4];
+    float unit = 1;
+    if (kCodes && coded) {
+      if constexpr (kCodes) {
+        float minimum[NT][4];
+        std::byte* keys = stage + 16 * D;
+        if constexpr (X) {
+          typename Planes::Parameters p;
+          if (a.byte_parameters)
+            Planes::template read_keys<true>(keys, 0, lane, p);
+          else
+            Planes::template read_keys<false>(keys, 0, lane, p);
+          keys += 4 * D;
+          Planes::store_keys(keys, lane, p);  // up to the values
+          static_assert(4 * D + Planes::kValuePlanes <= 16 * D);
+          __syncwarp();
+          fence_before_async_copy();
+        }
+        minimum_product(minimum, keys, 0);
+        uint32_t scaled[NT][kKeyTiles * 2];
+        scale_queries(scaled, keys);
+#pragma unroll
+        for (int n = 0; n < NT; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) s[0][n][i] = minimum[n][i];
+        key_tiles<1>(s, stage, kKeyWords == 2 ? parity : 0, scaled);
+        unit = 1 / kCodeUnit;
+      }
+    } else {
+      key_rows(s[0], stage);
+    }
+    const bool partial = low > 0 || end < kTileTokens;
+    if (partial) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int token = r * 8 + g;
+        if (token >= low && token < end) continue;
+#pragma unroll
+        for (int n = 0; n < NT; ++n) s[0][n][2 * r] = s[0][n][2 * r + 1] = -INFINITY;
+      }
+    }
+    raise_maximum(s, unit);
+    uint32_t p[NT][2];
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      probabilities(s[0][n], n, unit, p[n]);
+      mma(x[n], kOnes, kOnes, kOnes, kOnes, p[n][0], p[n][1]);
+    }
+    // Rows that do not count may hold anything: they are masked away before the product.
+    uint32_t keep[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = 8 * i + 2 * t;
+      keep[i] = (token >= low && token < end ? 0xffffu : 0u) |
+                (token + 1 >= low && token + 1 < end ? 0xffff0000u : 0u);
+    }
+    const int m = lane / 8, row = lane % 8 + (m / 2) * 8;
+    const uint32_t rows = shared_address(stage) + 32 * D + row * 2 * D;
+#pragma unroll
+    for (int c = 0; c < kKeyTiles; ++c) {
+      uint32_t v[4];
+      load_matrices_transposed(v, rows + (((2 * c + m % 2) ^ (row % 8)) * 16));
+      if (partial) v[0] &= keep[0], v[1] &= keep[0], v[2] &= keep[1], v[3] &= keep[1];
+#pragma unroll
+      for (int n = 0; n < NT; ++n) mma(o[n][c], v[0], v[1], v[2], v[3], p[n][0], p[n][1]);
+    }
+  }
+
+  // s = K q^T of 16 rows.
+  __device__ __forceinline__ void key_rows(float (&s)[NT][4], const std::byte* stage) const {
+    const int m = lane / 8, row = lane % 8 + (m % 2) * 8;
+    const uint32_t rows = shared_address(stage) + row * 2 * D;
+    float odd[NT][4];  // two chains of products
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] = odd[n][i] = 0;
+#pragma unroll
+    for (int k = 0; k < kKeyTiles; k += 2) {
+      uint32_t u[4], v[4];
+      load_matrices(u, rows + (((2 * k + m / 2) ^ (row % 8)) * 16));
+      load_matrices(v, rows + (((2 * k + 2 + m / 2) ^ (row % 8)) * 16));
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        mma(s[n], u[0], u[1], u[2], u[3], q[n][2 * k], q[n][2 * k + 1]);
+        mma(odd[n], v[0], v[1], v[2], v[3], q[n][2 * k + 2], q[n][2 * k + 3]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] += odd[n][i];
+  }
+
+  __device__ __forceinline__ float sum_of(int n, int j) const {  // sum(P) of head 2t + j
+    return __shfl_sync(0xffffffffu, x[n][j], 28 + t);
+  }
+
+  // The state in memory: float4 [n][channel tile][t][g] of O, then {maxima, sums} [n][4]; t only as
+  // far as there are heads (2^pair_shift).
+  __device__ __forceinline__ void store_partial(float4* to, int heads) const {
+    const int pairs = 1 << a.pair_shift;
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const float l0 = sum_of(n, 0), l1 = sum_of(n, 1);
+      if (n * 8 + 2 * t >= heads) continue;
+#pragma unroll
+      for (int c = 0; c < kKeyTiles; ++c)
+        to[((n * kKeyTiles + c) * pairs + t) * 8 + g] =
+            make_float4(o[n][c][0], o[n][c][1], o[n][c][2], o[n][c][3]);
+      if (g == 0)
+        to[NT * kKeyTiles * pairs * 8 + n * 4 + t] =
+            make_float4(maximum[n][0], maximum[n][1], l0, l1);
+    }
+  }
+
+  // O / sum(P) of `heads` heads to 16-bit rows, d apart, from `to` on.
+  __device__ __forceinline__ void store_output(uint16_t* to, int heads) const {
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+      const float i0 = 1 / sum_of(n, 0), i1 = 1 / sum_of(n, 1);
+      uint16_t* row = to + (n * 8 + g) * D + 2 * t;
+#pragma unroll
+      for (int c = 0; c < kKeyTiles; ++c)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const uint32_t y =
+              transpose(pack_output(a, o[n][c][2 * r] * i0, o[n][c][2 * r + 1] * i1));
+          if (n * 8 + g < heads) *reinterpret_cast<uint32_t*>(row + c * 16 + r * 8) = y;
+        }
+    }
+  }
+};
+
+}  // namespace kivi::cuda
