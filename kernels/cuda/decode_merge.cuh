@@ -107,9 +107,10 @@ struct DecodeMerge {
   // slots [2 workers]: what each state belongs to. state(slot): its memory. A worker is what has a
   // piece: a warp, or a warpgroup. All threads of the block, after a barrier. `arrived` [2][3] is
   // shared memory.
-  template <class StateOf>
+  // stamp(place) notes the time.
+  template <class StateOf, class Stamp>
   __device__ __forceinline__ void run(const PartialSlot* slots, int workers, StateOf state,
-                                      int* arrived) {
+                                      int* arrived, Stamp stamp) {
     constexpr uint32_t kAll = 0xffffffffu;
     const int lane = threadIdx.x % 32;
     const int begin = line.boundary(min(line.pieces, int(blockIdx.x) * line.pieces_block));
@@ -142,23 +143,26 @@ struct DecodeMerge {
           },
           to);
     }
+    stamp(DecodePlace::block_merged);
     if (earlier < 0 && here < 0) return;  // the same in all threads
-    __threadfence();
     __syncthreads();
     const int mine = threadIdx.x == 0 ? earlier : here;
     if (threadIdx.x < 2 && mine >= 0) {
+      // After the barrier, the fences of this one thread stand for those of the block.
+      __threadfence();
       const int n = atomicAdd(a.counters + slots[mine].id, 1) + 1;
       const int first = line.block_of(line.owner(slots[mine].start));
       const int count = line.block_of(line.owner(slots[mine].last)) - first + 1;
       if (n == count) a.counters[slots[mine].id] = 0;
+      __threadfence();
       int* out = arrived + threadIdx.x * 3;
       out[0] = n == count, out[1] = first, out[2] = count;
     }
     __syncthreads();
+    stamp(DecodePlace::counted);
     for (int k = 0; k < 2; ++k) {
       const int slot = k == 0 ? earlier : here;
       if (slot < 0 || !arrived[k * 3]) continue;
-      __threadfence();
       const int first = arrived[k * 3 + 1];
       for (int i = threadIdx.x; i < quads(); i += blockDim.x)
         reduce<false>(

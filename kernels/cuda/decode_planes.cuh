@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cuda/byte_parameters.cuh"
+#include "kernels/cuda/decode_codes.cuh"
 #include "kernels/cuda/decode_work.cuh"
 #include "kernels/cuda/ptx.cuh"
 
@@ -13,11 +14,12 @@ namespace kivi::cuda {
 // offsets are those of a page's own parameters.
 template <int D, int KB, int VB, bool X>
 struct DecodePlanes {
-  // Where a unit's parameters lie once they are f16: scales of two groups of keys, minima, squares
-  // of scales, then scales and minima of the values. The planes of minima and squares hold, for
-  // each lane that wrote them, two pairs of the first group and two of the second one, pair by pair
-  // as operand A takes them.
-  static constexpr int kMinima = 4 * D, kSquares = 8 * D, kValuePlanes = 12 * D;
+  // Where a unit's parameters lie once they are f16: scales of two groups of keys, minima of both,
+  // squares of their scales, then scales and minima of the values. In those of the second group the
+  // 64-byte halves of each 128 bytes are exchanged (kSwapped), so that lanes that read both groups
+  // find them in different banks.
+  static constexpr int kMinima = X ? 4 * D : 2 * D, kValuePlanes = 12 * D;
+  static constexpr int kSwapped = 8;  // lanes that write 8 bytes each
   static constexpr int kValueMinima = 4 * D;
   // From a group of values to the next, and from its scales to its minima.
   static constexpr int kValueStride = X ? 128 : 256, kValueToMinima = X ? kValueMinima : 128;
@@ -55,21 +57,21 @@ struct DecodePlanes {
     constexpr uint32_t k1 = 0x3c003c00u, k4 = 0x34003400u, k16 = 0x2c002c00u, k64 = 0x24002400u;
     const bool even = KB == 4 || lane % 2 == 0;
     const uint32_t weight[2] = {even ? k1 : k16, KB == 4 ? k16 : even ? k4 : k64};
-    uint32_t square[2][2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
+      const int at = (j == 0 ? lane : lane ^ kSwapped) * 8 + j * 2 * D;
+      uint32_t square[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const uint32_t part = multiply(p.scale[j][i], k16);
-        square[j][i] = multiply(part, part);
+        square[i] = multiply(part, part);
       }
       *reinterpret_cast<uint2*>(planes + j * 2 * D + lane * 8) =
           make_uint2(multiply(p.scale[j][0], weight[0]), multiply(p.scale[j][1], weight[1]));
+      *reinterpret_cast<uint2*>(planes + kMinima + at) =
+          make_uint2(p.minimum[j][0], p.minimum[j][1]);
+      *reinterpret_cast<uint2*>(planes + kMinima + 4 * D + at) = make_uint2(square[0], square[1]);
     }
-    *reinterpret_cast<uint4*>(planes + kMinima + lane * 16) =
-        make_uint4(p.minimum[0][0], p.minimum[1][0], p.minimum[0][1], p.minimum[1][1]);
-    *reinterpret_cast<uint4*>(planes + kSquares + lane * 16) =
-        make_uint4(square[0][0], square[1][0], square[0][1], square[1][1]);
   }
   // From the parameters of 64 values, `groups` groups of channels.
   template <bool BYTES>
@@ -89,7 +91,14 @@ struct DecodePlanes {
       scale = *reinterpret_cast<const uint4*>(from + 2 * at);
       minimum = *reinterpret_cast<const uint4*>(from + 2 * (kUnitTokens + at));
     }
-    *reinterpret_cast<uint4*>(planes + lane * 16) = scale;
+    // Scales carry the powers of two of P'.
+    const auto weighted = [](uint32_t pair, int i) {
+      return kValueNormal == float(1 << (VB * power_of_pair(VB, i)))
+                 ? pair
+                 : multiply(pair, pair_weight(VB, i, kValueNormal));
+    };
+    *reinterpret_cast<uint4*>(planes + lane * 16) = make_uint4(
+        weighted(scale.x, 0), weighted(scale.y, 1), weighted(scale.z, 2), weighted(scale.w, 3));
     *reinterpret_cast<uint4*>(planes + kValueMinima + lane * 16) = minimum;
   }
 };

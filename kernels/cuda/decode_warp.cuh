@@ -91,19 +91,26 @@ struct DecodeWarp {
   }
 
   // The running maximum moves only when a logit passes it by more than kLazyMaximum: then P stays
-  // below 2^kLazyMaximum and no shuffle is needed in most units. s: C fragments of TILES tiles.
+  // below 2^kLazyMaximum and no shuffle is needed in most units. s: C fragments of TILES tiles, two
+  // for each lift.
   template <int TILES>
-  __device__ __forceinline__ void raise_maximum(const float (&s)[TILES][NT][4], float unit) {
+  __device__ __forceinline__ void raise_maximum(const float (&s)[TILES][NT][4], float unit,
+                                                const float (&lift)[2][NT][2]) {
     bool passed = false;
     float top[NT][2];
 #pragma unroll
     for (int n = 0; n < NT; ++n)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        float most = fmaxf(s[0][n][j], s[0][n][j + 2]);
+        constexpr int kSpan = TILES == 1 ? 1 : 2;
 #pragma unroll
-        for (int i = 1; i < TILES; ++i) most = fmaxf(most, fmaxf(s[i][n][j], s[i][n][j + 2]));
-        top[n][j] = most * (factor[n][j] * unit);
+        for (int first = 0; first < TILES; first += kSpan) {
+          float most = fmaxf(s[first][n][j], s[first][n][j + 2]);
+          if (kSpan == 2)
+            most = fmaxf(most, fmaxf(s[first + kSpan - 1][n][j], s[first + kSpan - 1][n][j + 2]));
+          most = fmaf(most, factor[n][j] * unit, lift[first / 2][n][j]);
+          top[n][j] = first == 0 ? most : fmaxf(top[n][j], most);
+        }
         passed |= top[n][j] > maximum[n][j] + kLazyMaximum;
       }
     if (!__any_sync(0xffffffffu, passed)) return;
@@ -126,54 +133,61 @@ struct DecodeWarp {
 
   // P of one tile in operand B's order, from its C fragment.
   __device__ __forceinline__ void probabilities(const float (&s)[4], int n, float unit,
+                                                const float (&lift)[NT][2],
                                                 uint32_t (&b)[2]) const {
     const float f0 = factor[n][0] * unit, f1 = factor[n][1] * unit;
+    const float d0 = lift[n][0] - maximum[n][0], d1 = lift[n][1] - maximum[n][1];
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      b[i] =
-          transpose(as_u32(__floats2half2_rn(exp2_fast(fmaf(s[2 * i], f0, -maximum[n][0])),
-                                             exp2_fast(fmaf(s[2 * i + 1], f1, -maximum[n][1])))));
+      b[i] = transpose(as_u32(__floats2half2_rn(exp2_fast(fmaf(s[2 * i], f0, d0)),
+                                                exp2_fast(fmaf(s[2 * i + 1], f1, d1)))));
   }
 
-  // q . min of two token groups, and their bias: rows 0-7 of C get the first, rows 8-15 the second.
-  // `keys`: their planes (X), or the parameters of the first; those of the second are `second`
-  // bytes behind.
-  __device__ __forceinline__ void minimum_product(float (&c)[NT][4], const std::byte* keys,
-                                                  int second) const {
-    float part[2][NT][4];
+  // What the minima of two token groups, and their key bias, add to the logits (log2) of heads 2t
+  // and 2t + 1: q is operand A, whose rows are the heads, and the parameters are operand B, a
+  // column for each group. `minima`: their plane (X), or those of the first group; those of the
+  // second one are `second` bytes behind.
+  __device__ __forceinline__ void find_lifts(float (&lift)[2][NT][2], const std::byte* minima,
+                                             int second) const {
+    float part[NT][2][4] = {};  // two chains of products
+    const std::byte* column = minima + t * 16 + (X ? g % 4 * (2 * D) : g % 2 * second);
+    const int swapped = X ? g % 2 * 64 : 0;
 #pragma unroll
-    for (int n = 0; n < NT; ++n)
+    for (int i = 0; i < kKeyTiles / 2; ++i) {
+      const std::byte* block = (i % 2 == 0 ? column + swapped : column - swapped) + i * 64;
+      const uint4 v = *reinterpret_cast<const uint4*>(block);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) part[0][n][i] = part[1][n][i] = 0;
-    if constexpr (X) {
-#pragma unroll
-      for (int k = 0; k < kKeyTiles; ++k) {
-        const int at = (k / 2 * 8 + 2 * t + k % 2) * 16;
-        const uint4 u = *reinterpret_cast<const uint4*>(keys + Planes::kMinima + at);
-        const uint4 v = *reinterpret_cast<const uint4*>(keys + Planes::kSquares + at);
-#pragma unroll
-        for (int n = 0; n < NT; ++n) {
-          mma(part[0][n], u.x, u.y, u.z, u.w, q[n][2 * k], q[n][2 * k + 1]);
-          mma(part[1][n], v.x, v.y, v.z, v.w, qb[n][2 * k], qb[n][2 * k + 1]);
-        }
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kKeyTiles / 2; ++i) {
-        const int at = 2 * D + (i * 4 + t) * 16;
-        const uint4 u = *reinterpret_cast<const uint4*>(keys + at);
-        const uint4 v = *reinterpret_cast<const uint4*>(keys + second + at);
-#pragma unroll
-        for (int n = 0; n < NT; ++n) {
-          mma(part[0][n], u.x, v.x, u.y, v.y, q[n][4 * i], q[n][4 * i + 1]);
-          mma(part[1][n], u.z, v.z, u.w, v.w, q[n][4 * i + 2], q[n][4 * i + 3]);
+      for (int n = 0; n < NT; ++n) {
+        const uint32_t* of_q = q[n] + 4 * i;
+        if constexpr (X) {
+          // Rows 0 to 7 are q, rows 8 to 15 what squares are multiplied with; columns 0 and 1 are
+          // minima, columns 2 and 3 squares.
+          const uint32_t* of_bias = qb[n] + 4 * i;
+          mma(part[n][0], of_q[0], of_bias[0], of_q[1], of_bias[1], v.x, v.y);
+          mma(part[n][1], of_q[2], of_bias[2], of_q[3], of_bias[3], v.z, v.w);
+        } else {
+          // Rows 0 to 7 have the channels of the first product, rows 8 to 15 those of the second:
+          // no register has to be moved.
+          mma(part[n][0], of_q[0], of_q[2], of_q[1], of_q[3], v.x, v.y);
+          mma(part[n][1], of_q[0], of_q[2], of_q[1], of_q[3], v.z, v.w);
         }
       }
     }
 #pragma unroll
     for (int n = 0; n < NT; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) c[n][i] = (part[0][n][i] + part[1][n][i]) * kCodeUnit;
+      for (int j = 0; j < 2; ++j) {
+        float sum;  // of head g, in all lanes t
+        if constexpr (X) {
+          sum = t % 2 == 0 ? part[n][0][j] + part[n][1][j] : part[n][0][2 + j] + part[n][1][2 + j];
+          sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        } else {
+          sum = part[n][0][j] + part[n][1][2 + j];
+        }
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          lift[j][n][h] = __shfl_sync(0xffffffffu, sum, 8 * t + 4 * h) * factor[n][h];
+      }
   }
 
   // q' = q * 4^-p * scale of one key group. `scales`: its scales, or its plane of scales (X).
@@ -268,7 +282,7 @@ struct DecodeWarp {
   // A unit of 64 quantized tokens, of which [low, end) count. `planes`: room for its parameters.
   __device__ __forceinline__ void page_unit(std::byte* stage, std::byte* planes, int low, int end) {
     if constexpr (KB != 16) {
-      float s[4][NT][4];
+      float s[4][NT][4] = {}, lift[2][NT][2] = {};
       std::byte *keys = stage + a.stage_kp, *values = stage + a.stage_vp;
       if constexpr (kCodes) {
         int second = a.group == 32 ? a.key_group_bytes : 0;  // bytes to the second token group
@@ -289,30 +303,16 @@ struct DecodeWarp {
           second = 2 * D;
           __syncwarp();
         }
-        float minimum[NT][4];
-        minimum_product(minimum, keys, second);
+        find_lifts(lift, keys + Planes::kMinima, second);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           uint32_t scaled[NT][kKeyTiles * 2];
           scale_queries(scaled, keys + h * second);
-#pragma unroll
-          for (int i = 2 * h; i < 2 * h + 2; ++i)
-#pragma unroll
-            for (int n = 0; n < NT; ++n) {
-              s[i][n][0] = s[i][n][2] = minimum[n][2 * h];
-              s[i][n][1] = s[i][n][3] = minimum[n][2 * h + 1];
-            }
           key_tiles<2>(s + 2 * h, stage, 2 * h, scaled);
         }
       } else {
 #pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-#pragma unroll
-          for (int n = 0; n < NT; ++n)
-#pragma unroll
-            for (int r = 0; r < 4; ++r) s[i][n][r] = s[i + 1][n][r] = 0;
-          key_tiles<2>(s + i, stage, i, q);
-        }
+        for (int i = 0; i < 4; i += 2) key_tiles<2>(s + i, stage, i, q);
       }
       if (low > 0 || end < kUnitTokens) {
         clean_values(stage, values, low, end);
@@ -325,16 +325,23 @@ struct DecodeWarp {
 #pragma unroll
             for (int n = 0; n < NT; ++n) s[i][n][2 * r] = s[i][n][2 * r + 1] = -INFINITY;
           }
+          // Parameters of a group without a token that counts may be anything.
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if (low < 32 * (j + 1) && end > 32 * j) continue;
+#pragma unroll
+          for (int n = 0; n < NT; ++n) lift[j][n][0] = lift[j][n][1] = 0;
+        }
       }
       constexpr float kUnit = kCodes ? 1 / kCodeUnit : 1.f;
-      raise_maximum(s, kUnit);
+      raise_maximum(s, kUnit, lift);
       uint32_t p[NT][8];
 #pragma unroll
       for (int n = 0; n < NT; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           uint32_t b[2];
-          probabilities(s[i][n], n, kUnit, b);
+          probabilities(s[i][n], n, kUnit, lift[i / 2], b);
           p[n][2 * i] = b[0], p[n][2 * i + 1] = b[1];
         }
       page_values(stage, values, p);
@@ -358,21 +365,20 @@ struct DecodeWarp {
         const uint4 v = *reinterpret_cast<const uint4*>(row + (i * 4 + t) * 16);
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-          // A is two pairs, one for the upper and one for the lower rows of C. What they make of
-          // each other's P ends up in the rows that are not read: no register has to be set to
-          // zero.
-          mma_k8(x[n], v.x, v.y, p[n][4 * i]);
-          mma_k8(lower[n], v.x, v.y, p[n][4 * i + 1]);
-          mma_k8(x[n], v.z, v.w, p[n][4 * i + 2]);
-          mma_k8(lower[n], v.z, v.w, p[n][4 * i + 3]);
+          // A is four pairs, two for the upper and two for the lower rows of C. What they make of
+          // each other's P ends up in the rows that are not read: no register has to be moved.
+          mma(x[n], v.x, v.y, v.z, v.w, p[n][4 * i], p[n][4 * i + 2]);
+          mma(lower[n], v.x, v.y, v.z, v.w, p[n][4 * i + 1], p[n][4 * i + 3]);
         }
       }
 #pragma unroll
       for (int n = 0; n < NT; ++n) x[n][0] += lower[n][2], x[n][1] += lower[n][3];
+      if constexpr (!X) {  // planes have the weights already
 #pragma unroll
-      for (int n = 0; n < NT; ++n)
+        for (int n = 0; n < NT; ++n)
 #pragma unroll
-        for (int i = 0; i < 8; ++i) p[n][i] = multiply(p[n][i], pair_weight(VB, i, kValueNormal));
+          for (int i = 0; i < 8; ++i) p[n][i] = multiply(p[n][i], pair_weight(VB, i, kValueNormal));
+      }
     } else {
 #pragma unroll
       for (int n = 0; n < NT; ++n)
@@ -445,11 +451,10 @@ struct DecodeWarp {
   __device__ __forceinline__ void tile_unit(std::byte* stage, int low, int end, bool coded,
                                             int parity) {
     close_pages();
-    float s[1][NT][4];
+    float s[1][NT][4] = {}, lift[2][NT][2] = {};
     float unit = 1;
     if (kCodes && coded) {
       if constexpr (kCodes) {
-        float minimum[NT][4];
         std::byte* keys = stage + 16 * D;
         if constexpr (X) {
           typename Planes::Parameters p;
@@ -463,13 +468,9 @@ struct DecodeWarp {
           __syncwarp();
           fence_before_async_copy();
         }
-        minimum_product(minimum, keys, 0);
+        find_lifts(lift, keys + Planes::kMinima, 0);
         uint32_t scaled[NT][kKeyTiles * 2];
         scale_queries(scaled, keys);
-#pragma unroll
-        for (int n = 0; n < NT; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) s[0][n][i] = minimum[n][i];
         key_tiles<1>(s, stage, kKeyWords == 2 ? parity : 0, scaled);
         unit = 1 / kCodeUnit;
       }
@@ -486,11 +487,11 @@ struct DecodeWarp {
         for (int n = 0; n < NT; ++n) s[0][n][2 * r] = s[0][n][2 * r + 1] = -INFINITY;
       }
     }
-    raise_maximum(s, unit);
+    raise_maximum(s, unit, lift);
     uint32_t p[NT][2];
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-      probabilities(s[0][n], n, unit, p[n]);
+      probabilities(s[0][n], n, unit, lift[0], p[n]);
       mma(x[n], kOnes, kOnes, kOnes, kOnes, p[n][0], p[n][1]);
     }
     // Rows that do not count may hold anything: they are masked away before the product.
@@ -513,24 +514,30 @@ struct DecodeWarp {
     }
   }
 
-  // s = K q^T of 16 rows.
+  // s = K q^T of 16 rows. find_lifts decides which words of q lie side by side in registers: none
+  // (X), or words that are two apart. The products here take them as they lie.
   __device__ __forceinline__ void key_rows(float (&s)[NT][4], const std::byte* stage) const {
+    constexpr int kApart = kWeighs ? 2 : 1;  // the 8-channel chunks of one product
     const int m = lane / 8, row = lane % 8 + (m % 2) * 8;
     const uint32_t rows = shared_address(stage) + row * 2 * D;
-    float odd[NT][4];  // two chains of products
+    float odd[NT][4] = {};  // two chains of products
 #pragma unroll
-    for (int n = 0; n < NT; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) s[n][i] = odd[n][i] = 0;
-#pragma unroll
-    for (int k = 0; k < kKeyTiles; k += 2) {
+    for (int k = 0; k < kKeyTiles * 2; k += 4) {
       uint32_t u[4], v[4];
-      load_matrices(u, rows + (((2 * k + m / 2) ^ (row % 8)) * 16));
-      load_matrices(v, rows + (((2 * k + 2 + m / 2) ^ (row % 8)) * 16));
+      const int first = k + m / 2 * kApart;
+      load_matrices(u, rows + ((first ^ (row % 8)) * 16));
+      load_matrices(v, rows + (((first + 3 - kApart) ^ (row % 8)) * 16));
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
-        mma(s[n], u[0], u[1], u[2], u[3], q[n][2 * k], q[n][2 * k + 1]);
-        mma(odd[n], v[0], v[1], v[2], v[3], q[n][2 * k + 2], q[n][2 * k + 3]);
+        if constexpr (X) {
+          mma_k8(s[n], u[0], u[1], q[n][k]);
+          mma_k8(odd[n], u[2], u[3], q[n][k + 1]);
+          mma_k8(s[n], v[0], v[1], q[n][k + 2]);
+          mma_k8(odd[n], v[2], v[3], q[n][k + 3]);
+        } else {
+          mma(s[n], u[0], u[1], u[2], u[3], q[n][k], q[n][k + kApart]);
+          mma(odd[n], v[0], v[1], v[2], v[3], q[n][k + 3 - kApart], q[n][k + 3]);
+        }
       }
     }
 #pragma unroll

@@ -93,7 +93,7 @@ struct DecodeLaunch {
   int key_group_bytes;  // of the parameters of one group of keys
   DecodeShared at;
   int stages, stage_bytes, ring_bytes;
-  int refill_pages;  // a stage is refilled at once in segments of more pages than this
+  uint64_t* timeline;  // [blocks][warps][kDecodeFields], of launches that are timed
   // With parameters of 8 bits or a key bias, those of a unit are expanded to f16: at planes_base +
   // stage * planes_stride of a warp's ring.
   bool byte_parameters;
@@ -125,10 +125,31 @@ inline DecodeShared decode_shared(int warps, int stages, int head_dim, int head_
 // Blocks of 8 query heads that a warp takes at once, where a KV head has more than 8.
 __host__ __device__ constexpr int wide_head_tiles(int head_dim) { return head_dim == 64 ? 3 : 2; }
 
-// What registers allow: 168 a thread at 12 warps, 255 at 8 or 4.
-__host__ __device__ constexpr int decode_warps_max(int head_dim, int head_tiles) {
-  return head_tiles == 1 ? 12 : head_dim == 64 ? 8 : 4;
+// What registers allow: 128 a thread at 16 warps, 168 at 12, 255 at 8 or 4. `codes`: of 2 or 4
+// bits.
+__host__ __device__ constexpr int decode_warps_max(int head_dim, int head_tiles, bool codes) {
+  if (head_tiles > 1) return head_dim == 64 ? 8 : 4;
+  return head_dim == 64 && codes ? 16 : 12;
 }
+
+// What each warp of a launch that is timed notes: when it came to these places, in nanoseconds of
+// the device's clock, and then for each DecodeCount cycles and how often.
+enum class DecodePlace {
+  started,        // the first instruction
+  planned,        // the piece and the line were read
+  copied,         // the first copy has started
+  previous_done,  // the kernel ahead has ended
+  arrived,        // the first unit is there
+  computed,       // the last unit was computed
+  met,            // so were those of all warps of the block
+  block_merged,   // the states of the block are merged
+  counted,        // it is known which segments this block merges
+  done,           // the last instruction
+};
+inline constexpr int kDecodePlaces = 10;
+enum class DecodeCount { waiting = 0, pages = 2, tiles = 4, ends = 6 };
+inline constexpr int kDecodeCounts = 8;
+inline constexpr int kDecodeFields = kDecodePlaces + kDecodeCounts;
 
 // Ranges of paged positions of one sequence; equal for all of its segments.
 struct Extent {

@@ -14,12 +14,14 @@
 namespace kivi::cuda {
 namespace {
 
-constexpr int kWarpsMax = 12;          // of a block
+constexpr int kWarpsMax = 16;          // of a block
 constexpr int kBlocksMax = 2;          // a multiprocessor
 constexpr int kCountersMax = 1 << 20;  // segments of a launch
 constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
-constexpr int kRefillPages = 0;        // of a segment
 constexpr int kPiecesMin = 4;          // of a block, where there are few
+// More warps of a block than kWarpsFew have pieces if each of all warps gets this many pages. With
+// fewer, states to merge and uneven pieces cost more than more warps gain.
+constexpr int kWarpsFew = 12, kPagesMany = 6;
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
 // Times a head's factor (DecodeWarp), this is -scale / 24, for squares of a sixteenth of a scale.
@@ -142,7 +144,9 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     // Every piece holds the beginning of at least one unit (so the estimate rounds down). Few
     // pieces are spread over the blocks, but not one by one: what one block has is merged in it.
     const int pieces = max(1, int(float(total) * a.weight_max_inverse * 0.9999f));
-    line.pieces_block = min(warps, max(kPiecesMin, pieces / blocks));
+    const bool much = total / blocks >= kPagesMany * a.page_weight * warps;
+    const int most = much ? warps : min(warps, kWarpsFew);
+    line.pieces_block = min(most, max(kPiecesMin, pieces / blocks));
     line.pieces = min(pieces, blocks * line.pieces_block);
     line.quotient = total / line.pieces;
     line.rest = total - line.quotient * line.pieces;
@@ -210,17 +214,14 @@ cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, Decod
 
 }  // namespace
 
-cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
-                          const CudaProperties& device, const DecodeWorkspace& workspace,
-                          cudaStream_t stream, const DecodeTuning& tuning) {
-  const int d = s.store.layout.shape.head_dim;
-  const Launcher launch = d == 128  ? launcher_of<128>(s.store.layout.format)
-                          : d == 64 ? launcher_of<64>(s.store.layout.format)
-                                    : nullptr;
-  if (launch == nullptr) return cudaErrorInvalidValue;
-  const bool wide = s.heads_q / s.store.layout.shape.heads > 8;
-  const bool all_heads = takes_all_heads(s, device) && !tuning.heads_apart;
-  const int head_tiles = all_heads ? kHeadsTiles : wide ? wide_head_tiles(d) : 1;
+DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& device,
+                             const DecodeWorkspace& workspace, const DecodeTuning& tuning,
+                             DecodeGrid& grid) {
+  const KvLayout& layout = s.store.layout;
+  const int d = layout.shape.head_dim;
+  grid.wide = s.heads_q / layout.shape.heads > 8;
+  grid.all_heads = takes_all_heads(s, device) && !tuning.heads_apart;
+  const int head_tiles = grid.all_heads ? kHeadsTiles : grid.wide ? wide_head_tiles(d) : 1;
   DecodeLaunch a = describe(s, head_tiles);
   a.line = reinterpret_cast<Line*>(workspace.line.get());
   a.pieces = reinterpret_cast<Piece*>(workspace.pieces.get());
@@ -229,19 +230,25 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   a.counters = reinterpret_cast<int*>(workspace.counters.get());
   KIVI_VERIFY(a.sequence_count <= kSequencesMax);
   KIVI_VERIFY(int64_t(a.sequence_count) * a.kv_heads * a.head_blocks <= workspace.counters_count);
-  if (all_heads) return decode_attend_heads(s, a, kind, device, tuning, stream);
+  if (grid.all_heads) return a;
+  const bool extended = a.byte_parameters || layout.format.key_bias;
+  // Time goes with instructions, and a page whose parameters become planes takes more of them a
+  // byte.
+  if (extended) a.tile_weight = std::max(1, a.page_weight * 4 / 5);
+  if (tuning.tile_weight > 0) a.tile_weight = tuning.tile_weight;
+  const int weight_max =
+      layout.format.kind != KvKind::f16 ? std::max(a.page_weight, a.tile_weight) : a.tile_weight;
+  a.tile_weight_inverse = 1.f / float(a.tile_weight);
+  a.weight_max_inverse = 1.f / float(weight_max);
 
-  DecodeGrid grid{};
-  grid.wide = wide;
   // Codes take instructions, and so more warps.
-  const bool codes = s.store.layout.format.kind == KvKind::kivi;
-  const int warps_most = decode_warps_max(d, head_tiles);
+  const bool codes = layout.format.kind == KvKind::kivi;
+  const int warps_most = decode_warps_max(d, head_tiles, codes);
   const int warps_default = codes ? warps_most : std::min(8, warps_most);
   const int per_multiprocessor = std::clamp(tuning.blocks_per_multiprocessor, 1, kBlocksMax);
   // A multiprocessor keeps 1 KB of each block's shared memory for itself.
   const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
   grid.warps = tuning.warps > 0 ? std::min(tuning.warps, warps_most) : warps_default;
-  const bool extended = a.byte_parameters || s.store.layout.format.key_bias;
   // Expanded parameters lie behind their unit where a stage has room for them, else behind the
   // ring.
   const int planes_bytes = extended ? 20 * d : 0;
@@ -253,12 +260,25 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
     a.at = decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift);
     return a.at.ring + grid.warps * a.ring_bytes;
   };
-  a.refill_pages = tuning.refill_pages >= 0 ? tuning.refill_pages : kRefillPages;
   a.stages = tuning.stages > 0 ? tuning.stages : 2;
   while (shared_bytes() > room && a.stages > 2) --a.stages;
   while (shared_bytes() > room && grid.warps > 1) --grid.warps;
   grid.blocks = device.multiprocessors * per_multiprocessor;
   grid.shared_bytes = size_t(shared_bytes());
+  return a;
+}
+
+cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
+                          const CudaProperties& device, const DecodeWorkspace& workspace,
+                          cudaStream_t stream, const DecodeTuning& tuning) {
+  const int d = s.store.layout.shape.head_dim;
+  const Launcher launch = d == 128  ? launcher_of<128>(s.store.layout.format)
+                          : d == 64 ? launcher_of<64>(s.store.layout.format)
+                                    : nullptr;
+  if (launch == nullptr) return cudaErrorInvalidValue;
+  DecodeGrid grid{};
+  DecodeLaunch a = describe_decode(s, device, workspace, tuning, grid);
+  if (grid.all_heads) return decode_attend_heads(s, a, kind, device, tuning, stream);
   if (kind == DecodeLaunchKind::plan) {
     plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, grid.blocks, grid.warps);
     return cudaGetLastError();

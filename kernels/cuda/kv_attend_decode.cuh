@@ -15,19 +15,19 @@
 // Codes are used as they lie: a word AND a mask is a pair of fp16 subnormals c * 4^p * 2^-24
 // (tensor cores take subnormals at full rate), one instruction for two codes. Everything else is
 // folded into operand B: q' = q * scale * 4^-p for each key group and P' = P * scale * 4^-p for
-// each value group. q . min is one more product whose A rows are the minima (its C is the
-// accumulator that a group's tiles start from); sum(P * min) and sum(P) are one more whose A rows
-// are the minima of the channel groups and a row of ones.
+// each value group. q . min is one product more with q as operand A and the minima of both token
+// groups as columns of B; it is added to the logits. sum(P * min) and sum(P) are one more whose A
+// rows are the minima of the channel groups and a row of ones.
 //
 // Where parameters have 8 bits or keys a bias (X), the warp first puts the parameters of a unit
-// into planes of f16 that suit what follows: scales times 4^-p, minima of both token groups side by
-// side, and squares of scales, which the product that makes q . min also multiplies with
+// into planes of f16 that suit what follows (decode_planes.cuh): scales times 4^-p, minima, and
+// squares of scales, two more columns of the product with the minima. The rows that meet them are
 // -q^2 scale / 24: this is the bias.
 //
 // Products into one accumulator wait for each other, so two tiles always take turns.
 //
-// Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, 677 instructions a warp (76 of
-// them mma); with 8-bit parameters and a bias 5120 bytes, 768 instructions.
+// Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, 643 instructions a warp (76 of
+// them mma); with 8-bit parameters and a bias 5120 bytes, 761 instructions.
 // docs/design/decode-attention.md has the count and the times. Reference: CpuBackend::do_kv_attend.
 // Test: tests/cuda/kv_attend_test.cpp.
 #pragma once
@@ -40,8 +40,54 @@
 
 namespace kivi::cuda {
 
-template <int D, int KB, int VB, int NT, bool X>
-__global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
+// Where a warp's time goes. Without TIMED, nothing of it is compiled.
+template <bool TIMED>
+struct DecodeClock {
+  uint64_t* fields;
+  uint32_t noted = 0, last = 0, counts[kDecodeCounts] = {};
+
+  __device__ __forceinline__ DecodeClock(const DecodeLaunch& a, int warps, int warp)
+      : fields(TIMED ? a.timeline + (blockIdx.x * warps + warp) * kDecodeFields : nullptr) {}
+  // The first time that a warp comes to `place`.
+  __device__ __forceinline__ void stamp(DecodePlace place) {
+    if constexpr (TIMED) {
+      if (noted >> int(place) & 1) return;
+      noted |= 1u << int(place);
+      uint64_t now;
+      asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
+      if (threadIdx.x % 32 == 0) fields[int(place)] = now;
+    }
+  }
+  __device__ __forceinline__ void begin() {
+    if constexpr (TIMED) last = now();
+  }
+  // Adds the cycles since begin() to `cycles`, and 1 to the count behind it. They end when
+  // `result` is there.
+  __device__ __forceinline__ void end(DecodeCount cycles, float result = 0) {
+    if constexpr (TIMED) {
+      asm volatile("" ::"f"(result) : "memory");
+      counts[int(cycles)] += now() - last;
+      ++counts[int(cycles) + 1];
+    }
+  }
+  __device__ __forceinline__ void finish() const {
+    if constexpr (TIMED) {
+      if (threadIdx.x % 32 != 0) return;
+#pragma unroll
+      for (int i = 0; i < kDecodeCounts; ++i) fields[kDecodePlaces + i] = counts[i];
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ uint32_t now() {
+    uint32_t cycles;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(cycles)::"memory");
+    return cycles;
+  }
+};
+
+template <int D, int KB, int VB, int NT, bool X, bool TIMED>
+__global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
     kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
   // The shuffle lets the compiler see that the warp's number, and what follows from it, is uniform.
@@ -52,6 +98,8 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
   std::byte* ring = shared + at.ring + warp * a.ring_bytes;
   const uint32_t barriers = shared_address(shared) + warp * a.stages * 8;
 
+  DecodeClock<TIMED> clock(a, warps, warp);
+  clock.stamp(DecodePlace::started);
   let_next_start();
   const Piece piece = a.pieces[blockIdx.x * warps + warp];
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
@@ -63,13 +111,13 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
   const Line& line = *reinterpret_cast<const Line*>(shared + at.line);
   fence_before_async_copy();
   __syncthreads();
+  clock.stamp(DecodePlace::planned);
 
   if (!(piece.begin == piece.end)) {
     Cursor cursor = piece.begin;
     const Cursor end = piece.end;
     DecodeProducer<D, KB, VB, NT, X> producer(a, cursor, end);
-    bool waited = producer.at_own_token();
-    if (waited) wait_for_previous();
+    bool waited = false;
     DecodeWarp<D, KB, VB, NT, X> state(a, lane, shared + at.ones);
     // Of the cursor's segment. What only the ends of a segment need is computed there again: it
     // would take registers from the pages.
@@ -81,6 +129,12 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
     // One place each for starting copies, for a unit and for the ends of a segment: the code of the
     // kernel has to come through the instruction cache as well.
     while (true) {
+      // One unit is on its way. q comes next: behind more units it would wait for them.
+      if (!waited && (in_flight > 0 || producer.at_own_token())) {
+        wait_for_previous();
+        clock.stamp(DecodePlace::previous_done);
+        waited = true;
+      }
       if (waited && !inside && (in_flight > 0 || !producer.done())) {
         inside = fresh = true;
         const StepSequence& sequence = a.sequences[cursor.sequence];
@@ -98,8 +152,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
         producer.issue({barriers + in * 8, lane}, shared_address(ring + in * a.stage_bytes));
         in = in + 1 == a.stages ? 0 : in + 1;
         ++in_flight;
-        if (!waited) wait_for_previous();  // one unit is on its way; q comes next
-        waited = true;
+        clock.stamp(DecodePlace::copied);
         continue;
       }
       if (in_flight == 0) break;
@@ -112,20 +165,26 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
       do {
         std::byte* data = ring + out * a.stage_bytes;
         const uint32_t barrier = barriers + out * 8;
+        clock.begin();
         barrier_wait(barrier, parity);
+        clock.stamp(DecodePlace::arrived);
+        clock.end(DecodeCount::waiting);
+        clock.begin();
         if (cursor.unit < pages) {
           const int first = (page_first + cursor.unit) * kUnitTokens;
           state.page_unit(data, ring + a.planes_base + out * a.planes_stride, max(0, low - first),
                           min(64, values_end - first));
+          clock.end(DecodeCount::pages, state.o[0][D / 16 - 1][3]);
         } else {
           const Extent extent = extent_of(a, past);
           const int first = extent.tile_position(cursor.unit);
           state.tile_unit(data, extent.tile_low(first) - first, min(16, extent.past + 1 - first),
                           extent.is_coded(first), first / kTileTokens % 2);
+          clock.end(DecodeCount::tiles, state.o[0][D / 16 - 1][3]);
         }
         __syncwarp();
         if (++out == a.stages) out = 0, parity ^= 1;
-        refilled = in_flight == a.stages && pages > a.refill_pages && producer.at_page();
+        refilled = in_flight == a.stages && producer.at_page();
         if (refilled) {
           producer.issue_page({barrier, lane}, shared_address(data));
           in = out;
@@ -136,6 +195,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
       } while (goes_on && refilled);
       if (goes_on) continue;
 
+      clock.begin();
       inside = false;
       state.close_pages();
       const Extent extent = extent_of(a, past);
@@ -162,17 +222,22 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT), 1)
         }
       }
       if (behind == units) cursor = next_segment(a, cursor);
+      clock.end(DecodeCount::ends);
     }
   }
+  clock.stamp(DecodePlace::computed);
   wait_for_previous();
   __syncthreads();
+  clock.stamp(DecodePlace::met);
   DecodeMerge<D, NT>{a, line}.run(
       slots, warps,
       [&](int slot) {
         return slot % 2 == 1 ? shared + at.ring + slot / 2 * a.ring_bytes
                              : shared + at.partials + slot / 2 * at.partial_bytes;
       },
-      reinterpret_cast<int*>(shared + at.arrived));
+      reinterpret_cast<int*>(shared + at.arrived), [&](DecodePlace place) { clock.stamp(place); });
+  clock.stamp(DecodePlace::done);
+  clock.finish();
 }
 
 }  // namespace kivi::cuda

@@ -37,11 +37,11 @@ struct DecodeArguments {
 // How a launch is cut up. The defaults measured best
 // (docs/design/decisions/005-warps-and-stages.md).
 struct DecodeTuning {
-  int warps = 0;   // a block, 1..12; 0: default
+  int warps = 0;   // a block, 1..16; 0: default
   int stages = 0;  // of a warp's ring, 2..8; 0: 2, fewer warps where they do not fit
   int blocks_per_multiprocessor = 0;  // 0: default
-  int refill_pages = -1;              // segments of more pages refill a stage at once; -1: default
-  bool heads_apart = false;           // blocks of query heads each read the pages, however many
+  int tile_weight = 0;  // of 16 tokens of 16 bits, where a page weighs its bytes / 512; 0: the same
+  bool heads_apart = false;  // blocks of query heads each read the pages, however many
 };
 
 // The cut of a step into pieces of work depends on its sequences, on the shapes, the format, the

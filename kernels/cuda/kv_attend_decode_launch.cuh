@@ -7,10 +7,10 @@
 
 namespace kivi::cuda {
 
-template <int D, int KB, int VB, int NT, bool X>
+template <int D, int KB, int VB, int NT, bool X, bool TIMED = false>
 cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
                                  cudaStream_t stream) {
-  auto* kernel = kv_attend_decode<D, KB, VB, NT, X>;
+  auto* kernel = kv_attend_decode<D, KB, VB, NT, X, TIMED>;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
   if (error != cudaSuccess) return error;

@@ -12,9 +12,16 @@ struct DecodeGrid {
   int blocks;
   int warps;  // a block
   size_t shared_bytes;
-  bool wide;      // wide_head_tiles blocks of 8 query heads a warp, else one
-  bool overlaps;  // with the kernel before
+  bool wide;       // wide_head_tiles blocks of 8 query heads a warp, else one
+  bool all_heads;  // the kernel of kv_attend_decode_heads.h: only `wide` is set besides
+  bool overlaps;   // with the kernel before
 };
+
+// A launch of kv_attend_decode over the cut that a launch `plan` with the same tuning makes, and
+// its grid.
+DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& device,
+                             const DecodeWorkspace& workspace, const DecodeTuning& tuning,
+                             DecodeGrid& grid);
 
 // X: with parameters of 8 bits, a key bias or both. Explicitly instantiated by the files that CMake
 // makes of kv_attend_decode_instance.cu.in.

@@ -141,12 +141,17 @@ struct WarpCopy {
     if (chunk != nullptr) bulk_copy(chunk_to, chunk, 16);
     __syncwarp();
   }
-  // One piece.
+  // One piece. elect.sync tells the compiler that one lane is left: it need not expect addresses
+  // that differ between lanes.
   __device__ __forceinline__ void start_one(uint32_t to, const void* from, int bytes) const {
-    if (lane != 0) return;
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                 : "memory");
-    bulk_copy(to, from, bytes);
+    asm volatile(
+        "{\n.reg .pred chosen;\n"
+        "elect.sync _|chosen, 0xffffffff;\n"
+        "@chosen mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n"
+        "@chosen cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%2], [%3], %1, "
+        "[%0];\n}" ::"r"(barrier),
+        "r"(bytes), "r"(to), "l"(from)
+        : "memory");
   }
   __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, int bytes) const {
     asm volatile(

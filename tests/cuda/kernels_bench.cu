@@ -2,16 +2,20 @@
 // kernels_bench: decode attention over formats, shapes and tunings that `kivi bench kernels` does
 // not name.
 //
-//   kernels_bench [--only FORMAT] [--shape TEXT] [--refill N] [--heads-apart] [--sweep]
+//   kernels_bench [--only FORMAT] [--shape TEXT] [--tunings LIST] [--heads-apart] [--sweep]
+//                 [--timeline]
 //
 // Prints, for each shape and format, microseconds a launch, gigabytes a second and the percentage
-// of the copy rate measured in the same run. --refill sets DecodeTuning::refill_pages, and
-// --heads-apart sets DecodeTuning::heads_apart. --shape keeps the shapes whose name holds TEXT,
-// such as "mistral-7b (8, 4096)". With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT for the
-// tunings of DecodeTuning instead. Inputs are random and rotate over copies larger than the L2
-// cache. A time is the median over replays of a CUDA graph of many launches, divided by their
-// number. Bytes are those that the kernel must read of the store: whole 64-token units, 16-bit
-// rows, the step's own rows.
+// of the copy rate measured in the same run. --only and --shape keep the format of this name and
+// the shapes whose name holds TEXT, such as "mistral-7b (8, 4096)"; either may be several,
+// separated by ";". --tunings prints microseconds and percentage for each of several tunings
+// instead: WARPSxSTAGESxTILE,..., with the fields of DecodeTuning, 0 for a default.
+// --heads-apart sets DecodeTuning::heads_apart. With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT
+// for many tunings.
+// --timeline also prints where the time goes (decode_timeline.h). Inputs are random and rotate over
+// copies larger than the L2 cache. A time is the median over replays of a CUDA graph of many
+// launches, divided by their number. Bytes are those that the kernel must read of the store: whole
+// 64-token units, 16-bit rows, the step's own rows.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -24,6 +28,7 @@
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/kv_attend_decode.h"
+#include "tests/cuda/decode_timeline.h"
 
 namespace kivi {
 namespace {
@@ -169,7 +174,8 @@ class StoreBench {
 
   double bytes() const { return bytes_of(view_.layout, shape_.sequences, shape_.tokens - 1); }
 
-  double attend_us(const DecodeWorkspace& workspace, const cuda::DecodeTuning& tuning) const {
+  // Of a launch upon layer `layer`, modulo the layers that there are.
+  cuda::DecodeArguments arguments(int layer) const {
     const int64_t d = shape_.head_dim;
     cuda::DecodeArguments a;
     a.q = reinterpret_cast<const __half*>(q_.get());
@@ -183,8 +189,13 @@ class StoreBench {
     a.sequence_count = shape_.sequences;
     a.heads_q = shape_.kv_heads * shape_.ratio;
     a.scale_log2 = 1.4427f / std::sqrt(float(d));
+    a.layer = layer % layers_;
+    return a;
+  }
+
+  double attend_us(const DecodeWorkspace& workspace, const cuda::DecodeTuning& tuning) const {
     return median_us(stream_, std::max(layers_, 8), [&](int i) {
-      a.layer = i % layers_;
+      const cuda::DecodeArguments a = arguments(i);
       const auto launch = [&](cuda::DecodeLaunchKind kind) {
         KIVI_CUDA_VERIFY(
             cuda::decode_attend(a, kind, backend_.properties(), workspace, stream_, tuning));
@@ -263,25 +274,51 @@ std::string describe(const ShapeCase& s) {
 
 void sweep(const StoreBench& bench, const DecodeWorkspace& workspace, double copy) {
   for (const int blocks : {1, 2})
-    for (const int warps : {4, 6, 8, 10, 12})
+    for (const int warps : {4, 6, 8, 10, 12, 16})
       for (const int stages : {2, 3, 4, 6}) {
-        if (blocks * warps > 12 || warps * blocks < 4 || blocks * warps * stages > 40) continue;
-        const double us = bench.attend_us(workspace, {warps, stages, blocks});
+        if (blocks * warps > 16 || warps * blocks < 4 || blocks * warps * stages > 40) continue;
+        const double us = bench.attend_us(
+            workspace, {.warps = warps, .stages = stages, .blocks_per_multiprocessor = blocks});
         std::printf(" %dx%dx%d:%.1f", blocks, warps, stages, bench.bytes() / us / 1e3 / copy * 100);
       }
 }
 
+// The parts of `text` between separators.
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts(1);
+  for (const char c : text) {
+    if (c == separator)
+      parts.emplace_back();
+    else
+      parts.back() += c;
+  }
+  return parts;
+}
+
+void compare(const StoreBench& bench, const DecodeWorkspace& workspace, double copy,
+             const std::string& tunings) {
+  for (const std::string& text : split(tunings, ',')) {
+    cuda::DecodeTuning t;
+    if (std::sscanf(text.c_str(), "%dx%dx%d", &t.warps, &t.stages, &t.tile_weight) != 3) {
+      std::fprintf(stderr, "--tunings: \"%s\" is not WARPSxSTAGESxTILE\n", text.c_str());
+      std::exit(2);
+    }
+    const double us = bench.attend_us(workspace, t);
+    std::printf(" %s: %.2f us %.1f %%;", text.c_str(), us, bench.bytes() / us / 1e3 / copy * 100);
+  }
+}
+
 int run(int argc, char** argv) {
-  const char *only = nullptr, *shapes = "";
-  bool sweeps = false;
+  const char *only = nullptr, *shapes = "", *tunings = nullptr;
+  bool sweeps = false, timeline = false;
   cuda::DecodeTuning tuning;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--sweep") == 0) sweeps = true;
+    if (std::strcmp(argv[i], "--timeline") == 0) timeline = true;
     if (std::strcmp(argv[i], "--heads-apart") == 0) tuning.heads_apart = true;
     if (i + 1 < argc && std::strcmp(argv[i], "--only") == 0) only = argv[i + 1];
     if (i + 1 < argc && std::strcmp(argv[i], "--shape") == 0) shapes = argv[i + 1];
-    if (i + 1 < argc && std::strcmp(argv[i], "--refill") == 0)
-      tuning.refill_pages = std::atoi(argv[i + 1]);
+    if (i + 1 < argc && std::strcmp(argv[i], "--tunings") == 0) tunings = argv[i + 1];
   }
   CudaBackend backend(0);
   const DecodeWorkspace workspace =
@@ -291,19 +328,31 @@ int run(int argc, char** argv) {
   for (const ShapeCase& model : kModels)
     for (const auto& [sequences, tokens] : kCaches)
       for (const FormatCase& f : kFormats) {
-        if (only != nullptr && std::strcmp(only, f.name) != 0) continue;
+        if (only != nullptr) {
+          const std::vector<std::string> names = split(only, ';');
+          if (std::find(names.begin(), names.end(), f.name) == names.end()) continue;
+        }
         ShapeCase shape = model;
         shape.sequences = sequences, shape.tokens = tokens;
-        if (describe(shape).find(shapes) == std::string::npos) continue;
+        const std::vector<std::string> wanted = split(shapes, ';');
+        if (std::none_of(wanted.begin(), wanted.end(), [&](const std::string& text) {
+              return describe(shape).find(text) != std::string::npos;
+            }))
+          continue;
         if (f.format.group > 0 && shape.head_dim % f.format.group != 0) continue;
         const StoreBench bench(backend, shape, f.format);
         std::printf("%-26s %-12s ", describe(shape).c_str(), f.name);
         if (sweeps) {
           sweep(bench, workspace, copy);
+        } else if (tunings != nullptr) {
+          compare(bench, workspace, copy, tunings);
         } else {
           const double us = bench.attend_us(workspace, tuning), rate = bench.bytes() / us / 1e3;
           std::printf("%8.2f us %7.0f GB/s %5.1f %%", us, rate, rate / copy * 100);
         }
+        if (timeline && !print_timeline([&](int layer) { return bench.arguments(layer); },
+                                        backend.properties(), workspace, backend.stream(), tuning))
+          std::printf(" (no timeline)");
         std::printf("\n");
         std::fflush(stdout);
       }
