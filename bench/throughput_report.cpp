@@ -123,7 +123,7 @@ ThroughputFigures figures_of(const ThroughputRun& run) {
   f.decode = decode_figures(run.trace);
   f.prefix = run.prefix;
   std::vector<double> ttft, ttft_hit, ttft_miss, itl, tpot, e2el;
-  for (const RequestRecord& r : run.requests) {
+  for (const ThroughputRequest& r : run.requests) {
     f.prompt_tokens += r.prompt_tokens;
     f.output_tokens += r.output_tokens;
     f.cached_tokens += r.cached_tokens;

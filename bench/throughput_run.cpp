@@ -83,7 +83,7 @@ class Reader {
     std::shared_ptr<TokenStream> stream;
   };
 
-  RequestRecord& record_of(int index) {
+  ThroughputRequest& record_of(int index) {
     return run_.requests[size_t(index) * size_t(options_.turns) +
                          size_t(conversations_[size_t(index)].turn)];
   }
@@ -96,7 +96,7 @@ class Reader {
     if (constraint_) request.constraint = constraint_();
     conversation.tokens.clear();
     if (conversation.turn + 1 < options_.turns) conversation.tokens = request.prompt;
-    RequestRecord& record = record_of(index);
+    ThroughputRequest& record = record_of(index);
     record.prompt_tokens = int(request.prompt.size());
     record.gaps.reserve(size_t(request.sampling.max_tokens));
     record.submitted = now();
@@ -108,7 +108,7 @@ class Reader {
 
   Status take(const TokenEvent& event, int index, double time) {
     if (event.error) return *event.error;
-    RequestRecord& record = record_of(index);
+    ThroughputRequest& record = record_of(index);
     if (event.finish) record.cached_tokens = event.cached_tokens;
     if (event.id < 0) return ok_status();
     Conversation& conversation = conversations_[size_t(index)];

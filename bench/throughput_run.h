@@ -13,7 +13,7 @@
 
 namespace kivi {
 
-struct RequestRecord {
+struct ThroughputRequest {
   int prompt_tokens = 0;
   int cached_tokens = 0;  // of the prompt, reused from the prefix cache
   int output_tokens = 0;
@@ -35,7 +35,7 @@ struct ThroughputRun {
   double seconds = 0;
   uint64_t preemptions = 0;
   PrefixCounts prefix;                  // prompt tokens, of this run
-  std::vector<RequestRecord> requests;  // conversation by conversation
+  std::vector<ThroughputRequest> requests;  // conversation by conversation
   std::vector<StepRecord> steps;
   std::vector<StepTrace> trace;  // what the engine and the device say of them
 };

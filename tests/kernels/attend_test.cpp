@@ -97,7 +97,7 @@ std::vector<double> dense(const Visible& seen, const float* q, int position, int
 }
 
 // Attends with random queries, checks every row against dense(), returns the output.
-std::vector<float> attend(Backend& backend, const TestStore& store, const Case& c,
+std::vector<float> attend(Backend& backend, const StoreHarness& store, const Case& c,
                           const std::vector<Part>& parts, uint32_t seed, bool check = true) {
   const int d = c.layout.shape.head_dim, heads = c.layout.shape.heads;
   TestStep step(store, parts);
@@ -173,7 +173,7 @@ TEST_CASE("Decode attention equals dense attention over the stored numbers at ev
                         {second_layout(2, 2, 128, 128, 128, 128, true), 1}}) {
     INFO(text(c));
     const int tokens = 270;
-    TestStore store(*backend, c.layout, 1, tokens, seed);
+    StoreHarness store(*backend, c.layout, 1, tokens, seed);
     TestSequence s = store.sequence(tokens);
     for (int t = 0; t < tokens; ++t) {
       // All lengths round the borders of pages, groups and residuals; some others.
@@ -213,7 +213,7 @@ TEST_CASE("Any format, head size, GQA ratio, row count and window equals dense a
       const int groups[] = {1, 2, 3, 4, 8}, counts[] = {1, 3, 17, 64, 65};
       const Case c{layouts[i], groups[random() % 5], random() % 2 ? 0 : 1 + int(random() % 120)};
       INFO(text(c));
-      TestStore store(*backend, c.layout, 3, 300, seed);
+      StoreHarness store(*backend, c.layout, 3, 300, seed);
       std::vector<TestSequence> sequences;
       std::vector<Part> parts;
       for (int n = 0; n < 3; ++n) sequences.push_back(store.sequence(300));
@@ -231,7 +231,7 @@ TEST_CASE("One KV head serves 71 query heads") {
   for (const KvLayout& layout :
        {f16_layout(64, 1), f8_layout(64, 1), kivi_layout(2, 2, 32, 32, 64, 1)}) {
     const Case c{layout, 71};
-    TestStore store(*backend, layout, 2, 200, 13);
+    StoreHarness store(*backend, layout, 2, 200, 13);
     TestSequence a = store.sequence(200), b = store.sequence(200);
     append(*backend, store, {{&a, 130}});
     attend(*backend, store, c, {{&a, 1}, {&b, 17}}, 13);
@@ -247,7 +247,7 @@ TEST_CASE("Chunks of a prompt in staging attend its f16 history, then commit lea
     for (const int window : {0, 70}) {
       const Case c{layout, 2, window};
       INFO(text(c));
-      TestStore store(*backend, layout, 1, 260, 14);
+      StoreHarness store(*backend, layout, 1, 260, 14);
       TestSequence s = store.sequence(260);
       for (const int n : {65, 64, 17}) {
         s.in_staging = true;
@@ -269,7 +269,7 @@ TEST_CASE("fp16: a row's bits do not depend on where its history came from") {
     for (const int window : {0, 90}) {
       const Case c{f16_layout(d), 3, window};
       const int tokens = 201, columns = 2 * 3 * d;
-      TestStore store(*backend, c.layout, 4, tokens, seed);
+      StoreHarness store(*backend, c.layout, 4, tokens, seed);
       TestSequence whole = store.sequence(tokens);
       TestSequence single = store.twin(whole), chunked = store.twin(whole);
       TestSequence staged = store.twin(whole);
@@ -297,7 +297,7 @@ TEST_CASE("A sequence's attention has the same bits alone and between poisoned n
         kivi_layout(4, 4, 64, 128, 128), second_layout(2, 2, 32, 32, 64, 32, true)}) {
     const Case c{layout, 4};
     INFO(text(c));
-    TestStore store(*one, layout, 4, 220, seed);
+    StoreHarness store(*one, layout, 4, 220, seed);
     TestSequence alone = store.sequence(220), company = store.twin(alone);
     TestSequence before = store.twin(alone), behind = store.twin(alone);
     for (TestSequence* s : {&before, &behind})
@@ -318,7 +318,7 @@ TEST_CASE("A sequence's attention has the same bits alone and between poisoned n
 TEST_CASE("Large scores neither overflow nor lose the largest") {
   const auto backend = make_cpu_backend(1);
   const Case c{f16_layout(64, 1), 1, 0, kAttentionLargeScores};
-  TestStore store(*backend, c.layout, 1, 200, 17);
+  StoreHarness store(*backend, c.layout, 1, 200, 17);
   TestSequence s = store.sequence(200, /*size=*/300);
   append(*backend, store, {{&s, 190}});
   attend(*backend, store, c, {{&s, 10}}, 17);
@@ -332,7 +332,7 @@ TEST_CASE("Histories of several segments equal dense attention, whole, in chunks
         codes{kivi_layout(4, 2, 32, 64, 64, 1), 2, window},
         second{second_layout(2, 2, 32, 32, 64, 32, true, 1), 2, window};
     const int tokens = 2120, columns = 2 * 64;
-    TestStore store(*one, f16.layout, 2, tokens, seed), packed(*one, codes.layout, 1, tokens, seed);
+    StoreHarness store(*one, f16.layout, 2, tokens, seed), packed(*one, codes.layout, 1, tokens, seed);
     TestSequence whole = store.sequence(tokens), parts = store.twin(whole);
     const auto want = attend(*two, store, f16, {{&whole, tokens}}, seed, /*check=*/false);
     for (const int n : {1000, 60, 1000, 1, 1, 58}) {
@@ -344,7 +344,7 @@ TEST_CASE("Histories of several segments equal dense attention, whole, in chunks
     TestSequence s = packed.sequence(tokens);
     append(*two, packed, {{&s, 2100}});
     attend(*two, packed, codes, {{&s, 3}}, seed);
-    TestStore sinks(*one, second.layout, 1, tokens, seed);
+    StoreHarness sinks(*one, second.layout, 1, tokens, seed);
     TestSequence z = sinks.sequence(tokens);
     append(*two, sinks, {{&z, 2100}});
     attend(*two, sinks, second, {{&z, 1}}, seed);
@@ -363,7 +363,7 @@ TEST_CASE("Bench: decode attention", "[.bench]") {
            {f16_layout(shape.d), f8_layout(shape.d), kivi_layout(4, 4, 32, 128, shape.d),
             kivi_layout(2, 2, 32, 128, shape.d)}) {
         layout.shape.heads = shape.heads;
-        TestStore store(*backend, layout, 1, tokens + 1, 19);
+        StoreHarness store(*backend, layout, 1, tokens + 1, 19);
         TestSequence s = store.sequence(tokens + 1);
         append(*backend, store, {{&s, tokens}});
         std::mt19937 random(1);
@@ -385,7 +385,7 @@ TEST_CASE("Bench: append", "[.bench]") {
   const auto backend = make_cpu_backend(1);
   for (const KvLayout& layout : {f16_layout(64), f8_layout(64), kivi_layout(4, 4, 32, 128, 64),
                                  kivi_layout(2, 2, 32, 128, 64)}) {
-    TestStore store(*backend, layout, 1, 1024, 20);
+    StoreHarness store(*backend, layout, 1, 1024, 20);
     TestSequence s = store.sequence(1024);
     TestStep prompt(store, {{&s, 512}});
     const double chunk =

@@ -29,10 +29,10 @@ struct Part {
   KvMode mode = KvMode::append;
 };
 
-class TestStore {
+class StoreHarness {
  public:
   // Room for `sequences` sequences of `tokens_max` tokens.
-  TestStore(Backend& backend, KvLayout layout, int sequences, int tokens_max, uint32_t seed)
+  StoreHarness(Backend& backend, KvLayout layout, int sequences, int tokens_max, uint32_t seed)
       : backend_(backend), random_(seed), layout_(layout) {
     pages_each_ = (tokens_max + layout.page_tokens() - 1) / layout.page_tokens();
     staging_each_ = (tokens_max + KvLayout::kStagingTokens - 1) / KvLayout::kStagingTokens;
@@ -154,7 +154,7 @@ class TestStore {
 // A step over `parts`, with the arrays that its StepView points to.
 class TestStep {
  public:
-  TestStep(const TestStore& store, const std::vector<Part>& parts) : parts_(parts) {
+  TestStep(const StoreHarness& store, const std::vector<Part>& parts) : parts_(parts) {
     const KvLayout& layout = store.layout();
     for (const Part& part : parts) {
       const TestSequence& s = *part.sequence;
@@ -195,7 +195,7 @@ class TestStep {
   const Tensor& kv(int layer) const { return **kv_[size_t(layer)]; }
 
   // Appends the step's tokens in all layers; the sequences grow.
-  void append(Backend& backend, const TestStore& store) {
+  void append(Backend& backend, const StoreHarness& store) {
     for (int layer = 0; layer < store.layout().shape.layers; ++layer) {
       backend.kv_append(kv(layer), store.view(), view_, layer);
       REQUIRE(kv_[size_t(layer)]->intact());
@@ -222,7 +222,7 @@ class TestStep {
   int columns_ = 0;
 };
 
-inline void append(Backend& backend, TestStore& store, const std::vector<Part>& parts) {
+inline void append(Backend& backend, StoreHarness& store, const std::vector<Part>& parts) {
   TestStep(store, parts).append(backend, store);
 }
 

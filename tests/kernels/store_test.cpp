@@ -29,7 +29,7 @@ KiviReference reference_of(const KvLayout& l, const TestSequence& s, int layer, 
 }
 
 // Counts what differs between the store and the reference after s.past tokens.
-int differences(const TestStore& store, const TestSequence& s, int layer, int head,
+int differences(const StoreHarness& store, const TestSequence& s, int layer, int head,
                 KiviReference& reference) {
   const KvLayout& l = store.layout();
   const int tokens = s.past, d = l.shape.head_dim, g = l.format.group;
@@ -104,7 +104,7 @@ TEST_CASE("Grown token by token, the store equals the page for every T from 0 to
   for (const KvLayout& l : all_layouts()) {
     INFO(text(l));
     const int tokens = l.format.sinks + 3 * l.format.residual + 5;
-    TestStore store(*backend, l, 1, tokens, seed);
+    StoreHarness store(*backend, l, 1, tokens, seed);
     TestSequence s = store.sequence(tokens);
     std::vector<KiviReference> references;
     for (int layer = 0; layer < l.shape.layers; ++layer)
@@ -129,7 +129,7 @@ TEST_CASE("Grown by chunks of any sizes, the store equals the page") {
     INFO(text(l));
     const int tokens = l.format.sinks + 3 * l.format.residual + 5;
     std::mt19937 random(seed);
-    TestStore store(*backend, l, 8, tokens, seed);
+    StoreHarness store(*backend, l, 8, tokens, seed);
     // Sizes of the chunks, over and over; 0: random ones.
     for (const std::vector<int>& sizes :
          {std::vector<int>{17}, {1, 64, 3}, {l.format.residual}, {65, 1, 1}, {1000}, {0}}) {
@@ -153,7 +153,7 @@ TEST_CASE("A prompt that goes through the staging area leaves the same store") {
   for (const KvLayout& l : all_layouts()) {
     INFO(text(l));
     const int tokens = l.format.sinks + 3 * l.format.residual + 5;
-    TestStore store(*backend, l, 4, tokens, seed);
+    StoreHarness store(*backend, l, 4, tokens, seed);
     for (const int chunk : {17, 64, 100}) {
       TestSequence s = store.sequence(tokens);
       while (tokens - s.past > chunk + 2) append(*backend, store, {{&s, chunk, KvMode::stage}});
@@ -175,7 +175,7 @@ TEST_CASE("fp16 and fp8 pages hold every token at once, by every way of growing"
     for (const KvKind kind : {KvKind::f16, KvKind::f8}) {
       const int bits = kind == KvKind::f16 ? 16 : 8;
       const KvLayout l{{kind, bits, bits, 0, 0}, {2, 2, d}};
-      TestStore store(*backend, l, 3, 200, 9);
+      StoreHarness store(*backend, l, 3, 200, 9);
       TestSequence one = store.sequence(200), chunks = store.twin(one), staged = store.twin(one);
       for (int t = 0; t < 200; ++t) append(*backend, store, {{&one, 1}});
       for (const int n : {3, 64, 65, 1, 67}) append(*backend, store, {{&chunks, n}});
@@ -205,7 +205,7 @@ TEST_CASE("A sequence's bits are the same alone and between poisoned neighbours"
        {layout_of(2, 2, 32, 32), layout_of(4, 2, 64, 64, 64, 2), layout_of(4, 4, 128, 128, 128)}) {
     INFO(text(l));
     const int tokens = 2 * l.format.residual + 9;
-    TestStore store(*backend, l, 5, tokens, seed);
+    StoreHarness store(*backend, l, 5, tokens, seed);
     TestSequence alone = store.sequence(tokens), company = store.twin(alone);
     TestSequence before = store.twin(alone), behind = store.twin(alone);
     // NaN, both infinities, the largest numbers.
@@ -237,7 +237,7 @@ TEST_CASE("Keys that are quantized while decoding are lossy") {
   const auto backend = make_cpu_backend(1);
   for (const int bits : {2, 4}) {
     const KvLayout l = layout_of(bits, bits, 32, 32);
-    TestStore store(*backend, l, 1, 64, 6);
+    StoreHarness store(*backend, l, 1, 64, 6);
     TestSequence s = store.sequence(64);
     for (int t = 0; t < 64; ++t) append(*backend, store, {{&s, 1}});
     int exact = 0;
@@ -268,7 +268,7 @@ TEST_CASE("The store has the codec's bits for numbers of every kind") {
         layout_of(4, 2, 64, 64, 128, 1, 1, 0, 8)}) {
     INFO(text(l));
     const int r = l.format.residual, g = l.format.group, d = l.shape.head_dim, p = l.page_tokens();
-    TestStore store(*backend, l, 1, 2 * r, seed);
+    StoreHarness store(*backend, l, 1, 2 * r, seed);
     TestSequence s = store.sequence(2 * r);
     // Any 16 bits at all; then rows and channels of small, of equal and of zero numbers.
     for (std::vector<f16>& row : s.tokens[0])

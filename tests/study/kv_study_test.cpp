@@ -122,7 +122,7 @@ TEST_CASE("Simulated keys and values are what the product's store gives back") {
   const auto backend = make_cpu_backend(1);
   const KvLayout layout{{KvKind::kivi, bits, bits, 32, 32}, {1, 2, 64}};
   constexpr int kTokens = 128;
-  test::TestStore store(*backend, layout, 1, kTokens, 17);
+  test::StoreHarness store(*backend, layout, 1, kTokens, 17);
   test::TestSequence sequence = store.sequence(kTokens);
   test::append(*backend, store, {{&sequence, kTokens}});
   KvRows keys{kTokens, 2, 64, {}}, values = keys;

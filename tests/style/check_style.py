@@ -3,7 +3,8 @@
 """The walls of the house. Fails on an #include that a layer must not have, on a header that does not
 compile alone, on paths that lead out of the repository, on links between its pages that lead nowhere, on
 a page, path or section that a comment or a page names and that does not exist, on a drawing that is not
-current, and on a source whose first line does not name its license. Long files are warned of.
+current, on a source whose first line does not name its license, and on two types of one name. Long files
+are warned of.
 
     tests/style/check_style.py [--compiler g++]        all checks (python3 only, no other packages)
 """
@@ -125,6 +126,39 @@ def check_layers(files):
             if why:
                 line = text.count("\n", 0, match.start()) + 1
                 failures.append(f"{path}:{line}: includes {match.group(1)}: {why}")
+    return failures
+
+
+NAMESPACE = re.compile(r"^(?:inline )?namespace ?([\w:]*) ?\{")
+TYPE = re.compile(r"^(?:template <.*> )?(?:class|struct|union|enum(?: class| struct)?) (?:\[\[\w+\]\] )?"
+                  r"(?:alignas\([^)]*\) )?(\w+)(?: final)?(?: :.*| ?\{.*)?$")
+
+
+def types_of(text):
+    """(name with its namespaces, line) of the types that `text` defines for other sources to see: those
+    at the top of a namespace, none of an unnamed one. clang-format writes both at the first column."""
+    spaces, found = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("}  // namespace"):
+            spaces.pop()
+            continue
+        line = re.sub(r"\s*//.*", "", line)
+        if match := NAMESPACE.match(line):
+            spaces.append(match.group(1))
+        elif (match := TYPE.match(line)) and spaces and all(spaces):
+            found.append(("::".join([*spaces, match.group(1)]), number))
+    return found
+
+
+def check_types(files):
+    """No two files define types of one name. The linker would keep the functions of one of them, without
+    a word, and run them on objects of the other."""
+    first, failures = {}, []
+    for path in files:
+        for name, line in types_of((ROOT / path).read_text(encoding="utf-8")):
+            if name in first:
+                failures.append(f"{path}:{line}: {name} is the name of a type of {first[name]} too")
+            first.setdefault(name, path)
     return failures
 
 
@@ -391,6 +425,10 @@ def self_test():
     assert not breach("kernels/cuda/a.cu", "cuda_runtime.h")
     assert not breach("tools/a.cpp", "bench/client/report.h")
     assert not breach("study/a.cpp", "kernels/backend.h")
+    assert types_of("namespace a::b {\nclass X final : Y {\nstruct Z;\nnamespace {\nstruct W {\n") == [
+        ("a::b::X", 2)]
+    assert types_of("namespace {\n}  // namespace\nnamespace a {\nenum class E { x };\ntemplate <int N> struct T {"
+                    ) == [("a::E", 4), ("a::T", 5)]
     pages = {"docs/a.md": ["one-two"], "b.md": []}.get
     assert not broken_links("docs/a.md", "[x](../b.md) [y](a.md#one-two) [z](https://h/i)", pages)
     assert broken_links("docs/a.md", "[x](b.md)", pages)
@@ -423,8 +461,8 @@ def main():
     self_test()
     files = list(own_files())
     assert files, f"no sources under {ROOT}"
-    failures = check_licenses(files) + check_layers(files) + check_paths() + check_links()
-    failures += check_names() + check_tests() + check_drawings()
+    failures = check_licenses(files) + check_layers(files) + check_types(files) + check_paths()
+    failures += check_links() + check_names() + check_tests() + check_drawings()
     failures += check_headers_compile(files, arguments.compiler)
     check_lengths(files)
     for failure in failures:
