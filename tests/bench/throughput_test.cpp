@@ -37,7 +37,7 @@ TEST_CASE("Every request gets exactly the tokens it asked for, at every number i
     }
     for (int i = 0; i < 37; ++i) {
       const Request asked = throughput_request(options, 1000, 5, 0, {i, 0});
-      const RequestRecord& got = run->requests[size_t(i)];
+      const ThroughputRequest& got = run->requests[size_t(i)];
       CHECK(got.prompt_tokens == int(asked.prompt.size()));
       CHECK(got.output_tokens == asked.sampling.max_tokens);
       CHECK(int(got.gaps.size()) == got.output_tokens - 1);
@@ -68,7 +68,7 @@ TEST_CASE("Structured work gives every row a mask over the whole vocabulary, and
   const auto engine = make_fake_engine(fake);
   const auto run = measure_throughput(*engine, options, 5, 6, 0, [&] { return (*work)->begin(); });
   REQUIRE(run.ok());
-  for (const RequestRecord& request : run->requests) CHECK(request.output_tokens == 40);
+  for (const ThroughputRequest& request : run->requests) CHECK(request.output_tokens == 40);
   const auto constraint = (*work)->begin();
   std::mt19937 random(3);
   bool made_up = false;
@@ -117,7 +117,7 @@ TEST_CASE("Turns send the whole conversation again, and prompts share their begi
       int before = options.prefix_len;
       for (int turn = 0; turn < 4; ++turn) {
         const Request alone = throughput_request(options, 1000, 5, 0, {c, turn});
-        const RequestRecord& got = run->requests[size_t(4 * c + turn)];
+        const ThroughputRequest& got = run->requests[size_t(4 * c + turn)];
         // The first prompt holds the common beginning itself.
         CHECK(got.prompt_tokens == int(alone.prompt.size()) + (turn == 0 ? 0 : before));
         CHECK(got.output_tokens == alone.sampling.max_tokens);

@@ -332,7 +332,8 @@ TEST_CASE("Histories of several segments equal dense attention, whole, in chunks
         codes{kivi_layout(4, 2, 32, 64, 64, 1), 2, window},
         second{second_layout(2, 2, 32, 32, 64, 32, true, 1), 2, window};
     const int tokens = 2120, columns = 2 * 64;
-    StoreHarness store(*one, f16.layout, 2, tokens, seed), packed(*one, codes.layout, 1, tokens, seed);
+    StoreHarness store(*one, f16.layout, 2, tokens, seed),
+        packed(*one, codes.layout, 1, tokens, seed);
     TestSequence whole = store.sequence(tokens), parts = store.twin(whole);
     const auto want = attend(*two, store, f16, {{&whole, tokens}}, seed, /*check=*/false);
     for (const int n : {1000, 60, 1000, 1, 1, 58}) {
