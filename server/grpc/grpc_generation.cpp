@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "proto/status_name.h"
+#include "server/gateway.h"
 #include "server/request_id.h"
 
 namespace kivi {
@@ -44,9 +45,9 @@ void call_handled(GrpcCore& core, const CallInfo& call, grpc::StatusCode code,
   if (!wants_records(core.state)) return;
   const bool failed = code == grpc::StatusCode::INTERNAL || code == grpc::StatusCode::UNKNOWN ||
                       code == grpc::StatusCode::UNAVAILABLE;
-  record_request(core.state,
-                 {"gRPC", "", call.method, name_of(code), failed, call.arrival, call.request_id,
-                  call.tenant, call.trace, std::move(asked), std::move(figures)});
+  record_request(core.state, {"gRPC", "", call.method, name_of(code), failed, call.arrival,
+                              call.request_id, call.tenant, call.trace, std::move(asked),
+                              std::move(figures), call.objective, call.fairness_id});
 }
 
 Status adopt_request_id(CallInfo& call, const std::string& wanted) {
@@ -190,6 +191,8 @@ void Generation::start() {
   request->id = call_.request_id;
   request->arrival = call_.arrival;
   request->tenant = call_.tenant;
+  if (const auto priority = priority_of_objective(core_.state.config(), call_.objective))
+    request->priority = *priority;
   request->deadline = call_.deadline;
   pools_ = request->pooling != Pooling::none;
   asked_ = asked_of(*request, pools_ ? "embeddings" : "text_completion");

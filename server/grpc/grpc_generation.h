@@ -29,7 +29,8 @@ namespace kivi {
 struct CallInfo {
   const char* method = "";  // "/kivi.v1.Kivi/Generate"
   std::string request_id;
-  std::string tenant;  // tenant.h
+  std::string tenant;                  // tenant.h
+  std::string objective, fairness_id;  // gateway.h; "" if absent or not printable
   TraceContext trace;
   Clock::time_point arrival = Clock::now();
   std::optional<Clock::time_point> deadline;

@@ -11,11 +11,13 @@
 
 #include <algorithm>
 #include <functional>
+#include <string_view>
 #include <utility>
 
 #include "base/version.h"
 #include "kivi/v1/kivi.pb.h"
 #include "server/auth.h"
+#include "server/gateway.h"
 #include "server/grpc/grpc_generation.h"
 #include "server/request_id.h"
 #include "server/tenant.h"
@@ -23,8 +25,8 @@
 namespace kivi {
 namespace {
 
-std::string metadata_of(const grpc::CallbackServerContext& context, const char* key) {
-  const auto it = context.client_metadata().find(key);
+std::string metadata_of(const grpc::CallbackServerContext& context, std::string_view key) {
+  const auto it = context.client_metadata().find({key.data(), key.size()});
   if (it == context.client_metadata().end()) return {};
   return {it->second.data(), it->second.size()};
 }
@@ -53,6 +55,14 @@ CallInfo begin_call(const grpc::CallbackServerContext& context, const GrpcCore& 
   call.method = method;
   call.tenant = core.state.keys().open() ? tenant_of_address(core.judge(context.peer()))
                                          : tenant_of_key(metadata_of(context, "authorization"));
+  for (const auto& [name, field] : {std::pair{kObjectiveHeader, &call.objective},
+                                    std::pair{kFairnessHeader, &call.fairness_id}}) {
+    *field = metadata_of(context, name);
+    if (!usable_request_id(*field)) field->clear();
+  }
+  if (std::string tenant = tenant_of_fairness_id(core.state.config(), call.fairness_id);
+      !tenant.empty())
+    call.tenant = std::move(tenant);
   const std::string traceparent = metadata_of(context, "traceparent");
   if (core.state.span_exporter() != nullptr || usable_traceparent(traceparent))
     call.trace = make_trace_context(traceparent);
