@@ -9,6 +9,7 @@
 #include "engine/grammar/automaton.h"
 #include "engine/grammar/grammar_text.h"
 #include "engine/grammar/json_schema.h"
+#include "engine/grammar/mask_maker.h"
 #include "engine/grammar/matcher.h"
 #include "engine/grammar/regular.h"
 #include "engine/grammar/work_limit.h"
@@ -156,8 +157,9 @@ class MatcherGuide final : public Guide {
 
 }  // namespace
 
-Compiler::Compiler(std::vector<std::string> tokens, int vocab_size)
-    : vocabulary_(std::make_shared<const TokenVocabulary>(std::move(tokens), vocab_size)) {}
+Compiler::Compiler(std::vector<std::string> tokens, int vocab_size, int threads)
+    : vocabulary_(std::make_shared<const TokenVocabulary>(std::move(tokens), vocab_size)),
+      mask_maker_(std::make_unique<MaskMaker>(threads)) {}
 
 Compiler::~Compiler() = default;
 
@@ -184,6 +186,7 @@ Result<std::shared_ptr<const CompiledGrammar>> Compiler::compile(const Source& s
   if (places_.contains(key)) return compiled;
   entries_.emplace_front(key, compiled);
   places_[std::move(key)] = entries_.begin();
+  mask_maker_->add(compiled);
   if (entries_.size() > kEntriesMax) {
     places_.erase(entries_.back().first);
     entries_.pop_back();

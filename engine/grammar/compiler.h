@@ -18,6 +18,7 @@
 namespace kivi::grammar {
 
 class CompiledGrammar;
+class MaskMaker;
 class TokenVocabulary;
 
 enum class SourceKind { json_object, json_schema, regex, choice, grammar };
@@ -54,8 +55,9 @@ class Guide {
 // Compiles for one vocabulary, and keeps the grammars that were used last. Any thread.
 class Compiler {
  public:
-  // `tokens[id]`: its bytes; empty for special tokens. `vocab_size`: of the logits.
-  Compiler(std::vector<std::string> tokens, int vocab_size);
+  // `tokens[id]`: its bytes; empty for special tokens. `vocab_size`: of the logits. `threads` make
+  // masks of new grammars ahead of their use; with 0, a mask is made when a text first needs it.
+  Compiler(std::vector<std::string> tokens, int vocab_size, int threads = 0);
   ~Compiler();
 
   // Error invalid, without a field: the description is wrong or beyond what is supported.
@@ -71,6 +73,7 @@ class Compiler {
   std::mutex mutex_;          // guards what follows
   std::list<Entry> entries_;  // the last used one first
   std::map<Key, std::list<Entry>::iterator> places_;
+  const std::unique_ptr<MaskMaker> mask_maker_;
 };
 
 // Is there nothing wrong with it? As compile, but for no vocabulary.

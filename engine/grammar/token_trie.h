@@ -35,6 +35,9 @@ class TokenTrie {
   }
   bool has_children(int node) const { return nodes_[size_t(node)].behind > node + 1; }
   int depth_max() const { return depth_max_; }
+  size_t bytes() const {
+    return nodes_.capacity() * sizeof nodes_[0] + ids_.capacity() * sizeof ids_[0];
+  }
 
  private:
   std::vector<Node> nodes_{Node{0, 0, 0, 0}};

@@ -4,12 +4,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "engine/grammar/compiler.h"
 
 namespace kivi {
 namespace {
+
+// A quarter of the processors, because the CPU backend uses all of them.
+int mask_threads() { return std::clamp(int(std::thread::hardware_concurrency()) / 4, 1, 4); }
 
 class GrammarConstraint final : public TokenConstraint {
  public:
@@ -128,7 +132,7 @@ grammar::Compiler& StructuredOutput::compiler() {
     std::vector<std::string> tokens;
     for (int32_t id = 0; id < std::min(vocab_size_, tokenizer_.vocab_size()); ++id)
       tokens.push_back(tokenizer_.token_bytes(id, /*skip_special=*/true));
-    compiler_ = std::make_unique<grammar::Compiler>(std::move(tokens), vocab_size_);
+    compiler_ = std::make_unique<grammar::Compiler>(std::move(tokens), vocab_size_, mask_threads());
   });
   return *compiler_;
 }
