@@ -11,14 +11,16 @@
 
 namespace kivi {
 
-Status run_guarded(const std::function<Status()>& task) {
+std::optional<ApiError> run_guarded(const std::function<Status()>& task) {
   try {
-    return task();
+    const Status done = task();
+    if (done.ok()) return std::nullopt;
+    return to_api_error(done.error());
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::resource_exhausted, "the server has no memory left for this request"};
+    return ApiError{kOutOfMemory, "the server has no memory left for this request"};
   } catch (const std::exception& e) {
     log_error("a gRPC call ended by an exception: {}", e.what());
-    return Error{ErrorCode::internal, "the request failed"};
+    return ApiError{kInternalError, "the request failed"};
   }
 }
 

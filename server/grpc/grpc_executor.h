@@ -6,13 +6,16 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "base/result.h"
+#include "server/api_error.h"
 
 namespace kivi {
 
-// Calls `task`. An exception (out of memory, for example) becomes the error of the call.
-Status run_guarded(const std::function<Status()>& task);
+// Calls `task`. An exception becomes the error of the call: out_of_memory if an allocation failed,
+// else internal_error. Nothing if the task succeeds.
+std::optional<ApiError> run_guarded(const std::function<Status()>& task);
 
 class GrpcExecutor {
  public:

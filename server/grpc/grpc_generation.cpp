@@ -125,16 +125,16 @@ void Generation::turn() {
     std::lock_guard lock(mutex_);
     events = std::exchange(events_, {});
   }
-  const Status ran = run_guarded([&]() -> Status {
+  const std::optional<ApiError> failure = run_guarded([&]() -> Status {
     run(events);
     return ok_status();
   });
-  if (!ran.ok() && !finished_) {
+  if (failure && !finished_) {
     if (completion_) completion_->cancel();
     if (writing_)
       gone_ = true;  // the call ends when its write is done
     else
-      conclude(to_grpc_status(ran.error()));
+      conclude(to_grpc_status(*failure));
   }
   {
     std::lock_guard lock(mutex_);

@@ -267,9 +267,9 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
     if (!body_share_.grow_to(request_.ByteSizeLong())) return end(over_budget_status(core_));
     const Status named = adopt_request_id(call_, "");
     context_.AddInitialMetadata("x-request-id", call_.request_id);
-    const Status result =
-        named.ok() ? run_guarded([this] { return method_(request_, response_); }) : named;
-    end(result.ok() ? grpc::Status::OK : to_grpc_status(result.error()));
+    if (!named.ok()) return end(to_grpc_status(named.error()));
+    const auto failure = run_guarded([this] { return method_(request_, response_); });
+    end(failure ? to_grpc_status(*failure) : grpc::Status::OK);
   }
   // Once: after the message has been read, or because it is late.
   void end(grpc::Status status) {

@@ -229,6 +229,8 @@ TEST_CASE("a prompt beyond the context is OUT_OF_RANGE") {
   const Streamed out = generate(*t.stub, request);
   CHECK(out.status.error_code() == grpc::StatusCode::OUT_OF_RANGE);
   CHECK(details_of(out.status).detail.code() == "context_length_exceeded");
+  CHECK(out.status.error_message().rfind("This model's maximum context length is 64 tokens. ", 0) ==
+        0);
   request.set_truncate_prompt_tokens(60);
   request.set_max_tokens(100);
   const Streamed cut = generate(*t.stub, request);

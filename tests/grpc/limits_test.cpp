@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Limits per key over gRPC, and the bytes of messages in flight.
+// Limits per key over gRPC, the bytes of texts, of replies and of messages in flight, and what
+// comes of an allocation that fails.
+#include <atomic>
+#include <new>
+
 #include "tests/grpc/grpc_fixture.h"
 
 using namespace kivi;
@@ -14,7 +18,135 @@ grpc::Status complete(v1::Kivi::Stub& stub, const char* key, int max_tokens) {
   return stub.Complete(&context, text_request("Once", max_tokens), &response);
 }
 
+grpc::Status complete(v1::Kivi::Stub& stub, const v1::GenerateRequest& request) {
+  grpc::ClientContext context;
+  v1::CompleteResponse response;
+  return stub.Complete(&context, request, &response);
+}
+
+grpc::Status tokenize(v1::Kivi::Stub& stub, const std::string& text) {
+  grpc::ClientContext context;
+  v1::TokenizeRequest request;
+  request.set_text(text);
+  v1::TokenizeResponse response;
+  return stub.Tokenize(&context, request, &response);
+}
+
+// INVALID_ARGUMENT that names `field` and the flag whose limit holds.
+void check_refused(const grpc::Status& status, const std::string& field, const std::string& flag) {
+  CHECK(status.error_code() == grpc::StatusCode::INVALID_ARGUMENT);
+  const ErrorDetails details = details_of(status);
+  CHECK(details.detail.code() == "invalid_value");
+  CHECK(details.detail.field() == field);
+  CHECK(status.error_message().find(flag) != std::string::npos);
+}
+
+// The tokenizer of the fixture, whose allocations fail while `fails` is set.
+class StarvedTokenizer final : public Tokenizer {
+ public:
+  explicit StarvedTokenizer(std::unique_ptr<Tokenizer> own) : own_(std::move(own)) {}
+
+  std::vector<int32_t> encode(std::string_view text, bool special) const override {
+    if (fails) throw std::bad_alloc();
+    return own_->encode(text, special);
+  }
+  const std::string& token_bytes(int32_t id, bool skip_special) const override {
+    if (fails) throw std::bad_alloc();
+    return own_->token_bytes(id, skip_special);
+  }
+  std::string token_name(int32_t id) const override { return own_->token_name(id); }
+  std::optional<int32_t> token_id(std::string_view name) const override {
+    return own_->token_id(name);
+  }
+  bool strips_leading_space() const override { return own_->strips_leading_space(); }
+  int vocab_size() const override { return own_->vocab_size(); }
+  std::optional<int32_t> bos_id() const override { return own_->bos_id(); }
+  std::optional<int32_t> eos_id() const override { return own_->eos_id(); }
+  std::string kind() const override { return own_->kind(); }
+
+  std::atomic<bool> fails{false};
+
+ private:
+  const std::unique_ptr<Tokenizer> own_;
+};
+
 }  // namespace
+
+TEST_CASE("a text beyond max_tokenize_bytes is refused before it is tokenized") {
+  GrpcTestOptions options;
+  options.engine.config.max_tokenize_bytes = 1000;
+  GrpcTest test(options);
+  const std::string longest(1000, 'a');
+  CHECK(tokenize(*test.stub, longest).ok());
+  CHECK(complete(*test.stub, text_request(longest, 1)).ok());
+  check_refused(tokenize(*test.stub, longest + "a"), "text", "--max-tokenize-bytes");
+  const v1::GenerateRequest longer = text_request(longest + "a", 1);
+  check_refused(complete(*test.stub, longer), "prompt", "--max-tokenize-bytes");
+  check_refused(generate(*test.stub, longer).status, "prompt", "--max-tokenize-bytes");
+  grpc::ClientContext context;
+  v1::EmbedRequest embed;
+  embed.add_inputs()->set_text(longest + "a");
+  v1::EmbedResponse response;
+  CHECK(test.stub->Embed(&context, embed, &response).error_code() ==
+        grpc::StatusCode::INVALID_ARGUMENT);
+  // Ids are not tokenized: their number counts against the context alone.
+  v1::GenerateRequest ids;
+  for (int i = 0; i < 1500; ++i) ids.mutable_token_ids()->add_ids(5);
+  ids.set_max_tokens(1);
+  CHECK(complete(*test.stub, ids).ok());
+}
+
+TEST_CASE("a reply that could be larger than max_reply_bytes is refused, and its stream is not") {
+  GrpcTestOptions options;
+  options.engine.config.max_reply_bytes = 4000;
+  GrpcTest test(options);
+  CHECK(complete(*test.stub, text_request("Once", 100)).ok());
+  check_refused(complete(*test.stub, text_request("Once", 300)), "max_tokens", "--max-reply-bytes");
+  v1::GenerateRequest several = text_request("Once", 100);
+  several.set_n(8);
+  check_refused(complete(*test.stub, several), "n", "--max-reply-bytes");
+  v1::GenerateRequest scored = text_request("Once", 50);
+  scored.set_logprobs(5);
+  check_refused(complete(*test.stub, scored), "logprobs", "--max-reply-bytes");
+  // The chunks of a stream are gone when they are written.
+  CHECK(generate(*test.stub, text_request("Once", 300)).status.ok());
+  CHECK(generate(*test.stub, several).status.ok());
+  CHECK(test.engine_is_empty());
+}
+
+TEST_CASE("a call for which there is no memory is RESOURCE_EXHAUSTED, and the next one is served") {
+  auto loaded = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
+  REQUIRE(loaded.ok());
+  StarvedTokenizer tokenizer(std::move(*loaded));
+  GrpcTestOptions options;
+  options.loaded = false;
+  GrpcTest test(options);
+  test.model.tokenizer = &tokenizer;
+  test.state->set_model(test.model);
+  REQUIRE(complete(*test.stub, "", 2).ok());
+  const auto check_starved = [](const grpc::Status& status) {
+    CHECK(status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
+    const ErrorDetails details = details_of(status);
+    CHECK(details.detail.code() == "out_of_memory");
+    CHECK(details.detail.retry_after_seconds() == 5);
+  };
+  for (int round = 0; round < 20; ++round) {
+    tokenizer.fails = true;
+    check_starved(tokenize(*test.stub, "Once"));
+    check_starved(complete(*test.stub, "", 2));  // its text
+    check_starved(generate(*test.stub, text_request("Once", 2)).status);
+    v1::GenerateRequest ids;  // the text of its output
+    ids.mutable_token_ids()->add_ids(5);
+    ids.set_max_tokens(50);
+    check_starved(complete(*test.stub, ids));
+    check_starved(generate(*test.stub, ids).status);
+    tokenizer.fails = false;
+    REQUIRE(tokenize(*test.stub, "Once").ok());
+    REQUIRE(generate(*test.stub, text_request("Once", 20)).status.ok());
+  }
+  CHECK(eventually([&] { return test.engine_is_empty(); }));
+  CHECK(eventually([&] { return test.server->running() == 0; }));
+}
 
 TEST_CASE("a caller over its limit gets RESOURCE_EXHAUSTED with a time to wait") {
   GrpcTestOptions options;
