@@ -261,6 +261,7 @@ Status read_settings(JsonFields& fields, ordered_json& source, const ApiRules& r
     return wrong("metadata must be an object", "metadata");
   refuse_unless(fields, "service_tier", {"auto", "standard_only"});
   refuse_fields(fields, {"container", "mcp_servers", "context_management"});
+  refuse_unbuilt(fields);
   return fields.status();
 }
 

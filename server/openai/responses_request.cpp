@@ -246,6 +246,7 @@ Status read_settings(JsonFields& fields, ordered_json& source, ChatBuilder& chat
   // Hints to OpenAI's own service, which has no counterpart here.
   for (const char* name : {"safety_identifier", "prompt_cache_key"}) fields.text(name);
   refuse_unbuilt_responses(fields);
+  refuse_unbuilt(fields);
   return fields.status();
 }
 

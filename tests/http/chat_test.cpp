@@ -160,6 +160,8 @@ TEST_CASE("a chat's logprobs have token, bytes and exactly the top ones, streame
   const json choice = chat(server, body).json()["choices"][0];
   const json content = choice["logprobs"]["content"];
   REQUIRE(int(content.size()) == king_tokens());
+  REQUIRE(choice["logprobs"].contains("refusal"));
+  CHECK(choice["logprobs"]["refusal"].is_null());
   std::string bytes;
   for (const json& token : content) {
     CHECK(token["logprob"] == -1);
@@ -177,8 +179,10 @@ TEST_CASE("a chat's logprobs have token, bytes and exactly the top ones, streame
   streamed["stream"] = true;
   json joined = json::array();
   for (const json& event : sse_events(chat(server, streamed).body))
-    if (event.is_object() && event["choices"][0]["logprobs"].is_object())
+    if (event.is_object() && event["choices"][0]["logprobs"].is_object()) {
+      CHECK(event["choices"][0]["logprobs"].contains("refusal"));
       for (const json& token : event["choices"][0]["logprobs"]["content"]) joined.push_back(token);
+    }
   CHECK(joined == content);
 }
 

@@ -135,6 +135,48 @@ const Case kWrong[] = {
     {"truncation_side", "1"},
 };
 
+struct Unbuilt {
+  const char* field;
+  const char* value;  // JSON
+};
+
+// What no request may ask for.
+const Unbuilt kUnbuilt[] = {
+    {"prompt_logprobs", "1"},
+    {"prompt_logprobs", "0"},
+    {"logprob_token_ids", "[1]"},
+    {"prompt_embeds", "\"AAAA\""},
+    {"lora_request", "{}"},
+    {"kv_transfer_params", "{}"},
+    {"logits_processors", "[]"},
+    {"vllm_xargs", "{}"},
+    {"use_beam_search", "true"},
+    {"length_penalty", "0.8"},
+    {"early_stopping", "true"},
+    {"typical_p", "0.9"},
+    {"mirostat", "2"},
+    {"mirostat_mode", "1"},
+    {"mirostat_tau", "5"},
+    {"mirostat_eta", "0.1"},
+    {"dry_multiplier", "0.8"},
+    {"dry_base", "1.75"},
+    {"dry_sequence_breakers", "[]"},
+    {"xtc_probability", "0.5"},
+    {"xtc_threshold", "0.1"},
+};
+
+// What chats have, or a dialect of them has no name for.
+const Unbuilt kUnbuiltOfCompletions[] = {
+    {"response_format", R"({"type":"structural_tag"})"},
+    {"guided_decoding_backend", R"("xgrammar")"},
+    {"guided_whitespace_pattern", R"(" ")"},
+    {"tools", "[]"},
+    {"tool_choice", "\"auto\""},
+    {"parallel_tool_calls", "true"},
+    {"reasoning_effort", "\"low\""},
+    {"suffix", "\"end\""},
+};
+
 std::string body_with(const std::string& field, const std::string& value) {
   std::string body = field == "prompt" ? "{" : "{\"prompt\":\"a\",";
   return body + "\"" + field + "\":" + value + "}";
@@ -211,44 +253,52 @@ TEST_CASE("combinations that mean nothing are 400") {
 
 TEST_CASE("parameters that are not built are 400 with a code of their own") {
   TestServer server;
-  const std::pair<const char*, const char*> unbuilt[] = {
-      {"response_format", R"({"type":"structural_tag"})"},
-      {"guided_decoding_backend", R"("xgrammar")"},
-      {"tools", "[]"},
-      {"tool_choice", "\"auto\""},
-      {"suffix", "\"end\""},
-      {"guided_whitespace_pattern", R"(" ")"},
-      {"parallel_tool_calls", "true"},
-      {"reasoning_effort", "\"low\""},
-      {"prompt_logprobs", "1"},
-      {"prompt_logprobs", "0"},
-      {"logprob_token_ids", "[1]"},
-      {"prompt_embeds", "\"AAAA\""},
-      {"lora_request", "{}"},
-      {"kv_transfer_params", "{}"},
-      {"logits_processors", "[]"},
-      {"vllm_xargs", "{}"},
-      {"use_beam_search", "true"},
-      {"length_penalty", "0.8"},
-      {"early_stopping", "true"},
-      {"typical_p", "0.9"},
-      {"mirostat", "2"},
-      {"mirostat_mode", "1"},
-      {"mirostat_tau", "5"},
-      {"mirostat_eta", "0.1"},
-      {"dry_multiplier", "0.8"},
-      {"dry_base", "1.75"},
-      {"dry_sequence_breakers", "[]"},
-      {"xtc_probability", "0.5"},
-      {"xtc_threshold", "0.1"},
-  };
-  for (const auto& [field, value] : unbuilt) {
-    INFO(field);
-    const Response reply = server.post("/v1/completions", body_with(field, value));
+  const auto check = [&](const Unbuilt& c) {
+    INFO(c.field);
+    const Response reply = server.post("/v1/completions", body_with(c.field, c.value));
     CHECK(reply.status == 400);
     CHECK(reply.json()["error"]["code"] == "unsupported_parameter");
-    CHECK(reply.json()["error"]["param"] == field);
-    CHECK(server.post("/v1/completions", body_with(field, "null")).status == 200);
+    CHECK(reply.json()["error"]["param"] == c.field);
+    CHECK(server.post("/v1/completions", body_with(c.field, "null")).status == 200);
+  };
+  for (const Unbuilt& c : kUnbuilt) check(c);
+  for (const Unbuilt& c : kUnbuiltOfCompletions) check(c);
+}
+
+TEST_CASE("parameters that are not built are refused in every dialect of chats") {
+  ServerOptions options = server_options();
+  options.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+  TestServer server(std::move(options));
+  const std::pair<const char*, const char*> dialects[] = {
+      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"a"}],"max_tokens":1)"},
+      {"/v1/responses", R"({"input":"a","max_output_tokens":1)"},
+      {"/v1/messages", R"({"messages":[{"role":"user","content":"a"}],"max_tokens":1)"},
+  };
+  for (const auto& dialect : dialects) {
+    const std::string path = dialect.first, begin = dialect.second;
+    REQUIRE(server.post(path, begin + "}").status == 200);
+    for (const Unbuilt& c : kUnbuilt) {
+      INFO(path << " " << c.field);
+      const auto with = [&](const char* value) {
+        return begin + ",\"" + c.field + "\":" + value + "}";
+      };
+      const Response reply = server.post(path, with(c.value));
+      CHECK(reply.status == 400);
+      const json error = reply.json()["error"];
+      CHECK(error["message"].get<std::string>().starts_with(c.field));
+      if (error.contains("param")) {  // Anthropic's errors have neither
+        CHECK(error["param"] == c.field);
+        CHECK(error["code"] == "unsupported_parameter");
+      } else {
+        CHECK(path == "/v1/messages");
+      }
+      CHECK(server.post(path, with("null")).status == 200);
+    }
+    for (const char* off : {R"("use_beam_search":false)", R"("mirostat":0,"mirostat_tau":5.0)",
+                            R"("typical_p":1)", R"("xtc_probability":0,"xtc_threshold":0.1)"}) {
+      INFO(path << " " << off);
+      CHECK(server.post(path, begin + "," + off + "}").status == 200);
+    }
   }
 }
 
@@ -270,12 +320,20 @@ TEST_CASE("a prompt that does not fit is 400 context_length_exceeded") {
   const Response reply = server.complete({{"prompt", ids}});
   CHECK(reply.status == 400);
   CHECK(reply.json()["error"]["code"] == "context_length_exceeded");
+  // LiteLLM and other clients know this error by the words with which OpenAI's begins.
+  const std::string begin = "This model's maximum context length is 2048 tokens. ";
+  const auto message = [](const Response& r) {
+    return r.json()["error"]["message"].get<std::string>();
+  };
+  CHECK(message(reply).starts_with(begin));
+  CHECK(message(reply).find("2048 tokens and must leave room") != std::string::npos);
   CHECK(server.sample("kivi:admission_rejections_total{reason=\"context_length\"}") == 1);
   // A text of so many bytes that no tokens could be few enough, where nothing is submitted.
   const Response rendered =
       server.post("/v1/completions/render", json{{"prompt", std::string(200'000, 'a')}}.dump());
   CHECK(rendered.status == 400);
   CHECK(rendered.json()["error"]["code"] == "context_length_exceeded");
+  CHECK(message(rendered).starts_with(begin));
   ids.resize(2047);
   const json fits = server.complete({{"prompt", ids}, {"ignore_eos", true}}).json();
   CHECK(fits["usage"]["completion_tokens"] == 1);  // cut to what the context holds
