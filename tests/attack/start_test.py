@@ -34,11 +34,28 @@ class SpecialFiles(unittest.TestCase):
         model = self.folder / f"{kind}-{name}"
         shutil.copytree(MODEL, model)
         (model / name).unlink()
-        if kind == "FIFO":
-            os.mkfifo(model / name)
-        else:
-            (model / name).symlink_to("/dev/zero")
+        self.put(model / name, kind)
         return str(model)
+
+    @staticmethod
+    def put(path, kind):
+        if kind == "FIFO":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+
+    def sharded_model(self, kind):
+        """A copy of the model in two shards by an index. The second one is a FIFO or a device."""
+        model = self.folder / f"{kind}-shards"
+        shutil.copytree(MODEL, model)
+        shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        (model / "model.safetensors").rename(model / shards[0])
+        self.put(model / shards[1], kind)
+        tensors = sorted(header_of(model / shards[0]))
+        half = len(tensors) // 2
+        (model / "model.safetensors.index.json").write_text(json.dumps(
+            {"weight_map": {name: shards[i >= half] for i, name in enumerate(tensors)}}))
+        return str(model), shards[1]
 
     def test_a_model_file_that_is_a_fifo_or_a_device_is_refused_by_name(self):
         for name in ("model.safetensors", "config.json", "tokenizer.model"):
@@ -52,6 +69,26 @@ class SpecialFiles(unittest.TestCase):
                     self.assertIn(name, error)
                     self.assertIn(f"is a {kind}, must be a regular file", error)
 
+    def test_a_shard_of_an_index_that_is_a_fifo_or_a_device_is_refused_by_name(self):
+        for kind in ("FIFO", "device"):
+            with self.subTest(kind=kind):
+                model, shard = self.sharded_model(kind)
+                code, _, error = kivi("generate", model, "--max-tokens", "1", "--prompt", "x")
+                self.assertIn(code, (1, 2), error)
+                self.assertIn(f"{shard}: is a {kind}, must be a regular file", error)
+
+    def test_a_gguf_file_that_is_a_fifo_or_a_device_is_refused_by_name(self):
+        for kind in ("FIFO", "device"):
+            folder = self.folder / f"{kind}-folder"
+            folder.mkdir()
+            self.put(folder / "model.gguf", kind)
+            for place in (folder / "model.gguf", folder):
+                with self.subTest(kind=kind, place=place.name):
+                    code, _, error = kivi("generate", str(place), "--max-tokens", "1", "--prompt",
+                                          "x")
+                    self.assertIn(code, (1, 2), error)
+                    self.assertIn(f"model.gguf: is a {kind}, must be a regular file", error)
+
     def test_a_settings_file_or_key_file_that_is_a_fifo_is_refused(self):
         fifo = self.folder / "fifo"
         os.mkfifo(fifo)
@@ -61,6 +98,14 @@ class SpecialFiles(unittest.TestCase):
                 self.assertEqual(code, 2, error)
                 self.assertIn(flag, error)
                 self.assertIn("must be a regular file", error)
+
+
+def header_of(path):
+    """The entries of a safetensors file, by tensor."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    header.pop("__metadata__", None)
+    return header
 
 
 def spoil(model, tensor, value):
