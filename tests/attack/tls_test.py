@@ -2,6 +2,7 @@
 """TLS on both ports: what is taken and what is not, and certificates that change while it serves."""
 
 import concurrent.futures
+import json
 import pathlib
 import shutil
 import signal
@@ -12,6 +13,7 @@ import tempfile
 import time
 import unittest
 
+import attack as attack_http
 import attack_harness as attack
 import grpc
 from attack_harness import harness
@@ -184,6 +186,42 @@ class Tls(unittest.TestCase):
 
 
 class Reload(unittest.TestCase):
+    @staticmethod
+    def wrapped(server):
+        """A connection to the HTTP port that stays open."""
+        context = ssl.create_default_context(cafile=server.certificates.path("ca.pem"))
+        plain = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        return context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+    def test_an_idle_connection_and_a_stream_that_runs_go_on_through_sighup(self):
+        certificates = Certificates()
+        certificates.use("server")
+        server = TlsServer(certificates)
+        self.addCleanup(server.close)
+        with self.wrapped(server) as idle, self.wrapped(server) as streaming:
+            idle.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            self.assertEqual(attack_http.read_reply(idle)[0], 200)
+            streaming.sendall(attack_http.post("/v1/completions", json.dumps(
+                {"prompt": "a", "max_tokens": 1900, "ignore_eos": True, "stream": True,
+                 "stream_options": {"include_usage": True}}), "Connection: close"))
+            received = b""
+            while received.count(b"data: ") < 20:
+                received += streaming.recv(65536)
+            for name in ("renewed", "server", "renewed"):  # while tokens come
+                certificates.use(name)
+                server.process.send_signal(signal.SIGHUP)
+                self.assertTrue(attack.eventually(
+                    lambda: server.subject(server.port) == "kivi " + name, 5))
+            self.assertEqual(server.metric("num_requests_running"), 1, "the stream ended too early")
+            received += attack_http.read_all(streaming)
+            self.assertIn(b"data: [DONE]", received)
+            self.assertIn(b'"completion_tokens":1900', received.replace(b" ", b""))
+            # The idle connection is the one of before, not a new one.
+            idle.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            self.assertEqual(attack_http.read_reply(idle)[0], 200)
+            self.assertEqual(idle.getpeercert()["subject"][0][0][1], "kivi server")
+        self.assertTrue(server.wait_idle())
+
     def test_sighup_reads_the_certificates_again_and_drops_no_connection(self):
         certificates = Certificates()
         certificates.use("server")
