@@ -120,6 +120,22 @@ class Messages(harness.WithServer):
             self.assertEqual(connection.end_of(stream), b"")
         self.assertEqual(attack.grpc_code(self.server), "OK")
 
+    def test_a_message_that_is_no_protobuf_is_an_invalid_argument(self):
+        garbage = (b"\xff" * 64, b"\x12\xff\xff\xff\xff\x0f", b"\x12\x05abc", b"\x0f\x00")
+        with attack.grpc.insecure_channel(f"127.0.0.1:{self.server.grpc_port}") as channel:
+            for method in ("Generate", "Complete", "Embed", "Tokenize", "Detokenize", "Abort",
+                           "GetModelInfo", "GetServerInfo"):
+                kind = channel.unary_stream if method == "Generate" else channel.unary_unary
+                call = kind(f"/kivi.v1.Kivi/{method}", request_serializer=bytes,
+                            response_deserializer=bytes)
+                for payload in garbage:
+                    with self.subTest(method=method, payload=payload):
+                        with self.assertRaises(attack.grpc.RpcError) as caught:
+                            reply = call(payload, timeout=10)
+                            list(reply) if method == "Generate" else reply
+                        self.assertEqual(caught.exception.code().name, "INVALID_ARGUMENT")
+        self.assertEqual(attack.grpc_code(self.server), "OK")
+
 
 class Keys(harness.WithServer):
     arguments = ("--api-key", "secret", "--header-timeout", "1")
