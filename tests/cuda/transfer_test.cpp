@@ -23,6 +23,26 @@ std::vector<std::byte> random_bytes(size_t count, uint64_t seed) {
 
 }  // namespace
 
+TEST_CASE(
+    "What the GPU has no memory for is an error that says how much of what, and costs nothing") {
+  constexpr size_t kTooMuch = size_t(1) << 50;
+  for (int i = 0; i < 3; ++i) {
+    const auto refused = gpu().allocate(kTooMuch, "the key-value store");
+    REQUIRE(!refused.ok());
+    CHECK(refused.error().code == ErrorCode::resource_exhausted);
+    CHECK(refused.error().message.find(
+              "no memory for the key-value store (1125899906842624 bytes)") != std::string::npos);
+    // The failed call leaves no error behind for the next one.
+    auto buffer = gpu().allocate(4096, "test");
+    REQUIRE(buffer.ok());
+    const std::vector<std::byte> sent = random_bytes(4096, 7);
+    std::vector<std::byte> came(4096);
+    gpu().upload(buffer->data(), sent.data(), sent.size());
+    gpu().download(came.data(), buffer->data(), came.size());
+    CHECK(came == sent);
+  }
+}
+
 TEST_CASE("Uploads of awkward sizes arrive byte for byte, many of them without waiting") {
   constexpr size_t kMiB = 1 << 20;
   const size_t sizes[] = {1,
