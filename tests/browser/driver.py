@@ -91,6 +91,12 @@ class Browser:
         return [entry["message"] for entry in self.do("POST", "/se/log", {"type": "browser"})
                 if entry["level"] in ("SEVERE", "WARNING")]
 
+    def allow_clipboard(self, url):
+        """Lets the page at `url` write and read the clipboard."""
+        self.do("POST", "/goog/cdp/execute", {"cmd": "Browser.grantPermissions", "params": {
+            "origin": url.rstrip("/"),
+            "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}})
+
     def resize(self, width, height):
         self.do("POST", "/window/rect", {"width": width, "height": height})
 

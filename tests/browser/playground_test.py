@@ -6,15 +6,18 @@
 
 KIVI_SCREENSHOTS=DIR keeps pictures. KIVI_AXE=FILE is axe.min.js: with it, the page is audited."""
 
+import json
 import os
 import pathlib
+import shlex
+import subprocess
 import sys
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 
 from driver import KEYS, Browser  # noqa: E402
-from harness import ROOT, Server  # noqa: E402
+from harness import ROOT, Server, events_of  # noqa: E402
 
 TEMPLATE = str(ROOT / "tests" / "data" / "chat" / "templates" / "zephyr.jinja")
 
@@ -127,6 +130,55 @@ class Playground(unittest.TestCase):
         self.complete("The king is", "200")
         self.browser.until(self.finished, "the answer ends", 60)
         self.assertRegex(self.answer(), r'^\s*\{\s*"age"\s*:\s*-?\d+')
+
+    def test_the_system_prompt_and_the_tools_are_sent(self):
+        tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+        for box, text in (("#system", "You are a king."), ("#tools", json.dumps([tool]))):
+            self.browser.type(box, text)
+        self.browser.run("const fetched = window.fetch; window.sent = []; window.fetch = (url, o) => "
+                         "{ if (o && o.body) sent.push([String(url), o.body]); return fetched(url, o) }")
+        self.browser.type("#prompt", "Who are you?")
+        self.browser.click("#send")
+        self.browser.until(self.finished, "the answer ends", 60)
+        (url, body), = self.browser.run("return window.sent")
+        self.assertTrue(url.endswith("/v1/chat/completions"), url)
+        body = json.loads(body)
+        self.assertEqual(body["messages"], [{"role": "system", "content": "You are a king."},
+                                            {"role": "user", "content": "Who are you?"}])
+        self.assertEqual(body["tools"], [tool])
+        # The boxes of chats are not those of completions.
+        self.browser.click("#tab-completion")
+        for box in ("chat-only", "tools-box"):
+            self.assertTrue(self.browser.run(f"return document.getElementById('{box}').hidden"))
+
+    def test_tools_that_are_no_json_are_said(self):
+        self.browser.type("#tools", "[")
+        self.browser.type("#prompt", "Who are you?")
+        self.browser.click("#send")
+        self.assertIn("not JSON", self.browser.text("#status"))
+        self.assertEqual(self.browser.run("return document.getElementById('prompt').value"),
+                         "Who are you?")
+
+    def test_the_curl_command_asks_for_what_the_page_would(self):
+        self.browser.allow_clipboard(self.server.url("/"))
+        self.browser.type("#system", "It's a king's \"tale\".")
+        self.browser.type("#prompt", "Don't $HOME `stop` \\ é")
+        self.browser.clear("#max_tokens")
+        self.browser.type("#max_tokens", "12")
+        self.browser.type("#key", "my-secret")
+        self.browser.click("#curl")
+        self.browser.until(lambda: "clipboard" in self.browser.text("#status"), "it is copied")
+        command = self.browser.run_async("navigator.clipboard.readText().then(arguments[0])")
+        self.assertNotIn("my-secret", command)
+        self.assertIn("YOUR_KEY", command)
+        run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        events = events_of(run.stdout)
+        self.assertEqual(events[-1]["usage"]["completion_tokens"], 12)
+        words = shlex.split(command)
+        body = json.loads(words[words.index("-d") + 1])
+        self.assertEqual([m["content"] for m in body["messages"]],
+                         ["It's a king's \"tale\".", "Don't $HOME `stop` \\ é"])
 
     def test_what_is_wrong_is_said(self):
         self.browser.type("#schema", "{")
