@@ -122,10 +122,9 @@ bool KvCache::fits_ever(int tokens) const {
 }
 
 KvBytes KvCache::bytes_held() const {
-  const int64_t blocks = int64_t(prefixes_.held()) * layout_.shape.layers * layout_.shape.heads;
+  const int64_t pages = prefixes_.held(), parameters = layout_.page_parameters_bytes();
   const int64_t slots = slots_.total() - slots_.free();
-  return {blocks * (layout_.key_codes_bytes() + layout_.value_codes_bytes()),
-          blocks * (layout_.key_parameters_bytes() + layout_.value_parameters_bytes()),
+  return {pages * (layout_.page_bytes() - parameters), pages * parameters,
           slots * (layout_.slot_bytes() - layout_.slot_sinks_bytes()),
           slots * layout_.slot_sinks_bytes()};
 }

@@ -182,7 +182,7 @@ void Backend::kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
   KIVI_VERIFY(columns > 0 &&
               columns % (int64_t(store.layout.shape.heads) * store.layout.shape.head_dim) == 0);
   KIVI_VERIFY(is_float(out.dtype) && is_matrix(out, step.rows, columns));
-  if (step.rows > 0) do_kv_attend(q, kv, store, step, layer, scale, out);
+  if (step.rows > 0) do_kv_attend(q, kv, store.of_layer(layer), step, layer, scale, out);
 }
 
 void Backend::kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
@@ -190,7 +190,15 @@ void Backend::kv_append(const Tensor& kv, const KvView& store, const StepView& s
   KIVI_VERIFY(layers >= 1 && layer + layers <= store.layout.shape.layers);
   KIVI_VERIFY(kv.rows() == int64_t(layers) * step.rows);
   verify_step(kv.slice_rows(0, step.rows), store, step, layer);
-  if (step.rows > 0) do_kv_append(kv, store, step, layer, layers);
+  if (step.rows == 0) return;
+  // Layers that follow each other with the same bits are stored at once.
+  const KvLayout& layout = store.layout;
+  for (int first = layer, end = first; first < layer + layers; first = end) {
+    while (end < layer + layers && layout.of_layer(end) == layout.of_layer(first)) ++end;
+    do_kv_append(
+        kv.slice_rows(int64_t(first - layer) * step.rows, int64_t(end - first) * step.rows),
+        store.of_layer(first), step, first, end - first);
+  }
 }
 
 void Backend::gated_activation(const Tensor& gate_up, Activation activation, const Tensor& out) {

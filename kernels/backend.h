@@ -261,6 +261,8 @@ class Backend {
                                    const Tensor& out);
   virtual void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
                        const KvShape& shape, const Tensor& q, const Tensor& kv) = 0;
+  // The store whose layers may differ in their bits. The other ops get one whose layers are alike
+  // (KvView::of_layer).
   virtual void do_begin_step([[maybe_unused]] const StepView& step,
                              [[maybe_unused]] const KvView& store, [[maybe_unused]] int heads_q) {}
   virtual void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,

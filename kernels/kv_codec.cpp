@@ -276,11 +276,10 @@ Status check_kv_format(const KvFormat& f, const KvShape& shape) {
 
 KvBytes kv_bytes(const KvLayout& layout, int tokens) {
   if (tokens <= 0) return {};
-  const int64_t blocks =
-      int64_t(layout.pages_for(tokens)) * layout.shape.layers * layout.shape.heads;
+  const int64_t pages = layout.pages_for(tokens), parameters = layout.page_parameters_bytes();
   const int64_t slot_bytes = layout.slot_bytes(), sinks = layout.slot_sinks_bytes();
-  return {.codes = blocks * (layout.key_codes_bytes() + layout.value_codes_bytes()),
-          .parameters = blocks * (layout.key_parameters_bytes() + layout.value_parameters_bytes()),
+  return {.codes = pages * (layout.page_bytes() - parameters),
+          .parameters = pages * parameters,
           .residual = slot_bytes - sinks,
           .sinks = sinks};
 }

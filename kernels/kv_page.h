@@ -6,7 +6,7 @@
 // The store has three regions, carved from one allocation at start-up:
 //
 // clang-format off
-//   pages     [page][layer][kv head]          blocks of KvLayout::block_bytes()
+//   pages     [page][layer][kv head]          blocks of KvLayout::block_bytes() of the layer
 //   slots     [slot][layer][kv head]          slabs, f16: residual K rows [R][d], residual V rows [R][d],
 //                                             sink K rows [S][d], sink V rows [S][d]
 //   staging   [layer][staging page][kv head]  blocks of 64 tokens, f16: prompts of prefill mode `exact`
@@ -45,7 +45,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/verify.h"
 #include "kernels/half.h"
+#include "kernels/kv_layer_bits.h"
 
 namespace kivi {
 
@@ -158,9 +160,23 @@ KIVI_HOST_DEVICE constexpr CodePosition fragment_position(int first_word, int wo
 
 // Sizes and offsets inside the blocks of one format and shape. Offsets are in bytes unless a
 // comment says otherwise. Every region starts on a multiple of 16.
+//
+// Layers of a store may have codes of different bits. They share everything else of the format.
+// Functions of a block (its bytes, its offsets, the positions of its codes) then have to be asked
+// of `of_layer(layer)`; functions of a page, a slot or a token hold for the whole store.
 struct KvLayout {
   KvFormat format;
   KvShape shape;
+  KvLayerBits layer_bits = {};  // empty: all layers have the bits of `format`
+
+  // Returns the layout of the blocks of one layer, as of a store whose layers are all like it.
+  constexpr KvLayout of_layer(int layer) const {
+    KvLayout one{format, shape, {}};
+    if (layer_bits.empty()) return one;
+    one.format.key_bits = layer_bits.key_bits(layer);
+    one.format.value_bits = layer_bits.value_bits(layer);
+    return one;
+  }
 
   KIVI_HOST_DEVICE constexpr int page_tokens() const { return format.group > 64 ? 128 : 64; }
   // Returns the pages that `tokens` cached tokens of one sequence take. Sinks, and tokens whose key
@@ -184,7 +200,10 @@ struct KvLayout {
   // Return the number of a lane's 32-bit words that hold one row's codes. If head_dim is 96, half
   // of the second word of a 2-bit row is unused.
   KIVI_HOST_DEVICE constexpr int key_words_per_row() const {
-    return (shape.head_dim * format.key_bits + 127) / 128;
+    return key_words_per_row(format.key_bits);
+  }
+  KIVI_HOST_DEVICE constexpr int key_words_per_row(int bits) const {
+    return (shape.head_dim * bits + 127) / 128;
   }
   KIVI_HOST_DEVICE constexpr int value_words_per_row() const {  // of 64 tokens
     return 64 * format.value_bits / 128;
@@ -195,13 +214,19 @@ struct KvLayout {
 
   KIVI_HOST_DEVICE constexpr int key_codes_bytes() const {
     if (format.kind == KvKind::f16) return page_tokens() * shape.head_dim * 2;
-    return page_tokens() / 16 * 2 * key_words_per_row() * 32 * 4;
+    return key_codes_bytes(format.key_bits);
+  }
+  KIVI_HOST_DEVICE constexpr int key_codes_bytes(int bits) const {  // not for f16
+    return page_tokens() / 16 * 2 * key_words_per_row(bits) * 32 * 4;
   }
   KIVI_HOST_DEVICE constexpr int key_parameters_bytes() const {
     return key_groups() * shape.head_dim * parameter_pair_bytes();
   }
   KIVI_HOST_DEVICE constexpr int value_codes_bytes() const {
-    return page_tokens() * shape.head_dim * format.value_bits / 8;
+    return value_codes_bytes(format.value_bits);
+  }
+  KIVI_HOST_DEVICE constexpr int value_codes_bytes(int bits) const {
+    return page_tokens() * shape.head_dim * bits / 8;
   }
   KIVI_HOST_DEVICE constexpr int value_parameters_bytes() const {
     return page_tokens() * value_groups() * parameter_pair_bytes();
@@ -221,9 +246,23 @@ struct KvLayout {
   KIVI_HOST_DEVICE constexpr int block_bytes() const {
     return value_parameters_offset() + value_parameters_bytes();
   }
+  // Returns where the blocks of `layer` begin in a page: the bytes of all layers before it. This is
+  // the one place that says so, and `layer` may be the number of layers.
+  constexpr int64_t layer_offset(int layer) const {
+    if (layer_bits.empty()) return int64_t(block_bytes()) * layer * shape.heads;
+    const int64_t narrow = key_parameters_bytes() + value_parameters_bytes() + key_codes_bytes(2) +
+                           value_codes_bytes(2);
+    const int64_t more_keys = key_codes_bytes(4) - key_codes_bytes(2);
+    const int64_t more_values = value_codes_bytes(4) - value_codes_bytes(2);
+    return (layer * narrow + layer_bits.wide_keys_before(layer) * more_keys +
+            layer_bits.wide_values_before(layer) * more_values) *
+           shape.heads;
+  }
   // Bytes of one page in all layers and heads.
-  KIVI_HOST_DEVICE constexpr int64_t page_bytes() const {
-    return int64_t(block_bytes()) * shape.layers * shape.heads;
+  constexpr int64_t page_bytes() const { return layer_offset(shape.layers); }
+  // Of these, scales and minima.
+  constexpr int64_t page_parameters_bytes() const {
+    return int64_t(key_parameters_bytes() + value_parameters_bytes()) * shape.layers * shape.heads;
   }
 
   // A slab: residual K rows, residual V rows, sink K rows, sink V rows; f16, swizzled by the row
@@ -310,10 +349,32 @@ struct KvView {
   int64_t staging_page_count = 0;
   int64_t scratch_bytes = 0;  // 0: no such memory
   int staging_layer = 0;      // the layer with which `staging` begins
+  int pages_layer = 0;        // the layer with which `pages` begins
+  int64_t page_stride = 0;    // bytes from a page to the next; 0: those of layers that are alike
 
+  // Returns this store as an op sees it that works on `layer`, and on layers behind it that have
+  // the same bits: `layout` is that of their blocks.
+  KvView of_layer(int layer) const {
+    KvView view = *this;
+    if (layout.layer_bits.empty()) return view;
+    view.layout = layout.of_layer(layer);
+    view.pages = pages + layout.layer_offset(layer);
+    view.pages_layer = layer;
+    view.page_stride = layout.page_bytes();
+    return view;
+  }
+
+  KIVI_HOST_DEVICE int64_t page_bytes() const {
+    if (page_stride > 0) return page_stride;
+    return int64_t(layout.block_bytes()) * layout.shape.layers * layout.shape.heads;
+  }
+  // Of a store whose layers differ, only that of `of_layer` knows where blocks are.
   KIVI_HOST_DEVICE std::byte* page_block(int layer, int64_t page, int head) const {
-    return pages + ((page * layout.shape.layers + layer) * layout.shape.heads + head) *
-                       layout.block_bytes();
+#ifndef __CUDA_ARCH__
+    KIVI_VERIFY(layout.layer_bits.empty());
+#endif
+    return pages + page * page_bytes() +
+           (int64_t(layer - pages_layer) * layout.shape.heads + head) * layout.block_bytes();
   }
   KIVI_HOST_DEVICE std::byte* slab(int layer, int64_t slot, int head) const {
     return slots +

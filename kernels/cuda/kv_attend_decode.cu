@@ -24,6 +24,7 @@ constexpr int kPiecesMin = 4;          // of a block, where there are few
 constexpr int kWarpsFew = 12, kPagesMany = 6;
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
+constexpr int kPlans = 4;               // of a step: one for each choice of bits
 // Times a head's factor (DecodeWarp), this is -scale / 24, for squares of a sixteenth of a scale.
 constexpr float kKeyBias = -256 * std::numbers::ln2_v<float> / 24;
 
@@ -40,7 +41,7 @@ DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   a.q = s.q, a.kv = s.kv, a.out = s.out;
   a.q_stride = s.q_stride, a.kv_stride = s.kv_stride, a.out_stride = s.out_stride;
   a.block_bytes = layout.block_bytes(), a.slab_bytes = layout.slab_bytes();
-  a.page_stride = layout.page_bytes(), a.slot_stride = layout.slot_bytes();
+  a.page_stride = s.store.page_bytes(), a.slot_stride = layout.slot_bytes();
   a.pages = s.store.page_block(s.layer, 0, 0);
   if (s.store.slots != nullptr) a.residual = s.store.slab(s.layer, 0, 0);
   a.sinks = layout.format.sinks, a.sink_rows = layout.sinks_offset(Side::key);
@@ -82,6 +83,10 @@ DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   return a;
 }
 
+size_t pieces_max(const CudaProperties& device) {
+  return size_t(device.multiprocessors) * kBlocksMax * kWarpsMax;
+}
+
 // Sum of x over the threads before this one, the sum over all and the largest x. All threads.
 struct Scan {
   int before, all, most;
@@ -113,6 +118,12 @@ __device__ int aligned_blocks(int segments, int blocks) {
   const int each = (segments + blocks - 1) / blocks;
   const int used = segments >= blocks ? (segments + each - 1) / each : blocks / segments * segments;
   return used * 32 >= blocks * 31 ? used : blocks;
+}
+
+// Where the plan of layers of this format lies. A unit's weight and a block's warps follow from the
+// bits, so layers of different bits have plans of their own.
+int plan_index(const KvFormat& f) {
+  return f.kind == KvKind::kivi ? int(f.key_bits == 4) * 2 + int(f.value_bits == 4) : 0;
 }
 
 // Fills a.prefix, a.line and a.pieces [blocks][warps]. One block.
@@ -223,9 +234,10 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   grid.all_heads = takes_all_heads(s, device) && !tuning.heads_apart;
   const int head_tiles = grid.all_heads ? kHeadsTiles : grid.wide ? wide_head_tiles(d) : 1;
   DecodeLaunch a = describe(s, head_tiles);
-  a.line = reinterpret_cast<Line*>(workspace.line.get());
-  a.pieces = reinterpret_cast<Piece*>(workspace.pieces.get());
-  a.prefix = reinterpret_cast<int*>(workspace.prefix.get());
+  const size_t plan = size_t(plan_index(s.store.layout.format));
+  a.line = reinterpret_cast<Line*>(workspace.line.get()) + plan;
+  a.pieces = reinterpret_cast<Piece*>(workspace.pieces.get()) + plan * pieces_max(device);
+  a.prefix = reinterpret_cast<int*>(workspace.prefix.get()) + plan * (kSequencesMax + 1);
   a.partials = reinterpret_cast<float*>(workspace.partials.get());
   a.counters = reinterpret_cast<int*>(workspace.counters.get());
   KIVI_VERIFY(a.sequence_count <= kSequencesMax);
@@ -292,9 +304,9 @@ DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t
   const size_t blocks = size_t(device.multiprocessors) * kBlocksMax;
   w.partials_bytes = 2 * blocks * kPartialFloatsMax * sizeof(float);
   w.partials = make_device_memory(w.partials_bytes);
-  w.line = make_device_memory(sizeof(Line));
-  w.pieces = make_device_memory(blocks * kWarpsMax * sizeof(Piece));
-  w.prefix = make_device_memory((kSequencesMax + 1) * sizeof(int));
+  w.line = make_device_memory(kPlans * sizeof(Line));
+  w.pieces = make_device_memory(kPlans * pieces_max(device) * sizeof(Piece));
+  w.prefix = make_device_memory(kPlans * (kSequencesMax + 1) * sizeof(int));
   w.counters_count = kCountersMax;
   w.counters = make_device_memory(size_t(kCountersMax) * sizeof(int));
   KIVI_CUDA_VERIFY(

@@ -2,6 +2,7 @@
 // CudaBackend's ops around attention: each is one launcher.
 #include <algorithm>
 #include <numbers>
+#include <vector>
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/elementwise.h"
@@ -109,6 +110,18 @@ cuda::DecodeArguments decode_arguments(const KvView& store, const StepView& step
           .window = step.sliding_window};
 }
 
+// One layer of each format that a layer has.
+std::vector<int> layers_of_each_format(const KvLayout& layout) {
+  std::vector<int> found = {0};
+  if (layout.layer_bits.empty()) return found;
+  for (int layer = 1; layer < layout.shape.layers; ++layer)
+    if (std::ranges::none_of(found, [&](int other) {
+          return layout.of_layer(other).format == layout.of_layer(layer).format;
+        }))
+      found.push_back(layer);
+  return found;
+}
+
 }  // namespace
 
 void CudaBackend::do_begin_step(const StepView& step, const KvView& store, int heads_q) {
@@ -116,9 +129,12 @@ void CudaBackend::do_begin_step(const StepView& step, const KvView& store, int h
       std::ranges::none_of(step.sequences, is_decode))
     return;
   plan_is_new_ = true;
-  KIVI_CUDA_VERIFY(cuda::decode_attend(decode_arguments(store, step, heads_q),
-                                       cuda::DecodeLaunchKind::plan, properties_, decode_workspace_,
-                                       stream_.get()));
+  for (const int layer : layers_of_each_format(store.layout)) {
+    cuda::DecodeArguments a = decode_arguments(store.of_layer(layer), step, heads_q);
+    a.layer = layer;
+    KIVI_CUDA_VERIFY(cuda::decode_attend(a, cuda::DecodeLaunchKind::plan, properties_,
+                                         decode_workspace_, stream_.get()));
+  }
 }
 
 // Sequences with one new token over the store go to the split-KV decode kernel, all others to flash

@@ -80,31 +80,39 @@ class StoreHarness {
   // Bits of the codes, parameters and f16 rows that the formulas of kv_place.h call stored,
   // for the first `s.past` tokens: equal for equal content, whatever pages hold it.
   std::vector<uint16_t> content(const TestSequence& s) const {
+    std::vector<uint16_t> all;
+    for (int layer = 0; layer < layout_.shape.layers; ++layer) {
+      const std::vector<uint16_t> one = content(s, layer);
+      all.insert(all.end(), one.begin(), one.end());
+    }
+    return all;
+  }
+  // Those of one layer.
+  std::vector<uint16_t> content(const TestSequence& s, int layer) const {
     std::vector<uint16_t> out;
-    const KvFormat& f = layout_.format;
-    const int d = layout_.shape.head_dim;
-    for (int layer = 0; layer < layout_.shape.layers; ++layer)
-      for (int head = 0; head < layout_.shape.heads; ++head)
-        for (int token = 0; token < s.past; ++token)
-          for (const Side side : {Side::key, Side::value}) {
-            const KvPlace place = place_of(s, token, side);
-            if (place.region != KvRegion::codes) {
-              for (int c = 0; c < d; ++c)
-                out.push_back(row_of(s, layer, head, side, token, c).bits);
-              continue;
-            }
-            const std::byte* block = view_.page_block(layer, s.pages[size_t(place.page)], head);
-            const bool key = side == Side::key;
-            for (int c = 0; c < d; ++c) {
-              out.push_back(key ? read_key_code(layout_, block, place.row, c)
-                                : read_value_code(layout_, block, place.row, c));
-              if (f.kind == KvKind::f8) continue;
-              const GroupParameters g = key ? read_key_parameters(layout_, block, place.row, c)
-                                            : read_value_parameters(layout_, block, place.row, c);
-              out.push_back(g.scale.bits);
-              out.push_back(g.minimum.bits);
-            }
+    const KvView view = view_.of_layer(layer);
+    const KvLayout& of = view.layout;
+    const int d = of.shape.head_dim;
+    for (int head = 0; head < of.shape.heads; ++head)
+      for (int token = 0; token < s.past; ++token)
+        for (const Side side : {Side::key, Side::value}) {
+          const KvPlace place = place_of(s, token, side);
+          if (place.region != KvRegion::codes) {
+            for (int c = 0; c < d; ++c) out.push_back(row_of(s, layer, head, side, token, c).bits);
+            continue;
           }
+          const std::byte* block = view.page_block(layer, s.pages[size_t(place.page)], head);
+          const bool key = side == Side::key;
+          for (int c = 0; c < d; ++c) {
+            out.push_back(key ? read_key_code(of, block, place.row, c)
+                              : read_value_code(of, block, place.row, c));
+            if (of.format.kind == KvKind::f8) continue;
+            const GroupParameters g = key ? read_key_parameters(of, block, place.row, c)
+                                          : read_value_parameters(of, block, place.row, c);
+            out.push_back(g.scale.bits);
+            out.push_back(g.minimum.bits);
+          }
+        }
     return out;
   }
 
