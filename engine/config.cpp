@@ -231,6 +231,13 @@ std::string name_of(const KvFormat& format) {
                      format.key_bias ? "+bias" : "", format.rotation ? "+rotation" : "");
 }
 
+std::string name_of(const KvLayout& layout) {
+  if (layout.layer_bits.empty()) return name_of(layout.format);
+  KvFormat widest = layout.format;
+  widest.key_bits = widest.value_bits = 4;
+  return name_of(widest) + "+layers";
+}
+
 Status validate(const EngineConfig& c) {
   KIVI_RETURN_IF_ERROR(one_of("device", c.device, {"auto", "cuda", "cpu"}));
   KIVI_RETURN_IF_ERROR(one_of("dtype", c.dtype, {"auto", "float32", "float16", "bfloat16"}));

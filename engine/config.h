@@ -37,6 +37,8 @@ struct EngineConfig {
   int kv_parameter_bits = 0;            // of scales and minima: 8 or 16; 0: the format's
   Switch kv_key_bias = Switch::automatic;
   Switch kv_rotation = Switch::automatic;
+  std::string kv_layer_bits;   // a file with the bits of each layer; "": the format's in all
+  KvLayerBits kv_layer_table;  // the table itself, where kv_layer_bits is ""; no flag, for studies
   PrefillMode kivi_prefill = PrefillMode::exact;
   int64_t kv_cache_memory_bytes = 0;  // 0: CUDA: from gpu_memory_utilization; CPU: 512 MiB
   double gpu_memory_utilization = 0.9;
@@ -88,6 +90,9 @@ Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, 
 // Returns the name that a user gives to a format ("kivi4", "fp16", ...), for logs and replies. A
 // format that has no name of its own gets one that says its bits and additions.
 std::string name_of(const KvFormat& format);
+// The same for a store. Where layers differ, it is the format with 4 bits for all of them, and
+// "+layers": "kivi4.5+layers".
+std::string name_of(const KvLayout& layout);
 
 // Checks ranges and combinations that do not depend on the model. The error's field is the name of
 // the field above, which is the flag's name with _ for -.

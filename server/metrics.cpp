@@ -157,7 +157,7 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
     page_tokens = KvLayout{model.kv_format, {}}.page_tokens();
     const EngineConfig& config = engine->config();
     cache_info = {{"model_name", model_name},
-                  {"cache_dtype", name_of(model.kv_format)},
+                  {"cache_dtype", kv_format_name(model)},
                   {"block_size", std::to_string(page_tokens)},
                   {"num_blocks", std::to_string(stats.kv_pages_total)},
                   {"num_gpu_blocks", std::to_string(stats.kv_pages_total)},  // vLLM's name of it

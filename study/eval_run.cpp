@@ -32,11 +32,11 @@ int chunk_of(const EvalOptions& o, const std::string& format) {
   return o.chunk != 0 ? o.chunk : format == "fp16" ? 256 : 1;
 }
 
-Result<std::string> read_eval_text(const std::string& path) {
+Result<std::string> read_eval_file(const char* flag, const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
   if (!file || !(text << file.rdbuf()))
-    return Error{ErrorCode::not_found, fmt::format("--text {}: cannot be read", path), "text"};
+    return Error{ErrorCode::not_found, fmt::format("--{} {}: cannot be read", flag, path), flag};
   return text.str();
 }
 
@@ -45,6 +45,7 @@ EngineConfig config_of(const EvalOptions& o, const EvalCell& cell) {
   config.kv_cache_dtype = cell.format;
   config.kivi_group_size = cell.group;
   config.kivi_residual_length = cell.residual;
+  if (!has_groups(cell.format)) config.kv_layer_bits.clear();
   config.kivi_prefill = o.prefill;
   config.enable_prefix_caching = false;  // each window is measured from its first token on
   config.prefill_chunk_tokens = chunk_of(o, cell.format);
@@ -258,13 +259,19 @@ Json settings_of(const EvalOptions& o, const EvalCell& cell, const std::string& 
 }
 
 Result<std::vector<EvalFigures>> run_evaluation(const EvalOptions& options, const News& news) {
-  KIVI_ASSIGN_OR_RETURN(std::string text, read_eval_text(options.text));
+  KIVI_ASSIGN_OR_RETURN(std::string text, read_eval_file("text", options.text));
   std::string choices_hash;
   std::vector<ChoiceTask> tasks;
   if (!options.choices.empty()) {
     KIVI_ASSIGN_OR_RETURN(tasks, read_choices(options.choices));
-    KIVI_ASSIGN_OR_RETURN(const std::string bytes, read_eval_text(options.choices));
+    KIVI_ASSIGN_OR_RETURN(const std::string bytes, read_eval_file("choices", options.choices));
     choices_hash = content_hash(bytes);
+  }
+  std::string layer_bits_hash;
+  if (!options.engine.kv_layer_bits.empty()) {
+    KIVI_ASSIGN_OR_RETURN(const std::string table,
+                          read_eval_file("kv-layer-bits", options.engine.kv_layer_bits));
+    layer_bits_hash = content_hash(table);
   }
   KIVI_ASSIGN_OR_RETURN(const std::string model, model_hash(options.engine.model));
   KIVI_ASSIGN_OR_RETURN(EvalResults results,
@@ -273,7 +280,9 @@ Result<std::vector<EvalFigures>> run_evaluation(const EvalOptions& options, cons
   const std::vector<EvalCell> cells = grid_of(options);
   std::vector<EvalFigures> all;
   for (const EvalCell& cell : cells) {
-    const Json settings = settings_of(options, cell, choices_hash);
+    Json settings = settings_of(options, cell, choices_hash);
+    if (!layer_bits_hash.empty() && has_groups(cell.format))
+      settings["layer_bits"] = layer_bits_hash;
     if (const Json* known = results.find(settings)) {
       all.push_back(*known);
       continue;

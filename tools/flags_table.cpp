@@ -99,7 +99,11 @@ std::vector<Flag> cache_flags(Settings& s) {
        "kivi4, kivi-k4v2 and kivi-k2v4 are the paper's formats (auto = kivi2.5 for multi-head "
        "models, kivi3.5 for GQA and MQA models). Formats: " +
            formats + ".",
-       group, kEngineCommands, cache_format(e.kv_cache_dtype)},
+       group, kEngineCommands | kInfo, cache_format(e.kv_cache_dtype)},
+      {"kv-layer-bits", "FILE",
+       "Give the codes of each layer's keys and values the bits of this file, as kivi tune writes "
+       "it; all else is as --kv-cache-dtype says (empty = the format's bits in every layer).",
+       group, kEngineCommands | kEval | kInfo, text(e.kv_layer_bits)},
       {"kivi-group-size", "G",
        "Share one scale and one minimum among this many quantized values: 32, 64 or 128 (0 = the "
        "format's own).",

@@ -2,37 +2,47 @@
 // kivi info MODEL: what a model folder or GGUF file holds, and what its cache costs in each format.
 #include <fmt/format.h>
 
+#include "engine/serving/kv_layer_table.h"
 #include "engine/serving/load.h"
 #include "tools/commands.h"
 
 namespace kivi {
 namespace {
 
-// One line a format: bytes a token in pages, tokens a GiB, and the 16-bit residual of a sequence.
-void print_formats(const ModelSummary& m) {
+// One line: bytes a token in pages, tokens a GiB, and the 16-bit residual of a sequence.
+void print_layout(std::string_view name, const KvLayout& layout) {
+  const double bytes_per_token = double(layout.page_bytes()) / layout.page_tokens();
+  const auto mebibytes = [](int64_t bytes) { return double(bytes) / (1 << 20); };
+  fmt::print("  {:<14} {:>14.0f} {:>15.0f} {:>18.2f} MiB {:>12.2f} MiB\n", name, bytes_per_token,
+             double(1 << 30) / bytes_per_token,
+             mebibytes(layout.slot_bytes() - layout.slot_sinks_bytes()),
+             mebibytes(layout.slot_sinks_bytes()));
+}
+
+// `settings`: what the user says of the store.
+Status print_formats(const ModelSummary& m, const EngineConfig& settings) {
   EngineConfig config;
+  const KvShape shape{m.layers, m.heads_kv, m.head_dim};
   fmt::print("\nKV cache (pages with scales and minima; residual and sinks of a sequence)\n");
-  fmt::print("  {:<10} {:>14} {:>15} {:>22} {:>16}\n", "format", "bytes a token", "tokens a GiB",
+  fmt::print("  {:<14} {:>14} {:>15} {:>22} {:>16}\n", "format", "bytes a token", "tokens a GiB",
              "residual", "sinks");
   for (const std::string_view name : kv_format_names()) {
     config.kv_cache_dtype = name;
-    const KvShape shape{m.layers, m.heads_kv, m.head_dim};
     const Result<KvFormat> format = kv_format_of(config, shape, m.heads_q);
-    if (!format.ok()) {
-      fmt::print("  {:<10} not for this model: {}\n", name, format.error().message);
-      continue;
-    }
-    const KvLayout layout{*format, shape};
-    const double bytes_per_token = double(layout.page_bytes()) / layout.page_tokens();
-    const auto mebibytes = [](int64_t bytes) { return double(bytes) / (1 << 20); };
-    fmt::print("  {:<10} {:>14.0f} {:>15.0f} {:>18.2f} MiB {:>12.2f} MiB\n", name, bytes_per_token,
-               double(1 << 30) / bytes_per_token,
-               mebibytes(layout.slot_bytes() - layout.slot_sinks_bytes()),
-               mebibytes(layout.slot_sinks_bytes()));
+    if (format.ok())
+      print_layout(name, {*format, shape, {}});
+    else
+      fmt::print("  {:<14} not for this model: {}\n", name, format.error().message);
   }
   config.kv_cache_dtype = "auto";
-  const auto chosen = kv_format_of(config, KvShape{m.layers, m.heads_kv, m.head_dim}, m.heads_q);
+  const auto chosen = kv_format_of(config, shape, m.heads_q);
   if (chosen.ok()) fmt::print("  auto is {}\n", name_of(*chosen));
+  if (settings.kv_layer_bits.empty()) return ok_status();
+  KIVI_ASSIGN_OR_RETURN(const KvLayout layout, kv_layout_of(settings, shape, m.heads_q));
+  fmt::print("\nKV cache with --kv-layer-bits {}\n", settings.kv_layer_bits);
+  print_layout(name_of(layout), layout);
+  if (!layout.layer_bits.empty()) fmt::print("  bits of layers: {}\n", describe(layout.layer_bits));
+  return ok_status();
 }
 
 }  // namespace
@@ -62,8 +72,8 @@ int run_info(const Arguments& args) {
                            : fmt::format("{} bytes; tensors: {}", m.file_bytes, m.file_types));
   line("tokenizer", m.tokenizer_kind);
   line("chat template", m.has_chat_template ? "yes" : "no");
-  print_formats(m);
-  return 0;
+  const Status status = print_formats(m, settings.engine);
+  return status.ok() ? 0 : report(status.error());
 }
 
 }  // namespace kivi

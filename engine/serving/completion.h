@@ -32,6 +32,7 @@ struct ServedModel {
   int max_model_len = 0;
   int hidden = 0;  // channels of a hidden state; 0 = embeddings are refused
   KvFormat kv_format;
+  KvLayerBits kv_layer_bits;  // empty: all layers have the bits of kv_format
   const Tokenizer* tokenizer = nullptr;
   Engine* engine = nullptr;
   const ChatPrompt* chat = nullptr;        // null = the model has no chat template
@@ -40,6 +41,10 @@ struct ServedModel {
   std::optional<float> default_temperature, default_top_p;
   std::optional<int> default_top_k;
 };
+
+// Returns the name of the model's cache format: "kivi3.5", or "kivi4.5+layers" where the bits of
+// its layers differ.
+std::string kv_format_name(const ServedModel& model);
 
 // Returns true if `name` is the model's name or one of its aliases.
 bool has_name(const ServedModel& model, std::string_view name);

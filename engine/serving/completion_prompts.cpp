@@ -176,6 +176,10 @@ Result<std::shared_ptr<const TokenRules>> rules_of(const CompletionRequest& requ
   return std::shared_ptr<const TokenRules>(std::move(rules));
 }
 
+std::string kv_format_name(const ServedModel& model) {
+  return name_of(KvLayout{model.kv_format, {}, model.kv_layer_bits});
+}
+
 bool has_name(const ServedModel& model, std::string_view name) {
   return name == model.name || std::ranges::find(model.aliases, name) != model.aliases.end();
 }

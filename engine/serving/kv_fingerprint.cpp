@@ -68,7 +68,8 @@ Result<std::string> kv_fingerprint(const EngineConfig& config, const std::string
                                    const DeviceInfo& device, const KvLayout& layout,
                                    const std::string& computed) {
   std::vector<std::string> parts = {
-      KIVI_VERSION, device.kind, device.name, describe(layout.format), computed,
+      KIVI_VERSION, device.kind, device.name, describe(layout) + describe(layout.layer_bits),
+      computed,
       fmt::format("{} {} {} {} {}", layout.shape.layers, layout.shape.heads, layout.shape.head_dim,
                   layout.page_bytes(), layout.slot_bytes()),
       // Where chunks end decides what is read as quantized.

@@ -29,6 +29,7 @@
 #include "engine/serving/device.h"
 #include "engine/serving/first_steps.h"
 #include "engine/serving/kv_fingerprint.h"
+#include "engine/serving/kv_layer_table.h"
 #include "engine/serving/weight_choice.h"
 #include "engine/text/byte_tokenizer.h"
 #include "kernels/kv_codec.h"
@@ -145,8 +146,7 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   const DeviceInfo device = b.backend->info();
   KIVI_ASSIGN_OR_RETURN(b.dtype, weight_dtype(config, b.model.dtype, device));
   KIVI_ASSIGN_OR_RETURN(const int max_model_len, model_length(config, spec));
-  b.layout.shape = spec.kv_shape();
-  KIVI_ASSIGN_OR_RETURN(b.layout.format, kv_format_of(config, b.layout.shape, spec.heads_q));
+  KIVI_ASSIGN_OR_RETURN(b.layout, kv_layout_of(config, spec.kv_shape(), spec.heads_q));
   b.model.spec.rotated_heads = b.layout.format.rotation;
 
   b.model_limits = {config.max_num_batched_tokens, std::max(config.max_num_seqs, kLogitsRowsMin),
@@ -240,9 +240,9 @@ Status summarize_files(const std::string& place, ModelSummary& s) {
 // Changes with the build, the model and the store's format, and with nothing else.
 std::string fingerprint_of(const ModelSummary& s, const MemoryPlan& plan) {
   const std::string text =
-      fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", KIVI_VERSION, s.architecture, s.layers,
-                  s.hidden, s.heads_q, s.heads_kv, s.head_dim, s.vocab, s.parameters, s.dtype,
-                  s.weight_formats, plan.device, plan.format);
+      fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}{}", KIVI_VERSION, s.architecture,
+                  s.layers, s.hidden, s.heads_q, s.heads_kv, s.head_dim, s.vocab, s.parameters,
+                  s.dtype, s.weight_formats, plan.device, plan.format, plan.layer_bits);
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
   for (const char c : text) hash = (hash ^ uint8_t(c)) * 0x100000001b3;
   return fmt::format("fp_{:010x}", hash & 0xffffffffff);
@@ -432,6 +432,7 @@ Result<std::unique_ptr<LoadedModel>> load_phases(const EngineConfig& config,
   served.max_model_len = b.plan.max_model_len;
   served.hidden = b.model.spec.hidden;
   served.kv_format = b.layout.format;
+  served.kv_layer_bits = b.layout.layer_bits;
   served.tokenizer = loaded->tokenizer.get();
   served.engine = loaded->engine.get();
   served.chat = loaded->chat.get();

@@ -92,18 +92,33 @@ std::string describe_prefixes(const EngineConfig& config, const KvLayout& layout
 
 }  // namespace
 
-std::string describe(const KvFormat& format) {
+std::string describe(const KvLayout& layout) {
+  const KvFormat& format = layout.format;
   if (format.kind != KvKind::kivi) return name_of(format);
   const std::string text =
-      fmt::format("{} G{} R{}", name_of(format), format.group, format.residual);
+      fmt::format("{} G{} R{}", name_of(layout), format.group, format.residual);
   return format.sinks == 0 ? text : fmt::format("{} S{}", text, format.sinks);
+}
+
+std::string describe(const KvLayerBits& bits) {
+  std::string text;
+  const auto name = [&](int layer) {
+    return fmt::format("k{}v{}", bits.key_bits(layer), bits.value_bits(layer));
+  };
+  for (int first = 0, end = 0; first < bits.layers; first = end) {
+    while (end < bits.layers && name(end) == name(first)) ++end;
+    text += fmt::format("{}{}{} {}", text.empty() ? "" : ", ", first,
+                        end - first > 1 ? fmt::format("-{}", end - 1) : "", name(first));
+  }
+  return text;
 }
 
 Result<MemoryPlan> plan_store(const EngineConfig& config, const KvLayout& layout, int max_model_len,
                               int64_t budget, int64_t scratch_wanted, bool prefixes,
                               int64_t hidden_bytes) {
   MemoryPlan plan;
-  plan.format = describe(layout.format);
+  plan.format = describe(layout);
+  plan.layer_bits = describe(layout.layer_bits);
   plan.budget = budget;
   plan.max_model_len = max_model_len;
 
@@ -216,6 +231,7 @@ KvView lay_out_store(const MemoryPlan& plan, const KvLayout& layout, std::byte* 
 std::string MemoryPlan::text() const {
   const int64_t page_tokens = tokens_capacity / std::max(capacity.pages, 1);
   std::string table = fmt::format("memory plan: {}, key-value format {}\n", device, format);
+  if (!layer_bits.empty()) table += fmt::format("  bits of layers: {}\n", layer_bits);
   table += line("weights", weights, weight_formats);
   table += line("pages", pages,
                 fmt::format("{} pages of {} tokens: {} tokens that fit; {:g} bytes a token (fp16: "

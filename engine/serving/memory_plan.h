@@ -19,6 +19,7 @@ namespace kivi {
 struct MemoryPlan {
   std::string device;          // "cpu (AMD EPYC ...)"
   std::string format;          // "kivi2 G32 R128"
+  std::string layer_bits;      // "0-2 k4v4, 3 k2v2" where layers differ, else ""
   std::string weight_formats;  // bytes of weights by format, and what was dequantized
   int64_t weights = 0, pages = 0, residual = 0, sinks = 0, staging = 0, scratch = 0, layerwise = 0,
           workspace = 0;        // bytes
@@ -44,8 +45,11 @@ struct MemoryPlan {
 // The default bytes for pages, residual and staging on the CPU.
 inline constexpr int64_t kDefaultCpuStoreBytes = 512 << 20;
 
-// Returns text such as "kivi2 G32 R128", "kivi2.5 G32 R128 S32" or "fp16".
-std::string describe(const KvFormat& format);
+// Returns text such as "kivi2 G32 R128", "kivi2.5 G32 R128 S32", "fp16" or "kivi4.5+layers G32 R128
+// S32".
+std::string describe(const KvLayout& layout);
+// Returns the whole table as text: "0-2 k4v4, 3 k2v2".
+std::string describe(const KvLayerBits& bits);
 
 // Cuts `budget` bytes into the store's regions:
 //   scratch   `scratch_wanted` bytes, at most an eighth of the budget. They hold the history of one

@@ -404,7 +404,7 @@ class KiviService final : public grpc::Service {
     response.set_created(model.created);
     response.set_max_model_len(model.max_model_len);
     response.set_vocab_size(tokenizer.vocab_size());
-    response.set_kv_cache_dtype(kivi::name_of(model.kv_format));
+    response.set_kv_cache_dtype(kv_format_name(model));
     response.set_max_logprobs(model.engine->config().max_logprobs);
     if (tokenizer.bos_id()) response.set_bos_token_id(*tokenizer.bos_id());
     for (const int32_t id : model.engine->model().eos_token_ids) response.add_eos_token_ids(id);

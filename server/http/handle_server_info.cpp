@@ -85,7 +85,7 @@ HttpReply handle_server_info(HttpContext& context, const HttpRequest&) {
   info.integer("vocab_size", model.engine->model().vocab_size);
   info.text("tokenizer", model.tokenizer->kind());
   info.boolean("chat_template", model.chat != nullptr);
-  info.text("kv_cache_dtype", kivi::name_of(model.kv_format));
+  info.text("kv_cache_dtype", kv_format_name(model));
   info.integer("kv_cache_tokens_capacity",
                stats.kv_pages_total * KvLayout{model.kv_format, {}}.page_tokens());
   info.number("kv_cache_usage", pages_held(stats));

@@ -143,4 +143,53 @@ TEST_CASE("Prompt logprobs do not depend on chunks, and scoring needs no samplin
   }
 }
 
+namespace {
+
+KvLayerBits table_of(const std::vector<std::pair<int, int>>& rows) {
+  KvLayerBits bits;
+  for (const auto& [keys, values] : rows) bits.add(keys, values);
+  return bits;
+}
+
+}  // namespace
+
+TEST_CASE("A table of equal layers writes the plain format's tokens, bit for bit") {
+  const Request request = greedy_request(long_prompt(read_golden(any_model()), 200), 60);
+  const auto plain = load_or_fail(test_config(any_model(), "kivi3.5"));
+  EngineConfig config = test_config(any_model(), "kivi2.5");
+  for (int layer = 0; layer < plain->summary.layers; ++layer) config.kv_layer_table.add(4, 2);
+  const auto table = load_or_fail(config);
+  CHECK(table->plan.text() == plain->plan.text());
+  CHECK(run_one(*table->engine, request) == run_one(*plain->engine, request));
+}
+
+TEST_CASE("Layers of mixed bits write the same tokens in chunks, in company and layer by layer") {
+  EngineConfig config = test_config(any_model(), "kivi4.5");
+  const int layers = load_or_fail(config)->summary.layers;
+  std::vector<std::pair<int, int>> rows;
+  for (int layer = 0; layer < layers; ++layer)
+    rows.emplace_back(layer % 3 == 1 ? 2 : 4, layer % 2 == 1 ? 2 : 4);
+  config.kv_layer_table = table_of(rows);
+  const std::vector<int32_t> prompt = long_prompt(read_golden(any_model()), 300);
+  const auto loaded = load_or_fail(config);
+  CHECK_FALSE(loaded->served.kv_layer_bits.empty());
+  const Output alone = run_one(*loaded->engine, greedy_request(prompt, 40));
+
+  std::vector<Request> requests;
+  for (int i = 0; i < 5; ++i) requests.push_back(greedy_request(prompt, 40 - i));
+  for (const Output& output : run_all(*loaded->engine, requests))
+    CHECK(std::equal(output.ids.begin(), output.ids.end(), alone.ids.begin()));
+
+  config.prefill_chunk_tokens = 48;
+  config.prefill_staging_tokens = 0;  // layer by layer
+  const auto layerwise = load_or_fail(config);
+  REQUIRE(layerwise->plan.capacity.layerwise_tokens >= 300);
+  CHECK(run_one(*layerwise->engine, greedy_request(prompt, 40)).ids == alone.ids);
+
+  // Another table is another store, and has another fingerprint.
+  rows[0] = {2, 2};
+  config.kv_layer_table = table_of(rows);
+  CHECK(load_or_fail(config)->served.fingerprint != layerwise->served.fingerprint);
+}
+
 }  // namespace kivi

@@ -12,8 +12,13 @@ using namespace kivi;
 
 namespace {
 
+// "layers": a table of bits that differ from layer to layer, upon kivi4.5.
 EngineConfig config_of(const std::string& format, PrefillMode mode) {
-  EngineConfig config = test_config(any_model(), format);
+  const bool layers = format == "layers";
+  EngineConfig config = test_config(any_model(), layers ? "kivi4.5" : format);
+  const int count = layers ? load_or_fail(config)->summary.layers : 0;
+  for (int layer = 0; layer < count; ++layer)
+    config.kv_layer_table.add(layer % 2 == 0 ? 2 : 4, layer % 3 == 0 ? 4 : 2);
   config.enable_prefix_caching = true;
   config.kivi_prefill = mode;
   config.prefill_chunk_tokens = 200;
@@ -53,7 +58,8 @@ TEST_CASE("a hit from the host's memory has the bits of a hit from the store") {
                                                 {"fp8", PrefillMode::exact},
                                                 {"kivi2", PrefillMode::exact},
                                                 {"kivi2.5", PrefillMode::exact},
-                                                {"kivi2.5", PrefillMode::stream}}));
+                                                {"kivi2.5", PrefillMode::stream},
+                                                {"layers", PrefillMode::exact}}));
   CAPTURE(format);
   EngineConfig config = small_config_of(format, mode);
   const auto large = load_or_fail(config);

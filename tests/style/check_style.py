@@ -33,7 +33,8 @@ KERNEL_CONTRACT = [f"kernels/{name}.h" for name in (
 ENGINE_FACE = ["engine/config.h", "engine/engine.h", "engine/limits.h", "engine/prefix_events.h",
                "engine/request.h",
                "engine/token_stream.h", "engine/text/tokenizer.h", "engine/serving/chat_prompt.h",
-               "engine/serving/completion.h", "engine/serving/load.h",
+               "engine/serving/completion.h", "engine/serving/kv_layer_table.h",
+               "engine/serving/load.h",
                "engine/serving/structured_output.h", "kernels/sampling.h"]
 ANY = ["base", "kernels", "engine", "server", "bench", "study", "proto", "tools", "tests"]
 ROOMS = {
