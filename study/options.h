@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `kivi eval` and `kivi kv-stats` can be told: plain data with the defaults.
+// What `kivi eval`, `kivi kv-stats` and `kivi tune` can be told: plain data with the defaults.
 // tools/flags_table.cpp has a row for every field.
 #pragma once
 
@@ -57,6 +57,24 @@ struct KvStatsOptions {
   double outlier_factor = 3;
   bool perplexity = true;  // model-level effect of each simulation, and a recommendation
   KvThresholds thresholds;
+};
+
+// Bytes of pages that a token may take in all layers together, or bits that a number may take,
+// scales and minima included.
+struct TuneBudget {
+  double amount = 0;
+  bool in_bits = false;
+};
+
+struct TuneOptions {
+  EngineConfig engine;  // the cache format counts but for its bits
+  std::string text;     // file
+  std::vector<TuneBudget> budgets;
+  int window = 512;                            // tokens
+  int windows = 4;                             // that the choice is made by
+  int check_windows = 4;                       // behind them, which only check it
+  int64_t reference_bytes = int64_t(2) << 30;  // for the fp16 cache's logits, at most
+  std::string output;                          // file for the table; "": none
 };
 
 // "all", "3", "0,4,7", "2-5": layers as a user writes them. Empty for "all". Error: field layers.

@@ -28,6 +28,8 @@ inline constexpr CommandInfo kCommandList[] = {
     {"eval", "Measure what each cache format costs a model in quality.", kEval},
     {"kv-stats", "Study how keys and values are distributed and what quantizing them costs.",
      kKvStats},
+    {"tune", "Choose the bits of each layer of the KV cache under a budget, for --kv-layer-bits.",
+     kTune},
     {"clear-kv-disk", "Remove the pages that --kv-disk has written to a folder.", 0},
     {"version", "Print the version.", 0},
 };

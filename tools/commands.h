@@ -24,6 +24,7 @@ int run_bench_serve(const Arguments& args);
 int run_kernels(const Arguments& args);
 int run_eval(const Arguments& args);
 int run_kv_stats(const Arguments& args);
+int run_tune(const Arguments& args);
 int run_kv_disk_clear(const Arguments& args);
 
 inline constexpr int kExitFailed = 1;

@@ -30,8 +30,9 @@ enum Command : unsigned {
   kBenchServe = 32,
   kEval = 64,
   kKvStats = 128,
+  kTune = 256,
   kEngineCommands = kServe | kGenerate | kThroughput,
-  kStudies = kEval | kKvStats,
+  kStudies = kEval | kKvStats | kTune,
   kModelCommands = kEngineCommands | kInfo | kKernels | kStudies,  // those that take MODEL
 };
 

@@ -69,6 +69,31 @@ FlagValue layers(std::vector<int>& field) {
           }};
 }
 
+// "700", "3bits", "2.75bits,3.5bits".
+FlagValue budgets(std::vector<TuneBudget>& field) {
+  return {.kind = FlagKind::text,
+          .set = [&field](const std::string& text) -> std::optional<std::string> {
+            std::vector<TuneBudget> values;
+            if (!each_part(text, [&](const std::string& part) {
+                  const bool in_bits = part.ends_with("bits");
+                  const auto amount =
+                      parse_number<double>(in_bits ? part.substr(0, part.size() - 4) : part);
+                  values.push_back({amount.value_or(0), in_bits});
+                  return amount && *amount > 0 && *amount <= 1e9;
+                }))
+              return "a list of bytes a token (700) or bits a value (3bits), separated by commas";
+            field = std::move(values);
+            return std::nullopt;
+          },
+          .get = [&field]() -> ordered_json {
+            std::string text;
+            for (const TuneBudget& b : field)
+              text += fmt::format("{}{:g}{}", text.empty() ? "" : ",", b.amount,
+                                  b.in_bits ? "bits" : "");
+            return text;
+          }};
+}
+
 std::vector<Flag> without_config(std::vector<Flag> flags) {
   for (Flag& flag : flags) flag.in_config = false;
   return flags;
@@ -134,15 +159,15 @@ std::vector<Flag> kernel_flags(Settings& s) {
 
 std::vector<Flag> shared_flags(Settings& s) {
   const std::string group = "Output";
-  std::vector<Flag> flags = without_config(
-      {{"json", "FILE", "Write the figures to this file as JSON (empty = no file).", group,
-        kThroughput | kKernels | kBenchServe | kEval | kKvStats, text(s.json)}});
+  std::vector<Flag> flags =
+      without_config({{"json", "FILE", "Write the figures to this file as JSON (empty = no file).",
+                       group, kThroughput | kKernels | kBenchServe | kStudies, text(s.json)}});
   for (Flag& flag : flags_alone(
            {{"html", "FILE", "Write a page with tables and plots to this file (empty = no file).",
              group, kBenchServe | kKvStats, text(s.html)},
             {"text", "FILE",
              "Read the text from this file (required). Lines <|story|> separate its stories.",
-             "Text", kEval | kKvStats, text(s.text)}}))
+             "Text", kStudies, text(s.text)}}))
     flags.push_back(std::move(flag));
   return flags;
 }
@@ -326,6 +351,31 @@ std::vector<Flag> eval_flags(Settings& s) {
   });
 }
 
+std::vector<Flag> tune_flags(Settings& s) {
+  const std::string group = "Tuning";
+  TuneOptions& o = s.tune;
+  return flags_alone({
+      {"budget", "LIST",
+       "Choose a table for each of these budgets: bytes of pages a token in all layers, as kivi "
+       "info prints them, or bits a value with scales and minima: 3bits (required).",
+       group, kTune, budgets(o.budgets)},
+      {"output", "FILE",
+       "Write the table of the one budget to this file, for --kv-layer-bits (empty = no file).",
+       group, kTune, text(o.output)},
+      {"window", "N", "Cut the text into windows of this many tokens.", group, kTune,
+       integer(o.window, 2, 1 << 20)},
+      {"windows", "N", "Choose by the divergence over this many windows of the text.", group, kTune,
+       integer(o.windows, 1, 1 << 20)},
+      {"check-windows", "N",
+       "Also measure the tables over this many further windows, by which nothing is chosen (0 = "
+       "none).",
+       group, kTune, integer(o.check_windows, 0, 1 << 20)},
+      {"reference-bytes", "BYTES",
+       "Use at most this many bytes of memory for the logits of the fp16 cache.", group, kTune,
+       bytes(o.reference_bytes, 0)},
+  });
+}
+
 std::vector<Flag> kv_stats_flags(Settings& s) {
   const std::string group = "Study of keys and values";
   KvStatsOptions& o = s.kv_stats;
@@ -359,7 +409,7 @@ std::vector<Flag> kv_stats_flags(Settings& s) {
 std::vector<Flag> flags_of_measurements(Settings& settings) {
   std::vector<Flag> all;
   for (auto* rows : {throughput_flags, kernel_flags, load_server_flags, load_work_flags,
-                     load_time_flags, eval_flags, kv_stats_flags, shared_flags}) {
+                     load_time_flags, eval_flags, kv_stats_flags, tune_flags, shared_flags}) {
     for (Flag& flag : rows(settings)) all.push_back(std::move(flag));
   }
   return all;

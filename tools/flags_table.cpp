@@ -99,7 +99,7 @@ std::vector<Flag> cache_flags(Settings& s) {
        "kivi4, kivi-k4v2 and kivi-k2v4 are the paper's formats (auto = kivi2.5 for multi-head "
        "models, kivi3.5 for GQA and MQA models). Formats: " +
            formats + ".",
-       group, kEngineCommands | kInfo, cache_format(e.kv_cache_dtype)},
+       group, kEngineCommands | kInfo | kTune, cache_format(e.kv_cache_dtype)},
       {"kv-layer-bits", "FILE",
        "Give the codes of each layer's keys and values the bits of this file, as kivi tune writes "
        "it; all else is as --kv-cache-dtype says (empty = the format's bits in every layer).",
@@ -107,26 +107,26 @@ std::vector<Flag> cache_flags(Settings& s) {
       {"kivi-group-size", "G",
        "Share one scale and one minimum among this many quantized values: 32, 64 or 128 (0 = the "
        "format's own).",
-       group, kEngineCommands | kKernels, integer(e.kivi_group_size, 0, 128)},
+       group, kEngineCommands | kKernels | kTune, integer(e.kivi_group_size, 0, 128)},
       {"kivi-residual-length", "R",
        "Keep up to this many of a sequence's newest tokens in 16 bits. The length must be a "
        "multiple of the group size (0 = the format's own, 128).",
-       group, kEngineCommands | kKernels, integer(e.kivi_residual_length, 0, 1024)},
+       group, kEngineCommands | kKernels | kTune, integer(e.kivi_residual_length, 0, 1024)},
       {"kv-sinks", "S",
        "Keep this many of a sequence's first tokens in 16 bits. The number must be a multiple of "
        "the group size (-1 = the format's own).",
-       group, kEngineCommands | kKernels, integer(e.kv_sinks, -1, 1024)},
+       group, kEngineCommands | kKernels | kTune, integer(e.kv_sinks, -1, 1024)},
       {"kv-parameter-bits", "BITS",
        "Store each scale and each minimum in 8 or in 16 bits (0 = the format's own).", group,
-       kEngineCommands | kKernels, integer(e.kv_parameter_bits, 0, 16)},
+       kEngineCommands | kKernels | kTune, integer(e.kv_parameter_bits, 0, 16)},
       {"kv-key-bias", "auto|on|off",
        "Subtract from attention logits what the noise of quantized keys adds to them on average "
        "(auto = as the format says).",
-       group, kEngineCommands | kKernels, choice<Switch>(e.kv_key_bias, switches)},
+       group, kEngineCommands | kKernels | kTune, choice<Switch>(e.kv_key_bias, switches)},
       {"kv-rotation", "auto|on|off",
        "Multiply queries, keys and values by a Hadamard matrix before they are stored (auto = as "
        "the format says).",
-       group, kEngineCommands, choice<Switch>(e.kv_rotation, switches)},
+       group, kEngineCommands | kTune, choice<Switch>(e.kv_rotation, switches)},
       {"kivi-prefill", "exact|stream",
        "Choose how a prompt that is computed in chunks reads its own cache. exact = in 16 bits "
        "until the last chunk; stream = quantize each chunk before the next one reads it.",
@@ -137,7 +137,7 @@ std::vector<Flag> cache_flags(Settings& s) {
        "Reserve this many bytes for the KV cache: pages, residuals, staging and scratch (0 = "
        "derive "
        "from --gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
-       group, kEngineCommands | kEval, bytes(e.kv_cache_memory_bytes, 0)},
+       group, kEngineCommands | kEval | kTune, bytes(e.kv_cache_memory_bytes, 0)},
       {"enable-prefix-caching", "",
        "Keep the pages of ended requests while nothing else needs them, and let later requests "
        "with "
@@ -179,7 +179,7 @@ std::vector<Flag> scheduler_flags(Settings& s) {
   return {
       {"max-num-seqs", "N",
        "Compute at most this many sequences in a step, and reserve a residual for each of them.",
-       group, kEngineCommands | kEval, integer(e.max_num_seqs, 1, 4096)},
+       group, kEngineCommands | kEval | kTune, integer(e.max_num_seqs, 1, 4096)},
       {"max-num-batched-tokens", "N",
        "Compute at most this many tokens in a step; at least --max-num-seqs + "
        "--prefill-chunk-tokens.",

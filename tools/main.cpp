@@ -57,6 +57,7 @@ constexpr Entry kCommands[] = {
     {"bench kernels", run_kernels},
     {"eval", run_eval},
     {"kv-stats", run_kv_stats},
+    {"tune", run_tune},
     {"clear-kv-disk", run_kv_disk_clear},
     {"version", run_version},
     {"flags", run_flags},

@@ -46,6 +46,7 @@ struct Settings {
   load::ServeFlags bench_serve_flags;
   EvalOptions eval;         // engine and text: those below
   KvStatsOptions kv_stats;  // the same
+  TuneOptions tune;         // the same
   std::string text;         // file that a study reads
   std::string json, html;   // files for figures and for a page; "": none
   std::string config_file;

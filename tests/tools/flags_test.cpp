@@ -272,6 +272,23 @@ TEST_CASE("kv-stats takes layers as numbers and ranges") {
   CHECK(error_of(kKvStats, {"--nll-rise-max", "0"}).find("--nll-rise-max") != std::string::npos);
 }
 
+TEST_CASE("tune takes budgets in bytes a token and in bits a value") {
+  Settings s;
+  REQUIRE(parse_settings(kTune,
+                         {"m", "--text", "t", "--budget", "700,2.75bits", "--kv-cache-dtype",
+                          "kivi2.25", "--output", "o"},
+                         {}, s)
+              .ok());
+  REQUIRE(s.tune.budgets.size() == 2);
+  CHECK((s.tune.budgets[0].amount == 700 && !s.tune.budgets[0].in_bits));
+  CHECK((s.tune.budgets[1].amount == 2.75 && s.tune.budgets[1].in_bits));
+  CHECK(s.engine.kv_cache_dtype == "kivi2.25");
+  CHECK(s.tune.output == "o");
+  for (const char* wrong : {"", "bits", "3 bits", "-1", "0bits", "nan", "1e99", "3bits,"})
+    CHECK(error_of(kTune, {"--budget", wrong}).find("bits a value (3bits)") != std::string::npos);
+  CHECK(error_of(kTune, {"--kv-layer-bits", "f"}).starts_with("unknown flag --kv-layer-bits"));
+}
+
 TEST_CASE("Names, keys and variables of the table are unique and follow one rule") {
   Settings settings;
   std::set<std::string> names;                            // of settings that have a variable
@@ -280,7 +297,7 @@ TEST_CASE("Names, keys and variables of the table are unique and follow one rule
     CAPTURE(flag.name);
     if (flag.in_environment) CHECK(names.insert(flag.name).second);
     CHECK((flag.in_environment || !flag.in_config));
-    for (unsigned command = 1; command <= kKvStats; command *= 2)
+    for (unsigned command = 1; command <= kTune; command *= 2)
       if ((flag.commands & command) != 0) CHECK(of_command.emplace(command, flag.name).second);
     CHECK(flag.name.find_first_not_of("abcdefghijklmnopqrstuvwxyz-") == std::string::npos);
     CHECK_FALSE(flag.help.empty());
