@@ -85,7 +85,8 @@ const char* usage(Command command) {
              "rate\n"
              "and matrix rate allow. On the CPU, the default shapes are small.\n";
     case kInfo:
-      return "kivi info MODEL\n\nPrints what a model folder or GGUF file holds, and how many bytes "
+      return "kivi info MODEL [flags]\n\nPrints what a model folder or GGUF file holds, and how "
+             "many bytes "
              "a token takes in each\n"
              "cache format.\n";
     case kBenchServe:
@@ -100,6 +101,11 @@ const char* usage(Command command) {
       return "kivi kv-stats MODEL --text FILE [flags]\n\n"
              "Studies how the keys and values of a model are distributed and what quantizing them "
              "costs.\n";
+    case kTune:
+      return "kivi tune MODEL --text FILE --budget LIST [flags]\n\n"
+             "Chooses how many bits the keys and values of each layer get under a budget of bytes, "
+             "by\n"
+             "measured divergence, and writes the table for --kv-layer-bits.\n";
     default:
       return "";
   }
@@ -128,6 +134,7 @@ std::string commands_text(unsigned commands) {
   add(kBenchServe, "bench serve");
   add(kEval, "eval");
   add(kKvStats, "kv-stats");
+  add(kTune, "tune");
   return text;
 }
 
