@@ -94,16 +94,19 @@ class Envoy:
             stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             wait_for("Envoy's start", 30, lambda: get(self.port, "/health/ready")[0] == 200)
-            wait_for("both replicas' health in Envoy", 30, lambda: self.healthy() == len(replicas))
+            wait_for("both replicas' health in Envoy", 30, self.all_healthy)
         except BaseException:
             self.close()
             raise
 
-    def healthy(self):
+    def all_healthy(self):
+        """Whether Envoy sends requests of both kinds to both replicas."""
         text = get(self.admin_port, "/clusters")[1]
-        return len(re.findall(r"^kivi-http::\S+::health_flags::healthy$", text, re.MULTILINE))
+        return all(len(re.findall(rf"^kivi-{kind}::\S+::health_flags::healthy$", text, re.MULTILINE)) == 2
+                   for kind in ("http", "grpc"))
 
     def counter(self, name):
+        """A number that Envoy has counted."""
         text = get(self.admin_port, "/stats?filter=" + re.escape(name))[1]
         return int(re.search(rf"^{re.escape(name)}: (\d+)$", text, re.MULTILINE).group(1))
 
@@ -126,6 +129,7 @@ def ask(port, **body):
 
 class Load:
     """Clients that send requests one after another, every other one streamed, and judge each reply."""
+    kind = "http"
 
     def __init__(self, port, clients, tokens):
         self.port, self.tokens = port, tokens
@@ -181,3 +185,8 @@ class Load:
         self.ended.set()
         for thread in self.threads:
             thread.join()
+
+    def figures(self):
+        return {"replies": self.replies, "streams": self.streams, "cut_streams": self.cut_streams,
+                "failed": len(self.failures), "slowest_s": round(self.slowest, 2),
+                "failures": self.failures[:5]}

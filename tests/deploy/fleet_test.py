@@ -17,6 +17,7 @@ import threading
 import time
 
 from fleet import ROOT, Envoy, Load, Replica, ask, wait_for
+from grpc_load import GrpcLoad
 
 
 class Fleet:
@@ -87,43 +88,63 @@ def affinity(kivi):
     return shares, good
 
 
-def kill(kivi):
-    """A replica is killed under load and started again."""
-    with Fleet(kivi, "prefix-affinity.yaml") as fleet:
-        load = Load(fleet.envoy.port, clients=8, tokens=160)
-        for replica in fleet.replicas:
-            time.sleep(3)
-            replica.kill()
-            time.sleep(3)
-            replica.start()
-            wait_for("the replica's return", 20, lambda: fleet.envoy.healthy() == 2)
-        time.sleep(1)
-        load.stop()
-        repeated = fleet.envoy.counter("cluster.kivi-http.upstream_rq_retry_success")
-    figures = {"killed": 2, "repeated_elsewhere": repeated, "replies": load.replies, "streams": load.streams,
-               "cut_streams": load.cut_streams, "failed": len(load.failures),
-               "slowest_s": round(load.slowest, 2), "failures": load.failures[:5]}
-    # Requests were in flight on the replicas that died, and were answered all the same.
-    return figures, not load.failures and repeated > 0 and load.replies > 5 and load.streams > 5
+class Loads:
+    """Clients of the kinds given, while the body runs. Afterwards `figures` has what each kind saw."""
+
+    def __init__(self, fleet, *kinds):
+        self.fleet, self.kinds = fleet, kinds
+        self.figures, self.good = {}, True
+
+    def __enter__(self):
+        ports = {"http": self.fleet.envoy.port, "grpc": self.fleet.envoy.grpc_port}
+        self.loads = [kind(ports[kind.kind], 8 // len(self.kinds), tokens=160) for kind in self.kinds]
+        return self
+
+    def __exit__(self, kind, value, trace):
+        for load in self.loads:
+            load.ended.set()
+        for load in self.loads:
+            load.stop()
+            repeated = self.fleet.envoy.counter(f"cluster.kivi-{load.kind}.upstream_rq_retry_success")
+            self.figures[load.kind] = {**load.figures(), "repeated_elsewhere": repeated}
+            enough = min(load.replies, load.streams) >= 6 // len(self.kinds)
+            self.good = self.good and not load.failures and enough
 
 
-def upgrade(kivi):
-    """Every replica is replaced under load, twice."""
-    with Fleet(kivi, "prefix-affinity.yaml") as fleet:
-        load = Load(fleet.envoy.port, clients=8, tokens=160)
-        time.sleep(2)
-        codes = 0
-        for replica in fleet.replicas * 2:
-            codes += abs(replica.stop())
-            replica.start()
-            wait_for("the replica's return", 20, lambda: fleet.envoy.healthy() == 2)
+def kill(kivi, file="prefix-affinity.yaml", kinds=(Load,)):
+    """Each replica is killed under load and started again."""
+    with Fleet(kivi, file) as fleet:
+        with Loads(fleet, *kinds) as loads:
+            for replica in fleet.replicas:
+                time.sleep(3)
+                replica.kill()
+                time.sleep(3)
+                replica.start()
+                wait_for("the replica's return", 20, fleet.envoy.all_healthy)
             time.sleep(1)
-        load.stop()
-    figures = {"replaced": 4, "replies": load.replies, "streams": load.streams,
-               "cut_streams": load.cut_streams, "failed": len(load.failures),
-               "exit_codes_sum": codes, "slowest_s": round(load.slowest, 2),
-               "failures": load.failures[:5]}
-    return figures, not load.failures and not load.cut_streams and not codes and load.streams > 5
+    # Requests were in flight on the replicas that died, and were answered all the same.
+    repeated = sum(figures["repeated_elsewhere"] for figures in loads.figures.values())
+    return {"killed": 2, **loads.figures}, loads.good and repeated > 0
+
+
+def upgrade(kivi, file="prefix-affinity.yaml", kinds=(Load,)):
+    """Every replica is replaced under load, twice."""
+    with Fleet(kivi, file) as fleet:
+        codes = 0
+        with Loads(fleet, *kinds) as loads:
+            time.sleep(2)
+            for replica in fleet.replicas * 2:
+                codes += abs(replica.stop())
+                replica.start()
+                wait_for("the replica's return", 20, fleet.envoy.all_healthy)
+                time.sleep(1)
+    cut = sum(figures["cut_streams"] for figures in loads.figures.values())
+    return {"replaced": 4, "exit_codes_sum": codes, **loads.figures}, loads.good and not codes and not cut
+
+
+def kill_least(kivi):
+    """The same under least-request.yaml, HTTP and gRPC at once."""
+    return kill(kivi, "least-request.yaml", (Load, GrpcLoad))
 
 
 def grpc(kivi):
@@ -163,7 +184,7 @@ def autoscale(kivi):
     return figures, before == 0 and after == 0 and wanted > 2
 
 
-PARTS = {part.__name__: part for part in (affinity, kill, upgrade, grpc, autoscale)}
+PARTS = {part.__name__: part for part in (affinity, kill, upgrade, kill_least, grpc, autoscale)}
 
 
 def main():
