@@ -125,6 +125,10 @@ class CommandLine(unittest.TestCase):
             (("bench", "kernels", MODEL, "--ops", "matmull"), 'ops holds "matmull"'),
             (("bench", "serve", "--goodput", "ttft"), '--goodput is "ttft", must be'),
             (("kv-stats",), "MODEL is missing"),
+            (("tune",), "MODEL is missing"),
+            (("tune", MODEL, "--text", "README.md"), "--budget is missing"),
+            (("generate", MODEL, "-p", "a", "--kv-layer-bits", "/nowhere"),
+             'kv_layer_bits is "/nowhere"'),
             ((), "Usage: kivi COMMAND"),
         ]
         for arguments, expected in cases:
