@@ -17,6 +17,7 @@
 #include "bench/benchmark_data.h"
 #include "bench/kernel_costs.h"
 #include "bench/kernel_timer.h"
+#include "bench/page_copies.h"
 #include "engine/model/model_config.h"
 #include "engine/model/rope_scaling.h"
 #include "engine/model/weight_quantizer.h"
@@ -44,6 +45,7 @@ struct Scale {
   int64_t rotation_bytes;
   int64_t copy_bytes;
   int matrix_size;
+  int64_t page_copy_bytes;  // of a batch of pages that go to the host or come back
 };
 const Scale kDeviceScale = {{1, 64, 4096},
                             {{1, 32768}, {8, 4096}, {32, 2048}, {64, 1024}, {8, 32768}},
@@ -63,9 +65,11 @@ const Scale kDeviceScale = {{1, 64, 4096},
                              {1 << 20, 4096}},
                             int64_t(800) << 20,
                             int64_t(2) << 30,
-                            8192};
+                            8192,
+                            int64_t(512) << 20};
 const Scale kCpuScale = {{1, 8, 64},        {{1, 1024}, {8, 512}}, {{0, 64}, {64, 64}},
-                         int64_t(96) << 20, int64_t(128) << 20,    1024};
+                         int64_t(96) << 20, int64_t(128) << 20,    1024,
+                         int64_t(16) << 20};
 
 // As in service: each sequence completes its R keys at a step of its own.
 std::vector<int> staggered_pasts(std::vector<int> pasts) {
@@ -143,6 +147,7 @@ class Benchmark {
               const char* op, const std::string& shape);
   void append(const std::string& name, const BenchmarkStore& store, const BenchmarkStep& step,
               const char* op, const std::string& shape);
+  Status measure_page_copies(const std::string& name, const KvFormat& format);
 
   // --- recording --------------------------------------------------------------------------------
   bool wanted(const std::string& op) const {
@@ -470,6 +475,7 @@ Status Benchmark::measure_format(const KvFormat& format) {
   if (wanted("kv_attend_prompt") || wanted("kv_append_prompt"))
     for (const PromptCase& prompt : scale_.prompts)
       KIVI_RETURN_IF_ERROR(measure_prompt(text, format, prompt.past, prompt.rows));
+  if (wanted("kv_page_copy")) KIVI_RETURN_IF_ERROR(measure_page_copies(text, format));
   return ok_status();
 }
 
@@ -578,6 +584,24 @@ void Benchmark::append(const std::string& name, const BenchmarkStore& store,
   }));
 }
 
+// Pages have all layers of the model, as in service. Bytes count once: they cross in one direction.
+Status Benchmark::measure_page_copies(const std::string& name, const KvFormat& format) {
+  const KvLayout layout = {format, {spec_.layers, spec_.heads_kv, spec_.head_dim}};
+  const auto times =
+      time_page_copies(backend_, timer_, layout.page_bytes(), scale_.page_copy_bytes);
+  if (!times.ok()) {
+    skip("kv_page_copy", fmt::format("pages of {} bytes", layout.page_bytes()), name,
+         times.error().message);
+    return ok_status();
+  }
+  const auto shape = [&](const char* where) {
+    return fmt::format("{} pages of {} bytes to {}", times->pages, layout.page_bytes(), where);
+  };
+  record("kv_page_copy", shape("host"), name, {times->bytes, 0}, times->to_host);
+  record("kv_page_copy", shape("device"), name, {times->bytes, 0}, times->to_device);
+  return ok_status();
+}
+
 Status check(const KernelBenchmarkOptions& options) {
   for (const std::string& op : options.ops)
     if (std::ranges::find(kernel_op_names(), op) == kernel_op_names().end())
@@ -612,6 +636,7 @@ const std::vector<std::string>& kernel_op_names() {
                                                  "kv_append",
                                                  "kv_append_step",
                                                  "kv_append_prompt",
+                                                 "kv_page_copy",
                                                  "activation",
                                                  "gather_rows",
                                                  "sample"};
