@@ -2,6 +2,7 @@
 #include "engine/kv_tier.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "base/verify.h"
@@ -20,6 +21,7 @@ KvTier::KvTier(PrefixCache& device, KvTierSetup setup)
       memory_(std::move(setup.memory)),
       disk_(std::move(setup.disk)),
       namer_(setup.secret, setup.fingerprint),
+      announced_(device),
       host_(setup.host_pages) {}
 
 KvTier::~KvTier() = default;
@@ -68,7 +70,10 @@ void KvTier::drop(Pieces::iterator piece) {
   KIVI_VERIFY(piece->second.pins == 0);
   for (const int32_t page : piece->second.pages) host_.give_back(page);
   by_age_.erase(piece->second.age);
+  const PieceKey key = piece->first;
   pieces_.erase(piece);
+  const auto other = key.kind == PieceKind::block ? PieceKind::checkpoint : PieceKind::block;
+  if (!pieces_.contains({key.name, other})) announced_.remove(key.name);
 }
 
 // --- writing behind
@@ -93,17 +98,21 @@ void KvTier::offer(SequenceKv& kv, std::span<const int32_t> known, std::string_v
   const int offered = kv.offered;
   for (int k = kv.offered;
        blocks.end(k) <= int(known.size()) && blocks.end(k) + blocks.behind <= kv.settled;
-       kv.offered = ++k)
+       kv.offered = ++k) {
     put({kv.names[size_t(k)], PieceKind::block}, pages_of(k), {}, false, true);
+    announce(kv, k, known, salt);
+  }
   for (const CapturedSlab& captured : kv.captured)
-    if (captured.settled && captured.tokens <= int(known.size())) put_checkpoint(kv, captured);
+    if (captured.settled && captured.tokens <= int(known.size()))
+      put_checkpoint(kv, known, salt, captured);
   if (kv.offered > offered) touch_path(kv, kv.offered);
 }
 
 // The blocks before the checkpoint have their values in pages, even where the sequence is still
 // being staged and writes the same ones again at its end. The checkpoint's own block gets its
 // values while the sequence goes on. Steps that come next wait until both have been read.
-void KvTier::put_checkpoint(SequenceKv& kv, const CapturedSlab& captured) {
+void KvTier::put_checkpoint(SequenceKv& kv, std::span<const int32_t> known, std::string_view salt,
+                            const CapturedSlab& captured) {
   const PrefixBlocks& blocks = device_.blocks();
   const int last = blocks.whole(captured.tokens) - 1;
   const size_t block_pages = size_t(blocks.block_pages);
@@ -111,10 +120,13 @@ void KvTier::put_checkpoint(SequenceKv& kv, const CapturedSlab& captured) {
   const auto pages_of = [&](int k) {
     return std::span(kv.pages).subspan(size_t(k) * block_pages, block_pages);
   };
-  for (int k = kv.offered; k < device_.first_behind(last); ++k)
+  for (int k = kv.offered; k < device_.first_behind(last); ++k) {
     put({kv.names[size_t(k)], PieceKind::block}, pages_of(k), {}, true, true);
+    announce(kv, k, known, salt);
+  }
   put({kv.names[size_t(last)], PieceKind::checkpoint}, pages_of(last), captured.pages, true,
       !captured.rolling);
+  announce(kv, last, known, salt);
   touch_path(kv, last);
   if (!captured.rolling) return;
   if (kv.rolling_block >= 0 && kv.rolling_block != last) {
@@ -122,6 +134,23 @@ void KvTier::put_checkpoint(SequenceKv& kv, const CapturedSlab& captured) {
     if (before != pieces_.end() && before->second.rolling && before->second.pins == 0) drop(before);
   }
   kv.rolling_block = last;
+}
+
+bool KvTier::holds(const BlockName& name) const {
+  return std::ranges::any_of(std::array{PieceKind::block, PieceKind::checkpoint},
+                             [&](PieceKind kind) {
+                               const auto found = pieces_.find({name, kind});
+                               return found != pieces_.end() && !found->second.doomed;
+                             });
+}
+
+// Only requests of the same salt may know of a block.
+void KvTier::announce(const SequenceKv& kv, int k, std::span<const int32_t> known,
+                      std::string_view salt) {
+  if (!salt.empty() || !announced_.observed()) return;
+  const BlockName& name = kv.names[size_t(k)];
+  if (holds(name))
+    announced_.add(name, k == 0 ? nullptr : &kv.names[size_t(k) - 1], device_.tokens_of(k, known));
 }
 
 void KvTier::put(const PieceKey& key, std::span<const int32_t> block, std::span<const int32_t> slab,
@@ -379,6 +408,7 @@ bool KvTier::busy() const {
 
 void KvTier::forget_all() {
   abandon_all();
+  announced_.clear();
   to_write_.clear();
   for (auto it = pieces_.begin(); it != pieces_.end();) {
     const auto piece = it++;

@@ -31,6 +31,7 @@
 #include <vector>
 
 #include "engine/batch_plan.h"
+#include "engine/host_blocks.h"
 #include "engine/id_pool.h"
 #include "engine/piece_store.h"
 #include "engine/prefix_cache.h"
@@ -112,7 +113,9 @@ class KvTier {
   void forget_on_disk(std::span<const BlockName> names);
 
   KvTierStats stats() const;
-  // For tests: the pages of the store that fetches hold, and the host pages of all pieces.
+  // For tests: whether a block is on the host, by itself or with a checkpoint at its end; the pages
+  // of the store that fetches hold; and the host pages of all pieces.
+  bool holds(const BlockName& name) const;
   std::vector<int32_t> pages_of_fetches() const;
   std::vector<int32_t> pages_of_pieces() const;
 
@@ -159,7 +162,10 @@ class KvTier {
   void put(const PieceKey& key, std::span<const int32_t> block, std::span<const int32_t> slab,
            bool may_change, bool to_disk);
   void write_later(const PieceKey& key);
-  void put_checkpoint(SequenceKv& kv, const CapturedSlab& captured);
+  void put_checkpoint(SequenceKv& kv, std::span<const int32_t> known, std::string_view salt,
+                      const CapturedSlab& captured);
+  // Block k of the sequence may be on the host now: those who follow may know of it.
+  void announce(const SequenceKv& kv, int k, std::span<const int32_t> known, std::string_view salt);
   uint64_t next_batch() const { return handed_over_ + 1; }
   int piece_pages(PieceKind kind) const;
   void finish_jobs();
@@ -174,6 +180,7 @@ class KvTier {
   const HostMemory memory_;
   const std::unique_ptr<PieceStore> disk_;  // ends its jobs before the memory goes
   BlockNamer namer_;
+  HostBlocks announced_;
   IdPool host_;
   Pieces pieces_;
   std::list<PieceKey> by_age_;  // the first is the oldest

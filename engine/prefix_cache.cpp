@@ -453,16 +453,15 @@ void PrefixCache::forget_all() {
   PrefixObserver* const observer = std::exchange(observer_, nullptr);
   while (!nodes_.empty()) remove(nodes_.begin()->first);
   observer_ = observer;
-  if (!told_all()) observer_->cleared();
+  if (told_all()) return;
+  observer_->cleared();
+  if (more_) more_(*observer_);
 }
 
 // --- events -------------------------------------------------------------------------------------
 
 StoredBlock PrefixCache::described(uint64_t id, const Node& node) const {
-  return {.id = id,
-          .parent = node.parent,
-          .tokens = node.tokens,
-          .unit = std::gcd(blocks_.first, blocks_.block)};
+  return {.id = id, .parent = node.parent, .tokens = node.tokens, .unit = blocks_.unit()};
 }
 
 void PrefixCache::announce_blocks(PrefixObserver& observer) const {
@@ -483,6 +482,7 @@ bool PrefixCache::told_all() {
   if (!observer_->needs_all()) return false;
   observer_->cleared();
   announce_blocks(*observer_);
+  if (more_) more_(*observer_);
   return true;
 }
 
@@ -493,7 +493,7 @@ void PrefixCache::tell_stored(uint64_t id) {
 
 void PrefixCache::tell_removed(uint64_t id, const Node& node) {
   if (!node.salted && !told_all())
-    observer_->removed(id, int(node.tokens.size()), described(id, node).unit);
+    observer_->removed(id, int(node.tokens.size()), blocks_.unit(), PrefixMedium::device);
 }
 
 }  // namespace kivi

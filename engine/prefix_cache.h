@@ -18,7 +18,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -44,6 +46,8 @@ struct PrefixBlocks {
   static PrefixBlocks of(const KvLayout& layout);
   // The number of tokens up to the end of block k.
   int end(int k) const { return first + k * block; }
+  // The greatest number of tokens of which every block is a whole number.
+  int unit() const { return std::gcd(first, block); }
   // The number of whole blocks in `tokens` tokens.
   int whole(int tokens) const { return tokens < first ? 0 : (tokens - first) / block + 1; }
 };
@@ -131,6 +135,11 @@ class PrefixCache {
   void observe(PrefixObserver* observer) { observer_ = observer; }
   // Calls observer.stored() for every block that is kept, parents first.
   void announce_blocks(PrefixObserver& observer) const;
+  // Calls `more` whenever an observer is told everything anew: it announces what lies elsewhere.
+  void announce_also(std::function<void(PrefixObserver&)> more) { more_ = std::move(more); }
+  bool observed() const { return observer_ != nullptr; }
+  // Returns the observer, for one event; null if there is none, or if it was just told everything.
+  PrefixObserver* observer_to_tell() { return told_all() ? nullptr : observer_; }
 
  private:
   struct Node {
@@ -196,6 +205,7 @@ class PrefixCache {
   int evictable_ = 0;
   int checkpoints_ = 0;
   PrefixObserver* observer_ = nullptr;
+  std::function<void(PrefixObserver&)> more_;
 };
 
 }  // namespace kivi

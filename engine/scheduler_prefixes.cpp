@@ -91,8 +91,8 @@ void Scheduler::remember(Sequence& s) {
 }
 
 void Scheduler::forget_prefixes(std::span<Sequence* const> suspects) {
-  cache_.prefixes().forget_all();
   cache_.tier().forget_all();
+  cache_.prefixes().forget_all();
   for (const Sequence* s : suspects) cache_.tier().forget_on_disk(s->kv.names);
 }
 

@@ -11,8 +11,9 @@ namespace {
 
 using nlohmann::json;
 
-// The memory of the device, as the scores of a router know it.
-constexpr const char* kMedium = "GPU";
+// As the scores of a router know them. The memory of the device is "GPU", also on the CPU.
+const char* name_of(PrefixMedium medium) { return medium == PrefixMedium::host ? "CPU" : "GPU"; }
+
 constexpr uint64_t kUnitsMax = 1 << 16;  // of one block
 
 int units_of(const KvEvent& event) {
@@ -30,7 +31,7 @@ json stored(const KvEvent& event, const BlockHashes& hashes) {
   const json parent = event.parent == 0 ? json(nullptr) : json(hashes.of(event.parent, 0));
   // The tag, hashes, parent, tokens, tokens of a hash; LoRA's id; medium; LoRA's name; extra keys.
   return json::array({"BlockStored", std::move(own), parent, event.tokens, event.unit, nullptr,
-                      kMedium, nullptr, nullptr});
+                      name_of(event.medium), nullptr, nullptr});
 }
 
 }  // namespace
@@ -54,10 +55,13 @@ std::string encode_kv_batch(double time, std::span<const KvEvent> events,
         break;
       case KvEvent::Kind::removed: {
         json gone = json::array();  // of all removals in a row
-        for (; i < events.size() && events[i].kind == KvEvent::Kind::removed; ++i)
+        const PrefixMedium medium = events[i].medium;
+        for (; i < events.size() && events[i].kind == KvEvent::Kind::removed &&
+               events[i].medium == medium;
+             ++i)
           append_hashes(gone, events[i], hashes);
         --i;
-        list.push_back(json::array({"BlockRemoved", std::move(gone), kMedium}));
+        list.push_back(json::array({"BlockRemoved", std::move(gone), name_of(medium)}));
         break;
       }
       case KvEvent::Kind::cleared:

@@ -23,15 +23,17 @@ void KvEventQueue::stored(const StoredBlock& block) {
         .parent = block.parent,
         .tokens = {block.tokens.begin(), block.tokens.end()},
         .token_count = int(block.tokens.size()),
-        .unit = block.unit});
+        .unit = block.unit,
+        .medium = block.medium});
 }
 
-void KvEventQueue::removed(uint64_t id, int tokens, int unit) {
+void KvEventQueue::removed(uint64_t id, int tokens, int unit, PrefixMedium medium) {
   push({.kind = KvEvent::Kind::removed,
         .id = id,
         .tokens = {},
         .token_count = tokens,
-        .unit = unit});
+        .unit = unit,
+        .medium = medium});
 }
 
 void KvEventQueue::cleared() { push({.kind = KvEvent::Kind::cleared, .tokens = {}}); }

@@ -22,10 +22,11 @@ struct KvEvent {
   };
   Kind kind = Kind::cleared;
   uint64_t id = 0;
-  uint64_t parent = 0;          // stored: 0 if there is none
-  std::vector<int32_t> tokens;  // stored
-  int token_count = 0;          // stored, removed
-  int unit = 0;                 // tokens; the block is a whole number of units
+  uint64_t parent = 0;                         // stored: 0 if there is none
+  std::vector<int32_t> tokens;                 // stored
+  int token_count = 0;                         // stored, removed
+  int unit = 0;                                // tokens; the block is a whole number of units
+  PrefixMedium medium = PrefixMedium::device;  // stored, removed
 };
 
 class KvEventQueue : public PrefixObserver {
@@ -42,7 +43,7 @@ class KvEventQueue : public PrefixObserver {
 
   // Engine thread.
   void stored(const StoredBlock& block) override;
-  void removed(uint64_t id, int tokens, int unit) override;
+  void removed(uint64_t id, int tokens, int unit, PrefixMedium medium) override;
   void cleared() override;
   bool needs_all() override;
 

@@ -358,7 +358,8 @@ int serve(const ServerConfig& given, const std::vector<std::string>& model_names
                                   ? default_topic(fronts.http_port(), model_name)
                                   : config.kv_events_topic;
     loaded->engine->observe_prefixes(&kv_events->observer());
-    kv_events->start(topic, size_t(loaded->engine->stats().kv_pages_total));
+    const EngineStats stats = loaded->engine->stats();
+    kv_events->start(topic, size_t(stats.kv_pages_total + stats.tier.host_pages_total));
     log_info("KV events: {}, topic {}", config.kv_events_endpoint, topic);
   }
   loaded->engine->start();

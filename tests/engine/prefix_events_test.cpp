@@ -20,8 +20,8 @@ class Forgetful : public PrefixMirror {
   void stored(const StoredBlock& block) override {
     if (!losing) PrefixMirror::stored(block);
   }
-  void removed(uint64_t id, int tokens, int unit) override {
-    if (!losing) PrefixMirror::removed(id, tokens, unit);
+  void removed(uint64_t id, int tokens, int unit, PrefixMedium medium) override {
+    if (!losing) PrefixMirror::removed(id, tokens, unit, medium);
   }
   void cleared() override {
     if (!losing) PrefixMirror::cleared();
@@ -77,9 +77,34 @@ TEST_CASE("a block that nobody announced is not found either") {
   CHECK(gone > 20);
 }
 
-TEST_CASE("an observer that lost events is told everything anew") {
+TEST_CASE("an observer knows the blocks on the host that have all blocks before them there") {
+  const uint64_t seed = GENERATE(1, 2, 3);
   for (const KvFormat& format : kFormats) {
-    PrefixWalk walk({format, {1, 1, 64}}, 60, 11);
+    INFO("seed " << seed << ", sinks " << format.sinks << ", residual " << format.residual);
+    const int host_pages = format.kind == KvKind::kivi ? 50 : 30;
+    PrefixWalk walk({format, {1, 1, 64}}, 40, seed, host_pages);
+    PrefixMirror mirror;
+    walk.cache().prefixes().observe(&mirror);
+    size_t most = 0, elsewhere = 0;
+    for (int i = 0; i < 1500; ++i) {
+      walk.step();
+      if (i % 20 != 0) continue;  // to ask the tier for each block takes long
+      const std::set<TokenPath> paths = mirror.paths(PrefixMedium::host);
+      const std::set<TokenPath> kept = kept_paths(walk.cache().prefixes());
+      REQUIRE(paths == walk.on_host());
+      REQUIRE(mirror.paths() == kept);
+      most = std::max(most, paths.size());
+      for (const TokenPath& path : paths) elsewhere += kept.contains(path) ? 0 : 1;
+    }
+    CHECK(most > 5);
+    CHECK(elsewhere > 100);
+  }
+}
+
+TEST_CASE("an observer that lost events is told everything anew") {
+  const int host_pages = GENERATE(0, 50);
+  for (const KvFormat& format : kFormats) {
+    PrefixWalk walk({format, {1, 1, 64}}, 60, 11, host_pages);
     Forgetful observer;
     walk.cache().prefixes().observe(&observer);
     for (int round = 0; round < 40; ++round) {
@@ -90,13 +115,15 @@ TEST_CASE("an observer that lost events is told everything anew") {
       for (int i = 0; i < 200 && observer.losing; ++i) walk.step();
       REQUIRE_FALSE(observer.losing);
       REQUIRE(observer.paths() == kept_paths(walk.cache().prefixes()));
+      REQUIRE(observer.paths(PrefixMedium::host) == walk.on_host());
     }
     CHECK(observer.recoveries == 40);
   }
 }
 
 TEST_CASE("blocks of salted requests are announced to nobody") {
-  KvCache cache({{}, {1, 1, 64}}, {.pages = 20, .slots = 2, .staging_pages = 0});
+  KvCache cache({{}, {1, 1, 64}}, {.pages = 20, .slots = 2, .staging_pages = 0},
+                {.host_pages = 20, .secret = "secret"});
   PrefixMirror mirror;
   cache.prefixes().observe(&mirror);
   const TokenPath tokens(200, 7);
@@ -105,14 +132,21 @@ TEST_CASE("blocks of salted requests are announced to nobody") {
     REQUIRE(cache.reserve(kv, 200, KvMode::append));
     cache.commit(kv, 200, KvMode::append);
     kv.settled = 200;
+    cache.tier().offer(kv, tokens, salt);
     cache.prefixes().remember(kv, tokens, salt);
     cache.release(kv);
   };
   keep("secret");
   CHECK(cache.prefixes().evictable() == 3);
+  CHECK(cache.tier().stats().host_pages_used == 3);
   CHECK(mirror.paths().empty());
+  CHECK(mirror.paths(PrefixMedium::host).empty());
   keep("");
   CHECK(mirror.paths().size() == 3);
+  CHECK(mirror.paths(PrefixMedium::host).size() == 3);
   cache.prefixes().forget_all();
+  CHECK(mirror.paths(PrefixMedium::host).size() == 3);
+  cache.tier().forget_all();
+  CHECK(mirror.paths(PrefixMedium::host).empty());
   CHECK(mirror.paths().empty());
 }

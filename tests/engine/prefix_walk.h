@@ -24,20 +24,26 @@ class PrefixMirror : public PrefixObserver {
   void stored(const StoredBlock& block) override {
     TokenPath path = block.parent == 0 ? TokenPath{} : paths_.at(block.parent);
     path.insert(path.end(), block.tokens.begin(), block.tokens.end());
+    if (block.parent != 0) KIVI_VERIFY(media_.at(block.parent) == block.medium);
     KIVI_VERIFY(paths_.emplace(block.id, std::move(path)).second);
+    media_[block.id] = block.medium;
   }
-  void removed(uint64_t id, int, int) override { paths_.erase(id); }
+  void removed(uint64_t id, int, int, PrefixMedium medium) override {
+    if (paths_.erase(id) > 0) KIVI_VERIFY(media_.at(id) == medium);
+  }
   void cleared() override { paths_.clear(); }
   bool needs_all() override { return false; }
 
-  std::set<TokenPath> paths() const {
+  std::set<TokenPath> paths(PrefixMedium medium = PrefixMedium::device) const {
     std::set<TokenPath> out;
-    for (const auto& [id, path] : paths_) KIVI_VERIFY(out.insert(path).second);
+    for (const auto& [id, path] : paths_)
+      if (media_.at(id) == medium) KIVI_VERIFY(out.insert(path).second);
     return out;
   }
 
  private:
-  std::map<uint64_t, TokenPath> paths_;  // by block
+  std::map<uint64_t, TokenPath> paths_;     // by block
+  std::map<uint64_t, PrefixMedium> media_;  // by block, of those that are gone too
 };
 
 // What the cache keeps for requests without a salt, as it announces it to a newcomer.
@@ -49,8 +55,9 @@ inline std::set<TokenPath> kept_paths(const PrefixCache& cache) {
 
 class PrefixWalk {
  public:
-  PrefixWalk(const KvLayout& layout, int pages, uint64_t seed)
-      : cache_(layout, {.pages = pages, .slots = kSequencesMax + 1, .staging_pages = 0}),
+  PrefixWalk(const KvLayout& layout, int pages, uint64_t seed, int host_pages = 0)
+      : cache_(layout, {.pages = pages, .slots = kSequencesMax + 1, .staging_pages = 0},
+               {.host_pages = host_pages, .secret = "secret"}),
         random_(seed) {}
   ~PrefixWalk() {
     for (Walker& walker : walkers_) cache_.release(walker.kv);
@@ -60,8 +67,15 @@ class PrefixWalk {
 
   // One operation: a sequence begins, grows, is remembered or ends, or everything is forgotten.
   void step() {
+    BatchPlan plan;
+    cache_.tier().advance(batches_);
+    cache_.tier().hand_over(plan);
+    batches_ += plan.transfers.empty() ? 0 : 1;
     const int choice = draw(1000);
-    if (choice == 0) return cache_.prefixes().forget_all();
+    if (choice == 0) {
+      cache_.tier().forget_all();
+      return cache_.prefixes().forget_all();
+    }
     if (walkers_.size() < kSequencesMax && (walkers_.empty() || choice < 300)) return begin();
     Walker& walker = walkers_[size_t(draw(int(walkers_.size())))];
     if (choice < 800) return grow(walker, 1 + draw(90));
@@ -74,6 +88,19 @@ class PrefixWalk {
     SequenceKv kv;
     cache_.prefixes().extend_chains(kv, tokens, "");
     return cache_.prefixes().find(kv, tokens, "", int(tokens.size())).matched;
+  }
+
+  // The paths of all blocks that are on the host with all blocks before them, as the tier says when
+  // it is asked for each one.
+  std::set<TokenPath> on_host() const {
+    std::set<TokenPath> paths;
+    for (const TokenPath& path : offered_) {
+      SequenceKv kv;
+      cache_.tier().extend_names(kv, path, "");
+      if (std::ranges::all_of(kv.names, [&](const BlockName& n) { return cache_.tier().holds(n); }))
+        paths.insert(path);
+    }
+    return paths;
   }
 
  private:
@@ -134,17 +161,26 @@ class PrefixWalk {
   }
 
   void remember(Walker& walker) {
+    if (cache_.tier().on()) {
+      cache_.tier().offer(walker.kv, walker.tokens, walker.salt);
+      const PrefixBlocks& blocks = cache_.prefixes().blocks();
+      for (int k = 0; walker.salt.empty() && k < blocks.whole(int(walker.tokens.size())); ++k)
+        offered_.emplace(walker.tokens.begin(), walker.tokens.begin() + blocks.end(k));
+    }
     cache_.prefixes().remember(walker.kv, walker.tokens, walker.salt);
   }
 
   void end(Walker& walker) {
     remember(walker);
+    cache_.tier().settle(walker.kv);
     cache_.release(walker.kv);
     std::swap(walker, walkers_.back());
     walkers_.pop_back();
   }
 
   KvCache cache_;
+  std::set<TokenPath> offered_;  // of blocks, to the tier
+  uint64_t batches_ = 0;         // of transfers
   std::mt19937_64 random_;
   std::vector<Walker> walkers_;
 };

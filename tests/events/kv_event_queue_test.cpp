@@ -21,10 +21,10 @@ void follow(PrefixMirror& mirror, const std::vector<KvEvent>& events) {
   for (const KvEvent& event : events) {
     switch (event.kind) {
       case KvEvent::Kind::stored:
-        mirror.stored({event.id, event.parent, event.tokens, event.unit});
+        mirror.stored({event.id, event.parent, event.tokens, event.unit, event.medium});
         break;
       case KvEvent::Kind::removed:
-        mirror.removed(event.id, event.token_count, event.unit);
+        mirror.removed(event.id, event.token_count, event.unit, event.medium);
         break;
       case KvEvent::Kind::cleared:
         mirror.cleared();
@@ -35,6 +35,8 @@ void follow(PrefixMirror& mirror, const std::vector<KvEvent>& events) {
   }
 }
 
+constexpr PrefixMedium kHost = PrefixMedium::host;
+
 bool readable(const KvEventQueue& queue) {
   pollfd poll_item{queue.descriptor(), POLLIN, 0};
   return poll(&poll_item, 1, 0) == 1;
@@ -42,7 +44,7 @@ bool readable(const KvEventQueue& queue) {
 
 KvEvent stored(uint64_t id, uint64_t parent, std::vector<int32_t> tokens, int unit) {
   const int count = int(tokens.size());
-  return {KvEvent::Kind::stored, id, parent, std::move(tokens), count, unit};
+  return {KvEvent::Kind::stored, id, parent, std::move(tokens), count, unit, PrefixMedium::device};
 }
 
 }  // namespace
@@ -88,8 +90,10 @@ TEST_CASE("a batch is vLLM's array of tagged arrays") {
   const BlockHashes hashes(12345);
   const std::vector<KvEvent> events = {stored(1, 0, {1, 2, 3, 4, 5, 6}, 2),
                                        stored(2, 1, {7, 8}, 2),
+                                       {KvEvent::Kind::stored, 9, 0, {7, 8}, 2, 2, kHost},
                                        {KvEvent::Kind::removed, 2, 0, {}, 2, 2},
                                        {KvEvent::Kind::removed, 1, 0, {}, 6, 2},
+                                       {KvEvent::Kind::removed, 9, 0, {}, 2, 2, kHost},
                                        {KvEvent::Kind::cleared, 0, 0, {}, 0, 0}};
   const json batch = json::from_msgpack(encode_kv_batch(1.5, events, hashes));
   const json first = {hashes.of(1, 2), hashes.of(1, 1), hashes.of(1, 0)};
@@ -114,7 +118,17 @@ TEST_CASE("a batch is vLLM's array of tagged arrays") {
                                             "GPU",
                                             nullptr,
                                             nullptr},
+                                           {"BlockStored",
+                                            {hashes.of(9, 0)},
+                                            nullptr,
+                                            {7, 8},
+                                            2,
+                                            nullptr,
+                                            "CPU",
+                                            nullptr,
+                                            nullptr},
                                            {"BlockRemoved", gone, "GPU"},
+                                           {"BlockRemoved", {hashes.of(9, 0)}, "CPU"},
                                            {"AllBlocksCleared"}}),
                               nullptr}));
 }

@@ -61,14 +61,16 @@ class KvEvents(unittest.TestCase):
         self.assertEqual(set(subscriber.blocks.values()), units(kept, block_size))
 
     def test_a_subscriber_knows_what_the_cache_keeps_after_ten_thousand_operations(self):
-        for format_name, block_size in (("fp16", 64), ("kivi", 128), ("sinks", 32)):
+        for format_name, block_size in (("fp16", 64), ("kivi", 128), ("sinks", 32),
+                                        ("fp16+host", 64), ("sinks+host", 32)):
             with self.subTest(format_name):
                 walk = Walk(format_name, 7, 10_000)
                 subscriber = Subscriber(walk.endpoint, TOPIC)
                 self.addCleanup(subscriber.close)
                 self.addCleanup(walk.close)
                 subscriber.read(0.5)  # until it is connected; nothing comes
-                kept = walk.next()["kept"]
+                state = walk.next()
+                kept = state["kept"]
                 subscriber.read(0.5)
                 counts = walk.next()
                 self.assertEqual(counts["dropped"], 0)
@@ -78,7 +80,11 @@ class KvEvents(unittest.TestCase):
                 self.assertGreater(subscriber.counts["BlockRemoved"], 100)
                 self.assertGreater(subscriber.counts["AllBlocksCleared"], 1)
                 self.compare(subscriber, kept, block_size)
-                print(f"{format_name}: {counts} {subscriber.counts}, {len(kept)} blocks kept")
+                self.assertEqual(len(state["on_host"]) > 20, format_name.endswith("+host"))
+                self.assertEqual(set(subscriber.host_blocks.values()),
+                                 units(state["on_host"], block_size))
+                print(f"{format_name}: {counts} {subscriber.counts}, {len(kept)} blocks kept, "
+                      f"{len(state['on_host'])} on the host")
 
     def test_a_subscriber_that_comes_late_asks_for_what_it_missed(self):
         walk = Walk("sinks", 8, 10_000)

@@ -3,8 +3,9 @@
 //
 //   kv_events_walk ENDPOINT REPLAY_ENDPOINT TOPIC SEED OPERATIONS FORMAT
 //
-// FORMAT is fp16, kivi or sinks. The walk begins after one line of standard input. Then the program
-// prints one JSON object (what the cache keeps, as the tokens up to the end of each block), waits
+// FORMAT is fp16, kivi or sinks, or one of these with +host, for a cache with pages on the host.
+// The walk begins after one line of standard input. Then the program prints one JSON object (what
+// the cache keeps on the device and on the host, as the tokens up to the end of each block), waits
 // for another line, and ends.
 #include <cstdio>
 #include <iostream>
@@ -21,7 +22,8 @@ namespace {
 
 constexpr int kPages = 200;
 
-KvFormat format_of(const std::string& name) {
+KvFormat format_of(std::string name) {
+  name = name.substr(0, name.find('+'));
   if (name == "kivi") return {KvKind::kivi, 2, 2, 32, 128};
   if (name == "sinks") return {KvKind::kivi, 2, 2, 32, 128, /*sinks=*/32, 8};
   return {};
@@ -37,9 +39,10 @@ int main(int argc, char** argv) {
     std::cerr << publisher.error().message << "\n";
     return 1;
   }
-  PrefixWalk walk({format_of(args[5]), {1, 1, 64}}, kPages, std::stoull(args[3]));
+  const int host_pages = args[5].ends_with("+host") ? kPages : 0;
+  PrefixWalk walk({format_of(args[5]), {1, 1, 64}}, kPages, std::stoull(args[3]), host_pages);
   walk.cache().prefixes().observe(&(*publisher)->observer());
-  (*publisher)->start(args[2], kPages);
+  (*publisher)->start(args[2], size_t(kPages + host_pages));
   std::cout << "listening" << std::endl;
   std::string line;
   std::getline(std::cin, line);
@@ -49,7 +52,7 @@ int main(int argc, char** argv) {
     KIVI_VERIFY(walk.matched(path) == int(path.size()));  // a request would find it
     kept.push_back(path);
   }
-  std::cout << nlohmann::json{{"kept", kept}} << std::endl;
+  std::cout << nlohmann::json{{"kept", kept}, {"on_host", walk.on_host()}} << std::endl;
   std::getline(std::cin, line);
   walk.cache().prefixes().observe(nullptr);
   const KvEventCounts counts = (*publisher)->counts();

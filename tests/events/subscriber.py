@@ -6,7 +6,8 @@ import zmq
 
 
 class Subscriber:
-    """Follows one server. `blocks` maps the hash of a unit of tokens to all tokens up to its end."""
+    """Follows one server. `blocks` maps the hash of a unit of tokens in the device's memory to all
+    tokens up to its end, and `host_blocks` that of one in the host's memory."""
 
     def __init__(self, endpoint, topic=""):
         self.context = zmq.Context()
@@ -14,7 +15,7 @@ class Subscriber:
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.setsockopt_string(zmq.SUBSCRIBE, topic)
         self.socket.connect(endpoint)
-        self.blocks = {}
+        self.blocks, self.host_blocks = {}, {}
         self.topics = set()
         self.sequences = []
         self.counts = {"BlockStored": 0, "BlockRemoved": 0, "AllBlocksCleared": 0}
@@ -45,22 +46,26 @@ class Subscriber:
             getattr(self, event[0])(*event[1:])
 
     def BlockStored(self, hashes, parent, tokens, block_size, lora_id, medium, lora_name, extra_keys):
-        assert (lora_id, medium, lora_name, extra_keys) == (None, "GPU", None, None)
+        assert (lora_id, lora_name, extra_keys) == (None, None, None)
         assert len(hashes) * block_size == len(tokens), (len(hashes), block_size, len(tokens))
         self.block_sizes.add(block_size)
-        path = () if parent is None else self.blocks[parent]
+        blocks = self.of(medium)
+        path = () if parent is None else blocks[parent]
         for i, name in enumerate(hashes):
             path += tuple(tokens[i * block_size:(i + 1) * block_size])
-            assert name not in self.blocks, "a hash was used twice"
-            self.blocks[name] = path
+            assert name not in self.blocks and name not in self.host_blocks, "a hash was used twice"
+            blocks[name] = path
 
     def BlockRemoved(self, hashes, medium):
-        assert medium == "GPU", medium
         for name in hashes:
-            self.blocks.pop(name, None)
+            self.of(medium).pop(name, None)
 
     def AllBlocksCleared(self):
         self.blocks.clear()
+        self.host_blocks.clear()
+
+    def of(self, medium):
+        return {"GPU": self.blocks, "CPU": self.host_blocks}[medium]
 
     def replay(self, endpoint, first, timeout_s=20):
         """Asks for the batches from number `first` on and applies them."""
