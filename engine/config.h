@@ -17,6 +17,9 @@ namespace kivi {
 enum class PrefillMode { exact, stream };
 enum class Switch { automatic, off, on };
 enum class SchedulingPolicy { fair, fcfs, priority };
+// What becomes of a prefix that lies on the host or on disk: what is estimated to be faster, or one
+// of the two.
+enum class KvFetch { automatic, fetch, compute };
 
 struct EngineConfig {
   std::string model;                  // a Hugging Face folder, a .gguf file or a folder with one
@@ -60,6 +63,7 @@ struct EngineConfig {
   int64_t kv_disk_bytes = 0;          // of its files
   std::string kv_disk_key_file;       // "": they are not encrypted
   bool kv_disk_read_only = false;
+  KvFetch kv_fetch = KvFetch::automatic;
   SchedulingPolicy scheduling_policy = SchedulingPolicy::fair;
   int max_num_queued_reqs = 1024;           // waiting requests; more are refused (503)
   int64_t max_num_queued_tokens = 4 << 20;  // prompt tokens of waiting requests

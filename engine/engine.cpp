@@ -43,6 +43,9 @@ std::vector<float> pooled(const Sequence& s) {
 
 // While there is nothing but copies and files to wait for, the engine looks at them this often.
 constexpr std::chrono::microseconds kTierPoll{500};
+// The choice between fetching and computing is logged when it changes, and not more often than
+// this.
+constexpr std::chrono::seconds kChoiceLog{10};
 
 }  // namespace
 
@@ -85,6 +88,7 @@ struct Engine::Impl {
   void finish(Sequence& s, TokenEvent event, Clock::time_point now);
   void end_all();
   void take_snapshot();
+  void log_fetch_choice(Clock::time_point now);
   bool deliver();
 
   const EngineConfig config;
@@ -100,6 +104,9 @@ struct Engine::Impl {
   std::function<void(int, double)> observer;
   std::function<void(const StepTrace&)> tracer;
   Clock::time_point trace_begin;
+  Clock::time_point last_collected;  // the end of the step before
+  bool logged_fetch = true;          // the choice that was logged last: fetch
+  Clock::time_point logged_fetch_at;
   EngineStats counted;
   // The step that is launched and not collected; and sequences that ended while the launched steps
   // up to a number (the first) were still running.
@@ -131,8 +138,12 @@ bool Engine::Impl::step() {
 
   if (!can_plan_before_results()) finish_step();  // the next plan needs to know what it sampled
 
-  if (cache.tier().on()) scheduler.note_transfers(runner->transfers_done());
+  if (cache.tier().on()) {
+    const uint64_t batches = runner->transfers_done();
+    scheduler.note_transfers(batches, runner->transfer_seconds());
+  }
   BatchPlan plan = scheduler.plan();
+  if (cache.tier().on()) log_fetch_choice(begin);
   note_scheduled(plan, begin);
   if (!plan.transfers.empty()) runner->transfer(plan.transfers);
   if (plan.empty() && !in_flight) return await_tier(deliver() || !plan.transfers.empty());
@@ -181,6 +192,12 @@ bool Engine::Impl::can_plan_before_results() const {
 void Engine::Impl::finish_step() {
   if (!in_flight) return;
   Result<std::vector<StepResult>> results = runner->collect();
+  // While a step ran, the next one was planned. So its own time begins at the end of the one
+  // before.
+  const Clock::time_point now = Clock::now();
+  const std::chrono::duration<double> own = now - std::max(in_flight->begin, last_collected);
+  last_collected = now;
+  if (results.ok()) scheduler.note_step(in_flight->plan, own.count());
   if (results.ok())
     emit(in_flight->plan, *results);
   else
@@ -378,6 +395,8 @@ void Engine::Impl::take_snapshot() {
   counted.prefix_checkpoints = cache.prefixes().checkpoints_kept();
   counted.tier = cache.tier().stats();
   counted.tier.page_bytes = cache.tier().on() ? cache.layout().page_bytes() : 0;
+  counted.tier.rates = scheduler.fetch_rates();
+  counted.fetch = scheduler.fetch_counts();
   counted.kv_bytes = cache.bytes_held();
   counted.kv_pages_total = cache.capacity().pages;
   counted.kv_pages_free = cache.pages_free();
@@ -387,6 +406,25 @@ void Engine::Impl::take_snapshot() {
   counted.staging_pages_free = cache.staging_pages_free();
   const std::lock_guard lock(snapshot_mutex);
   snapshot = counted;
+}
+
+void Engine::Impl::log_fetch_choice(Clock::time_point now) {
+  const FetchReach& choice = scheduler.fetch_counts().last;
+  const bool fetches = choice.end > 0;
+  if (choice.longest == 0 || config.kv_fetch != KvFetch::automatic || fetches == logged_fetch ||
+      now - logged_fetch_at < kChoiceLog)
+    return;
+  logged_fetch = fetches;
+  logged_fetch_at = now;
+  const FetchRates rates = scheduler.fetch_rates();
+  const double page_gb = double(cache.layout().page_bytes()) * 1e-9;
+  log_info(
+      "prefix cache: {} tokens of a prompt are {}, because fetching them is estimated at {:.1f} ms "
+      "and computing them at {:.1f} ms ({:.0f} prompt tokens/s, {:.2f} GB/s from the host, {:.2f} "
+      "GB/s from disk)",
+      fetches ? choice.end : choice.longest, fetches ? "fetched" : "computed",
+      choice.fetch_seconds * 1e3, choice.compute_seconds * 1e3, rates.tokens, rates.pages * page_gb,
+      rates.disk_pages * page_gb);
 }
 
 // --- the engine thread --------------------------------------------------------------------------

@@ -41,6 +41,7 @@ struct EngineStats {
   int64_t prefix_pages = 0;        // kept for later requests and held by no sequence; they are free
   int64_t prefix_checkpoints = 0;  // slabs in such pages
   KvTierStats tier;                // pages on the host and on disk
+  FetchCounts fetch;               // what could have come from there and was computed
   uint64_t steps = 0;
   uint64_t step_tokens = 0;        // rows computed in all steps
   uint64_t prompt_tokens = 0;      // of admitted requests, counted once

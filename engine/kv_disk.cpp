@@ -297,6 +297,9 @@ PieceStoreStats KvDisk::stats() const {
   return stats;
 }
 
+// The threads read different pieces at the same time.
+double KvDisk::pages_read_per_second() const { return kThreads * reads_.per_second(); }
+
 // --- jobs
 // -----------------------------------------------------------------------------------------
 
@@ -343,6 +346,7 @@ void KvDisk::poll(std::vector<Done>& done) {
 void KvDisk::note(const Ended& ended) {
   if (ended.task == Task::read) {
     counted_.bytes_read += ended.ok ? uint64_t(ended.bytes) : 0;
+    if (ended.ok) reads_.add(ended.pages, ended.seconds);
     counted_.read_failures += ended.ok ? 0 : 1;
     if (!ended.ok) erase(ended.key);
     return;
@@ -391,7 +395,11 @@ void KvDisk::run(const std::stop_token& stop, bool lists) {
 
 KvDisk::Ended KvDisk::run(const Job& job) const {
   const std::string path = path_of(job.key);
-  Ended ended{job.number, job.task, job.key, page_file_bytes(job.pages.size(), page_bytes_), true};
+  const auto begin = std::chrono::steady_clock::now();
+  Ended ended{job.number, job.task,
+              job.key,    page_file_bytes(job.pages.size(), page_bytes_),
+              true,       int(job.pages.size()),
+              0};
   if (job.task == Task::remove) {
     ::unlink(path.c_str());
     return ended;
@@ -400,6 +408,8 @@ KvDisk::Ended KvDisk::run(const Job& job) const {
   const Status status = job.task == Task::write ? write_page_file(path, content, keys_)
                                                 : read_page_file(path, content, keys_);
   ended.ok = status.ok();
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  ended.seconds = took.count();
   // The time of the last use outlives the server.
   if (ended.ok && job.task == Task::read && !options_.read_only)
     ::utimensat(AT_FDCWD, path.c_str(), nullptr, 0);

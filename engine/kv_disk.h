@@ -23,6 +23,7 @@
 #include "base/result.h"
 #include "engine/page_file.h"
 #include "engine/piece_store.h"
+#include "engine/running_rate.h"
 
 namespace kivi {
 
@@ -53,6 +54,7 @@ class KvDisk : public PieceStore {
   void poll(std::vector<Done>& done) override;
   void erase(const PieceKey& key) override;
   PieceStoreStats stats() const override;
+  double pages_read_per_second() const override;
 
   // Removes every file of the cache from a folder, its secret included, and nothing else. Returns
   // their number. Error unavailable: a server writes to it.
@@ -72,6 +74,8 @@ class KvDisk : public PieceStore {
     PieceKey key;
     int64_t bytes;
     bool ok;
+    int pages;
+    double seconds;
   };
   struct File {
     int64_t bytes = 0;
@@ -112,6 +116,7 @@ class KvDisk : public PieceStore {
   uint64_t next_job_ = 1;
   std::chrono::steady_clock::time_point paused_until_;  // after a failure nothing is written
   PieceStoreStats counted_;
+  RunningRate reads_;  // pages, of one thread
 
   std::mutex mutex_;  // guards the next three
   std::condition_variable_any arrived_;

@@ -31,9 +31,12 @@ int KvTier::piece_pages(PieceKind kind) const {
   return blocks.block_pages + (kind == PieceKind::checkpoint ? blocks.slab_pages : 0);
 }
 
-bool KvTier::has(const PieceKey& key) const {
-  if (const auto found = pieces_.find(key); found != pieces_.end()) return !found->second.doomed;
-  return disk_ != nullptr && disk_->contains(key) && piece_pages(key.kind) <= host_.total();
+KvTier::Place KvTier::place_of(const PieceKey& key) const {
+  if (const auto found = pieces_.find(key); found != pieces_.end())
+    return found->second.doomed ? Place::none : Place::host;
+  const bool on_disk =
+      disk_ != nullptr && disk_->contains(key) && piece_pages(key.kind) <= host_.total();
+  return on_disk ? Place::disk : Place::none;
 }
 
 // --- host pages
@@ -194,24 +197,54 @@ void KvTier::settle(SequenceKv& kv) {
 // --- bringing back
 // --------------------------------------------------------------------------------
 
-int KvTier::reach(const SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt,
-                  const PrefixMatch& match, int limit, int first_end, int grid) const {
-  if (!on()) return 0;
+FetchRates KvTier::rates() const {
+  return {0, copies_.per_second(), disk_ == nullptr ? 0 : disk_->pages_read_per_second()};
+}
+
+FetchReach KvTier::reach(const SequenceKv& kv, std::span<const int32_t> tokens,
+                         std::string_view salt, const PrefixMatch& match, int limit, int first_end,
+                         int grid, const FetchRates& rates) const {
+  FetchReach reach;
+  if (!on()) return reach;
   const PrefixBlocks& blocks = device_.blocks();
   const int whole = blocks.whole(limit);
   const int on_device = device_.complete_blocks(kv, tokens, salt, whole);
-  int best = 0;
+  // What comes from disk is copied twice. Nothing is known to be slow before it was measured.
+  const bool known = rates.tokens > 0 && rates.pages > 0;
+  const auto seconds_of = [&](Place place, PieceKind kind) {
+    const double pages = piece_pages(kind);
+    const double from_disk =
+        place == Place::disk && rates.disk_pages > 0 ? pages / rates.disk_pages : 0;
+    return pages / rates.pages + from_disk;
+  };
+  double seconds = 0, gain_most = 0;  // of the blocks so far; of `end`
   for (int k = 0; k < whole; ++k) {
-    const bool has_block = k < on_device || has({kv.names[size_t(k)], PieceKind::block});
+    const Place block =
+        k < on_device ? Place::host : place_of({kv.names[size_t(k)], PieceKind::block});
     const int end = blocks.end(k);
     const bool on_grid = grid == 0 || (end >= first_end && (end - first_end) % grid == 0);
     // The checkpoint's piece has the pages of its own block too.
-    const bool ends =
-        blocks.slab_pages == 0 ? has_block : has({kv.names[size_t(k)], PieceKind::checkpoint});
-    if (ends && on_grid && end > match.tokens) best = end;
-    if (!has_block) break;
+    const PieceKind last = blocks.slab_pages == 0 ? PieceKind::block : PieceKind::checkpoint;
+    const Place place = last == PieceKind::block ? block : place_of({kv.names[size_t(k)], last});
+    if (place != Place::none && on_grid && end > match.tokens) {
+      const bool here = k < on_device && last == PieceKind::block;
+      const double fetch = known && !here ? seconds + seconds_of(place, last) : seconds;
+      const double compute = known ? double(end - match.tokens) / rates.tokens : 0;
+      const bool best = !known || compute - fetch > gain_most;
+      reach.longest = end;
+      if (best) {
+        reach.end = end;
+        gain_most = compute - fetch;
+      }
+      if (best || reach.end == 0) {
+        reach.fetch_seconds = fetch;
+        reach.compute_seconds = compute;
+      }
+    }
+    if (block == Place::none) break;
+    if (known && k >= on_device) seconds += seconds_of(block, PieceKind::block);
   }
-  return best;
+  return reach;
 }
 
 int KvTier::extra_pages() const {
@@ -339,8 +372,15 @@ void KvTier::abandon_all() {
 // --- steps
 // ----------------------------------------------------------------------------------------
 
-void KvTier::advance(uint64_t batches) {
-  done_ = batches;
+void KvTier::advance(uint64_t batches, double seconds) {
+  Batch ended;  // all that have ended since the last call
+  for (; done_ < batches; ++done_, batches_.pop_front()) {
+    ended.pages += batches_.front().pages;
+    ended.fetches |= batches_.front().fetches;
+  }
+  // A fetch waits for what is copied to the host in its batch, so that counts too.
+  if (ended.fetches) copies_.add(ended.pages, seconds - copied_seconds_);
+  copied_seconds_ = seconds;
   if (!on()) return;
   if (disk_ != nullptr) finish_jobs();
   // What has been loaded is copied before anything else is loaded in its place.
@@ -393,6 +433,9 @@ void KvTier::start_writes() {
 
 void KvTier::hand_over(BatchPlan& plan) {
   if (!transfers_.empty()) {
+    const bool fetches = std::ranges::any_of(
+        transfers_, [](const KvTransfer& t) { return t.to == KvTransfer::To::device; });
+    batches_.push_back({int(transfers_.size()), fetches});
     plan.transfers = std::exchange(transfers_, {});
     ++handed_over_;
   }
@@ -445,6 +488,7 @@ KvTierStats KvTier::stats() const {
   KvTierStats stats = counted_;
   stats.host_pages_total = host_.total();
   stats.host_pages_used = host_.total() - host_.free();
+  stats.rates = rates();
   if (disk_ != nullptr) stats.disk = disk_->stats();
   return stats;
 }

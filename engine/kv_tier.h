@@ -35,6 +35,7 @@
 #include "engine/id_pool.h"
 #include "engine/piece_store.h"
 #include "engine/prefix_cache.h"
+#include "engine/running_rate.h"
 #include "engine/sequence.h"
 #include "kernels/backend.h"
 
@@ -49,6 +50,31 @@ struct KvTierSetup {
   std::unique_ptr<PieceStore> disk;     // null: none
 };
 
+// What the choice between fetching and computing goes by. All rates are those of recent work; 0:
+// not known.
+struct FetchRates {
+  double tokens = 0;      // computed in a second, of prompts
+  double pages = 0;       // copied between the host and the store in a second
+  double disk_pages = 0;  // read from disk in a second
+};
+
+// How far a sequence's first tokens can be fetched, and how far they should be.
+struct FetchReach {
+  int longest = 0;  // tokens at which the sequence can be continued if all is fetched; 0: none
+  int end = 0;      // the same, of what is worth it; 0: nothing is
+  // Of the tokens up to `end`, or up to `longest` if end is 0.
+  double fetch_seconds = 0;
+  double compute_seconds = 0;
+};
+
+// Sequences whose first tokens could have come from the host or from disk, and were computed,
+// because that was estimated to be faster.
+struct FetchCounts {
+  uint64_t declined = 0;         // sequences
+  uint64_t tokens_declined = 0;  // that they computed instead
+  FetchReach last;               // of the last sequence that had the choice; longest 0: none had it
+};
+
 struct KvTierStats {
   int64_t host_pages_total = 0, host_pages_used = 0;
   int64_t page_bytes = 0;            // 0: no tier
@@ -58,6 +84,7 @@ struct KvTierStats {
   uint64_t tokens_fetched_disk = 0;  // of these, from disk
   uint64_t fetches = 0;
   uint64_t fetches_failed = 0;  // abandoned for pages, cancelled, or a piece was gone
+  FetchRates rates;
   PieceStoreStats disk;
 };
 
@@ -79,10 +106,14 @@ class KvTier {
   void settle(SequenceKv& kv);
 
   // --- bringing back ----------------------------------------------------------------------------
-  // Returns the number of tokens at which the sequence can be continued if what is here is fetched:
-  // more than `match` has, at most `limit`, and as PrefixCache::find says. 0: none.
-  int reach(const SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt,
-            const PrefixMatch& match, int limit, int first_end, int grid) const;
+  // Returns how far the sequence's tokens can be fetched: more than `match` has, at most `limit`,
+  // and as PrefixCache::find says. The end is the one that spares the most time at these rates;
+  // where one of them is not known, it is the longest.
+  FetchReach reach(const SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt,
+                   const PrefixMatch& match, int limit, int first_end, int grid,
+                   const FetchRates& rates) const;
+  // The rates of copies and of reads so far. Those of prompts are the scheduler's.
+  FetchRates rates() const;
   // Returns the pages that a fetch up to `end` takes beyond those of the sequence itself.
   int extra_pages() const;
   // Begins to fetch the first `end` tokens of a waiting sequence. Returns false, and changes
@@ -100,8 +131,9 @@ class KvTier {
   void abandon_all();
 
   // --- steps ------------------------------------------------------------------------------------
-  // The first `batches` batches of transfers are done. Call it before each plan.
-  void advance(uint64_t batches);
+  // The first `batches` batches of transfers are done, and were copied in `seconds` seconds in all
+  // (0: not known). Call it before each plan.
+  void advance(uint64_t batches, double seconds);
   // Moves the transfers since the last plan into this one, and says which of them its step awaits.
   void hand_over(BatchPlan& plan);
   // There is something to do without any sequence: transfers to hand over, or jobs to wait for.
@@ -152,7 +184,8 @@ class KvTier {
     bool writes = false;
   };
 
-  bool has(const PieceKey& key) const;
+  enum class Place : uint8_t { none, host, disk };
+  Place place_of(const PieceKey& key) const;
   void touch(Piece& piece);
   void touch_path(const SequenceKv& kv, int blocks);
   // Takes host pages. Drops old pieces for them. False if pages of jobs are in the way.
@@ -188,7 +221,14 @@ class KvTier {
   std::vector<KvTransfer> transfers_;
   uint64_t handed_over_ = 0;  // batches
   uint64_t done_ = 0;         // batches
-  uint64_t awaited_ = 0;      // a batch that the next step waits for
+  double copied_seconds_ = 0;
+  struct Batch {
+    int pages = 0;
+    bool fetches = false;
+  };
+  std::deque<Batch> batches_;  // handed over and not done
+  RunningRate copies_;         // pages of batches that fetch
+  uint64_t awaited_ = 0;       // a batch that the next step waits for
   std::deque<PieceKey> to_write_;
   std::unordered_map<uint64_t, Job> jobs_;
   KvTierStats counted_;

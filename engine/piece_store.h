@@ -55,6 +55,8 @@ class PieceStore {
   // Appends the jobs that have ended since the last call. A piece whose read was not ok is gone.
   virtual void poll(std::vector<Done>& done) = 0;
   virtual void erase(const PieceKey& key) = 0;
+  // The pages that are read in a second while pieces are read one after the other; 0: not known.
+  virtual double pages_read_per_second() const = 0;
   virtual PieceStoreStats stats() const = 0;
 };
 

@@ -28,6 +28,7 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
              cache.layout().format.kind == KvKind::kivi),
       staging_tokens_max_(exact_ ? config.prefill_staging_tokens : 0),
       forced_rows_(1 + std::clamp(rows_max_ - seqs_max_ - chunk_tokens_, 0, kForcedRowsMax - 1)),
+      kv_fetch_(config.kv_fetch),
       caches_prefixes_(config.enable_prefix_caching),
       salts_tenants_(config.prefix_cache_per_key),
       aligns_chunks_(cache.layout().format.kind == KvKind::kivi &&
@@ -45,7 +46,7 @@ Scheduler::Scheduler(const EngineConfig& config, KvCache& cache)
 
 BatchPlan Scheduler::plan() {
   BatchPlan plan;
-  cache_.tier().advance(transfers_done_);
+  cache_.tier().advance(transfers_done_, transfer_seconds_);
   for (const auto& [unused, s] : running_) remember(*s);
   if (Sequence* prompt = layerwise_prompt(); prompt != nullptr && layerwise_turn_) {
     layerwise_turn_ = false;
@@ -136,7 +137,11 @@ void Scheduler::admit_waiting(BatchPlan& plan) {
       deferred.push_back(s);
       continue;
     }
-    if (!fits(c, left) && c.match.tokens > 0) c = without_prefix(*s);
+    if (!fits(c, left) && c.match.tokens > 0) {
+      const int declined = c.declined;
+      c = without_prefix(*s);
+      c.declined = declined;
+    }
     if (!fits(c, left)) {
       if (!running_.empty() || !cache_.tier().has_fetches()) break;
       cache_.tier().abandon_all();  // nobody runs, so nothing else will become free
@@ -212,6 +217,10 @@ Scheduler::Candidate Scheduler::without_prefix(Sequence& s) const {
 
 void Scheduler::admit(const Candidate& c) {
   Sequence& s = *c.sequence;
+  if (c.declined > 0) {
+    ++fetch_counts_.declined;
+    fetch_counts_.tokens_declined += uint64_t(c.declined);
+  }
   if (cacheable(s)) {
     if (s.cached_tokens < 0) {
       s.cached_tokens = std::min(c.match.tokens, s.prompt_tokens);

@@ -63,7 +63,8 @@
 // are likely to go on: at the last boundary of a prompt, where a prompt parts from what is known,
 // and, while a sequence decodes, at its newest boundary (not in mode stream). A sequence whose
 // prefix is being computed by a running one waits for that, and lets others pass. So does one whose
-// prefix comes back from the host tier (kv_tier.h).
+// prefix comes back from the host tier (kv_tier.h). It comes back only as far as that is estimated
+// to be faster than computing it (docs/design/decisions/037-fetch-or-compute.md).
 #pragma once
 
 #include <cstdint>
@@ -77,6 +78,7 @@
 #include "engine/config.h"
 #include "engine/fair_queue.h"
 #include "engine/kv_cache.h"
+#include "engine/running_rate.h"
 #include "engine/sequence.h"
 
 namespace kivi {
@@ -109,10 +111,19 @@ class Scheduler {
   std::unique_ptr<Sequence> remove(Sequence* sequence);
   // What is kept of earlier sequences may be wrong: a step with these sequences failed.
   void forget_prefixes(std::span<Sequence* const> suspects);
-  // So many batches of transfers are done (StepRunner::transfers_done), as the next plan may know.
-  void note_transfers(uint64_t batches) { transfers_done_ = batches; }
+  // So many batches of transfers are done (StepRunner::transfers_done), and took so long in all, as
+  // the next plan may know.
+  void note_transfers(uint64_t batches, double seconds) {
+    transfers_done_ = batches;
+    transfer_seconds_ = seconds;
+  }
+  // A step took so long, by itself.
+  void note_step(const BatchPlan& plan, double seconds);
 
   const PrefixCounts& prefix_counts() const { return prefix_counts_; }
+  // The rates that the choice between fetching and computing goes by, and its results so far.
+  FetchRates fetch_rates() const;
+  const FetchCounts& fetch_counts() const { return fetch_counts_; }
 
   int running() const { return int(running_.size()); }
   int waiting() const { return queue_.size(); }
@@ -151,6 +162,7 @@ class Scheduler {
     int pages = 0;         // that must be free
     int staging_pages = 0;
     bool reuses = false;  // what is kept may be reused, if there is something
+    int declined = 0;     // tokens that could be fetched, and are to be computed
   };
 
   // Of a sequence that was not continued from a prefix.
@@ -195,8 +207,9 @@ class Scheduler {
   int watermark() const { return (cache_.capacity().pages + 99) / 100; }
   // The prefix cache's part in a step (scheduler_prefixes.cpp).
   Candidate candidate(Sequence& s);
-  // The candidate's first tokens are being fetched, or begin to be, if that spares computing them.
-  bool fetches(const Candidate& c, const Room& room);
+  // The candidate's first tokens are being fetched, or begin to be, if that is faster than
+  // computing them. Otherwise c.declined is set.
+  bool fetches(Candidate& c, const Room& room);
   // A running sequence computes a longer prefix of the candidate's tokens than is known now.
   bool prefix_is_coming(const Candidate& c) const;
   bool cacheable(const Sequence& s) const;
@@ -227,6 +240,7 @@ class Scheduler {
   const bool exact_;              // mode exact, and the format quantizes
   const int staging_tokens_max_;  // 0: prompts are never staged
   const int forced_rows_;         // most rows of a sequence with forced tokens
+  const KvFetch kv_fetch_;
   const bool caches_prefixes_;
   const bool salts_tenants_;
   const bool aligns_chunks_;  // appended chunks end at boundaries
@@ -234,7 +248,10 @@ class Scheduler {
   int first_end_ = 0;
   int grid_ = 0;
   PrefixCounts prefix_counts_;
+  FetchCounts fetch_counts_;
+  RunningRate prompt_rate_;  // tokens
   uint64_t transfers_done_ = 0;
+  double transfer_seconds_ = 0;
   std::vector<uint64_t> seen_;  // hashes of blocks of earlier prompts, each in its only place
   Running running_;
   FairQueue queue_;

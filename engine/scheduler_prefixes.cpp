@@ -13,6 +13,9 @@ namespace {
 
 // A sequence asks for its first tokens at most this often: a fetch may be abandoned, or fail.
 constexpr int kFetchesOfOneMax = 4;
+// Of so many sequences whose tokens should be computed, one fetches them: what is never fetched is
+// never measured again.
+constexpr uint64_t kProbeEvery = 16;
 
 }  // namespace
 
@@ -48,13 +51,20 @@ Scheduler::Candidate Scheduler::candidate(Sequence& s) {
   return c;
 }
 
-bool Scheduler::fetches(const Candidate& c, const Room& room) {
+bool Scheduler::fetches(Candidate& c, const Room& room) {
   KvTier& tier = cache_.tier();
   if (!tier.on() || !c.reuses || c.sequence->fetches >= kFetchesOfOneMax) return false;
   Sequence& s = *c.sequence;
   const std::string salt = salt_of(s);
-  const int end =
-      tier.reach(s.kv, s.tokens, salt, c.match, s.prefill_tokens - 1, first_end_, grid_);
+  const FetchRates rates = kv_fetch_ == KvFetch::automatic ? fetch_rates() : FetchRates{};
+  const FetchReach reach =
+      tier.reach(s.kv, s.tokens, salt, c.match, s.prefill_tokens - 1, first_end_, grid_, rates);
+  if (reach.longest == 0) return false;
+  fetch_counts_.last = reach;
+  const bool probes =
+      kv_fetch_ == KvFetch::automatic && fetch_counts_.declined % kProbeEvery == kProbeEvery - 1;
+  const int end = kv_fetch_ == KvFetch::compute ? 0 : probes ? reach.longest : reach.end;
+  c.declined = reach.longest - std::max(end, c.match.tokens);
   if (end == 0) return false;
   if (tier.fetched_by_other(s, end)) return true;
   tier.release(s);  // an earlier fetch, of which too little was left
@@ -63,7 +73,24 @@ bool Scheduler::fetches(const Candidate& c, const Room& room) {
   fetched.pages += tier.extra_pages();
   fetched.staging_pages = 0;
   fetched.match.tokens = end;
-  return fits(fetched, room) && tier.fetch(s, end, salt);
+  if (!fits(fetched, room) || !tier.fetch(s, end, salt)) return false;
+  if (probes && reach.end == 0) ++fetch_counts_.declined;
+  return true;
+}
+
+FetchRates Scheduler::fetch_rates() const {
+  FetchRates rates = cache_.tier().rates();
+  rates.tokens = prompt_rate_.per_second();
+  return rates;
+}
+
+// A short chunk takes nearly as long as a whole one, so it says little of a long prompt.
+void Scheduler::note_step(const BatchPlan& plan, double seconds) {
+  int rows = plan.layerwise.empty() ? 0 : plan.rows;
+  for (const PlannedSequence& part : plan.sequences)
+    if (plan.layerwise.empty() && (part.count > forced_rows_ || part.mode != KvMode::append))
+      rows += part.count;
+  if (2 * rows >= chunk_tokens_) prompt_rate_.add(rows, seconds);
 }
 
 bool Scheduler::cacheable(const Sequence& s) const { return caches_prefixes_ && s.request.cache; }

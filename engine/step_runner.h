@@ -48,6 +48,9 @@ class StepRunner {
   virtual void transfer(std::span<const KvTransfer>) {}
   // Returns the number of batches that are done. Does not wait.
   virtual uint64_t transfers_done() { return 0; }
+  // Returns the seconds for which batches were copied, of all those that the last call of
+  // transfers_done() counted; 0: not known.
+  virtual double transfer_seconds() const { return 0; }
 
   // Enqueues the step up to its logits. The plan is read only during the call. Engine thread.
   virtual void launch(const BatchPlan& plan) = 0;

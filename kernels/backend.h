@@ -140,6 +140,9 @@ class Backend {
   // Returns the number of batches that are done. Does not wait. The caller may then read what they
   // wrote to the host, and ops that are called now see what they wrote to the device.
   virtual uint64_t copied_beside() = 0;
+  // Returns the seconds for which the device has copied, in all batches that the last call of
+  // copied_beside() counted. Waiting for ops and for other batches does not count.
+  virtual double seconds_beside() const = 0;
   // Makes ops that are called from now on begin after the first `batches` batches. The caller does
   // not wait where ops return before they are done.
   virtual void wait_beside(uint64_t batches) = 0;

@@ -186,6 +186,15 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
         double(stats.tier.disk.bytes));
   gauge("prefix_cache_disk_bytes_limit", "Bytes that it may have there (0: none, or only read).",
         double(stats.tier.disk.bytes_limit));
+  const FetchRates& rates = stats.tier.rates;
+  gauge("prefix_cache_prompt_tokens_per_second",
+        "Prompt tokens that were computed in a second lately (0: not known).", rates.tokens);
+  gauge("prefix_cache_host_bytes_per_second",
+        "Rate of recent copies of pages from the host's memory (0: not known).",
+        rates.pages * double(stats.tier.page_bytes));
+  gauge("prefix_cache_disk_bytes_per_second",
+        "Rate at which files of pages were read lately (0: not known).",
+        rates.disk_pages * double(stats.tier.page_bytes));
   gauge("kv_cache_tokens_capacity", "Tokens that fit in the pages.",
         double(stats.kv_pages_total * page_tokens));
   MetricFamily bytes{
@@ -223,6 +232,12 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   prompt_tokens_counter("prefix_cache_fetched_total",
                         "Tokens that were brought back from the host's memory, or from disk.",
                         stats.tier.tokens_fetched);
+  prompt_tokens_counter("prefix_cache_fetches_declined_total",
+                        "Requests whose tokens were computed because that was estimated to be "
+                        "faster than fetching them.",
+                        stats.fetch.declined);
+  prompt_tokens_counter("prefix_cache_tokens_declined_total",
+                        "Tokens that were computed for this reason.", stats.fetch.tokens_declined);
   const auto page_bytes_counter = [&](const char* suffix, const char* help, uint64_t pages) {
     out.push_back(snapshot(name(suffix), help, MetricType::Counter,
                            double(pages) * double(stats.tier.page_bytes), labels));

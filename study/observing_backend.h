@@ -67,6 +67,7 @@ class ObservingBackend final : public Backend {
     return inner_->copy_beside(copies);
   }
   uint64_t copied_beside() override { return inner_->copied_beside(); }
+  double seconds_beside() const override { return inner_->seconds_beside(); }
   void wait_beside(uint64_t batches) override { inner_->wait_beside(batches); }
 
   // Never recorded: a replay would pass the observer by.

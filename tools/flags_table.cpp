@@ -167,6 +167,16 @@ std::vector<Flag> cache_flags(Settings& s) {
       {"kv-disk-read-only", "",
        "Read pages from --kv-disk, to which another server writes, and write none.", group,
        kEngineCommands, boolean(e.kv_disk_read_only)},
+      {"kv-fetch", "auto|fetch|compute",
+       "Choose what becomes of first tokens of a request that are on the host or on disk and not "
+       "on "
+       "the device. fetch = bring them back; compute = compute them; auto = do what is estimated "
+       "to "
+       "be faster, from rates that are measured.",
+       group, kEngineCommands,
+       choice<KvFetch>(e.kv_fetch, {{"auto", KvFetch::automatic},
+                                    {"fetch", KvFetch::fetch},
+                                    {"compute", KvFetch::compute}})},
       {"gpu-memory-utilization", "X",
        "Use at most this share of the GPU's memory for weights, KV cache and workspace.", group,
        kEngineCommands, number(e.gpu_memory_utilization, 0.05, 1)},

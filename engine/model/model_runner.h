@@ -44,6 +44,7 @@ class ModelRunner : public StepRunner {
   void sample(const BatchPlan& plan) override;
   void transfer(std::span<const KvTransfer> transfers) override;
   uint64_t transfers_done() override { return backend_.copied_beside(); }
+  double transfer_seconds() const override { return backend_.seconds_beside(); }
   bool asynchronous() const override { return backend_.asynchronous(); }
   Result<std::vector<StepResult>> collect() override;
   void time_steps(bool on) override { timed_ = on; }

@@ -189,6 +189,10 @@ Status plan_host(const EngineConfig& config, const KvLayout& layout, bool prefix
                     "block take",
                     piece * page, piece, page));
   plan.host = plan.host_pages * page;
+  plan.fetches = config.kv_fetch == KvFetch::fetch     ? "always fetched"
+                 : config.kv_fetch == KvFetch::compute ? "never fetched"
+                                                       : "fetched where that is estimated to be "
+                                                         "faster than computing";
   plan.disk = config.kv_disk;
   plan.disk_bytes = config.kv_disk_read_only ? 0 : config.kv_disk_bytes;
   return ok_status();
@@ -271,9 +275,11 @@ std::string MemoryPlan::text() const {
            fmt::format("all but weights and workspace are cut from {:.1f} MiB",
                        double(budget) / (1 << 20)));
   if (host > 0)
-    table += line("host", host,
-                  fmt::format("{} more pages for the prefix cache, in the host's memory: {} tokens",
-                              host_pages, host_pages * page_tokens));
+    table +=
+        line("host", host,
+             fmt::format("{} more pages for the prefix cache, in the host's memory: {} tokens, "
+                         "{}",
+                         host_pages, host_pages * page_tokens, fetches));
   if (!disk.empty())
     table += disk_bytes == 0 ? fmt::format("  disk: pages of {} are read\n", disk)
                              : line("disk", disk_bytes, fmt::format("files in {}", disk));

@@ -35,6 +35,7 @@ struct MemoryPlan {
   int64_t scratch_tokens = 0;  // of one layer's history that scratch holds in 16 bits
   int host_pages = 0;          // of the prefix cache, on the host
   int64_t host = 0;            // bytes of these; not of the device on CUDA
+  std::string fetches;         // when they come back to the device
   std::string disk;            // the folder for more; "": none
   int64_t disk_bytes = 0;      // of its files; 0: it is only read
   std::string prefixes;        // how far the prefix cache goes

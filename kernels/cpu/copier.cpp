@@ -25,8 +25,9 @@ uint64_t Copier::enqueued() const {
   return enqueued_;
 }
 
-uint64_t Copier::done() const {
+uint64_t Copier::done() {
   const std::lock_guard lock(mutex_);
+  reported_seconds_ = seconds_;
   return done_;
 }
 
@@ -48,9 +49,12 @@ void Copier::run(const std::stop_token& stop) {
     batches_.pop_front();
     const auto delay = delay_;
     lock.unlock();
+    const auto begin = std::chrono::steady_clock::now();
     std::this_thread::sleep_for(delay);
     for (const HostCopy& copy : batch) std::memcpy(copy.to, copy.from, copy.bytes);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     lock.lock();
+    seconds_ += took.count();
     ++done_;
     copied_.notify_all();
   }

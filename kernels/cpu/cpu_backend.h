@@ -62,6 +62,7 @@ class CpuBackend : public Backend {
     return copier_.enqueue(copies);
   }
   uint64_t copied_beside() override { return copier_.done(); }
+  double seconds_beside() const override { return copier_.seconds(); }
   // Ops are done when they return, so the caller is the one who waits.
   void wait_beside(uint64_t batches) override { copier_.wait(batches); }
   // For tests: every batch of copies takes this long.

@@ -10,7 +10,7 @@ namespace kivi::cuda {
 Copier::~Copier() { synchronize(); }
 
 Event Copier::take_event() {
-  if (spare_.empty()) return make_event();
+  if (spare_.empty()) return make_timing_event();
   Event event = std::move(spare_.back());
   spare_.pop_back();
   return event;
@@ -19,27 +19,34 @@ Event Copier::take_event() {
 uint64_t Copier::enqueue(std::span<const HostCopy> copies, cudaStream_t ops) {
   if (stream_ == nullptr) {
     stream_ = make_stream();
-    begin_ = make_event();
+    ops_ = make_event();
   }
-  // A later record of `begin_` does not change what the stream waits for here.
-  KIVI_CUDA_VERIFY(cudaEventRecord(begin_.get(), ops));
-  KIVI_CUDA_VERIFY(cudaStreamWaitEvent(stream_.get(), begin_.get(), 0));
+  // A later record of `ops_` does not change what the stream waits for here.
+  KIVI_CUDA_VERIFY(cudaEventRecord(ops_.get(), ops));
+  KIVI_CUDA_VERIFY(cudaStreamWaitEvent(stream_.get(), ops_.get(), 0));
+  Event begin = take_event();
+  KIVI_CUDA_VERIFY(cudaEventRecord(begin.get(), stream_.get()));
   for (const HostCopy& copy : copies)
     KIVI_CUDA_VERIFY(
         cudaMemcpyAsync(copy.to, copy.from, copy.bytes, cudaMemcpyDefault, stream_.get()));
   Event end = take_event();
   KIVI_CUDA_VERIFY(cudaEventRecord(end.get(), stream_.get()));
-  under_way_.push_back({++enqueued_, std::move(end)});
+  under_way_.push_back({++enqueued_, std::move(begin), std::move(end)});
   return enqueued_;
 }
 
 uint64_t Copier::done() {
   while (!under_way_.empty()) {
-    const cudaError_t state = cudaEventQuery(under_way_.front().end.get());
+    Batch& batch = under_way_.front();
+    const cudaError_t state = cudaEventQuery(batch.end.get());
     if (state == cudaErrorNotReady) break;
     KIVI_CUDA_VERIFY(state);
-    done_ = under_way_.front().number;
-    spare_.push_back(std::move(under_way_.front().end));
+    float milliseconds = 0;
+    KIVI_CUDA_VERIFY(cudaEventElapsedTime(&milliseconds, batch.begin.get(), batch.end.get()));
+    seconds_ += double(milliseconds) * 1e-3;
+    done_ = batch.number;
+    spare_.push_back(std::move(batch.begin));
+    spare_.push_back(std::move(batch.end));
     under_way_.pop_front();
   }
   return done_;

@@ -21,6 +21,8 @@ class Copier {
   // `ops` is the stream of the ops. Returns the batch's number, from 1.
   uint64_t enqueue(std::span<const HostCopy> copies, cudaStream_t ops);
   uint64_t done();
+  // The time of the copies that the last call of done() counted.
+  double seconds() const { return seconds_; }
   // Makes `ops` wait for the first `batches` batches.
   void wait(uint64_t batches, cudaStream_t ops);
   void synchronize();
@@ -28,16 +30,17 @@ class Copier {
  private:
   struct Batch {
     uint64_t number;
-    Event end;
+    Event begin, end;  // around its copies
   };
   Event take_event();
 
   Stream stream_;  // made with the first batch
-  Event begin_;
+  Event ops_;      // the ops that were called before a batch
   std::deque<Batch> under_way_;
   std::vector<Event> spare_;
   uint64_t enqueued_ = 0;
   uint64_t done_ = 0;
+  double seconds_ = 0;  // of done_ batches
 };
 
 }  // namespace kivi::cuda

@@ -67,6 +67,7 @@ class CudaBackend final : public Backend {
   Result<HostMemory> allocate_host(size_t bytes) override;
   uint64_t copy_beside(std::span<const HostCopy> copies) override;
   uint64_t copied_beside() override { return copier_.done(); }
+  double seconds_beside() const override { return copier_.seconds(); }
   void wait_beside(uint64_t batches) override { copier_.wait(batches, stream_.get()); }
 
   void mark(int index) override;

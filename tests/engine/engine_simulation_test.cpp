@@ -144,19 +144,22 @@ struct World {
     fail_at_step = random() % 4 == 0 ? between(random, 0, 100) : -1;
     drains = random() % 5 == 0;
     if (!config.enable_prefix_caching) tier.host_pages = 0;
+    // The engine takes the times of steps from the clock. So nothing is said of those of transfers:
+    // then `automatic` does not depend on them.
+    config.kv_fetch = tier.fetch;
   }
   std::string describe() const {
     return fmt::format(
         "format {} R {}, prefill {}, policy {}, overlapping steps {}, max_num_seqs {}, chunk {}, "
         "max_num_batched_tokens {}, staging {}, layer by layer to {}, pages {}, tenants {}, "
         "requests {}, arrivals {} %, cancels {} of 1000, fail_at_step {}, drain {}, host pages {}, "
-        "disk {} with {} % failures",
+        "disk {} with {} % failures, fetch {}",
         name_of(format), format.residual,
         config.kivi_prefill == PrefillMode::exact ? "exact" : "stream",
         int(config.scheduling_policy), asynchronous, config.max_num_seqs,
         config.prefill_chunk_tokens, config.max_num_batched_tokens, config.prefill_staging_tokens,
         layerwise_tokens, pages, tenants, requests, arrival_percent, cancel_per_mille, fail_at_step,
-        drains, tier.host_pages, tier.has_disk, tier.disk_failures_percent);
+        drains, tier.host_pages, tier.has_disk, tier.disk_failures_percent, int(tier.fetch));
   }
 
   Random random;

@@ -34,6 +34,7 @@ struct FakeRunnerOptions {
   int64_t fail_at_step = -1;  // this step (from 0) fails
   int hidden = 8;             // channels of a hidden state
   int transfer_polls = 0;     // a batch of transfers is done after so many questions
+  double page_seconds = 0;    // of a page's transfer; 0: not known
   bool asynchronous = false;  // steps are computed at launch and handed out at collect
 };
 
@@ -50,17 +51,19 @@ class FakeRunner : public StepRunner {
 
   bool asynchronous() const override { return options_.asynchronous; }
 
-  void transfer(std::span<const KvTransfer>) override {
-    transfers_end_.push_back(transfer_polls_ + options_.transfer_polls);
+  void transfer(std::span<const KvTransfer> transfers) override {
+    transfers_end_.emplace_back(transfer_polls_ + options_.transfer_polls, transfers.size());
   }
   uint64_t transfers_done() override {
-    while (!transfers_end_.empty() && transfers_end_.front() <= transfer_polls_) {
+    while (!transfers_end_.empty() && transfers_end_.front().first <= transfer_polls_) {
+      transfer_seconds_ += options_.page_seconds * double(transfers_end_.front().second);
       transfers_end_.pop_front();
       ++transfers_done_;
     }
     ++transfer_polls_;
     return transfers_done_;
   }
+  double transfer_seconds() const override { return transfer_seconds_; }
 
   Result<std::vector<StepResult>> collect() override {
     if (options_.step_delay.count() > 0) std::this_thread::sleep_for(options_.step_delay);
@@ -148,9 +151,11 @@ class FakeRunner : public StepRunner {
   const FakeRunnerOptions options_;
   std::deque<std::vector<StepResult>> under_way_;
   int64_t steps_ = 0;
-  std::deque<int64_t> transfers_end_;  // of batches under way, in questions asked
+  // Of batches under way: their end, in questions asked, and their pages.
+  std::deque<std::pair<int64_t, size_t>> transfers_end_;
   int64_t transfer_polls_ = 0;
   uint64_t transfers_done_ = 0;
+  double transfer_seconds_ = 0;
 };
 
 // An engine over a FakeRunner with a store of `pages` pages (one layer, one head, 64 channels).

@@ -2,9 +2,13 @@
 // Pages of the prefix cache on the host, seen from outside: what comes back, who waits for it, and
 // what it costs others.
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <cstdio>
 #include <numeric>
+#include <random>
+#include <set>
 #include <tuple>
+#include <unordered_set>
 
 #include "engine/kv_disk.h"
 #include "engine/scheduler.h"
@@ -168,6 +172,121 @@ TEST_CASE("a preempted sequence fetches its tokens and computes few of them agai
   CHECK(4 * recomputed_with_host * preemptions < recomputed * preemptions_with_host);
 }
 
+TEST_CASE("the end of a fetch is the one that spares the most time, at the rates that are given") {
+  const KvLayout layout{{KvKind::kivi, 2, 2, 32, 32}, {1, 1, 64}};
+  PrefixCache cache(layout, 1024);
+  std::vector<int32_t> tokens(2000);
+  std::iota(tokens.begin(), tokens.end(), 0);
+  // The first 20 blocks and some of the checkpoints are on the host, the others on disk.
+  class Disk : public PieceStore {
+   public:
+    bool writes() const override { return false; }
+    bool contains(const PieceKey& key) const override { return keys.contains(key); }
+    uint64_t write(const PieceKey&, const std::vector<int32_t>&) override { return 0; }
+    uint64_t read(const PieceKey&, const std::vector<int32_t>&) override { return 0; }
+    void poll(std::vector<Done>&) override {}
+    void erase(const PieceKey&) override {}
+    PieceStoreStats stats() const override { return {}; }
+    double pages_read_per_second() const override { return 0; }
+    std::unordered_set<PieceKey, PieceKeyHash> keys;
+  };
+  auto disk = std::make_unique<Disk>();
+  Disk& on_disk = *disk;
+  KvTier tier(cache, {.host_pages = 1024, .secret = "s", .disk = std::move(disk)});
+  const PrefixBlocks& blocks = cache.blocks();
+  SequenceKv kv;
+  cache.extend_chains(kv, tokens, "");
+  tier.extend_names(kv, tokens, "");
+  const int last = int(kv.names.size());
+  REQUIRE(last > 25);
+  {
+    SequenceKv stored;
+    REQUIRE(cache.take(20 * blocks.block_pages, stored.pages));
+    stored.settled = blocks.end(19) + blocks.behind;
+    for (const int k : {3, 12, 19}) {
+      CapturedSlab slab{.tokens = blocks.end(k), .settled = true};
+      REQUIRE(cache.take(blocks.slab_pages, slab.pages));
+      stored.captured.push_back(slab);
+    }
+    tier.offer(stored, std::span(tokens).first(size_t(stored.settled)), "");
+  }
+  for (int k = 20; k < last; ++k) on_disk.keys.insert({kv.names[size_t(k)], PieceKind::block});
+  for (const int k : {5, 22, 25}) on_disk.keys.insert({kv.names[size_t(k)], PieceKind::checkpoint});
+  const std::set<int> ends = {3, 5, 12, 19, 22, 25};
+  const double block_pages = blocks.block_pages,
+               checkpoint_pages = blocks.block_pages + blocks.slab_pages;
+  const auto reach = [&](const FetchRates& rates) {
+    return tier.reach(kv, tokens, "", {}, 1999, 0, 0, rates);
+  };
+  CHECK(reach({}).end == blocks.end(25));
+  CHECK(reach({1000, 0, 1}).end == blocks.end(25));
+  CHECK(reach({0, 1, 1}).end == blocks.end(25));
+  std::set<int> seen;
+  std::mt19937 random(1);
+  for (int i = 0; i < 300; ++i) {
+    const auto draw = [&](double scale) {
+      return scale * std::exp2(double(random() % 160) / 10 - 8);
+    };
+    const FetchRates rates{draw(1000), draw(20), random() % 3 ? draw(20) : 0};
+    double best_gain = 0;
+    int best = -1;
+    for (const int end : ends) {
+      double pages = 0, disk_pages = 0;
+      for (int k = 0; k < end; ++k) {
+        pages += block_pages;
+        disk_pages += k >= 20 ? block_pages : 0;
+      }
+      pages += checkpoint_pages;
+      disk_pages += end == 3 || end == 12 || end == 19 ? 0 : checkpoint_pages;
+      const double fetch =
+          pages / rates.pages + (rates.disk_pages > 0 ? disk_pages / rates.disk_pages : 0);
+      const double gain = blocks.end(end) / rates.tokens - fetch;
+      if (gain <= best_gain) continue;
+      best_gain = gain;
+      best = end;
+    }
+    seen.insert(best);
+    const FetchReach chosen = reach(rates);
+    CHECK(chosen.end == (best < 0 ? 0 : blocks.end(best)));
+    CHECK(chosen.longest == blocks.end(25));
+    if (best >= 0)
+      CHECK(chosen.compute_seconds - chosen.fetch_seconds == Approx(best_gain));
+    else
+      CHECK(chosen.compute_seconds <= chosen.fetch_seconds);
+  }
+  CHECK(seen.size() >= 3);  // none, the last on the host, the last on disk
+}
+
+TEST_CASE("what is measured to come back too slowly is computed, and is measured again at times") {
+  FakeEngineOptions options = options_of();
+  options.config.kv_fetch = GENERATE(KvFetch::automatic, KvFetch::fetch, KvFetch::compute);
+  options.runner.page_seconds = GENERATE(1e-12, 1e6);
+  INFO(int(options.config.kv_fetch) << " " << options.runner.page_seconds);
+  const auto engine = make_fake_engine(options);
+  for (int i = 0; i < 10; ++i) {
+    run(*engine, request_with(0, 500));
+    evict(*engine);
+  }
+  const EngineStats stats = engine->stats();
+  const bool slow = options.runner.page_seconds > 1;
+  const bool fetches = options.config.kv_fetch != KvFetch::compute;
+  CHECK(stats.tier.rates.pages == Approx(fetches ? 1 / options.runner.page_seconds : 0));
+  CHECK(stats.tier.rates.tokens > 0);
+  if (options.config.kv_fetch == KvFetch::fetch ||
+      (options.config.kv_fetch == KvFetch::automatic && !slow)) {
+    CHECK(stats.fetch.declined == 0);
+    CHECK(stats.tier.fetches > 30);
+  } else if (options.config.kv_fetch == KvFetch::compute) {
+    CHECK(stats.fetch.declined > 30);
+    CHECK(stats.tier.fetches == 0);
+  } else {
+    CHECK(stats.fetch.declined > 30);
+    CHECK(stats.fetch.tokens_declined > 30 * 400);
+    // The first one, of which nothing was known, and one of each 16.
+    CHECK(stats.tier.fetches == 1 + stats.fetch.declined / 16);
+  }
+}
+
 // Time is what a client can measure. It is made of steps, of their rows, and of waiting for pages.
 TEST_CASE("with keys kept apart, another key's text takes the steps that unknown text takes") {
   const bool lost = GENERATE(false, true);  // by the store: it lies on the host
@@ -283,7 +402,7 @@ TEST_CASE("the time of names, and of files", "[.measure]") {
     tier.extend_names(other, tokens, "");
     const auto start = Clock::now();
     const PrefixMatch match = cache.find(other, tokens, "", 32'767);
-    const int end = tier.reach(other, tokens, "", match, 32'767, 0, 0);
+    const int end = tier.reach(other, tokens, "", match, 32'767, 0, 0, {}).end;
     const std::chrono::duration<double, std::micro> looked = Clock::now() - start;
     CHECK(std::max(match.tokens, end) == 32'640);
     WARN("looking for them " << (on_device ? "on the device: " : "on the host: ") << looked.count()

@@ -68,7 +68,7 @@ class PrefixWalk {
   // One operation: a sequence begins, grows, is remembered or ends, or everything is forgotten.
   void step() {
     BatchPlan plan;
-    cache_.tier().advance(batches_);
+    cache_.tier().advance(batches_, 0);
     cache_.tier().hand_over(plan);
     batches_ += plan.transfers.empty() ? 0 : 1;
     const int choice = draw(1000);

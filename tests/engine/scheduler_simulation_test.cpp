@@ -62,6 +62,7 @@ struct World {
     failure_per_mille = random() % 3 ? 0 : between(random, 0, 20);
     if (!tiers) return;
     config.enable_prefix_caching = true;
+    config.kv_fetch = tier.fetch;
     prompt_max = between(random, 150, 500);
     output_max = between(random, 0, 100);
     capacity.pages = (prompt_max + output_max + page - 1) / page + between(random, 5, 25);
@@ -75,7 +76,7 @@ struct World {
         "max_num_batched_tokens {}, staging {} tokens, pages {} of {} tokens, slots {}, staging "
         "pages {}, layer by layer to {} tokens, prompts to {}, outputs to {}, requests {}, "
         "arrivals {} %, cancels {} of 1000, failures {} of 1000, prefix cache {}{}, host pages {}, "
-        "disk {} with {} % failures",
+        "disk {} with {} % failures, fetch {}, times of transfers {}",
         name_of(format), format.group, format.residual,
         config.kivi_prefill == PrefillMode::exact ? "exact" : "stream",
         std::array{"fair", "fcfs", "priority"}[size_t(config.scheduling_policy)], tenants,
@@ -84,7 +85,7 @@ struct World {
         capacity.staging_pages, capacity.layerwise_tokens, prompt_max, output_max, requests,
         arrival_percent, cancel_per_mille, failure_per_mille, config.enable_prefix_caching,
         config.prefix_cache_per_key ? " per key" : "", tier.host_pages, tier.has_disk,
-        tier.disk_failures_percent);
+        tier.disk_failures_percent, int(tier.fetch), tier.measures ? "known" : "not known");
   }
 
   Random random;
@@ -144,7 +145,7 @@ class Simulation {
       const uint64_t preemptions_before = preemptions_for_pages();
       const std::set<const Tenant*> tenants_before = running_tenants();
       w_.tier.move(store_);
-      scheduler_.note_transfers(store_.transfers_done());
+      scheduler_.note_transfers(store_.transfers_done(), store_.transfer_seconds());
       const BatchPlan plan = scheduler_.plan();
       if (!plan.transfers.empty()) store_.transfer(plan.transfers);
       check_plan(plan);
@@ -156,6 +157,7 @@ class Simulation {
         scheduler_.forget_prefixes({});
       } else {
         store_.compute(plan);
+        scheduler_.note_step(plan, 1e-4 * plan.rows);
         scheduler_.commit(plan);
         scheduler_.settle(plan);
         sample(plan);
@@ -165,7 +167,7 @@ class Simulation {
     for (int step = 0; cache_.tier().busy(); ++step) {
       expect(step < 10'000, "the tier comes to rest");
       w_.tier.move(store_);
-      scheduler_.note_transfers(store_.transfers_done());
+      scheduler_.note_transfers(store_.transfers_done(), store_.transfer_seconds());
       const BatchPlan plan = scheduler_.plan();
       if (!plan.transfers.empty()) store_.transfer(plan.transfers);
     }
@@ -183,6 +185,8 @@ class Simulation {
   KvTierStats tier() const { return cache_.tier().stats(); }
   const SimulatedDisk* disk() const { return w_.tier.disk; }
   const PrefixCounts& prefix_counts() const { return scheduler_.prefix_counts(); }
+  const FetchCounts& fetch_counts() const { return scheduler_.fetch_counts(); }
+  KvFetch fetch() const { return w_.config.kv_fetch; }
   uint64_t preemptions() const { return scheduler_.preemptions(); }
   uint64_t preemptions_for_tenants() const { return scheduler_.preemptions_for_tenants(); }
   int staged_chunks() const { return staged_chunks_; }
@@ -566,7 +570,7 @@ TEST_CASE("the sums hold after every step, for whatever a seed decides", "[long]
 TEST_CASE("the sums hold after every step, with pages on the host and on disk", "[long]") {
   KvTierStats tier;
   int64_t disk_reads = 0, disk_failures = 0, foreign_reads = 0;
-  uint64_t preemptions = 0;
+  uint64_t preemptions = 0, declined = 0;
   const bool all = for_each_seed(200, [&](uint32_t seed) {
     Simulation simulation(seed, Fault::none, /*tiers=*/true);
     INFO("KIVI_SIMULATION_SEED=" << seed << ": " << simulation.world());
@@ -577,6 +581,9 @@ TEST_CASE("the sums hold after every step, with pages on the host and on disk", 
     tier.pages_to_device += simulation.tier().pages_to_device;
     foreign_reads += simulation.store().foreign_reads();
     preemptions += simulation.preemptions();
+    if (simulation.fetch() == KvFetch::automatic) declined += simulation.fetch_counts().declined;
+    if (simulation.fetch() == KvFetch::compute) CHECK(simulation.tier().fetches == 0);
+    if (simulation.fetch() == KvFetch::fetch) CHECK(simulation.fetch_counts().declined == 0);
     if (simulation.disk() == nullptr) return;
     disk_reads += simulation.disk()->reads();
     disk_failures += simulation.disk()->failures();
@@ -586,6 +593,7 @@ TEST_CASE("the sums hold after every step, with pages on the host and on disk", 
   CHECK(tier.fetches_failed > 20);
   CHECK(tier.pages_to_device > 1000);
   CHECK(tier.tokens_fetched_disk > 1000);
+  CHECK(declined > 50);
   CHECK(disk_reads > 100);
   CHECK(disk_failures > 50);
   CHECK(foreign_reads > 10'000);

@@ -105,11 +105,15 @@ class SimulatedStore {
   void run_transfers(int batches) {
     for (; batches > 0 && !batches_.empty(); --batches, ++transfers_done_) {
       for (const KvTransfer& t : batches_.front()) move(t);
+      transfer_seconds_ += seconds_a_page_ * double(batches_.front().size());
       batches_.pop_front();
     }
   }
   int transfers_under_way() const { return int(batches_.size()); }
   uint64_t transfers_done() const { return transfers_done_; }
+  // How long the copy of a page takes from now on; 0: not known.
+  void set_seconds_a_page(double seconds) { seconds_a_page_ = seconds; }
+  double transfer_seconds() const { return transfer_seconds_; }
   int64_t pages_brought_back() const { return brought_back_; }
 
   // What a page holds.
@@ -287,6 +291,7 @@ class SimulatedStore {
   std::vector<Page> host_;
   std::deque<std::vector<KvTransfer>> batches_;  // under way
   uint64_t transfers_done_ = 0;
+  double seconds_a_page_ = 0, transfer_seconds_ = 0;
   int64_t brought_back_ = 0;
   bool lose_next_fetch_ = false, lost_fetch_ = false, ignore_waits_ = false;
   bool lose_next_write_ = false;
@@ -321,6 +326,8 @@ class SimulatedDisk : public PieceStore {
   }
   void erase(const PieceKey& key) override { pieces_.erase(key); }
   PieceStoreStats stats() const override { return {}; }
+  double pages_read_per_second() const override { return pages_a_second_; }
+  void set_pages_a_second(double pages) { pages_a_second_ = pages; }
   int64_t reads() const { return reads_; }
   int64_t failures() const { return failures_; }
 
@@ -356,6 +363,7 @@ class SimulatedDisk : public PieceStore {
   std::vector<Job> jobs_;
   uint64_t jobs_begun_ = 0;
   int64_t reads_ = 0, failures_ = 0;
+  double pages_a_second_ = 0;
 };
 
 // What a seed decides of the tiers beyond the store, apart from the rest of its world.
@@ -366,6 +374,8 @@ struct TierWorld {
     moves_percent = random() % 2 ? 100 : between(random, 5, 50);
     has_disk = random() % 3 != 0;
     disk_failures_percent = random() % 2 ? between(random, 1, 30) : 0;
+    measures = random() % 4 != 0;
+    fetch = random() % 3 ? KvFetch::automatic : KvFetch(random() % 3);
   }
   KvTierSetup setup(std::shared_ptr<SimulatedStore> store) {
     KvTierSetup setup;
@@ -378,8 +388,14 @@ struct TierWorld {
     setup.disk = std::move(simulated);
     return setup;
   }
-  // Runs some of the transfers under way.
+  // Runs some of the transfers under way. What a page takes changes now and then, so that sometimes
+  // fetching is estimated to be faster, and sometimes computing.
   void move(SimulatedStore& store) {
+    if (measures && random() % 20 == 0) {
+      store.set_seconds_a_page(1e-4 * between(random, 1, 100));
+      if (disk != nullptr)
+        disk->set_pages_a_second(random() % 3 ? between(random, 100, 10'000) : 0);
+    }
     if (between(random, 1, 100) > moves_percent) return;
     store.run_transfers(between(random, 0, store.transfers_under_way()));
   }
@@ -389,7 +405,9 @@ struct TierWorld {
   int moves_percent = 100;  // of the steps before which transfers run
   bool has_disk = false;
   int disk_failures_percent = 0;
-  const SimulatedDisk* disk = nullptr;  // the tier owns it
+  bool measures = false;  // how long transfers take is known
+  KvFetch fetch = KvFetch::automatic;
+  SimulatedDisk* disk = nullptr;  // the tier owns it
 };
 
 // Prompts whose first tokens are often those of others.

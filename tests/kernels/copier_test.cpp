@@ -29,11 +29,13 @@ TEST_CASE("batches of copies run one after the other, and do not keep the caller
   CHECK(backend.copy_beside({&again, 1}) == 3);
   CHECK(std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(90));
   CHECK(backend.copied_beside() == 0);
+  CHECK(backend.seconds_beside() == 0);
   backend.wait_beside(2);
   CHECK(backend.copied_beside() >= 2);
   CHECK(device->data()[150] == std::byte{1});
   backend.synchronize();
   CHECK(backend.copied_beside() == 3);
+  CHECK(backend.seconds_beside() >= 0.3);
   CHECK(host->get()[250] == std::byte{1});
   CHECK(host->get()[150] == std::byte{2});
   CHECK(std::chrono::steady_clock::now() - begin >= std::chrono::milliseconds(300));
