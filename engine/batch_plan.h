@@ -26,6 +26,9 @@ struct PlannedSequence {
   bool scores_prompt =
       false;  // every row whose successor is a prompt token is scored (prompt_logprobs)
   HiddenRows hidden = HiddenRows::none;
+  // KIVI formats: the values before this paged position are also written to pages, although the
+  // residual keeps the last of them (StepSequence::values_to).
+  int values_to = 0;
   // The part is a whole prompt, which is computed layer by layer: BatchPlan::layerwise says how
   // much of it in this step.
   bool layerwise = false;
@@ -56,6 +59,7 @@ struct PlannedCapture {
   int planned = 0;  // index in BatchPlan::sequences
   int tokens = 0;   // past < tokens <= past + count of that part
   int32_t slot = -1;
+  int values_to = 0;  // as in PlannedSequence
 };
 
 // A copy of one page between the store and the host's pages (kv_tier.h).

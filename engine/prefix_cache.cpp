@@ -132,6 +132,12 @@ bool PrefixCache::continuable(const std::vector<uint64_t>& path, int k) const {
   return true;
 }
 
+int PrefixCache::shareable(const std::vector<uint64_t>& path, int k) const {
+  int blocks = first_behind(k);
+  while (blocks <= k && nodes_.at(path[size_t(blocks)]).complete) ++blocks;
+  return blocks;
+}
+
 PrefixMatch PrefixCache::find(const SequenceKv& kv, std::span<const int32_t> tokens,
                               std::string_view salt, int limit, int first_end, int grid) const {
   PrefixMatch match;
@@ -152,7 +158,7 @@ PrefixMatch PrefixCache::find(const SequenceKv& kv, std::span<const int32_t> tok
     if (!continuable(path, k)) continue;
     match.node = path[size_t(k)];
     match.tokens = end;
-    const int complete = first_behind(k);
+    const int complete = shareable(path, k);
     const auto count = [&](const std::vector<int32_t>& pages, bool shared) {
       for (const int32_t page : pages) {
         const bool held = holders_[size_t(page)] > 0;
@@ -173,7 +179,7 @@ void PrefixCache::attach(const PrefixMatch& match, SequenceKv& kv) {
   for (uint64_t id = match.node; id != 0; id = nodes_.at(id).parent) path.push_back(id);
   std::ranges::reverse(path);
   const int k = int(path.size()) - 1;
-  const int complete = first_behind(k);
+  const int complete = shareable(path, k);
   for (int i = 0; i <= k; ++i)
     for (const int32_t page : nodes_.at(path[size_t(i)]).pages) {
       (i < complete ? kv.pages : kv.pinned).push_back(page);
@@ -194,6 +200,7 @@ void PrefixCache::attach(const PrefixMatch& match, SequenceKv& kv) {
   kv.tokens = kv.reused = kv.settled = match.tokens;
   kv.remembered = complete;
   kv.path = complete == 0 ? 0 : path[size_t(complete) - 1];
+  if (blocks_.slab_pages > 0) kv.values_stored = complete * blocks_.block;
 }
 
 // --- remembering --------------------------------------------------------------------------------
@@ -243,7 +250,7 @@ void PrefixCache::put_checkpoint(SequenceKv& kv, CapturedSlab& captured,
   const int last = blocks_.whole(captured.tokens) - 1;
   uint64_t id = 0;
   for (int k = 0; k <= last; ++k) {
-    const bool has_values = k < first_behind(last);
+    const bool has_values = captured.complete || k < first_behind(last);
     const bool filled = (k + 1) * blocks_.block_pages <= int(kv.pages.size());
     uint64_t next = child(id, k, kv.chains[size_t(k)], known, salt);
     if (next == 0 && filled) next = insert(id, k, kv, known, salt, has_values);

@@ -107,8 +107,8 @@ class PrefixCache {
   // counts.
   PrefixMatch find(const SequenceKv& kv, std::span<const int32_t> tokens, std::string_view salt,
                    int limit, int first_end = 0, int grid = 0) const;
-  // The sequence holds the match's whole pages from now on, and pins what is to be copied: the
-  // pages whose values are not all there at the match's end, then the checkpoint.
+  // The sequence holds the match's complete pages from now on, and pins what is to be copied: the
+  // pages whose values are not all there, then the checkpoint.
   void attach(const PrefixMatch& match, SequenceKv& kv);
   // Remembers the blocks of `known` tokens of a sequence whose pages hold them, and attaches the
   // checkpoints in kv.captured that lie within them.
@@ -170,6 +170,9 @@ class PrefixCache {
   uint64_t insert(uint64_t parent, int k, const SequenceKv& kv, std::span<const int32_t> tokens,
                   std::string_view salt, bool complete);
   bool continuable(const std::vector<uint64_t>& path, int k) const;
+  // The number of first blocks that a sequence which is continued at the end of block k can hold
+  // together with others. It copies the blocks after them, whose values are not all there.
+  int shareable(const std::vector<uint64_t>& path, int k) const;
   void walk(SequenceKv& kv, std::span<const int32_t> known, std::string_view salt);
   void put_checkpoint(SequenceKv& kv, CapturedSlab& captured, std::span<const int32_t> known,
                       std::string_view salt);

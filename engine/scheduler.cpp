@@ -387,8 +387,14 @@ void Scheduler::commit(const BatchPlan& plan) {
     if (!prompt.completes) return;
   }
   for (const PlannedSequence& part : plan.sequences) {
-    cache_.commit(part.sequence->kv, part.count, part.mode);
-    cache_.unpin(part.sequence->kv);
+    SequenceKv& kv = part.sequence->kv;
+    cache_.commit(kv, part.count, part.mode);
+    cache_.unpin(kv);
+    kv.values_stored = std::max(kv.values_stored, part.values_to);
+  }
+  for (const PlannedCapture& capture : plan.captures) {
+    int& stored = plan.sequences[size_t(capture.planned)].sequence->kv.values_stored;
+    stored = std::max(stored, capture.values_to);
   }
 }
 

@@ -79,12 +79,15 @@ void Scheduler::plan_layerwise(BatchPlan& plan, Sequence& s) {
   plan.rows = int(rows_until(plan.layerwise.end) - rows_until(plan.layerwise.begin));
   plan.sequences.push_back(part);
   queue_.charge(s, 0, s.prefill_tokens);
-  for (const HeldCapture& held : s.kv.held) plan.captures.push_back({0, held.tokens, held.slot});
+  for (const HeldCapture& held : s.kv.held)
+    plan.captures.push_back(
+        {0, held.tokens, held.slot, keys_paged(cache_.layout().format, held.tokens)});
   if (!part.completes) return;
 
   for (const HeldCapture& held : s.kv.held) {
     if (has_checkpoint_room())
-      copy_slab(plan, s.kv, held.slot, {.tokens = held.tokens, .branch = held.branch});
+      copy_slab(plan, s.kv, held.slot,
+                {.tokens = held.tokens, .branch = held.branch, .complete = true});
     cache_.give_back_slot(held.slot);
   }
   s.kv.held.clear();

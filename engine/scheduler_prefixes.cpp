@@ -197,10 +197,15 @@ bool Scheduler::copy_slab(BatchPlan& plan, SequenceKv& kv, int32_t slot, Capture
 
 void Scheduler::capture(BatchPlan& plan, int index, const CapturedSlab& wanted,
                         std::vector<int32_t>& slots) {
-  const PlannedSequence& part = plan.sequences[size_t(index)];
+  PlannedSequence& part = plan.sequences[size_t(index)];
   SequenceKv& kv = part.sequence->kv;
   if (!has_checkpoint_room()) return;
   const bool at_end = wanted.tokens == part.past + part.count && part.mode != KvMode::stage;
+  // A step of one row writes a value when its place in the residual is needed, and not before.
+  CapturedSlab captured = wanted;
+  captured.complete = part.mode != KvMode::append || wanted.tokens - part.past > 1;
+  const int values_to =
+      captured.complete ? keys_paged(cache_.layout().format, captured.tokens) : 0;
   int32_t slot = kv.slot;
   if (!at_end) {
     if (plan.captures.size() >= size_t(kCapturesMax)) return;
@@ -212,10 +217,14 @@ void Scheduler::capture(BatchPlan& plan, int index, const CapturedSlab& wanted,
     // Pages that the prompt has been promised, a little early.
     if (!cache_.reserve(kv, wanted.tokens - kv.tokens, KvMode::append)) return;
   }
-  if (!copy_slab(plan, kv, slot, wanted) || at_end) return;
+  if (!copy_slab(plan, kv, slot, captured)) return;
+  if (at_end) {
+    part.values_to = values_to;
+    return;
+  }
   if (part.mode == KvMode::append && part.past > 0)
     plan.copies_before.push_back({KvCopy::Kind::slot_to_slot, kv.slot, slot, 0});
-  plan.captures.push_back({index, wanted.tokens, slot});
+  plan.captures.push_back({index, wanted.tokens, slot, values_to});
 }
 
 // An estimate: a place holds one hash, and hashes are not compared by their tokens.

@@ -23,6 +23,7 @@ struct CapturedSlab {
   bool rolling = false;  // replaces the sequence's last such checkpoint
   bool settled = false;  // its step has been collected
   std::vector<int32_t> pages;
+  bool complete = false;  // the values of all tokens before it are in pages too
 };
 
 // A slab that is captured while a prompt is computed layer by layer. It is complete after the last
@@ -50,13 +51,16 @@ struct SequenceKv {
   std::vector<HeldCapture> held;       // of such a prompt
 
   // What follows is the prefix cache's (prefix_cache.h).
-  int reused = 0;                // of `tokens`, taken from the cache
-  int settled = 0;               // of `tokens`, in pages and slot, by steps that were collected
-  std::vector<uint64_t> chains;  // hash of all tokens up to the end of block k
-  int remembered = 0;            // blocks
-  uint64_t path = 0;             // node of the last of them; 0: none
-  uint64_t rolling = 0;          // node of the last rolling checkpoint; 0: none
-  std::vector<int32_t> pinned;   // pages that this step's copies read
+  int reused = 0;   // of `tokens`, taken from the cache
+  int settled = 0;  // of `tokens`, in pages and slot, by steps that were collected
+  // Paged positions whose values are in pages although the residual may have some of them. Other
+  // sequences may hold these pages, so the values are not written again.
+  int values_stored = 0;
+  std::vector<uint64_t> chains;          // hash of all tokens up to the end of block k
+  int remembered = 0;                    // blocks
+  uint64_t path = 0;                     // node of the last of them; 0: none
+  uint64_t rolling = 0;                  // node of the last rolling checkpoint; 0: none
+  std::vector<int32_t> pinned;           // pages that this step's copies read
   std::vector<WantedCheckpoint> wanted;  // checkpoints to capture, ascending
   std::vector<CapturedSlab> captured;    // checkpoints that are not remembered yet
 

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/verify.h"
 #include "kernels/weight_codec.h"
 
@@ -62,6 +64,12 @@ void verify_step(const Tensor& kv, const KvView& store, const StepView& step, in
                   (s.mode == KvMode::stage ? total : s.past));
     if (s.mode != KvMode::stage && store.layout.format.kind == KvKind::kivi)
       KIVI_VERIFY(s.slot >= 0 && s.slot < store.slot_count);
+    const int positions = int(total) - store.layout.format.sinks;
+    KIVI_VERIFY(s.values_from >= 0 && s.values_from <= std::max(positions, 0));
+    KIVI_VERIFY(s.values_to == 0 ||
+                (s.values_to <= keys_paged(store.layout.format, int(total)) &&
+                 store.layout.format.kind == KvKind::kivi && s.mode != KvMode::stage &&
+                 (s.mode == KvMode::seal || s.row_count > 1)));
   }
 }
 

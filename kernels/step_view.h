@@ -38,8 +38,14 @@ struct StepSequence {
   int32_t staging_begin = 0;  // first entry of StepView::page_table for staging pages
   int32_t staging_count = 0;  // modes stage (past + row_count tokens) and seal (past tokens)
   KvMode mode = KvMode::append;
+  // KIVI formats: paged positions (kv_page.h). The values before `values_from` are in pages
+  // already, which other sequences may hold: kv_append does not write them. The values before
+  // `values_to` are written to pages although the residual has them too. They are those of tokens
+  // that the step stores, or that the residual has. Not for steps of one row in mode append.
+  int32_t values_from = 0;
+  int32_t values_to = 0;
 };
-static_assert(sizeof(StepSequence) == 36);
+static_assert(sizeof(StepSequence) == 44);
 
 // A step may be padded, so that it has one of the few shapes for which graphs are recorded. Rows
 // beyond those of the sequences are computed and ignored. Sequences with row_count 0 take no part.
@@ -52,12 +58,12 @@ struct StepView {
   // The length of the row's sequence, for dynamic rotary scaling: the prompt's length for rows of
   // the prompt, position + 1 for other rows. So it does not depend on how the work is split.
   Tensor rope_lengths;       // [rows] i32, device
-  Tensor device_sequences;   // [sequences, 9] i32, device: StepSequence each
+  Tensor device_sequences;   // [sequences, 11] i32, device: StepSequence each
   Tensor device_page_table;  // [entries] i32, device
   // Sequences that are stored a second time, up to an earlier token and with another slot
   // (PlannedCapture). Their rows are rows of the step.
   std::span<const StepSequence> captures;  // host
-  Tensor device_captures;                  // [captures, 9] i32, device
+  Tensor device_captures;                  // [captures, 11] i32, device
   int sliding_window = 0;                  // a query at p attends to (p - window, p]; 0 = no window
 };
 

@@ -94,6 +94,8 @@ void StepInput::add(const PlannedSequence& planned, int index, const KvLayout& l
   s.past = planned.past;
   s.slot = sequence.kv.slot;
   s.mode = planned.mode;
+  s.values_from = sequence.kv.values_stored;
+  s.values_to = planned.values_to;
 
   int staging = 0;
   if (planned.mode == KvMode::stage) staging = KvLayout::staging_pages_for(end);
@@ -124,6 +126,7 @@ void StepInput::add(const PlannedCapture& capture, const PlannedSequence& planne
   s.row_count = capture.tokens - planned.past;
   s.slot = capture.slot;
   if (planned.mode == KvMode::stage) s.mode = KvMode::seal;
+  s.values_to = capture.values_to;
   const int staging = s.mode == KvMode::seal ? KvLayout::staging_pages_for(planned.past) : 0;
   add_pages(*planned.sequence, layout.pages_for(capture.tokens), staging, s);
   captures_.push_back(s);

@@ -150,6 +150,11 @@ class Appender {
         arrive(token, KvMode::stage);
       else
         append(token);
+    if (s.mode == KvMode::stage) return;
+    for (int position = values_paged(layout_.format, end); position < s.values_to; ++position)
+      quantize_value(position, source_.row(arrival_place(layout_, KvMode::append,
+                                                         position + layout_.format.sinks),
+                                           Side::value));
   }
 
  private:
@@ -197,8 +202,10 @@ class Appender {
       hn::Store(to_e4m3_8(finite_8(chunk_of(row, c, d_))), D8x16(), codes + c);
   }
 
-  // The value of a paged position, from its row.
+  // The value of a paged position, from its row. Not if its page has it already: then others may
+  // read that page.
   void quantize_value(int position, const F16Row& row) const {
+    if (position < source_.sequence.values_from) return;
     HWY_ALIGN uint16_t codes[kHeadDimMax];
     std::byte* block = source_.page(position / layout_.page_tokens());
     const int t = position % layout_.page_tokens(), group = layout_.format.group;

@@ -92,7 +92,7 @@ __device__ void append_rows(const Head& h) {
   const int lane = threadIdx.x % 32, oldest_position = token - layout.format.sinks - residual;
   const KvPlace place = arrival_place(layout, KvMode::append, token);
   const int row = place.row;
-  const bool evicts = oldest_position >= 0;
+  const bool evicts = oldest_position >= h.s.values_from;  // 0 or more
   Eviction eviction;
   if (evicts) {
     eviction.token = oldest_position % layout.page_tokens();
@@ -253,8 +253,8 @@ __global__ void append_page_kernel(const __grid_constant__ Append a, int layer) 
   // Paged positions whose keys (values) leave 16 bits in this step.
   const int keys_begin = keys_paged(format, before);
   const int keys_end = keys_paged(format, after);
-  const int values_begin = values_paged(format, before);
-  const int values_end = values_paged(format, after);
+  const int values_begin = max(values_paged(format, before), s.values_from);
+  const int values_end = max(values_paged(format, after), s.values_to);
   const int page = min(keys_begin, values_begin) / tokens + blockIdx.x, first = page * tokens;
   if (first >= max(keys_end, values_end)) return;
   std::byte* block = h.page(page);

@@ -83,6 +83,29 @@ TEST_CASE("rows and flushes of one launch leave the CPU's bytes") {
   }
 }
 
+TEST_CASE("values that are written early, and not again, leave the CPU's bytes") {
+  for (const KvFormat& format : all_formats(128)) {
+    if (format.kind != KvKind::kivi) continue;
+    CAPTURE(format.key_bits, format.value_bits, format.group, format.residual, format.sinks);
+    std::mt19937 random(14);
+    const int r = format.residual, stored = 2 * std::max(r, 64), end = format.sinks + stored;
+    TestStore store({format, {2, 3, 128}}, 3, 1000, random);
+    // Sequence 0 appends, 1 seals, 2 does neither. All end behind the same boundary.
+    append(store, {{0, end - 20}, {1, end - 20, KvMode::stage}, {2, end - 20}}, random, false);
+    append(store, {{0, 30, KvMode::append, 0, stored}, {1, 30, KvMode::seal, 0, stored}, {2, 30}},
+           random, false);
+    require_same(store);
+    for (int token = 0; token < r; ++token) {
+      append(store, {{0, 1, KvMode::append, stored}, {1, 1, KvMode::append, stored}, {2}}, random,
+             false);
+      if (token % 8 == 0) require_same(store);
+    }
+    append(store, {{0, 40, KvMode::append, stored}, {1, 100, KvMode::append, stored}, {2, 3}},
+           random, false);
+    require_same(store);
+  }
+}
+
 TEST_CASE("prompt chunks, staging and commit leave the CPU's bytes") {
   for (const int d : {64, 128})
     for (const KvFormat& format : all_formats(d)) {

@@ -91,7 +91,8 @@ void check(const Case& c, std::mt19937& random) {
   device_view.slots = residual.device.data();
   device_view.staging = staging.device.data();
 
-  std::vector<int32_t> packed(size_t(n) * 9);
+  constexpr size_t kWords = sizeof(StepSequence) / sizeof(int32_t);
+  std::vector<int32_t> packed(size_t(n) * kWords);
   std::memcpy(packed.data(), sequences.data(), packed.size() * 4);
   PairOfInts device_sequences(packed), device_table(table);
   std::vector<int32_t> ids(size_t(rows), 0);
@@ -103,7 +104,7 @@ void check(const Case& c, std::mt19937& random) {
   step.token_ids = positions.on_gpu();
   step.positions = positions.on_gpu();
   step.device_sequences = device_sequences.on_gpu();
-  step.device_sequences = make_tensor(device_sequences.on_gpu().data, DType::i32, n, 9);
+  step.device_sequences = make_tensor(device_sequences.on_gpu().data, DType::i32, n, kWords);
   step.device_page_table = device_table.on_gpu();
   step.sliding_window = c.window;
 

@@ -24,6 +24,7 @@ struct Chunk {
   int sequence = 0;
   int rows = 1;
   KvMode mode = KvMode::append;
+  int values_from = 0, values_to = 0;  // StepSequence
 };
 
 class TestStore {
@@ -71,8 +72,13 @@ class TestStore {
     int rows = 0;
     for (const Chunk& c : chunks) {
       const StoredSequence& s = sequences_[size_t(c.sequence)];
-      StepSequence step{
-          .row_begin = rows, .row_count = c.rows, .past = s.past, .slot = s.slot, .mode = c.mode};
+      StepSequence step{.row_begin = rows,
+                        .row_count = c.rows,
+                        .past = s.past,
+                        .slot = s.slot,
+                        .mode = c.mode,
+                        .values_from = c.values_from,
+                        .values_to = c.values_to};
       step.pages_begin = int(table_.size());
       // No more pages than needed: a kernel that looks further finds those of the next sequence.
       step.pages_count = c.mode == KvMode::stage ? 0 : layout_.pages_for(s.past + c.rows);
@@ -83,7 +89,8 @@ class TestStore {
       plan_.push_back(step);
       rows += c.rows;
     }
-    std::vector<int32_t> packed(plan_.size() * 9);
+    constexpr size_t kWords = sizeof(StepSequence) / sizeof(int32_t);
+    std::vector<int32_t> packed(plan_.size() * kWords);
     std::memcpy(packed.data(), plan_.data(), packed.size() * 4);
     device_sequences_ = std::make_unique<PairOfInts>(packed);
     device_table_ = std::make_unique<PairOfInts>(table_);
@@ -92,7 +99,7 @@ class TestStore {
     step_.sequences = plan_;
     step_.page_table = table_;
     step_.device_sequences =
-        make_tensor(device_sequences_->on_gpu().data, DType::i32, int64_t(plan_.size()), 9);
+        make_tensor(device_sequences_->on_gpu().data, DType::i32, int64_t(plan_.size()), kWords);
     step_.device_page_table = device_table_->on_gpu();
     step_.sliding_window = window;
     return step_;

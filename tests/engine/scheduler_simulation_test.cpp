@@ -111,6 +111,7 @@ enum class Fault {
   end_lost,         // a sequence is gone without an end
   fetch_lost,       // a page is brought back and not written
   wait_lost,        // steps do not wait for the transfers that they must wait for
+  values_late,      // the last values before a checkpoint are not in pages when it is captured
 };
 
 class Simulation {
@@ -130,6 +131,7 @@ class Simulation {
   std::string world() const { return w_.describe(); }
   bool planted() const {
     if (fault_ == Fault::fetch_lost) return planted_ && store_.lost_a_fetch();
+    if (fault_ == Fault::values_late) return planted_ && store_.lost_a_completion();
     return fault_ != Fault::none && planted_;
   }
 
@@ -399,6 +401,9 @@ class Simulation {
       case Fault::wait_lost:
         store_.ignore_waits();
         return cache_.tier().on();
+      case Fault::values_late:
+        store_.ignore_completions();
+        return w_.config.enable_prefix_caching && w_.format.kind == KvKind::kivi;
       case Fault::end_lost:
         if (running.empty()) return false;
         scheduler_.remove(running.back());
@@ -612,12 +617,15 @@ TEST_CASE("the simulation finds every fault that is planted", "[long]") {
       {Fault::end_lost, "an end is lost"},
       {Fault::fetch_lost, "a page that is fetched is lost"},
       {Fault::wait_lost, "steps do not wait for transfers"},
+      {Fault::values_late, "values before a checkpoint come late"},
   }));
   INFO(name);
   int planted = 0, missed = 0;
-  for (uint32_t seed = 1; seed <= 60; ++seed) {
+  // Few worlds have a page that is taken while it is still being copied.
+  const bool in_tier = fault == Fault::fetch_lost || fault == Fault::wait_lost;
+  const uint32_t seeds = fault == Fault::wait_lost ? 600 : 60;
+  for (uint32_t seed = 1; seed <= seeds && (seed <= 60 || planted - missed < 3); ++seed) {
     INFO("seed " << seed);
-    const bool in_tier = fault == Fault::fetch_lost || fault == Fault::wait_lost;
     Simulation simulation(seed, fault, in_tier);
     std::string found;
     try {
@@ -633,8 +641,10 @@ TEST_CASE("the simulation finds every fault that is planted", "[long]") {
   // A sequence whose history is wrong may be preempted before it reads it, and computed again.
   const bool in_history =
       fault == Fault::pages_swapped || fault == Fault::slot_swapped || fault == Fault::write_lost;
-  // Not every page that comes back is read, and a transfer may be in time without a wait.
-  const bool in_tier = fault == Fault::fetch_lost || fault == Fault::wait_lost;
-  CHECK(planted - missed >= (in_tier ? 3 : 5));
-  if (!in_tier) CHECK(missed <= (in_history ? planted / 4 : 0));
+  // Not every page that comes back is read, and a transfer may be in time without a wait. Values
+  // before a checkpoint are read when R tokens follow.
+  const bool may_end =
+      fault == Fault::fetch_lost || fault == Fault::wait_lost || fault == Fault::values_late;
+  CHECK(planted - missed >= (may_end ? 3 : 5));
+  if (!may_end) CHECK(missed <= (in_history ? planted / 4 : 0));
 }

@@ -91,6 +91,7 @@ class SimulatedStore {
              "a capture is of a token that is computed");
       const int begin = part.mode == KvMode::append ? part.past : 0;
       for (int t = begin; t < capture.tokens; ++t) append(*part.sequence, t, capture.slot);
+      complete(*part.sequence, capture.tokens, capture.slot, capture.values_to);
     }
     for (const PlannedSequence& part : plan.sequences) write(part);
     for (const KvCopy& c : plan.copies_after) copy(c);
@@ -130,6 +131,9 @@ class SimulatedStore {
   void lose_next_fetch() { lose_next_fetch_ = true; }
   bool lost_a_fetch() const { return lost_fetch_; }
   void ignore_waits() { ignore_waits_ = true; }
+  // A fault for canaries: values that are to be written early, for a checkpoint, are not written.
+  void ignore_completions() { ignore_completions_ = true; }
+  bool lost_a_completion() const { return lost_completion_; }
 
   // A fault for canaries: the next output token that is computed is not written.
   void lose_next_write() { lose_next_write_ = true; }
@@ -204,7 +208,8 @@ class SimulatedStore {
     for (const PlannedSequence& part : plan.sequences) {
       const SequenceKv& kv = part.sequence->kv;
       if (part.mode != KvMode::append) continue;
-      const size_t filled = size_t(values_paged(format_, part.past) / layout_.page_tokens());
+      const size_t filled = size_t(std::max(values_paged(format_, part.past), kv.values_stored) /
+                                   layout_.page_tokens());
       for (size_t i = filled; i < kv.pages.size(); ++i)
         expect(holders[kv.pages[i]] == 1, "a page that is written has one holder");
     }
@@ -223,6 +228,18 @@ class SimulatedStore {
         append(s, t, s.kv.slot);
       }
     }
+    if (part.mode != KvMode::stage) complete(s, part.past + part.count, s.kv.slot, part.values_to);
+  }
+
+  // Writes the values before the paged position `to` that the residual has after `tokens` tokens.
+  void complete(const Sequence& s, int tokens, int32_t slot, int to) {
+    if (format_.kind != KvKind::kivi) return;
+    for (int i = std::max(values_paged(format_, tokens), s.kv.values_stored); i < to; ++i) {
+      if (ignore_completions_)
+        lost_completion_ = true;
+      else
+        values_.at(s.kv.pages, i) = residual_row(slot, i);
+    }
   }
 
   Region::Token& residual_row(int32_t slot, int position) {
@@ -240,7 +257,7 @@ class SimulatedStore {
       sinks_.at({slot}, t) = token;
       return;
     }
-    if (position >= format_.residual)
+    if (position - format_.residual >= s.kv.values_stored)
       values_.at(s.kv.pages, position - format_.residual) = residual_row(slot, position);
     residual_row(slot, position) = token;
     const int quantized = keys_paged(format_, t + 1);
@@ -294,7 +311,7 @@ class SimulatedStore {
   double seconds_a_page_ = 0, transfer_seconds_ = 0;
   int64_t brought_back_ = 0;
   bool lose_next_fetch_ = false, lost_fetch_ = false, ignore_waits_ = false;
-  bool lose_next_write_ = false;
+  bool lose_next_write_ = false, ignore_completions_ = false, lost_completion_ = false;
   bool lost_ = false;
   int64_t copies_ = 0, captures_ = 0, foreign_reads_ = 0;
 };

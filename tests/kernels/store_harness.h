@@ -27,6 +27,7 @@ struct Part {
   TestSequence* sequence;
   int count;
   KvMode mode = KvMode::append;
+  int values_from = 0, values_to = 0;  // StepSequence
 };
 
 class StoreHarness {
@@ -172,6 +173,8 @@ class TestStep {
       sequence.past = s.past;
       sequence.slot = s.slot;
       sequence.mode = part.mode;
+      sequence.values_from = part.values_from;
+      sequence.values_to = part.values_to;
       if (part.mode != KvMode::stage)
         table(s.pages, layout.pages_for(s.past + part.count), sequence.pages_begin,
               sequence.pages_count);

@@ -169,6 +169,59 @@ TEST_CASE("A prompt that goes through the staging area leaves the same store") {
   }
 }
 
+// What a checkpoint and the sequences that go on from it do (docs/design/prefix-cache.md).
+TEST_CASE(
+    "values that are written early are those that would be written later, and stay as they are") {
+  const uint32_t seed = 5;
+  CAPTURE(seed);
+  const auto backend = make_cpu_backend(2);
+  for (const KvLayout& l : all_layouts()) {
+    INFO(text(l));
+    const int r = l.format.residual, d = l.shape.head_dim, page = l.page_tokens();
+    const int boundary = l.format.sinks + std::lcm(page, r), stored = boundary - l.format.sinks;
+    const int tokens = boundary + r + 3;
+    TestStore store(*backend, l, 4, tokens, seed);
+    for (const bool seals : {false, true}) {
+      TestSequence plain = store.sequence(tokens), early = store.twin(plain);
+      const int first = boundary - 2, second = 7;
+      const KvMode mode = seals ? KvMode::stage : KvMode::append;
+      append(*backend, store, {{&plain, first}, {&early, first, mode}});
+      append(*backend, store,
+             {{&plain, second}, {&early, second, seals ? KvMode::seal : mode, 0, stored}});
+      REQUIRE(store.content(plain) == store.content(early));
+      const auto codes = [&](const TestSequence& s) {
+        std::vector<uint16_t> out;
+        for (int position = 0; position < stored; ++position)
+          for (int c = 0; c < d; ++c) {
+            const std::byte* block =
+                store.view().page_block(0, s.pages[size_t(position / page)], 0);
+            out.push_back(read_value_code(l, block, position % page, c));
+            const GroupParameters g = read_value_parameters(l, block, position % page, c);
+            out.insert(out.end(), {g.scale.bits, g.minimum.bits});
+          }
+        return out;
+      };
+      const std::vector<uint16_t> written = codes(early);
+      // The keys of the page are there too, so no byte of it changes any more.
+      std::vector<std::vector<std::byte>> before;
+      for (int i = 0; i < stored / page; ++i) {
+        const std::byte* block = store.view().page_block(0, early.pages[size_t(i)], 0);
+        before.emplace_back(block, block + l.block_bytes());
+      }
+      while (plain.past + 1 < tokens) {
+        const int count = plain.past % 5 == 0 ? std::min(4, tokens - 1 - plain.past) : 1;
+        append(*backend, store, {{&plain, count}, {&early, count, KvMode::append, stored}});
+        REQUIRE(store.content(plain) == store.content(early));
+      }
+      CHECK(codes(plain) == written);
+      for (int i = 0; i < stored / page; ++i) {
+        const std::byte* block = store.view().page_block(0, early.pages[size_t(i)], 0);
+        CHECK(std::equal(before[size_t(i)].begin(), before[size_t(i)].end(), block));
+      }
+    }
+  }
+}
+
 TEST_CASE("fp16 and fp8 pages hold every token at once, by every way of growing") {
   const auto backend = make_cpu_backend(2);
   for (const int d : {64, 80, 128})

@@ -107,6 +107,44 @@ TEST_CASE("in mode stream a hit has the bits of a miss wherever chunks end, and 
     CHECK(run(*loaded, greedy_request(chat, 20)).output == miss);
 }
 
+TEST_CASE("samples that share pages whose values came early are those that are computed alone") {
+  const auto [format, residual] = GENERATE(
+      table<std::string, int>({{"kivi2", 32}, {"kivi4", 128}, {"kivi2.5", 32}, {"kivi2.5", 128}}));
+  // One chunk, and chunks that are staged.
+  const int chunk = GENERATE(400, 96);
+  // Behind the last boundary: a few tokens, or many.
+  const int length = GENERATE(326, 340);
+  CAPTURE(format, residual, chunk, length);
+  EngineConfig config = config_of(format, PrefillMode::exact, chunk);
+  config.kivi_residual_length = residual;
+  const auto alone = load_or_fail(config), together = load_or_fail(config);
+  const std::vector<int32_t> prompt = prompt_of(*alone, length);
+  std::vector<Request> requests;
+  for (int i = 0; i < 5; ++i) {
+    Request& request = requests.emplace_back(greedy_request(prompt, 2 * residual + 20));
+    if (i == 0) continue;
+    request.sampling.temperature = 1;
+    request.sampling.seed = uint64_t(i);
+  }
+  const auto streams = together->engine->submit_all(requests, [](size_t) { return [] {}; });
+  REQUIRE(streams.ok());
+  together->engine->run_until_idle();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    CAPTURE(i);
+    std::vector<TokenEvent> events;
+    REQUIRE((*streams)[i]->drain(events));
+    Output output;
+    for (const TokenEvent& e : events) {
+      output.ids.push_back(e.id);
+      output.logprobs.push_back(e.logprob);
+    }
+    const Run expected = run(*alone, requests[i]);
+    CHECK(expected.cached_tokens == events.back().cached_tokens);
+    CHECK(output == expected.output);
+  }
+  CHECK(together->engine->stats().prefix.hit > 4 * 200);
+}
+
 TEST_CASE("prompts that share their first tokens are computed side by side as alone") {
   const auto [format, mode] = GENERATE(table<std::string, PrefillMode>(
       {{"fp16", PrefillMode::exact}, {"kivi2.5", PrefillMode::stream}}));
