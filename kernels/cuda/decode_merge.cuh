@@ -33,6 +33,16 @@ __device__ __forceinline__ uint32_t pack_output(const DecodeLaunch& a, float u, 
   return *reinterpret_cast<uint32_t*>(&y);
 }
 
+// Adds 1 to a counter of the device and returns what it was.
+__device__ __forceinline__ int count_arrival(int* counter) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
+
 template <int D, int NT>
 struct DecodeMerge {
   static constexpr int kTiles = D / 16;
@@ -148,13 +158,12 @@ struct DecodeMerge {
     __syncthreads();
     const int mine = threadIdx.x == 0 ? earlier : here;
     if (threadIdx.x < 2 && mine >= 0) {
-      // After the barrier, the fences of this one thread stand for those of the block.
-      __threadfence();
-      const int n = atomicAdd(a.counters + slots[mine].id, 1) + 1;
+      // After the barrier, this one thread releases what all threads of the block have written, and
+      // before the next one it acquires for them what other blocks have.
+      const int n = count_arrival(a.counters + slots[mine].id) + 1;
       const int first = line.block_of(line.owner(slots[mine].start));
       const int count = line.block_of(line.owner(slots[mine].last)) - first + 1;
       if (n == count) a.counters[slots[mine].id] = 0;
-      __threadfence();
       int* out = arrived + threadIdx.x * 3;
       out[0] = n == count, out[1] = first, out[2] = count;
     }

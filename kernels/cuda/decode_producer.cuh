@@ -8,7 +8,8 @@
 namespace kivi::cuda {
 
 // The copies of a warp's units, in the order in which it will use them.
-template <int D, int KB, int VB, int NT, bool X>
+// SAME_WARP: the warp that starts the copies also reads what they bring.
+template <int D, int KB, int VB, int NT, bool X, bool SAME_WARP = true>
 struct DecodeProducer {
   static constexpr int kKeyTileBytes = 16 * D * KB / 8 < 512 ? 512 : 16 * D * KB / 8;
 
@@ -17,7 +18,6 @@ struct DecodeProducer {
   Extent extent;
   int behind;  // units of the cursor's segment up to the piece's end
   const int32_t* table;
-  int64_t kv_row;
   int slot;
   int page = 0;  // id of the page of the cursor's unit; read one unit ahead of its use
 
@@ -38,7 +38,6 @@ struct DecodeProducer {
     behind = cursor.sequence == end.sequence && cursor.segment == end.segment ? end.unit
                                                                               : extent.units();
     table = a.page_table + s.pages_begin;
-    kv_row = s.row_begin;
     slot = s.slot;
     look_up();
   }
@@ -129,15 +128,16 @@ struct DecodeProducer {
                                    : a.block_kp + (in_page >> a.group_shift) * a.key_group_bytes);
       }
       if (at_own_token()) {
-        all += 4 * D;
+        if (!SAME_WARP) all += 4 * D;
         const int which = copy.lane / (D / 8), chunk = copy.lane % (D / 8);
         const int row = extent.past - position;
         if (which < 2)
-          own = a.kv + kv_row * a.kv_stride + (head + which * a.kv_heads) * D + chunk * 8;
+          own = a.kv + a.sequences[cursor.sequence].row_begin * a.kv_stride +
+                (head + which * a.kv_heads) * D + chunk * 8;
         own_to = which * 32 * D + row * 2 * D + (chunk ^ row % 8) * 16;
       }
     }
-    copy.start(all, stage + to, from, bytes, stage + own_to, own);
+    copy.start<SAME_WARP>(all, stage + to, from, bytes, stage + own_to, own);
   }
 };
 

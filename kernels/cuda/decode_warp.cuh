@@ -29,9 +29,13 @@ struct DecodeWarp {
 
   static constexpr bool kWeighs = kCodes && !X;  // scales are used as they lie
 
-  // q in operand B's order, times a power of two for each head; the same times 4^-p; what 1/256 of
-  // the square of a scale is multiplied with for the key bias.
-  uint32_t q[NT][kKeyTiles * 2], qw[kWeighs ? NT : 1][kWeighs ? kKeyTiles * 2 : 1],
+  // Head size 64 has no registers for a second copy of q, and 128 has more spills without it.
+  static constexpr bool kCopies = kWeighs && D == 128;
+
+  // q in operand B's order, times a power of two for each head (and times 4^-p where kWeighs and
+  // not kCopies); the same times 4^-p; what 1/256 of the square of a scale is multiplied with for
+  // the key bias.
+  uint32_t q[NT][kKeyTiles * 2], qw[kCopies ? NT : 1][kCopies ? kKeyTiles * 2 : 1],
       qb[X ? NT : 1][X ? kKeyTiles * 2 : 1];
   float factor[NT][2];  // from C to the logit in log2, heads 2t and 2t + 1
   // State: running maximum; O^T (channels x heads); row 7 of x is sum(P), rows below the number of
@@ -72,7 +76,10 @@ struct DecodeWarp {
 #pragma unroll
       for (int i = 0; i < kKeyTiles * 2; ++i) {
         q[n][i] = multiply(q[n][i], normal2);
-        if constexpr (kWeighs) qw[n][i] = multiply(q[n][i], pair_weight(KB, i, 1.f));
+        if constexpr (kCopies)
+          qw[n][i] = multiply(q[n][i], pair_weight(KB, i, 1.f));
+        else if constexpr (kWeighs)
+          q[n][i] = multiply(q[n][i], pair_weight(KB, i, 1.f));
         if constexpr (X)
           qb[n][i] = as_u32(__hmax2(as_half2(multiply(multiply(q[n][i], q[n][i]), bias)),
                                     __float2half2_rn(-65504.f)));
@@ -158,7 +165,8 @@ struct DecodeWarp {
       const uint4 v = *reinterpret_cast<const uint4*>(block);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
-        const uint32_t* of_q = q[n] + 4 * i;
+        const uint32_t of_q[4] = {plain(n, 4 * i), plain(n, 4 * i + 1), plain(n, 4 * i + 2),
+                                  plain(n, 4 * i + 3)};
         if constexpr (X) {
           // Rows 0 to 7 are q, rows 8 to 15 what squares are multiplied with; columns 0 and 1 are
           // minima, columns 2 and 3 squares.
@@ -207,10 +215,18 @@ struct DecodeWarp {
   }
 
   __device__ __forceinline__ uint32_t weighted(int n, int i) const {
-    if constexpr (X)
-      return q[n][i];
-    else
+    if constexpr (kCopies)
       return qw[n][i];
+    else
+      return q[n][i];
+  }
+  // q without 4^-p. It is volatile so that the compiler makes no second copy ahead of the units.
+  __device__ __forceinline__ uint32_t plain(int n, int i) const {
+    if (!kWeighs || kCopies || power_of_pair(KB, i) == 0) return q[n][i];
+    const uint32_t power = as_u32(__float2half2_rn(float(1 << KB * power_of_pair(KB, i))));
+    uint32_t y;
+    asm volatile("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(q[n][i]), "r"(power));
+    return y;
   }
 
   // Where a lane's key words of tile `tile` lie, from the start of the codes.
@@ -503,11 +519,11 @@ struct DecodeWarp {
                 (token + 1 >= low && token + 1 < end ? 0xffff0000u : 0u);
     }
     const int m = lane / 8, row = lane % 8 + (m / 2) * 8;
-    const uint32_t rows = shared_address(stage) + 32 * D + row * 2 * D;
+    const uint32_t rows = shared_address(stage) + 32 * D + row * 2 * D + (m % 2 ^ row % 8) * 16;
 #pragma unroll
     for (int c = 0; c < kKeyTiles; ++c) {
       uint32_t v[4];
-      load_matrices_transposed(v, rows + (((2 * c + m % 2) ^ (row % 8)) * 16));
+      load_matrices_transposed(v, (rows ^ 2 * c % 8 * 16) + 2 * c / 8 * 128);
       if (partial) v[0] &= keep[0], v[1] &= keep[0], v[2] &= keep[1], v[3] &= keep[1];
 #pragma unroll
       for (int n = 0; n < NT; ++n) mma(o[n][c], v[0], v[1], v[2], v[3], p[n][0], p[n][1]);
@@ -519,14 +535,14 @@ struct DecodeWarp {
   __device__ __forceinline__ void key_rows(float (&s)[NT][4], const std::byte* stage) const {
     constexpr int kApart = kWeighs ? 2 : 1;  // the 8-channel chunks of one product
     const int m = lane / 8, row = lane % 8 + (m % 2) * 8;
-    const uint32_t rows = shared_address(stage) + row * 2 * D;
+    // Chunk c lies at c ^ row % 8; 8 chunks are 128 bytes, to which stages are aligned.
+    const uint32_t rows = shared_address(stage) + row * 2 * D + (m / 2 * kApart ^ row % 8) * 16;
     float odd[NT][4] = {};  // two chains of products
 #pragma unroll
     for (int k = 0; k < kKeyTiles * 2; k += 4) {
       uint32_t u[4], v[4];
-      const int first = k + m / 2 * kApart;
-      load_matrices(u, rows + ((first ^ (row % 8)) * 16));
-      load_matrices(v, rows + (((first + 3 - kApart) ^ (row % 8)) * 16));
+      load_matrices(u, (rows ^ k % 8 * 16) + k / 8 * 128);
+      load_matrices(v, (rows ^ (k % 8 + 3 - kApart) * 16) + k / 8 * 128);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
         if constexpr (X) {
@@ -535,8 +551,8 @@ struct DecodeWarp {
           mma_k8(s[n], v[0], v[1], q[n][k + 2]);
           mma_k8(odd[n], v[2], v[3], q[n][k + 3]);
         } else {
-          mma(s[n], u[0], u[1], u[2], u[3], q[n][k], q[n][k + kApart]);
-          mma(odd[n], v[0], v[1], v[2], v[3], q[n][k + 3 - kApart], q[n][k + 3]);
+          mma(s[n], u[0], u[1], u[2], u[3], plain(n, k), plain(n, k + kApart));
+          mma(odd[n], v[0], v[1], v[2], v[3], plain(n, k + 3 - kApart), plain(n, k + 3));
         }
       }
     }

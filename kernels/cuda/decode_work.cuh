@@ -133,7 +133,7 @@ __host__ __device__ constexpr int decode_warps_max(int head_dim, int head_tiles,
 }
 
 // What each warp of a launch that is timed notes: when it came to these places, in nanoseconds of
-// the device's clock, and then for each DecodeCount cycles and how often.
+// the device's clock, and then for each DecodeCount cycles (0 for pages and tiles) and how often.
 enum class DecodePlace {
   started,        // the first instruction
   planned,        // the piece and the line were read
@@ -159,9 +159,11 @@ struct Extent {
   int values_end;    // values [0, values_end) are read from page units
   int values_begin;  // the first of the residual's tiles, which end with `past`
   int page_first, pages;
-  int sink_first, sinks;  // tiles, from a negative one on
-  int tile_first, tiles;
+  int sinks, tiles;  // 16-token tiles of both
 
+  // The first tile of sinks, a negative one, and the first tile of the residual.
+  __device__ int sink_first() const { return low >> 4; }
+  __device__ int tile_first() const { return values_begin / kTileTokens; }
   __device__ int units() const { return pages + sinks + tiles; }
   __device__ int weight(const DecodeLaunch& a) const {
     return pages * a.page_weight + (sinks + tiles) * a.tile_weight;
@@ -169,7 +171,7 @@ struct Extent {
   // The first position of a unit that is a tile.
   __device__ __forceinline__ int tile_position(int unit) const {
     const int i = unit - pages;
-    return (i + (i < sinks ? sink_first : tile_first - sinks)) * kTileTokens;
+    return (i + (i < sinks ? sink_first() : tile_first() - sinks)) * kTileTokens;
   }
   // The first position that counts, of the tile that begins at `position`.
   __device__ __forceinline__ int tile_low(int position) const {
@@ -193,10 +195,8 @@ __device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int tokens) {
   e.pages = max(0, (e.values_end + kUnitTokens - 1) / kUnitTokens - e.page_first);
   static_assert(kTileTokens == 1 << 4);  // shifts round down
   const int tile_end = (e.past >> 4) + 1;
-  e.sink_first = e.low >> 4;
-  e.sinks = max(0, min(0, tile_end) - e.sink_first);
-  e.tile_first = e.values_begin / kTileTokens;
-  e.tiles = max(0, tile_end - e.tile_first);
+  e.sinks = max(0, min(0, tile_end) - e.sink_first());
+  e.tiles = max(0, tile_end - e.tile_first());
   return e;
 }
 

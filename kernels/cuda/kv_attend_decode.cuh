@@ -26,8 +26,8 @@
 //
 // Products into one accumulator wait for each other, so two tiles always take turns.
 //
-// Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, 643 instructions a warp (76 of
-// them mma); with 8-bit parameters and a bias 5120 bytes, 761 instructions.
+// Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, 657 instructions a warp (76 of
+// them mma); with 8-bit parameters and a bias 5120 bytes, 749 instructions.
 // docs/design/decode-attention.md has the count and the times. Reference: CpuBackend::do_kv_attend.
 // Test: tests/cuda/kv_attend_test.cpp.
 #pragma once
@@ -61,14 +61,16 @@ struct DecodeClock {
   __device__ __forceinline__ void begin() {
     if constexpr (TIMED) last = now();
   }
-  // Adds the cycles since begin() to `cycles`, and 1 to the count behind it. They end when
-  // `result` is there.
-  __device__ __forceinline__ void end(DecodeCount cycles, float result = 0) {
+  // Adds the cycles since begin() to `cycles`, and 1 to the count behind it.
+  __device__ __forceinline__ void end(DecodeCount cycles) {
     if constexpr (TIMED) {
-      asm volatile("" ::"f"(result) : "memory");
       counts[int(cycles)] += now() - last;
       ++counts[int(cycles) + 1];
     }
+  }
+  // Products may move over the reading of a clock, so units are only counted.
+  __device__ __forceinline__ void count(DecodeCount units) {
+    if constexpr (TIMED) ++counts[int(units) + 1];
   }
   __device__ __forceinline__ void finish() const {
     if constexpr (TIMED) {
@@ -169,18 +171,20 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
         barrier_wait(barrier, parity);
         clock.stamp(DecodePlace::arrived);
         clock.end(DecodeCount::waiting);
-        clock.begin();
         if (cursor.unit < pages) {
           const int first = (page_first + cursor.unit) * kUnitTokens;
           state.page_unit(data, ring + a.planes_base + out * a.planes_stride, max(0, low - first),
                           min(64, values_end - first));
-          clock.end(DecodeCount::pages, state.o[0][D / 16 - 1][3]);
+          clock.count(DecodeCount::pages);
         } else {
           const Extent extent = extent_of(a, past);
           const int first = extent.tile_position(cursor.unit);
+          const bool own_token = cursor.unit == extent.units() - 1;
+          if (own_token) WarpCopy::wait_for_chunks();
           state.tile_unit(data, extent.tile_low(first) - first, min(16, extent.past + 1 - first),
                           extent.is_coded(first), first / kTileTokens % 2);
-          clock.end(DecodeCount::tiles, state.o[0][D / 16 - 1][3]);
+          if (own_token) fence_before_async_copy();  // chunks are no bulk copies
+          clock.count(DecodeCount::tiles);
         }
         __syncwarp();
         if (++out == a.stages) out = 0, parity ^= 1;

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
     if (warp < kHeadsGroups) {
       const Piece piece = a.pieces[blockIdx.x * kHeadsGroups + warp];
       if (!(piece.begin == piece.end)) {
-        DecodeProducer<kD, KB, VB, kTilesN, false> producer(a, piece.begin, piece.end);
+        DecodeProducer<kD, KB, VB, kTilesN, false, false> producer(a, piece.begin, piece.end);
         const uint32_t ring = shared_address(memory(warp) + Shared::kRing);
         int stage = 0;
         uint32_t parity = 1;

@@ -124,6 +124,10 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 // barrier's phase completes when they are there. On Hopper each lane
 // issues a bulk copy (the barrier expects 1 arrival); before, the lanes share each copy in 16-byte
 // chunks (32 arrivals). Addresses and sizes are multiples of 16; only lanes 0 to 3 have bytes.
+//
+// On Hopper, lanes issue bulk copies one after the other, which is slow for 32 chunks. With
+// CHUNKS_APART the barrier does not know of chunks, and `all` not either: they are ordinary
+// asynchronous copies, for which the warp that started them waits with wait_for_chunks().
 struct WarpCopy {
   uint32_t barrier;
   int lane;
@@ -131,6 +135,7 @@ struct WarpCopy {
 #if __CUDA_ARCH__ >= 900
   static constexpr int kArrivals = 1;
 
+  template <bool CHUNKS_APART>
   __device__ __forceinline__ void start(int all, uint32_t to, const void* from, int bytes,
                                         uint32_t chunk_to = 0, const void* chunk = nullptr) const {
     if (lane == 0)
@@ -138,7 +143,17 @@ struct WarpCopy {
                    : "memory");
     __syncwarp();
     if (bytes > 0) bulk_copy(to, from, bytes);
-    if (chunk != nullptr) bulk_copy(chunk_to, chunk, 16);
+    if (chunk != nullptr) {
+      if constexpr (CHUNKS_APART)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(chunk_to), "l"(chunk)
+                     : "memory");
+      else
+        bulk_copy(chunk_to, chunk, 16);
+    }
+    __syncwarp();
+  }
+  static __device__ __forceinline__ void wait_for_chunks() {
+    asm volatile("cp.async.wait_all;" ::: "memory");
     __syncwarp();
   }
   // One piece. elect.sync tells the compiler that one lane is left: it need not expect addresses
@@ -163,6 +178,7 @@ struct WarpCopy {
 #else
   static constexpr int kArrivals = 32;
 
+  template <bool CHUNKS_APART>
   __device__ __forceinline__ void start(int, uint32_t to, const void* from, int bytes,
                                         uint32_t chunk_to = 0, const void* chunk = nullptr) const {
 #pragma unroll
@@ -182,8 +198,9 @@ struct WarpCopy {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
   }
   __device__ __forceinline__ void start_one(uint32_t to, const void* from, int bytes) const {
-    start(bytes, to, from, lane == 0 ? bytes : 0);
+    start<true>(bytes, to, from, lane == 0 ? bytes : 0);
   }
+  static __device__ __forceinline__ void wait_for_chunks() {}
 #endif
 };
 

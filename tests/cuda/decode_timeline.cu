@@ -85,23 +85,23 @@ bool print_timeline(const std::function<cuda::DecodeArguments(int)>& arguments,
     std::printf("  %-16s %7.2f %7.2f %7.2f %7.2f\n", names[f], earliest / launches,
                 sum / double(std::max<size_t>(count, 1)), median / launches, last / launches);
   }
-  const auto cycles = [&](const char* name, cuda::DecodeCount of) {
-    double total = 0, times_counted = 0, most = 0;
+  const auto counted = [&](const char* name, cuda::DecodeCount of) {
+    double cycles = 0, times_counted = 0, most = 0;
     for (int i = kSkipped; i < kLaunches; ++i)
       for (size_t w = 0; w < warps; ++w) {
-        total += double(field(i, w, cuda::kDecodePlaces + int(of)));
+        cycles += double(field(i, w, cuda::kDecodePlaces + int(of)));
         times_counted += double(field(i, w, cuda::kDecodePlaces + int(of) + 1));
         most = std::max(most, double(field(i, w, cuda::kDecodePlaces + int(of) + 1)));
       }
-    const double launches = kLaunches - kSkipped;
-    std::printf("  %-16s %7.0f cycles each, %6.2f a warp (at most %.0f)\n", name,
-                times_counted > 0 ? total / times_counted : 0,
-                times_counted / double(warps) / launches, most);
+    std::printf("  %-16s %6.2f a warp, at most %.0f", name,
+                times_counted / double(warps) / (kLaunches - kSkipped), most);
+    if (cycles > 0) std::printf(", %.0f cycles each", cycles / times_counted);
+    std::printf("\n");
   };
-  cycles("waiting", cuda::DecodeCount::waiting);
-  cycles("page", cuda::DecodeCount::pages);
-  cycles("tile", cuda::DecodeCount::tiles);
-  cycles("end of segment", cuda::DecodeCount::ends);
+  counted("waits", cuda::DecodeCount::waiting);
+  counted("pages", cuda::DecodeCount::pages);
+  counted("tiles", cuda::DecodeCount::tiles);
+  counted("ends of segments", cuda::DecodeCount::ends);
   return true;
 }
 
