@@ -63,21 +63,6 @@ struct Stage {
   }
 };
 
-// c += A B.
-template <class T>
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint2 b) {
-  if constexpr (std::is_same_v<T, __half>)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
-  else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
-}
-
 // The sums of a lane: for each eight rows of x (nt) and each of two tiles of W (mt), in the order
 // 2 nt + mt, rows 2 g and 2 g + 1 of W by rows 2t and 2t + 1 of x.
 template <int NT>
@@ -418,6 +403,10 @@ cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, c
                 .stage_records = 1,
                 .out_f32 = out.dtype == DType::f32,
                 .pairs = out.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(out.data) % 4 == 0};
+  if (cudaError_t error = cudaSuccess;
+      p.t <= kTileProductRowsExact && runs_hopper_code() &&
+      matmul_tiles_few(p, x.dtype, workspace, multiprocessors, stream, error))
+    return error;
   return with_half_type(x.dtype, [&]<class T>() {
     if (p.t <= 8) return launch_format<T, 1>(p, workspace, multiprocessors, stream);
     if (p.t <= 16) return launch_format<T, 2>(p, workspace, multiprocessors, stream);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels for matrices of 4-bit codes share (matmul_tiles.cu, matmul_tiles_hopper.cu):
+// What the kernels for matrices of 4-bit codes share (matmul_tiles*.cu):
 // their arguments, how work is cut into units, copies into shared memory, codes as 16-bit numbers,
 // and sums that several blocks share.
 //
@@ -63,6 +63,11 @@ struct TileProduct {
 cudaError_t matmul_tiles_hopper(TileProduct p, DType type, const TileProductWorkspace& workspace,
                                 int multiprocessors, cudaStream_t stream);
 
+// Products of up to 16 rows on Hopper. Returns false, and starts nothing, where the workspace is
+// too small or matmul_tiles' other kernel is better.
+bool matmul_tiles_few(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
+                      int multiprocessors, cudaStream_t stream, cudaError_t& error);
+
 // `bytes`: 16, or 0 for zeros.
 __device__ __forceinline__ void copy_16_or_zeros(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
@@ -124,6 +129,21 @@ __device__ __forceinline__ void subtract_zeros(const uint32_t (&zero)[2], uint32
   for (int h = 0; h < 2; ++h)
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[h][i] = subtract<T>(a[h][i], zero[i % 2]);
+}
+
+// c += A B, as `mma` (ptx.cuh) says, for either type.
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint2 b) {
+  if constexpr (std::is_same_v<T, __half>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
 // The first unit of a block's piece. The launcher keeps units times blocks below 2^31.
@@ -203,6 +223,21 @@ __device__ __forceinline__ void copy_weights(const TileProduct& p, TilePlace at,
 #endif
 }
 
+// A whole number below 2^23, without a conversion.
+__device__ __forceinline__ float float_of(uint32_t x) {
+  return __uint_as_float(x | 0x4B000000u) - 8388608.0f;
+}
+
+// A copy of 16 bytes, and what counts this lane's copies at a barrier that expects 32 lanes.
+// Without a cache hint: with one, ptxas 13.0 encodes a wrong register where the address in shared
+// memory has a part that is the same for all lanes.
+__device__ __forceinline__ void copy_16(uint32_t to, const std::byte* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copies_arrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 // Copies the columns of x that a stage needs: threads take 16 bytes each, always of the same rows
 // and columns of a stage. S::x_at(row, chunk) says where they go.
 template <class S>
@@ -243,6 +278,18 @@ class InputCopy {
   int column_, passes_ = 0;
   uint32_t to_[kPasses];
 };
+
+// Stores row n of W of one row of x.
+template <class T>
+__device__ __forceinline__ void store_one(const TileProduct& p, int row, int n, float sum) {
+  if (n >= p.n) return;
+  if (p.bias != nullptr) sum += as_float(static_cast<const T*>(p.bias)[n]);
+  const int64_t at = row * p.out_stride + n;
+  if (p.out_f32)
+    static_cast<float*>(p.out)[at] = sum;
+  else
+    static_cast<T*>(p.out)[at] = from_float<T>(sum);
+}
 
 // Stores two neighbouring rows of W of one row of x.
 template <class T>

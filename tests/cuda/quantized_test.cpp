@@ -5,6 +5,7 @@
 #include "tests/kernels/quantized.h"
 
 #include <algorithm>
+#include <cmath>
 #include <list>
 #include <numeric>
 #include <span>
@@ -126,8 +127,13 @@ TEST_CASE("quantized: products by 4-bit matrices equal the CPU's for awkward siz
   CAPTURE(seed);
   std::mt19937 random(seed);
   for (const WeightFormat& format : kTileFormats)
-    for (const auto& [n, wanted] :
-         {std::pair{1, 32}, {17, 96}, {300, 288}, {520, 2080}, {1000, 4096}}) {
+    for (const auto& [n, wanted] : {std::pair{1, 32},
+                                    {17, 96},
+                                    {300, 288},
+                                    {520, 2080},
+                                    {1000, 4096},
+                                    {40, 4864},
+                                    {24, 14336}}) {
       const int64_t k = format.kind == WeightKind::q4_k ? (wanted + 255) / 256 * 256 : wanted;
       GpuWeight w(random_rows(format, n, k, random));
       for (const DType type : kTypes)
@@ -229,11 +235,12 @@ TEST_CASE("quantized: x is rotated and reordered before it meets a matrix that a
 
 TEST_CASE("quantized: a row of up to 8 has the same bits in any company, and in any repetition") {
   std::mt19937 random(76);
-  const int64_t n = 1300, k = 4096;
-  for (const WeightFormat& format :
-       {WeightFormat{WeightKind::e4m3}, {WeightKind::int4, 128}, {WeightKind::q4_k}})
+  for (const auto& [format, n, k] : {std::tuple{WeightFormat{WeightKind::e4m3}, 1300, 4096},
+                                     {WeightFormat{WeightKind::int4, 128}, 1300, 4096},
+                                     {WeightFormat{WeightKind::q4_k}, 1300, 4096},
+                                     {WeightFormat{WeightKind::q4_0}, 260, 14336}})
     for (const DType type : kTypes) {
-      CAPTURE(name_of(format), name_of(type));
+      CAPTURE(name_of(format), name_of(type), n, k);
       GpuWeight w(random_rows(format, n, k, random));
       give_scratch(w.weight, 64);
       Pair x(64, k, type), all(8, n, DType::f32);
@@ -255,6 +262,31 @@ TEST_CASE("quantized: a row of up to 8 has the same bits in any company, and in 
         for (int j = 0; j < 3; ++j) gpu().matmul(x.on_gpu(), w.weight, {}, again.on_gpu());
         REQUIRE(again.gpu_result() == once);
       }
+    }
+}
+
+TEST_CASE("quantized: a row of up to 8 may be of any size, and has the same bits") {
+  std::mt19937 random(79);
+  for (const WeightFormat& format :
+       {WeightFormat{WeightKind::int4, 32}, {WeightKind::int4, 128}, {WeightKind::q4_1}})
+    for (const int64_t k : {4096, 14336}) {
+      CAPTURE(name_of(format), k);
+      const int64_t n = 24;
+      GpuWeight w(random_rows(format, n, k, random));
+      give_scratch(w.weight, 8);
+      Pair x(8, k, DType::bf16), large(8, k, DType::bf16), out(8, n, DType::f32);
+      x.randomize(random);
+      std::vector<float> values = x.values();
+      for (int64_t row = 0; row < 8; ++row)
+        for (int64_t c = 0; c < k; ++c)
+          values[size_t(row * k + c)] = std::ldexp(values[size_t(row * k + c)], int(row - 4) * 16);
+      large.set(values);
+      gpu().matmul(x.on_gpu(), w.weight, {}, out.on_gpu());
+      std::vector<float> expected = out.gpu_result();
+      for (size_t i = 0; i < expected.size(); ++i)
+        expected[i] = std::ldexp(expected[i], (int(i) / int(n) - 4) * 16);
+      gpu().matmul(large.on_gpu(), w.weight, {}, out.on_gpu());
+      CHECK(out.gpu_result() == expected);
     }
 }
 
