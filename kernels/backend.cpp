@@ -172,6 +172,11 @@ void Backend::rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
     KIVI_VERIFY(rope.trained > 0 && rope.rotary_dim > 2 && rope.lengths.dtype == DType::i32 &&
                 is_vector(rope.lengths, t));
   KIVI_VERIFY(!rope.hadamard || (d & (d - 1)) == 0);
+  for (const Tensor& weight : {rope.q_norm, rope.k_norm}) {
+    if (rope.q_norm.empty() && rope.k_norm.empty()) break;
+    KIVI_VERIFY(weight.dtype == rope.q_norm.dtype && is_vector(weight, d) && rope.norm_eps >= 0);
+    KIVI_VERIFY(qkv.dtype == activation_type(weight.dtype));
+  }
   if (t > 0) do_rope(qkv, positions, rope, shape, q, kv);
 }
 

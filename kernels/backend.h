@@ -57,6 +57,10 @@ struct Rope {
   // Sylvester's construction, divided by sqrt(head_dim) (docs/design/kv-format.md, section 10).
   // head_dim is a power of two.
   bool hadamard = false;
+  // Before the rotary embedding, each head x of q and of k becomes x / sqrt(mean(x^2) + norm_eps)
+  // times its weight (Qwen3). [head_dim] w each; both empty = no such norm.
+  Tensor q_norm, k_norm;
+  float norm_eps = 0;
 };
 
 struct DeviceInfo {
@@ -193,10 +197,10 @@ class Backend {
   // product_input() says. A bias has any float type on the CPU and type `a` on CUDA.
   void matmul(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out);
 
-  // Splits qkv into heads, rotates q and k by RoPE, multiplies q, k and v by the Hadamard matrix if
-  // asked to, and writes q and kv. kv is saturated to f16.
-  // qkv [t, (hq + 2 hk) d] a: q heads, k heads, v heads; positions [t] i32;
-  // q [t, hq d] query_type(); kv [t, 2 hk d] f16: k heads, v heads.
+  // Splits qkv into heads, norms q and k if asked to, rotates q and k by RoPE, multiplies q, k and
+  // v by the Hadamard matrix if asked to, and writes q and kv. kv is saturated to f16. qkv [t, (hq
+  // + 2 hk) d] a: q heads, k heads, v heads; positions [t] i32; q [t, hq d] query_type(); kv [t, 2
+  // hk d] f16: k heads, v heads.
   void rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
             const Tensor& q, const Tensor& kv);
 

@@ -257,8 +257,8 @@ std::vector<Flag> server_flags(Settings& s) {
        group, kServe, boolean(c.strict_params)},
       {"tool-call-parser", "NAME",
        "Find tool calls in the answers to chats as this family of models writes them: hermes (also "
-       "Qwen 2.5 and SmolLM2), llama3_json, mistral or pythonic (auto = as the chat template says, "
-       "none = leave all calls in the text).",
+       "Qwen 2.5, Qwen3 and SmolLM2), llama3_json, mistral or pythonic (auto = as the chat "
+       "template says, none = leave all calls in the text).",
        group, kServe,
        choice(c.tool_call_parser,
               {"auto", "none", "hermes", "llama3_json", "mistral", "pythonic"})},

@@ -14,6 +14,7 @@ Rope rope_of(const DecoderSpec& spec, const Tensor& inverse_frequencies) {
   rope.rotary_dim = spec.rope.rotary_dim;
   rope.attention_factor = float(spec.rope.attention_factor);
   rope.hadamard = spec.rotated_heads;
+  rope.norm_eps = float(spec.norm_eps);
   if (spec.rope.scaling != RopeScaling::dynamic) return rope;
   rope.dynamic_factor = float(spec.rope.factor);
   rope.trained = spec.rope.original_max_position_embeddings;
@@ -134,6 +135,8 @@ void DecoderModel::attention(int layer, int begin, int end, const StepView& step
   multiply(step_.h, w.qkv, w.qkv_bias, step_.qkv);  // qkv [t, (hq + 2 hk) d]
   Rope rope = rope_;
   rope.lengths = step.rope_lengths;
+  rope.q_norm = w.q_norm;
+  rope.k_norm = w.k_norm;
   // As many layers as there is room for are stored at once: a step of few rows, whose append is
   // latency and not bytes, then has one of it.
   const int64_t t = step.rows;

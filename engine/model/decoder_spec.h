@@ -63,6 +63,7 @@ struct DecoderSpec {
   // The cache's rotation (KvFormat::rotation): queries, keys and values are multiplied by a
   // Hadamard matrix, and the output matrix undoes it. No property of the checkpoint.
   bool rotated_heads = false;
+  bool qk_norm = false;  // each head of q and of k is normed (rms, norm_eps) before it turns
   RopeSpec rope;
   int sliding_window = 0;        // tokens; 0: none
   bool tied_embeddings = false;  // logits come from the embedding matrix

@@ -75,6 +75,10 @@ void WeightList::add_layer(LayerWeights& layer, int index) {
   if (names_.qkv.size() == 3)
     qkv[0].rotary_pairs = qkv[1].rotary_pairs = names_.rotary_pairs;  // q and k turn
   linear(&layer.qkv, spec_.qkv_bias ? &layer.qkv_bias : nullptr, qkv, n, names_.qkv_order);
+  if (spec_.qk_norm) {
+    vector(&layer.q_norm, {{at + names_.q_norm + ".weight", spec_.head_dim}}, WeightUse::norm);
+    vector(&layer.k_norm, {{at + names_.k_norm + ".weight", spec_.head_dim}}, WeightUse::norm);
+  }
   linear(&layer.output, spec_.output_bias ? &layer.output_bias : nullptr, {{at + names_.output, n}},
          q);
   for (WeightItem& item : items_)
@@ -97,25 +101,22 @@ void WeightList::matrix(WeightMatrix* target, const std::vector<WeightPart>& par
 void WeightList::linear(WeightMatrix* target, Tensor* bias, const std::vector<WeightPart>& parts,
                         int64_t columns, QkvOrder order) {
   matrix(target, parts, columns, order);
-  if (bias == nullptr) return;
-  WeightItem item;
-  item.vector = bias;
-  item.parts = suffixed(parts, ".bias");
-  item.use = WeightUse::bias;
-  item.order = order;
-  items_.push_back(std::move(item));
+  if (bias != nullptr) vector(bias, suffixed(parts, ".bias"), WeightUse::bias, order);
 }
 
 void WeightList::norm(Tensor* weight, Tensor* bias, const std::string& name) {
+  vector(weight, {{name + ".weight", spec_.hidden}}, WeightUse::norm);
+  if (spec_.norm == NormKind::layer)
+    vector(bias, {{name + ".bias", spec_.hidden}}, WeightUse::bias);
+}
+
+void WeightList::vector(Tensor* target, std::vector<WeightPart> parts, WeightUse use,
+                        QkvOrder order) {
   WeightItem item;
-  item.vector = weight;
-  item.parts = {{name + ".weight", spec_.hidden}};
-  item.use = WeightUse::norm;
-  items_.push_back(item);
-  if (spec_.norm != NormKind::layer) return;
-  item.vector = bias;
-  item.parts = {{name + ".bias", spec_.hidden}};
-  item.use = WeightUse::bias;
+  item.vector = target;
+  item.parts = std::move(parts);
+  item.use = use;
+  item.order = order;
   items_.push_back(std::move(item));
 }
 

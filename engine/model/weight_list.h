@@ -70,6 +70,8 @@ class WeightList {
   void linear(WeightMatrix* target, Tensor* bias, const std::vector<WeightPart>& parts,
               int64_t columns, QkvOrder order = QkvOrder::heads);
   void norm(Tensor* weight, Tensor* bias, const std::string& name);
+  void vector(Tensor* target, std::vector<WeightPart> parts, WeightUse use,
+              QkvOrder order = QkvOrder::heads);
 
   const DecoderSpec& spec_;
   const TensorNames& names_;

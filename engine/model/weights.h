@@ -35,6 +35,7 @@ struct LayerWeights {
   Tensor attention_norm, attention_norm_bias;  // [n]
   WeightMatrix qkv;                            // [(hq + 2 hk) d, n]
   Tensor qkv_bias;                             // [(hq + 2 hk) d]
+  Tensor q_norm, k_norm;                       // [d]
   WeightMatrix output;                         // [n, hq d]
   Tensor output_bias;                          // [n]
   Tensor mlp_norm, mlp_norm_bias;              // [n]

@@ -17,24 +17,8 @@
 #include <cmath>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/norm_row.h"
 #include "kernels/cpu/simd-inl.h"
-
-#ifndef KIVI_NORM_ROW_
-#define KIVI_NORM_ROW_
-namespace kivi {
-struct NormRow {
-  float* x;            // [n]
-  const float* delta;  // [n] or null
-  const void* weight;  // [n] of `type`
-  const void* bias;    // [n] of `type`, or null
-  DType type;
-  int64_t n;
-  NormKind kind;
-  float eps;
-  float* out;  // [n]
-};
-}  // namespace kivi
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace kivi {
@@ -85,19 +69,20 @@ HWY_AFTER_NAMESPACE();
 namespace kivi {
 HWY_EXPORT(Normalize);
 
+void normalize_row(const NormRow& row) { HWY_DYNAMIC_DISPATCH(Normalize)(row); }
+
 void CpuBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
                              const Tensor& bias, NormKind kind, float eps, const Tensor& out) {
   pool_.parallel_for(x.rows(), x.size(), [&](int64_t i, int) {
-    HWY_DYNAMIC_DISPATCH(Normalize)
-    ({.x = x.row<float>(i),
-      .delta = delta.empty() ? nullptr : delta.row<float>(i),
-      .weight = weight.data,
-      .bias = bias.empty() ? nullptr : bias.data,
-      .type = weight.dtype,
-      .n = x.shape[1],
-      .kind = kind,
-      .eps = eps,
-      .out = out.row<float>(i)});
+    normalize_row({.x = x.row<float>(i),
+                   .delta = delta.empty() ? nullptr : delta.row<float>(i),
+                   .weight = weight.data,
+                   .bias = bias.empty() ? nullptr : bias.data,
+                   .type = weight.dtype,
+                   .n = x.shape[1],
+                   .kind = kind,
+                   .eps = eps,
+                   .out = out.row<float>(i)});
   });
 }
 

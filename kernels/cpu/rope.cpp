@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// rope: splits q|k|v, turns q and k, multiplies all by the Hadamard matrix where asked to, narrows
-// k and v to f16.
+// rope: splits q|k|v, norms the heads of q and k where asked to, turns them, multiplies all by the
+// Hadamard matrix where asked to, narrows k and v to f16.
 //   x'[i] = x[i] cos a - x[i + h] sin a;  x'[i + h] = x[i + h] cos a + x[i] sin a;
 //   a = position * inverse_frequency[i], h = rotary_dim / 2  (Su et al. 2021; the angle in f32, as
 //   Hugging Face has it).
@@ -23,6 +23,7 @@
 #include <cstring>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/norm_row.h"
 #include "kernels/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -98,6 +99,19 @@ void turn_row(int32_t position, float ratio, const Rope& rope, float* turn) {
   }
 }
 
+// x [d] = the RMS norm of x times weight [d].
+void norm_head(float* x, const Tensor& weight, float eps) {
+  normalize_row({.x = x,
+                 .delta = nullptr,
+                 .weight = weight.data,
+                 .bias = nullptr,
+                 .type = weight.dtype,
+                 .n = weight.shape[0],
+                 .kind = NormKind::rms,
+                 .eps = eps,
+                 .out = x});
+}
+
 // Dynamic scaling's r of every row (backend.h); 1: unscaled.
 void ratios_of(const Rope& rope, int64_t rows, std::vector<float>& ratios) {
   ratios.assign(size_t(rows), 1);
@@ -146,12 +160,19 @@ void CpuBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope&
     const float* turn = turns + row * 2 * half;
     const float* from = qkv.row<float>(row);
     float* to = q.row<float>(row);
-    for (int64_t c = 0; c < q_columns; c += d)
-      HWY_DYNAMIC_DISPATCH(RotateHead)(from + c, turn, half, d, to + c);
+    const auto turn_head = [&](const float* head, const Tensor& norm, float* turned) {
+      if (!norm.empty()) {
+        std::memcpy(turned, head, size_t(d) * sizeof(float));
+        norm_head(turned, norm, rope.norm_eps);
+        head = turned;
+      }
+      HWY_DYNAMIC_DISPATCH(RotateHead)(head, turn, half, d, turned);
+    };
+    for (int64_t c = 0; c < q_columns; c += d) turn_head(from + c, rope.q_norm, to + c);
     // Keys, then values.
     float* rows = scratch_[size_t(worker)].floats(size_t(2 * k_columns));
     for (int64_t c = 0; c < k_columns; c += d)
-      HWY_DYNAMIC_DISPATCH(RotateHead)(from + q_columns + c, turn, half, d, rows + c);
+      turn_head(from + q_columns + c, rope.k_norm, rows + c);
     std::memcpy(rows + k_columns, from + q_columns + k_columns, size_t(k_columns) * sizeof(float));
     if (rope.hadamard) {
       for (int64_t c = 0; c < q_columns; c += d) HWY_DYNAMIC_DISPATCH(TransformHead)(to + c, d);

@@ -221,21 +221,61 @@ __device__ __forceinline__ void transform_head(float (&x)[kSlices], float factor
   for (int i = 0; i < kSlices; ++i) x[i] *= factor;
 }
 
-// Splits qkv, turns q and k, writes q f16 and kv f16 (saturated). A block has 8 warps: 8 heads of
-// one row. The angles of a row are computed by each of its blocks, into shared memory. Grid (rows,
-// heads / 8). Bytes: 4 (hq + 2 hk) d a row. kSlices: 0, or head_dim / 32 where heads are multiplied
-// by the Hadamard matrix, in registers and by shuffles.
+// The RMS norms of q and k before they turn (backend.h, Rope). Null weights [d]: none.
+template <class T>
+struct HeadNorms {
+  const T* q = nullptr;
+  const T* k = nullptr;
+  float eps = 0;
+};
+
+// One head [d] as rope reads it, normed if `weight` is not null. A warp has it.
+template <class T>
+struct HeadReader {
+  const T* head;
+  const T* weight;
+  float factor;  // 1 / sqrt(mean(x^2) + eps)
+
+  __device__ HeadReader(const T* head, const T* weight, int d, float eps)
+      : head(head), weight(weight), factor(1) {
+    if (weight == nullptr) return;
+    float squares = 0;
+    for (int c = threadIdx.x % 32; c < d; c += 32) {
+      const float x = as_float(head[c]);
+      squares += x * x;
+    }
+#pragma unroll
+    for (int h = 16; h >= 1; h /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, h);
+    factor = rsqrtf(squares / float(d) + eps);
+  }
+  __device__ float at(int c) const {
+    const float x = as_float(head[c]);
+    return weight == nullptr ? x : x * factor * as_float(weight[c]);
+  }
+  // Channels c and c + 1; c is even.
+  __device__ float2 pair_at(int c) const {
+    const float2 x = load_pair(head + c);
+    if (weight == nullptr) return x;
+    const float2 w = load_pair(weight + c);
+    return {x.x * factor * w.x, x.y * factor * w.y};
+  }
+};
+
+// Splits qkv, norms and turns q and k, writes q f16 and kv f16 (saturated). A block has 8 warps: 8
+// heads of one row. A norm reads its head once more, from the level-1 cache. The angles of a row
+// are computed by each of its blocks, into shared memory. Grid (rows, heads / 8). Bytes: 4 (hq + 2
+// hk) d a row. kSlices: 0, or head_dim / 32 where heads are multiplied by the Hadamard matrix, in
+// registers and by shuffles.
 template <class T, int kSlices>
 __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restrict__ positions,
                             const float* __restrict__ inverse_frequencies, int rotary, float factor,
-                            DynamicRope dynamic, int heads_q, int heads_kv, int d,
-                            __half* __restrict__ q, __half* __restrict__ kv) {
+                            DynamicRope dynamic, HeadNorms<T> norms, int heads_q, int heads_kv,
+                            int d, __half* __restrict__ q, __half* __restrict__ kv) {
   extern __shared__ float angles[];  // cos [rotary / 2], sin [rotary / 2]
   let_next_start();
   const int head = blockIdx.y * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
   const int turning = heads_q + heads_kv, half = rotary / 2;
   const bool inside = head < turning + heads_kv;
-  const T* from = qkv + blockIdx.x * stride + int64_t(head) * d;
   __half* to = head < heads_q ? q + (int64_t(blockIdx.x) * heads_q + head) * d
                               : kv + (int64_t(blockIdx.x) * 2 * heads_kv + head - heads_q) * d;
   const float position = float(positions[blockIdx.x]);
@@ -252,16 +292,18 @@ __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restr
   __syncthreads();
   if (!inside) return;
   const int turned = head < turning ? rotary : 0;
+  const T* const weight = head < heads_q ? norms.q : head < turning ? norms.k : nullptr;
+  const HeadReader<T> from(qkv + blockIdx.x * stride + int64_t(head) * d, weight, d, norms.eps);
   if constexpr (kSlices > 0) {
     float x[kSlices];
 #pragma unroll
     for (int i = 0; i < kSlices; ++i) {
       const int c = lane + 32 * i;
-      x[i] = as_float(from[c]);
+      x[i] = from.at(c);
       if (c >= turned) continue;
       const bool is_first = c < half;
       const int angle = is_first ? c : c - half;
-      const float other = as_float(from[is_first ? c + half : c - half]);
+      const float other = from.at(is_first ? c + half : c - half);
       const float sine = angles[half + angle];
       x[i] = x[i] * angles[angle] + other * (is_first ? -sine : sine);
     }
@@ -276,23 +318,23 @@ __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restr
   };
   if (half % 2 == 0 && d % 2 == 0 && stride % 2 == 0) {  // two channels an access
     for (int c = 2 * lane; c < turned / 2; c += 64) {
-      const float2 first = load_pair(from + c), second = load_pair(from + c + half);
+      const float2 first = from.pair_at(c), second = from.pair_at(c + half);
       const float2 x = turn(c, first.x, second.x), y = turn(c + 1, first.y, second.y);
       store_saturated_pair(to + c, x.x, y.x);
       store_saturated_pair(to + c + half, x.y, y.y);
     }
     for (int c = turned + 2 * lane; c < d; c += 64) {
-      const float2 x = load_pair(from + c);
+      const float2 x = from.pair_at(c);
       store_saturated_pair(to + c, x.x, x.y);
     }
     return;
   }
   for (int c = lane; c < turned / 2; c += 32) {
-    const float2 x = turn(c, as_float(from[c]), as_float(from[c + half]));
+    const float2 x = turn(c, from.at(c), from.at(c + half));
     to[c] = saturated_half(x.x);
     to[c + half] = saturated_half(x.y);
   }
-  for (int c = turned + lane; c < d; c += 32) to[c] = saturated_half(as_float(from[c]));
+  for (int c = turned + lane; c < d; c += 32) to[c] = saturated_half(from.at(c));
 }
 
 dim3 grid_of(int64_t rows, int64_t n, int per_thread) {
@@ -386,13 +428,15 @@ cudaError_t rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, c
     dynamic = {rope.lengths.as<int32_t>(), rope.dynamic_factor, rope.trained};
   const auto launch = [&]<class T, int kSlices>() {
     constexpr int kHeads = kThreads / 32;  // a block
+    HeadNorms<T> norms;
+    if (!rope.q_norm.empty()) norms = {rope.q_norm.as<T>(), rope.k_norm.as<T>(), rope.norm_eps};
     const dim3 grid(unsigned(qkv.rows()),
                     unsigned((heads_q + 2 * shape.heads + kHeads - 1) / kHeads));
     return launch_overlapped(rope_kernel<T, kSlices>, grid, dim3(kThreads),
                              size_t(rope.rotary_dim) * 4, stream, qkv.as<T>(), qkv.row_stride,
                              positions.as<int32_t>(), rope.inverse_frequencies.as<float>(),
-                             rope.rotary_dim, rope.attention_factor, dynamic, heads_q, shape.heads,
-                             d, q.as<__half>(), kv.as<__half>());
+                             rope.rotary_dim, rope.attention_factor, dynamic, norms, heads_q,
+                             shape.heads, d, q.as<__half>(), kv.as<__half>());
   };
   return with_half_type(qkv.dtype, [&]<class T>() {
     if (!rope.hadamard) return launch.template operator()<T, 0>();

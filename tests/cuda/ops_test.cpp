@@ -201,17 +201,22 @@ TEST_CASE("activations equal the CPU's") {
 TEST_CASE("rope equals the CPU's at small and at large positions") {
   std::mt19937 random(5);
   for (const DType type : kTypes)
-    for (const auto& [hq, hk, d, rotary, dynamic, hadamard] : {std::tuple{4, 2, 64, 64, 0.f, false},
-                                                               {32, 8, 128, 128, 0.f, false},
-                                                               {71, 1, 64, 64, 0.f, false},
-                                                               {8, 8, 128, 32, 0.f, false},
-                                                               {6, 2, 96, 96, 4.f, false},
-                                                               {9, 3, 64, 64, 0.f, true},
-                                                               {32, 8, 128, 128, 0.f, true},
-                                                               {8, 8, 128, 32, 0.f, true},
-                                                               {4, 2, 64, 20, 0.f, true},
-                                                               {8, 1, 128, 128, 4.f, true}}) {
-      CAPTURE(name_of(type), hq, hk, d, rotary, dynamic, hadamard);
+    for (const auto& [hq, hk, d, rotary, dynamic, hadamard, normed] :
+         {std::tuple{4, 2, 64, 64, 0.f, false, false},
+          {32, 8, 128, 128, 0.f, false, false},
+          {71, 1, 64, 64, 0.f, false, false},
+          {8, 8, 128, 32, 0.f, false, false},
+          {6, 2, 96, 96, 4.f, false, false},
+          {9, 3, 64, 64, 0.f, true, false},
+          {32, 8, 128, 128, 0.f, true, false},
+          {8, 8, 128, 32, 0.f, true, false},
+          {4, 2, 64, 20, 0.f, true, false},
+          {8, 1, 128, 128, 4.f, true, false},
+          {32, 8, 128, 128, 0.f, false, true},
+          {9, 3, 64, 32, 0.f, false, true},
+          {5, 1, 96, 30, 0.f, false, true},
+          {16, 8, 128, 128, 0.f, true, true}}) {
+      CAPTURE(name_of(type), hq, hk, d, rotary, dynamic, hadamard, normed);
       const std::vector<int32_t> at = {0, 1, 17, 2047, 131071};
       const int t = int(at.size());
       Pair qkv(t, (hq + 2 * hk) * d, type), q(t, hq * d, DType::f16),
@@ -221,20 +226,33 @@ TEST_CASE("rope equals the CPU's at small and at large positions") {
       for (int i = 0; i < rotary / 2; ++i) f.push_back(float(std::pow(10000.0, -2.0 * i / rotary)));
       frequencies.set(f);
       PairOfInts positions(at), lengths({1, 2, 1000, 2048, 131072});
-      const bool multiplies = hadamard;
-      const auto rope_of = [&](Tensor v, Tensor tokens) {
-        return Rope{make_tensor(v.data, DType::f32, rotary / 2),
-                    rotary,
-                    1.f,
-                    dynamic,
-                    1024,
-                    tokens,
-                    multiplies};
+      Pair q_norm(1, d, type), k_norm(1, d, type);
+      q_norm.randomize(random);
+      k_norm.randomize(random);
+      const auto rope_of = [&, multiplies = hadamard, has_norms = normed](
+                               Tensor v, Tensor tokens, Tensor of_q, Tensor of_k) {
+        Rope rope{make_tensor(v.data, DType::f32, rotary / 2),
+                  rotary,
+                  1.f,
+                  dynamic,
+                  1024,
+                  tokens,
+                  multiplies,
+                  {},
+                  {},
+                  0};
+        if (!has_norms) return rope;
+        rope.q_norm = make_tensor(of_q.data, of_q.dtype, of_q.shape[1]);
+        rope.k_norm = make_tensor(of_k.data, of_k.dtype, of_k.shape[1]);
+        rope.norm_eps = 0.125f;
+        return rope;
       };
       const KvShape shape{1, hk, d};
-      cpu().rope(qkv.on_cpu(), positions.on_cpu(), rope_of(frequencies.on_cpu(), lengths.on_cpu()),
+      cpu().rope(qkv.on_cpu(), positions.on_cpu(),
+                 rope_of(frequencies.on_cpu(), lengths.on_cpu(), q_norm.on_cpu(), k_norm.on_cpu()),
                  shape, q.on_cpu(), kv.on_cpu());
-      gpu().rope(qkv.on_gpu(), positions.on_gpu(), rope_of(frequencies.on_gpu(), lengths.on_gpu()),
+      gpu().rope(qkv.on_gpu(), positions.on_gpu(),
+                 rope_of(frequencies.on_gpu(), lengths.on_gpu(), q_norm.on_gpu(), k_norm.on_gpu()),
                  shape, q.on_gpu(), kv.on_gpu());
       CHECK(q.agrees(rope_tolerance(dynamic > 0), d));
       CHECK(kv.agrees(rope_tolerance(dynamic > 0), d));

@@ -70,7 +70,7 @@ TEST_CASE("Every golden model's greedy ids and log probabilities are Transformer
 
 TEST_CASE("Chunks of a golden prompt, and the checkpoint's other dtypes, change nothing") {
   const std::string name = GENERATE("llama-dynamic-gqa4", "llama-dynamic-growing", "mistral-v0.1",
-                                    "llama-yarn-gqa8", "qwen2", "falcon-11b");
+                                    "llama-yarn-gqa8", "qwen2", "qwen3", "falcon-11b");
   const std::string dtype = GENERATE("float32", "float16", "bfloat16");
   CAPTURE(name, dtype);
   const json golden = read_golden_model(name);
@@ -81,6 +81,25 @@ TEST_CASE("Chunks of a golden prompt, and the checkpoint's other dtypes, change 
   const Output output = run_golden(config, golden);
   CHECK(json(output.ids) == golden["greedy"]);
   CHECK(worst_difference(output, golden) < kLogprobTolerance);
+}
+
+TEST_CASE("Every cache format serves Qwen3, whose heads of q and k are normed") {
+  const json golden = read_golden_model("qwen3");
+  const TemporaryFolder folder;
+  write_golden_model(golden, folder);
+  EngineConfig config = golden_config(folder, golden);
+  for (const char* format : {"fp16", "fp8", "kivi4", "kivi2"}) {
+    CAPTURE(format);
+    config.kv_cache_dtype = format;
+    const Output output = run_golden(config, golden);
+    REQUIRE(output.ids.size() == golden["greedy"].size());
+    // The prompt attends to itself in fp16. Later tokens see what was quantized.
+    CHECK(output.ids[0] == golden["greedy"][0].get<int32_t>());
+    CHECK(std::abs(output.logprobs[0] - golden["greedy_logprobs"][0].get<float>()) <
+          kLogprobTolerance);
+    for (const float logprob : output.logprobs) CHECK(std::isfinite(logprob));
+    if (std::string(format) == "fp16") CHECK(json(output.ids) == golden["greedy"]);
+  }
 }
 
 TEST_CASE("A head size of 80 is served in fp16 and refused by name in the KIVI formats") {

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the golden files of tests/golden. Run by hand, from here:
 
-    python3 make_goldens.py [NAME...]      (transformers 5.17.0, torch 2.15.0 on the CPU)
+    python3 make_goldens.py [NAME...]      (transformers 5.17.0 or later, torch 2.15.0 on the CPU)
 
 Each is a small model with random weights of one family, with shapes that are awkward on purpose, and
 what Hugging Face Transformers makes of a prompt in float32: sixteen greedy tokens, their log
@@ -21,7 +21,7 @@ import numpy
 import sentencepiece
 import torch
 import transformers
-from transformers import FalconConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import FalconConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 TOKENS = 16
 GAP = 0.1
@@ -129,6 +129,14 @@ MODELS = {
         use_sliding_window=True, sliding_window=30, max_window_layers=0,
         rope_parameters=rope("yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=40))),
         "float16", "new", 90, 1),
+    "qwen3": (Qwen3Config(**BASE | dict(
+        num_attention_heads=4, num_key_value_heads=2, hidden_size=80, head_dim=128, tie_word_embeddings=True,
+        rope_parameters=rope("default", rope_theta=1e6))), "bfloat16", "old", 60, 1),
+    "qwen3-yarn-biases": (Qwen3Config(**BASE | dict(
+        num_attention_heads=6, num_key_value_heads=2, head_dim=64, attention_bias=True,
+        max_position_embeddings=40,
+        rope_parameters=rope("yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=40))),
+        "float32", "new", 90, 2),
     "falcon-7b": (FalconConfig(
         num_hidden_layers=1, num_attention_heads=71, num_kv_heads=71, hidden_size=1136, ffn_hidden_size=96,
         vocab_size=263, multi_query=True, parallel_attn=True, new_decoder_architecture=False, alibi=False,
@@ -154,7 +162,7 @@ def config_json(config, dtype, generation, architecture):
     document |= {"architectures": [architecture], "dtype": dtype}
     if config.model_type == "mistral":
         document["sliding_window"] = config.sliding_window
-    if config.model_type == "qwen2":
+    if config.model_type in ("qwen2", "qwen3"):
         document |= {"use_sliding_window": config.use_sliding_window,
                      "sliding_window": config.sliding_window or 16}
     if generation == "old":

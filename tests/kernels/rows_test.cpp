@@ -150,22 +150,25 @@ TEST_CASE("Activations equal their formulas, from very negative to very positive
     }
 }
 
-TEST_CASE("rope turns q and k by the formula and narrows k and v to fp16") {
+TEST_CASE("rope norms and turns q and k by the formulas and narrows k and v to fp16") {
   std::mt19937 random(35);
   const auto backend = make_cpu_backend(2);
-  for (const auto& [d, rotary, dynamic, hadamard] : {std::tuple{64, 64, 0.f, false},
-                                                     {128, 128, 0.f, false},
-                                                     {96, 96, 0.f, false},
-                                                     {64, 32, 0.f, false},
-                                                     {80, 0, 0.f, false},
-                                                     {64, 64, 2.5f, false},
-                                                     {96, 48, 4.f, false},
-                                                     {64, 64, 0.f, true},
-                                                     {128, 32, 0.f, true},
-                                                     {16, 0, 0.f, true}})
+  for (const auto& [d, rotary, dynamic, hadamard, normed] : {std::tuple{64, 64, 0.f, false, false},
+                                                             {128, 128, 0.f, false, false},
+                                                             {96, 96, 0.f, false, false},
+                                                             {64, 32, 0.f, false, false},
+                                                             {80, 0, 0.f, false, false},
+                                                             {64, 64, 2.5f, false, false},
+                                                             {96, 48, 4.f, false, false},
+                                                             {64, 64, 0.f, true, false},
+                                                             {128, 32, 0.f, true, false},
+                                                             {16, 0, 0.f, true, false},
+                                                             {128, 128, 0.f, false, true},
+                                                             {80, 40, 0.f, false, true},
+                                                             {64, 64, 0.f, true, true}})
     for (const int t : {1, 3, 65}) {
       INFO("d " << d << " rotary " << rotary << " dynamic " << dynamic << " t " << t
-                << (hadamard ? " Hadamard" : ""));
+                << (hadamard ? " Hadamard" : "") << (normed ? " normed" : ""));
       constexpr int kTrained = 200;
       const uint32_t positions_max = dynamic > 0 ? 600 : 2048;  // r costs a rounding of the angle
       const int heads = 2, q_heads = 6, columns = (q_heads + 2 * heads) * d;
@@ -180,15 +183,33 @@ TEST_CASE("rope turns q and k by the formula and narrows k and v to fp16") {
       for (int i = 0; i < t; ++i) lengths.set(0, i, positions.get(0, i) + float(1 + random() % 9));
       for (int i = 0; i < rotary / 2; ++i)
         frequencies.set(0, i, std::pow(10000.0f, -2.0f * float(i) / float(rotary)));
-      const Rope rope{frequencies.vector(), rotary,  1.25f, dynamic, kTrained,
-                      lengths.vector(),     hadamard};
+      Rope rope{frequencies.vector(), rotary,   1.25f, dynamic, kTrained,
+                lengths.vector(),     hadamard, {},    {},      0};
+      const DType norm_type = t == 3 ? DType::bf16 : DType::f32;
+      Guarded q_norm(norm_type, 1, d), k_norm(norm_type, 1, d);
+      q_norm.fill(random);
+      k_norm.fill(random);
+      constexpr float kEps = 0.125f;  // large enough to be seen beside squares of 1
+      if (normed) {
+        rope.q_norm = q_norm.vector();
+        rope.k_norm = k_norm.vector();
+        rope.norm_eps = kEps;
+      }
       backend->rope(*qkv, positions.vector(), rope, {1, heads, d}, *q, *kv);
       Worst wide(kRope), narrow(kRopeF16);
       for (int i = 0; i < t; ++i)
         for (int head = 0; head < q_heads + 2 * heads; ++head) {
           std::vector<double> turned(static_cast<size_t>(d));
+          double squares = 0;
+          for (int c = 0; c < d; ++c)
+            squares += double(qkv.get(i, head * d + c)) * double(qkv.get(i, head * d + c));
           for (int c = 0; c < d; ++c) {
-            const auto in = [&](int channel) { return double(qkv.get(i, head * d + channel)); };
+            const auto in = [&](int channel) {
+              const auto x = double(qkv.get(i, head * d + channel));
+              if (!normed || head >= q_heads + heads) return x;
+              return x / std::sqrt(squares / d + double(kEps)) *
+                     double((head < q_heads ? q_norm : k_norm).get(0, channel));
+            };
             double x = in(c);
             const int half = rotary / 2;
             if (head < q_heads + heads && c < rotary) {
@@ -235,7 +256,7 @@ TEST_CASE("a rope of another factor at the same positions is another rope") {
   positions.set(0, 0, 3);
   lengths.set(0, 0, 4);
   const auto first_of = [&](float factor) {
-    const Rope rope{frequencies.vector(), d, factor, 0, 0, lengths.vector(), false};
+    const Rope rope{frequencies.vector(), d, factor, 0, 0, lengths.vector(), false, {}, {}, 0};
     backend->rope(*qkv, positions.vector(), rope, {1, 1, d}, *q, *kv);
     return q.get(0, 0);
   };

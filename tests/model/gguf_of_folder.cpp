@@ -58,7 +58,8 @@ std::vector<size_t> row_order(size_t rows, Order order, const json& config) {
     for (size_t i = 0; i < heads; ++i) head(i / per_kv, i % per_kv);
     for (size_t place : {per_kv, per_kv + 1})
       for (size_t group = 0; group < kv; ++group) head(group, place);
-  } else if (order != Order::kept && config["model_type"] != "qwen2") {
+  } else if (order != Order::kept &&
+             (config["model_type"] == "llama" || config["model_type"] == "mistral")) {
     const size_t count = order == Order::q ? heads : kv, d = rows / count;
     for (size_t head = 0; head < count; ++head)
       for (size_t i = 0; i < d / 2; ++i)
@@ -80,6 +81,8 @@ constexpr Renamed kLlamaTensors[] = {
     {"self_attn.q_proj", "attn_q", Order::q},
     {"self_attn.k_proj", "attn_k", Order::k},
     {"self_attn.v_proj", "attn_v"},
+    {"self_attn.q_norm", "attn_q_norm"},
+    {"self_attn.k_norm", "attn_k_norm"},
     {"self_attn.o_proj", "attn_output"},
     {"post_attention_layernorm", "ffn_norm"},
     {"mlp.gate_proj", "ffn_gate"},

@@ -168,8 +168,8 @@ TEST_CASE("An unknown architecture lists the supported ones") {
   CHECK(error.code == ErrorCode::unsupported);
   CHECK(error.message.find(
             "architectures is [\"GPT2LMHeadModel\"], supported are "
-            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, FalconForCausalLM") !=
-        std::string::npos);
+            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, "
+            "FalconForCausalLM") != std::string::npos);
   CHECK(error_with("architectures", nullptr).code == ErrorCode::unsupported);
 }
 
@@ -273,6 +273,36 @@ TEST_CASE("Qwen2 has no window where sliding_window is null, though a window is 
   CHECK(read(config)->spec.sliding_window == 0);
   config.erase("sliding_window");
   CHECK(read(config)->spec.sliding_window == 4096);
+}
+
+TEST_CASE("Qwen3 norms its heads, has biases if it says so, and must give its head size") {
+  json config = config_of("tales-llama");
+  config["architectures"] = {"Qwen3ForCausalLM"};
+  config["head_dim"] = 128;  // not hidden_size / num_attention_heads
+  auto model = read(config);
+  REQUIRE(model.ok());
+  CHECK(model->spec.qk_norm);
+  CHECK(model->spec.head_dim == 128);
+  CHECK_FALSE(model->spec.qkv_bias);
+  CHECK_FALSE(model->spec.output_bias);
+  const TensorNames names = model->family->names(model->spec);
+  CHECK(names.q_norm == "self_attn.q_norm");
+  CHECK(names.k_norm == "self_attn.k_norm");
+  const int64_t normed = parameter_count(model->spec);
+  model->spec.qk_norm = false;
+  CHECK(normed == parameter_count(model->spec) + 8 * 2 * 128);  // of 8 layers
+
+  config["attention_bias"] = true;
+  model = read(config);
+  REQUIRE(model.ok());
+  CHECK(model->spec.qkv_bias);
+  CHECK(model->spec.output_bias);
+  config.erase("head_dim");
+  CHECK(read(config).error().message.find("head_dim is absent, must be given for Qwen3") !=
+        std::string::npos);
+  config["architectures"] = {"Qwen3MoeForCausalLM"};
+  CHECK(read(config).error().message.find(
+            "architectures is [\"Qwen3MoeForCausalLM\"], supported") != std::string::npos);
 }
 
 TEST_CASE("Mistral has no biases, whatever its configuration says") {

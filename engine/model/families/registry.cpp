@@ -11,6 +11,7 @@ constexpr std::array kFamilies = {
     ModelFamily{"LlamaForCausalLM", read_llama, llama_names},
     ModelFamily{"MistralForCausalLM", read_mistral, llama_names},
     ModelFamily{"Qwen2ForCausalLM", read_qwen2, llama_names},
+    ModelFamily{"Qwen3ForCausalLM", read_qwen3, qwen3_names},
     ModelFamily{"FalconForCausalLM", read_falcon, falcon_names},
 };
 

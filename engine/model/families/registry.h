@@ -32,6 +32,7 @@ struct TensorNames {
   // The channels of each head of q and k stand as the pairs that turn together, (0, d/2), (1, d/2 +
   // 1), ...: GGUF files of Llama. Needs three matrices in `qkv`.
   bool rotary_pairs = false;
+  std::string q_norm, k_norm;  // unused where heads are not normed
   std::string output;
   std::vector<std::string> up;  // gate, up; or up alone
   std::string down;
@@ -53,6 +54,8 @@ DecoderSpec read_llama(JsonReader& config);
 TensorNames llama_names(const DecoderSpec& spec);
 DecoderSpec read_mistral(JsonReader& config);  // its tensors are called as Llama's
 DecoderSpec read_qwen2(JsonReader& config);    // and so are these
+DecoderSpec read_qwen3(JsonReader& config);
+TensorNames qwen3_names(const DecoderSpec& spec);
 DecoderSpec read_falcon(JsonReader& config);
 TensorNames falcon_names(const DecoderSpec& spec);
 

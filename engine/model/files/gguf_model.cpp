@@ -79,7 +79,14 @@ class Translation {
   Status read_rope_factors(RopeSpec& rope) const;
   void make_llama();
   void make_qwen2();
+  void make_qwen3();
   void make_falcon();
+
+  struct Maker {
+    std::string_view architecture;
+    void (Translation::*make)();
+  };
+  static const std::array<Maker, 4> kMakers;
 
   const GgufHeader& header_;
   std::string architecture_;
@@ -182,6 +189,13 @@ void Translation::make_llama() {
 
 void Translation::make_qwen2() { config_["architectures"] = {"Qwen2ForCausalLM"}; }
 
+void Translation::make_qwen3() {
+  config_["architectures"] = {"Qwen3ForCausalLM"};
+  config_["attention_bias"] = has_tensor("blk.0.attn_q.bias");
+  names_.q_norm = "attn_q_norm";
+  names_.k_norm = "attn_k_norm";
+}
+
 // Its converters put the q heads, then k, then v. Where there are two norms attn_norm is the MLP's.
 void Translation::make_falcon() {
   const bool two_norms = has_tensor("blk.0.attn_norm_2.weight");
@@ -214,21 +228,28 @@ Status Translation::read_rope_factors(RopeSpec& rope) const {
   return ok_status();
 }
 
+const std::array<Translation::Maker, 4> Translation::kMakers = {
+    Maker{"llama", &Translation::make_llama},
+    Maker{"qwen2", &Translation::make_qwen2},
+    Maker{"qwen3", &Translation::make_qwen3},
+    Maker{"falcon", &Translation::make_falcon},
+};
+
 Result<ModelConfig> Translation::run() {
   KIVI_RETURN_IF_ERROR(check_whole());
   KIVI_ASSIGN_OR_RETURN(const std::optional<std::string> name,
                         header_.string("general.architecture"));
   architecture_ = name.value_or("");
-  if (architecture_ != "llama" && architecture_ != "qwen2" && architecture_ != "falcon")
+  const auto maker = std::find_if(kMakers.begin(), kMakers.end(),
+                                  [&](const Maker& m) { return m.architecture == architecture_; });
+  if (maker == kMakers.end())
     return header_.unsupported(
         "general.architecture",
-        fmt::format("is '{}', supported are llama, qwen2 and falcon", architecture_));
+        fmt::format("is '{}', supported are llama, qwen2, qwen3 and falcon", architecture_));
   KIVI_RETURN_IF_ERROR(copy_keys());
   KIVI_RETURN_IF_ERROR(add_rope());
   KIVI_RETURN_IF_ERROR(add_token_ids());
-  if (architecture_ == "llama") make_llama();
-  if (architecture_ == "qwen2") make_qwen2();
-  if (architecture_ == "falcon") make_falcon();
+  (this->*maker->make)();
   const auto embedding = header_.tensors().find(names_.embedding + ".weight");
   if (embedding == header_.tensors().end() || embedding->second.shape.size() != 2)
     return header_.invalid("token_embd.weight", "is missing, or no matrix");
