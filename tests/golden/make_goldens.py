@@ -111,6 +111,9 @@ MODELS = {
         num_attention_heads=9, num_key_value_heads=3, hidden_size=576, intermediate_size=96,
         num_hidden_layers=1, tie_word_embeddings=True,
         rope_parameters=rope("default", rope_theta=100000.0))), "bfloat16", "old", 29, 1),
+    "falcon3": (LlamaConfig(**BASE | dict(
+        num_attention_heads=3, num_key_value_heads=1, head_dim=256,
+        rope_parameters=rope("default", rope_theta=1000042.0))), "bfloat16", "old", 40, 1),
     "mistral-v0.1": (MistralConfig(**BASE | dict(
         num_attention_heads=4, num_key_value_heads=1, head_dim=64, sliding_window=24)),
         "bfloat16", "old", 71, 1),

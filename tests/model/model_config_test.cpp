@@ -358,6 +358,69 @@ TEST_CASE("Files that are missing, not JSON, or nested too deep are errors that 
         std::string::npos);
 }
 
+TEST_CASE("Falcon3, Llama 3.2 and Llama 3.3 are Llamas of their published sizes") {
+  json config = {{"architectures", {"LlamaForCausalLM"}},
+                 {"attention_bias", false},
+                 {"eos_token_id", 11},
+                 {"head_dim", 256},
+                 {"hidden_act", "silu"},
+                 {"hidden_size", 3072},
+                 {"intermediate_size", 23040},
+                 {"max_position_embeddings", 32768},
+                 {"mlp_bias", false},
+                 {"model_type", "llama"},
+                 {"num_attention_heads", 12},
+                 {"num_hidden_layers", 28},
+                 {"num_key_value_heads", 4},
+                 {"rms_norm_eps", 1e-6},
+                 {"rope_scaling", nullptr},
+                 {"rope_theta", 1000042},
+                 {"tie_word_embeddings", false},
+                 {"torch_dtype", "bfloat16"},
+                 {"vocab_size", 131072}};
+  const auto falcon3 = read(config);
+  REQUIRE(falcon3.ok());
+  CHECK(falcon3->spec.head_dim == 256);
+  CHECK(falcon3->spec.rope.theta == 1000042);
+  CHECK(parameter_count(falcon3->spec) == 7'455'550'464);
+
+  config.update({{"eos_token_id", {128001, 128008, 128009}},
+                 {"head_dim", 64},
+                 {"hidden_size", 2048},
+                 {"intermediate_size", 8192},
+                 {"max_position_embeddings", 131072},
+                 {"num_attention_heads", 32},
+                 {"num_hidden_layers", 16},
+                 {"num_key_value_heads", 8},
+                 {"rms_norm_eps", 1e-5},
+                 {"rope_scaling",
+                  {{"factor", 32.0},
+                   {"high_freq_factor", 4.0},
+                   {"low_freq_factor", 1.0},
+                   {"original_max_position_embeddings", 8192},
+                   {"rope_type", "llama3"}}},
+                 {"rope_theta", 500000.0},
+                 {"tie_word_embeddings", true},
+                 {"vocab_size", 128256}});
+  const auto llama32 = read(config);
+  REQUIRE(llama32.ok());
+  CHECK(llama32->eos_token_ids.size() == 3);
+  CHECK(llama32->spec.rope.factor == 32);
+  CHECK(parameter_count(llama32->spec) == 1'235'814'400);
+
+  config.update({{"head_dim", 128},
+                 {"hidden_size", 8192},
+                 {"intermediate_size", 28672},
+                 {"num_attention_heads", 64},
+                 {"num_hidden_layers", 80},
+                 {"tie_word_embeddings", false}});
+  config["rope_scaling"]["factor"] = 8.0;
+  const auto llama33 = read(config);
+  REQUIRE(llama33.ok());
+  CHECK(llama33->spec.max_positions == 131072);
+  CHECK(parameter_count(llama33->spec) == 70'553'706'496);
+}
+
 TEST_CASE("Falcon's older and newer architectures map to the same switches") {
   json config = config_of("tales-falcon");
   config["new_decoder_architecture"] = true;  // 40B: groups of queries, two norms side by side
