@@ -206,7 +206,9 @@ class Backend {
 
   // Prepares what the attention of all layers of a step shares. Call it once a step, before the
   // first kv_attend of the step and after the step's sequences are on the device. Until a layer's
-  // kv_attend, nothing may write that layer's part of the store. heads_q: query heads.
+  // kv_attend, nothing may write that layer's part of the store. heads_q: query heads. The step has
+  // the window of the layer that attends first; what other windows need is prepared with the first
+  // layer that has one.
   void begin_step(const StepView& step, const KvView& store, int heads_q);
 
   // out = softmax(q K^T * scale) V for every row. A row attends to its sequence's history (KvMode

@@ -64,7 +64,9 @@ struct StepView {
   // (PlannedCapture). Their rows are rows of the step.
   std::span<const StepSequence> captures;  // host
   Tensor device_captures;                  // [captures, 11] i32, device
-  int sliding_window = 0;                  // a query at p attends to (p - window, p]; 0 = no window
+  // Of the layer that attends: a query at p attends to (p - window, p]; 0 = no window. Layers of a
+  // step may differ.
+  int sliding_window = 0;
 };
 
 }  // namespace kivi

@@ -61,10 +61,11 @@ int run_info(const Arguments& args) {
   line("layers", fmt::format("{}, hidden {}", m.layers, m.hidden));
   line("heads", fmt::format("{} query, {} KV, of {} channels", m.heads_q, m.heads_kv, m.head_dim));
   line("vocabulary", std::to_string(m.vocab));
-  line("context",
-       fmt::format(
-           "{} tokens{}", m.max_len,
-           m.sliding_window > 0 ? fmt::format(", sliding window {}", m.sliding_window) : ""));
+  std::string window;
+  if (m.sliding_window > 0) window = fmt::format(", sliding window {}", m.sliding_window);
+  if (m.layers_windowed > 0 && m.layers_windowed < m.layers)
+    window += fmt::format(" in {} of {} layers", m.layers_windowed, m.layers);
+  line("context", fmt::format("{} tokens{}", m.max_len, window));
   line("parameters", std::to_string(m.parameters));
   line("weights", fmt::format("{} bytes, {} ({})", m.weight_bytes, m.dtype, m.weight_formats));
   line("in the files", m.file_types.empty()

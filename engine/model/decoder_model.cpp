@@ -90,7 +90,7 @@ void DecoderModel::forward_layers(const StepView& step, const KvView& store, int
     if (!tensor->empty()) *tensor = tensor->slice_rows(0, t);
 
   const auto& layers = weights_.layers;
-  backend_.begin_step(step, store, spec_.heads_q);
+  backend_.begin_step(with_window(step, begin), store, spec_.heads_q);
   const LayerWeights& first = layers[size_t(begin)];
   if (begin == 0) backend_.embed(weights_.embedding.whole(), step.token_ids, step_.x);  // x [t, n]
   backend_.norm(step_.x, first.attention_norm, first.attention_norm_bias, spec_.norm,
@@ -116,6 +116,12 @@ void DecoderModel::forward_layers(const StepView& step, const KvView& store, int
       add_norm(next.attention_norm, next.attention_norm_bias);  // x, h [t, n]
     }
   }
+}
+
+StepView DecoderModel::with_window(const StepView& step, int layer) const {
+  StepView of_layer = step;
+  of_layer.sliding_window = spec_.window_of(layer);
+  return of_layer;
 }
 
 void DecoderModel::multiply(const Tensor& x, const WeightMatrix& w, const Tensor& bias,
@@ -147,7 +153,7 @@ void DecoderModel::attention(int layer, int begin, int end, const StepView& step
   const Tensor kv = all_.kv.slice_rows(pending * t, t);
   backend_.rope(step_.qkv, step.positions, rope, spec_.kv_shape(), step_.q,
                 kv);  // q [t, hq d], kv [t, 2 hk d]
-  backend_.kv_attend(step_.q, kv, store, step, layer, scale,
+  backend_.kv_attend(step_.q, kv, store, with_window(step, layer), layer, scale,
                      step_.attention);  // attention [t, hq d]
   if (pending + 1 == layers_at_once || layer + 1 == end) {
     const Tensor layers_kv = all_.kv.slice_rows(0, (pending + 1) * t);

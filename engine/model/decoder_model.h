@@ -84,6 +84,8 @@ class DecoderModel {
   static int64_t lay_out(Activations& a, std::byte* base, const Backend& backend,
                          const DecoderSpec& spec, DType weight, const Limits& limits);
 
+  // The step as the attention of a layer sees it.
+  StepView with_window(const StepView& step, int layer) const;
   // out = x W^T (+ bias), part by part.
   void multiply(const Tensor& x, const WeightMatrix& w, const Tensor& bias, const Tensor& out);
   // h -> delta, and the step's keys and values into the store. `begin` and `end`: layers of this

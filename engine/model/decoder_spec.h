@@ -66,12 +66,17 @@ struct DecoderSpec {
   bool qk_norm = false;  // each head of q and of k is normed (rms, norm_eps) before it turns
   RopeSpec rope;
   int sliding_window = 0;        // tokens; 0: none
+  std::vector<bool> windowed;    // [layers], where the window holds; empty: in all of them
   bool tied_embeddings = false;  // logits come from the embedding matrix
 
   int query_size() const { return heads_q * head_dim; }                    // hq d
   int kv_size() const { return 2 * heads_kv * head_dim; }                  // 2 hk d
   int qkv_size() const { return query_size() + kv_size(); }                // (hq + 2 hk) d
   int up_size() const { return gated ? 2 * intermediate : intermediate; }  // 2 f or f
+  // Tokens that a layer attends to, itself included; 0: all.
+  int window_of(int layer) const {
+    return windowed.empty() || windowed[size_t(layer)] ? sliding_window : 0;
+  }
   KvShape kv_shape() const { return {layers, heads_kv, head_dim}; }
 };
 

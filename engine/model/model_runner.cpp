@@ -137,7 +137,7 @@ void ModelRunner::run(const BatchPlan& plan, StepInFlight& step) {
     step.recorded = true;
     return;
   }
-  input_.fill(plan, store_.layout, model_->spec().sliding_window);
+  input_.fill(plan, store_.layout);
   mark_begin(step);
   const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
   backend_.resolve_ids(input_.view().token_ids, sampled);
@@ -209,7 +209,7 @@ void ModelRunner::run_layerwise(const BatchPlan& plan, StepInFlight& step) {
     for (const PlannedCapture& capture : plan.captures)
       if (part.past < capture.tokens && capture.tokens <= part.past + part.count)
         chunk_plan.captures.push_back(capture);
-    input_.fill(chunk_plan, store_.layout, model_->spec().sliding_window);
+    input_.fill(chunk_plan, store_.layout);
     if (unit == units.begin) mark_begin(step);
     if (layer == 0) backend_.resolve_ids(input_.view().token_ids, sampled);
     view.staging_layer = layer;
@@ -266,7 +266,7 @@ void ModelRunner::mark_begin(const StepInFlight& step) {
 
 void ModelRunner::decode(const BatchPlan& plan, const StepInFlight& step) {
   const int rows = std::min(recorded_rows(plan.rows), input_.limits().sequences);
-  input_.fill(plan, store_.layout, model_->spec().sliding_window, rows);
+  input_.fill(plan, store_.layout, rows);
   mark_begin(step);
   const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
   backend_.run_recorded(uint64_t(rows), [&] {

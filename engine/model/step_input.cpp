@@ -37,8 +37,7 @@ Result<StepInput> StepInput::create(Backend& backend, const Limits& limits) {
   return input;
 }
 
-void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_window,
-                     int rows_padded) {
+void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int rows_padded) {
   packed_.clear();
   ids_.clear();
   positions_.clear();
@@ -69,7 +68,6 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int sliding_
   view_.sequences = sequences_;
   view_.page_table = page_table_;
   view_.captures = captures_;
-  view_.sliding_window = sliding_window;
   view_.token_ids = make_tensor(pack(ids_.data(), ids_.size()), DType::i32, view_.rows);
   view_.positions = make_tensor(pack(positions_.data(), positions_.size()), DType::i32, view_.rows);
   view_.rope_lengths = make_tensor(pack(lengths_.data(), lengths_.size()), DType::i32, view_.rows);

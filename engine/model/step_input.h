@@ -39,7 +39,7 @@ class StepInput {
   // Fills and uploads. view(), wanted() and gather() describe this plan until the next call. Rows
   // (and sequences) are padded to `rows_padded` where that is more than the plan has; a token that
   // is not known yet (-1) becomes -1 - Sequence::sampled_row.
-  void fill(const BatchPlan& plan, const KvLayout& layout, int sliding_window, int rows_padded = 0);
+  void fill(const BatchPlan& plan, const KvLayout& layout, int rows_padded = 0);
 
   const Limits& limits() const { return limits_; }
   const StepView& view() const { return view_; }

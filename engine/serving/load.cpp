@@ -207,6 +207,7 @@ ModelSummary summary_of(const ModelConfig& model, DType dtype, const WeightBytes
   s.vocab = spec.vocab;
   s.max_len = spec.max_positions;
   s.sliding_window = spec.sliding_window;
+  for (int i = 0; i < spec.layers; ++i) s.layers_windowed += spec.window_of(i) > 0 ? 1 : 0;
   s.parameters = parameter_count(spec);
   s.weight_bytes = bytes.total;
   s.weight_formats = describe(bytes);

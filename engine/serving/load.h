@@ -20,7 +20,8 @@ namespace kivi {
 struct ModelSummary {
   std::string architecture;  // "LlamaForCausalLM"
   int layers = 0, hidden = 0, heads_q = 0, heads_kv = 0, head_dim = 0, vocab = 0, max_len = 0;
-  int sliding_window = 0;
+  int sliding_window = 0;   // tokens; 0: none
+  int layers_windowed = 0;  // in how many layers it holds
   int64_t parameters = 0, weight_bytes = 0;
   std::string weight_formats;  // their bytes by format: "Q4_1 70.1 MiB, f16 0.1 MiB"
   std::string dtype;           // of what is not quantized

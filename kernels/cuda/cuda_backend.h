@@ -33,8 +33,8 @@ struct CudaProperties {
   std::string name;
 };
 
-// Memory of decode attention that lives as long as the backend: the plan of a step, partial softmax
-// states and the counters that find a segment's last arriver. See kv_attend_decode.h.
+// Memory of decode attention that lives as long as the backend: the plans of a step, partial
+// softmax states and the counters that find a segment's last arriver. See kv_attend_decode.h.
 struct DecodeWorkspace {
   DeviceMemory line, pieces, prefix;
   DeviceMemory partials;
@@ -123,8 +123,18 @@ class CudaBackend final : public Backend {
 
   std::map<uint64_t, Graph> graphs_;  // null: seen once, not recorded yet
 
-  // No layer has attended since begin_step: the next launch of decode attention must not overtake
-  // the kernel that made the step's plan.
+  // The plans of decode attention that this step has so far: one for each window and format of its
+  // layers (KvLayout::of_layer).
+  struct PlannedDecodes {
+    int window, window_index;
+    KvFormat format;
+  };
+  std::vector<PlannedDecodes> planned_decodes_;
+  // The index of the step's window among the step's windows. Makes the plan of the window and of
+  // the store's format, which is that of `layer`, if no layer before had both.
+  int plan_decodes(const KvView& store, const StepView& step, int heads_q, int layer);
+  // No layer has attended since a plan was made: the next launch of decode attention must not
+  // overtake the kernel that made it.
   bool plan_is_new_ = false;
 
   DecodeWorkspace decode_workspace_;

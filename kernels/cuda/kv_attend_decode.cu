@@ -23,8 +23,8 @@ constexpr int kPiecesMin = 4;          // of a block, where there are few
 // fewer, states to merge and uneven pieces cost more than more warps gain.
 constexpr int kWarpsFew = 12, kPagesMany = 6;
 constexpr int kPlanThreads = 1024;
-constexpr int kSequencesMax = 1 << 16;  // of a launch
-constexpr int kPlans = 4;               // of a step: one for each choice of bits
+constexpr int kSequencesMax = 1 << 16;         // of a launch
+constexpr int kPlans = 4 * kDecodeWindowsMax;  // of a step: one for each choice of bits and window
 // Times a head's factor (DecodeWarp), this is -scale / 24, for squares of a sixteenth of a scale.
 constexpr float kKeyBias = -256 * std::numbers::ln2_v<float> / 24;
 
@@ -120,10 +120,13 @@ __device__ int aligned_blocks(int segments, int blocks) {
   return used * 32 >= blocks * 31 ? used : blocks;
 }
 
-// Where the plan of layers of this format lies. A unit's weight and a block's warps follow from the
-// bits, so layers of different bits have plans of their own.
-int plan_index(const KvFormat& f) {
-  return f.kind == KvKind::kivi ? int(f.key_bits == 4) * 2 + int(f.value_bits == 4) : 0;
+// Where the plan of layers of this format and window lies. A unit's weight and a block's warps
+// follow from the bits, and the units from the window, so layers that differ in them have plans of
+// their own.
+int plan_index(const KvFormat& f, int window_index) {
+  KIVI_VERIFY(window_index >= 0 && window_index < kDecodeWindowsMax);
+  const int bits = f.kind == KvKind::kivi ? int(f.key_bits == 4) * 2 + int(f.value_bits == 4) : 0;
+  return window_index * 4 + bits;
 }
 
 // Fills a.prefix, a.line and a.pieces [blocks][warps]. One block.
@@ -234,7 +237,7 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   grid.all_heads = takes_all_heads(s, device) && !tuning.heads_apart;
   const int head_tiles = grid.all_heads ? kHeadsTiles : grid.wide ? wide_head_tiles(d) : 1;
   DecodeLaunch a = describe(s, head_tiles);
-  const size_t plan = size_t(plan_index(s.store.layout.format));
+  const size_t plan = size_t(plan_index(s.store.layout.format, s.window_index));
   a.line = reinterpret_cast<Line*>(workspace.line.get()) + plan;
   a.pieces = reinterpret_cast<Piece*>(workspace.pieces.get()) + plan * pieces_max(device);
   a.prefix = reinterpret_cast<int*>(workspace.prefix.get()) + plan * (kSequencesMax + 1);

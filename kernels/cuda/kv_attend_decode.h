@@ -16,6 +16,9 @@ struct DecodeWorkspace;
 
 namespace kivi::cuda {
 
+// Windows that the layers of a step may have: none, and one other.
+inline constexpr int kDecodeWindowsMax = 2;
+
 struct DecodeArguments {
   const __half* q = nullptr;   // [t, hq d], rows `q_stride` apart
   const __half* kv = nullptr;  // [t, 2 hk d] f16, the step's own rows, `kv_stride` apart
@@ -31,6 +34,7 @@ struct DecodeArguments {
   int heads_q = 0;
   int layer = 0;
   int window = 0;          // sliding window in tokens; 0: none
+  int window_index = 0;    // of the window among the step's, below kDecodeWindowsMax
   float scale_log2 = 0.f;  // scale * log2(e)
 };
 
@@ -45,8 +49,8 @@ struct DecodeTuning {
 };
 
 // The cut of a step into pieces of work depends on its sequences, on the shapes, the format, the
-// window and the tuning, not on the layer. So it is made once a step, by a kernel of its own (some
-// microseconds).
+// window and the tuning, not on the layer. So it is made once a step and window, by a kernel of its
+// own (some microseconds).
 enum class DecodeLaunchKind {
   plan,   // make the cut; attend to nothing
   first,  // attend after the cut was made: in order with the kernels before

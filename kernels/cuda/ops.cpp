@@ -125,16 +125,31 @@ std::vector<int> layers_of_each_format(const KvLayout& layout) {
 }  // namespace
 
 void CudaBackend::do_begin_step(const StepView& step, const KvView& store, int heads_q) {
+  planned_decodes_.clear();
   if (!has_decode_kernel(store.layout.shape.head_dim) ||
       std::ranges::none_of(step.sequences, is_decode))
     return;
-  plan_is_new_ = true;
-  for (const int layer : layers_of_each_format(store.layout)) {
-    cuda::DecodeArguments a = decode_arguments(store.of_layer(layer), step, heads_q);
-    a.layer = layer;
-    KIVI_CUDA_VERIFY(cuda::decode_attend(a, cuda::DecodeLaunchKind::plan, properties_,
-                                         decode_workspace_, stream_.get()));
+  for (const int layer : layers_of_each_format(store.layout))
+    plan_decodes(store.of_layer(layer), step, heads_q, layer);
+}
+
+int CudaBackend::plan_decodes(const KvView& store, const StepView& step, int heads_q, int layer) {
+  const KvFormat& format = store.layout.format;
+  int windows = 0, own = -1;  // those planned so far, and the index of this one
+  for (const PlannedDecodes& plan : planned_decodes_) {
+    windows = std::max(windows, plan.window_index + 1);
+    if (plan.window != step.sliding_window) continue;
+    if (plan.format == format) return plan.window_index;
+    own = plan.window_index;
   }
+  cuda::DecodeArguments a = decode_arguments(store, step, heads_q);
+  a.layer = layer;
+  a.window_index = own >= 0 ? own : windows;
+  planned_decodes_.push_back({step.sliding_window, a.window_index, format});
+  plan_is_new_ = true;
+  KIVI_CUDA_VERIFY(cuda::decode_attend(a, cuda::DecodeLaunchKind::plan, properties_,
+                                       decode_workspace_, stream_.get()));
+  return a.window_index;
 }
 
 // Sequences with one new token over the store go to the split-KV decode kernel, all others to flash
@@ -151,6 +166,7 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
   const int count = int(step.sequences.size());
   if (decodes > 0 && has_decode_kernel(d)) {
     cuda::DecodeArguments a = decode_arguments(store, step, heads_q);
+    a.window_index = plan_decodes(store, step, heads_q, layer);
     a.q = q.as<__half>();
     a.kv = kv.as<__half>();
     a.out = out.data;

@@ -93,11 +93,13 @@ std::vector<float> reference(const TestStore& store, int sequence, const Shape& 
   return out;
 }
 
-void check(const KvFormat& format, const Shape& shape, const std::vector<int>& lengths, int window,
-           DType out_type, unsigned seed, float q_size = 1.5f) {
+// One launch for each of `windows`, as layers of a step would have them.
+void check_layers(const KvFormat& format, const Shape& shape, const std::vector<int>& lengths,
+                  const std::vector<int>& windows, DType out_type, unsigned seed,
+                  float q_size = 1.5f) {
   CAPTURE(int(format.kind), format.key_bits, format.value_bits, format.group, format.residual,
           format.sinks, format.parameter_bits, format.key_bias, shape.heads_q, shape.heads_kv,
-          shape.head_dim, window, name_of(out_type), seed);
+          shape.head_dim, windows, name_of(out_type), seed);
   std::mt19937 random(seed);
   const int n = int(lengths.size()), d = shape.head_dim;
   const int most = *std::max_element(lengths.begin(), lengths.end());
@@ -118,21 +120,29 @@ void check(const KvFormat& format, const Shape& shape, const std::vector<int>& l
   q.randomize(random, q_size);
   kv.randomize(random);
   const float scale = 1.f / std::sqrt(float(d));
-  const StepView& step = store.plan(chunks, window);
+  StepView step = store.plan(chunks, windows[0]);
   gpu().begin_step(step, store.device(), shape.heads_q);
-  gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, scale, out.on_gpu());
-  const std::vector<float> got = out.gpu_result();
-  gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, scale, out.on_gpu());
-  REQUIRE(out.gpu_result() == got);  // whichever warp comes last
-  const int columns = shape.heads_q * d;
-  for (int i = 0; i < n; ++i) {
-    const std::vector<float> expected =
-        reference(store, i, shape, &q.values()[size_t(i * columns)],
-                  &kv.values()[size_t(i * store.kv_columns())], window, scale);
-    const std::vector<float> row(got.begin() + i * columns, got.begin() + (i + 1) * columns);
-    CAPTURE(lengths[size_t(i)]);
-    CHECK(close_everywhere(row, expected, d, attention_tolerance(out_type)));
+  for (const int window : windows) {
+    step.sliding_window = window;
+    gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, scale, out.on_gpu());
+    const std::vector<float> got = out.gpu_result();
+    gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, scale, out.on_gpu());
+    REQUIRE(out.gpu_result() == got);  // whichever warp comes last
+    const int columns = shape.heads_q * d;
+    for (int i = 0; i < n; ++i) {
+      const std::vector<float> expected =
+          reference(store, i, shape, &q.values()[size_t(i * columns)],
+                    &kv.values()[size_t(i * store.kv_columns())], window, scale);
+      const std::vector<float> row(got.begin() + i * columns, got.begin() + (i + 1) * columns);
+      CAPTURE(lengths[size_t(i)], window);
+      CHECK(close_everywhere(row, expected, d, attention_tolerance(out_type)));
+    }
   }
+}
+
+void check(const KvFormat& format, const Shape& shape, const std::vector<int>& lengths, int window,
+           DType out_type, unsigned seed, float q_size = 1.5f) {
+  check_layers(format, shape, lengths, {window}, out_type, seed, q_size);
 }
 
 std::vector<int> awkward_lengths(const KvFormat& f) {
@@ -183,6 +193,16 @@ TEST_CASE("decode attention sees the sliding window and nothing before it") {
   for (const KvFormat& format : all_formats(128))
     for (const int window : {1, 2, 40, 64, 100, 200, 513})
       check(format, {4, 1, 128}, {0, 1, 63, 64, 129, 400, 777}, window, DType::f16, 24);
+}
+
+TEST_CASE("layers of one step attend through windows of their own") {
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
+  for (const KvFormat& format : {kivi2, kivi25, f16_format(), f8_format()}) {
+    const std::vector<int> lengths = {0, 1, 63, 64, 129, 400, 777};
+    check_layers(format, {4, 1, 128}, lengths, {0, 100, 100, 0, 0, 100}, DType::f16, 41);
+    check_layers(format, {4, 2, 64}, lengths, {40, 0, 40}, DType::bf16, 42);
+    check_layers(format, {71, 1, 64}, repeated(lengths), {64, 0, 64}, DType::f16, 43);
+  }
 }
 
 TEST_CASE("decode attention splits one long sequence over the whole device") {

@@ -69,8 +69,9 @@ TEST_CASE("Every golden model's greedy ids and log probabilities are Transformer
 }
 
 TEST_CASE("Chunks of a golden prompt, and the checkpoint's other dtypes, change nothing") {
-  const std::string name = GENERATE("llama-dynamic-gqa4", "llama-dynamic-growing", "mistral-v0.1",
-                                    "llama-yarn-gqa8", "qwen2", "qwen3", "falcon-11b");
+  const std::string name =
+      GENERATE("llama-dynamic-gqa4", "llama-dynamic-growing", "mistral-v0.1", "llama-yarn-gqa8",
+               "qwen2", "qwen3", "ministral-mixed", "falcon-11b");
   const std::string dtype = GENERATE("float32", "float16", "bfloat16");
   CAPTURE(name, dtype);
   const json golden = read_golden_model(name);
@@ -83,8 +84,10 @@ TEST_CASE("Chunks of a golden prompt, and the checkpoint's other dtypes, change 
   CHECK(worst_difference(output, golden) < kLogprobTolerance);
 }
 
-TEST_CASE("Every cache format serves Qwen3, whose heads of q and k are normed") {
-  const json golden = read_golden_model("qwen3");
+TEST_CASE("Every cache format serves heads that are normed, and windows in some layers") {
+  const std::string name = GENERATE("qwen3", "qwen3-mixed");
+  CAPTURE(name);
+  const json golden = read_golden_model(name);
   const TemporaryFolder folder;
   write_golden_model(golden, folder);
   EngineConfig config = golden_config(folder, golden);

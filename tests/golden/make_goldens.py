@@ -21,7 +21,7 @@ import numpy
 import sentencepiece
 import torch
 import transformers
-from transformers import FalconConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import FalconConfig, LlamaConfig, MinistralConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 TOKENS = 16
 GAP = 0.1
@@ -140,6 +140,16 @@ MODELS = {
         max_position_embeddings=40,
         rope_parameters=rope("yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=40))),
         "float32", "new", 90, 2),
+    "ministral-mixed": (MinistralConfig(**BASE | dict(
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, head_dim=64, sliding_window=24,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"])), "bfloat16", "new", 71, 1),
+    "qwen2-last-layers": (Qwen2Config(**BASE | dict(
+        num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, hidden_size=128,
+        use_sliding_window=True, sliding_window=20, max_window_layers=2)), "float16", "old", 90, 1),
+    "qwen3-mixed": (Qwen3Config(**BASE | dict(
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=128,
+        use_sliding_window=True, sliding_window=17,
+        layer_types=["full_attention", "sliding_attention", "full_attention"])), "bfloat16", "new", 80, 2),
     "falcon-7b": (FalconConfig(
         num_hidden_layers=1, num_attention_heads=71, num_kv_heads=71, hidden_size=1136, ffn_hidden_size=96,
         vocab_size=263, multi_query=True, parallel_attn=True, new_decoder_architecture=False, alibi=False,
@@ -163,7 +173,7 @@ def config_json(config, dtype, generation, architecture):
     """config.json as save_pretrained of Transformers 5 writes it ("new") or as version 4 did ("old")."""
     document = config.to_diff_dict()
     document |= {"architectures": [architecture], "dtype": dtype}
-    if config.model_type == "mistral":
+    if config.model_type in ("mistral", "ministral"):
         document["sliding_window"] = config.sliding_window
     if config.model_type in ("qwen2", "qwen3"):
         document |= {"use_sliding_window": config.use_sliding_window,

@@ -166,10 +166,10 @@ TEST_CASE("A head size that does not come out even is refused where head_dim is 
 TEST_CASE("An unknown architecture lists the supported ones") {
   const Error error = error_with("architectures", json::array({"GPT2LMHeadModel"}));
   CHECK(error.code == ErrorCode::unsupported);
-  CHECK(error.message.find(
-            "architectures is [\"GPT2LMHeadModel\"], supported are "
-            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, "
-            "FalconForCausalLM") != std::string::npos);
+  CHECK(error.message.find("architectures is [\"GPT2LMHeadModel\"], supported are "
+                           "LlamaForCausalLM, MistralForCausalLM, MinistralForCausalLM, "
+                           "Qwen2ForCausalLM, Qwen3ForCausalLM, "
+                           "FalconForCausalLM") != std::string::npos);
   CHECK(error_with("architectures", nullptr).code == ErrorCode::unsupported);
 }
 
@@ -222,8 +222,43 @@ TEST_CASE("A window is Mistral's own matter: absent it is the default, null it i
   config["max_window_layers"] = 0;
   CHECK(read(config)->spec.sliding_window == 64);
   CHECK(read(config)->spec.qkv_bias);
+  CHECK(read(config)->spec.windowed.empty());
   config["max_window_layers"] = 2;
-  CHECK(read(config).error().field == "use_sliding_window");
+  const DecoderSpec spec = read(config)->spec;
+  CHECK(spec.sliding_window == 64);
+  CHECK(spec.windowed == std::vector<bool>{false, false, true, true});
+  CHECK(spec.window_of(1) == 0);
+  CHECK(spec.window_of(2) == 64);
+}
+
+TEST_CASE("layer_types says which layers have the window") {
+  json config = config_of("tales-mistral");
+  config["head_dim"] = 64;
+  config["sliding_window"] = 64;
+  config["use_sliding_window"] = true;
+  const json full = "full_attention", sliding = "sliding_attention";
+  for (const char* family : {"Qwen2ForCausalLM", "Qwen3ForCausalLM", "MinistralForCausalLM"}) {
+    CAPTURE(family);
+    config["architectures"] = {family};
+    config["layer_types"] = {full, sliding, full, sliding};
+    CHECK(read(config)->spec.windowed == std::vector<bool>{false, true, false, true});
+    config["layer_types"] = {sliding, sliding, sliding, sliding};
+    CHECK(read(config)->spec.sliding_window == 64);
+    CHECK(read(config)->spec.windowed.empty());
+    config["layer_types"] = {full, full, full, full};
+    CHECK(read(config)->spec.sliding_window == 0);
+    config["layer_types"] = {full, sliding};
+    CHECK(read(config).error().message.find("must have 4 entries") != std::string::npos);
+    config["layer_types"] = {full, sliding, full, "chunked_attention"};
+    CHECK(read(config).error().code == ErrorCode::unsupported);
+    CHECK(read(config).error().field == "layer_types");
+  }
+  // A Mistral has one window for all.
+  config["architectures"] = {"MistralForCausalLM"};
+  config["layer_types"] = {sliding, sliding, sliding, sliding};
+  CHECK(read(config)->spec.sliding_window == 64);
+  config["layer_types"] = {full, sliding, full, sliding};
+  CHECK(read(config).error().field == "layer_types");
 }
 
 // Expectations of the next four are those of Transformers 5.24's configuration classes.

@@ -50,10 +50,16 @@ const ModelFamily* find_model_family(std::string_view architecture);
 // "LlamaForCausalLM, MistralForCausalLM, ..."
 std::string supported_architectures();
 
+// For families whose layers may differ in their window (Qwen2, Qwen3, Ministral): the layers that
+// layer_types calls sliding_attention have `window`, or, if it is absent, those from `first` on. A
+// window of 0 is none.
+void set_windows(JsonReader& config, int window, int first, DecoderSpec& spec);
+
 DecoderSpec read_llama(JsonReader& config);
 TensorNames llama_names(const DecoderSpec& spec);
 DecoderSpec read_mistral(JsonReader& config);  // its tensors are called as Llama's
-DecoderSpec read_qwen2(JsonReader& config);    // and so are these
+DecoderSpec read_ministral(JsonReader& config);
+DecoderSpec read_qwen2(JsonReader& config);  // and so are these
 DecoderSpec read_qwen3(JsonReader& config);
 TensorNames qwen3_names(const DecoderSpec& spec);
 DecoderSpec read_falcon(JsonReader& config);
