@@ -200,6 +200,18 @@ std::vector<std::string> JsonReader::strings(const std::string& key) {
   return strings;
 }
 
+std::vector<double> JsonReader::numbers(const std::string& key, double min, double max) {
+  std::vector<double> numbers;
+  const json* value = find(key);
+  if (value != nullptr && value->is_array())
+    for (const json& entry : *value)
+      if (entry.is_number() && entry.get<double>() >= min && entry.get<double>() <= max)
+        numbers.push_back(entry.get<double>());
+  if (value == nullptr || !value->is_array() || numbers.size() != value->size())
+    reject(key, fmt::format("must be a list of numbers in [{}, {}]", min, max));
+  return numbers;
+}
+
 JsonReader JsonReader::object(const std::string& key) {
   static const json kNothing = json::object();
   const json* value = require(key, "must be an object");

@@ -55,6 +55,8 @@ class JsonReader {
   std::vector<int32_t> ids(const std::string& key);
   // Returns a list of strings. Empty if absent.
   std::vector<std::string> strings(const std::string& key);
+  // Returns a list of numbers. Required.
+  std::vector<double> numbers(const std::string& key, double min, double max);
   // Returns a reader of the object under `key`, which must be present. Its errors are this reader's
   // errors too.
   JsonReader object(const std::string& key);

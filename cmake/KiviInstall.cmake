@@ -51,8 +51,8 @@ set(CPACK_DEBIAN_KIVI_PACKAGE_CONTROL_STRICT_PERMISSION TRUE)
 set(CPACK_DEBIAN_KIVI_MODELS_PACKAGE_NAME kivi-models)
 set(CPACK_DEBIAN_KIVI_MODELS_PACKAGE_ARCHITECTURE all)
 set(CPACK_COMPONENT_KIVI_DESCRIPTION
-  "Serves Llama, Mistral, Qwen2, Qwen3 and Falcon models over HTTP and gRPC. Keys and values are
-cached in 2 or 4 bits by the KIVI method.")
+  "Serves Llama, Mistral, Qwen2, Qwen3, Phi-3 and Falcon models over HTTP and gRPC. Keys and values
+are cached in 2 or 4 bits by the KIVI method.")
 set(CPACK_COMPONENT_KIVI_MODELS_DESCRIPTION
   "A tiny language model of fairy tales, with which kivi can be tried without a download.")
 include(CPack)

@@ -20,21 +20,25 @@ namespace kivi {
 //   llama3:  long waves / factor, short waves unchanged, smooth between (Llama 3.1's rule)
 //   yarn:    the same idea between two channels found from beta_fast and beta_slow, and attention
 //            is sharpened by attention_factor (Peng et al. 2023)
-enum class RopeScaling { none, linear, dynamic, llama3, yarn };
+//   longrope: each frequency / a factor of its own, of one list where the engine's context is the
+//            trained one, of another where it is longer; sharpened too (Ding et al. 2024)
+enum class RopeScaling { none, linear, dynamic, llama3, yarn, longrope };
 
 struct RopeSpec {
   double theta = 10000;
   int rotary_dim = 0;  // channels that turn; head_dim or a part of it
   RopeScaling scaling = RopeScaling::none;
   double factor = 1;
-  int original_max_position_embeddings = 8192;       // dynamic, llama3, yarn
+  int original_max_position_embeddings = 8192;       // dynamic, llama3, yarn, longrope
   double low_freq_factor = 1, high_freq_factor = 4;  // llama3
   double beta_fast = 32, beta_slow = 1;              // yarn: turns in the trained context
   bool truncate = true;                              // yarn: the two channels are whole numbers
   double attention_factor = 1;                       // multiplies cos and sin
-  // What each frequency is divided by [rotary_dim / 2], where a file says it so (GGUF's
-  // rope_freqs); empty: nothing.
+  // What each frequency is divided by [rotary_dim / 2], where a file says it so (longrope's
+  // short_factor, GGUF's rope_freqs); empty: nothing.
   std::vector<float> divisors;
+  // longrope: the divisors of a context that is longer than the trained one (long_factor).
+  std::vector<float> long_divisors;
 };
 
 struct DecoderSpec {

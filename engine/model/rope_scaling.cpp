@@ -48,7 +48,42 @@ void read_yarn(JsonReader& scaling, const DecoderSpec& spec, RopeSpec& rope) {
   if (rope.theta <= 1) scaling.reject("rope_theta", "must be larger than 1 with yarn");
 }
 
-void read_scaling(JsonReader& scaling, const DecoderSpec& spec, RopeSpec& rope) {
+std::vector<float> read_factors(JsonReader& scaling, const char* key) {
+  const std::vector<double> numbers = scaling.numbers(key, 1e-6, kMaxFactor);
+  return {numbers.begin(), numbers.end()};
+}
+
+// Phi-3's configs have the trained context outside the scaling, and no factor.
+void read_longrope(JsonReader& config, JsonReader& scaling, const DecoderSpec& spec,
+                   RopeSpec& rope) {
+  const char* const trained = "original_max_position_embeddings";
+  JsonReader& place = scaling.has(trained) ? scaling : config;
+  rope.original_max_position_embeddings =
+      place.integer_or(trained, spec.max_positions, 2, kMaxPositions);
+  rope.divisors = read_factors(scaling, "short_factor");
+  rope.long_divisors = read_factors(scaling, "long_factor");
+  const double implied = double(spec.max_positions) / rope.original_max_position_embeddings;
+  const double factor = scaling.number_or("factor", std::max(implied, 1.0), 1, kMaxFactor);
+  rope.attention_factor = scaling.number_or(
+      "attention_factor",
+      std::sqrt(1 + std::log(factor) / std::log(double(rope.original_max_position_embeddings))),
+      1e-3, 1e3);
+}
+
+// Each frequency has its factor.
+void check_factors(JsonReader& scaling, const RopeSpec& rope) {
+  const auto wanted = size_t(rope.rotary_dim / 2);
+  if (rope.scaling != RopeScaling::longrope || !scaling.status().ok()) return;
+  for (const auto& [key, factors] :
+       {std::pair("short_factor", &rope.divisors), std::pair("long_factor", &rope.long_divisors)})
+    if (factors->size() != wanted)
+      scaling.reject(key, fmt::format("has {} numbers, must have one for each of the {} pairs of "
+                                      "channels that turn",
+                                      factors->size(), wanted));
+}
+
+void read_scaling(JsonReader& config, JsonReader& scaling, const DecoderSpec& spec,
+                  RopeSpec& rope) {
   const std::string key = scaling.has("rope_type") ? "rope_type" : "type";
   const std::string type = scaling.string_or(key, "default");
   if (type == "default") return;
@@ -65,13 +100,17 @@ void read_scaling(JsonReader& scaling, const DecoderSpec& spec, RopeSpec& rope) 
   } else if (type == "yarn") {
     rope.scaling = RopeScaling::yarn;
     read_yarn(scaling, spec, rope);
+  } else if (type == "longrope" || type == "su") {  // "su": Phi-3's first configs
+    rope.scaling = RopeScaling::longrope;
+    read_longrope(config, scaling, spec, rope);
   } else {
-    scaling.reject(key, "supported are default, linear, dynamic, llama3 and yarn",
+    scaling.reject(key, "supported are default, linear, dynamic, llama3, yarn and longrope",
                    ErrorCode::unsupported);
   }
 }
 
-// llama3's configs give the long context as max_position_embeddings, the others the trained one.
+// llama3's and longrope's configs give the long context as max_position_embeddings, the others the
+// trained one.
 int scaled_positions(const DecoderSpec& spec) {
   const RopeSpec& rope = spec.rope;
   double reach = spec.max_positions;
@@ -123,7 +162,9 @@ const char* scaling_key(JsonReader& config) {
 // Versions of Transformers disagree whether original_max_position_embeddings counts at the top of
 // the file or inside the scaling. So the two must not differ.
 void check_trained_context(JsonReader& config, const RopeSpec& rope) {
-  if (rope.scaling != RopeScaling::llama3 && rope.scaling != RopeScaling::yarn) return;
+  if (rope.scaling != RopeScaling::llama3 && rope.scaling != RopeScaling::yarn &&
+      rope.scaling != RopeScaling::longrope)
+    return;
   const char* const key = "original_max_position_embeddings";
   if (!config.has(key)) return;
   if (config.integer(key, 1, kMaxPositions) != rope.original_max_position_embeddings)
@@ -147,8 +188,10 @@ void read_rope(JsonReader& config, DecoderSpec& spec) {
                           ErrorCode::unsupported);
     rope.theta = parameters.number_or("rope_theta", rope.theta, 1, 1e12);
     part = parameters.number_or("partial_rotary_factor", part, 0.01, 1);
-    read_scaling(parameters, spec, rope);
+    read_scaling(config, parameters, spec, rope);
     check_trained_context(config, rope);
+    rope.rotary_dim = int(spec.head_dim * part);
+    check_factors(parameters, rope);
   }
   rope.rotary_dim = int(spec.head_dim * part);
   // dynamic divides by rotary_dim - 2.
@@ -158,6 +201,12 @@ void read_rope(JsonReader& config, DecoderSpec& spec) {
         "partial_rotary_factor",
         fmt::format("must leave an even number of the {} channels of a head", spec.head_dim));
   spec.max_positions_scaled = scaled_positions(spec);
+}
+
+void fit_context(RopeSpec& rope, int max_model_len) {
+  if (rope.scaling == RopeScaling::longrope &&
+      max_model_len > rope.original_max_position_embeddings)
+    rope.divisors = rope.long_divisors;
 }
 
 std::vector<float> inverse_frequencies(const RopeSpec& rope) {

@@ -19,6 +19,11 @@ inline constexpr int kMaxPositions = 1 << 24;
 // known is one (unsupported).
 void read_rope(JsonReader& config, DecoderSpec& spec);
 
+// Sets the divisors for an engine whose sequences have at most `max_model_len` tokens (longrope;
+// else nothing changes). All keys of a store are turned alike, so this cannot depend on the
+// sequence.
+void fit_context(RopeSpec& rope, int max_model_len);
+
 // [rotary_dim / 2]: theta^(-2 i / rotary_dim), scaled as `rope` says (dynamic: as for a sequence
 // inside of the trained context).
 std::vector<float> inverse_frequencies(const RopeSpec& rope);

@@ -84,7 +84,8 @@ void WeightList::add_layer(LayerWeights& layer, int index) {
   for (WeightItem& item : items_)
     if (item.matrix == &layer.output) item.rotated = spec_.rotated_heads;
   Tensor* up_bias = spec_.mlp_bias ? &layer.up_bias : nullptr;
-  linear(&layer.up, up_bias, stacked(at, names_.up, std::vector(names_.up.size(), f)), n);
+  const int64_t each = spec_.up_size() / int64_t(names_.up.size());
+  linear(&layer.up, up_bias, stacked(at, names_.up, std::vector(names_.up.size(), each)), n);
   linear(&layer.down, spec_.mlp_bias ? &layer.down_bias : nullptr, {{at + names_.down, n}}, f);
 }
 

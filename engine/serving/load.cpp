@@ -2,6 +2,7 @@
 #include "engine/serving/load.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -22,6 +23,7 @@
 #include "engine/model/files/gguf.h"
 #include "engine/model/model_config.h"
 #include "engine/model/model_runner.h"
+#include "engine/model/rope_scaling.h"
 #include "engine/model/step_input.h"
 #include "engine/model/weights.h"
 #include "engine/scheduler.h"
@@ -146,6 +148,7 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   const DeviceInfo device = b.backend->info();
   KIVI_ASSIGN_OR_RETURN(b.dtype, weight_dtype(config, b.model.dtype, device));
   KIVI_ASSIGN_OR_RETURN(const int max_model_len, model_length(config, spec));
+  fit_context(b.model.spec.rope, max_model_len);
   KIVI_ASSIGN_OR_RETURN(b.layout, kv_layout_of(config, spec.kv_shape(), spec.heads_q));
   b.model.spec.rotated_heads = b.layout.format.rotation;
 
@@ -270,10 +273,10 @@ Result<KvTierSetup> make_tier(const EngineConfig& config, const Blueprint& b) {
                                               config.kv_disk_key_file, config.kv_disk_read_only}));
     KIVI_ASSIGN_OR_RETURN(
         tier.fingerprint,
-        kv_fingerprint(
-            config, b.place, b.backend->info(), b.layout,
-            fmt::format("{} {} {} {}", long_name(b.dtype), describe(b.weights.bytes),
-                        b.plan.capacity.staging_pages, b.plan.capacity.layerwise_tokens)));
+        kv_fingerprint(config, b.place, b.backend->info(), b.layout,
+                       fmt::format("{} {} {} {} {}", long_name(b.dtype), describe(b.weights.bytes),
+                                   b.plan.capacity.staging_pages, b.plan.capacity.layerwise_tokens,
+                                   fmt::join(b.model.spec.rope.divisors, " "))));
   }
   KIVI_ASSIGN_OR_RETURN(tier.memory, b.backend->allocate_host(size_t(b.plan.host)));
   tier.host_pages = b.plan.host_pages;

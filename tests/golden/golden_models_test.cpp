@@ -71,7 +71,7 @@ TEST_CASE("Every golden model's greedy ids and log probabilities are Transformer
 TEST_CASE("Chunks of a golden prompt, and the checkpoint's other dtypes, change nothing") {
   const std::string name =
       GENERATE("llama-dynamic-gqa4", "llama-dynamic-growing", "mistral-v0.1", "llama-yarn-gqa8",
-               "qwen2", "qwen3", "ministral-mixed", "falcon-11b");
+               "qwen2", "qwen3", "ministral-mixed", "phi3-long", "falcon-11b");
   const std::string dtype = GENERATE("float32", "float16", "bfloat16");
   CAPTURE(name, dtype);
   const json golden = read_golden_model(name);
@@ -118,6 +118,20 @@ TEST_CASE("A head size of 80 is served in fp16 and refused by name in the KIVI f
     CAPTURE(loaded.error().message);
     CHECK(loaded.error().message.find("head_dim") != std::string::npos);
     CHECK(loaded.error().message.find("80") != std::string::npos);
+  }
+}
+
+TEST_CASE("longrope's factors follow the context that the engine is asked for") {
+  const json golden = read_golden_model("phi3-short");  // trained for 128 tokens, reaches 256
+  const TemporaryFolder folder;
+  write_golden_model(golden, folder);
+  EngineConfig config = golden_config(folder, golden);
+  for (const int len : {128, 129, 0}) {
+    CAPTURE(len);
+    config.max_model_len = len;
+    const float worst = worst_difference(run_golden(config, golden), golden);
+    if (len == 128) CHECK(worst < kLogprobTolerance);
+    if (len != 128) CHECK(worst > 10 * kLogprobTolerance);
   }
 }
 

@@ -21,7 +21,8 @@ import numpy
 import sentencepiece
 import torch
 import transformers
-from transformers import FalconConfig, LlamaConfig, MinistralConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (FalconConfig, LlamaConfig, MinistralConfig, MistralConfig, Phi3Config, Qwen2Config,
+                          Qwen3Config)
 
 TOKENS = 16
 GAP = 0.1
@@ -52,7 +53,7 @@ def exponent_of(name, shape, tied):
     if len(shape) == 1:
         return "norm" if name.endswith("weight") else -8
     gain = 1.0
-    if any(part in name for part in ("q_proj", "k_proj", "query_key_value")):
+    if any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "query_key_value")):
         gain = 1.5
     if any(part in name for part in ("o_proj", "down_proj", "dense.", "4h_to_h")):
         gain = 16.0 if tied else 4.0  # a tied model must not just repeat its last token
@@ -65,6 +66,11 @@ def exponent_of(name, shape, tied):
 
 def rope(kind, **parameters):
     return {"rope_type": kind, "rope_theta": 10000.0, **parameters}
+
+
+def longrope(pairs, **parameters):
+    return rope("longrope", short_factor=[1 + i / 64 for i in range(pairs)],
+                long_factor=[1 + i * i / 128 for i in range(pairs)], **parameters)
 
 
 # name: config, dtype of the checkpoint, generation of config.json, prompt length, shards
@@ -150,6 +156,16 @@ MODELS = {
         num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=128,
         use_sliding_window=True, sliding_window=17,
         layer_types=["full_attention", "sliding_attention", "full_attention"])), "bfloat16", "new", 80, 2),
+    "phi3-long": (Phi3Config(**BASE | dict(
+        num_attention_heads=2, num_key_value_heads=2, hidden_size=192, pad_token_id=0,
+        original_max_position_embeddings=32, rope_parameters=longrope(48))), "bfloat16", "old", 70, 2),
+    "phi3-short": (Phi3Config(**BASE | dict(
+        num_attention_heads=4, num_key_value_heads=2, hidden_size=256, pad_token_id=0, sliding_window=24,
+        original_max_position_embeddings=128, rope_parameters=longrope(32))), "float16", "new", 60, 1),
+    "phi3-partial": (Phi3Config(**BASE | dict(
+        num_attention_heads=3, num_key_value_heads=1, hidden_size=384, pad_token_id=0,
+        tie_word_embeddings=True, original_max_position_embeddings=48,
+        rope_parameters=longrope(48, partial_rotary_factor=0.75))), "bfloat16", "new", 60, 1),
     "falcon-7b": (FalconConfig(
         num_hidden_layers=1, num_attention_heads=71, num_kv_heads=71, hidden_size=1136, ffn_hidden_size=96,
         vocab_size=263, multi_query=True, parallel_attn=True, new_decoder_architecture=False, alibi=False,
@@ -186,6 +202,9 @@ def config_json(config, dtype, generation, architecture):
         if kind != "default":
             if kind != "llama3":
                 parameters["type"] = parameters.pop("rope_type")
+            if kind == "longrope":  # the trained context stands outside
+                document["partial_rotary_factor"] = parameters.pop("partial_rotary_factor", 1.0)
+                parameters.pop("original_max_position_embeddings", None)
             document["rope_scaling"] = parameters
         document.pop("layer_types", None)
     return document

@@ -92,8 +92,9 @@ TEST_CASE("A demo model as a GGUF file gives the text and the ids of its folder"
 }
 
 TEST_CASE("Golden models of every family give the same numbers as GGUF files") {
-  const std::string name = GENERATE("llama2-mha", "llama-biases", "llama-71-heads", "mistral-nemo",
-                                    "qwen2", "qwen3", "falcon-7b", "falcon-40b");
+  const std::string name =
+      GENERATE("llama2-mha", "llama-biases", "llama-71-heads", "mistral-nemo", "qwen2", "qwen3",
+               "phi3-long", "phi3-short", "phi3-partial", "falcon-7b", "falcon-40b");
   CAPTURE(name);
   const json golden = read_golden_model(name);
   const TemporaryFolder folder, gguf;
@@ -147,11 +148,11 @@ TEST_CASE("Metadata that is missing, wrong or not supported is named") {
   };
   CHECK(contains(with([](auto&) {}), "x.gguf: general.architecture is '', supported are llama"));
   for (const char* name : {"gemma", "qwen3moe"})
-    CHECK(
-        contains(with([&](auto& w) { w.string("general.architecture", name); }),
-                 fmt::format("general.architecture is '{}', supported are llama, qwen2, qwen3 and "
-                             "falcon",
-                             name)));
+    CHECK(contains(
+        with([&](auto& w) { w.string("general.architecture", name); }),
+        fmt::format("general.architecture is '{}', supported are llama, qwen2, qwen3, phi3 "
+                    "and falcon",
+                    name)));
   CHECK(contains(with([](auto& w) { w.string("general.architecture", "llama"); }),
                  "token_embd.weight is missing"));
   CHECK(contains(with([](auto& w) {
@@ -165,8 +166,18 @@ TEST_CASE("Metadata that is missing, wrong or not supported is named") {
   CHECK(error_with([](W& w) { w.u32("llama.expert_count", 0); }) == "no error");
   CHECK(contains(error_with([](W& w) { w.u32("llama.expert_count", 8); }),
                  "llama.expert_count is 8 (u32), which is not supported"));
+  CHECK(contains(error_with([](W& w) { w.string("llama.rope.scaling.type", "proportional"); }),
+                 "proportional"));
   CHECK(contains(error_with([](W& w) { w.string("llama.rope.scaling.type", "longrope"); }),
-                 "longrope"));
+                 "short_factor is absent"));
+  const std::string ones(128, '\x3c');
+  CHECK(contains(error_with([&](W& w) { w.tensor("rope_factors_long.weight", 0, {32}, ones); }),
+                 "rope_factors_short.weight is missing"));
+  CHECK(contains(error_with([&](W& w) {
+                   w.tensor("rope_factors_long.weight", 0, {32}, ones);
+                   w.tensor("rope_factors_short.weight", 0, {31}, ones.substr(4));
+                 }),
+                 "has 31 numbers, must have one for each of the 32 pairs"));
   CHECK(contains(error_with([](W& w) { w.u32("tokenizer.ggml.eot_token_id", 5000); }),
                  "eos_token_id 5000 is outside of the vocabulary of 4096"));
   CHECK(contains(error_with([](W& w) { w.u32("tokenizer.ggml.padding_token_id", 5000); }),

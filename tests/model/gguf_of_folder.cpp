@@ -81,12 +81,14 @@ constexpr Renamed kLlamaTensors[] = {
     {"self_attn.q_proj", "attn_q", Order::q},
     {"self_attn.k_proj", "attn_k", Order::k},
     {"self_attn.v_proj", "attn_v"},
+    {"self_attn.qkv_proj", "attn_qkv"},
     {"self_attn.q_norm", "attn_q_norm"},
     {"self_attn.k_norm", "attn_k_norm"},
     {"self_attn.o_proj", "attn_output"},
     {"post_attention_layernorm", "ffn_norm"},
     {"mlp.gate_proj", "ffn_gate"},
     {"mlp.up_proj", "ffn_up"},
+    {"mlp.gate_up_proj", "ffn_up"},
     {"mlp.down_proj", "ffn_down"},
 };
 constexpr Renamed kFalconTensors[] = {
@@ -127,6 +129,24 @@ void add_tensors(GgufWriter& writer, const std::string& folder, const json& conf
   }
 }
 
+// As Phi-3's files have it: 0 for no window, longrope's factors in tensors.
+void add_phi3(GgufWriter& writer, const json& config, const json& rope) {
+  const json window = config.value("sliding_window", json());
+  writer.u32("phi3.attention.sliding_window", window.is_null() ? 0 : window.get<uint32_t>());
+  const json& scaling = config.contains("rope_scaling") ? config["rope_scaling"] : rope;
+  writer.u32("phi3.rope.scaling.original_context_length",
+             config["original_max_position_embeddings"].get<uint32_t>());
+  const double size = config["hidden_size"].get<double>() / double(heads_of(config));
+  writer.u32("phi3.rope.dimension_count",
+             uint32_t(size * rope.value("partial_rotary_factor", 1.0)));
+  for (const char* kind : {"short", "long"}) {
+    const auto factors = scaling[std::string(kind) + "_factor"].get<std::vector<float>>();
+    std::string bytes;
+    for (const float factor : factors) bytes += GgufWriter::raw(factor);
+    writer.tensor(std::string("rope_factors_") + kind + ".weight", 0, {factors.size()}, bytes);
+  }
+}
+
 void add_sizes(GgufWriter& writer, const json& config) {
   const bool falcon = is_falcon(config);
   const std::string name =
@@ -155,6 +175,7 @@ void add_sizes(GgufWriter& writer, const json& config) {
   if (config["model_type"] == "mistral") u32("attention.sliding_window", "sliding_window");
   const json& rope = config.contains("rope_parameters") ? config["rope_parameters"] : config;
   writer.f32(name + ".rope.freq_base", rope.value("rope_theta", 10000.f));
+  if (config["model_type"] == "phi3") add_phi3(writer, config, rope);
 }
 
 // The pieces of a tokenizer.model (a protobuf message; field 1 is a piece: 1 name, 2 score, 3

@@ -168,16 +168,19 @@ TEST_CASE("An unknown architecture lists the supported ones") {
   CHECK(error.code == ErrorCode::unsupported);
   CHECK(error.message.find("architectures is [\"GPT2LMHeadModel\"], supported are "
                            "LlamaForCausalLM, MistralForCausalLM, MinistralForCausalLM, "
-                           "Qwen2ForCausalLM, Qwen3ForCausalLM, "
+                           "Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, "
                            "FalconForCausalLM") != std::string::npos);
   CHECK(error_with("architectures", nullptr).code == ErrorCode::unsupported);
 }
 
 TEST_CASE("An unknown rope scaling is refused by name, a broken one by its key") {
-  Error error = error_with("rope_parameters", {{"rope_type", "longrope"}, {"factor", 4.0}});
+  Error error = error_with("rope_parameters", {{"rope_type", "proportional"}, {"factor", 4.0}});
   CHECK(error.code == ErrorCode::unsupported);
-  CHECK(error.message.find("rope_parameters.rope_type is \"longrope\", supported are default, "
-                           "linear, dynamic, llama3 and yarn") != std::string::npos);
+  CHECK(error.message.find("rope_parameters.rope_type is \"proportional\", supported are default, "
+                           "linear, dynamic, llama3, yarn and longrope") != std::string::npos);
+  error = error_with("rope_parameters", {{"rope_type", "longrope"}, {"factor", 4.0}});
+  CHECK(error.message.find("rope_parameters.short_factor is absent, must be a list of numbers") !=
+        std::string::npos);
   error = error_with("rope_parameters", {{"rope_type", "linear"}});
   CHECK(error.field == "rope_parameters.factor");
   error = error_with("rope_parameters", {{"rope_type", "llama3"},
@@ -282,6 +285,46 @@ TEST_CASE("rope_scaling counts alone where it says anything, even beside rope_pa
     CHECK(rope_of(config).scaling == RopeScaling::none);
     CHECK(rope_of(config).theta == 1e6);
   }
+}
+
+TEST_CASE("Phi-3's longrope has its trained context outside, and two lists of factors") {
+  json config = config_of("tales-llama");
+  config["architectures"] = {"Phi3ForCausalLM"};
+  config["attention_bias"] = true;  // has none all the same
+  config["max_position_embeddings"] = 8192;
+  config["original_max_position_embeddings"] = 1024;
+  config.erase("rope_parameters");
+  const json ones = std::vector<double>(32, 1.0), twos = std::vector<double>(32, 2.0);
+  config["rope_scaling"] = {{"type", "su"}, {"short_factor", ones}, {"long_factor", twos}};
+  const auto model = read(config);
+  REQUIRE(model.ok());
+  CHECK_FALSE(model->spec.qkv_bias);
+  CHECK(model->family->names(model->spec).qkv.size() == 1);
+  RopeSpec rope = model->spec.rope;
+  CHECK(rope.scaling == RopeScaling::longrope);
+  CHECK(rope.original_max_position_embeddings == 1024);
+  CHECK(rope.attention_factor == Approx(std::sqrt(1 + std::log(8.0) / std::log(1024.0))));
+  CHECK(model->spec.max_positions_scaled == 8192);
+  const float plain = inverse_frequencies(rope)[5];
+  fit_context(rope, 1024);
+  CHECK(inverse_frequencies(rope)[5] == plain);
+  fit_context(rope, 1025);
+  CHECK(inverse_frequencies(rope)[5] == Approx(plain / 2));
+
+  config["rope_scaling"]["attention_factor"] = 1.5;
+  CHECK(rope_of(config).attention_factor == 1.5);
+  config["rope_scaling"]["long_factor"] = std::vector<double>(31, 2.0);
+  CHECK(read(config).error().field == "rope_scaling.long_factor");
+  config["rope_scaling"]["long_factor"] = {1, 0};
+  CHECK(read(config).error().message.find("must be a list of numbers in [") != std::string::npos);
+  config["rope_scaling"] = {{"type", "yarn"}, {"factor", 4.0}};
+  CHECK(read(config).error().code == ErrorCode::unsupported);
+
+  // A part of each head: Phi-4-mini.
+  config["partial_rotary_factor"] = 0.75;
+  const json some = std::vector<double>(24, 1.0);
+  config["rope_scaling"] = {{"type", "longrope"}, {"short_factor", some}, {"long_factor", some}};
+  CHECK(rope_of(config).rotary_dim == 48);
 }
 
 TEST_CASE("Two trained contexts that differ are refused, because Transformers' versions disagree") {

@@ -16,6 +16,7 @@ constexpr std::array kFamilies = {
     ModelFamily{"MinistralForCausalLM", read_ministral, llama_names},
     ModelFamily{"Qwen2ForCausalLM", read_qwen2, llama_names},
     ModelFamily{"Qwen3ForCausalLM", read_qwen3, qwen3_names},
+    ModelFamily{"Phi3ForCausalLM", read_phi3, phi3_names},
     ModelFamily{"FalconForCausalLM", read_falcon, falcon_names},
 };
 

@@ -34,7 +34,7 @@ struct TensorNames {
   bool rotary_pairs = false;
   std::string q_norm, k_norm;  // unused where heads are not normed
   std::string output;
-  std::vector<std::string> up;  // gate, up; or up alone
+  std::vector<std::string> up;  // gate, up; or up alone; or one that holds both, gate first
   std::string down;
 };
 
@@ -62,6 +62,8 @@ DecoderSpec read_ministral(JsonReader& config);
 DecoderSpec read_qwen2(JsonReader& config);  // and so are these
 DecoderSpec read_qwen3(JsonReader& config);
 TensorNames qwen3_names(const DecoderSpec& spec);
+DecoderSpec read_phi3(JsonReader& config);
+TensorNames phi3_names(const DecoderSpec& spec);
 DecoderSpec read_falcon(JsonReader& config);
 TensorNames falcon_names(const DecoderSpec& spec);
 

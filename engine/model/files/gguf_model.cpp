@@ -21,6 +21,9 @@ namespace {
 
 // Llama 3.1's rotary scaling as factors of the frequencies [rotary_dim / 2].
 constexpr const char* kRopeFactors = "rope_freqs.weight";
+// Longrope's two lists of factors [rotary_dim / 2].
+constexpr const char* kShortFactors = "rope_factors_short.weight";
+constexpr const char* kLongFactors = "rope_factors_long.weight";
 
 struct KeyPair {
   std::string_view gguf;  // behind the architecture and a dot
@@ -47,6 +50,7 @@ constexpr std::array kKeys = {
     KeyPair{"rope.scaling.factor", nullptr},
     KeyPair{"rope.scaling.original_context_length", nullptr},
     KeyPair{"rope.scaling.finetuned", nullptr},
+    KeyPair{"rope.scaling.attn_factor", nullptr},
     KeyPair{"attention.causal", nullptr},
     KeyPair{"tensor_data_layout", nullptr},
     KeyPair{"vocab_size", nullptr},  // the embedding says it
@@ -75,18 +79,20 @@ class Translation {
   Status copy_keys();
   Status add_rope();
   Status add_scaling();
+  Status add_longrope();
   Status add_token_ids();
   Status read_rope_factors(RopeSpec& rope) const;
   void make_llama();
   void make_qwen2();
   void make_qwen3();
+  void make_phi3();
   void make_falcon();
 
   struct Maker {
     std::string_view architecture;
     void (Translation::*make)();
   };
-  static const std::array<Maker, 4> kMakers;
+  static const std::array<Maker, 5> kMakers;
 
   const GgufHeader& header_;
   std::string architecture_;
@@ -132,7 +138,31 @@ Status Translation::copy_keys() {
   return ok_status();
 }
 
+// Files with these tensors name no type.
+Status Translation::add_longrope() {
+  json scaling = {{"rope_type", "longrope"}};
+  for (const auto& [name, key] :
+       {std::pair(kShortFactors, "short_factor"), std::pair(kLongFactors, "long_factor")}) {
+    const auto found = header_.tensors().find(name);
+    if (found == header_.tensors().end()) return header_.invalid(name, "is missing");
+    const FileTensor& tensor = found->second;
+    if (tensor.dtype != DType::f32 || tensor.shape.size() != 1)
+      return header_.invalid(name,
+                             fmt::format("is {}, must be a vector of F32", kivi::describe(tensor)));
+    std::vector<float> factors(size_t(tensor.shape[0]));
+    std::memcpy(factors.data(), tensor.data, tensor.bytes);
+    scaling[key] = factors;
+  }
+  if (const GgufValue* trained = header_.find(key("rope.scaling.original_context_length")))
+    scaling["original_max_position_embeddings"] = to_json(*trained);
+  if (const GgufValue* factor = header_.find(key("rope.scaling.attn_factor")))
+    scaling["attention_factor"] = to_json(*factor);
+  config_["rope_scaling"] = scaling;
+  return ok_status();
+}
+
 Status Translation::add_scaling() {
+  if (has_tensor(kShortFactors) || has_tensor(kLongFactors)) return add_longrope();
   KIVI_ASSIGN_OR_RETURN(const std::optional<std::string> type,
                         header_.string(key("rope.scaling.type")));
   const GgufValue* factor = header_.find(key("rope.scaling.factor"));
@@ -160,6 +190,13 @@ Status Translation::add_rope() {
   const int64_t size = given.value_or(hidden.value_or(0) / std::max<int64_t>(heads.value_or(1), 1));
   for (const char* name : {"attention.value_length", "rope.dimension_count"}) {
     KIVI_ASSIGN_OR_RETURN(const auto length, header_.integer(key(name)));
+    const bool partial =
+        architecture_ == "phi3" && name == std::string_view("rope.dimension_count");
+    if (partial && length && *length > 0 && *length < size) {
+      // So that the product with the size, rounded down, is the length.
+      config_["partial_rotary_factor"] = (double(*length) + 0.5) / double(size);
+      continue;
+    }
     if (length && *length != size)
       return header_.unsupported(key(name),
                                  fmt::format("is {}, must be the head size, {}", *length, size));
@@ -196,6 +233,13 @@ void Translation::make_qwen3() {
   names_.k_norm = "attn_k_norm";
 }
 
+void Translation::make_phi3() {
+  config_["architectures"] = {"Phi3ForCausalLM"};
+  if (config_.value("sliding_window", json()) == json(0)) config_.erase("sliding_window");
+  names_.qkv = {"attn_qkv"};
+  names_.up = {"ffn_up"};
+}
+
 // Its converters put the q heads, then k, then v. Where there are two norms attn_norm is the MLP's.
 void Translation::make_falcon() {
   const bool two_norms = has_tensor("blk.0.attn_norm_2.weight");
@@ -228,10 +272,9 @@ Status Translation::read_rope_factors(RopeSpec& rope) const {
   return ok_status();
 }
 
-const std::array<Translation::Maker, 4> Translation::kMakers = {
-    Maker{"llama", &Translation::make_llama},
-    Maker{"qwen2", &Translation::make_qwen2},
-    Maker{"qwen3", &Translation::make_qwen3},
+const std::array<Translation::Maker, 5> Translation::kMakers = {
+    Maker{"llama", &Translation::make_llama},   Maker{"qwen2", &Translation::make_qwen2},
+    Maker{"qwen3", &Translation::make_qwen3},   Maker{"phi3", &Translation::make_phi3},
     Maker{"falcon", &Translation::make_falcon},
 };
 
@@ -245,7 +288,7 @@ Result<ModelConfig> Translation::run() {
   if (maker == kMakers.end())
     return header_.unsupported(
         "general.architecture",
-        fmt::format("is '{}', supported are llama, qwen2, qwen3 and falcon", architecture_));
+        fmt::format("is '{}', supported are llama, qwen2, qwen3, phi3 and falcon", architecture_));
   KIVI_RETURN_IF_ERROR(copy_keys());
   KIVI_RETURN_IF_ERROR(add_rope());
   KIVI_RETURN_IF_ERROR(add_token_ids());
@@ -279,7 +322,7 @@ Result<ModelConfig> read_gguf_config(const GgufHeader& header) { return Translat
 
 Checkpoint checkpoint_of(GgufFile file) {
   TensorMap tensors = file.header.tensors();
-  tensors.erase(kRopeFactors);
+  for (const char* name : {kRopeFactors, kShortFactors, kLongFactors}) tensors.erase(name);
   std::vector<MappedFile> files;
   files.push_back(std::move(file.file));
   return Checkpoint(file.header.file(), std::move(files), std::move(tensors));
