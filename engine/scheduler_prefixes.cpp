@@ -84,13 +84,22 @@ FetchRates Scheduler::fetch_rates() const {
   return rates;
 }
 
-// A short chunk takes nearly as long as a whole one, so it says little of a long prompt.
+// A step without results is collected at once, while the device still computes it. So its rows and
+// its time are those of the next step with results. A short chunk takes nearly as long as a whole
+// one, so it says little of a long prompt.
 void Scheduler::note_step(const BatchPlan& plan, double seconds) {
-  int rows = plan.layerwise.empty() ? 0 : plan.rows;
-  for (const PlannedSequence& part : plan.sequences)
+  step_seconds_ += seconds;
+  if (!plan.layerwise.empty()) step_rows_ += plan.rows;
+  bool has_results = false;
+  for (const PlannedSequence& part : plan.sequences) {
     if (plan.layerwise.empty() && (part.count > forced_rows_ || part.mode != KvMode::append))
-      rows += part.count;
-  if (2 * rows >= chunk_tokens_) prompt_rate_.add(rows, seconds);
+      step_rows_ += part.count;
+    has_results |= part.samples || part.scores_prompt || part.hidden != HiddenRows::none;
+  }
+  if (!has_results) return;
+  if (2 * step_rows_ >= chunk_tokens_) prompt_rate_.add(step_rows_, step_seconds_);
+  step_rows_ = 0;
+  step_seconds_ = 0;
 }
 
 bool Scheduler::cacheable(const Sequence& s) const { return caches_prefixes_ && s.request.cache; }
@@ -204,8 +213,7 @@ void Scheduler::capture(BatchPlan& plan, int index, const CapturedSlab& wanted,
   // A step of one row writes a value when its place in the residual is needed, and not before.
   CapturedSlab captured = wanted;
   captured.complete = part.mode != KvMode::append || wanted.tokens - part.past > 1;
-  const int values_to =
-      captured.complete ? keys_paged(cache_.layout().format, captured.tokens) : 0;
+  const int values_to = captured.complete ? keys_paged(cache_.layout().format, captured.tokens) : 0;
   int32_t slot = kv.slot;
   if (!at_end) {
     if (plan.captures.size() >= size_t(kCapturesMax)) return;
