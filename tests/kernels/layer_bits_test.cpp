@@ -38,7 +38,7 @@ std::string text(const KvLayout& l) {
 }
 
 // All layers' rows of a step, layer after layer, stored by one call.
-void append_at_once(Backend& backend, TestStore& store, TestSequence& s, int count) {
+void append_at_once(Backend& backend, StoreHarness& store, TestSequence& s, int count) {
   TestStep step(store, {{&s, count}});
   const int64_t columns = step.kv(0).shape[1];
   Guarded all(DType::f16, int64_t(kLayers) * count, columns);
@@ -51,7 +51,7 @@ void append_at_once(Backend& backend, TestStore& store, TestSequence& s, int cou
   s.past += count;
 }
 
-std::vector<float> attend(Backend& backend, const TestStore& store, TestSequence& s, int count,
+std::vector<float> attend(Backend& backend, const StoreHarness& store, TestSequence& s, int count,
                           int layer) {
   TestStep step(store, {{&s, count}});
   const int columns = 2 * kHeads * store.layout().shape.head_dim;  // two query heads a KV head
@@ -126,14 +126,14 @@ TEST_CASE("A layer of a mixed store holds and reads what a store of its format d
   for (const KvLayout& l : mixed_layouts()) {
     INFO(text(l));
     const int tokens = l.format.sinks + 3 * l.format.residual + 70;
-    TestStore mixed(*backend, l, 1, tokens + 40, seed);
+    StoreHarness mixed(*backend, l, 1, tokens + 40, seed);
     TestSequence s = mixed.sequence(tokens + 40);
     for (const int count : {l.format.sinks + l.format.residual + 17, 1, 1})
       append(*backend, mixed, {{&s, count}});
     while (s.past < tokens) append_at_once(*backend, mixed, s, std::min(29, tokens - s.past));
     for (int layer = 0; layer < kLayers; ++layer) {
       INFO("layer " << layer);
-      TestStore plain(*backend, l.of_layer(layer), 1, tokens + 40, seed);
+      StoreHarness plain(*backend, l.of_layer(layer), 1, tokens + 40, seed);
       TestSequence t = plain.twin(s);
       for (int left = tokens; left > 0; left -= 50)
         append(*backend, plain, {{&t, std::min(50, left)}});
@@ -150,7 +150,7 @@ TEST_CASE("A prompt that is staged is quantized by the bits of each layer") {
   CAPTURE(seed);
   const auto backend = make_cpu_backend(2);
   const KvLayout l{{KvKind::kivi, 4, 4, 32, 32, 32, 8, true}, {kLayers, kHeads, 64}, table()};
-  TestStore store(*backend, l, 2, 300, seed);
+  StoreHarness store(*backend, l, 2, 300, seed);
   TestSequence staged = store.sequence(300), grown = store.twin(staged);
   append(*backend, store, {{&staged, 100, KvMode::stage}});
   append(*backend, store, {{&staged, 200, KvMode::seal}});

@@ -180,7 +180,7 @@ TEST_CASE(
     const int r = l.format.residual, d = l.shape.head_dim, page = l.page_tokens();
     const int boundary = l.format.sinks + std::lcm(page, r), stored = boundary - l.format.sinks;
     const int tokens = boundary + r + 3;
-    TestStore store(*backend, l, 4, tokens, seed);
+    StoreHarness store(*backend, l, 4, tokens, seed);
     for (const bool seals : {false, true}) {
       TestSequence plain = store.sequence(tokens), early = store.twin(plain);
       const int first = boundary - 2, second = 7;
