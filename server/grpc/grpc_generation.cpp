@@ -171,7 +171,6 @@ void Generation::run(const Events& events) {
 // Admits the call and hands it to the engine, or ends it with what is wrong.
 void Generation::start() {
   const Status admitted = adopt_request_id(call_, wanted_id());
-  send_request_id(call_.request_id);
   core_.add(call_.request_id, shared_from_this());
   if (!admitted.ok()) return conclude(to_grpc_status(admitted.error()));
   const auto model = core_.model();

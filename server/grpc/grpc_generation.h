@@ -93,8 +93,6 @@ class Generation : public std::enable_shared_from_this<Generation> {
   virtual const std::string& wanted_id() const = 0;
   // The request as the engine takes it. `id`, `deadline` and `arrival` are set later.
   virtual Result<CompletionRequest> read(const ServedModel& model) const = 0;
-  // The request's id is settled, and nothing has been sent: echoes the id.
-  virtual void send_request_id(const std::string& id) = 0;
   // Sends `chunks` or keeps them for finish(). `usage`: null but for the last ones. True: a write
   // is in flight now, written() follows.
   virtual bool write(std::vector<TextChunk>& chunks, const Usage* usage) = 0;

@@ -72,6 +72,17 @@ CallInfo begin_call(const grpc::CallbackServerContext& context, const GrpcCore& 
   return call;
 }
 
+// Echoes the id of a call whose reply begins now. An error without a message before it has the id
+// in its trailers and no initial metadata: a client or a proxy repeats a call elsewhere only if the
+// first that it sees of the reply is the status (gRPC's retry policies, Envoy's retry_on).
+void echo_request_id(grpc::CallbackServerContext& context, const std::string& id, bool ok) {
+  if (id.empty()) return;
+  if (ok)
+    context.AddInitialMetadata("x-request-id", id);
+  else
+    context.AddTrailingMetadata("x-request-id", id);
+}
+
 // Ends a call by its headers alone.
 template <class Request, class Response>
 class RefusedCall final : public grpc::ServerBidiReactor<Request, Response> {
@@ -119,9 +130,6 @@ class GenerationCall : public grpc::ServerBidiReactor<Request, Response>, public
     done();
     self_.reset();
   }
-  void send_request_id(const std::string& id) override {
-    context_.AddInitialMetadata("x-request-id", id);
-  }
 
   GrpcCore& core_;
   grpc::CallbackServerContext& context_;
@@ -148,13 +156,19 @@ class GenerateCall final : public GenerationCall<v1::GenerateRequest, v1::Genera
   // The last message is a write of its own, not one with the status: it, too, is timed.
   bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     message_.Clear();
-    if (!std::exchange(begun_, true)) message_.set_request_id(call().request_id);
+    if (!std::exchange(begun_, true)) {
+      echo_request_id(context(), call().request_id, true);
+      message_.set_request_id(call().request_id);
+    }
     append_chunks(chunks, with_logprobs(request()), *message_.mutable_choices());
     if (usage != nullptr) set_usage(*usage, *message_.mutable_usage());
     StartWrite(&message_);
     return true;
   }
-  void finish(grpc::Status status) override { Finish(std::move(status)); }
+  void finish(grpc::Status status) override {
+    if (!begun_) echo_request_id(context(), call().request_id, status.ok());
+    Finish(std::move(status));
+  }
   void drop() override { context().TryCancel(); }
 
   v1::GenerateResponse message_;  // the one in flight
@@ -172,6 +186,7 @@ class WholeCall : public GenerationCall<Request, Response> {
 
  private:
   void finish(grpc::Status status) override {
+    echo_request_id(this->context(), this->call().request_id, status.ok());
     if (status.ok())
       this->StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
     else
@@ -266,10 +281,13 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
     if (!readable) return end(unreadable_status(call_.method));
     if (!body_share_.grow_to(request_.ByteSizeLong())) return end(over_budget_status(core_));
     const Status named = adopt_request_id(call_, "");
-    context_.AddInitialMetadata("x-request-id", call_.request_id);
-    if (!named.ok()) return end(to_grpc_status(named.error()));
-    const auto failure = run_guarded([this] { return method_(request_, response_); });
-    end(failure ? to_grpc_status(*failure) : grpc::Status::OK);
+    grpc::Status status = grpc::Status::OK;
+    if (!named.ok())
+      status = to_grpc_status(named.error());
+    else if (const auto failure = run_guarded([this] { return method_(request_, response_); }))
+      status = to_grpc_status(*failure);
+    echo_request_id(context_, call_.request_id, status.ok());
+    end(std::move(status));
   }
   // Once: after the message has been read, or because it is late.
   void end(grpc::Status status) {

@@ -147,6 +147,11 @@ def kill_least(kivi):
     return kill(kivi, "least-request.yaml", (Load, GrpcLoad))
 
 
+def upgrade_least(kivi):
+    """The same under least-request.yaml, HTTP and gRPC at once."""
+    return upgrade(kivi, "least-request.yaml", (Load, GrpcLoad))
+
+
 def grpc(kivi):
     """gRPC calls reach both replicas by least request."""
     with Fleet(kivi, "least-request.yaml") as fleet:
@@ -184,7 +189,8 @@ def autoscale(kivi):
     return figures, before == 0 and after == 0 and wanted > 2
 
 
-PARTS = {part.__name__: part for part in (affinity, kill, upgrade, kill_least, grpc, autoscale)}
+PARTS = {part.__name__: part for part in (affinity, kill, upgrade, kill_least, upgrade_least, grpc,
+                                             autoscale)}
 
 
 def main():

@@ -271,6 +271,37 @@ TEST_CASE("x-request-id is echoed, and made where there is none") {
   CHECK(echoed(std::string(300, 'x'), "").size() == 5 + 32);
 }
 
+TEST_CASE("an error before any message has x-request-id in its trailers and no initial metadata") {
+  GrpcTest t;
+  const auto check = [](const auto& call) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-request-id", "mine-1");
+    CHECK(call(context).error_code() == grpc::StatusCode::INVALID_ARGUMENT);
+    CHECK(context.GetServerInitialMetadata().count("x-request-id") == 0);
+    const auto it = context.GetServerTrailingMetadata().find("x-request-id");
+    REQUIRE(it != context.GetServerTrailingMetadata().end());
+    CHECK(std::string(it->second.data(), it->second.size()) == "mine-1");
+  };
+  v1::GenerateRequest wrong = text_request("a tale", 2);
+  wrong.set_top_p(-1);
+  check([&](grpc::ClientContext& context) {
+    v1::CompleteResponse response;
+    return t.stub->Complete(&context, wrong, &response);
+  });
+  check([&](grpc::ClientContext& context) {
+    const auto reader = t.stub->Generate(&context, wrong);
+    v1::GenerateResponse response;
+    CHECK_FALSE(reader->Read(&response));
+    return reader->Finish();
+  });
+  check([&](grpc::ClientContext& context) {
+    v1::DetokenizeRequest request;
+    request.add_token_ids(1 << 30);
+    v1::DetokenizeResponse response;
+    return t.stub->Detokenize(&context, request, &response);
+  });
+}
+
 TEST_CASE("a message beyond max_body_bytes is refused and the server goes on") {
   GrpcTestOptions options;
   options.server.max_body_bytes = 64 << 10;
