@@ -2,6 +2,7 @@
 // /v1/messages and /v1/responses in this process: a model that always says the same text, which
 // holds calls. tests/e2e/dialects_test.py compares both with chats.
 #include <catch2/catch.hpp>
+#include <regex>
 
 #include "tests/http/http_fixture.h"
 

@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // An HTTP server in this process, on a port of its own, over an engine whose runner invents tokens
-// and the tokenizer of models/tales-llama.
+// and the tokenizer of models/tales-llama. What the server is made of stays in http_fixture.cpp, so
+// that a test is compiled without Boost's headers.
 #pragma once
 
+#include <chrono>
 #include <memory>
-#include <optional>
-#include <regex>
 #include <string>
-#include <thread>
 
-#include "engine/serving/chat_prompt.h"
-#include "server/http/http_server.h"
 #include "server/metrics.h"
+#include "server/server_state.h"
 #include "tests/engine/fake_runner.h"
 #include "tests/http/client.h"
+
+namespace kivi {
+class ChatPrompt;
+class HttpServer;
+class StructuredOutput;
+}  // namespace kivi
 
 namespace kivi::testing {
 
@@ -25,121 +29,37 @@ struct ServerOptions {
 };
 
 // The vocabulary of the tokenizer, and steps of a quarter of a millisecond.
-inline ServerOptions server_options() {
-  ServerOptions options;
-  options.http.port = 0;
-  options.http.allowed_hosts = {"x"};  // what Client sends
-  options.http.header_timeout = 2;
-  options.http.write_timeout = 2;
-  options.http.idle_timeout = 2;
-  options.engine.runner.vocab_size = 4096;
-  options.engine.runner.step_delay = std::chrono::microseconds(250);
-  return options;
-}
+ServerOptions server_options();
 
-inline const Tokenizer& tales_tokenizer() {
-  static const std::unique_ptr<Tokenizer> tokenizer = [] {
-    auto loaded = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
-    KIVI_VERIFY(loaded.ok());
-    return std::move(loaded).value();
-  }();
-  return *tokenizer;
-}
+const Tokenizer& tales_tokenizer();
 
 class TestServer {
  public:
-  explicit TestServer(ServerOptions options = server_options())
-      : options_(std::move(options)),
-        metrics_(options_.http.metrics_prefix, "tales"),
-        state_(options_.http, metrics_) {
-    http_ = std::make_unique<HttpServer>(state_);
-    engine_ = make_fake_engine(options_.engine);
-    engine_->on_step([this](int rows, double) { metrics_.step(rows); });
-    engine_->start();
-    model_.name = "tales";
-    model_.path = "models/tales-llama";
-    model_.fingerprint = "fp_test";
-    model_.created = 1700000000;
-    model_.max_model_len = options_.engine.max_model_len;
-    model_.hidden = options_.engine.runner.hidden;
-    model_.kv_format = options_.engine.format;
-    model_.tokenizer = &tales_tokenizer();
-    model_.engine = engine_.get();
-    structured_ = std::make_unique<StructuredOutput>(tales_tokenizer(), engine_->model().vocab_size,
-                                                     engine_->model().eos_token_ids);
-    model_.structured = structured_.get();
-    if (!options_.chat_template.empty()) {
-      auto chat = ChatPrompt::make({options_.chat_template, "test"}, tales_tokenizer());
-      KIVI_VERIFY(chat.ok());
-      chat_ = std::move(*chat);
-      model_.chat = chat_.get();
-    }
-    const Status started = http_->start();
-    KIVI_VERIFY(started.ok());
-    if (options_.loaded) set_model();
-  }
-  ~TestServer() {
-    http_->stop();
-    metrics_.detach();
-    engine_.reset();  // before http_: the server takes its notifications
-  }
+  explicit TestServer(ServerOptions options = server_options());
+  ~TestServer();
+  TestServer(const TestServer&) = delete;
 
-  void set_model() {
-    metrics_.attach(model_);
-    state_.set_model(model_);
-  }
+  void set_model();
   HttpServer& http() { return *http_; }
   ServerState& state() { return state_; }
   Engine& engine() { return *engine_; }
   Metrics& metrics() { return metrics_; }
-  int port() const { return http_->port(); }
-  Client client() const { return Client(port()); }
+  int port() const { return port_; }
+  Client client() const { return Client(port_); }
 
   // One POST on a fresh connection. Verifies that there is a reply.
-  Response post(const std::string& path, const std::string& body, const std::string& headers = "") {
-    auto response = client().post(path, body, headers);
-    KIVI_VERIFY(response.has_value());
-    return *response;
-  }
-  Response complete(const nlohmann::json& body) { return post("/v1/completions", body.dump()); }
-  Response get(const std::string& path, const std::string& headers = "") {
-    auto response = client().get(path, headers);
-    KIVI_VERIFY(response.has_value());
-    return *response;
-  }
+  Response post(const std::string& path, const std::string& body, const std::string& headers = "");
+  Response complete(const nlohmann::json& body);
+  Response get(const std::string& path, const std::string& headers = "");
 
   // A sample of /metrics by its text before the value: `kivi:x{a="b"}`; -1 where it is absent.
   // Labels are compared without model_name.
-  double sample(const std::string& series) {
-    std::string text =
-        std::regex_replace(metrics_.scrape(), std::regex("model_name=\"tales\",?"), "");
-    text = std::regex_replace(text, std::regex("\\{\\}"), "");
-    const size_t at = ("\n" + text).find("\n" + series + " ");
-    return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size() + 1));
-  }
-
+  double sample(const std::string& series);
   // Does the sample reach `value` within `timeout`?
   bool sample_becomes(const std::string& series, double value,
-                      std::chrono::milliseconds timeout = std::chrono::seconds(10)) {
-    for (const auto end = Clock::now() + timeout; sample(series) != value;) {
-      if (Clock::now() > end) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    return true;
-  }
-
+                      std::chrono::milliseconds timeout = std::chrono::seconds(10));
   // Is the engine empty, with every page and slot free, within `timeout`?
-  bool becomes_idle(std::chrono::milliseconds timeout = std::chrono::seconds(10)) {
-    const auto end = Clock::now() + timeout;
-    for (;;) {
-      const EngineStats s = engine_->stats();
-      if (s.running == 0 && s.waiting == 0 && s.kv_pages_free == s.kv_pages_total &&
-          s.kv_slots_free == s.kv_slots_total)
-        return true;
-      if (Clock::now() > end) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-  }
+  bool becomes_idle(std::chrono::milliseconds timeout = std::chrono::seconds(10));
 
  private:
   ServerOptions options_;
@@ -150,6 +70,7 @@ class TestServer {
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<ChatPrompt> chat_;
   ServedModel model_;
+  int port_ = -1;
 };
 
 }  // namespace kivi::testing

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <catch2/catch.hpp>
 
+#include "server/http/http_server.h"
 #include "tests/http/http_fixture.h"
 
 using namespace kivi;
