@@ -34,7 +34,7 @@ struct ThroughputRun {
   int in_flight = 0;  // as asked for
   double seconds = 0;
   uint64_t preemptions = 0;
-  PrefixCounts prefix;                  // prompt tokens, of this run
+  PrefixCounts prefix;                      // prompt tokens, of this run
   std::vector<ThroughputRequest> requests;  // conversation by conversation
   std::vector<StepRecord> steps;
   std::vector<StepTrace> trace;  // what the engine and the device say of them

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What an inference gateway (llm-d, the Gateway API Inference Extension) says of a request in
-// headers: its objective, which stands for a priority, and its tenant. With gRPC they are metadata of
-// the same names. Whoever reaches the server can send them, so they count only if the operator says
-// that a gateway sets them.
+// headers: its objective, which stands for a priority, and its tenant. With gRPC they are metadata
+// of the same names. Whoever reaches the server can send them, so they count only if the operator
+// says that a gateway sets them.
 #pragma once
 
 #include <optional>
