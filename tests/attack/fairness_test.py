@@ -163,10 +163,9 @@ class Thrash(WithKeys):
         print(f"{pages and pages.group(1)} pages, {requests} requests of {output} tokens: "
               f"{preemptions:.0f} preemptions, {computed / needed:.2f} rows for each needed one, "
               f"{seconds:.1f} s")
-        self.assertGreater(preemptions, 0)
-        # docs/design/scheduling.md, section "A cache that is far too small": 3 rows for each row, and
-        # for each row of the prompt one more a preemption, of which there are at most 8.
-        self.assertLess(computed, 3.5 * needed)
+        self.assertGreater(preemptions, 5)
+        # docs/design/scheduling.md, section "A cache that is far too small". 1.35 was seen here.
+        self.assertLess(computed, 2.5 * needed)
         self.assertTrue(self.server.wait_idle())
         self.assertEqual(self.server.metric("kv_cache_usage_perc"), 0)
 
