@@ -17,10 +17,7 @@
 namespace kivi {
 
 inline std::string model_folder(const std::string& name) {
-  // Not with operator+ of a temporary, in which GCC 12 sees a copy beyond a short string.
-  std::string folder = KIVI_SOURCE_DIR "/models/";
-  folder += name;
-  return folder;
+  return std::string(KIVI_SOURCE_DIR) + "/models/" + name;
 }
 
 inline nlohmann::json read_json(const std::string& path) {
