@@ -346,7 +346,8 @@ TEST_CASE("Every field of the configurations has a row") {
     const bool server = !of_requests && (flag.commands == kServe || flag.name.starts_with("log-"));
     ++(server ? of_server : of_engine);
   }
-  CHECK(of_engine == field_count<EngineConfig>());
+  // kv_layer_table is what studies set in place of the file of kv_layer_bits. It has no flag.
+  CHECK(of_engine + 1 == field_count<EngineConfig>());
   CHECK(of_server == field_count<ServerConfig>());
 }
 
