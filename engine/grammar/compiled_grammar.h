@@ -4,7 +4,8 @@
 // A state of the program decides about most tokens by itself: those that stay within its rule or
 // rules that it calls. Their mask is made once for each state, by a walk through the tree of the
 // vocabulary. What is left are tokens that lead out of the rule. For these the state keeps a tree
-// of their tails, and each step walks it from where the rule returns to.
+// of their tails, and each step walks it from where the rule returns to. Tails that begin with a
+// byte that can come behind the rule nowhere are left out.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,8 @@
 #include <span>
 #include <vector>
 
+#include "engine/grammar/explorer.h"
+#include "engine/grammar/follow_bytes.h"
 #include "engine/grammar/program.h"
 #include "engine/grammar/token_trie.h"
 
@@ -27,8 +30,6 @@ struct StateMask {
 
   size_t bytes() const;
 };
-
-void set_bit(std::span<uint32_t> words, int32_t id);
 
 // A grammar for one vocabulary. Any thread may use it: masks are made when they are first needed.
 class CompiledGrammar {
@@ -60,9 +61,11 @@ class CompiledGrammar {
 
   const Program program_;
   const std::shared_ptr<const TokenVocabulary> vocabulary_;
+  const FollowBytes follow_;
   const std::vector<int32_t> order_;
   mutable std::vector<std::atomic<const StateMask*>> masks_;  // [states], null: not made yet
   mutable std::vector<std::atomic<int32_t>> after_plain_;     // [states], as after_plain()
+  mutable KindSteps kind_steps_;
 };
 
 }  // namespace kivi::grammar

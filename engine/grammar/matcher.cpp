@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/grammar/token_bits.h"
+
 namespace kivi::grammar {
 
 Matcher::Matcher(std::shared_ptr<const CompiledGrammar> grammar)

@@ -5,6 +5,7 @@
 
 #include "base/utf8.h"
 #include "base/verify.h"
+#include "engine/grammar/token_bits.h"
 
 namespace kivi::grammar {
 namespace {
@@ -37,14 +38,39 @@ TokenTrie::TokenTrie(std::vector<std::pair<std::string_view, int32_t>> tokens) {
     path.resize(shared);
     for (size_t d = shared; d < text.size(); ++d) {
       path.push_back(int32_t(nodes_.size()));
-      nodes_.push_back({0, int32_t(ids_.size()), uint16_t(d), uint8_t(text[d])});
+      nodes_.push_back({.behind = 0,
+                        .first_id = int32_t(ids_.size()),
+                        .depth = uint16_t(d),
+                        .height = 0,
+                        .byte = uint8_t(text[d]),
+                        .kinds_below = 0});
     }
     depth_max_ = std::max(depth_max_, int(text.size()));
     ids_.push_back(id);
     last = text;
   }
   for (const int32_t node : path) nodes_[size_t(node)].behind = int32_t(nodes_.size());
-  nodes_.push_back({int32_t(nodes_.size()) + 1, int32_t(ids_.size()), 0, 0});
+  note_below();
+  Node end{};
+  end.behind = int32_t(nodes_.size()) + 1;
+  end.first_id = int32_t(ids_.size());
+  nodes_.push_back(end);
+}
+
+// Fills heights and kinds.
+void TokenTrie::note_below() {
+  std::vector<int32_t> parents(nodes_.size()), path(size_t(depth_max_) + 1, -1);
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    parents[i] = path[nodes_[i].depth];
+    path[size_t(nodes_[i].depth) + 1] = int32_t(i);
+  }
+  for (size_t i = nodes_.size(); i-- > 0;) {
+    if (parents[i] < 0) continue;
+    const Node& node = nodes_[i];
+    Node& parent = nodes_[size_t(parents[i])];
+    parent.height = std::max(parent.height, uint16_t(node.height + 1));
+    parent.kinds_below |= uint8_t(node.kinds_below | 1u << byte_kind(node.byte));
+  }
 }
 
 TokenVocabulary::TokenVocabulary(std::vector<std::string> tokens, int size)
@@ -59,7 +85,7 @@ TokenVocabulary::TokenVocabulary(std::vector<std::string> tokens, int size)
     const int characters = plain_characters(token);
     if (characters == 0) special.emplace_back(token, id);
     for (int n = characters; n > 0 && n <= kPlainCharsMax; ++n)
-      plain_masks_[size_t(n)][size_t(id) / 32] |= 1u << (id % 32);
+      set_bit(plain_masks_[size_t(n)], id);
   }
   std::ranges::sort(all);
   for (const auto& [unused, id] : all) sorted_.push_back(id);

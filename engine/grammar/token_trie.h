@@ -12,13 +12,29 @@
 
 namespace kivi::grammar {
 
+// Kinds of bytes, so that a walk can judge all that lies below a node at once. A set of them is a
+// byte, a bit a kind.
+inline constexpr int kByteKinds = 8;
+constexpr int byte_kind(uint8_t byte) {
+  if (byte >= 0x80) return 7;
+  if (byte >= 'a' && byte <= 'z') return 0;
+  if (byte >= 'A' && byte <= 'Z') return 1;
+  if (byte >= '0' && byte <= '9') return 2;
+  if (byte == ' ') return 3;
+  if (byte == '"' || byte == '\\') return 4;
+  return byte < 0x20 ? 5 : 6;
+}
+
 class TokenTrie {
  public:
   struct Node {
     int32_t behind;    // the first node that is not below this one
-    int32_t first_id;  // its tokens: ids()[first_id, first_id of the next node)
+    int32_t first_id;  // its tokens: ids()[first_id, first_id of the next node); with those below
+                       // it: up to first_id of the node at `behind`
     uint16_t depth;    // bytes before its own
+    uint16_t height;   // the most bytes behind its own
     uint8_t byte;
+    uint8_t kinds_below;  // of the bytes behind its own
   };
 
   TokenTrie() = default;
@@ -33,14 +49,17 @@ class TokenTrie {
     return std::span(ids_).subspan(size_t(nodes_[i].first_id),
                                    size_t(nodes_[i + 1].first_id - nodes_[i].first_id));
   }
-  bool has_children(int node) const { return nodes_[size_t(node)].behind > node + 1; }
+  // The tokens in the order of their nodes.
+  std::span<const int32_t> ids() const { return ids_; }
   int depth_max() const { return depth_max_; }
   size_t bytes() const {
     return nodes_.capacity() * sizeof nodes_[0] + ids_.capacity() * sizeof ids_[0];
   }
 
  private:
-  std::vector<Node> nodes_{Node{0, 0, 0, 0}};
+  void note_below();
+
+  std::vector<Node> nodes_{Node{}};
   std::vector<int32_t> ids_;
   int depth_max_ = 0;
 };
