@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "engine/grammar/pure_tokens.h"
 #include "engine/grammar/token_bits.h"
 
 namespace kivi::grammar {
@@ -187,11 +188,37 @@ int CompiledGrammar::plain_run(int32_t state) const {
   return n;
 }
 
+CompiledGrammar::KindRun CompiledGrammar::kind_run(int32_t state) const {
+  constexpr uint8_t kLetters = 1 << byte_kind('a');  // without them there is little to spare
+  const uint8_t kinds = kind_steps_.of(state).kinds;
+  if ((kinds & kLetters) == 0) return {};
+  ByteSet bytes;
+  for (size_t byte = 0; byte < 256; ++byte) bytes[byte] = kinds >> byte_kind(uint8_t(byte)) & 1;
+  // Else a token may begin in this rule and end in another one.
+  if ((follow_.behind(program_.rule(state)) & bytes).any()) return {};
+  for (int n = 0; n < PureTokens::kBytesMax; ++n) {
+    const KindSteps::Step step = kind_steps_.of(state);
+    if ((kinds & ~step.kinds) != 0) {
+      for (size_t byte = 0; byte < 256; ++byte)
+        if (bytes[byte] && program_.step(state, uint8_t(byte)) >= 0) return {};
+      return {kinds, n};
+    }
+    if (step.next == state) break;
+    state = step.next;
+  }
+  return {kinds, PureTokens::kBytesMax};
+}
+
 std::unique_ptr<StateMask> CompiledGrammar::make_mask(int32_t state) const {
   auto mask = std::make_unique<StateMask>();
   Explorer explorer(program_, kind_steps_);
   mask->plain = plain_run(state);
-  const TokenTrie& trie = mask->plain > 0 ? vocabulary_->special() : vocabulary_->all();
+  const KindRun run = mask->plain > 0 ? KindRun() : kind_run(state);
+  const PureTokens* pure = run.bytes > 0 ? vocabulary_->pure(run.kinds) : nullptr;
+  if (pure != nullptr) mask->pure = &pure->mask(run.bytes);
+  const TokenTrie& trie = mask->plain > 0   ? vocabulary_->special()
+                          : pure != nullptr ? pure->others()
+                                            : vocabulary_->all();
   const std::span<const TokenTrie::Node> nodes = trie.nodes();
   const std::span<const int32_t> ids = trie.ids();
   const ByteSet follow = program_.returns(state) ? follow_.behind(program_.rule(state)) : ByteSet();

@@ -24,7 +24,8 @@ namespace kivi::grammar {
 // What a state decides about tokens, if it takes their first byte.
 struct StateMask {
   int plain = 0;  // takes the plain tokens of up to so many characters; the rest is listed
-  std::vector<uint32_t> words;  // a bit a token; empty if `ids` has them
+  const std::vector<uint32_t>* pure = nullptr;  // takes these too; the vocabulary's
+  std::vector<uint32_t> words;                  // a bit a token; empty if `ids` has them
   std::vector<int32_t> ids;
   TokenTrie tails;  // behind the end of the state's rule
 
@@ -58,6 +59,13 @@ class CompiledGrammar {
   // How many plain characters the state takes, if none of them is taken behind these, or
   // kPlainCharsMax; else 0.
   int plain_run(int32_t state) const;
+  // The same for bytes of whole kinds, letters among them, and PureTokens::kBytesMax; 0 bytes where
+  // that cannot be said.
+  struct KindRun {
+    uint8_t kinds = 0;
+    int bytes = 0;
+  };
+  KindRun kind_run(int32_t state) const;
 
   const Program program_;
   const std::shared_ptr<const TokenVocabulary> vocabulary_;

@@ -5,6 +5,7 @@
 
 #include "base/utf8.h"
 #include "base/verify.h"
+#include "engine/grammar/pure_tokens.h"
 #include "engine/grammar/token_bits.h"
 
 namespace kivi::grammar {
@@ -25,7 +26,7 @@ int plain_characters(const std::string& token) {
 
 TokenTrie::TokenTrie(std::vector<std::pair<std::string_view, int32_t>> tokens) {
   std::erase_if(tokens, [](const auto& token) { return token.first.empty(); });
-  std::ranges::sort(tokens);
+  if (!std::ranges::is_sorted(tokens)) std::ranges::sort(tokens);
   nodes_.clear();
   std::vector<int32_t> path;  // the nodes of the last text
   std::string_view last;
@@ -91,6 +92,20 @@ TokenVocabulary::TokenVocabulary(std::vector<std::string> tokens, int size)
   for (const auto& [unused, id] : all) sorted_.push_back(id);
   all_ = TokenTrie(std::move(all));
   special_ = TokenTrie(std::move(special));
+}
+
+TokenVocabulary::~TokenVocabulary() = default;
+
+const PureTokens* TokenVocabulary::pure(uint8_t kinds) const {
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto it = pure_.find(kinds); it != pure_.end()) return it->second.get();
+    if (pure_.size() >= kPureKindsMax) return nullptr;
+  }
+  // Made without the lock: the engine's thread must not wait for one of low priority.
+  auto made = std::make_unique<const PureTokens>(tokens_, sorted_, kinds, words());
+  const std::lock_guard lock(mutex_);
+  return pure_.try_emplace(kinds, std::move(made)).first->second.get();
 }
 
 bool TokenVocabulary::has_longer(std::string_view text) const {

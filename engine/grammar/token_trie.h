@@ -4,6 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -39,6 +42,7 @@ class TokenTrie {
 
   TokenTrie() = default;
   // Texts with their tokens; texts may be equal. Empty ones are left out.
+  // Sorted ones take less time.
   explicit TokenTrie(std::vector<std::pair<std::string_view, int32_t>> tokens);
 
   // In the order of a walk, with one node more at the end.
@@ -64,12 +68,15 @@ class TokenTrie {
   int depth_max_ = 0;
 };
 
-// The tokens of a model as grammars see them. Immutable; any thread may use it.
+class PureTokens;
+
+// The tokens of a model as grammars see them. Any thread may use it.
 class TokenVocabulary {
  public:
   // `tokens[id]`: the bytes that a token stands for; empty: no grammar allows it (special tokens).
   // `size`: of the model's logits, at least as many as there are tokens.
   TokenVocabulary(std::vector<std::string> tokens, int size);
+  ~TokenVocabulary();
 
   int size() const { return size_; }
   int words() const { return (size_ + 31) / 32; }
@@ -85,6 +92,9 @@ class TokenVocabulary {
   const TokenTrie& special() const { return special_; }
   // The plain tokens of at most `chars` characters. 0 <= chars <= kPlainCharsMax.
   const std::vector<uint32_t>& plain_mask(int chars) const { return plain_masks_[size_t(chars)]; }
+  // The tokens of these kinds of bytes apart from the others. Made at the first use, which takes
+  // some 10 ms. Null once there are kPureKindsMax of them, so that their memory is bounded.
+  const PureTokens* pure(uint8_t kinds) const;
 
  private:
   std::vector<std::string> tokens_;
@@ -92,6 +102,10 @@ class TokenVocabulary {
   std::vector<int32_t> sorted_;  // all tokens, by their bytes
   TokenTrie all_, special_;
   std::vector<std::vector<uint32_t>> plain_masks_;
+
+  static constexpr size_t kPureKindsMax = 6;
+  mutable std::mutex mutex_;  // guards what follows
+  mutable std::map<uint8_t, std::unique_ptr<const PureTokens>> pure_;
 };
 
 }  // namespace kivi::grammar

@@ -320,6 +320,7 @@ TEST_CASE("a mask has exactly the tokens that fit") {
       grammar_text("root ::= (\"<\" text \"stone>\")+\ntext ::= [^\"\\\\\\x00-\\x1F]{0,64}"),
       grammar_text("root ::= a b c \"!\"\na ::= [a-z ]{0,70}\nb ::= [0-9_]{0,70}\n"
                    "c ::= \"\\\"\" [^\"]{1,70} \"\\\"\" | \"\""),
+      grammar_text("root ::= (w \"-\" v)+\nw ::= [a-z]{1,70}\nv ::= [a-z0-9]{2,70} \"s\""),
       grammar_text("root ::= \"(\" inner \")\"\ninner ::= [a-z]{1,70} more\n"
                    "more ::= [A-Z0-9_]{0,70} | \"[\" inner \"]\"")};
   for (uint64_t seed = 0; seed < 40; ++seed)
