@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "engine/grammar/configurations.h"
+#include "engine/grammar/work_limit.h"
 
 namespace kivi::grammar {
 namespace {
@@ -46,6 +47,7 @@ class Explorer {
     if (set.may_end) key.push_back({-1, -1});
     const auto [it, fresh] = numbers_.try_emplace(std::move(key), int32_t(sets_.size()));
     if (fresh) {
+      spend(100);  // it takes more than a kilobyte
       sets_.push_back(std::make_unique<Configurations>(std::move(set)));
       next_.emplace_back().fill(kUnknown);
     }
