@@ -13,8 +13,8 @@ namespace {
 
 // A sequence asks for its first tokens at most this often: a fetch may be abandoned, or fail.
 constexpr int kFetchesOfOneMax = 4;
-// Of so many sequences whose tokens should be computed, one fetches them: what is never fetched is
-// never measured again.
+// Of so many sequences that should compute tokens which they could fetch, one fetches them all:
+// what is never fetched is never measured again.
 constexpr uint64_t kProbeEvery = 16;
 
 }  // namespace
@@ -61,8 +61,7 @@ bool Scheduler::fetches(Candidate& c, const Room& room) {
       tier.reach(s.kv, s.tokens, salt, c.match, s.prefill_tokens - 1, first_end_, grid_, rates);
   if (reach.longest == 0) return false;
   fetch_counts_.last = reach;
-  const bool probes =
-      kv_fetch_ == KvFetch::automatic && fetch_counts_.declined % kProbeEvery == kProbeEvery - 1;
+  const bool probes = kv_fetch_ == KvFetch::automatic && declined_since_probe_ >= kProbeEvery - 1;
   const int end = kv_fetch_ == KvFetch::compute ? 0 : probes ? reach.longest : reach.end;
   c.declined = reach.longest - std::max(end, c.match.tokens);
   if (end == 0) return false;
@@ -74,7 +73,7 @@ bool Scheduler::fetches(Candidate& c, const Room& room) {
   fetched.staging_pages = 0;
   fetched.match.tokens = end;
   if (!fits(fetched, room) || !tier.fetch(s, end, salt)) return false;
-  if (probes && reach.end == 0) ++fetch_counts_.declined;
+  if (end > reach.end) declined_since_probe_ = 0;
   return true;
 }
 

@@ -384,6 +384,44 @@ TEST_CASE("a short schema that asks for much work is refused soon") {
   }
 }
 
+// Behind each token, another set of some 200 rules can go on, each with a stack of its own. Without
+// a limit, a mask of 128,000 tokens would take half a minute and a gigabyte.
+TEST_CASE("a grammar whose masks take too long is refused, or ends its text") {
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, char(byte));
+  std::mt19937 random(5);
+  while (tokens.size() < 8000) {
+    std::string& word = tokens.emplace_back();
+    for (size_t length = 2 + random() % 8; word.size() < length;)
+      word += char('a' + std::min(random() % 26, random() % 26));
+  }
+  const int size = int(tokens.size());
+  Compiler compiler(std::move(tokens), size);
+  // Each rule leaves out one letter, and remembers the others until it ends.
+  std::string rules = "many ::= r0";
+  for (int i = 1; i < 200; ++i) rules += fmt::format(" | r{}", i);
+  for (int i = 0; i < 200; ++i) {
+    std::string letters = "abcdefghijklmnopqrstuvwxyz";
+    letters.erase(size_t(i * 7 % 26), 1);
+    rules += fmt::format("\nr{} ::= [{}] r{} \"{}\" | \"{}\"", i, letters, i, i, i);
+  }
+  // The walk that makes a mask meets the rules.
+  const auto refused = compiler.compile(grammar_text("root ::= [a-z] many\n" + rules));
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().code == ErrorCode::invalid);
+  CHECK(refused.error().message.find("too long") != std::string::npos);
+  // They come behind the end of another rule, where each step looks anew.
+  const std::string behind = "root ::= one many\none ::= \"(\" one \")\" | [a-z] \"!\"*\n";
+  const auto made = compiler.compile(grammar_text(behind + rules));
+  REQUIRE(made.ok());
+  std::vector<uint32_t> mask(size_t(compiler.mask_words()));
+  CHECK_FALSE(Compiler::guide(*made)->fill_mask(mask));
+  // The next text has a limit of its own.
+  const auto sums = compiler.compile(grammar_text("root ::= [0-9]+ (\"+\" root)?"));
+  REQUIRE(sums.ok());
+  CHECK(Compiler::guide(*sums)->fill_mask(mask));
+}
+
 TEST_CASE("a forced text is what one byte after another leaves no choice about") {
   const std::vector<std::string> tokens = test_tokens();
   const uint32_t seed = 5;
