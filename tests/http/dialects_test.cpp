@@ -15,16 +15,6 @@ constexpr const char* kCalls =
     " Look. <tool_call>{\"name\": \"look\", \"arguments\": {\"at\": \"it\"}}</tool_call>\n"
     "<tool_call>{\"name\": \"ask\", \"arguments\": {}}</tool_call>";
 
-ServerOptions saying(const std::string& text) {
-  ServerOptions options = server_options();
-  options.chat_template =
-      "{% if tools %}{{ tools | tojson }} answer with <tool_call> {% endif %}"
-      "{% for m in messages %}{{ m.role }}: {{ m.reasoning_content }} {{ m.content }}{% endfor %}";
-  options.engine.runner.tokens = FakeRunnerOptions::Tokens::script;
-  options.engine.runner.script = tales_tokenizer().encode_after_special(text);
-  return options;
-}
-
 int calls_tokens() { return int(tales_tokenizer().encode_after_special(kCalls).size()); }
 
 Response messages(TestServer& server, const json& more) {
