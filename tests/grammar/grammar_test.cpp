@@ -250,8 +250,10 @@ TEST_CASE("GBNF") {
                 {"1", "1+2+3", "(1+2)+3"},
                 {"1+", "(1", "+1"}},
                {"root ::= \"a\" root \"b\" | \"\"", {"", "ab", "aaabbb"}, {"aab", "abb"}},
-               // Behind a rule that takes a byte, a rule may call itself.
-               {"root ::= x root \"b\" | \"c\"\nx ::= \"a\"", {"c", "acb", "aacbb"}, {"ac", "cb"}},
+               // A rule may call itself behind another one that takes a byte.
+               {"root ::= x root \"b\" | \"c\"\nx ::= \"a\" x \"e\" | \"d\"",
+                {"c", "dcb", "adecb", "ddcbb"},
+                {"dc", "cb", "adcb"}},
                {"root ::= (\n  \"x\" |\n  \"y\"\n)+ .", {"xé", "xyx"}, {"x", "z"}}},
               grammar_text);
   for (const char* wrong :
