@@ -150,18 +150,19 @@ bool Scheduler::prefix_is_coming(const Candidate& c) const {
   const Sequence& s = *c.sequence;
   if (!c.reuses || s.kv.chains.empty()) return false;
   const PrefixBlocks& blocks = cache_.prefixes().blocks();
-  for (const auto& [unused, r] : running_) {
+  for (const auto& entry : running_) {
+    const Sequence& r = *entry.second;  // a lambda of Clang 14 captures no structured binding
     const auto comes = [&](int tokens) {
       const size_t k = size_t(blocks.whole(tokens)) - 1;
       return tokens > c.match.tokens && tokens < s.prefill_tokens && k < s.kv.chains.size() &&
-             k < r->kv.chains.size() && s.kv.chains[k] == r->kv.chains[k];
+             k < r.kv.chains.size() && s.kv.chains[k] == r.kv.chains[k];
     };
-    if (std::ranges::any_of(r->kv.wanted, comes, &WantedCheckpoint::tokens) ||
-        std::ranges::any_of(r->kv.captured, comes, &CapturedSlab::tokens))
+    if (std::ranges::any_of(r.kv.wanted, comes, &WantedCheckpoint::tokens) ||
+        std::ranges::any_of(r.kv.captured, comes, &CapturedSlab::tokens))
       return true;
     // Without checkpoints, the last block of both prompts that is not there yet.
-    const int common = blocks.whole(std::min(r->prefill_tokens, s.prefill_tokens - 1));
-    if (blocks.slab_pages == 0 && common > 0 && r->kv.settled < blocks.end(common - 1) &&
+    const int common = blocks.whole(std::min(r.prefill_tokens, s.prefill_tokens - 1));
+    if (blocks.slab_pages == 0 && common > 0 && r.kv.settled < blocks.end(common - 1) &&
         comes(blocks.end(common - 1)))
       return true;
   }

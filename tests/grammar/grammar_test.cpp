@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <catch2/catch.hpp>
+#include <cctype>
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -196,8 +197,23 @@ TEST_CASE("references, recursion and joined schemas") {
         {R"({"k":"x","v":1})", R"({"k":"z"})"}},
        {R"({"allOf":[{"pattern":"^a"},{"pattern":"z$"},{"maxLength":3}]})",
         {R"("az")", R"("abz")"},
-        {R"("a")", R"("abbz")"}}},
+        {R"("a")", R"("abbz")"}},
+       {R"({"allOf":[{"type":"integer","multipleOf":4},{"multipleOf":6}]})",
+        {"0", "12", "-24"},
+        {"4", "6", "8"}},
+       {R"({"allOf":[{"type":"integer","multipleOf":1},{"multipleOf":1}]})", {"7"}, {"7.5"}},
+       {R"({"allOf":[{"type":"integer","multipleOf":1000},{"multipleOf":1000}]})",
+        {"3000"},
+        {"500"}}},
       schema);
+  for (const char* wrong : {"0", "-1", "2.5", "1001"})
+    for (const bool first : {true, false}) {
+      const std::string text =
+          fmt::format(R"({{"allOf":[{{"type":"integer","multipleOf":{}}},{{"multipleOf":{}}}]}})",
+                      first ? wrong : "2", first ? "2" : wrong);
+      CAPTURE(text);
+      CHECK(refusal(schema(text)).find("cannot be joined") != std::string::npos);
+    }
 }
 
 TEST_CASE("a regular expression takes whole texts") {
@@ -213,6 +229,16 @@ TEST_CASE("a regular expression takes whole texts") {
   for (const char* wrong : {"(", ")", "a**b(", "[a", "(?=a)", "(?i)a", "\\1", "\\p{L}", "a{3,2}",
                             "*", "\\b", "a{20000}", "\\", "a^", "(^a)", "a|b^"})
     CHECK_FALSE(refusal(regex(wrong)).empty());
+  // An escaped letter is a class or a control character, or refused. An escaped sign is itself.
+  for (char c = '!'; c <= '~'; ++c) {
+    CAPTURE(c);
+    const std::string escaped{'\\', c};
+    if (std::isalpha(static_cast<unsigned char>(c)) != 0)
+      CHECK(refusal(regex(escaped)).empty() ==
+            (std::string_view("dDwWsSntrfv").find(c) != std::string_view::npos));
+    else if (c < '0' || c > '9')
+      CHECK(takes(regex(escaped), std::string(1, c)));
+  }
 }
 
 TEST_CASE("GBNF") {
@@ -224,6 +250,10 @@ TEST_CASE("GBNF") {
                 {"1", "1+2+3", "(1+2)+3"},
                 {"1+", "(1", "+1"}},
                {"root ::= \"a\" root \"b\" | \"\"", {"", "ab", "aaabbb"}, {"aab", "abb"}},
+               // A rule may call itself behind another one that takes a byte.
+               {"root ::= x root \"b\" | \"c\"\nx ::= \"a\" x \"e\" | \"d\"",
+                {"c", "dcb", "adecb", "ddcbb"},
+                {"dc", "cb", "adcb"}},
                {"root ::= (\n  \"x\" |\n  \"y\"\n)+ .", {"xé", "xyx"}, {"x", "z"}}},
               grammar_text);
   for (const char* wrong :
@@ -285,6 +315,8 @@ TEST_CASE("what is not supported is refused, by name and path") {
   names("{", "not JSON");
   names("[]", "object");
   names(R"({"type":"integer","minimum":5,"maximum":4})", "no text matches");
+  names(R"({"type":"string","minLength":3,"maxLength":2})", "no text matches");
+  names(R"({"type":"string","pattern":"a","minLength":1,"maxLength":0})", "no text matches");
   names(R"({"$ref":"#"})", "no text matches");
   names("false", "no text matches");
   names(R"({"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]})", "no text matches");
