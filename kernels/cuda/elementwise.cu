@@ -254,6 +254,22 @@ struct DynamicRope {
   }
 };
 
+// Cosines and sines of a row's position, times `factor`, into shared memory: cos [rotary / 2], sin
+// [rotary / 2]. Needs the step's positions alone, so it comes before wait_for_previous().
+__device__ __forceinline__ void write_angles(float* angles, float position, float ratio,
+                                             const float* inverse_frequencies, int rotary,
+                                             float factor) {
+  const int half = rotary / 2;
+  for (int i = threadIdx.x; i < half; i += kThreads) {
+    float s, c;
+    float angle = position * inverse_frequencies[i];
+    if (ratio != 1) angle *= powf(ratio, float(-2 * i) / float(rotary - 2));
+    sincosf(angle, &s, &c);
+    angles[i] = c * factor;
+    angles[half + i] = s * factor;
+  }
+}
+
 // One head of 32 kSlices channels times the Hadamard matrix, divided by the root of their number. A
 // warp has it; x[i] is channel lane + 32 i. The sums are the CPU's.
 template <int kSlices>
@@ -336,17 +352,9 @@ __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restr
   const bool inside = head < turning + heads_kv;
   __half* to = head < heads_q ? q + (int64_t(blockIdx.x) * heads_q + head) * d
                               : kv + (int64_t(blockIdx.x) * 2 * heads_kv + head - heads_q) * d;
-  const float position = float(positions[blockIdx.x]);
-  const float ratio = dynamic.ratio(blockIdx.x);
-  for (int i = threadIdx.x; i < half; i += kThreads) {
-    float s, c;
-    float angle = position * inverse_frequencies[i];
-    if (ratio != 1) angle *= powf(ratio, float(-2 * i) / float(rotary - 2));
-    sincosf(angle, &s, &c);
-    angles[i] = c * factor;
-    angles[half + i] = s * factor;
-  }
-  wait_for_previous();  // the angles need the step's positions alone
+  write_angles(angles, float(positions[blockIdx.x]), dynamic.ratio(blockIdx.x), inverse_frequencies,
+               rotary, factor);
+  wait_for_previous();
   __syncthreads();
   if (!inside) return;
   const int turned = head < turning ? rotary : 0;
@@ -395,9 +403,55 @@ __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restr
   for (int c = turned + lane; c < d; c += 32) to[c] = saturated_half(from.at(c));
 }
 
+// The same where all D channels of a head turn, and no head is normed or multiplied by the Hadamard
+// matrix. A thread has 8 channels of the first half and the same 8 of the second, 16 bytes each,
+// and keeps their angles for all heads that it turns. Grid (rows, parts of the heads): one part
+// where there are rows enough, so that angles are computed once a row.
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads)
+    rope_whole_heads_kernel(const T* __restrict__ qkv, int64_t stride,
+                            const int32_t* __restrict__ positions,
+                            const float* __restrict__ inverse_frequencies, float factor,
+                            DynamicRope dynamic, int heads_q, int heads_kv, __half* __restrict__ q,
+                            __half* __restrict__ kv) {
+  constexpr int kHalf = D / 2, kLanes = kHalf / 8, kHeads = kThreads / kLanes;
+  __shared__ __align__(16) float angles[D];
+  let_next_start();
+  write_angles(angles, float(positions[blockIdx.x]), dynamic.ratio(blockIdx.x), inverse_frequencies,
+               D, factor);
+  wait_for_previous();
+  __syncthreads();
+  const int c = threadIdx.x % kLanes * 8;
+  float cosines[8], sines[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) cosines[i] = angles[c + i], sines[i] = angles[kHalf + c + i];
+  const int turning = heads_q + heads_kv, heads = turning + heads_kv;
+  const T* const row = qkv + blockIdx.x * stride + c;
+  for (int head = blockIdx.y * kHeads + threadIdx.x / kLanes; head < heads;
+       head += kHeads * gridDim.y) {
+    const auto first = Vector8<T>::load(row + head * D);
+    const auto second = Vector8<T>::load(row + head * D + kHalf);
+    Vector8<__half> x, y;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float u = as_float(first.x[i]), v = as_float(second.x[i]);
+      const bool turns = head < turning;
+      x.x[i] = saturated_half(turns ? u * cosines[i] - v * sines[i] : u);
+      y.x[i] = saturated_half(turns ? v * cosines[i] + u * sines[i] : v);
+    }
+    __half* const to = head < heads_q
+                           ? q + (int64_t(blockIdx.x) * heads_q + head) * D
+                           : kv + (int64_t(blockIdx.x) * 2 * heads_kv + head - heads_q) * D;
+    x.store(to + c);
+    y.store(to + kHalf + c);
+  }
+}
+
 dim3 grid_of(int64_t rows, int64_t n, int per_thread) {
   return dim3(unsigned(rows), unsigned((n + kThreads * per_thread - 1) / (kThreads * per_thread)));
 }
+
+bool is_vector_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
 
 cudaError_t gather(const Tensor& source, const Tensor& index, const Tensor& out,
                    cudaStream_t stream) {
@@ -531,7 +585,23 @@ cudaError_t rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, c
                              rope.rotary_dim, rope.attention_factor, dynamic, norms, heads_q,
                              shape.heads, d, q.as<__half>(), kv.as<__half>());
   };
+  const auto launch_whole_heads = [&]<class T, int D>() {
+    constexpr int kHeads = kThreads / (D / 16);  // of a block at a time
+    constexpr int kRowsMany = 256;               // fill the GPU with a block each
+    const int parts =
+        qkv.rows() >= kRowsMany ? 1 : (heads_q + 2 * shape.heads + kHeads - 1) / kHeads;
+    return launch_overlapped(rope_whole_heads_kernel<T, D>,
+                             dim3(unsigned(qkv.rows()), unsigned(parts)), dim3(kThreads), 0, stream,
+                             qkv.as<T>(), qkv.row_stride, positions.as<int32_t>(),
+                             rope.inverse_frequencies.as<float>(), rope.attention_factor, dynamic,
+                             heads_q, shape.heads, q.as<__half>(), kv.as<__half>());
+  };
+  const bool whole_heads = !rope.hadamard && rope.q_norm.empty() && rope.rotary_dim == d &&
+                           qkv.row_stride % 8 == 0 && is_vector_aligned(qkv) &&
+                           is_vector_aligned(q) && is_vector_aligned(kv);
   return with_half_type(qkv.dtype, [&]<class T>() {
+    if (whole_heads && d == 64) return launch_whole_heads.template operator()<T, 64>();
+    if (whole_heads && d == 128) return launch_whole_heads.template operator()<T, 128>();
     if (!rope.hadamard) return launch.template operator()<T, 0>();
     if (d == 64) return launch.template operator()<T, 2>();
     if (d == 128) return launch.template operator()<T, 4>();
