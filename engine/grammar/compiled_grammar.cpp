@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "engine/grammar/configurations.h"
+#include "engine/grammar/work_limit.h"
 
 namespace kivi::grammar {
 namespace {
@@ -46,6 +47,7 @@ class Explorer {
     if (set.may_end) key.push_back({-1, -1});
     const auto [it, fresh] = numbers_.try_emplace(std::move(key), int32_t(sets_.size()));
     if (fresh) {
+      spend(100);  // it takes more than a kilobyte
       sets_.push_back(std::make_unique<Configurations>(std::move(set)));
       next_.emplace_back().fill(kUnknown);
     }
@@ -160,12 +162,8 @@ CompiledGrammar::CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenVoc
     if (Clock::now() < end) mask(state);
 }
 
-CompiledGrammar::~CompiledGrammar() {
-  for (const std::atomic<const StateMask*>& mask : masks_) delete mask.load();
-}
-
 const StateMask& CompiledGrammar::mask(int32_t state) const {
-  std::atomic<const StateMask*>& place = masks_[size_t(state)];
+  std::atomic<const StateMask*>& place = masks_[size_t(state)].mask;
   if (const StateMask* made = place.load(std::memory_order_acquire)) return *made;
   std::unique_ptr<StateMask> fresh = make_mask(state);
   const StateMask* other = nullptr;
@@ -174,7 +172,7 @@ const StateMask& CompiledGrammar::mask(int32_t state) const {
 }
 
 bool CompiledGrammar::has_mask(int32_t state) const {
-  return masks_[size_t(state)].load(std::memory_order_relaxed) != nullptr;
+  return masks_[size_t(state)].mask.load(std::memory_order_relaxed) != nullptr;
 }
 
 int32_t CompiledGrammar::after_plain(int32_t state) const {

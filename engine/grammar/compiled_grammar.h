@@ -37,7 +37,6 @@ class CompiledGrammar {
   // use.
   CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenVocabulary> vocabulary,
                   double seconds = 0.01);
-  ~CompiledGrammar();
   CompiledGrammar(const CompiledGrammar&) = delete;
   CompiledGrammar& operator=(const CompiledGrammar&) = delete;
 
@@ -50,6 +49,13 @@ class CompiledGrammar {
   bool has_mask(int32_t state) const;  // has it been made?
 
  private:
+  // Owns the mask of a state, once it is made. A member of its own, so that masks are freed too
+  // where the constructor throws.
+  struct Place {
+    std::atomic<const StateMask*> mask = nullptr;
+    ~Place() { delete mask.load(); }
+  };
+
   std::unique_ptr<StateMask> make_mask(int32_t state) const;
   // The state behind any one plain character; kNoPlain: none is taken; kSomePlain: they differ, or
   // the rule may end or call on the way.
@@ -61,8 +67,8 @@ class CompiledGrammar {
   const Program program_;
   const std::shared_ptr<const TokenVocabulary> vocabulary_;
   const std::vector<int32_t> order_;
-  mutable std::vector<std::atomic<const StateMask*>> masks_;  // [states], null: not made yet
-  mutable std::vector<std::atomic<int32_t>> after_plain_;     // [states], as after_plain()
+  mutable std::vector<Place> masks_;                       // [states]
+  mutable std::vector<std::atomic<int32_t>> after_plain_;  // [states], as after_plain()
 };
 
 }  // namespace kivi::grammar
