@@ -23,7 +23,7 @@ void CudaBackend::do_resolve_ids(const Tensor& ids, const Tensor& sampled) {
 }
 
 void CudaBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
-                              const Tensor& bias, NormKind kind, float eps, const Tensor& out) {
+                              const Tensor& bias, NormKind kind, float eps, const Operand& out) {
   KIVI_CUDA_VERIFY(cuda::add_norm(x, delta, weight, bias, kind, eps, out, stream_.get()));
 }
 
@@ -46,7 +46,7 @@ void CudaBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope
 }
 
 void CudaBackend::do_gated_activation(const Tensor& gate_up, Activation activation,
-                                      const Tensor& out) {
+                                      const Operand& out) {
   KIVI_CUDA_VERIFY(cuda::gated_activation(gate_up, activation, out, stream_.get()));
 }
 
