@@ -359,7 +359,9 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
 int keep_groups(const KvLayout& layout, int heads_q, const CudaProperties& device,
                 const DecodeWorkspace& workspace, std::vector<StepGroup>& groups) {
   const int d = layout.shape.head_dim, heads = layout.shape.heads, ratio = heads_q / heads;
-  if (workspace.shared_states == nullptr || (d != 64 && d != 128)) groups.clear();
+  // With groups, a step does without the kernel for very many query heads.
+  if (workspace.shared_states == nullptr || (d != 64 && d != 128) || ratio > kHeadsRatio)
+    groups.clear();
   const int head_tiles = head_tiles_of(layout.shape, heads_q);
   const int head_blocks = (ratio + 8 * head_tiles - 1) / (8 * head_tiles);
   const int units_tile = kSharedRows / std::min(ratio, 8 * head_tiles);

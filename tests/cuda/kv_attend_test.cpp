@@ -310,7 +310,7 @@ TEST_CASE("decode attention to shared pages equals fp64 at every ratio of heads"
 
 TEST_CASE("decode attention to shared pages equals fp64 for groups of many sizes") {
   for (const KvFormat& format : {kShared2, kShared25, f16_format()})
-    for (const int members : {1, 2, 16, 17, 63, 64, 65, 130}) {
+    for (const int members : {1, 2, 17, 64, 65, 130}) {
       check_shared(format, {2, 2, 128}, {{members, 3}}, {0, 40, 7}, {0}, DType::f16, 54);
       check_shared(format, {8, 2, 64}, {{members, 2}}, {3, 90}, {0}, DType::f16, 55);
     }
