@@ -45,6 +45,23 @@ bool is_quantized(const Weight& w) {
          weight_fits(w.format, w.columns);
 }
 
+// Groups have members that may share the pages, and none twice.
+void verify_groups(const StepView& step, const KvLayout& layout) {
+  size_t members = 0;
+  for (const StepGroup& g : step.groups) {
+    KIVI_VERIFY(g.pages > 0 && g.member_count > 0 && size_t(g.members_begin) == members);
+    members += size_t(g.member_count);
+    KIVI_VERIFY(members <= step.group_members.size());
+    KIVI_VERIFY(g.pages_begin >= 0 && size_t(g.pages_begin + g.pages) <= step.page_table.size());
+    for (const int32_t i :
+         step.group_members.subspan(size_t(g.members_begin), size_t(g.member_count))) {
+      const StepSequence& s = step.sequences[size_t(i)];
+      KIVI_VERIFY(s.row_count == 1 && s.mode == KvMode::append && s.shared_pages == g.pages);
+      KIVI_VERIFY(g.pages * layout.page_tokens() <= values_paged(layout.format, s.past));
+    }
+  }
+}
+
 // Rows, sequences and page ranges of a step agree with each other and with the store.
 // `sequences` are those of the step, or its captures: these may share rows.
 void verify_step(const Tensor& kv, const KvView& store, const StepView& step, int layer) {
@@ -192,6 +209,7 @@ void Backend::rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
 
 void Backend::begin_step(const StepView& step, const KvView& store, int heads_q) {
   KIVI_VERIFY(heads_q > 0 && heads_q % store.layout.shape.heads == 0);
+  verify_groups(step, store.layout);
   begun_ = step.sequences.data();
   if (step.rows > 0) do_begin_step(step, store, heads_q);
 }

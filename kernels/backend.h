@@ -122,6 +122,16 @@ class Backend {
     return 0;
   }
 
+  // Keeps of the groups of a step those whose shared pages this device reads once for all members,
+  // because that is faster, and returns how many groups a step may have at most. Their order may
+  // change. pages_begin and members_begin of a group do not matter here. A device that keeps none
+  // reads shared pages like others.
+  virtual int keep_groups([[maybe_unused]] const KvLayout& layout, [[maybe_unused]] int heads_q,
+                          std::vector<StepGroup>& groups) const {
+    groups.clear();
+    return 0;
+  }
+
   // --- memory -----------------------------------------------------------------------------------
   // Allocates uninitialized memory, aligned to 256 bytes. Returns `resource_exhausted`, naming
   // `what` and the bytes, if the device has not enough.

@@ -41,6 +41,9 @@ struct DecodeWorkspace {
   DeviceMemory counters;  // i32, zero between launches
   size_t partials_bytes = 0;
   int counters_count = 0;
+  // Of groups that share pages (kv_attend_shared.h); null where the device has no kernel for them.
+  DeviceMemory shared_plan, shared_states, shared_where;
+  size_t shared_states_bytes = 0;
 };
 
 class CudaBackend final : public Backend {
@@ -58,6 +61,8 @@ class CudaBackend final : public Backend {
   int64_t product_scratch_bytes(const Weight& w, int64_t rows) const override;
   void use_product_scratch(std::byte* memory, int64_t bytes) override;
   int64_t scratch_bytes_for(const KvLayout& layout, int64_t tokens) const override;
+  int keep_groups(const KvLayout& layout, int heads_q,
+                  std::vector<StepGroup>& groups) const override;
 
   void upload(void* device, const void* source, size_t bytes) override;
   void download(void* target, const void* device, size_t bytes) override;
