@@ -4,67 +4,23 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <map>
+#include <deque>
 #include <string_view>
 #include <utility>
 
-#include "engine/grammar/configurations.h"
+#include "engine/grammar/pure_tokens.h"
+#include "engine/grammar/token_bits.h"
 
 namespace kivi::grammar {
 namespace {
 
-// The configurations that a state leads to within its rule, as a deterministic automaton that is
-// made while it is used.
-class Explorer {
- public:
-  static constexpr int32_t kDead = -1;
-
-  // State 0 takes the first byte by `state` itself; what it calls are configurations of their own.
-  Explorer(const Program& program, int32_t state) : stepper_(program) {
-    Configurations start;
-    start.list.push_back({state, 0});
-    add(std::move(start));
-  }
-
-  int32_t step(int32_t from, uint8_t byte) {
-    int32_t& known = next_[size_t(from)][byte];
-    if (known != kUnknown) return known;
-    Configurations to;
-    stepper_.step(*sets_[size_t(from)], byte, to);
-    const int32_t id = to.dead() ? kDead : add(std::move(to));
-    return next_[size_t(from)][byte] = id;
-  }
-  // May the rule have ended here?
-  bool ends(int32_t set) const { return sets_[size_t(set)]->may_end; }
-
- private:
-  static constexpr int32_t kUnknown = -2;
-
-  int32_t add(Configurations set) {
-    std::ranges::sort(set.list);
-    std::vector<Configuration> key = set.list;
-    if (set.may_end) key.push_back({-1, -1});
-    const auto [it, fresh] = numbers_.try_emplace(std::move(key), int32_t(sets_.size()));
-    if (fresh) {
-      sets_.push_back(std::make_unique<Configurations>(std::move(set)));
-      next_.emplace_back().fill(kUnknown);
-    }
-    return it->second;
-  }
-
-  Stepper stepper_;
-  std::vector<std::unique_ptr<Configurations>> sets_;
-  std::vector<std::array<int32_t, 256>> next_;
-  std::map<std::vector<Configuration>, int32_t> numbers_;
-};
-
 constexpr int32_t kUnknownPlain = -3, kSomePlain = -2, kNoPlain = -1;
 
 // Where a state goes by the characters that a JSON string holds as they are, if they all lead to
-// one state without calls and ends on the way.
+// one state without calls on the way, nor ends, unless `ends` is false: then they do not matter.
 class PlainProbe {
  public:
-  explicit PlainProbe(const Program& program) : program_(program) {}
+  PlainProbe(const Program& program, bool ends) : program_(program), ends_(ends) {}
 
   int32_t run(int32_t state) {
     to_ = kUnknownPlain;
@@ -89,13 +45,13 @@ class PlainProbe {
   void note(int32_t state, int more, int low, int high) {
     if (to_ == kSomePlain) return;
     if (state < 0 || more == 0) {
-      const bool passes = state < 0 || (!program_.final(state) && program_.calls(state).empty());
+      const bool passes = state < 0 || !may_leave(state);
       int32_t to = state < 0 ? kNoPlain : state;
       if (!passes || (to_ != kUnknownPlain && to_ != to)) to = kSomePlain;
       to_ = to;
       return;
     }
-    if (program_.final(state) || !program_.calls(state).empty()) {
+    if (may_leave(state)) {
       to_ = kSomePlain;
       return;
     }
@@ -106,39 +62,65 @@ class PlainProbe {
       note(program_.step(state, uint8_t(byte)), more - 1, 0x80, 0xBF);
   }
 
+  bool may_leave(int32_t state) const {
+    return (ends_ && program_.final(state)) || program_.has_calls(state);
+  }
+
   const Program& program_;
+  const bool ends_;
   int32_t to_ = kUnknownPlain;
   std::vector<std::array<int32_t, 4>> seen_;
 };
 
+// The bytes that plain tokens and what remains of them behind any byte can begin with.
+ByteSet plain_bytes() {
+  ByteSet set;
+  for (size_t byte = 0x20; byte < 256; ++byte) set[byte] = byte != '"' && byte != '\\';
+  return set;
+}
+
 // The states that take bytes, in the order in which a walk through the program comes upon them. A
-// text is at those first that come first.
+// text is at those first that come first. A state that takes one byte alone costs the walk nothing:
+// such a text is forced, and hardly needs masks.
 std::vector<int32_t> states_by_reach(const Program& program) {
-  std::vector<int32_t> order{program.start()};
-  std::vector<bool> seen(size_t(program.states()), false);
-  seen[size_t(program.start())] = true;
+  std::vector<int32_t> order;
+  enum : uint8_t { kNew, kWaits, kDone };
+  std::vector<uint8_t> known(size_t(program.states()), kNew);
+  std::deque<int32_t> next{program.start()};
   const auto reach = [&](int32_t state) {
-    if (state < 0 || seen[size_t(state)]) return;
-    seen[size_t(state)] = true;
-    order.push_back(state);
+    if (known[size_t(state)] != kNew) return;
+    known[size_t(state)] = kWaits;
+    next.push_back(state);
   };
-  for (size_t i = 0; i < order.size(); ++i) {
-    const int32_t state = order[i];
+  while (!next.empty()) {
+    const int32_t state = next.front();
+    next.pop_front();
+    if (std::exchange(known[size_t(state)], uint8_t(kDone)) == kDone) continue;
+    order.push_back(state);
     for (const Program::Call& call : program.calls(state)) {
       reach(call.start);
       reach(call.next);
     }
-    for (int byte = 0; byte < 256; ++byte) reach(program.step(state, uint8_t(byte)));
+    int bytes = 0;
+    int32_t first = -1;
+    for (int byte = 0; byte < 256; ++byte) {
+      const int32_t to = program.step(state, uint8_t(byte));
+      if (to < 0) continue;
+      if (bytes++ == 0)
+        first = to;
+      else
+        reach(to);
+    }
+    if (bytes == 1 && !program.has_calls(state))
+      next.push_front(first);
+    else if (bytes > 0)
+      reach(first);
   }
   std::erase_if(order, [&](int32_t state) { return !program.has_bytes(state); });
   return order;
 }
 
 }  // namespace
-
-void set_bit(std::span<uint32_t> words, int32_t id) {
-  words[size_t(id) / 32] |= 1u << (uint32_t(id) % 32);
-}
 
 size_t StateMask::bytes() const {
   return sizeof *this + words.capacity() * sizeof words[0] + ids.capacity() * sizeof ids[0] +
@@ -149,9 +131,11 @@ CompiledGrammar::CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenVoc
                                  double seconds)
     : program_(std::move(grammar)),
       vocabulary_(std::move(vocabulary)),
+      follow_(program_),
       order_(states_by_reach(program_)),
       masks_(size_t(program_.states())),
-      after_plain_(size_t(program_.states())) {
+      after_plain_(size_t(program_.states())),
+      kind_steps_(program_) {
   for (std::atomic<int32_t>& to : after_plain_) to.store(kUnknownPlain);
   using Clock = std::chrono::steady_clock;
   const Clock::time_point end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
@@ -181,7 +165,11 @@ int32_t CompiledGrammar::after_plain(int32_t state) const {
   std::atomic<int32_t>& known = after_plain_[size_t(state)];
   int32_t to = known.load(std::memory_order_relaxed);
   if (to == kUnknownPlain) {
-    to = PlainProbe(program_).run(state);
+    static const ByteSet plain = plain_bytes();
+    // A plain token that leads out of the rule goes on with a plain byte there. Where none can
+    // come, only those fit that stay within the rule, and it does not matter where it may end.
+    const bool ends = (follow_.behind(program_.rule(state)) & plain).any();
+    to = PlainProbe(program_, ends).run(state);
     known.store(to, std::memory_order_relaxed);
   }
   return to;
@@ -200,42 +188,79 @@ int CompiledGrammar::plain_run(int32_t state) const {
   return n;
 }
 
+CompiledGrammar::KindRun CompiledGrammar::kind_run(int32_t state) const {
+  constexpr uint8_t kLetters = 1 << byte_kind('a');  // without them there is little to spare
+  const uint8_t kinds = kind_steps_.of(state).kinds;
+  if ((kinds & kLetters) == 0) return {};
+  ByteSet bytes;
+  for (size_t byte = 0; byte < 256; ++byte) bytes[byte] = kinds >> byte_kind(uint8_t(byte)) & 1;
+  // Else a token may begin in this rule and end in another one.
+  if ((follow_.behind(program_.rule(state)) & bytes).any()) return {};
+  for (int n = 0; n < PureTokens::kBytesMax; ++n) {
+    const KindSteps::Step step = kind_steps_.of(state);
+    if ((kinds & ~step.kinds) != 0) {
+      for (size_t byte = 0; byte < 256; ++byte)
+        if (bytes[byte] && program_.step(state, uint8_t(byte)) >= 0) return {};
+      return {kinds, n};
+    }
+    if (step.next == state) break;
+    state = step.next;
+  }
+  return {kinds, PureTokens::kBytesMax};
+}
+
 std::unique_ptr<StateMask> CompiledGrammar::make_mask(int32_t state) const {
   auto mask = std::make_unique<StateMask>();
-  Explorer explorer(program_, state);
+  Explorer explorer(program_, kind_steps_);
   mask->plain = plain_run(state);
-  const TokenTrie& trie = mask->plain > 0 ? vocabulary_->special() : vocabulary_->all();
+  const KindRun run = mask->plain > 0 ? KindRun() : kind_run(state);
+  const PureTokens* pure = run.bytes > 0 ? vocabulary_->pure(run.kinds) : nullptr;
+  if (pure != nullptr) mask->pure = &pure->mask(run.bytes);
+  const TokenTrie& trie = mask->plain > 0   ? vocabulary_->special()
+                          : pure != nullptr ? pure->others()
+                                            : vocabulary_->all();
   const std::span<const TokenTrie::Node> nodes = trie.nodes();
+  const std::span<const int32_t> ids = trie.ids();
+  const ByteSet follow = program_.returns(state) ? follow_.behind(program_.rule(state)) : ByteSet();
+  const bool leaves = follow.any();
   std::vector<int32_t> sets(size_t(trie.depth_max()) + 1);  // by depth
-  std::vector<int32_t> ends;  // nodes at which the rule may have ended and that have children
-  std::vector<uint8_t> accepted(size_t(trie.size()), 0);
+  sets[0] = state;
+  // Lengths of the beginnings of the node's text behind which the rule may have ended, if the next
+  // byte can come there.
+  std::vector<size_t> ends;
+  std::vector<std::pair<std::string_view, int32_t>> tails;
+  std::vector<int32_t> taken;
+  taken.reserve(1024);
   for (int i = 0; i < trie.size();) {
     const TokenTrie::Node& node = nodes[size_t(i)];
-    const int32_t set = explorer.step(sets[node.depth], node.byte);
-    if (set < 0) {
-      i = node.behind;
-      continue;
+    const int32_t from = sets[node.depth];
+    if (leaves) {
+      while (!ends.empty() && ends.back() >= node.depth) ends.pop_back();
+      if (node.depth > 0 && follow[node.byte] && explorer.ends(from)) ends.push_back(node.depth);
     }
-    sets[size_t(node.depth) + 1] = set;
-    accepted[size_t(i)] = 1;
-    const std::span<const int32_t> ids = trie.ids(i);
-    mask->ids.insert(mask->ids.end(), ids.begin(), ids.end());
-    if (explorer.ends(set) && trie.has_children(i) && program_.returns(state)) ends.push_back(i);
-    ++i;
-  }
-  std::vector<std::pair<std::string_view, int32_t>> tails;
-  for (const int32_t end : ends) {
-    const size_t length = size_t(nodes[size_t(end)].depth) + 1;
-    for (int i = end + 1; i < nodes[size_t(end)].behind; ++i)
-      if (!accepted[size_t(i)])
-        for (const int32_t id : trie.ids(i))
-          tails.emplace_back(std::string_view(vocabulary_->bytes(id)).substr(length), id);
+    const int32_t set = explorer.step(from, node.byte);
+    // All below the node is judged at once, or the node alone.
+    const bool all =
+        set < 0 || node.height == 0 || explorer.takes_all(set, node.kinds_below, node.height);
+    const int next = all ? node.behind : i + 1;
+    const auto node_ids =
+        ids.subspan(size_t(node.first_id), size_t(nodes[size_t(next)].first_id - node.first_id));
+    if (set < 0) {
+      for (const size_t end : ends)
+        for (const int32_t id : node_ids)
+          tails.emplace_back(std::string_view(vocabulary_->bytes(id)).substr(end), id);
+    } else {
+      for (const int32_t id : node_ids) taken.push_back(id);
+      sets[size_t(node.depth) + 1] = set;
+    }
+    i = next;
   }
   mask->tails = TokenTrie(std::move(tails));
-  if (mask->ids.size() > size_t(vocabulary_->words()) / 2) {
+  if (taken.size() > size_t(vocabulary_->words()) / 2) {
     mask->words.resize(size_t(vocabulary_->words()));
-    for (const int32_t id : mask->ids) set_bit(mask->words, id);
-    mask->ids = {};
+    for (const int32_t id : taken) set_bit(mask->words, id);
+  } else {
+    mask->ids.assign(taken.begin(), taken.end());
   }
   return mask;
 }

@@ -4,7 +4,8 @@
 // A state of the program decides about most tokens by itself: those that stay within its rule or
 // rules that it calls. Their mask is made once for each state, by a walk through the tree of the
 // vocabulary. What is left are tokens that lead out of the rule. For these the state keeps a tree
-// of their tails, and each step walks it from where the rule returns to.
+// of their tails, and each step walks it from where the rule returns to. Tails that begin with a
+// byte that can come behind the rule nowhere are left out.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,8 @@
 #include <span>
 #include <vector>
 
+#include "engine/grammar/explorer.h"
+#include "engine/grammar/follow_bytes.h"
 #include "engine/grammar/program.h"
 #include "engine/grammar/token_trie.h"
 
@@ -21,14 +24,13 @@ namespace kivi::grammar {
 // What a state decides about tokens, if it takes their first byte.
 struct StateMask {
   int plain = 0;  // takes the plain tokens of up to so many characters; the rest is listed
-  std::vector<uint32_t> words;  // a bit a token; empty if `ids` has them
+  const std::vector<uint32_t>* pure = nullptr;  // takes these too; the vocabulary's
+  std::vector<uint32_t> words;                  // a bit a token; empty if `ids` has them
   std::vector<int32_t> ids;
   TokenTrie tails;  // behind the end of the state's rule
 
   size_t bytes() const;
 };
-
-void set_bit(std::span<uint32_t> words, int32_t id);
 
 // A grammar for one vocabulary. Any thread may use it: masks are made when they are first needed.
 class CompiledGrammar {
@@ -57,12 +59,21 @@ class CompiledGrammar {
   // How many plain characters the state takes, if none of them is taken behind these, or
   // kPlainCharsMax; else 0.
   int plain_run(int32_t state) const;
+  // The same for bytes of whole kinds, letters among them, and PureTokens::kBytesMax; 0 bytes where
+  // that cannot be said.
+  struct KindRun {
+    uint8_t kinds = 0;
+    int bytes = 0;
+  };
+  KindRun kind_run(int32_t state) const;
 
   const Program program_;
   const std::shared_ptr<const TokenVocabulary> vocabulary_;
+  const FollowBytes follow_;
   const std::vector<int32_t> order_;
   mutable std::vector<std::atomic<const StateMask*>> masks_;  // [states], null: not made yet
   mutable std::vector<std::atomic<int32_t>> after_plain_;     // [states], as after_plain()
+  mutable KindSteps kind_steps_;
 };
 
 }  // namespace kivi::grammar

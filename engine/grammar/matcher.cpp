@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/grammar/token_bits.h"
+
 namespace kivi::grammar {
 
 Matcher::Matcher(std::shared_ptr<const CompiledGrammar> grammar)
@@ -20,6 +22,7 @@ void Matcher::fill_mask(std::span<uint32_t> words) {
   for (const Configuration& c : now_.list) {
     const StateMask& mask = grammar_->mask(c.state);
     if (mask.plain > plain) add_words(grammar_->vocabulary().plain_mask(plain = mask.plain));
+    if (mask.pure != nullptr) add_words(*mask.pure);
     add_words(mask.words);
     for (const int32_t id : mask.ids) set_bit(words, id);
     if (c.stack == 0 || mask.tails.size() == 0) continue;

@@ -176,15 +176,16 @@ Program::Program(Grammar grammar) {
     for (const int32_t to : a.next) next_.push_back(to < 0 ? -1 : to + first[r]);
     classes_.push_back(a.class_of);
     for (int32_t s = 0; s < a.states(); ++s) {
-      state_.push_back({row + s * a.class_count, int32_t(classes_.size()) - 1,
+      state_.push_back({row + s * a.class_count, int32_t(classes_.size()) - 1, int32_t(r),
                         a.final[size_t(s)] != 0, a.has_bytes(s), nothing_follows(a, s),
-                        called[r] != 0});
+                        called[r] != 0, !a.calls[size_t(s)].empty()});
       std::vector<Call>& calls = calls_.emplace_back();
       for (const Automaton::Call& c : a.calls[size_t(s)])
         calls.push_back({first[size_t(c.rule)], c.next + first[r]});
     }
   }
   start_ = first[size_t(grammar.root)];
+  rules_ = int(automata.size());
 }
 
 // A rule that calls itself before it has taken a byte would push return addresses without end,

@@ -47,16 +47,21 @@ class Program {
   bool only_ends(int32_t state) const { return state_[size_t(state)].only_ends; }
   // May somebody have called the state's rule? If not, nothing follows its end.
   bool returns(int32_t state) const { return state_[size_t(state)].returns; }
+  // The number of the state's rule, below rules().
+  int rule(int32_t state) const { return state_[size_t(state)].rule; }
+  int rules() const { return rules_; }
   const std::vector<Call>& calls(int32_t state) const { return calls_[size_t(state)]; }
+  bool has_calls(int32_t state) const { return state_[size_t(state)].has_calls; }
 
  private:
   struct State {
-    int32_t row = 0, classes = 0;
-    bool final = false, has_bytes = false, only_ends = false, returns = true;
+    int32_t row = 0, classes = 0, rule = 0;
+    bool final = false, has_bytes = false, only_ends = false, returns = true, has_calls = false;
   };
   void check_left_recursion(const Grammar& grammar, const std::vector<Automaton>& automata) const;
 
   int32_t start_ = 0;
+  int rules_ = 0;
   std::vector<State> state_;
   std::vector<int32_t> next_;
   std::vector<std::array<uint8_t, 256>> classes_;

@@ -5,6 +5,8 @@
 
 #include "base/utf8.h"
 #include "base/verify.h"
+#include "engine/grammar/pure_tokens.h"
+#include "engine/grammar/token_bits.h"
 
 namespace kivi::grammar {
 namespace {
@@ -24,7 +26,7 @@ int plain_characters(const std::string& token) {
 
 TokenTrie::TokenTrie(std::vector<std::pair<std::string_view, int32_t>> tokens) {
   std::erase_if(tokens, [](const auto& token) { return token.first.empty(); });
-  std::ranges::sort(tokens);
+  if (!std::ranges::is_sorted(tokens)) std::ranges::sort(tokens);
   nodes_.clear();
   std::vector<int32_t> path;  // the nodes of the last text
   std::string_view last;
@@ -37,14 +39,39 @@ TokenTrie::TokenTrie(std::vector<std::pair<std::string_view, int32_t>> tokens) {
     path.resize(shared);
     for (size_t d = shared; d < text.size(); ++d) {
       path.push_back(int32_t(nodes_.size()));
-      nodes_.push_back({0, int32_t(ids_.size()), uint16_t(d), uint8_t(text[d])});
+      nodes_.push_back({.behind = 0,
+                        .first_id = int32_t(ids_.size()),
+                        .depth = uint16_t(d),
+                        .height = 0,
+                        .byte = uint8_t(text[d]),
+                        .kinds_below = 0});
     }
     depth_max_ = std::max(depth_max_, int(text.size()));
     ids_.push_back(id);
     last = text;
   }
   for (const int32_t node : path) nodes_[size_t(node)].behind = int32_t(nodes_.size());
-  nodes_.push_back({int32_t(nodes_.size()) + 1, int32_t(ids_.size()), 0, 0});
+  note_below();
+  Node end{};
+  end.behind = int32_t(nodes_.size()) + 1;
+  end.first_id = int32_t(ids_.size());
+  nodes_.push_back(end);
+}
+
+// Fills heights and kinds.
+void TokenTrie::note_below() {
+  std::vector<int32_t> parents(nodes_.size()), path(size_t(depth_max_) + 1, -1);
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    parents[i] = path[nodes_[i].depth];
+    path[size_t(nodes_[i].depth) + 1] = int32_t(i);
+  }
+  for (size_t i = nodes_.size(); i-- > 0;) {
+    if (parents[i] < 0) continue;
+    const Node& node = nodes_[i];
+    Node& parent = nodes_[size_t(parents[i])];
+    parent.height = std::max(parent.height, uint16_t(node.height + 1));
+    parent.kinds_below |= uint8_t(node.kinds_below | 1u << byte_kind(node.byte));
+  }
 }
 
 TokenVocabulary::TokenVocabulary(std::vector<std::string> tokens, int size)
@@ -59,12 +86,26 @@ TokenVocabulary::TokenVocabulary(std::vector<std::string> tokens, int size)
     const int characters = plain_characters(token);
     if (characters == 0) special.emplace_back(token, id);
     for (int n = characters; n > 0 && n <= kPlainCharsMax; ++n)
-      plain_masks_[size_t(n)][size_t(id) / 32] |= 1u << (id % 32);
+      set_bit(plain_masks_[size_t(n)], id);
   }
   std::ranges::sort(all);
   for (const auto& [unused, id] : all) sorted_.push_back(id);
   all_ = TokenTrie(std::move(all));
   special_ = TokenTrie(std::move(special));
+}
+
+TokenVocabulary::~TokenVocabulary() = default;
+
+const PureTokens* TokenVocabulary::pure(uint8_t kinds) const {
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto it = pure_.find(kinds); it != pure_.end()) return it->second.get();
+    if (pure_.size() >= kPureKindsMax) return nullptr;
+  }
+  // Made without the lock: the engine's thread must not wait for one of low priority.
+  auto made = std::make_unique<const PureTokens>(tokens_, sorted_, kinds, words());
+  const std::lock_guard lock(mutex_);
+  return pure_.try_emplace(kinds, std::move(made)).first->second.get();
 }
 
 bool TokenVocabulary::has_longer(std::string_view text) const {

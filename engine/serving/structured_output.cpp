@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "engine/grammar/compiler.h"
+#include "engine/grammar/token_bits.h"
 
 namespace kivi {
 namespace {
@@ -27,12 +28,12 @@ class GrammarConstraint final : public TokenConstraint {
   std::span<const uint32_t> mask() override {
     if (const auto id = forced()) {
       std::ranges::fill(words_, 0u);
-      words_[size_t(*id) / 32] |= 1u << (uint32_t(*id) % 32);
+      grammar::set_bit(words_, *id);
       return words_;
     }
     if (!guide_->fill_mask(words_)) return {};
     if (guide_->may_end())
-      for (const int32_t id : *end_ids_) words_[size_t(id) / 32] |= 1u << (uint32_t(id) % 32);
+      for (const int32_t id : *end_ids_) grammar::set_bit(words_, id);
     return words_;
   }
 

@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/grammar/token_bits.h"
+
 namespace kivi {
 namespace {
 
 using Words = std::vector<uint32_t>;  // bit id % 32 of word id / 32
-
-void clear(Words& mask, int32_t id) { mask[size_t(id) / 32] &= ~(1u << (uint32_t(id) % 32)); }
 
 bool allows_something(const Words& mask) {
   return std::ranges::any_of(mask, [](uint32_t word) { return word != 0; });
@@ -23,7 +23,7 @@ class RuleConstraint final : public TokenConstraint {
       : rules_(std::move(rules)), format_(std::move(format)) {
     const auto vocab = size_t(rules_->vocab_size);
     all_.resize((vocab + 31) / 32, rules_->allowed.empty() ? ~0u : 0u);
-    for (const int32_t id : rules_->allowed) all_[size_t(id) / 32] |= 1u << (uint32_t(id) % 32);
+    for (const int32_t id : rules_->allowed) grammar::set_bit(all_, id);
     if (vocab % 32 != 0) all_.back() &= (1u << (vocab % 32)) - 1;  // no bits of no token
     for (const auto& sequence : rules_->banned) longest_ = std::max(longest_, sequence.size());
   }
@@ -40,12 +40,12 @@ class RuleConstraint final : public TokenConstraint {
     }
     if (count_ < rules_->min_tokens)
       apply([&](Words& mask) {
-        for (const int32_t id : rules_->ends) clear(mask, id);
+        for (const int32_t id : rules_->ends) grammar::clear_bit(mask, id);
       });
     if (!rules_->banned.empty())
       apply([&](Words& mask) {
         for (const auto& sequence : rules_->banned)
-          if (has_come(sequence)) clear(mask, sequence.back());
+          if (has_come(sequence)) grammar::clear_bit(mask, sequence.back());
       });
     return mask_;
   }

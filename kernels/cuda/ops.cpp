@@ -208,6 +208,8 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
     else
       KIVI_CUDA_VERIFY(cuda::prefill_attend(a, out.data, out.dtype, d, a.work_count,
                                             launch.rows_max, stream_.get()));
+    if (launch.merges)
+      KIVI_CUDA_VERIFY(cuda::merge_prefill_states(a, d, launch.rows_max, stream_.get()));
   }
 }
 

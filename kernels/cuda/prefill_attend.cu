@@ -349,13 +349,13 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
         const int p = warp_row + m * 16 + g + 8 * i;
         if (p >= packed) continue;
         const int64_t row = state_row(a, s, head, group, p);
-        const float* from = a.states + row * kDim;
+        const float* from = states_of(a, work.region, kDim) + row * kDim;
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n) {
           const float2 pair = *reinterpret_cast<const float2*>(from + n * 8 + 2 * t);
           o[m][n][2 * i] = pair.x, o[m][n][2 * i + 1] = pair.y;
         }
-        const float2 state = state_sums(a, kDim)[row];
+        const float2 state = state_sums(a, work.region, kDim)[row];
         maximum[m][i] = state.x;
         sum[m][i] = t == 0 ? state.y : 0.f;  // the lanes' sums are added up at the end
       }
@@ -492,11 +492,11 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
       if (p >= packed) continue;
       if (!work.is_last) {
         const int64_t at = state_row(a, s, head, group, p);
-        float* to = a.states + at * kDim;
+        float* to = states_of(a, work.region, kDim) + at * kDim;
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n)
           *reinterpret_cast<float2*>(to + n * 8 + 2 * t) = {o[m][n][2 * i], o[m][n][2 * i + 1]};
-        if (t == 0) state_sums(a, kDim)[at] = {maximum[m][i], sum[m][i]};
+        if (t == 0) state_sums(a, work.region, kDim)[at] = {maximum[m][i], sum[m][i]};
         continue;
       }
       const float inverse = 1.f / sum[m][i];

@@ -25,7 +25,9 @@ KIVI_HOST_DEVICE constexpr int place_shift(const KvFormat& format, KvMode mode) 
 }
 
 // What one launch computes of one sequence. A history that scratch cannot hold at once is attended
-// in several launches, which hand on softmax states.
+// in several launches, which hand on softmax states. Where a launch has too few rows to occupy the
+// device, it cuts a history into ranges, each with states in a region of its own, which
+// merge_prefill_states joins.
 struct PrefillWork {
   int32_t sequence = 0;
   int32_t rows = 0;  // its row_count
@@ -35,7 +37,8 @@ struct PrefillWork {
   int32_t block = 0;     // where tile_begin lies in scratch, in blocks; -1: not in scratch
   uint8_t is_first = 1;  // no launch before has left a state
   uint8_t is_last = 1;   // the step's own rows are attended too, and the result is written
-  uint8_t padding[2] = {};
+  uint8_t region = 0;    // of the states that are read and written
+  uint8_t regions = 1;   // so many ranges of this history, from region 0 on, are in this launch
 };
 inline constexpr int kPrefillWorkMax = 64;  // of one launch: they are kernel parameters
 
@@ -50,7 +53,8 @@ struct PrefillArguments {
   int layer = 0;
   int window = 0;        // sliding window in tokens; 0: none
   float scale_log2 = 0;  // scale * log2(e)
-  // Softmax states between launches: O [t hq, d] f32, then maximum and sum [t hq, 2] f32.
+  // Softmax states between launches, region after region: O [t hq, d] f32, then maximum and sum [t
+  // hq, 2] f32.
   float* states = nullptr;
   // 0: all sequences of one row in mode append, codes read where they lie; their lengths may change
   // from replay to replay of a graph.
@@ -77,6 +81,10 @@ cudaError_t prefill_attend(const PrefillArguments& a, void* out, DType out_type,
 bool has_prefill_hopper(int head_dim);
 cudaError_t prefill_attend_hopper(const PrefillArguments& a, void* out, DType out_type,
                                   int head_dim, int multiprocessors, cudaStream_t stream);
+
+// Joins the states of a launch's ranges in region 0. `rows_max`: of one sequence.
+cudaError_t merge_prefill_states(const PrefillArguments& a, int head_dim, int rows_max,
+                                 cudaStream_t stream);
 
 // Writes the history tiles of `a.work` into scratch: codes become f16, 16-bit rows are copied, what
 // is before its first token or behind its end becomes zero. `tiles_max`: of one sequence.

@@ -132,10 +132,11 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a,
       const int64_t row = state_row(a, s, job.head, group, group_row + warp * 16 + g + 8 * i);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        const float2 pair = *reinterpret_cast<const float2*>(a.states + row * kDim + n * 8 + 2 * t);
+        const float2 pair = *reinterpret_cast<const float2*>(states_of(a, job.work.region, kDim) +
+                                                             row * kDim + n * 8 + 2 * t);
         o[4 * n + 2 * i] = pair.x, o[4 * n + 2 * i + 1] = pair.y;
       }
-      const float2 state = state_sums(a, kDim)[row];
+      const float2 state = state_sums(a, job.work.region, kDim)[row];
       softmax.maximum[i] = state.x;
       softmax.sum[i] = t == 0 ? state.y : 0.f;  // the lanes' sums are added up at the end
     }
@@ -250,9 +251,9 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a,
     if (!job.work.is_last) {
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n)
-        *reinterpret_cast<float2*>(a.states + row * kDim + n * 8 + 2 * t) = {o[4 * n + 2 * i],
-                                                                             o[4 * n + 2 * i + 1]};
-      if (t == 0) state_sums(a, kDim)[row] = {softmax.maximum[i], sum};
+        *reinterpret_cast<float2*>(states_of(a, job.work.region, kDim) + row * kDim + n * 8 +
+                                   2 * t) = {o[4 * n + 2 * i], o[4 * n + 2 * i + 1]};
+      if (t == 0) state_sums(a, job.work.region, kDim)[row] = {softmax.maximum[i], sum};
       continue;
     }
     const float inverse = 1.f / sum;

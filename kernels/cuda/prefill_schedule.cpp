@@ -8,13 +8,22 @@ namespace {
 
 // Less than this at a time, and the launches cost more than the codes taken apart where they lie.
 constexpr int64_t kTilesMin = 16;
+// Rows of a tile of queries, with all heads of a KV head's group: what a block of the attention
+// takes at a time.
+constexpr int kQueryRows = 128;
+// Ranges of histories are as many as bring the step's blocks to this number, about that of the
+// multiprocessors of a large GPU. It does not depend on the device, so that results do not.
+constexpr int64_t kBlocks = 128;
+constexpr int64_t kRangesMax = 8;
+// A range is at least so long: 1,024 tokens take a block as long as the launches that it costs.
+constexpr int kRangeTilesMin = 16;
 
 int tiles_of(int places) { return (places + kHistoryTile - 1) / kHistoryTile; }
 
 class Scheduler {
  public:
   Scheduler(const KvView& store, const StepView& step, int heads_q)
-      : step_(step), format_(store.layout.format) {
+      : step_(step), format_(store.layout.format), heads_(store.layout.shape.heads) {
     const KvShape& shape = store.layout.shape;
     const int64_t block = int64_t(store.layout.staging_block_bytes()) * shape.heads;
     // f16 pages are read where they lie.
@@ -23,9 +32,11 @@ class Scheduler {
     const bool splits = std::ranges::any_of(step.sequences, [&](const StepSequence& s) {
       return uses_scratch(s) && end_tile(s) - first_tile(s) > tiles_;
     });
-    if (!splits) return;
     const int64_t states = int64_t(step.rows) * heads_q * (shape.head_dim + 2) * 4;
-    tiles_ = std::max<int64_t>(0, store.scratch_bytes - states) / block;
+    ranges_ = std::min(ranges_of_step(heads_q), store.scratch_bytes / 4 / states);
+    if (ranges_ < 2) ranges_ = 1;
+    if (!splits && ranges_ == 1) return;
+    tiles_ = std::max<int64_t>(0, store.scratch_bytes - ranges_ * states) / block;
     schedule_.states_offset = tiles_ * block;
   }
 
@@ -52,6 +63,26 @@ class Scheduler {
     return tiles_of(s.past + place_shift(format_, s.mode));
   }
 
+  // The tile that the sequence's own rows, or the last ones of its history, begin in.
+  int whole_tiles(const StepSequence& s) const {
+    return (s.past + place_shift(format_, s.mode)) / kHistoryTile;
+  }
+  // Into how many ranges the history may be cut, for its length.
+  int64_t ranges_of(const StepSequence& s) const {
+    return uses_scratch(s) ? (whole_tiles(s) - first_tile(s)) / kRangeTilesMin : 1;
+  }
+  // Into how many ranges histories should be cut.
+  int64_t ranges_of_step(int heads_q) const {
+    const int heads = heads_;
+    int64_t blocks = 0, longest = 1;
+    for (const StepSequence& s : step_.sequences) {
+      if (s.row_count == 1 && s.mode == KvMode::append) continue;
+      blocks += (int64_t(s.row_count) * (heads_q / heads) + kQueryRows - 1) / kQueryRows * heads;
+      longest = std::max(longest, ranges_of(s));
+    }
+    return blocks == 0 ? 1 : std::min({kBlocks / blocks, kRangesMax, longest});
+  }
+
   void add(int index, const StepSequence& s) {
     PrefillWork work;
     work.sequence = index;
@@ -63,6 +94,8 @@ class Scheduler {
       return push(work);
     }
     if (used_ > 0 && used_ + tiles > tiles_) flush();
+    if (const int64_t ranges = std::min(ranges_, ranges_of(s)); ranges > 1)
+      return add_ranges(work, int(ranges), first, whole_tiles(s), end);
     for (int at = first; at < end;) {
       const int count = int(std::min<int64_t>(end - at, tiles_));
       work.tile_begin = at;
@@ -77,6 +110,42 @@ class Scheduler {
       if (at < end) flush();
     }
   }
+  // The tiles [first, whole) in ranges, then what is left of the history together with the
+  // sequence's own rows.
+  void add_ranges(PrefillWork work, int ranges, int first, int whole, int end) {
+    for (int at = first; at < whole;) {
+      if (used_ == tiles_ || next_.work.size() + size_t(ranges) > size_t(kPrefillWorkMax)) flush();
+      const int count = int(std::min<int64_t>(whole - at, tiles_ - used_));
+      // Even, because the attention takes two tiles at a time.
+      const int each = ((count + ranges - 1) / ranges + 1) / 2 * 2;
+      work.regions = uint8_t((count + each - 1) / each);
+      work.is_last = 0;
+      work.region = 0;
+      for (int begin = 0; begin < count; begin += each, ++work.region) {
+        work.tile_begin = at + begin;
+        work.tile_end = at + std::min(begin + each, count);
+        work.block = int32_t(used_) + begin;
+        work.is_first = work.region > 0 || at == first;
+        next_.tiles_max = std::max(next_.tiles_max, work.tile_end - work.tile_begin);
+        next_.work.push_back(work);
+      }
+      next_.rows_max = std::max(next_.rows_max, work.rows);
+      next_.merges = next_.merges || work.regions > 1;
+      used_ += count;
+      at += count;
+      flush();
+    }
+    work.tile_begin = whole;
+    work.tile_end = end;
+    work.block = int32_t(used_);
+    work.is_first = 0;
+    work.is_last = 1;
+    work.region = 0;
+    work.regions = 1;
+    used_ += end - whole;
+    next_.tiles_max = std::max(next_.tiles_max, end - whole);
+    push(work);
+  }
   void push(const PrefillWork& work) {
     next_.work.push_back(work);
     next_.rows_max = std::max(next_.rows_max, work.rows);
@@ -90,8 +159,10 @@ class Scheduler {
 
   const StepView& step_;
   const KvFormat format_;
-  int64_t tiles_ = 0;  // that scratch holds
-  int64_t used_ = 0;   // by next_
+  const int heads_;     // KV heads
+  int64_t tiles_ = 0;   // that scratch holds
+  int64_t ranges_ = 1;  // into which a long history is cut
+  int64_t used_ = 0;    // by next_
   bool quantized_ = false;
   PrefillLaunch next_;
   PrefillSchedule schedule_;

@@ -14,6 +14,7 @@ struct PrefillLaunch {
   int rows_max = 0;               // of one sequence
   int tiles_max = 0;              // of one sequence in scratch; 0: nothing to dequantize
   bool reads_codes = false;       // some history is read as codes: scratch is too small
+  bool merges = false;            // some history is in several ranges: merge_prefill_states follows
 };
 
 struct PrefillSchedule {
@@ -22,7 +23,8 @@ struct PrefillSchedule {
 };
 
 // Sequences of one row in mode append are left out. A sequence whose history does not fit into
-// scratch is attended in several launches, block after block of its tokens.
+// scratch is attended in several launches, block after block of its tokens. Where the step has few
+// rows, a long history is attended in ranges at once, so that they occupy the device.
 PrefillSchedule schedule_prefill(const KvView& store, const StepView& step, int heads_q);
 
 // Bytes of scratch that hold the history of `tokens` tokens; 0 for f16 pages.

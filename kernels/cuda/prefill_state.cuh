@@ -16,9 +16,15 @@ __device__ __forceinline__ int64_t state_row(const PrefillArguments& a, const St
   return (int64_t(s.row_begin) + p / group) * a.heads_q + head * group + p % group;
 }
 
-// [t hq] maximum (of scores before scaling) and sum.
-__device__ __forceinline__ float2* state_sums(const PrefillArguments& a, int head_dim) {
-  return reinterpret_cast<float2*>(a.states + int64_t(a.rows) * a.heads_q * head_dim);
+// The region of states that a launch's work reads and writes: [t hq, d] weighted sums of values.
+__device__ __forceinline__ float* states_of(const PrefillArguments& a, int region, int head_dim) {
+  return a.states + int64_t(region) * a.rows * a.heads_q * (head_dim + 2);
+}
+
+// The same region's [t hq] maximum (of scores before scaling) and sum.
+__device__ __forceinline__ float2* state_sums(const PrefillArguments& a, int region, int head_dim) {
+  return reinterpret_cast<float2*>(states_of(a, region, head_dim) +
+                                   int64_t(a.rows) * a.heads_q * head_dim);
 }
 
 __device__ __forceinline__ void store_pair(__half* out, float a, float b) {

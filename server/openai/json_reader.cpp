@@ -9,6 +9,7 @@
 
 #include "base/json_file.h"
 #include "engine/limits.h"
+#include "server/openai/long_values.h"
 
 namespace kivi {
 namespace {
@@ -26,7 +27,10 @@ class DomBuilder {
   using string_t = json::string_t;
   using binary_t = json::binary_t;
 
-  explicit DomBuilder(const std::stop_token& stop) : stop_(stop) {}
+  // `outline`: what stands in the places of the long values that the parser does not see; null =
+  // the parser sees all. They are moved out of it.
+  explicit DomBuilder(const std::stop_token& stop, BodyOutline* outline = nullptr)
+      : stop_(stop), outline_(outline) {}
 
   bool null() { return scalar(nullptr); }
   bool boolean(bool value) { return scalar(value); }
@@ -40,15 +44,19 @@ class DomBuilder {
                    field_});
     return scalar(value);
   }
-  bool string(string_t& value) { return count_node() && scalar(std::move(value)); }
+  bool string(string_t& value) {
+    put_long_text(value);
+    return count_node() && scalar(std::move(value));
+  }
   bool binary(binary_t&) { return false; }  // JSON has none
 
   bool start_object(size_t) { return open(json::object()); }
-  bool start_array(size_t) { return open(json::array()); }
+  bool start_array(size_t) { return open(json::array()) && put_long_list(); }
   bool end_object() { return close(); }
   bool end_array() { return close(); }
 
   bool key(string_t& name) {
+    put_long_text(name);
     if (open_.size() == 1) field_ = name;
     if (!count_node()) return false;
     // Readers of JSON resolve a name that stands twice differently.
@@ -91,13 +99,41 @@ class DomBuilder {
          field_});
   }
 
+  bool count_values(size_t count) {
+    values_ += count;
+    if (values_ <= kMaxJsonValues) return true;
+    return fail({ErrorCode::invalid,
+                 fmt::format("the body has more than {} values", kMaxJsonValues), field_});
+  }
+
+  // Gives a string that is a long text its characters.
+  void put_long_text(string_t& value) {
+    const size_t number = texts_++;
+    if (outline_ == nullptr || long_texts_ == outline_->texts.size()) return;
+    BodyOutline::Text& text = outline_->texts[long_texts_];
+    if (text.number != number) return;
+    value = std::move(text.value);
+    ++long_texts_;
+  }
+
+  // Gives the list that has just been opened its values, if it is a long one.
+  bool put_long_list() {
+    const size_t number = lists_++;
+    if (outline_ == nullptr || long_lists_ == outline_->lists.size()) return true;
+    BodyOutline::List& list = outline_->lists[long_lists_];
+    if (list.number != number) return true;
+    ++long_lists_;
+    const std::vector<uint32_t> values = std::move(list.values);
+    if (!count_values(values.size())) return false;
+    auto& placed = open_.back()->get_ref<json::array_t&>();
+    placed.reserve(values.size());
+    for (const uint32_t value : values) placed.emplace_back(value);
+    return true;
+  }
+
   // Puts a value where the parser is; null where that is refused.
   json* put(json&& value) {
-    if (++values_ > kMaxJsonValues) {
-      fail({ErrorCode::invalid, fmt::format("the body has more than {} values", kMaxJsonValues),
-            field_});
-      return nullptr;
-    }
+    if (!count_values(1)) return nullptr;
     constexpr size_t kStopInterval = 1024;  // values between two looks at the token
     if (values_ % kStopInterval == 0 && stop_.stop_requested()) {
       fail({ErrorCode::cancelled, "the request was abandoned"});
@@ -140,6 +176,9 @@ class DomBuilder {
   }
 
   const std::stop_token& stop_;
+  BodyOutline* const outline_;
+  size_t lists_ = 0, texts_ = 0;            // so many have come
+  size_t long_lists_ = 0, long_texts_ = 0;  // so many of the outline's have been put
   ParsedJson root_;
   // The open containers. A container does not move while one inside it is open.
   std::vector<json*> open_;
@@ -159,6 +198,13 @@ const char* type_name(const json& value) {
 
 Result<ParsedJson> parse_request_json(std::string_view body, const std::stop_token& stop) {
   if (stop.stop_requested()) return Error{ErrorCode::cancelled, "the request was abandoned"};
+  if (std::optional<BodyOutline> outline = outline_of(body)) {
+    DomBuilder builder(stop, &*outline);
+    json::sax_parse(outline->body.begin(), outline->body.end(), &builder);
+    Result<ParsedJson> parsed = builder.take();
+    if (parsed.ok() && (*parsed)->is_object()) return parsed;
+    // What is wrong is said by a reading of the body itself, which knows the place.
+  }
   DomBuilder builder(stop);
   json::sax_parse(body.begin(), body.end(), &builder);
   KIVI_ASSIGN_OR_RETURN(ParsedJson parsed, builder.take());

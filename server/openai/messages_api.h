@@ -39,7 +39,7 @@ class MessagesWriter final : public AnswerWriter {
 
   // {"id":…,"type":"message","role":"assistant","model":…  without its end.
   void append_head(std::string& out) const;
-  // "stop_reason":…,"stop_sequence":…
+  // "stop_reason":…,"stop_sequence":…,"stop_details":null
   static void append_stop(std::string& out, const TextChunk& chunk, bool called);
   void write_delta(std::string& out, const ToolDelta& delta);
   // Ends the open block, if it is of another kind, and begins one with `content`.

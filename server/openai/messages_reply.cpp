@@ -118,6 +118,8 @@ void MessagesWriter::append_stop(std::string& out, const TextChunk& chunk, bool 
     append_json_string(out, *text);
   else
     out += "null";
+  // Says more about a refusal alone, which no model here makes.
+  out += ",\"stop_details\":null";
 }
 
 std::string MessagesWriter::whole(std::span<const TextChunk> chunks,
@@ -214,7 +216,9 @@ void MessagesWriter::append_event(std::string& out, const TextChunk& chunk,
     begin_event(out, "message_start");
     out += ",\"message\":";
     append_head(out);
-    out += ",\"content\":[],\"stop_reason\":null,\"stop_sequence\":null,\"usage\":";
+    out +=
+        ",\"content\":[],\"stop_reason\":null,\"stop_sequence\":null,\"stop_details\":null,"
+        "\"usage\":";
     Usage usage = completion.usage();
     usage.completion_tokens = 0;
     append_messages_usage(out, usage);

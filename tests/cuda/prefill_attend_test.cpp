@@ -207,6 +207,28 @@ TEST_CASE("flash prefill merges the blocks of a history that scratch does not ho
     }
 }
 
+// Steps of few rows, which attend to ranges of a long history at once.
+TEST_CASE("flash prefill joins the ranges of a long history") {
+  std::mt19937 random(11);
+  const KvFormat kivi2{KvKind::kivi, 2, 2, 32, 32}, kivi4{KvKind::kivi, 4, 4, 32, 128},
+      kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
+  const std::vector<std::pair<int, int>> several = {{4160, 5}, {30, 7},   {2047, 2},
+                                                    {2112, 3}, {3001, 1}, {2500, 33}};
+  for (const KvFormat& f : {f8_format(), kivi2, kivi25})
+    for (const int d : {64, 96, 128, 256}) {
+      check({f, 8, 2, d, 0, KvMode::append, several}, random);
+      check({f, 4, 1, d, 1500, KvMode::append, several}, random);
+    }
+  check({kivi4, 8, 2, 128, 20, KvMode::append, several}, random);
+  check({kivi4, 8, 2, 128, 3000, KvMode::append, several}, random);
+  // Up to eight ranges; scratch that holds a part of the history, and its states.
+  const KvLayout layout{kivi25, {2, 1, 128}};
+  const int64_t tile = layout.staging_block_bytes(), states = int64_t(9) * 4 * (128 + 2) * 4;
+  for (const int64_t scratch :
+       {int64_t(16) << 20, 40 * tile, 64 * tile + 4 * states, 100 * tile + 8 * states})
+    check({kivi25, 4, 1, 128, 0, KvMode::append, {{9000, 9}}, scratch}, random);
+}
+
 // More sequences than a launch takes.
 TEST_CASE("flash prefill equals the CPU's attention for a step of many sequences") {
   std::mt19937 random(10);

@@ -112,9 +112,10 @@ class Messages(Dialect):
         chat = self.chat([{"role": "system", "content": "Be short."}, {"role": "user", "content": TEXT}])
         message = self.ok(self.post(system="Be short."))
         self.assertEqual(message["content"], [{"type": "text", "text": chat["choices"][0]["message"]["content"]}])
-        self.assertEqual({k: message[k] for k in ("type", "role", "model", "stop_reason", "stop_sequence")},
+        names = ("type", "role", "model", "stop_reason", "stop_sequence", "stop_details")
+        self.assertEqual({k: message[k] for k in names},
                          {"type": "message", "role": "assistant", "model": "tales", "stop_reason": "max_tokens",
-                          "stop_sequence": None})
+                          "stop_sequence": None, "stop_details": None})
         self.assertTrue(message["id"].startswith("msg_"))
         usage = message["usage"]
         self.assertEqual(usage["input_tokens"] + usage["cache_read_input_tokens"], chat["usage"]["prompt_tokens"])
@@ -126,7 +127,7 @@ class Messages(Dialect):
     def test_a_stream_makes_the_same_message(self):
         for body in ({}, {"stop_sequences": ["ing"], "max_tokens": 200, "temperature": 1, "seed": 3}):
             whole, streamed = self.ok(self.post(**body)), self.joined(self.stream(**body))
-            for name in ("content", "stop_reason", "stop_sequence", "model", "usage"):
+            for name in ("content", "stop_reason", "stop_sequence", "stop_details", "model", "usage"):
                 self.assertEqual(streamed[name], whole[name])
 
     def test_a_stop_sequence_is_named(self):

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "engine/grammar/compiled_grammar.h"
 #include "engine/grammar/compiler.h"
 #include "tests/cpu_time.h"
 
@@ -86,7 +87,20 @@ std::vector<Job> jobs() {
        {SourceKind::grammar,
         "root ::= sum\nsum ::= sum \" + \" term | term\nterm ::= [0-9]+ | \"(\" sum \")\"",
         {}},
-       "12 + (3 + 45) + 678 + ((9))"}};
+       "12 + (3 + 45) + 678 + ((9))"},
+      // bench/structured_work.cpp
+      {"lines in GBNF",
+       {SourceKind::grammar,
+        R"(root ::= line*
+line ::= "{\"name\": \"" text "\", \"age\": " age ", \"mood\": \"" mood "\", \"glad\": " flag "}\n"
+text ::= [^"\\\x00-\x1F]{0,64}
+age ::= [1-9] [0-9]{0,2}
+mood ::= "glad" | "sad" | "calm"
+flag ::= "true" | "false"
+)",
+        {}},
+       R"({"name": "the tall son of a miller", "age": 41, "mood": "calm", "glad": true})"
+       "\n"}};
 }
 
 struct Times {
@@ -142,6 +156,76 @@ TEST_CASE("Benchmark: compiling and masks at 128,000 tokens", "[.benchmark]") {
           times.mean_us(round), masks[masks.size() / 2], masks[masks.size() * 99 / 100],
           masks.back(), times.accept_us[round]);
     }
+  }
+}
+
+// A batch that begins with a new grammar: every text takes tokens that its mask allows, all at the
+// same pace. The sum of a step's masks is what the engine's thread has to do for it.
+TEST_CASE("Benchmark: masks of 256 texts that begin at once", "[.benchmark]") {
+  const std::vector<std::string> tokens = large_vocabulary(128'000);
+  constexpr int kTexts = 256, kSteps = 100;
+  for (const Job& job : jobs()) {
+    Compiler compiler(tokens, 128'256);
+    const auto compiled = compiler.compile(job.source);
+    if (!compiled.ok()) FAIL(compiled.error().message);
+    std::vector<uint32_t> mask(size_t(compiler.mask_words()));
+    for (const char* round : {"first", "again"}) {
+      std::mt19937 random(1);
+      std::vector<std::unique_ptr<Guide>> guides;
+      for (int i = 0; i < kTexts; ++i) guides.push_back(Compiler::guide(*compiled));
+      std::vector<double> steps_ms;
+      for (int step = 0; step < kSteps; ++step) {
+        double step_us = 0;
+        for (std::unique_ptr<Guide>& guide : guides) {
+          if (guide->complete()) guide = Compiler::guide(*compiled);
+          const double begin = now_us();
+          REQUIRE(guide->fill_mask(mask));
+          step_us += microseconds(begin);
+          int32_t id = 0;
+          do {
+            id = int32_t(random() % tokens.size());
+            for (size_t word = size_t(id) / 32; mask[word] == 0; id = int32_t(word) * 32)
+              word = (word + 1) % mask.size();
+            while ((mask[size_t(id) / 32] >> (id % 32) & 1) == 0 && id % 32 != 31) ++id;
+          } while ((mask[size_t(id) / 32] >> (id % 32) & 1) == 0);
+          REQUIRE(guide->accept(id));
+        }
+        steps_ms.push_back(step_us / 1000);
+      }
+      std::vector<double> sorted = steps_ms;
+      std::ranges::sort(sorted);
+      double sum = 0;
+      for (const double ms : steps_ms) sum += ms;
+      fmt::print(
+          "{}, {} round: masks of {} steps {:.1f} ms, p50 {:.2f}, largest {:.1f}; first ten:",
+          job.name, round, kSteps, sum, sorted[sorted.size() / 2], sorted.back());
+      for (int i = 0; i < 10; ++i) fmt::print(" {:.1f}", steps_ms[size_t(i)]);
+      fmt::print("\n");
+    }
+  }
+}
+
+TEST_CASE("Benchmark: masks of all states", "[.benchmark]") {
+  const std::vector<std::string> tokens = large_vocabulary(128'000);
+  for (const Job& job : jobs()) {
+    Compiler compiler(tokens, 128'256);
+    const auto compiled = compiler.compile(job.source);
+    if (!compiled.ok()) FAIL(compiled.error().message);
+    const CompiledGrammar& grammar = **compiled;
+    const auto made = std::ranges::count_if(grammar.order(),
+                                            [&](int32_t state) { return grammar.has_mask(state); });
+    double largest = 0;
+    size_t bytes = 0;
+    const double begin = now_us();
+    for (const int32_t state : grammar.order()) {
+      const double mask_begin = now_us();
+      bytes += grammar.mask(state).bytes();
+      largest = std::max(largest, microseconds(mask_begin));
+    }
+    fmt::print(
+        "{}: {} of {} states when compiled; the others {:.1f} ms, largest {:.2f} ms; {} KiB\n",
+        job.name, made, grammar.order().size(), microseconds(begin) / 1000, largest / 1000,
+        bytes >> 10);
   }
 }
 

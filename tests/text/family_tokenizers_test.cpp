@@ -151,6 +151,35 @@ TEST_CASE("form C: what is composed already stays, what is not gets composed") {
   CHECK(to_nfc("a\u0323\u0307 a\u0307\u0323") == "\u1EA1\u0307 \u1EA1\u0307");
 }
 
+// Llama 3's configuration with a vocabulary as large as its own: most words of a text are a token.
+std::unique_ptr<Tokenizer> llama3_with_words(const std::string& text) {
+  constexpr size_t kTokens = 128'000;
+  json file = json::parse(read_file(kData + "text/families/llama3.json"));
+  json& vocab = file["model"]["vocab"];
+  int32_t next = 1000;  // behind the added tokens
+  const auto add = [&](const std::string& name) {
+    if (vocab.size() < kTokens && !vocab.contains(name)) vocab[name] = next++;
+  };
+  for (size_t at = 0; at < text.size();) {
+    size_t end = at;
+    while (end < text.size() && std::isalpha(static_cast<unsigned char>(text[end]))) ++end;
+    if (end > at + 1)
+      add((at > 0 && text[at - 1] == ' ' ? "\u0120" : "") + text.substr(at, end - at));
+    at = end + 1;
+  }
+  std::mt19937 random(1);
+  while (vocab.size() < kTokens) {
+    std::string word = random() % 2 ? "\u0120" : "";
+    for (size_t n = 2 + random() % 8; n > 0; --n) word += char('a' + random() % 26);
+    add(word);
+  }
+  ModelFolder folder;
+  folder.write("tokenizer.json", file.dump());
+  auto tokenizer = load_tokenizer(folder.path());
+  if (!tokenizer.ok()) FAIL(tokenizer.error().message);
+  return std::move(tokenizer).value();
+}
+
 // Run by name: build/tests/text_test "[.speed]".
 TEST_CASE("encoding speed of a megabyte of tales", "[.speed]") {
   std::string text;
@@ -168,6 +197,7 @@ TEST_CASE("encoding speed of a megabyte of tales", "[.speed]") {
     CHECK(tokens > 100'000);
   };
   for (const std::string& name : families()) measure(name, *load_family(name));
+  measure("llama3, 128,000", *llama3_with_words(text));
   for (const char* model : {"tales-falcon", "tales-llama"}) {
     const auto tokenizer = load_tokenizer(KIVI_SOURCE_DIR "/models/" + std::string(model));
     REQUIRE(tokenizer.ok());
