@@ -166,6 +166,15 @@ class Benchmark {
     result_->rows.push_back(std::move(m));
   }
 
+  // True if the products of the run read quantized rows, which the ops before them then write.
+  bool quantizes_rows(int t) const {
+    constexpr int kRowsMin = 9;  // docs/design/decisions/030-fp8-activations-from-9-rows.md
+    return config_.quantization == "fp8" && backend_.asynchronous() && t >= kRowsMin;
+  }
+  Operand quantized_result(int copy, int64_t t, int64_t n) const {
+    return quantized_in(results_.matrix(copy, t, n)).value();
+  }
+
   int size_a() const { return int(size_of(a_)); }
   int size_w() const { return int(size_of(dtype_)); }
   int rows_max() const { return *std::ranges::max_element(scale_.rows); }
@@ -317,6 +326,13 @@ void Benchmark::measure_norms(int t) {
              backend_.add_norm(residual_.matrix(i, t, n), inputs_.matrix(i, t, n), weight, offset,
                                spec_.norm, float(spec_.norm_eps), results_.matrix(i, t, n));
            }));
+  if (wanted("add_norm") && quantizes_rows(t))
+    record("add_norm", matrix_text(t, n), "e4m3 rows",
+           quantized_output(add_norm_cost(t, n, size_w(), size_a(), bias), t, n, size_a()),
+           timer_.seconds(copies, [&](int i) {
+             backend_.add_norm(residual_.matrix(i, t, n), inputs_.matrix(i, t, n), weight, offset,
+                               spec_.norm, float(spec_.norm_eps), quantized_result(i, t, n));
+           }));
 }
 
 Status Benchmark::measure_matmuls(int t) {
@@ -351,14 +367,25 @@ Status Benchmark::measure_quantized(const char* name, int t, int64_t k, int64_t 
     KIVI_ASSIGN_OR_RETURN(product_scratch_, backend_.allocate(size_t(scratch), "scratch"));
     backend_.use_product_scratch(product_scratch_.data(), scratch);
   }
-  const int places = std::min(inputs_.copies(t, k), results_.copies(t, n));
+  const int places =
+      std::min({inputs_.copies(t, k), residual_.copies(t, k), results_.copies(t, n)});
   OpCost cost = matmul_cost(t, k, n, 0, size_a(), size_a());
   cost.bytes += w.bytes();
-  record("matmul", fmt::format("{} {} x {}", name, matrix_text(t, k), matrix_text(n, k)),
-         name_of(format), cost, timer_.seconds(w.copies(), [&](int i) {
-           backend_.matmul(inputs_.matrix(i % places, t, k), w.copy(i), {},
-                           results_.matrix(i % places, t, n));
-         }));
+  const std::string shape = fmt::format("{} {} x {}", name, matrix_text(t, k), matrix_text(n, k));
+  record("matmul", shape, name_of(format), cost, timer_.seconds(w.copies(), [&](int i) {
+    backend_.matmul(inputs_.matrix(i % places, t, k), w.copy(i), {},
+                    results_.matrix(i % places, t, n));
+  }));
+  if (!quantizes_rows(t)) return ok_status();
+  // The op before has quantized the rows.
+  for (int i = 0; i < places; ++i)
+    backend_.norm(inputs_.matrix(i, t, k), weights_.vector(0, k), {}, NormKind::rms, 1e-5f,
+                  quantized_in(residual_.matrix(i, t, k)).value());
+  cost.bytes -= t * (k * (size_a() - 1) - 4);
+  record("matmul", shape, "fp8, e4m3 rows", cost, timer_.seconds(w.copies(), [&](int i) {
+    backend_.matmul(quantized_in(residual_.matrix(i % places, t, k)).value(), w.copy(i), {},
+                    results_.matrix(i % places, t, n));
+  }));
   return ok_status();
 }
 
@@ -418,6 +445,13 @@ void Benchmark::measure_activation(int t) {
     record("activation", matrix_text(t, f), "", activate_cost(t, f, size_a()),
            timer_.seconds(copies, [&](int i) {
              backend_.activate(residual_.matrix(i, t, f), spec_.activation);
+           }));
+  if (spec_.gated && quantizes_rows(t))
+    record("activation", fmt::format("gated {}", matrix_text(t, 2 * f)), "e4m3 rows",
+           quantized_output(gated_activation_cost(t, f, size_a()), t, f, size_a()),
+           timer_.seconds(copies, [&](int i) {
+             backend_.gated_activation(inputs_.matrix(i, t, 2 * f), spec_.activation,
+                                       quantized_result(i, t, f));
            }));
 }
 

@@ -45,6 +45,11 @@ OpCost activate_cost(int64_t t, int64_t f, int a) { return {2 * t * f * a, 0}; }
 OpCost gather_rows_cost(int64_t t, int64_t n, int a) { return {t * (kIndex + 2 * n * a), 0}; }
 OpCost sample_cost(int64_t t, int64_t vocab) { return {t * vocab * 4, 0}; }
 
+OpCost quantized_output(OpCost cost, int64_t t, int64_t n, int a) {
+  constexpr int kScale = 4;
+  return {cost.bytes + t * (n + kScale) - t * n * a, cost.flops};
+}
+
 int64_t layer_bytes_held(const KvLayout& layout, int tokens) {
   const KvFormat& format = layout.format;
   const int keys = keys_paged(format, tokens);

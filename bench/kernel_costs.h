@@ -28,6 +28,8 @@ OpCost gated_activation_cost(int64_t t, int64_t f, int a);
 OpCost activate_cost(int64_t t, int64_t f, int a);
 OpCost gather_rows_cost(int64_t t, int64_t n, int a);
 OpCost sample_cost(int64_t t, int64_t vocab);
+// `cost` of an op whose output [t, n] is quantized rows in place of rows of activations.
+OpCost quantized_output(OpCost cost, int64_t t, int64_t n, int a);
 
 // Bytes that one layer holds of a sequence of `tokens`: codes, scales and minima, 16-bit rows.
 int64_t layer_bytes_held(const KvLayout& layout, int tokens);

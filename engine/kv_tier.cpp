@@ -14,6 +14,31 @@ constexpr size_t kFetchesMax = 16;
 // Jobs of the disk at a time. Each read job has host pages that nothing else can use meanwhile.
 constexpr size_t kJobsMax = 16;
 
+// Where a sequence can be continued, and the pages to fetch for it.
+struct FetchEnd {
+  int tokens = 0;
+  int pages = 0;
+  int disk_pages = 0;  // of these, those on disk
+};
+
+// Chooses the end that spares the most time, where `have` tokens need not be computed.
+FetchReach choose_end(std::span<const FetchEnd> ends, int have, const FetchRates& rates) {
+  if (ends.empty()) return {};
+  const FetchEnd& longest = ends.back();
+  // Nothing is known to be slow before it was measured.
+  if (rates.tokens == 0 || rates.pages == 0) return {longest.tokens, longest.tokens, 0, 0};
+  // What comes from disk is copied twice.
+  const auto fetch_seconds = [&](const FetchEnd& e) {
+    return e.pages / rates.pages + (rates.disk_pages > 0 ? e.disk_pages / rates.disk_pages : 0);
+  };
+  const auto compute_seconds = [&](const FetchEnd& e) { return (e.tokens - have) / rates.tokens; };
+  const auto gain = [&](const FetchEnd& e) { return compute_seconds(e) - fetch_seconds(e); };
+  const FetchEnd& best = *std::ranges::max_element(ends, {}, gain);
+  const bool worth = gain(best) > 0;
+  const FetchEnd& told = worth ? best : longest;
+  return {longest.tokens, worth ? best.tokens : 0, fetch_seconds(told), compute_seconds(told)};
+}
+
 }  // namespace
 
 KvTier::KvTier(PrefixCache& device, KvTierSetup setup)
@@ -204,47 +229,35 @@ FetchRates KvTier::rates() const {
 FetchReach KvTier::reach(const SequenceKv& kv, std::span<const int32_t> tokens,
                          std::string_view salt, const PrefixMatch& match, int limit, int first_end,
                          int grid, const FetchRates& rates) const {
-  FetchReach reach;
-  if (!on()) return reach;
+  if (!on()) return {};
   const PrefixBlocks& blocks = device_.blocks();
   const int whole = blocks.whole(limit);
   const int on_device = device_.complete_blocks(kv, tokens, salt, whole);
-  // What comes from disk is copied twice. Nothing is known to be slow before it was measured.
-  const bool known = rates.tokens > 0 && rates.pages > 0;
-  const auto seconds_of = [&](Place place, PieceKind kind) {
-    const double pages = piece_pages(kind);
-    const double from_disk =
-        place == Place::disk && rates.disk_pages > 0 ? pages / rates.disk_pages : 0;
-    return pages / rates.pages + from_disk;
+  const auto with = [&](FetchEnd sum, Place place, PieceKind kind) {
+    sum.pages += piece_pages(kind);
+    sum.disk_pages += place == Place::disk ? piece_pages(kind) : 0;
+    return sum;
   };
-  double seconds = 0, gain_most = 0;  // of the blocks so far; of `end`
+  // The checkpoint's piece has the pages of its own block too.
+  const PieceKind last = blocks.slab_pages == 0 ? PieceKind::block : PieceKind::checkpoint;
+  std::vector<FetchEnd> ends;
+  FetchEnd before;  // the blocks before k
   for (int k = 0; k < whole; ++k) {
-    const Place block =
-        k < on_device ? Place::host : place_of({kv.names[size_t(k)], PieceKind::block});
+    const BlockName& name = kv.names[size_t(k)];
+    const bool here = k < on_device;
+    const Place block = here ? Place::host : place_of({name, PieceKind::block});
+    const Place place = last == PieceKind::block ? block : place_of({name, last});
+    const FetchEnd through = here ? before : with(before, block, PieceKind::block);
     const int end = blocks.end(k);
     const bool on_grid = grid == 0 || (end >= first_end && (end - first_end) % grid == 0);
-    // The checkpoint's piece has the pages of its own block too.
-    const PieceKind last = blocks.slab_pages == 0 ? PieceKind::block : PieceKind::checkpoint;
-    const Place place = last == PieceKind::block ? block : place_of({kv.names[size_t(k)], last});
     if (place != Place::none && on_grid && end > match.tokens) {
-      const bool here = k < on_device && last == PieceKind::block;
-      const double fetch = known && !here ? seconds + seconds_of(place, last) : seconds;
-      const double compute = known ? double(end - match.tokens) / rates.tokens : 0;
-      const bool best = !known || compute - fetch > gain_most;
-      reach.longest = end;
-      if (best) {
-        reach.end = end;
-        gain_most = compute - fetch;
-      }
-      if (best || reach.end == 0) {
-        reach.fetch_seconds = fetch;
-        reach.compute_seconds = compute;
-      }
+      ends.push_back(last == PieceKind::block ? through : with(before, place, last));
+      ends.back().tokens = end;
     }
     if (block == Place::none) break;
-    if (known && k >= on_device) seconds += seconds_of(block, PieceKind::block);
+    before = through;
   }
-  return reach;
+  return choose_end(ends, match.tokens, rates);
 }
 
 int KvTier::extra_pages() const {
@@ -488,7 +501,6 @@ KvTierStats KvTier::stats() const {
   KvTierStats stats = counted_;
   stats.host_pages_total = host_.total();
   stats.host_pages_used = host_.total() - host_.free();
-  stats.rates = rates();
   if (disk_ != nullptr) stats.disk = disk_->stats();
   return stats;
 }

@@ -77,14 +77,14 @@ struct FetchCounts {
 
 struct KvTierStats {
   int64_t host_pages_total = 0, host_pages_used = 0;
-  int64_t page_bytes = 0;            // 0: no tier
+  int64_t page_bytes = 0;            // 0: no tier; the engine's
   uint64_t pages_to_host = 0;        // written behind
   uint64_t pages_to_device = 0;      // brought back
   uint64_t tokens_fetched = 0;       // of sequences, brought back
   uint64_t tokens_fetched_disk = 0;  // of these, from disk
   uint64_t fetches = 0;
   uint64_t fetches_failed = 0;  // abandoned for pages, cancelled, or a piece was gone
-  FetchRates rates;
+  FetchRates rates;             // the scheduler's
   PieceStoreStats disk;
 };
 

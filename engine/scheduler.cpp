@@ -219,6 +219,7 @@ void Scheduler::admit(const Candidate& c) {
   Sequence& s = *c.sequence;
   if (c.declined > 0) {
     ++fetch_counts_.declined;
+    ++declined_since_probe_;
     fetch_counts_.tokens_declined += uint64_t(c.declined);
   }
   if (cacheable(s)) {

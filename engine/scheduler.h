@@ -249,9 +249,10 @@ class Scheduler {
   int grid_ = 0;
   PrefixCounts prefix_counts_;
   FetchCounts fetch_counts_;
-  RunningRate prompt_rate_;  // tokens
-  int step_rows_ = 0;        // of prompts, in steps since the last one with results
-  double step_seconds_ = 0;  // of these steps, the last one included
+  uint64_t declined_since_probe_ = 0;  // sequences, since one fetched more than seemed worth it
+  RunningRate prompt_rate_;            // tokens
+  int step_rows_ = 0;                  // of prompts, in steps since the last one with results
+  double step_seconds_ = 0;            // of these steps, the last one included
   uint64_t transfers_done_ = 0;
   double transfer_seconds_ = 0;
   std::vector<uint64_t> seen_;  // hashes of blocks of earlier prompts, each in its only place

@@ -13,8 +13,8 @@ namespace {
 
 // A sequence asks for its first tokens at most this often: a fetch may be abandoned, or fail.
 constexpr int kFetchesOfOneMax = 4;
-// Of so many sequences whose tokens should be computed, one fetches them: what is never fetched is
-// never measured again.
+// Of so many sequences that should compute tokens which they could fetch, one fetches them all:
+// what is never fetched is never measured again.
 constexpr uint64_t kProbeEvery = 16;
 
 }  // namespace
@@ -61,8 +61,7 @@ bool Scheduler::fetches(Candidate& c, const Room& room) {
       tier.reach(s.kv, s.tokens, salt, c.match, s.prefill_tokens - 1, first_end_, grid_, rates);
   if (reach.longest == 0) return false;
   fetch_counts_.last = reach;
-  const bool probes =
-      kv_fetch_ == KvFetch::automatic && fetch_counts_.declined % kProbeEvery == kProbeEvery - 1;
+  const bool probes = kv_fetch_ == KvFetch::automatic && declined_since_probe_ >= kProbeEvery - 1;
   const int end = kv_fetch_ == KvFetch::compute ? 0 : probes ? reach.longest : reach.end;
   c.declined = reach.longest - std::max(end, c.match.tokens);
   if (end == 0) return false;
@@ -74,7 +73,7 @@ bool Scheduler::fetches(Candidate& c, const Room& room) {
   fetched.staging_pages = 0;
   fetched.match.tokens = end;
   if (!fits(fetched, room) || !tier.fetch(s, end, salt)) return false;
-  if (probes && reach.end == 0) ++fetch_counts_.declined;
+  if (end > reach.end) declined_since_probe_ = 0;
   return true;
 }
 
@@ -151,18 +150,19 @@ bool Scheduler::prefix_is_coming(const Candidate& c) const {
   const Sequence& s = *c.sequence;
   if (!c.reuses || s.kv.chains.empty()) return false;
   const PrefixBlocks& blocks = cache_.prefixes().blocks();
-  for (const auto& [unused, r] : running_) {
+  for (const auto& entry : running_) {
+    const Sequence& r = *entry.second;  // a lambda of Clang 14 captures no structured binding
     const auto comes = [&](int tokens) {
       const size_t k = size_t(blocks.whole(tokens)) - 1;
       return tokens > c.match.tokens && tokens < s.prefill_tokens && k < s.kv.chains.size() &&
-             k < r->kv.chains.size() && s.kv.chains[k] == r->kv.chains[k];
+             k < r.kv.chains.size() && s.kv.chains[k] == r.kv.chains[k];
     };
-    if (std::ranges::any_of(r->kv.wanted, comes, &WantedCheckpoint::tokens) ||
-        std::ranges::any_of(r->kv.captured, comes, &CapturedSlab::tokens))
+    if (std::ranges::any_of(r.kv.wanted, comes, &WantedCheckpoint::tokens) ||
+        std::ranges::any_of(r.kv.captured, comes, &CapturedSlab::tokens))
       return true;
     // Without checkpoints, the last block of both prompts that is not there yet.
-    const int common = blocks.whole(std::min(r->prefill_tokens, s.prefill_tokens - 1));
-    if (blocks.slab_pages == 0 && common > 0 && r->kv.settled < blocks.end(common - 1) &&
+    const int common = blocks.whole(std::min(r.prefill_tokens, s.prefill_tokens - 1));
+    if (blocks.slab_pages == 0 && common > 0 && r.kv.settled < blocks.end(common - 1) &&
         comes(blocks.end(common - 1)))
       return true;
   }

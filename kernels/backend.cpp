@@ -32,9 +32,34 @@ bool is_bias(const Tensor& bias, DType type, int64_t n) {
   return bias.empty() || (bias.dtype == type && is_vector(bias, n));
 }
 
+// Quantized rows have whole 16-byte pieces.
+bool is_operand(const Operand& x, DType type, int64_t rows, int64_t columns) {
+  if (x.rows.dtype != type) return false;
+  if (!x.quantized()) return is_matrix(x.rows, rows, columns);
+  return x.rows.data == nullptr && x.scales != nullptr && x.rows.rank == 2 && x.count() == rows &&
+         x.columns() == columns && columns % 16 == 0;
+}
+
 bool is_quantized(const Weight& w) {
   return w.codes != nullptr && w.scales != nullptr && w.rows >= 0 &&
          weight_fits(w.format, w.columns);
+}
+
+// Groups have members that may share the pages, and none twice.
+void verify_groups(const StepView& step, const KvLayout& layout) {
+  size_t members = 0;
+  for (const StepGroup& g : step.groups) {
+    KIVI_VERIFY(g.pages > 0 && g.member_count > 0 && size_t(g.members_begin) == members);
+    members += size_t(g.member_count);
+    KIVI_VERIFY(members <= step.group_members.size());
+    KIVI_VERIFY(g.pages_begin >= 0 && size_t(g.pages_begin + g.pages) <= step.page_table.size());
+    for (const int32_t i :
+         step.group_members.subspan(size_t(g.members_begin), size_t(g.member_count))) {
+      const StepSequence& s = step.sequences[size_t(i)];
+      KIVI_VERIFY(s.row_count == 1 && s.mode == KvMode::append && s.shared_pages == g.pages);
+      KIVI_VERIFY(g.pages * layout.page_tokens() <= values_paged(layout.format, s.past));
+    }
+  }
 }
 
 // Rows, sequences and page ranges of a step agree with each other and with the store.
@@ -102,7 +127,7 @@ void Backend::do_embed_quantized(const Weight&, const Tensor&, const Tensor&) {
   KIVI_VERIFY(false);
 }
 
-void Backend::do_matmul_quantized(const Tensor&, const Weight&, const Tensor&, const Tensor&) {
+void Backend::do_matmul_quantized(const Operand&, const Weight&, const Tensor&, const Tensor&) {
   KIVI_VERIFY(false);
 }
 
@@ -119,15 +144,15 @@ void Backend::resolve_ids(const Tensor& ids, const Tensor& sampled) {
 }
 
 void Backend::norm(const Tensor& x, const Tensor& weight, const Tensor& bias, NormKind kind,
-                   float eps, const Tensor& out) {
+                   float eps, const Operand& out) {
   add_norm(x, Tensor{}, weight, bias, kind, eps, out);
 }
 
 void Backend::add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
-                       const Tensor& bias, NormKind kind, float eps, const Tensor& out) {
+                       const Tensor& bias, NormKind kind, float eps, const Operand& out) {
   const int64_t t = x.rows(), n = x.shape[1];
-  KIVI_VERIFY(x.dtype == activation_type(weight.dtype) && out.dtype == x.dtype);
-  KIVI_VERIFY(is_matrix(x, t, n) && is_matrix(out, t, n) && is_vector(weight, n));
+  KIVI_VERIFY(x.dtype == activation_type(weight.dtype) && is_operand(out, x.dtype, t, n));
+  KIVI_VERIFY(is_matrix(x, t, n) && is_vector(weight, n));
   KIVI_VERIFY(is_bias(bias, weight.dtype, n) && eps >= 0);
   KIVI_VERIFY(delta.empty() || (delta.dtype == x.dtype && is_matrix(delta, t, n)));
   if (t > 0) do_add_norm(x, delta, weight, bias, kind, eps, out);
@@ -139,18 +164,20 @@ void Backend::add(const Tensor& x, const Tensor& delta) {
   if (x.size() > 0) do_add(x, delta);
 }
 
-void Backend::matmul(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out) {
-  const int64_t t = x.rows(), k = x.shape[1], n = w.rows;
-  KIVI_VERIFY(out.dtype == x.dtype || out.dtype == DType::f32);
-  KIVI_VERIFY(is_matrix(x, t, k) && is_matrix(out, t, n) && k > 0 && k == w.columns);
+void Backend::matmul(const Operand& x, const Weight& w, const Tensor& bias, const Tensor& out) {
+  const int64_t t = x.count(), k = x.columns(), n = w.rows;
+  const DType a = x.rows.dtype;
+  KIVI_VERIFY(out.dtype == a || out.dtype == DType::f32);
+  KIVI_VERIFY(is_operand(x, a, t, k) && is_matrix(out, t, n) && k > 0 && k == w.columns);
   if (w.is_plain()) {
     const DType type = w.plain.dtype;
-    KIVI_VERIFY(is_float(type) && x.dtype == activation_type(type));
+    KIVI_VERIFY(is_float(type) && a == activation_type(type) && !x.quantized());
     KIVI_VERIFY(is_matrix(w.plain, n, k) && is_bias(bias, type, n));
-    if (out.size() > 0) do_matmul(x, w.plain, bias, out);
+    if (out.size() > 0) do_matmul(x.rows, w.plain, bias, out);
     return;
   }
-  KIVI_VERIFY(is_quantized(w) && multiplies(w.format) && x.dtype == activation_type(x.dtype));
+  KIVI_VERIFY(is_quantized(w) && multiplies(w.format) && a == activation_type(a));
+  KIVI_VERIFY(!x.quantized() || takes_quantized(w));
   KIVI_VERIFY(w.hadamard == 0 || ((w.hadamard & (w.hadamard - 1)) == 0 && k % w.hadamard == 0));
   KIVI_VERIFY(w.order.empty() != w.format.reordered && (w.order.empty() || is_indices(w.order, k)));
   KIVI_VERIFY(bias.empty() || (is_float(bias.dtype) && is_vector(bias, n)));
@@ -182,6 +209,7 @@ void Backend::rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
 
 void Backend::begin_step(const StepView& step, const KvView& store, int heads_q) {
   KIVI_VERIFY(heads_q > 0 && heads_q % store.layout.shape.heads == 0);
+  verify_groups(step, store.layout);
   begun_ = step.sequences.data();
   if (step.rows > 0) do_begin_step(step, store, heads_q);
 }
@@ -214,11 +242,11 @@ void Backend::kv_append(const Tensor& kv, const KvView& store, const StepView& s
   }
 }
 
-void Backend::gated_activation(const Tensor& gate_up, Activation activation, const Tensor& out) {
-  KIVI_VERIFY(gate_up.dtype == activation_type(gate_up.dtype) && out.dtype == gate_up.dtype);
-  KIVI_VERIFY(is_matrix(out, gate_up.rows(), out.shape[1]));
-  KIVI_VERIFY(is_matrix(gate_up, gate_up.rows(), 2 * out.shape[1]));
-  if (out.size() > 0) do_gated_activation(gate_up, activation, out);
+void Backend::gated_activation(const Tensor& gate_up, Activation activation, const Operand& out) {
+  const int64_t t = gate_up.rows(), f = out.columns();
+  KIVI_VERIFY(gate_up.dtype == activation_type(gate_up.dtype));
+  KIVI_VERIFY(is_operand(out, gate_up.dtype, t, f) && is_matrix(gate_up, t, 2 * f));
+  if (t * f > 0) do_gated_activation(gate_up, activation, out);
 }
 
 void Backend::activate(const Tensor& x, Activation activation) {

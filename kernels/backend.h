@@ -13,6 +13,7 @@
 // - Queries that enter attention have query_type(): f32 on the CPU, f16 on CUDA.
 // - New keys and values are f16 on every device (to_f16_saturated).
 // - Sums are accumulated in f32 everywhere.
+// - Where an op writes an Operand, it writes rows of type `a`, or rounds these rows to codes.
 //
 // Order: ops run in the order of the calls. `synchronize` also waits for copies beside them. Only
 // `download`, `synchronize`, `seconds_between` and `collect_samples` wait for the device. Threads:
@@ -30,6 +31,7 @@
 
 #include "base/result.h"
 #include "kernels/buffer.h"
+#include "kernels/operand.h"
 #include "kernels/sampling.h"
 #include "kernels/step_view.h"
 #include "kernels/tensor.h"
@@ -99,7 +101,7 @@ class Backend {
     return format.kind == WeightKind::plain;
   }
   // Returns how this device rounds x before the product that matmul would compute of the same
-  // arguments. W is quantized.
+  // arguments. W is quantized. Of `x`, the shape and the strides count.
   virtual ProductInput product_input(const Tensor& x, const Weight& w, const Tensor& bias,
                                      const Tensor& out);
   // Returns the bytes of scratch that a product of up to `rows` rows by a quantized matrix needs on
@@ -117,6 +119,16 @@ class Backend {
   // in 16 bits. 0 where this device reads a history of this format where it lies.
   virtual int64_t scratch_bytes_for([[maybe_unused]] const KvLayout& layout,
                                     [[maybe_unused]] int64_t tokens) const {
+    return 0;
+  }
+
+  // Keeps of the groups of a step those whose shared pages this device reads once for all members,
+  // because that is faster, and returns how many groups a step may have at most. Their order may
+  // change. pages_begin and members_begin of a group do not matter here. A device that keeps none
+  // reads shared pages like others.
+  virtual int keep_groups([[maybe_unused]] const KvLayout& layout, [[maybe_unused]] int heads_q,
+                          std::vector<StepGroup>& groups) const {
+    groups.clear();
     return 0;
   }
 
@@ -179,13 +191,13 @@ class Backend {
   void resolve_ids(const Tensor& ids, const Tensor& sampled);
 
   // out = norm(x) * weight (+ bias).  rms: x / sqrt(mean(x^2) + eps); layer: (x - mean) / sqrt(var
-  // + eps). x, out [t, n] a; weight, bias [n] w (bias may be empty).
+  // + eps). x [t, n] a; weight, bias [n] w (bias may be empty); out [t, n].
   void norm(const Tensor& x, const Tensor& weight, const Tensor& bias, NormKind kind, float eps,
-            const Tensor& out);
+            const Operand& out);
 
   // x += delta, then out = norm(x) as above. x is the residual stream and keeps type `a`.
   void add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
-                NormKind kind, float eps, const Tensor& out);
+                NormKind kind, float eps, const Operand& out);
 
   // x += delta.  [t, n] a both.
   void add(const Tensor& x, const Tensor& delta);
@@ -194,8 +206,9 @@ class Backend {
   // On the CPU, each row of `out` depends on its row of `x` alone, bit for bit.
   //
   // W may be quantized in a format that the device multiplies. Then x may be rounded first, as
-  // product_input() says. A bias has any float type on the CPU and type `a` on CUDA.
-  void matmul(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out);
+  // product_input() says. A bias has any float type on the CPU and type `a` on CUDA. x may be
+  // quantized if takes_quantized() is true of W, on CUDA only where product_input() is e4m3_rows.
+  void matmul(const Operand& x, const Weight& w, const Tensor& bias, const Tensor& out);
 
   // Splits qkv into heads, norms q and k if asked to, rotates q and k by RoPE, multiplies q, k and
   // v by the Hadamard matrix if asked to, and writes q and kv. kv is saturated to f16. qkv [t, (hq
@@ -226,8 +239,8 @@ class Backend {
   void kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
                  int layers = 1);
 
-  // out = act(gate) * up.  gate_up [t, 2 f] a (gate, then up), out [t, f] a.
-  void gated_activation(const Tensor& gate_up, Activation activation, const Tensor& out);
+  // out = act(gate) * up.  gate_up [t, 2 f] a (gate, then up), out [t, f].
+  void gated_activation(const Tensor& gate_up, Activation activation, const Operand& out);
 
   // x = act(x) in place.  [t, f] a.
   void activate(const Tensor& x, Activation activation);
@@ -260,13 +273,13 @@ class Backend {
   virtual void do_resolve_ids(const Tensor& ids, const Tensor& sampled) = 0;
   // For a plain norm, `delta` is empty.
   virtual void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
-                           const Tensor& bias, NormKind kind, float eps, const Tensor& out) = 0;
+                           const Tensor& bias, NormKind kind, float eps, const Operand& out) = 0;
   virtual void do_add(const Tensor& x, const Tensor& delta) = 0;
   virtual void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
                          const Tensor& out) = 0;
   // Only for devices that multiply quantized matrices (`multiplies`).
   virtual void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out);
-  virtual void do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+  virtual void do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
                                    const Tensor& out);
   virtual void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
                        const KvShape& shape, const Tensor& q, const Tensor& kv) = 0;
@@ -279,7 +292,7 @@ class Backend {
   virtual void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
                             int layers) = 0;
   virtual void do_gated_activation(const Tensor& gate_up, Activation activation,
-                                   const Tensor& out) = 0;
+                                   const Operand& out) = 0;
   virtual void do_activate(const Tensor& x, Activation activation) = 0;
   virtual void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) = 0;
   virtual void do_add_rows(const Tensor& x, const Tensor& sums) = 0;

@@ -44,8 +44,21 @@ struct StepSequence {
   // that the step stores, or that the residual has. Not for steps of one row in mode append.
   int32_t values_from = 0;
   int32_t values_to = 0;
+  // The first pages of its part of the page table that its group attends to at once (StepGroup);
+  // 0 = it is in no group. Values and keys of these pages are all quantized (fp16 pages: stored).
+  int32_t shared_pages = 0;
 };
-static_assert(sizeof(StepSequence) == 44);
+static_assert(sizeof(StepSequence) == 48);
+
+// Sequences of one new token in mode `append` that have the same first pages. A device may read
+// these once for all members. The result is the same up to rounding.
+struct StepGroup {
+  int32_t pages_begin = 0;    // first entry of StepView::page_table of one of the members
+  int32_t pages = 0;          // StepSequence::shared_pages of all members
+  int32_t members_begin = 0;  // first entry of StepView::group_members
+  int32_t member_count = 0;   // 0 = this entry is padding
+};
+static_assert(sizeof(StepGroup) == 16);
 
 // A step may be padded, so that it has one of the few shapes for which graphs are recorded. Rows
 // beyond those of the sequences are computed and ignored. Sequences with row_count 0 take no part.
@@ -58,12 +71,18 @@ struct StepView {
   // The length of the row's sequence, for dynamic rotary scaling: the prompt's length for rows of
   // the prompt, position + 1 for other rows. So it does not depend on how the work is split.
   Tensor rope_lengths;       // [rows] i32, device
-  Tensor device_sequences;   // [sequences, 11] i32, device: StepSequence each
+  Tensor device_sequences;   // [sequences, 12] i32, device: StepSequence each
   Tensor device_page_table;  // [entries] i32, device
   // Sequences that are stored a second time, up to an earlier token and with another slot
   // (PlannedCapture). Their rows are rows of the step.
   std::span<const StepSequence> captures;  // host
-  Tensor device_captures;                  // [captures, 11] i32, device
+  Tensor device_captures;                  // [captures, 12] i32, device
+  // Which sequences share pages. The device copies may be padded, so that steps of one shape have
+  // the same addresses. Empty: no sequence has shared pages.
+  std::span<const StepGroup> groups;       // host
+  std::span<const int32_t> group_members;  // host: indices in `sequences`, group after group
+  Tensor device_groups;                    // [groups, 4] i32, device: StepGroup each
+  Tensor device_group_members;             // [members] i32, device
   // Of the layer that attends: a query at p attends to (p - window, p]; 0 = no window. Layers of a
   // step may differ.
   int sliding_window = 0;

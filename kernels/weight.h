@@ -86,4 +86,10 @@ struct Weight {
   bool empty() const { return is_plain() ? plain.empty() : codes == nullptr; }
 };
 
+// Returns true if this matrix may be multiplied by rows that are quantized already (Operand). Not
+// if x is moved first.
+inline bool takes_quantized(const Weight& w) {
+  return w.format.kind == WeightKind::e4m3 && w.hadamard == 0 && w.order.empty();
+}
+
 }  // namespace kivi

@@ -22,7 +22,7 @@ void ObservingBackend::do_resolve_ids(const Tensor& ids, const Tensor& sampled) 
 
 void ObservingBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
                                    const Tensor& bias, NormKind kind, float eps,
-                                   const Tensor& out) {
+                                   const Operand& out) {
   if (delta.empty())
     inner_->norm(x, weight, bias, kind, eps, out);
   else
@@ -41,7 +41,7 @@ void ObservingBackend::do_embed_quantized(const Weight& table, const Tensor& ids
   inner_->embed(table, ids, out);
 }
 
-void ObservingBackend::do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+void ObservingBackend::do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
                                            const Tensor& out) {
   inner_->matmul(x, w, bias, out);
 }
@@ -73,7 +73,7 @@ void ObservingBackend::do_kv_append(const Tensor& kv, const KvView& store, const
 }
 
 void ObservingBackend::do_gated_activation(const Tensor& gate_up, Activation activation,
-                                           const Tensor& out) {
+                                           const Operand& out) {
   inner_->gated_activation(gate_up, activation, out);
 }
 

@@ -87,11 +87,11 @@ class ObservingBackend final : public Backend {
   void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) override;
   void do_resolve_ids(const Tensor& ids, const Tensor& sampled) override;
   void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
-                   NormKind kind, float eps, const Tensor& out) override;
+                   NormKind kind, float eps, const Operand& out) override;
   void do_add(const Tensor& x, const Tensor& delta) override;
   void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
   void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out) override;
-  void do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+  void do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
                            const Tensor& out) override;
   void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
                const Tensor& q, const Tensor& kv) override;
@@ -101,7 +101,7 @@ class ObservingBackend final : public Backend {
   void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
                     int layers) override;
   void do_gated_activation(const Tensor& gate_up, Activation activation,
-                           const Tensor& out) override;
+                           const Operand& out) override;
   void do_activate(const Tensor& x, Activation activation) override;
   void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
   void do_add_rows(const Tensor& x, const Tensor& sums) override;

@@ -144,12 +144,8 @@ CompiledGrammar::CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenVoc
     if (Clock::now() < end) mask(state);
 }
 
-CompiledGrammar::~CompiledGrammar() {
-  for (const std::atomic<const StateMask*>& mask : masks_) delete mask.load();
-}
-
 const StateMask& CompiledGrammar::mask(int32_t state) const {
-  std::atomic<const StateMask*>& place = masks_[size_t(state)];
+  std::atomic<const StateMask*>& place = masks_[size_t(state)].mask;
   if (const StateMask* made = place.load(std::memory_order_acquire)) return *made;
   std::unique_ptr<StateMask> fresh = make_mask(state);
   const StateMask* other = nullptr;
@@ -158,7 +154,7 @@ const StateMask& CompiledGrammar::mask(int32_t state) const {
 }
 
 bool CompiledGrammar::has_mask(int32_t state) const {
-  return masks_[size_t(state)].load(std::memory_order_relaxed) != nullptr;
+  return masks_[size_t(state)].mask.load(std::memory_order_relaxed) != nullptr;
 }
 
 int32_t CompiledGrammar::after_plain(int32_t state) const {

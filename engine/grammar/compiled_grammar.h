@@ -39,7 +39,6 @@ class CompiledGrammar {
   // use.
   CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenVocabulary> vocabulary,
                   double seconds = 0.01);
-  ~CompiledGrammar();
   CompiledGrammar(const CompiledGrammar&) = delete;
   CompiledGrammar& operator=(const CompiledGrammar&) = delete;
 
@@ -52,6 +51,13 @@ class CompiledGrammar {
   bool has_mask(int32_t state) const;  // has it been made?
 
  private:
+  // Owns the mask of a state, once it is made. A member of its own, so that masks are freed too
+  // where the constructor throws.
+  struct Place {
+    std::atomic<const StateMask*> mask = nullptr;
+    ~Place() { delete mask.load(); }
+  };
+
   std::unique_ptr<StateMask> make_mask(int32_t state) const;
   // The state behind any one plain character; kNoPlain: none is taken; kSomePlain: they differ, or
   // the rule may end or call on the way.
@@ -71,8 +77,8 @@ class CompiledGrammar {
   const std::shared_ptr<const TokenVocabulary> vocabulary_;
   const FollowBytes follow_;
   const std::vector<int32_t> order_;
-  mutable std::vector<std::atomic<const StateMask*>> masks_;  // [states], null: not made yet
-  mutable std::vector<std::atomic<int32_t>> after_plain_;     // [states], as after_plain()
+  mutable std::vector<Place> masks_;                       // [states]
+  mutable std::vector<std::atomic<int32_t>> after_plain_;  // [states], as after_plain()
   mutable KindSteps kind_steps_;
 };
 

@@ -118,6 +118,7 @@ class MatcherGuide final : public Guide {
       : vocabulary_(grammar->vocabulary()), matcher_(std::move(grammar)) {}
 
   bool fill_mask(std::span<uint32_t> words) override {
+    const WorkLimit limit;
     try {
       matcher_.fill_mask(words);
       return true;
@@ -126,6 +127,7 @@ class MatcherGuide final : public Guide {
     }
   }
   bool accept(int32_t token) override {
+    const WorkLimit limit;
     try {
       return matcher_.accept(token);
     } catch (const Failure&) {
@@ -133,6 +135,7 @@ class MatcherGuide final : public Guide {
     }
   }
   ForcedText forced_text() override {
+    const WorkLimit limit;
     try {
       ForcedText forced{matcher_.forced_text(kForcedBytesMax)};
       const std::string_view text = forced.text;

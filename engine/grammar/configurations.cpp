@@ -4,6 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
+
+#include "engine/grammar/work_limit.h"
 
 namespace kivi::grammar {
 
@@ -22,6 +25,7 @@ void Stacks::shrink(size_t size) {
 
 void Stepper::visit(int32_t state, int32_t stack) {
   const Configuration c{state, stack};
+  work_ += 1 + int64_t(visited_.size() / 16);
   if (std::ranges::find(visited_, c) != visited_.end()) return;
   if (visited_.size() >= 4 * kMaxConfigurations)
     fail("it can read a text in too many ways at once: make it less ambiguous");
@@ -48,15 +52,19 @@ void Stepper::add(int32_t state, int32_t stack, Configurations& to) {
         visit(frame.next, frame.below);
       }
     }
-    for (const Program::Call& call : program_->calls(c.state))
-      visit(call.start,
-            program_->only_ends(call.next) ? c.stack : stacks_.push(call.next, c.stack));
+    for (const Program::Call& call : program_->calls(c.state)) {
+      const bool returns = !program_->only_ends(call.next);
+      work_ += returns ? 4 : 0;
+      visit(call.start, returns ? stacks_.push(call.next, c.stack) : c.stack);
+    }
   }
+  spend(std::exchange(work_, 0));
 }
 
 void Stepper::step(const Configurations& from, uint8_t byte, Configurations& to) {
   to.clear();
   visited_.clear();
+  spend(1 + int64_t(from.list.size() / 8));
   for (const Configuration& c : from.list) {
     const int32_t next = program_->step(c.state, byte);
     if (next >= 0) add(next, c.stack, to);

@@ -52,7 +52,7 @@ struct Configurations {
   }
 };
 
-// Follows calls and returns. One owner at a time.
+// Follows calls and returns. What it does counts as work (work_limit.h). One owner at a time.
 class Stepper {
  public:
   explicit Stepper(const Program& program) : program_(&program) {}
@@ -72,6 +72,7 @@ class Stepper {
   Stacks stacks_;
   std::vector<Configuration> visited_;  // of the set that is being made
   size_t done_ = 0;
+  int64_t work_ = 0;  // of the current call
 };
 
 }  // namespace kivi::grammar

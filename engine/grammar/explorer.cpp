@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/grammar/work_limit.h"
+
 namespace kivi::grammar {
 namespace {
 
@@ -68,6 +70,7 @@ int32_t Explorer::add(Configurations set) {
   if (set.may_end) key.push_back({-1, -1});
   const auto [it, fresh] = numbers_.try_emplace(std::move(key), states_ + int32_t(sets_.size()));
   if (fresh) {
+    spend(100);  // it takes more than a kilobyte
     sets_.push_back(std::make_unique<Configurations>(std::move(set)));
     next_.emplace_back().fill(kUnknownStep);
   }

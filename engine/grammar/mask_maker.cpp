@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "engine/grammar/expression.h"
+#include "engine/grammar/work_limit.h"
 
 namespace kivi::grammar {
 namespace {
@@ -20,6 +21,7 @@ void lower_priority() { setpriority(PRIO_PROCESS, id_t(gettid()), 19); }
 
 // Bytes of the mask; 0 if it cannot be made. Then the text that comes to this state is told why.
 size_t make_mask(const CompiledGrammar& grammar, int32_t state) {
+  const WorkLimit limit;
   try {
     return grammar.mask(state).bytes();
   } catch (const Failure&) {

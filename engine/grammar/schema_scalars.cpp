@@ -48,10 +48,7 @@ std::shared_ptr<Automaton> SchemaCompiler::string_inside(const Schema& schema,
   }
   const int least = count_of(schema, "minLength", 0, path),
             most = count_of(schema, "maxLength", -1, path);
-  if (least > 0 || most >= 0) {
-    if (most >= 0 && least > most) return shared(build_automaton(nullptr));
-    demand(repeat(json_characters(kAnyChar), least, most));
-  }
+  if (least > 0 || most >= 0) demand(repeat(json_characters(kAnyChar), least, most));
   return all;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// WorkLimit bounds what a description may cost to compile. Descriptions come from strangers, and a
-// short one can ask for much: an exponential number of references, a quadratic number of pairs.
+// WorkLimit bounds what a description may cost to compile, and what a mask or a token of it may
+// cost. Descriptions come from strangers, and a short one can ask for much: an exponential number
+// of references, a quadratic number of pairs, another set of 200 configurations behind every token.
 #pragma once
 
 #include <cstdint>

@@ -260,11 +260,10 @@ class Lexer {
         append_code(out, text.substr(i + 1, digits), digits, 16);
         i += digits;
       } else if (c >= '0' && c <= '7') {
-        size_t size = 1;
-        while (size < 3 && i + size < text.size() && text[i + size] >= '0' && text[i + size] <= '7')
-          ++size;
-        append_code(out, text.substr(i, size), size, 8);
-        i += size - 1;
+        std::string_view octal = text.substr(i, 3);
+        octal = octal.substr(0, octal.find_first_not_of("01234567"));
+        append_code(out, octal, octal.size(), 8);
+        i += octal.size() - 1;
       } else if (c == 'N') {
         fail_unsupported("the escape \\N in a string", line_);
       } else {

@@ -22,20 +22,11 @@ locale_t unicode_locale() {
   return locale;
 }
 
-char32_t upper_of(char32_t c) {
-  if (c < 0x80) return c >= 'a' && c <= 'z' ? c - 32 : c;
-  return char32_t(towupper_l(wint_t(c), unicode_locale()));
-}
-char32_t lower_of(char32_t c) {
-  if (c < 0x80) return c >= 'A' && c <= 'Z' ? c + 32 : c;
-  return char32_t(towlower_l(wint_t(c), unicode_locale()));
-}
+char32_t upper_of(char32_t c) { return char32_t(towupper_l(wint_t(c), unicode_locale())); }
+char32_t lower_of(char32_t c) { return char32_t(towlower_l(wint_t(c), unicode_locale())); }
 bool is_upper(char32_t c) { return iswupper_l(wint_t(c), unicode_locale()) != 0; }
 bool is_lower(char32_t c) { return iswlower_l(wint_t(c), unicode_locale()) != 0; }
-bool is_alpha(char32_t c) {
-  return c < 0x80 ? (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')
-                  : iswalpha_l(wint_t(c), unicode_locale()) != 0;
-}
+bool is_alpha(char32_t c) { return iswalpha_l(wint_t(c), unicode_locale()) != 0; }
 
 // One character becomes two only here: German's sharp s.
 void append_upper(std::string& out, char32_t c, bool titled) {

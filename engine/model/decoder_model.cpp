@@ -21,6 +21,14 @@ Rope rope_of(const DecoderSpec& spec, const Tensor& inverse_frequencies) {
   return rope;
 }
 
+// The rows of a product that one part of its matrix makes, from row `row` of the matrix on.
+Tensor part_of(const Tensor& bias, int64_t row, const Weight& part) {
+  return bias.empty() ? bias : bias.slice_rows(row, part.rows);
+}
+Tensor columns_of(const Tensor& out, const WeightMatrix& w, int64_t row, const Weight& part) {
+  return w.parts.size() == 1 ? out : out.slice_columns(row, part.rows);
+}
+
 }  // namespace
 
 int64_t DecoderModel::lay_out(Activations& a, std::byte* base, const Backend& backend,
@@ -93,29 +101,54 @@ void DecoderModel::forward_layers(const StepView& step, const KvView& store, int
   backend_.begin_step(with_window(step, begin), store, spec_.heads_q);
   const LayerWeights& first = layers[size_t(begin)];
   if (begin == 0) backend_.embed(weights_.embedding.whole(), step.token_ids, step_.x);  // x [t, n]
+  Operand h = attention_input(first);
   backend_.norm(step_.x, first.attention_norm, first.attention_norm_bias, spec_.norm,
-                float(spec_.norm_eps), step_.h);  // h [t, n]
+                float(spec_.norm_eps), h);  // h [t, n]
   for (int i = begin; i < end; ++i) {
     const LayerWeights& w = layers[size_t(i)];
-    Tensor mlp_input = step_.h;  // [t, n]
-    if (spec_.parallel_attention && spec_.norms_per_layer == 2) {
-      mlp_input = step_.h_mlp;
+    const Operand for_mlp =
+        spec_.parallel_attention && spec_.norms_per_layer == 1 ? h : mlp_input(w);  // [t, n]
+    if (spec_.parallel_attention && spec_.norms_per_layer == 2)
       backend_.norm(step_.x, w.mlp_norm, w.mlp_norm_bias, spec_.norm, float(spec_.norm_eps),
-                    mlp_input);  // h_mlp [t, n]
-    }
-    attention(i, begin, end, step, store);  // delta [t, n]
+                    for_mlp);                  // h_mlp [t, n]
+    attention(i, begin, end, h, step, store);  // delta [t, n]
     if (spec_.parallel_attention)
       backend_.add(step_.x, step_.delta);  // x [t, n]
     else
-      add_norm(w.mlp_norm, w.mlp_norm_bias);  // x, h [t, n]
-    mlp(w, mlp_input);                        // delta [t, n]
+      add_norm(w.mlp_norm, w.mlp_norm_bias, for_mlp);  // x, h [t, n]
+    mlp(w, for_mlp);                                   // delta [t, n]
     if (i + 1 == end) {
       backend_.add(step_.x, step_.delta);  // x [t, n]
     } else {
       const LayerWeights& next = layers[size_t(i) + 1];
-      add_norm(next.attention_norm, next.attention_norm_bias);  // x, h [t, n]
+      h = attention_input(next);
+      add_norm(next.attention_norm, next.attention_norm_bias, h);  // x, h [t, n]
     }
   }
+}
+
+Operand DecoderModel::input_of(const Tensor& rows, const WeightMatrix& w, const Tensor& bias,
+                               const Tensor& out) const {
+  int64_t row = 0;
+  for (const Weight& part : w.parts) {
+    if (!takes_quantized(part) ||
+        backend_.product_input(rows, part, part_of(bias, row, part),
+                               columns_of(out, w, row, part)) != ProductInput::e4m3_rows)
+      return rows;
+    row += part.rows;
+  }
+  return quantized_in(rows).value_or(rows);
+}
+
+Operand DecoderModel::attention_input(const LayerWeights& w) const {
+  const Operand h = input_of(step_.h, w.qkv, w.qkv_bias, step_.qkv);
+  // One norm for both: the MLP must want the same.
+  const bool shared = spec_.parallel_attention && spec_.norms_per_layer == 1;
+  return shared && !input_of(step_.h, w.up, w.up_bias, step_.up).quantized() ? step_.h : h;
+}
+
+Operand DecoderModel::mlp_input(const LayerWeights& w) const {
+  return input_of(spec_.parallel_attention ? step_.h_mlp : step_.h, w.up, w.up_bias, step_.up);
 }
 
 StepView DecoderModel::with_window(const StepView& step, int layer) const {
@@ -124,21 +157,20 @@ StepView DecoderModel::with_window(const StepView& step, int layer) const {
   return of_layer;
 }
 
-void DecoderModel::multiply(const Tensor& x, const WeightMatrix& w, const Tensor& bias,
+void DecoderModel::multiply(const Operand& x, const WeightMatrix& w, const Tensor& bias,
                             const Tensor& out) {
   int64_t row = 0;
   for (const Weight& part : w.parts) {
-    backend_.matmul(x, part, bias.empty() ? bias : bias.slice_rows(row, part.rows),
-                    w.parts.size() == 1 ? out : out.slice_columns(row, part.rows));
+    backend_.matmul(x, part, part_of(bias, row, part), columns_of(out, w, row, part));
     row += part.rows;
   }
 }
 
-void DecoderModel::attention(int layer, int begin, int end, const StepView& step,
-                             const KvView& store) {
+void DecoderModel::attention(int layer, int begin, int end, const Operand& input,
+                             const StepView& step, const KvView& store) {
   const LayerWeights& w = weights_.layers[size_t(layer)];
   const float scale = 1 / std::sqrt(float(spec_.head_dim));
-  multiply(step_.h, w.qkv, w.qkv_bias, step_.qkv);  // qkv [t, (hq + 2 hk) d]
+  multiply(input, w.qkv, w.qkv_bias, step_.qkv);  // qkv [t, (hq + 2 hk) d]
   Rope rope = rope_;
   rope.lengths = step.rope_lengths;
   rope.q_norm = w.q_norm;
@@ -168,20 +200,21 @@ void DecoderModel::attention(int layer, int begin, int end, const StepView& step
   multiply(step_.attention, w.output, w.output_bias, step_.delta);  // delta [t, n]
 }
 
-void DecoderModel::mlp(const LayerWeights& w, const Tensor& input) {
+void DecoderModel::mlp(const LayerWeights& w, const Operand& input) {
   multiply(input, w.up, w.up_bias, step_.up);  // up [t, 2 f] or [t, f]
   if (spec_.gated) {
-    backend_.gated_activation(step_.up, spec_.activation, step_.gated);  // gated [t, f]
-    multiply(step_.gated, w.down, w.down_bias, step_.delta);             // delta [t, n]
+    const Operand gated = input_of(step_.gated, w.down, w.down_bias, step_.delta);
+    backend_.gated_activation(step_.up, spec_.activation, gated);  // gated [t, f]
+    multiply(gated, w.down, w.down_bias, step_.delta);             // delta [t, n]
   } else {
     backend_.activate(step_.up, spec_.activation);         // up [t, f]
     multiply(step_.up, w.down, w.down_bias, step_.delta);  // delta [t, n]
   }
 }
 
-void DecoderModel::add_norm(const Tensor& weight, const Tensor& bias) {
+void DecoderModel::add_norm(const Tensor& weight, const Tensor& bias, const Operand& h) {
   backend_.add_norm(step_.x, step_.delta, weight, bias, spec_.norm, float(spec_.norm_eps),
-                    step_.h);  // x += delta, h [t, n]
+                    h);  // x += delta, h [t, n]
 }
 
 Tensor DecoderModel::logits(const Tensor& rows) {

@@ -62,7 +62,7 @@ class DecoderModel {
   // Sized for limits; a step uses the first t (or m) rows of each.
   struct Activations {
     Tensor x;          // [t, n] a, the residual stream
-    Tensor h;          // [t, n] a, normed
+    Tensor h;          // [t, n] a, normed; may hold quantized rows, as h_mlp and gated may
     Tensor h_mlp;      // [t, n] a, only where a parallel layer has a norm of its own for the MLP
     Tensor qkv;        // [t, (hq + 2 hk) d] a
     Tensor q;          // [t, hq d] query type
@@ -86,15 +86,23 @@ class DecoderModel {
 
   // The step as the attention of a layer sees it.
   StepView with_window(const StepView& step, int layer) const;
+  // What an op writes into `rows`, so that the product by W reads it: the rows, or quantized rows
+  // in their place if every part of W would round the rows to them. bias and out: of the product.
+  Operand input_of(const Tensor& rows, const WeightMatrix& w, const Tensor& bias,
+                   const Tensor& out) const;
+  // The same for the norm before a layer's attention, and for the norm before its MLP.
+  Operand attention_input(const LayerWeights& w) const;
+  Operand mlp_input(const LayerWeights& w) const;
   // out = x W^T (+ bias), part by part.
-  void multiply(const Tensor& x, const WeightMatrix& w, const Tensor& bias, const Tensor& out);
+  void multiply(const Operand& x, const WeightMatrix& w, const Tensor& bias, const Tensor& out);
   // h -> delta, and the step's keys and values into the store. `begin` and `end`: layers of this
   // pass.
-  void attention(int layer, int begin, int end, const StepView& step, const KvView& store);
+  void attention(int layer, int begin, int end, const Operand& input, const StepView& step,
+                 const KvView& store);
   // input -> delta.
-  void mlp(const LayerWeights& w, const Tensor& input);
+  void mlp(const LayerWeights& w, const Operand& input);
   // x += delta, then h = norm(x) with the given weights.
-  void add_norm(const Tensor& weight, const Tensor& bias);
+  void add_norm(const Tensor& weight, const Tensor& bias, const Operand& h);
 
   Backend& backend_;
   const DecoderSpec spec_;

@@ -13,6 +13,11 @@ namespace {
 constexpr size_t kAlignmentWords = 64;  // every part starts on a multiple of 256 bytes
 constexpr size_t kSequenceWords = sizeof(StepSequence) / sizeof(int32_t);
 
+constexpr size_t kGroupWords = sizeof(StepGroup) / sizeof(int32_t);
+
+// A group has two members at least.
+size_t groups_max(size_t sequences) { return sequences / 2; }
+
 size_t aligned(size_t words) {
   return (words + kAlignmentWords - 1) / kAlignmentWords * kAlignmentWords;
 }
@@ -23,7 +28,8 @@ int64_t StepInput::device_bytes(const Limits& limits) {
   const size_t rows = aligned(size_t(limits.rows));
   const size_t words = 4 * rows + aligned(size_t(limits.sequences) * kSequenceWords) +
                        aligned(size_t(limits.captures) * kSequenceWords) +
-                       aligned(size_t(limits.page_entries));
+                       aligned(groups_max(size_t(limits.sequences)) * kGroupWords) +
+                       aligned(size_t(limits.sequences)) + aligned(size_t(limits.page_entries));
   return int64_t(words * sizeof(int32_t));
 }
 
@@ -52,6 +58,8 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int rows_pad
   for (const PlannedCapture& capture : plan.captures)
     add(capture, plan.sequences[size_t(capture.planned)], layout);
 
+  group(layout, std::max(int(sequences_.size()), rows_padded));
+
   KIVI_VERIFY(int(ids_.size()) == plan.rows);
   for (int row = plan.rows; row < rows_padded; ++row) {
     ids_.push_back(0);
@@ -77,6 +85,19 @@ void StepInput::fill(const BatchPlan& plan, const KvLayout& layout, int rows_pad
   view_.device_captures =
       make_tensor(pack(captures_.data(), captures_.size() * kSequenceWords), DType::i32,
                   int64_t(captures_.size()), int64_t(kSequenceWords));
+  if (!groups_.groups.empty()) {
+    // Padded, so that steps of equal shape have equal addresses.
+    view_.groups = groups_.groups;
+    view_.group_members = groups_.members;
+    std::vector<StepGroup> padded = groups_.groups;
+    padded.resize(size_t(groups_rows_));
+    view_.device_groups = make_tensor(pack(padded.data(), padded.size() * kGroupWords), DType::i32,
+                                      groups_rows_, int64_t(kGroupWords));
+    std::vector<int32_t> members = groups_.members;
+    members.resize(sequences_.size());
+    view_.device_group_members =
+        make_tensor(pack(members.data(), members.size()), DType::i32, int64_t(members.size()));
+  }
   rows_ = make_tensor(pack(gather_.data(), gather_.size()), DType::i32, int64_t(gather_.size()));
   view_.device_page_table = make_tensor(pack(page_table_.data(), page_table_.size()), DType::i32,
                                         int64_t(page_table_.size()));
@@ -145,6 +166,24 @@ void StepInput::add_pages(const Sequence& sequence, int pages, int staging, Step
   else
     page_table_.insert(page_table_.end(), kv.staging_pages.begin(),
                        kv.staging_pages.begin() + staging);
+}
+
+void StepInput::group(const KvLayout& layout, int sequences) {
+  find_page_groups(sequences_, page_table_, layout, found_);
+  groups_.groups.clear();
+  groups_.members.clear();
+  if (found_.groups.empty()) return;
+  const int most = backend_->keep_groups(layout, limits_.heads_q, found_.groups);
+  groups_rows_ = std::min(int64_t(most), int64_t(groups_max(size_t(sequences))));
+  for (StepGroup kept : found_.groups) {
+    const auto members =
+        std::span(found_.members).subspan(size_t(kept.members_begin), size_t(kept.member_count));
+    kept.members_begin = int32_t(groups_.members.size());
+    groups_.members.insert(groups_.members.end(), members.begin(), members.end());
+    groups_.groups.push_back(kept);
+    for (const int32_t i : members) sequences_[size_t(i)].shared_pages = kept.pages;
+  }
+  KIVI_VERIFY(int64_t(groups_.groups.size()) <= groups_rows_);
 }
 
 int32_t* StepInput::pack(const void* source, size_t count) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // StepInput: turns a BatchPlan into what the device reads. Ids, positions, sequences, gathered rows
-// and the page table are packed into one host buffer and sent in one copy. The page table is last,
-// so that for steps of equal shape every tensor has the same address (graphs). Engine thread only.
+// groups that share pages, and the page table are packed into one host buffer and sent in one copy.
+// The page table is last, so that for steps of equal shape every tensor has the same address
+// (graphs). Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "engine/batch_plan.h"
+#include "engine/model/page_groups.h"
 #include "kernels/backend.h"
 #include "kernels/kv_page.h"
 #include "kernels/step_view.h"
@@ -23,6 +25,7 @@ class StepInput {
     int sequences = 0;
     int captures = 0;
     int64_t page_entries = 0;  // of pages and staging pages, all sequences and captures
+    int heads_q = 0;           // query heads of a layer
   };
   static int64_t device_bytes(const Limits& limits);
 
@@ -54,6 +57,9 @@ class StepInput {
   void add(const PlannedCapture& capture, const PlannedSequence& planned, const KvLayout& layout);
   // Appends the first pages and staging pages of a sequence to the page table, and sets where.
   void add_pages(const Sequence& sequence, int pages, int staging, StepSequence& s);
+  // Groups the sequences that share pages, as far as the backend reads these once for a group. The
+  // step is padded to `sequences` sequences.
+  void group(const KvLayout& layout, int sequences);
   // Copies `count` words into the packed buffer; returns where they will be on the device.
   int32_t* pack(const void* source, size_t count);
 
@@ -65,6 +71,8 @@ class StepInput {
   std::vector<int32_t> ids_, positions_, lengths_, gather_, page_table_;
   std::vector<StepSequence> sequences_, captures_;
   std::vector<WantedRow> wanted_;
+  PageGroups found_, groups_;  // all, and those of the step
+  int64_t groups_rows_ = 0;    // of the device's copy
   Tensor rows_;
   StepView view_;
 };

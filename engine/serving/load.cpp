@@ -159,7 +159,7 @@ Result<Blueprint> plan_load(const EngineConfig& config, PhaseClock& clock) {
   b.prefixes = config.enable_prefix_caching && spec.rope.scaling != RopeScaling::dynamic;
   const int captures = b.prefixes ? Scheduler::kCapturesMax : 0;
   b.input_limits = {config.max_num_batched_tokens, config.max_num_seqs, captures,
-                    (config.max_num_seqs + captures) * pages_a_sequence};
+                    (config.max_num_seqs + captures) * pages_a_sequence, spec.heads_q};
   const int64_t hidden_bytes = spec.hidden * int64_t(size_of(b.backend->activation_type(b.dtype)));
 
   const int rows_max = std::max(b.model_limits.rows, b.model_limits.logits_rows);

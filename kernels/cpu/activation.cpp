@@ -70,11 +70,13 @@ namespace kivi {
 HWY_EXPORT(Activate);
 
 void CpuBackend::do_gated_activation(const Tensor& gate_up, Activation activation,
-                                     const Tensor& out) {
-  const int64_t f = out.shape[1];
-  pool_.parallel_for(out.rows(), out.size() * 4, [&](int64_t i, int) {
+                                     const Operand& out) {
+  const int64_t f = out.columns();
+  pool_.parallel_for(out.count(), out.rows.size() * 4, [&](int64_t i, int worker) {
     const float* gate = gate_up.row<float>(i);
-    HWY_DYNAMIC_DISPATCH(Activate)(gate, gate + f, out.row<float>(i), f, activation);
+    float* const y = operand_row(out, i, worker);
+    HWY_DYNAMIC_DISPATCH(Activate)(gate, gate + f, y, f, activation);
+    finish_row(out, i, y);
   });
 }
 

@@ -89,6 +89,16 @@ Result<std::byte*> CpuBackend::do_allocate(size_t bytes) {
   return static_cast<std::byte*>(data);
 }
 
+float* CpuBackend::operand_row(const Operand& out, int64_t i, int worker) {
+  return out.quantized() ? scratch_[size_t(worker)].floats(size_t(out.columns()))
+                         : out.rows.row<float>(i);
+}
+
+void CpuBackend::finish_row(const Operand& out, int64_t i, const float* y) {
+  const int64_t k = out.columns();
+  if (out.quantized()) quantize_e4m3_row({y, size_t(k)}, out.codes + i * k, out.scales[i]);
+}
+
 void CpuBackend::do_free(std::byte* data, size_t) { std::free(data); }
 
 std::unique_ptr<Backend> make_cpu_backend(int threads) {

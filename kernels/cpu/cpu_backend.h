@@ -79,11 +79,11 @@ class CpuBackend : public Backend {
   void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) override;
   void do_resolve_ids(const Tensor& ids, const Tensor& sampled) override;
   void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
-                   NormKind kind, float eps, const Tensor& out) override;
+                   NormKind kind, float eps, const Operand& out) override;
   void do_add(const Tensor& x, const Tensor& delta) override;
   void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
   void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out) override;
-  void do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+  void do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
                            const Tensor& out) override;
   void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
                const Tensor& q, const Tensor& kv) override;
@@ -92,7 +92,7 @@ class CpuBackend : public Backend {
   void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
                     int layers) override;
   void do_gated_activation(const Tensor& gate_up, Activation activation,
-                           const Tensor& out) override;
+                           const Operand& out) override;
   void do_activate(const Tensor& x, Activation activation) override;
   void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
   void do_add_rows(const Tensor& x, const Tensor& sums) override;
@@ -110,6 +110,9 @@ class CpuBackend : public Backend {
     bool equal(std::span<const int32_t> p, std::span<const float> f, std::span<const float> r,
                float factor) const;
   };
+  // Where an op puts row i of an operand before finish_row(), which quantizes the row if asked to.
+  float* operand_row(const Operand& out, int64_t i, int worker);
+  static void finish_row(const Operand& out, int64_t i, const float* y);
   template <class Multiply>
   void matmul_rows(const Tensor& x, int64_t n, DType packing, const Tensor& out,
                    const Multiply& multiply);

@@ -35,6 +35,7 @@
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/hadamard.h"
 #include "kernels/half.h"
+#include "kernels/kv_codec.h"
 #include "kernels/weight_codec.h"
 
 #ifndef KIVI_MATMUL_TILES_
@@ -527,14 +528,19 @@ const float* CpuBackend::bias_floats(const Tensor& bias) {
   return to;
 }
 
-void CpuBackend::do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+void CpuBackend::do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
                                      const Tensor& out) {
-  if (w.format.kind != WeightKind::e4m3) return matmul_tiles(x, w, bias, out);
-  if (w.hadamard == 0) return matmul_e4m3(x, w, bias, out);
-  const int64_t t = x.rows(), k = w.columns;
+  if (w.format.kind != WeightKind::e4m3) return matmul_tiles(x.rows, w, bias, out);
+  if (w.hadamard == 0 && !x.quantized()) return matmul_e4m3(x.rows, w, bias, out);
+  const int64_t t = x.count(), k = w.columns;
   float* turned = quantized_rows_.floats(size_t(t * k));
   pool_.parallel_for(t, t * k, [&](int64_t i, int) {
-    std::memcpy(turned + i * k, x.row<float>(i), size_t(k) * sizeof(float));
+    if (x.quantized()) {
+      for (int64_t c = 0; c < k; ++c)
+        turned[i * k + c] = x.scales[i] * from_e4m3(x.codes[i * k + c]);
+      return;
+    }
+    std::memcpy(turned + i * k, x.rows.row<float>(i), size_t(k) * sizeof(float));
     for (int64_t c = 0; c < k; c += w.hadamard) hadamard_transform(turned + i * k + c, w.hadamard);
   });
   matmul_e4m3(make_tensor(turned, DType::f32, t, k), w, bias, out);

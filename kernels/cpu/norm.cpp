@@ -72,17 +72,20 @@ HWY_EXPORT(Normalize);
 void normalize_row(const NormRow& row) { HWY_DYNAMIC_DISPATCH(Normalize)(row); }
 
 void CpuBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
-                             const Tensor& bias, NormKind kind, float eps, const Tensor& out) {
-  pool_.parallel_for(x.rows(), x.size(), [&](int64_t i, int) {
+                             const Tensor& bias, NormKind kind, float eps, const Operand& out) {
+  const int64_t n = x.shape[1];
+  pool_.parallel_for(x.rows(), x.size(), [&](int64_t i, int worker) {
+    float* const y = operand_row(out, i, worker);
     normalize_row({.x = x.row<float>(i),
                    .delta = delta.empty() ? nullptr : delta.row<float>(i),
                    .weight = weight.data,
                    .bias = bias.empty() ? nullptr : bias.data,
                    .type = weight.dtype,
-                   .n = x.shape[1],
+                   .n = n,
                    .kind = kind,
                    .eps = eps,
-                   .out = out.row<float>(i)});
+                   .out = y});
+    finish_row(out, i, y);
   });
 }
 

@@ -41,6 +41,9 @@ struct DecodeWorkspace {
   DeviceMemory counters;  // i32, zero between launches
   size_t partials_bytes = 0;
   int counters_count = 0;
+  // Of groups that share pages (kv_attend_shared.h); null where the device has no kernel for them.
+  DeviceMemory shared_plan, shared_states, shared_where;
+  size_t shared_states_bytes = 0;
 };
 
 class CudaBackend final : public Backend {
@@ -58,6 +61,8 @@ class CudaBackend final : public Backend {
   int64_t product_scratch_bytes(const Weight& w, int64_t rows) const override;
   void use_product_scratch(std::byte* memory, int64_t bytes) override;
   int64_t scratch_bytes_for(const KvLayout& layout, int64_t tokens) const override;
+  int keep_groups(const KvLayout& layout, int heads_q,
+                  std::vector<StepGroup>& groups) const override;
 
   void upload(void* device, const void* source, size_t bytes) override;
   void download(void* target, const void* device, size_t bytes) override;
@@ -88,11 +93,11 @@ class CudaBackend final : public Backend {
   void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) override;
   void do_resolve_ids(const Tensor& ids, const Tensor& sampled) override;
   void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
-                   NormKind kind, float eps, const Tensor& out) override;
+                   NormKind kind, float eps, const Operand& out) override;
   void do_add(const Tensor& x, const Tensor& delta) override;
   void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
   void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out) override;
-  void do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+  void do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
                            const Tensor& out) override;
   // The ways of products.cpp. `scratch`: what is left of the product's scratch.
   void multiply_e4m3(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
@@ -108,7 +113,7 @@ class CudaBackend final : public Backend {
   void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
                     int layers) override;
   void do_gated_activation(const Tensor& gate_up, Activation activation,
-                           const Tensor& out) override;
+                           const Operand& out) override;
   void do_activate(const Tensor& x, Activation activation) override;
   void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
   void do_add_rows(const Tensor& x, const Tensor& sums) override;

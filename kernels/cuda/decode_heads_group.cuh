@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cuda/byte_parameters.cuh"
+#include "kernels/cuda/decode_codes.cuh"
 #include "kernels/cuda/decode_merge.cuh"
 #include "kernels/cuda/decode_work.cuh"
 #include "kernels/cuda/kv_attend_decode_heads.h"
@@ -38,21 +39,6 @@ __device__ __forceinline__ bool group_barrier_or(int group, bool any) {
 }
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Codes of pair `slot` of a word as numbers: code * scale + minimum.
-template <int BITS>
-__device__ __forceinline__ uint32_t numbers(uint32_t word, int slot, uint32_t scale,
-                                            uint32_t minimum) {
-  constexpr int kInPlace = 8 / BITS;
-  constexpr uint32_t kMask = BITS == 2 ? 0x00030003u : 0x000f000fu;
-  const int shift = BITS * (slot % kInPlace);
-  // 1024 + c 2^shift is exact, and so is c.
-  const uint32_t lifted = ((slot < kInPlace ? word : word >> 8) & (kMask << shift)) | 0x64006400u;
-  const float unit = 1.f / float(1 << shift);
-  const __half2 code =
-      __hfma2(as_half2(lifted), __float2half2_rn(unit), __float2half2_rn(-1024.f * unit));
-  return as_u32(__hfma2(code, as_half2(scale), as_half2(minimum)));
 }
 
 // One warpgroup's attention over one segment. X: parameters may be bytes, and keys have a bias.

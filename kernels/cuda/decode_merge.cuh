@@ -23,6 +23,7 @@ struct PartialSlot {
   int start, last;  // where its first and its last unit begin on the line
   int row, heads;   // of the output
   int channel;
+  bool shares;  // the states of attend_shared are to be added
 };
 static_assert(sizeof(PartialSlot) <= 32);
 
@@ -93,6 +94,30 @@ struct DecodeMerge {
 
   __device__ __forceinline__ int quads() const { return NT * kTiles * 8 << a.pair_shift; }
 
+  // Adds the states of attend_shared to the merged own ones: of the heads from `head` on, channels
+  // c * 16 + g and 8 behind it.
+  __device__ __forceinline__ void add_shared(const PartialSlot& p, int head, int c, int g,
+                                             float4& o, float2& m, float2& l) const {
+    const int2 where = a.shared_where[p.id];
+    const int row = where.y % kSharedRows + head, count = where.y / kSharedRows;
+    const bool two = head + 1 < p.heads;
+    for (int i = 0; i < count; ++i) {
+      const float* slot = a.shared_slots + (where.x + i) * shared_slot_floats(D);
+      const float* from = slot + row * D + c / 2 * 32 + g * 4 + c % 2 * 2;
+      const auto* sums = reinterpret_cast<const float2*>(slot + kSharedRows * D) + row;
+      const float2 s = __ldcg(sums), v = __ldcg(reinterpret_cast<const float2*>(from));
+      float2 t = make_float2(kNever, 0), w = make_float2(0, 0);
+      if (two) t = __ldcg(sums + 1), w = __ldcg(reinterpret_cast<const float2*>(from + D));
+      const float2 top = make_float2(fmaxf(m.x, s.x), fmaxf(m.y, t.x));
+      const float2 own = make_float2(exp2_fast(m.x - top.x), exp2_fast(m.y - top.y));
+      const float2 other = make_float2(exp2_fast(s.x - top.x), exp2_fast(t.x - top.y));
+      m = top;
+      l.x = fmaf(s.y, other.x, l.x * own.x), l.y = fmaf(t.y, other.y, l.y * own.y);
+      o.x = fmaf(v.x, other.x, o.x * own.x), o.y = fmaf(w.x, other.y, o.y * own.y);
+      o.z = fmaf(v.y, other.x, o.z * own.x), o.w = fmaf(w.y, other.y, o.w * own.y);
+    }
+  }
+
   // Merges float4 `i` of `count` states into the output row or (`to` given) one state.
   template <bool IN_BLOCK, class PartialOf>
   __device__ __forceinline__ void reduce(int i, const PartialSlot& p, int count, PartialOf partial,
@@ -102,12 +127,13 @@ struct DecodeMerge {
     const int head = n * 8 + 2 * t, state = quads() + n * 4 + t;
     if (head >= p.heads) return;
     float2 m, l;
-    const float4 o = merge<IN_BLOCK>(i, state, count, partial, m, l);
+    float4 o = merge<IN_BLOCK>(i, state, count, partial, m, l);
     if (to != nullptr) {
       to[i] = o;
       if (c == 0 && g == 0) to[state] = make_float4(m.x, m.y, l.x, l.y);
       return;
     }
+    if (p.shares) add_shared(p, head, c, g, o, m, l);
     auto* row = static_cast<uint16_t*>(a.out) + int64_t(p.row) * a.out_stride + p.channel +
                 head * D + c * 16 + g;
     store_16(row, o.x / l.x), store_16(row + 8, o.z / l.x);

@@ -34,7 +34,7 @@ struct DecodeProducer {
     behind = cursor.unit;
     if (cursor == end) return;
     const StepSequence& s = a.sequences[cursor.sequence];
-    extent = extent_of(a, s.past);
+    extent = extent_of(a, s);
     behind = cursor.sequence == end.sequence && cursor.segment == end.segment ? end.unit
                                                                               : extent.units();
     table = a.page_table + s.pages_begin;

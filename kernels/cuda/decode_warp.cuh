@@ -584,6 +584,42 @@ struct DecodeWarp {
     }
   }
 
+  // Adds the states of attend_shared for this segment (DecodeLaunch::shared_where). The sums are
+  // then in all lanes.
+  __device__ __forceinline__ void merge_shared(int2 where, int heads) {
+    const int count = where.y / kSharedRows;
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float l = sum_of(n, j);
+        const int head = n * 8 + 2 * t + j;
+        const float* slot = a.shared_slots + where.x * shared_slot_floats(D);
+        const int row = where.y % kSharedRows + head;
+        if (head < heads)
+#pragma unroll 1
+          for (int i = 0; i < count; ++i, slot += shared_slot_floats(D)) {
+            const float2 s = __ldcg(reinterpret_cast<const float2*>(slot + kSharedRows * D) + row);
+            float4 v[kKeyTiles / 2];
+#pragma unroll
+            for (int k = 0; k < kKeyTiles / 2; ++k)
+              v[k] = __ldcg(reinterpret_cast<const float4*>(slot + row * D) + k * 8 + g);
+            const float most = fmaxf(maximum[n][j], s.x);
+            const float own = exp2_fast(maximum[n][j] - most), other = exp2_fast(s.x - most);
+            maximum[n][j] = most;
+            l = fmaf(s.y, other, l * own);
+#pragma unroll
+            for (int k = 0; k < kKeyTiles / 2; ++k) {
+              o[n][2 * k][j] = fmaf(v[k].x, other, o[n][2 * k][j] * own);
+              o[n][2 * k][j + 2] = fmaf(v[k].y, other, o[n][2 * k][j + 2] * own);
+              o[n][2 * k + 1][j] = fmaf(v[k].z, other, o[n][2 * k + 1][j] * own);
+              o[n][2 * k + 1][j + 2] = fmaf(v[k].w, other, o[n][2 * k + 1][j + 2] * own);
+            }
+          }
+        x[n][j] = l;
+      }
+  }
+
   // O / sum(P) of `heads` heads to 16-bit rows, d apart, from `to` on.
   __device__ __forceinline__ void store_output(uint16_t* to, int heads) const {
 #pragma unroll

@@ -21,7 +21,14 @@
 namespace kivi::cuda {
 
 inline constexpr int kUnitTokens = 64;
+inline constexpr int kSharedRows = 64;  // query rows of a slot
 inline constexpr int kTileTokens = 16;
+
+// A slot: O of 64 rows, then 64 pairs of maximum (log2) and sum. In a row, channels 32 k + 16 j + 8
+// i + g lie at 32 k + 4 g + 2 j + i, as lanes of kv_attend_decode want them.
+KIVI_HOST_DEVICE constexpr int64_t shared_slot_floats(int head_dim) {
+  return kSharedRows * (head_dim + 2);
+}
 
 // x / y for 0 <= x and quotients below 2^22, given about 1 / y: an integer division is some 30
 // instructions in a row, and the prologue would have a dozen of them.
@@ -102,7 +109,16 @@ struct DecodeLaunch {
   int page_weight, tile_weight;
   int pair_shift;  // log2 of the pairs of query heads that a state in memory has room for
   float page_weight_inverse, tile_weight_inverse, weight_max_inverse;
+  // What attend_shared has computed for sequences with shared pages (kv_attend_shared.h): states in
+  // slots, and for each segment its first slot and 64 times the number of slots plus the row of its
+  // first head. Null: shared pages are pages like others.
+  const float* shared_slots;
+  const int2* shared_where;
 
+  // The first unit that is a sequence's own.
+  __device__ __forceinline__ int first_unit(const StepSequence& s) const {
+    return shared_slots != nullptr ? s.shared_pages << (page_shift - 6) : 0;
+  }
   // position % R.
   __device__ __forceinline__ int residual_row(int position) const {
     return position - quotient_of(position, residual_rows, residual_inverse) * residual_rows;
@@ -182,22 +198,27 @@ struct Extent {
   }
 };
 
-// As keys_paged and values_paged say, of `tokens` cached tokens.
-__device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int tokens) {
+// As keys_paged and values_paged say, of `tokens` cached tokens, without those before unit `first`
+// (of the store, 64 tokens each). `first` may also be the page_first of the same extent.
+__device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int tokens, int first) {
   Extent e;
   e.past = tokens - a.sinks;
   e.low = (a.window > 0 ? max(0, tokens - a.window + 1) : 0) - a.sinks;
   const bool kivi = a.kind == KvKind::kivi;
   e.keys_end = kivi ? e.past > 0 ? e.past - a.residual_row(e.past) : 0 : e.past;
   e.values_end = a.kind == KvKind::f16 ? 0 : kivi ? max(0, e.past - a.residual_rows) : e.past;
-  e.values_begin = max(e.values_end, e.low);
-  e.page_first = max(0, e.low) / kUnitTokens;
+  e.page_first = max(max(0, e.low) / kUnitTokens, first);
+  e.values_begin = max(max(e.values_end, e.low), first * kUnitTokens);
   e.pages = max(0, (e.values_end + kUnitTokens - 1) / kUnitTokens - e.page_first);
   static_assert(kTileTokens == 1 << 4);  // shifts round down
   const int tile_end = (e.past >> 4) + 1;
   e.sinks = max(0, min(0, tile_end) - e.sink_first());
   e.tiles = max(0, tile_end - e.tile_first());
   return e;
+}
+
+__device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, const StepSequence& s) {
+  return extent_of(a, s.past, a.first_unit(s));
 }
 
 // The query heads of a segment: how many, and the first one's first channel in a row of q.
@@ -209,6 +230,11 @@ __device__ __forceinline__ Heads heads_of(const DecodeLaunch& a, int segment) {
   const int head = NT == 1 ? segment : segment / a.head_blocks;
   const int first = NT == 1 ? 0 : segment % a.head_blocks * 8 * NT;
   return {min(8 * NT, a.ratio - first), (head * a.ratio + first) * D};
+}
+
+// The number of c's segment among those of all sequences.
+__device__ __forceinline__ int segment_id(const DecodeLaunch& a, const Cursor& c) {
+  return c.sequence * (a.kv_heads * a.head_blocks) + c.segment;
 }
 
 // The segment after c's.
@@ -256,7 +282,7 @@ struct Line {
       else
         high = middle;
     }
-    const Extent e = extent_of(a, a.sequences[low].past);
+    const Extent e = extent_of(a, a.sequences[low]);
     const int weight = e.weight(a);
     const int segment = quotient_of(x - prefix[low], weight, __frcp_rn(float(weight)));
     const int rest = x - prefix[low] - segment * weight;
@@ -270,7 +296,7 @@ struct Line {
   }
   __device__ __forceinline__ int segment_start(const DecodeLaunch& a, Cursor c) const {
     if (c.sequence >= a.sequence_count) return total;
-    return prefix[c.sequence] + c.segment * extent_of(a, a.sequences[c.sequence].past).weight(a);
+    return prefix[c.sequence] + c.segment * extent_of(a, a.sequences[c.sequence]).weight(a);
   }
 };
 

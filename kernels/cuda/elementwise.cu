@@ -5,6 +5,7 @@
 // as long as its work. Reference: kernels/cpu. Test: tests/cuda/ops_test.cpp.
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/quantize_row.cuh"
 #include "kernels/cuda/vector.cuh"
 
 namespace kivi::cuda {
@@ -85,12 +86,12 @@ __global__ void add_rows_kernel(const T* x, int64_t stride, int rows, float* sum
 // x += delta (if any), out = norm(x) * weight + bias. One block a row; the row stays in registers,
 // kVectors of 8 elements a thread. As many threads as give one vector each, up to 1024: at decode's
 // few rows the time is that of one trip to memory and one reduction.
-// Bytes: 2 n each of x read, delta read, x written, out written.
-template <class T, int kVectors>
+// Bytes: 2 n each of x read, delta read, x written, out written (n where it is quantized).
+template <class T, int kVectors, bool kQuantizes>
 __global__ void __launch_bounds__(1024, 1)
     add_norm_kernel(T* x, int64_t x_stride, const T* delta, int64_t delta_stride,
                     const T* __restrict__ weight, const T* __restrict__ bias, NormKind kind,
-                    float eps, T* __restrict__ out, int64_t out_stride, int n) {
+                    float eps, T* __restrict__ out, int64_t out_stride, Codes codes, int n) {
   __shared__ float scratch[32];
   let_next_start();
   T* row = x + blockIdx.x * x_stride;
@@ -141,17 +142,39 @@ __global__ void __launch_bounds__(1024, 1)
     variance = block_sum(squares, scratch) / n;
   }
   const float inverse = rsqrtf(variance + eps);
+  float most = 0;
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
     const int c = (j * blockDim.x + threadIdx.x) * 8;
     if (c >= n) continue;
     const auto b = bias != nullptr ? Vector8<T>::load(bias + c) : Vector8<T>{};
-    Vector8<T> y;
+    Vector8<T>& y = in[j];
 #pragma unroll
     for (int i = 0; i < 8; ++i)
       y.x[i] = from_float<T>((v[j][i] - mean) * inverse * as_float(w[j].x[i]) + as_float(b.x[i]));
-    y.store(out + blockIdx.x * out_stride + c);
+    if constexpr (kQuantizes)
+      most = max_of(y, most);
+    else
+      y.store(out + blockIdx.x * out_stride + c);
   }
+  if constexpr (kQuantizes) {
+    const float factor = row_factor(most, codes.scales, scratch);
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      const int c = (j * blockDim.x + threadIdx.x) * 8;
+      if (c < n) store_codes(in[j], factor, codes.codes + int64_t(blockIdx.x) * n + c);
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ Vector8<T> activated(Activation activation, const Vector8<T>& gate,
+                                                const Vector8<T>& up) {
+  Vector8<T> y;
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    y.x[i] = from_float<T>(apply(activation, as_float(gate.x[i])) * as_float(up.x[i]));
+  return y;
 }
 
 // gate_up [t, 2 f] -> out [t, f]: 6 f bytes a row.
@@ -164,16 +187,51 @@ __global__ void gated_activation_kernel(const T* gate_up, int64_t stride, Activa
   const T* gate = gate_up + blockIdx.x * stride + c;
   T* target = out + blockIdx.x * out_stride + c;
   if (f % 8 == 0 && stride % 8 == 0) {
-    const auto a = Vector8<T>::load(gate), b = Vector8<T>::load(gate + f);
-    Vector8<T> y;
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      y.x[i] = from_float<T>(apply(activation, as_float(a.x[i])) * as_float(b.x[i]));
-    y.store(target);
+    activated(activation, Vector8<T>::load(gate), Vector8<T>::load(gate + f)).store(target);
   } else {
     for (int i = 0; i < 8 && c + i < f; ++i)
       target[i] = from_float<T>(apply(activation, as_float(gate[i])) * as_float(gate[f + i]));
   }
+}
+
+// The same into quantized rows: 5 f bytes a row. A block a row. What does not fit in its registers
+// is computed twice. f is a multiple of 8.
+constexpr int kRowThreads = 448;  // 4 vectors each are 14,336 columns
+template <class T, Activation kActivation>
+__global__ void __launch_bounds__(kRowThreads, 2)
+    gated_activation_codes_kernel(const T* gate_up, int64_t stride, Codes out, int f) {
+  constexpr int kKept = 4;  // vectors of 8 that a thread keeps in registers
+  __shared__ float scratch[32];
+  overlap();
+  const T* gate = gate_up + blockIdx.x * stride;
+  Vector8<T> a[kKept], b[kKept];
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {  // all loads first
+    const int c = (j * kRowThreads + threadIdx.x) * 8;
+    if (c < f) a[j] = Vector8<T>::load(gate + c), b[j] = Vector8<T>::load(gate + f + c);
+  }
+  float most = 0;
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    if ((j * kRowThreads + threadIdx.x) * 8 >= f) continue;
+    a[j] = activated(kActivation, a[j], b[j]);
+    most = max_of(a[j], most);
+  }
+  const auto again = [&](int c) {
+    return activated(kActivation, Vector8<T>::load(gate + c), Vector8<T>::load(gate + f + c));
+  };
+  const int rest = (kKept * kRowThreads + threadIdx.x) * 8;
+#pragma unroll 1
+  for (int c = rest; c < f; c += kRowThreads * 8) most = max_of(again(c), most);
+  const float factor = row_factor(most, out.scales, scratch);
+  uint8_t* const to = out.codes + int64_t(blockIdx.x) * f;
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) {
+    const int c = (j * kRowThreads + threadIdx.x) * 8;
+    if (c < f) store_codes(a[j], factor, to + c);
+  }
+#pragma unroll 1
+  for (int c = rest; c < f; c += kRowThreads * 8) store_codes(again(c), factor, to + c);
 }
 
 template <class T>
@@ -195,6 +253,22 @@ struct DynamicRope {
     return factor * float(lengths[row]) / float(trained) - (factor - 1);
   }
 };
+
+// Cosines and sines of a row's position, times `factor`, into shared memory: cos [rotary / 2], sin
+// [rotary / 2]. Needs the step's positions alone, so it comes before wait_for_previous().
+__device__ __forceinline__ void write_angles(float* angles, float position, float ratio,
+                                             const float* inverse_frequencies, int rotary,
+                                             float factor) {
+  const int half = rotary / 2;
+  for (int i = threadIdx.x; i < half; i += kThreads) {
+    float s, c;
+    float angle = position * inverse_frequencies[i];
+    if (ratio != 1) angle *= powf(ratio, float(-2 * i) / float(rotary - 2));
+    sincosf(angle, &s, &c);
+    angles[i] = c * factor;
+    angles[half + i] = s * factor;
+  }
+}
 
 // One head of 32 kSlices channels times the Hadamard matrix, divided by the root of their number. A
 // warp has it; x[i] is channel lane + 32 i. The sums are the CPU's.
@@ -278,17 +352,9 @@ __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restr
   const bool inside = head < turning + heads_kv;
   __half* to = head < heads_q ? q + (int64_t(blockIdx.x) * heads_q + head) * d
                               : kv + (int64_t(blockIdx.x) * 2 * heads_kv + head - heads_q) * d;
-  const float position = float(positions[blockIdx.x]);
-  const float ratio = dynamic.ratio(blockIdx.x);
-  for (int i = threadIdx.x; i < half; i += kThreads) {
-    float s, c;
-    float angle = position * inverse_frequencies[i];
-    if (ratio != 1) angle *= powf(ratio, float(-2 * i) / float(rotary - 2));
-    sincosf(angle, &s, &c);
-    angles[i] = c * factor;
-    angles[half + i] = s * factor;
-  }
-  wait_for_previous();  // the angles need the step's positions alone
+  write_angles(angles, float(positions[blockIdx.x]), dynamic.ratio(blockIdx.x), inverse_frequencies,
+               rotary, factor);
+  wait_for_previous();
   __syncthreads();
   if (!inside) return;
   const int turned = head < turning ? rotary : 0;
@@ -337,9 +403,55 @@ __global__ void rope_kernel(const T* qkv, int64_t stride, const int32_t* __restr
   for (int c = turned + lane; c < d; c += 32) to[c] = saturated_half(from.at(c));
 }
 
+// The same where all D channels of a head turn, and no head is normed or multiplied by the Hadamard
+// matrix. A thread has 8 channels of the first half and the same 8 of the second, 16 bytes each,
+// and keeps their angles for all heads that it turns. Grid (rows, parts of the heads): one part
+// where there are rows enough, so that angles are computed once a row.
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads)
+    rope_whole_heads_kernel(const T* __restrict__ qkv, int64_t stride,
+                            const int32_t* __restrict__ positions,
+                            const float* __restrict__ inverse_frequencies, float factor,
+                            DynamicRope dynamic, int heads_q, int heads_kv, __half* __restrict__ q,
+                            __half* __restrict__ kv) {
+  constexpr int kHalf = D / 2, kLanes = kHalf / 8, kHeads = kThreads / kLanes;
+  __shared__ __align__(16) float angles[D];
+  let_next_start();
+  write_angles(angles, float(positions[blockIdx.x]), dynamic.ratio(blockIdx.x), inverse_frequencies,
+               D, factor);
+  wait_for_previous();
+  __syncthreads();
+  const int c = threadIdx.x % kLanes * 8;
+  float cosines[8], sines[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) cosines[i] = angles[c + i], sines[i] = angles[kHalf + c + i];
+  const int turning = heads_q + heads_kv, heads = turning + heads_kv;
+  const T* const row = qkv + blockIdx.x * stride + c;
+  for (int head = blockIdx.y * kHeads + threadIdx.x / kLanes; head < heads;
+       head += kHeads * gridDim.y) {
+    const auto first = Vector8<T>::load(row + head * D);
+    const auto second = Vector8<T>::load(row + head * D + kHalf);
+    Vector8<__half> x, y;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float u = as_float(first.x[i]), v = as_float(second.x[i]);
+      const bool turns = head < turning;
+      x.x[i] = saturated_half(turns ? u * cosines[i] - v * sines[i] : u);
+      y.x[i] = saturated_half(turns ? v * cosines[i] + u * sines[i] : v);
+    }
+    __half* const to = head < heads_q
+                           ? q + (int64_t(blockIdx.x) * heads_q + head) * D
+                           : kv + (int64_t(blockIdx.x) * 2 * heads_kv + head - heads_q) * D;
+    x.store(to + c);
+    y.store(to + kHalf + c);
+  }
+}
+
 dim3 grid_of(int64_t rows, int64_t n, int per_thread) {
   return dim3(unsigned(rows), unsigned((n + kThreads * per_thread - 1) / (kThreads * per_thread)));
 }
+
+bool is_vector_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
 
 cudaError_t gather(const Tensor& source, const Tensor& index, const Tensor& out,
                    cudaStream_t stream) {
@@ -386,29 +498,64 @@ cudaError_t add_rows(const Tensor& x, const Tensor& sums, cudaStream_t stream) {
 }
 
 cudaError_t add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
-                     NormKind kind, float eps, const Tensor& out, cudaStream_t stream) {
+                     NormKind kind, float eps, const Operand& out, cudaStream_t stream) {
   const int n = int(x.shape[1]), vectors = n / 8;
   constexpr int kMost = kNormWidthMax / 8 / 1024;  // vectors a thread
   if (n % 8 != 0 || n > kNormWidthMax) return cudaErrorInvalidValue;
   const int each = (vectors + 1023) / 1024;
   const unsigned threads = unsigned((vectors + each - 1) / each + 31) / 32 * 32;
-  const auto launch = [&]<class T, int kVectors>() {
+  const auto launch = [&]<class T, int kVectors, bool kQuantizes>() {
     return launch_overlapped(
-        add_norm_kernel<T, kVectors>, dim3(unsigned(x.rows())), dim3(threads), 0, stream, x.as<T>(),
-        x.row_stride, delta.empty() ? nullptr : delta.as<T>(), delta.row_stride, weight.as<T>(),
-        bias.empty() ? nullptr : bias.as<T>(), kind, eps, out.as<T>(), out.row_stride, n);
+        add_norm_kernel<T, kVectors, kQuantizes>, dim3(unsigned(x.rows())), dim3(threads), 0,
+        stream, x.as<T>(), x.row_stride, delta.empty() ? nullptr : delta.as<T>(), delta.row_stride,
+        weight.as<T>(), bias.empty() ? nullptr : bias.as<T>(), kind, eps, out.rows.as<T>(),
+        out.rows.row_stride, Codes{out.codes, out.scales}, n);
   };
   return with_half_type(x.dtype, [&]<class T>() {
-    return each == 1 ? launch.template operator()<T, 1>() : launch.template operator()<T, kMost>();
+    if (out.quantized())
+      return each == 1 ? launch.template operator()<T, 1, true>()
+                       : launch.template operator()<T, kMost, true>();
+    return each == 1 ? launch.template operator()<T, 1, false>()
+                     : launch.template operator()<T, kMost, false>();
   });
 }
 
-cudaError_t gated_activation(const Tensor& gate_up, Activation activation, const Tensor& out,
+namespace {
+
+cudaError_t gated_activation_codes(const Tensor& gate_up, Activation activation, const Operand& out,
+                                   cudaStream_t stream) {
+  const auto launch = [&]<class T, Activation kActivation>() {
+    return launch_overlapped(gated_activation_codes_kernel<T, kActivation>,
+                             dim3(unsigned(out.count())), dim3(kRowThreads), 0, stream,
+                             gate_up.as<T>(), gate_up.row_stride, Codes{out.codes, out.scales},
+                             int(out.columns()));
+  };
+  return with_half_type(gate_up.dtype, [&]<class T>() {
+    switch (activation) {
+      case Activation::silu:
+        return launch.template operator()<T, Activation::silu>();
+      case Activation::gelu:
+        return launch.template operator()<T, Activation::gelu>();
+      case Activation::gelu_tanh:
+        return launch.template operator()<T, Activation::gelu_tanh>();
+    }
+    return cudaErrorInvalidValue;
+  });
+}
+
+}  // namespace
+
+cudaError_t gated_activation(const Tensor& gate_up, Activation activation, const Operand& out,
                              cudaStream_t stream) {
-  return with_half_type(out.dtype, [&]<class T>() {
-    return launch_overlapped(gated_activation_kernel<T>, grid_of(out.rows(), out.shape[1], 8),
+  if (out.quantized()) {
+    if (gate_up.row_stride % 8 != 0) return cudaErrorInvalidValue;
+    return gated_activation_codes(gate_up, activation, out, stream);
+  }
+  const Tensor& rows = out.rows;
+  return with_half_type(rows.dtype, [&]<class T>() {
+    return launch_overlapped(gated_activation_kernel<T>, grid_of(rows.rows(), rows.shape[1], 8),
                              dim3(kThreads), 0, stream, gate_up.as<T>(), gate_up.row_stride,
-                             activation, out.as<T>(), out.row_stride, int(out.shape[1]));
+                             activation, rows.as<T>(), rows.row_stride, int(rows.shape[1]));
   });
 }
 
@@ -438,7 +585,23 @@ cudaError_t rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, c
                              rope.rotary_dim, rope.attention_factor, dynamic, norms, heads_q,
                              shape.heads, d, q.as<__half>(), kv.as<__half>());
   };
+  const auto launch_whole_heads = [&]<class T, int D>() {
+    constexpr int kHeads = kThreads / (D / 16);  // of a block at a time
+    constexpr int kRowsMany = 256;               // fill the GPU with a block each
+    const int parts =
+        qkv.rows() >= kRowsMany ? 1 : (heads_q + 2 * shape.heads + kHeads - 1) / kHeads;
+    return launch_overlapped(rope_whole_heads_kernel<T, D>,
+                             dim3(unsigned(qkv.rows()), unsigned(parts)), dim3(kThreads), 0, stream,
+                             qkv.as<T>(), qkv.row_stride, positions.as<int32_t>(),
+                             rope.inverse_frequencies.as<float>(), rope.attention_factor, dynamic,
+                             heads_q, shape.heads, q.as<__half>(), kv.as<__half>());
+  };
+  const bool whole_heads = !rope.hadamard && rope.q_norm.empty() && rope.rotary_dim == d &&
+                           qkv.row_stride % 8 == 0 && is_vector_aligned(qkv) &&
+                           is_vector_aligned(q) && is_vector_aligned(kv);
   return with_half_type(qkv.dtype, [&]<class T>() {
+    if (whole_heads && d == 64) return launch_whole_heads.template operator()<T, 64>();
+    if (whole_heads && d == 128) return launch_whole_heads.template operator()<T, 128>();
     if (!rope.hadamard) return launch.template operator()<T, 0>();
     if (d == 64) return launch.template operator()<T, 2>();
     if (d == 128) return launch.template operator()<T, 4>();

@@ -16,6 +16,9 @@
 // whole words of them in page order, so that the stores are coalesced. The slab (sinks and
 // residual) is written by a second launch, since the first reads what it overwrites.
 // Test: tests/cuda/kv_append_test.cpp.
+#include <algorithm>
+#include <vector>
+
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/kv_append.h"
 #include "kernels/cuda/kv_quantize.cuh"
@@ -214,12 +217,22 @@ __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
 
 enum class Rows { pages, staging, slab };
 
-// Copies the rows of new tokens. Grid (tokens / 8, heads, sequences), 8 warps: a token each. Of
-// those that go to the slab, sinks come first, then the last R.
-__global__ void append_rows_kernel(const __grid_constant__ Append a, int layer, Rows target) {
-  const StepSequence& s = a.sequences[blockIdx.z];
+// Sequences with chunks that a launch stores: a step may have hundreds of others, whose blocks
+// would have nothing to do.
+struct ChunkList {
+  static constexpr int kMost = 128;
+  int count = 0;
+  int32_t sequences[kMost] = {};
+};
+
+// Copies the rows of new tokens. Grid (tokens / 8, heads, chunks), 8 warps: a token each. Of those
+// that go to the slab, sinks come first, then the last R.
+__global__ void append_rows_kernel(const __grid_constant__ Append a,
+                                   const __grid_constant__ ChunkList chunks, int layer,
+                                   Rows target) {
+  const StepSequence& s = a.sequences[chunks.sequences[blockIdx.z]];
   const bool staged = s.mode == KvMode::stage;
-  if (a.is_decode(s) || staged != (target == Rows::staging)) return;
+  if (staged != (target == Rows::staging)) return;
   const KvLayout& layout = a.store.layout;
   const Head h{a, s, layer, int(blockIdx.y)};
   const int end = s.past + s.row_count, first = s.mode == KvMode::seal ? 0 : s.past;
@@ -230,22 +243,23 @@ __global__ void append_rows_kernel(const __grid_constant__ Append a, int layer, 
   }
   if (token >= end) return;
   const KvPlace place = arrival_place(layout, staged ? KvMode::stage : KvMode::append, token);
-  const int chunks = a.d() / 8;
-  for (int i = threadIdx.x % 32; i < 2 * chunks; i += 32) {
-    const Side side = i < chunks ? Side::key : Side::value;
-    const int c = i % chunks * 8;
+  const int pieces = a.d() / 8;
+  for (int i = threadIdx.x % 32; i < 2 * pieces; i += 32) {
+    const Side side = i < pieces ? Side::key : Side::value;
+    const int c = i % pieces * 8;
     *reinterpret_cast<uint4*>(h.rows(place, side) + place.row * a.d() +
                               swizzled_channel(place.row, c, a.d())) =
         *reinterpret_cast<const uint4*>(h.source(token, side, c));
   }
 }
 
-// Writes what a step quantizes into one page. Grid (pages, heads, sequences), 256 threads.
+// Writes what a step quantizes into one page. Grid (pages, heads, chunks), 256 threads.
 template <int GROUP>
-__global__ void append_page_kernel(const __grid_constant__ Append a, int layer) {
+__global__ void append_page_kernel(const __grid_constant__ Append a,
+                                   const __grid_constant__ ChunkList chunks, int layer) {
   extern __shared__ __align__(16) __half rows[];  // [kRowsMax][d]
-  const StepSequence& s = a.sequences[blockIdx.z];
-  if (a.is_decode(s) || s.mode == KvMode::stage) return;
+  const StepSequence& s = a.sequences[chunks.sequences[blockIdx.z]];
+  if (s.mode == KvMode::stage) return;
   const KvLayout& layout = a.store.layout;
   const KvFormat& format = layout.format;
   const Head h{a, s, layer, int(blockIdx.y)};
@@ -352,14 +366,14 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
 namespace {
 
 // One layer, the `index`-th.
-cudaError_t append_chunks_of_layer(const AppendArguments& a, int index, const ChunkExtents& extents,
-                                   cudaStream_t stream) {
+cudaError_t append_chunks_of_layer(const AppendArguments& a, const ChunkList& chunks, int index,
+                                   const ChunkExtents& extents, cudaStream_t stream) {
   const KvLayout& layout = a.store.layout;
-  const unsigned heads = unsigned(layout.shape.heads), sequences = unsigned(a.sequence_count);
+  const unsigned heads = unsigned(layout.shape.heads), sequences = unsigned(chunks.count);
   const Append arguments = device_arguments(a);
   const auto copy_rows = [&](Rows target, int tokens) {
     append_rows_kernel<<<dim3(unsigned(tokens + 7) / 8, heads, sequences), 256, 0, stream>>>(
-        arguments, index, target);
+        arguments, chunks, index, target);
     return cudaGetLastError();
   };
   cudaError_t error = cudaSuccess;
@@ -374,8 +388,8 @@ cudaError_t append_chunks_of_layer(const AppendArguments& a, int index, const Ch
       const cudaError_t failed = allow_shared(append_page_kernel<GROUP>, shared);
       if (failed != cudaSuccess) return failed;
       append_page_kernel<GROUP>
-          <<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(arguments,
-                                                                                         index);
+          <<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(
+              arguments, chunks, index);
       return cudaGetLastError();
     });
   if (error != cudaSuccess || layout.format.kind != KvKind::kivi) return error;
@@ -384,12 +398,17 @@ cudaError_t append_chunks_of_layer(const AppendArguments& a, int index, const Ch
 
 }  // namespace
 
-cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,
-                          cudaStream_t stream) {
-  for (int index = 0; index < a.layers; ++index)
-    if (const cudaError_t error = append_chunks_of_layer(a, index, extents, stream);
-        error != cudaSuccess)
-      return error;
+cudaError_t append_chunks(const AppendArguments& a, std::span<const int32_t> chunks,
+                          const ChunkExtents& extents, cudaStream_t stream) {
+  for (size_t begin = 0; begin < chunks.size(); begin += ChunkList::kMost) {
+    ChunkList list;
+    list.count = int(std::min<size_t>(chunks.size() - begin, ChunkList::kMost));
+    std::ranges::copy(chunks.subspan(begin, size_t(list.count)), list.sequences);
+    for (int index = 0; index < a.layers; ++index)
+      if (const cudaError_t error = append_chunks_of_layer(a, list, index, extents, stream);
+          error != cudaSuccess)
+        return error;
+  }
   return cudaSuccess;
 }
 
@@ -411,14 +430,17 @@ void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const Step
       .layer = layer,
       .layers = layers};
   bool decodes = false;
+  std::vector<int32_t> chunk_sequences;
   cuda::ChunkExtents chunks;
   const KvLayout& layout = store.layout;
-  for (const StepSequence& s : step.sequences) {
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const StepSequence& s = step.sequences[i];
     if (s.row_count == 0) continue;  // padding
     if (s.row_count == 1 && s.mode == KvMode::append) {
       decodes = true;
       continue;
     }
+    chunk_sequences.push_back(int32_t(i));
     chunks.rows_max = std::max(chunks.rows_max, s.row_count);
     if (s.mode == KvMode::stage) {
       chunks.stages = true;
@@ -433,7 +455,7 @@ void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const Step
   }
   if (decodes) KIVI_CUDA_VERIFY(cuda::append_decodes(a, stream_.get()));
   if (chunks.stages || chunks.quantizes)
-    KIVI_CUDA_VERIFY(cuda::append_chunks(a, chunks, stream_.get()));
+    KIVI_CUDA_VERIFY(cuda::append_chunks(a, chunk_sequences, chunks, stream_.get()));
 }
 
 }  // namespace kivi

@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <span>
+
 #include "kernels/step_view.h"
 
 namespace kivi::cuda {
@@ -24,14 +26,15 @@ struct AppendArguments {
 // depends on shapes alone.
 cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream);
 
-// All other sequences. The largest extents over them, from the host's copy of the step:
+// Other sequences, of any mode: `chunks` are their indices. The largest extents over them, from the
+// host's copy of the step:
 struct ChunkExtents {
   int rows_max = 0;        // new tokens, over all modes
   int pages_max = 0;       // pages that a sequence of mode `append` or `seal` may touch
   bool stages = false;     // any sequence of mode `stage`
   bool quantizes = false;  // any of mode `append` or `seal`
 };
-cudaError_t append_chunks(const AppendArguments& a, const ChunkExtents& extents,
-                          cudaStream_t stream);
+cudaError_t append_chunks(const AppendArguments& a, std::span<const int32_t> chunks,
+                          const ChunkExtents& extents, cudaStream_t stream);
 
 }  // namespace kivi::cuda

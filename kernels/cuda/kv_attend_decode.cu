@@ -9,7 +9,9 @@
 #include "kernels/cuda/kv_attend_decode.h"
 #include "kernels/cuda/kv_attend_decode_heads.h"
 #include "kernels/cuda/kv_attend_decode_launch.h"
+#include "kernels/cuda/kv_attend_shared.h"
 #include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/prefill_attend.h"
 
 namespace kivi::cuda {
 namespace {
@@ -23,7 +25,8 @@ constexpr int kPiecesMin = 4;          // of a block, where there are few
 // fewer, states to merge and uneven pieces cost more than more warps gain.
 constexpr int kWarpsFew = 12, kPagesMany = 6;
 constexpr int kPlanThreads = 1024;
-constexpr int kSequencesMax = 1 << 16;         // of a launch
+constexpr int kSequencesMax = 1 << 16;  // of a launch
+constexpr size_t kSharedStatesBytes = size_t(64) << 20;
 constexpr int kPlans = 4 * kDecodeWindowsMax;  // of a step: one for each choice of bits and window
 // Times a head's factor (DecodeWarp), this is -scale / 24, for squares of a sixteenth of a scale.
 constexpr float kKeyBias = -256 * std::numbers::ln2_v<float> / 24;
@@ -141,7 +144,7 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     if (s < a.sequence_count) {
       const StepSequence& sequence = a.sequences[s];
       if (sequence.row_count == 1 && sequence.mode == KvMode::append)
-        weight = extent_of(a, sequence.past).weight(a) * a.kv_heads * a.head_blocks;
+        weight = extent_of(a, sequence).weight(a) * a.kv_heads * a.head_blocks;
     }
     const Scan sums = scan(weight);
     if (s < a.sequence_count) a.prefix[s + 1] = total + sums.before + weight;
@@ -210,6 +213,35 @@ bool takes_all_heads(const DecodeArguments& s, const CudaProperties& device) {
          s.sequence_count * layout.shape.heads >= kHeadsSegmentsMin;
 }
 
+int head_tiles_of(const KvShape& shape, int heads_q) {
+  return heads_q / shape.heads > 8 ? wide_head_tiles(shape.head_dim) : 1;
+}
+
+// The kernel for shared pages attends to a part of what this launch has.
+bool shares_pages(const DecodeArguments& s, const DecodeWorkspace& workspace) {
+  return s.group_count > 0 && s.window == 0 && workspace.shared_states != nullptr;
+}
+
+SharedLaunch describe_shared(const DecodeArguments& s, const DecodeLaunch& a, int head_tiles,
+                             const CudaProperties& device, const DecodeWorkspace& workspace) {
+  SharedLaunch shared{};
+  shared.decode = a;
+  shared.key_bits = s.store.layout.format.key_bits;
+  shared.value_bits = s.store.layout.format.value_bits;
+  shared.groups = s.groups, shared.members = s.group_members;
+  shared.group_capacity = s.group_count;
+  shared.plan = reinterpret_cast<SharedPlan*>(workspace.shared_plan.get());
+  shared.where = reinterpret_cast<int2*>(workspace.shared_where.get());
+  shared.slots = reinterpret_cast<float*>(workspace.shared_states.get());
+  shared.heads_block = 8 * head_tiles;
+  shared.unit_rows = std::min(a.ratio, shared.heads_block);
+  shared.units_tile = kSharedRows / shared.unit_rows;
+  shared.head_dim = s.store.layout.shape.head_dim;
+  KIVI_VERIFY(shared.group_capacity <= kSharedGroupsMax);
+  KIVI_VERIFY(lay_out_shared(shared, device.shared_bytes_max));
+  return shared;
+}
+
 cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, DecodeLaunchKind kind,
                                 const CudaProperties& device, const DecodeTuning& tuning,
                                 cudaStream_t stream) {
@@ -226,6 +258,15 @@ cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, Decod
                              kind == DecodeLaunchKind::next, stream);
 }
 
+// Nanoseconds of the whole device, measured (docs/design/decode-attention.md, section 10).
+constexpr double kSharedFixed = 9000;  // of a launch with groups, over one without
+constexpr double kSharedTile = 9;      // of 64 query rows and 64 tokens of a KV head
+// What kv_attend_decode takes for 64 tokens of one block of query heads.
+double unit_time(const KvFormat& f) {
+  if (f.kind != KvKind::kivi) return f.kind == KvKind::f16 ? 4.2 : 2.1;
+  return f.key_bits + f.value_bits > 4 ? 1.9 : 1.55;
+}
+
 }  // namespace
 
 DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& device,
@@ -234,7 +275,8 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   const KvLayout& layout = s.store.layout;
   const int d = layout.shape.head_dim;
   grid.wide = s.heads_q / layout.shape.heads > 8;
-  grid.all_heads = takes_all_heads(s, device) && !tuning.heads_apart;
+  const bool shares = shares_pages(s, workspace);
+  grid.all_heads = takes_all_heads(s, device) && !tuning.heads_apart && !shares;
   const int head_tiles = grid.all_heads ? kHeadsTiles : grid.wide ? wide_head_tiles(d) : 1;
   DecodeLaunch a = describe(s, head_tiles);
   const size_t plan = size_t(plan_index(s.store.layout.format, s.window_index));
@@ -243,6 +285,10 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   a.prefix = reinterpret_cast<int*>(workspace.prefix.get()) + plan * (kSequencesMax + 1);
   a.partials = reinterpret_cast<float*>(workspace.partials.get());
   a.counters = reinterpret_cast<int*>(workspace.counters.get());
+  if (shares) {
+    a.shared_slots = reinterpret_cast<const float*>(workspace.shared_states.get());
+    a.shared_where = reinterpret_cast<const int2*>(workspace.shared_where.get());
+  }
   KIVI_VERIFY(a.sequence_count <= kSequencesMax);
   KIVI_VERIFY(int64_t(a.sequence_count) * a.kv_heads * a.head_blocks <= workspace.counters_count);
   if (grid.all_heads) return a;
@@ -294,12 +340,54 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   DecodeGrid grid{};
   DecodeLaunch a = describe_decode(s, device, workspace, tuning, grid);
   if (grid.all_heads) return decode_attend_heads(s, a, kind, device, tuning, stream);
-  if (kind == DecodeLaunchKind::plan) {
-    plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, grid.blocks, grid.warps);
-    return cudaGetLastError();
-  }
+  const bool plans = kind == DecodeLaunchKind::plan;
   grid.overlaps = kind == DecodeLaunchKind::next;
-  return launch(a, grid, stream);
+  if (a.shared_slots != nullptr) {
+    const SharedLaunch shared =
+        describe_shared(s, a, head_tiles_of(s.store.layout.shape, s.heads_q), device, workspace);
+    const cudaError_t error =
+        plans ? plan_shared(shared, device.multiprocessors, stream)
+              : attend_shared(shared, device.multiprocessors, grid.overlaps, stream);
+    if (error != cudaSuccess) return error;
+    grid.overlaps = true;
+  }
+  if (!plans) return launch(a, grid, stream);
+  plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, grid.blocks, grid.warps);
+  return cudaGetLastError();
+}
+
+int keep_groups(const KvLayout& layout, int heads_q, const CudaProperties& device,
+                const DecodeWorkspace& workspace, std::vector<StepGroup>& groups) {
+  const int d = layout.shape.head_dim, heads = layout.shape.heads, ratio = heads_q / heads;
+  // With groups, a step does without the kernel for very many query heads.
+  if (workspace.shared_states == nullptr || (d != 64 && d != 128) || ratio > kHeadsRatio)
+    groups.clear();
+  const int head_tiles = head_tiles_of(layout.shape, heads_q);
+  const int head_blocks = (ratio + 8 * head_tiles - 1) / (8 * head_tiles);
+  const int units_tile = kSharedRows / std::min(ratio, 8 * head_tiles);
+  const auto tiles_of = [&](const StepGroup& g) {
+    return (int64_t(g.member_count) * head_blocks + units_tile - 1) / units_tile;
+  };
+  const auto spared = [&](const StepGroup& g) {
+    const double before = double(g.member_count) * head_blocks * unit_time(layout.format);
+    return (before - double(tiles_of(g)) * kSharedTile) * heads * g.pages *
+           (layout.page_tokens() / kUnitTokens);
+  };
+  std::erase_if(groups, [&](const StepGroup& g) { return spared(g) <= 0; });
+  std::ranges::stable_sort(groups, std::greater{}, spared);
+  // As many as there is room for.
+  int64_t items = 0;
+  double total = 0;
+  size_t count = 0;
+  while (count < groups.size() && count < kSharedGroupsMax) {
+    items += tiles_of(groups[count]) * heads;
+    const size_t slots = size_t(items + device.multiprocessors);
+    const size_t bytes = slots * size_t(shared_slot_floats(d)) * sizeof(float);
+    if (bytes > workspace.shared_states_bytes) break;
+    total += spared(groups[count++]);
+  }
+  groups.resize(total > kSharedFixed ? count : 0);
+  return kSharedGroupsMax;
 }
 
 DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream) {
@@ -310,6 +398,12 @@ DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t
   w.line = make_device_memory(kPlans * sizeof(Line));
   w.pieces = make_device_memory(kPlans * pieces_max(device) * sizeof(Piece));
   w.prefix = make_device_memory(kPlans * (kSequencesMax + 1) * sizeof(int));
+  if (has_prefill_hopper(128)) {  // wgmma
+    w.shared_plan = make_device_memory(shared_plan_bytes(kSequencesMax));
+    w.shared_states_bytes = kSharedStatesBytes;
+    w.shared_states = make_device_memory(kSharedStatesBytes);
+    w.shared_where = make_device_memory(size_t(kCountersMax) * sizeof(int2));
+  }
   w.counters_count = kCountersMax;
   w.counters = make_device_memory(size_t(kCountersMax) * sizeof(int));
   KIVI_CUDA_VERIFY(

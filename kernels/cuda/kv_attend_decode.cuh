@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
       if (waited && !inside && (in_flight > 0 || !producer.done())) {
         inside = fresh = true;
         const StepSequence& sequence = a.sequences[cursor.sequence];
-        const Extent extent = extent_of(a, sequence.past);
+        const Extent extent = extent_of(a, sequence);
         row = sequence.row_begin;
         past = sequence.past, pages = extent.pages, page_first = extent.page_first;
         low = extent.low, values_end = extent.values_end;
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
                           min(64, values_end - first));
           clock.count(DecodeCount::pages);
         } else {
-          const Extent extent = extent_of(a, past);
+          const Extent extent = extent_of(a, past, page_first);
           const int first = extent.tile_position(cursor.unit);
           const bool own_token = cursor.unit == extent.units() - 1;
           if (own_token) WarpCopy::wait_for_chunks();
@@ -202,10 +202,12 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
       clock.begin();
       inside = false;
       state.close_pages();
-      const Extent extent = extent_of(a, past);
+      const Extent extent = extent_of(a, past, page_first);
       const int units = extent.units();
       const auto [heads, channel] = heads_of<D, NT>(a, cursor.segment);
+      const bool shares = a.shared_slots != nullptr && page_first > 0;  // then there is no window
       if (begin == 0 && behind == units) {
+        if (shares) state.merge_shared(a.shared_where[segment_id(a, cursor)], heads);
         state.store_output(static_cast<uint16_t*>(a.out) + row * a.out_stride + channel, heads);
       } else {
         // What goes on in a later piece is the last thing this warp does: the ring is free.
@@ -217,12 +219,13 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
           // What began earlier is the segment of the piece's begin, what goes on that of its end.
           const Piece& own = a.pieces[blockIdx.x * warps + warp];
           const int start = slot == 0 ? own.begin_start : own.end_start;
-          slots[2 * warp + slot] = {cursor.sequence * (a.kv_heads * a.head_blocks) + cursor.segment,
+          slots[2 * warp + slot] = {segment_id(a, cursor),
                                     start,
                                     start + weight - a.tile_weight,
                                     row,
                                     heads,
-                                    channel};
+                                    channel,
+                                    shares};
         }
       }
       if (behind == units) cursor = next_segment(a, cursor);

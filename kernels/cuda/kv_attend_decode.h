@@ -6,6 +6,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
 #include "kernels/cuda/cuda_handles.h"
 #include "kernels/step_view.h"
 
@@ -31,6 +33,11 @@ struct DecodeArguments {
   const StepSequence* sequences = nullptr;  // device
   const int32_t* page_table = nullptr;      // device
   int sequence_count = 0;
+  // Groups that share pages: [group_count] of which some may be padding, and their members. Layers
+  // with a window read shared pages like others. 0: so do all layers.
+  const StepGroup* groups = nullptr;       // device
+  const int32_t* group_members = nullptr;  // device
+  int group_count = 0;
   int heads_q = 0;
   int layer = 0;
   int window = 0;          // sliding window in tokens; 0: none
@@ -63,6 +70,10 @@ enum class DecodeLaunchKind {
 cudaError_t decode_attend(const DecodeArguments& a, DecodeLaunchKind kind,
                           const CudaProperties& device, const DecodeWorkspace& workspace,
                           cudaStream_t stream, const DecodeTuning& tuning = {});
+
+// Backend::keep_groups.
+int keep_groups(const KvLayout& layout, int heads_q, const CudaProperties& device,
+                const DecodeWorkspace& workspace, std::vector<StepGroup>& groups);
 
 DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream);
 

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
     while (goes_on) {
       const StepSequence& sequence = a.sequences[cursor.sequence];
       const int row = sequence.row_begin;
-      const Extent extent = extent_of(a, sequence.past);
+      const Extent extent = extent_of(a, sequence);
       const int units = extent.units();
       const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
       const int behind = stops ? end.unit : units;
@@ -142,7 +142,8 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
               start + extent.weight(a) - a.tile_weight,
               row,
               heads,
-              channel};
+              channel,
+              false};
         }
       }
       goes_on = behind == units;

@@ -8,9 +8,10 @@
 // Mapping. A tile is 16 rows of W. A row is cut into runs of 256 columns, and the runs into slices
 // of up to 16. Each warp of a block has the same run of a slice in every tile, so it copies that
 // run of x once. The block goes from tile to tile, and for each tile adds up the sums of its warps:
-// runs of a slice first, then slices. All slices of a tile belong to one block where x fits its
-// shared memory. Otherwise each slice has a block of its own, and the last of these blocks to end
-// adds up their sums. The order of additions is the same both ways, and does not depend on timing.
+// runs of a slice first, then slices. Warps do not wait for each other there (Meeting). All slices
+// of a tile belong to one block where x fits its shared memory. Otherwise each slice has a block of
+// its own, and the last of these blocks to end adds up their sums. The order of additions is the
+// same both ways, and does not depend on timing.
 //
 // W is operand A and x is operand B, both in f16. A code is a subnormal, which is exact (decision
 // 003). x in bf16 is first multiplied by a power of two for each row and run, so that f16 holds it
@@ -35,6 +36,7 @@ constexpr int kRunColumns = 256;
 constexpr int kRunBlocks = kRunColumns / kWeightBlock;
 constexpr int kWarpsMax = 16;
 constexpr int kDepthMax = 12;
+constexpr int kBuffersMax = 4;
 constexpr int kZeroBytes = 512;  // in place of a row beyond x; what a stage reads of one
 constexpr int kSharedWanted = 200 << 10;
 constexpr int kSharedMax = 225 << 10;
@@ -324,6 +326,51 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, const unsig
   }
 }
 
+// Counts one arrival. What the thread has written before can be seen behind a barrier_wait().
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// A buffer in which the sums of a block's warps meet. The tiles take the buffers in turn. A warp
+// leaves its sums of a tile and goes on. Some warps add them up one tile later, so that nearly no
+// one waits.
+struct Meeting {
+  uint32_t full, empty;  // barriers of all buffers: sums are there; sums are added up
+  int buffers, reducers, warps;
+  int buffer = 0, first_reducer = 0;
+  uint32_t phase = 0;
+
+  __device__ __forceinline__ void init() const {
+    for (int i = 0; i < buffers; ++i) {
+      barrier_init(full + 8 * i, warps);
+      barrier_init(empty + 8 * i, reducers);
+    }
+  }
+  __device__ __forceinline__ Meeting next() const {
+    Meeting m = *this;
+    if (++m.buffer == buffers) m.buffer = 0, m.phase ^= 1;
+    if ((m.first_reducer += reducers) >= warps) m.first_reducer -= warps;
+    return m;
+  }
+  // The warp is a reducer if this is below `reducers`.
+  __device__ __forceinline__ int rank_of(int warp) const {
+    return (warp < first_reducer ? warp + warps : warp) - first_reducer;
+  }
+  // All lanes of a warp call these. The first round finds the buffers empty.
+  __device__ __forceinline__ void wait_empty() const {
+    barrier_wait(empty + 8 * buffer, phase ^ 1);
+  }
+  __device__ __forceinline__ void leave() const { arrive(full); }
+  __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * buffer, phase); }
+  __device__ __forceinline__ void give_back() const { arrive(empty); }
+
+ private:
+  __device__ __forceinline__ void arrive(uint32_t barriers) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(barriers + 8 * buffer);
+  }
+};
+
 // Runs of a slice that hold columns.
 __device__ __forceinline__ int runs_of(const TileProduct& p, int slice, int warps) {
   return min(warps, (p.blocks + kRunBlocks - 1) / kRunBlocks - slice * warps);
@@ -336,6 +383,7 @@ __global__ void __launch_bounds__(kWarpsMax * 32, NT == 1 ? 2 : 1)
   const TileProduct& p = a.p;
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ uint64_t barriers[kWarpsMax][kDepthMax];  // complete when a stage is there
+  __shared__ uint64_t full[kBuffersMax], empty[kBuffersMax];
   __shared__ bool is_last;
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the warp's
@@ -380,10 +428,42 @@ __global__ void __launch_bounds__(kWarpsMax * 32, NT == 1 ? 2 : 1)
   // Sums of a tile: [slice, warp, row of x, row of the tile].
   auto* const joined = reinterpret_cast<float*>(memory + a.sums_at);
   const int outputs = p.t * kWeightTileRows;
-  int slot = 0, slot_at = 0, buffer = 0, first_reducer = 0;
+  Meeting meeting{shared_address(full), shared_address(empty), a.buffers,
+                  min((outputs + 31) / 32, warps), warps};
+  if (threadIdx.x == 0) meeting.init();
+  __syncthreads();
+  const auto parts_of = [&](const Meeting& m) {
+    return joined + m.buffer * a.local_slices * warps * outputs;
+  };
+  // Adds up the sums of a tile, if that is this warp's turn.
+  const auto reduce = [&](const Meeting& m, int tile) {
+    const int rank = m.rank_of(warp);
+    if (rank >= m.reducers) return;
+    const float* const parts = parts_of(m);
+    m.wait_full();
+    for (int i = rank * 32 + lane; i < outputs; i += m.reducers * 32) {
+      float total = 0;
+      for (int slice = 0; slice < a.local_slices; ++slice) {
+        const float* const of_slice = parts + slice * warps * outputs + i;
+        const int runs_in = runs_of(p, first_slice + slice, warps);
+        float sum = 0;
+#pragma unroll 4
+        for (int run = 0; run < runs_in; ++run) sum += of_slice[run * outputs];
+        total += sum;
+      }
+      if (spread == 1)
+        store_one<T>(p, i / kWeightTileRows, tile * kWeightTileRows + i % kWeightTileRows, total);
+      else
+        reinterpret_cast<float*>(p.partials)[(tile * spread + first_slice) * outputs + i] = total;
+    }
+    m.give_back();
+  };
+  const bool late = a.buffers > 1;
+  Meeting before = meeting;
+  int slot = 0, slot_at = 0, last = group;
   uint32_t parity = 0;
   for (int tile = group; tile < p.tiles; tile += groups) {
-    float* const parts = joined + buffer * a.local_slices * warps * outputs;
+    float* const parts = parts_of(meeting);
     for (int slice = 0; slice < runs; ++slice) {
       const int run = slice * warps + warp, block = first_block + slice * slice_blocks;
       const unsigned char* from[NT];
@@ -406,6 +486,7 @@ __global__ void __launch_bounds__(kWarpsMax * 32, NT == 1 ? 2 : 1)
         slot_at += a.stage_bytes;
         if (++slot == a.depth) slot = slot_at = 0, parity ^= 1;
       }
+      if (slice == 0) meeting.wait_empty();
       float* const own = parts + run * outputs + lane / 4 * 2;
 #pragma unroll
       for (int nt = 0; nt < NT; ++nt)
@@ -418,31 +499,17 @@ __global__ void __launch_bounds__(kWarpsMax * 32, NT == 1 ? 2 : 1)
               make_float2(sums[nt][column] * factor, sums[nt][2 + column] * factor);
         }
     }
-    __syncthreads();
-    // Other warps have this work for the next tile.
-    const int rank = (warp < first_reducer ? warp + warps : warp) - first_reducer;
-    for (int i = rank * 32 + lane; i < outputs; i += blockDim.x) {
-      float total = 0;
-      for (int slice = 0; slice < a.local_slices; ++slice) {
-        const float* const of_slice = parts + slice * warps * outputs + i;
-        const int runs_in = runs_of(p, first_slice + slice, warps);
-        float sum = 0;
-#pragma unroll 4
-        for (int run = 0; run < runs_in; ++run) sum += of_slice[run * outputs];
-        total += sum;
-      }
-      if (spread == 1)
-        store_one<T>(p, i / kWeightTileRows, tile * kWeightTileRows + i % kWeightTileRows, total);
-      else
-        reinterpret_cast<float*>(p.partials)[(tile * spread + first_slice) * outputs + i] = total;
-    }
-    first_reducer += (outputs + 31) / 32;
-    while (first_reducer >= warps) first_reducer -= warps;
-    if (a.buffers == 1)
-      __syncthreads();
-    else
-      buffer ^= 1;
+    if (runs == 0) meeting.wait_empty();
+    meeting.leave();
+    if (!late)
+      reduce(meeting, tile);
+    else if (tile > group)
+      reduce(before, tile - groups);
+    before = meeting;
+    meeting = meeting.next();
+    last = tile;
   }
+  if (late) reduce(before, last);
   if (spread == 1) return;
 
   __threadfence();
@@ -496,7 +563,7 @@ Layout layout_of_product(int k, int rows, int row_tiles, int scale_blocks, int s
   l.per_multiprocessor = std::max(1, kWarpsMax / l.warps);
   for (const int most : {kSharedWanted, kSharedMax})
     for (const int local : {l.slices, 1})
-      for (const int buffers : {2, 1}) {
+      for (const int buffers : {kBuffersMax, 2, 1}) {
         l.local_slices = local;
         l.buffers = buffers;
         place(l, rows, row_tiles, scale_blocks, stage_bytes, most / l.per_multiprocessor);

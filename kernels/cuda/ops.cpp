@@ -23,7 +23,7 @@ void CudaBackend::do_resolve_ids(const Tensor& ids, const Tensor& sampled) {
 }
 
 void CudaBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
-                              const Tensor& bias, NormKind kind, float eps, const Tensor& out) {
+                              const Tensor& bias, NormKind kind, float eps, const Operand& out) {
   KIVI_CUDA_VERIFY(cuda::add_norm(x, delta, weight, bias, kind, eps, out, stream_.get()));
 }
 
@@ -46,7 +46,7 @@ void CudaBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope
 }
 
 void CudaBackend::do_gated_activation(const Tensor& gate_up, Activation activation,
-                                      const Tensor& out) {
+                                      const Operand& out) {
   KIVI_CUDA_VERIFY(cuda::gated_activation(gate_up, activation, out, stream_.get()));
 }
 
@@ -106,6 +106,9 @@ cuda::DecodeArguments decode_arguments(const KvView& store, const StepView& step
           .sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data),
           .page_table = step.device_page_table.as<int32_t>(),
           .sequence_count = int(step.sequences.size()),
+          .groups = reinterpret_cast<const StepGroup*>(step.device_groups.data),
+          .group_members = static_cast<const int32_t*>(step.device_group_members.data),
+          .group_count = step.groups.empty() ? 0 : int(step.device_groups.rows()),
           .heads_q = heads_q,
           .window = step.sliding_window};
 }
@@ -123,6 +126,11 @@ std::vector<int> layers_of_each_format(const KvLayout& layout) {
 }
 
 }  // namespace
+
+int CudaBackend::keep_groups(const KvLayout& layout, int heads_q,
+                             std::vector<StepGroup>& groups) const {
+  return cuda::keep_groups(layout, heads_q, properties_, decode_workspace_, groups);
+}
 
 void CudaBackend::do_begin_step(const StepView& step, const KvView& store, int heads_q) {
   planned_decodes_.clear();

@@ -3,7 +3,7 @@
 //
 // clang-format off
 //   e4m3         up to 8 rows         matmul_few_rows, x in 16 bits
-//   e4m3         more, Hopper         x to e4m3, a scale a row; cuBLASLt
+//   e4m3         more, Hopper         x to e4m3, a scale a row (or it comes so); cuBLASLt
 //   4-bit tiles  up to tile_rows_max  matmul_tiles, 64 or 128 rows at a time
 //   all          others               W to 16 bits, a slab of rows at a time; cuBLASLt
 // clang-format on
@@ -67,15 +67,19 @@ void CudaBackend::do_embed_quantized(const Weight& table, const Tensor& ids, con
   KIVI_CUDA_VERIFY(cuda::embed_weight(table, ids, out, stream_.get()));
 }
 
-void CudaBackend::do_matmul_quantized(const Tensor& x, const Weight& w, const Tensor& bias,
+void CudaBackend::do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
                                       const Tensor& out) {
-  KIVI_VERIFY(bias.empty() || bias.dtype == x.dtype);
-  KIVI_VERIFY(product_scratch_bytes(w, x.rows()) <= product_scratch_bytes_);
+  KIVI_VERIFY(bias.empty() || bias.dtype == x.rows.dtype);
+  if (x.quantized()) {
+    matmul_.run_e4m3({x.codes, x.scales, x.count()}, w, bias, out, stream_.get());
+    return;
+  }
+  KIVI_VERIFY(product_scratch_bytes(w, x.count()) <= product_scratch_bytes_);
   std::byte* scratch = product_scratch_;
-  Tensor input = x;
+  Tensor input = x.rows;
   if (moves_columns(w)) {
-    input = make_tensor(scratch, x.dtype, x.rows(), w.columns);
-    KIVI_CUDA_VERIFY(cuda::move_columns(x, w, input, stream_.get()));
+    input = make_tensor(scratch, input.dtype, input.rows(), w.columns);
+    KIVI_CUDA_VERIFY(cuda::move_columns(x.rows, w, input, stream_.get()));
     scratch += aligned(int64_t(input.bytes()));
   }
   if (cuda::has_few_rows(input, w, out)) {

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/matmul_tiles.h"
 #include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/quantize_row.cuh"
 #include "kernels/cuda/vector.cuh"
 #include "kernels/cuda/weight_ops.h"
 #include "kernels/cuda/weight_tiles.cuh"
@@ -17,27 +18,13 @@ namespace kivi::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr float kE4m3Max = 448;
-constexpr float kSmallest = 1e-30f;  // smaller maxima count as zero
-
-__device__ __forceinline__ float block_max(float x, float* scratch) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2)
-    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
-  __syncthreads();
-  x = scratch[0];
-#pragma unroll
-  for (int w = 1; w < kThreads / 32; ++w) x = fmaxf(x, scratch[w]);
-  return x;
-}
 
 // A block a row. Bytes: 2 k read, k written.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    quantize_rows_kernel(const T* x, int64_t x_stride, uint8_t* codes, float* scales, int k) {
+    quantize_rows_kernel(const T* x, int64_t x_stride, Codes out, int k) {
   constexpr int kKept = 8;  // vectors of 8 that a thread keeps in registers
-  __shared__ float scratch[kThreads / 32];
+  __shared__ float scratch[32];
   let_next_start();
   wait_for_previous();
   const T* row = x + blockIdx.x * x_stride;
@@ -49,39 +36,19 @@ __global__ void __launch_bounds__(kThreads)
     if (c < k) kept[j] = Vector8<T>::load(row + c);
   }
 #pragma unroll
-  for (int j = 0; j < kKept; ++j) {
-    if ((j * kThreads + threadIdx.x) * 8 >= k) continue;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(as_float(kept[j].x[i])));
-  }
-  for (int c = (kKept * kThreads + threadIdx.x) * 8; c < k; c += kThreads * 8) {
-    const auto v = Vector8<T>::load(row + c);
-    for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(as_float(v.x[i])));
-  }
-  most = block_max(most, scratch);
-  if (most < kSmallest) most = 0;
-  const float inverse = most > 0 ? kE4m3Max / most : 0;
-  if (threadIdx.x == 0) scales[blockIdx.x] = most / kE4m3Max;
-  uint8_t* const to = codes + int64_t(blockIdx.x) * k;
-  const auto write = [&](const Vector8<T>& v, int c) {
-    uint2 out;
-    uint16_t pairs[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      pairs[i] = __nv_cvt_float2_to_fp8x2(
-          make_float2(as_float(v.x[2 * i]) * inverse, as_float(v.x[2 * i + 1]) * inverse),
-          __NV_SATFINITE, __NV_E4M3);
-    out.x = pairs[0] | uint32_t(pairs[1]) << 16;
-    out.y = pairs[2] | uint32_t(pairs[3]) << 16;
-    *reinterpret_cast<uint2*>(to + c) = out;
-  };
+  for (int j = 0; j < kKept; ++j)
+    if ((j * kThreads + threadIdx.x) * 8 < k) most = max_of(kept[j], most);
+  for (int c = (kKept * kThreads + threadIdx.x) * 8; c < k; c += kThreads * 8)
+    most = max_of(Vector8<T>::load(row + c), most);
+  const float factor = row_factor(most, out.scales, scratch);
+  uint8_t* const to = out.codes + int64_t(blockIdx.x) * k;
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
     const int c = (j * kThreads + threadIdx.x) * 8;
-    if (c < k) write(kept[j], c);
+    if (c < k) store_codes(kept[j], factor, to + c);
   }
   for (int c = (kKept * kThreads + threadIdx.x) * 8; c < k; c += kThreads * 8)
-    write(Vector8<T>::load(row + c), c);
+    store_codes(Vector8<T>::load(row + c), factor, to + c);
 }
 
 // A matrix in tiles, on the device.
@@ -248,7 +215,8 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t quantize_rows(const Tensor& x, uint8_t* codes, float* scales, cudaStream_t stream) {
   return with_half_type(x.dtype, [&]<class T>() {
     return launch_overlapped(quantize_rows_kernel<T>, dim3(unsigned(x.rows())), dim3(kThreads), 0,
-                             stream, x.as<T>(), x.row_stride, codes, scales, int(x.shape[1]));
+                             stream, x.as<T>(), x.row_stride, Codes{codes, scales},
+                             int(x.shape[1]));
   });
 }
 

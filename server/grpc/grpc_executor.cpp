@@ -45,8 +45,8 @@ void GrpcExecutor::post(std::function<void()> task) {
 
 void GrpcExecutor::after(std::chrono::milliseconds delay, std::function<void()> task) {
   auto timer = std::make_shared<boost::asio::steady_timer>(impl_->pool, delay);
-  timer->async_wait([timer, task = std::move(task)](const boost::system::error_code& error) {
-    if (error) return;
+  // Nothing cancels a timer: one that has not fired when the pool ends is destroyed.
+  timer->async_wait([timer, task = std::move(task)](const boost::system::error_code&) {
     try {
       task();
     } catch (const std::exception& e) {

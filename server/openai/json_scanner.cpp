@@ -76,11 +76,10 @@ JsonValueScanner::State JsonValueScanner::take(char c) {
   }
   switch (c) {
     case '"':
-      string_ = begun_ = true;
+      string_ = true;
       return State::more;
     case '{':
     case '[':
-      begun_ = true;
       ++depth_;
       return State::more;
     case '}':
@@ -88,8 +87,8 @@ JsonValueScanner::State JsonValueScanner::take(char c) {
       if (depth_ == 0) return State::wrong;
       return --depth_ == 0 ? State::whole : State::more;
     default:
-      if (depth_ > 0 || (is_json_blank(c) && !begun_)) return State::more;
-      begun_ = scalar_ = true;
+      if (depth_ > 0 || is_json_blank(c)) return State::more;
+      scalar_ = true;
       return c == ',' || c == ':' ? State::wrong : State::more;
   }
 }

@@ -23,7 +23,7 @@ class JsonValueScanner {
 
  private:
   int depth_ = 0;
-  bool string_ = false, escaped_ = false, scalar_ = false, begun_ = false;
+  bool string_ = false, escaped_ = false, scalar_ = false;
 };
 
 }  // namespace kivi

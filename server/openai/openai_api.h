@@ -171,7 +171,7 @@ class ChatWriter final : public ReplyWriter {
   const Tokenizer& tokenizer_;
   size_t top_ = 0;  // top_logprobs
   const AnswerSetup answer_;
-  std::vector<std::unique_ptr<ToolParser>> parsers_;  // by choice; empty for a plain answer
+  std::vector<std::unique_ptr<ToolParser>> parsers_;  // by choice; null for a plain answer
 };
 
 }  // namespace kivi

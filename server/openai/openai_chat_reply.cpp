@@ -13,7 +13,6 @@ ChatWriter::ChatWriter(const ServedModel& model, const CompletionCall& call, int
       tokenizer_(*model.tokenizer),
       top_(size_t(std::max(0, call.request.sampling.logprobs))),
       answer_(call.answer) {
-  if (answer_.plain()) return;
   for (int i = 0; i < call.request.n; ++i) parsers_.push_back(make_answer_parser(answer_));
 }
 

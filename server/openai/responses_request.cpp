@@ -100,8 +100,9 @@ Status read_input(const ordered_json& input, ChatBuilder& chat) {
   }
   if (!input.is_array() || input.empty())
     return wrong("input must be a string or a list of at least one item", "input");
-  for (size_t i = 0; i < input.size(); ++i)
-    KIVI_RETURN_IF_ERROR(read_item(input[i], fmt::format("input[{}]", i), chat));
+  int i = 0;
+  for (const ordered_json& item : input)
+    KIVI_RETURN_IF_ERROR(read_item(item, fmt::format("input[{}]", i++), chat));
   return chat.empty() ? Status(wrong("input holds no message", "input")) : ok_status();
 }
 

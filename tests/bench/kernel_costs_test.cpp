@@ -83,6 +83,8 @@ TEST_CASE("Dense ops of Llama-2-7B at 64 rows") {
   CHECK(add_cost(3, 10, 4).bytes == 360);
   CHECK(rope_cost(64, 32, 8, 128, 2, 2).bytes == 64 * (4 + 6144 * 2 + 4096 * 2 + 2048 * 2));
   CHECK(gated_activation_cost(64, 11008, 2).bytes == 3 * 64 * 11008 * 2);
+  CHECK(quantized_output(gated_activation_cost(64, 11008, 2), 64, 11008, 2).bytes ==
+        64 * (5 * 11008 + 4));
   CHECK(activate_cost(64, 18176, 4).bytes == 2 * 64 * 18176 * 4);
   CHECK(gather_rows_cost(7, 4096, 2).bytes == 7 * (4 + 16384));
   CHECK(sample_cost(64, 32000).bytes == 64 * 128000);

@@ -3,7 +3,7 @@
 // not name.
 //
 //   kernels_bench [--only FORMAT] [--shape TEXT] [--tunings LIST] [--heads-apart] [--sweep]
-//                 [--timeline]
+//                 [--timeline] [--shared]
 //
 // Prints, for each shape and format, microseconds a launch, gigabytes a second and the percentage
 // of the copy rate measured in the same run. --only and --shape keep the format of this name and
@@ -12,6 +12,9 @@
 // instead: WARPSxSTAGESxTILE,..., with the fields of DecodeTuning, 0 for a default.
 // --heads-apart sets DecodeTuning::heads_apart. With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT
 // for many tunings.
+// --shared prints, for samples of one prompt, microseconds a launch where each sample has a copy of
+// the prompt's pages, where the samples have the same pages but read them apart, and where shared
+// pages are read once for all (cascade); and whether the engine would do so.
 // --timeline also prints where the time goes (decode_timeline.h). Inputs are random and rotate over
 // copies larger than the L2 cache. A time is the median over replays of a CUDA graph of many
 // launches, divided by their number. Bytes are those that the kernel must read of the store: whole
@@ -72,6 +75,11 @@ struct ShapeCase {
   const char* name;
   int kv_heads, ratio, head_dim, sequences, tokens;
 };
+// Samples, tokens of the prompt, and tokens of each sample behind it.
+struct SharedCase {
+  int samples, prompt, rest;
+};
+enum class Sharing { copies, shared, cascade };
 struct FormatCase {
   const char* name;
   KvFormat format;
@@ -127,13 +135,16 @@ double bytes_of(const KvLayout& layout, int sequences, int past) {
 
 class StoreBench {
  public:
-  StoreBench(CudaBackend& backend, const ShapeCase& shape, const KvFormat& format)
+  // `prompt`: tokens that all sequences share.
+  StoreBench(CudaBackend& backend, const ShapeCase& shape, const KvFormat& format,
+             Sharing sharing = Sharing::copies, int prompt = 0)
       : backend_(backend), shape_(shape), stream_(backend.stream()) {
     KvLayout layout{format, {1, shape.kv_heads, shape.head_dim}};
     const int pages_each = shape.tokens / layout.page_tokens() + 1;
     const int64_t pages = int64_t(pages_each) * shape.sequences;
     const int64_t layer_bytes = layout.page_bytes() * pages + layout.slot_bytes() * shape.sequences;
     layers_ = int(std::clamp<int64_t>(int64_t(kRotationBytes) / layer_bytes + 1, 1, 64));
+    if (prompt > 0) layers_ = std::max(layers_, 8);  // much less of them is read
     layout.shape.layers = layers_;
     view_.layout = layout;
     view_.page_count = pages;
@@ -150,6 +161,19 @@ class StoreBench {
     std::vector<int32_t> table(static_cast<size_t>(pages));
     std::iota(table.begin(), table.end(), 0);
     std::shuffle(table.begin(), table.end(), std::mt19937(5));
+    const int shared_pages =
+        std::min(prompt, values_paged(format, shape.tokens - 1)) / layout.page_tokens();
+    if (sharing != Sharing::copies)
+      for (int i = 1; i < shape.sequences; ++i)
+        std::copy_n(table.begin(), shared_pages, table.begin() + i * pages_each);
+    group_ = {.pages = shared_pages, .member_count = shape.sequences};
+    cascades_ = sharing == Sharing::cascade;
+    std::vector<int32_t> members(size_t(shape.sequences));
+    std::iota(members.begin(), members.end(), 0);
+    group_memory_ = make_device_memory(sizeof group_);
+    members_ = make_device_memory(members.size() * 4);
+    backend.upload(group_memory_.get(), &group_, sizeof group_);
+    backend.upload(members_.get(), members.data(), members.size() * 4);
     std::vector<StepSequence> sequences;
     for (int i = 0; i < shape.sequences; ++i)
       sequences.push_back({.row_begin = i,
@@ -157,7 +181,8 @@ class StoreBench {
                            .past = shape.tokens - 1,
                            .slot = i,
                            .pages_begin = i * pages_each,
-                           .pages_count = pages_each});
+                           .pages_count = pages_each,
+                           .shared_pages = cascades_ ? shared_pages : 0});
     table_ = make_device_memory(table.size() * 4);
     sequences_ = make_device_memory(sequences.size() * sizeof(StepSequence));
     backend.upload(table_.get(), table.data(), table.size() * 4);
@@ -190,6 +215,9 @@ class StoreBench {
     a.heads_q = shape_.kv_heads * shape_.ratio;
     a.scale_log2 = 1.4427f / std::sqrt(float(d));
     a.layer = layer % layers_;
+    a.groups = reinterpret_cast<const StepGroup*>(group_memory_.get());
+    a.group_members = reinterpret_cast<const int32_t*>(members_.get());
+    a.group_count = cascades_ ? 1 : 0;
     return a;
   }
 
@@ -206,6 +234,13 @@ class StoreBench {
     });
   }
 
+  // Whether the engine would form the group.
+  bool keeps_group() const {
+    std::vector<StepGroup> groups = {group_};
+    backend_.keep_groups(view_.layout, shape_.kv_heads * shape_.ratio, groups);
+    return !groups.empty();
+  }
+
  private:
   CudaBackend& backend_;
   ShapeCase shape_;
@@ -213,6 +248,9 @@ class StoreBench {
   int layers_ = 1;
   KvView view_;
   DeviceMemory pages_, slots_, table_, sequences_, q_, out_, kv_;
+  StepGroup group_;
+  bool cascades_ = false;
+  DeviceMemory group_memory_, members_;
 };
 
 // Device-to-device copy, 2 GiB: bytes read and written a second. Also brings the clocks up.
@@ -247,6 +285,9 @@ const ShapeCase kModels[] = {
     {"falcon-7b", 1, 71, 64, 0, 0},   {"llama-3.2-1b", 8, 4, 64, 0, 0},
     {"smollm2-135m", 3, 3, 64, 0, 0},
 };
+const SharedCase kShared[] = {{64, 2048, 64},  {256, 2048, 64}, {16, 2048, 64}, {8, 2048, 64},
+                              {4, 2048, 64},   {16, 32768, 64}, {64, 512, 64},  {16, 512, 64},
+                              {64, 2048, 512}, {8, 1024, 64},   {2, 32768, 64}};
 const std::pair<int, int> kCaches[] = {{1000, 330}, {256, 1024}, {64, 2048}, {32, 2048},
                                        {16, 2048},  {8, 4096},   {8, 32768}};
 const FormatCase kFormats[] = {
@@ -308,13 +349,38 @@ void compare(const StoreBench& bench, const DecodeWorkspace& workspace, double c
   }
 }
 
+void compare_shared(CudaBackend& backend, const DecodeWorkspace& workspace, const ShapeCase& model,
+                    const FormatCase& f, const std::string& shapes) {
+  for (const SharedCase& c : kShared) {
+    ShapeCase shape = model;
+    shape.sequences = c.samples, shape.tokens = c.prompt + c.rest;
+    char text[80];
+    std::snprintf(text, sizeof text, "%s (%d, %d + %d)", shape.name, c.samples, c.prompt, c.rest);
+    const std::vector<std::string> wanted = split(shapes, ';');
+    if (std::none_of(wanted.begin(), wanted.end(), [&](const std::string& part) {
+          return std::string(text).find(part) != std::string::npos;
+        }))
+      continue;
+    std::printf("%-34s %-12s", text, f.name);
+    bool keeps = false;
+    for (const Sharing sharing : {Sharing::copies, Sharing::shared, Sharing::cascade}) {
+      const StoreBench bench(backend, shape, f.format, sharing, c.prompt);
+      std::printf(" %8.2f", bench.attend_us(workspace, {}));
+      keeps = bench.keeps_group();
+    }
+    std::printf("  %s\n", keeps ? "grouped" : "apart");
+    std::fflush(stdout);
+  }
+}
+
 int run(int argc, char** argv) {
   const char *only = nullptr, *shapes = "", *tunings = nullptr;
-  bool sweeps = false, timeline = false;
+  bool sweeps = false, timeline = false, shared = false;
   cuda::DecodeTuning tuning;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--sweep") == 0) sweeps = true;
     if (std::strcmp(argv[i], "--timeline") == 0) timeline = true;
+    if (std::strcmp(argv[i], "--shared") == 0) shared = true;
     if (std::strcmp(argv[i], "--heads-apart") == 0) tuning.heads_apart = true;
     if (i + 1 < argc && std::strcmp(argv[i], "--only") == 0) only = argv[i + 1];
     if (i + 1 < argc && std::strcmp(argv[i], "--shape") == 0) shapes = argv[i + 1];
@@ -325,6 +391,18 @@ int run(int argc, char** argv) {
       cuda::make_decode_workspace(backend.properties(), backend.stream());
   const double copy = copy_gb_s(backend.stream());
   std::printf("%s: copy %.0f GB/s (read + written)\n", backend.properties().name.c_str(), copy);
+  if (shared) {
+    std::printf("%-34s %-12s %8s %8s %8s  (us)\n", "(samples, prompt + rest)", "", "copies",
+                "shared", "cascade");
+    for (const ShapeCase& model : kModels)
+      for (const FormatCase& f : kFormats) {
+        const std::vector<std::string> names = split(only != nullptr ? only : f.name, ';');
+        if (std::find(names.begin(), names.end(), f.name) == names.end()) continue;
+        if (f.format.group > 0 && model.head_dim % f.format.group != 0) continue;
+        compare_shared(backend, workspace, model, f, shapes);
+      }
+    return 0;
+  }
   for (const ShapeCase& model : kModels)
     for (const auto& [sequences, tokens] : kCaches)
       for (const FormatCase& f : kFormats) {

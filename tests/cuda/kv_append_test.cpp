@@ -125,4 +125,25 @@ TEST_CASE("prompt chunks, staging and commit leave the CPU's bytes") {
     }
 }
 
+TEST_CASE("more chunks than a launch takes, with decodes among them, leave the CPU's bytes") {
+  for (const KvFormat& format : {KvFormat{KvKind::kivi, 2, 2, 32, 32}, f16_format()}) {
+    CAPTURE(int(format.kind));
+    std::mt19937 random(15);
+    constexpr int kSequences = 300;
+    TestStore store({format, {1, 2, 64}}, kSequences, 160, random);
+    std::vector<Chunk> first, second;
+    for (int i = 0; i < kSequences; ++i) {
+      first.push_back({i, 20 + i % 50, i % 7 == 3 ? KvMode::stage : KvMode::append});
+      if (i % 7 == 3)
+        second.push_back({i, 35, KvMode::seal});
+      else
+        second.push_back({i, i % 5 == 0 ? 1 : 35});
+    }
+    append(store, first, random, false);
+    require_same(store);
+    append(store, second, random, false);
+    require_same(store);
+  }
+}
+
 }  // namespace kivi::test

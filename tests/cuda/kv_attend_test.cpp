@@ -93,10 +93,10 @@ std::vector<float> reference(const TestStore& store, int sequence, const Shape& 
   return out;
 }
 
-// One launch for each of `windows`, as layers of a step would have them.
+// One launch for each of `windows`, as layers of a step would have them. `shared`: of sequences.
 void check_layers(const KvFormat& format, const Shape& shape, const std::vector<int>& lengths,
                   const std::vector<int>& windows, DType out_type, unsigned seed,
-                  float q_size = 1.5f) {
+                  float q_size = 1.5f, const std::vector<SharedPages>& shared = {}) {
   CAPTURE(int(format.kind), format.key_bits, format.value_bits, format.group, format.residual,
           format.sinks, format.parameter_bits, format.key_bias, shape.heads_q, shape.heads_kv,
           shape.head_dim, windows, name_of(out_type), seed);
@@ -113,6 +113,8 @@ void check_layers(const KvFormat& format, const Shape& shape, const std::vector<
     store.commit(chunks);
   }
   store.send();
+  for (const SharedPages& s : shared)
+    for (const int i : s.chunks) store.share(s.chunks[0], i, s.pages);
   std::vector<Chunk> chunks;
   for (int i = 0; i < n; ++i) chunks.push_back({i});
   Pair q(n, shape.heads_q * d, DType::f16), kv(n, store.kv_columns(), DType::f16, DType::f16),
@@ -120,7 +122,7 @@ void check_layers(const KvFormat& format, const Shape& shape, const std::vector<
   q.randomize(random, q_size);
   kv.randomize(random);
   const float scale = 1.f / std::sqrt(float(d));
-  StepView step = store.plan(chunks, windows[0]);
+  StepView step = store.plan(chunks, windows[0], shared);
   gpu().begin_step(step, store.device(), shape.heads_q);
   for (const int window : windows) {
     step.sliding_window = window;
@@ -248,6 +250,110 @@ TEST_CASE("short sequences with many query heads on one KV head equal fp64") {
   const KvFormat kivi35{KvKind::kivi, 4, 2, 32, 32, 32, 8, true};
   for (const KvFormat& format : {kivi2, kivi35})
     check(format, {71, 1, 64}, repeated({0, 70, 33, 140}), 100, DType::f16, 39);
+}
+
+namespace {
+
+// Groups of sequences that share pages, and one sequence before each group that shares none.
+// `members`: of each group; `pages`: what it shares; `rest`: tokens that members have besides, in
+// turn.
+struct Sharing {
+  int members, pages;
+};
+void check_shared(const KvFormat& format, const Shape& shape, const std::vector<Sharing>& groups,
+                  const std::vector<int>& rest, const std::vector<int>& windows, DType out_type,
+                  unsigned seed, float q_size = 1.5f) {
+  const int page_tokens = KvLayout{format, {1, 1, shape.head_dim}}.page_tokens();
+  std::vector<int> lengths;
+  std::vector<SharedPages> shared;
+  for (const Sharing& sharing : groups) {
+    lengths.push_back(rest[lengths.size() % rest.size()]);
+    SharedPages group{{}, sharing.pages};
+    for (int i = 0; i < sharing.members; ++i) {
+      group.chunks.push_back(int(lengths.size()));
+      lengths.push_back(format.sinks + format.residual + sharing.pages * page_tokens +
+                        rest[size_t(i) % rest.size()]);
+    }
+    shared.push_back(group);
+  }
+  CAPTURE(groups.size(), groups[0].members, groups[0].pages);
+  check_layers(format, shape, lengths, windows, out_type, seed, q_size, shared);
+}
+
+const KvFormat kShared2{KvKind::kivi, 2, 2, 32, 32}, kShared4{KvKind::kivi, 4, 4, 64, 64};
+const KvFormat kShared25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
+const KvFormat kShared45{KvKind::kivi, 4, 4, 32, 32, 32, 8, true};
+
+}  // namespace
+
+TEST_CASE("decode attention to shared pages equals fp64 in every format") {
+  for (const int d : {64, 128})
+    for (const KvFormat& format : all_formats(d))
+      check_shared(format, {4, 2, d}, {{5, 2}, {3, 1}}, {0, 1, 17, 64, 130}, {0}, DType::f16, 51);
+}
+
+TEST_CASE("decode attention to shared pages equals fp64 at every ratio of heads") {
+  for (const KvFormat& format :
+       {kShared2, kShared4, kShared25, kShared45, f16_format(), f8_format()})
+    for (const Shape& shape : {Shape{2, 2, 128},
+                               {4, 2, 128},
+                               {4, 1, 128},
+                               {14, 2, 128},
+                               {8, 1, 128},
+                               {12, 1, 128},
+                               {16, 1, 64},
+                               {71, 1, 64}}) {
+      check_shared(format, shape, {{9, 3}, {2, 1}}, {0, 5, 64, 100}, {0}, DType::f16, 52);
+      check_shared(format, shape, {{4, 2}}, {333, 1}, {0}, DType::bf16, 53);
+    }
+}
+
+TEST_CASE("decode attention to shared pages equals fp64 for groups of many sizes") {
+  for (const KvFormat& format : {kShared2, kShared25, f16_format()})
+    for (const int members : {1, 2, 17, 64, 65, 130}) {
+      check_shared(format, {2, 2, 128}, {{members, 3}}, {0, 40, 7}, {0}, DType::f16, 54);
+      check_shared(format, {8, 2, 64}, {{members, 2}}, {3, 90}, {0}, DType::f16, 55);
+    }
+}
+
+TEST_CASE("decode attention to shared pages splits long prefixes and many groups") {
+  for (const KvFormat& format : {kShared2, kShared45, f16_format(), f8_format()}) {
+    check_shared(format, {4, 1, 128}, {{3, 70}}, {0, 100}, {0}, DType::f16, 56);
+    check_shared(format, {8, 2, 128}, {{3, 20}, {33, 3}, {2, 40}, {5, 1}}, {0, 33, 300}, {0},
+                 DType::f16, 57);
+    check_shared(format, {8, 8, 64}, {{3, 21}, {70, 2}}, {12, 64}, {0}, DType::f16, 58);
+    check_shared(format, {4, 2, 128}, std::vector<Sharing>(40, {2, 2}), {9, 70}, {0}, DType::f16,
+                 59);
+  }
+}
+
+TEST_CASE("layers with a window read shared pages like others") {
+  for (const KvFormat& format : {kShared2, kShared25, f16_format(), f8_format()}) {
+    check_shared(format, {4, 1, 128}, {{6, 3}}, {0, 50}, {0, 100, 100, 0}, DType::f16, 60);
+    check_shared(format, {4, 2, 64}, {{3, 2}, {4, 4}}, {0, 50}, {40, 0, 40, 0}, DType::bf16, 61);
+  }
+}
+
+TEST_CASE("groups are kept where reading their pages once spares time") {
+  const KvLayout layout{kShared2, {32, 32, 128}};
+  const StepGroup many{.pages = 32, .member_count = 64}, few{.pages = 1, .member_count = 2};
+  std::vector<StepGroup> groups = {few, many};
+  const int most = gpu().keep_groups(layout, 32, groups);
+  if (!groups.empty()) {  // the device has the kernels
+    REQUIRE(groups.size() == 1);
+    CHECK(groups[0].member_count == 64);
+    CHECK(most >= 1);
+    groups = {few};
+    gpu().keep_groups(layout, 32, groups);
+    CHECK(groups.empty());
+    // More than there is room for.
+    groups.assign(40, {.pages = 500, .member_count = 256});
+    gpu().keep_groups(layout, 32, groups);
+    CHECK(groups.size() < 40);
+  }
+  groups = {many};
+  cpu().keep_groups(layout, 32, groups);
+  CHECK(groups.empty());
 }
 
 // Sequences of one length are cut so that blocks end where segments do; others are not.

@@ -261,6 +261,41 @@ TEST_CASE("rope equals the CPU's at small and at large positions") {
     }
 }
 
+TEST_CASE("rope gives a row the same bits in any company") {
+  std::mt19937 random(51);
+  for (const DType type : kTypes)
+    for (const auto& [hq, hk, d] : {std::tuple{32, 32, 128}, {32, 8, 128}, {6, 2, 64}}) {
+      CAPTURE(name_of(type), hq, hk, d);
+      const int t = 300;
+      Pair qkv(t, (hq + 2 * hk) * d, type), frequencies(1, d / 2, DType::f32);
+      Pair q(t, hq * d, DType::f16), kv(t, 2 * hk * d, DType::f16);
+      qkv.randomize(random);
+      std::vector<float> f;
+      for (int i = 0; i < d / 2; ++i) f.push_back(float(std::pow(10000.0, -2.0 * i / d)));
+      frequencies.set(f);
+      std::vector<int32_t> at;
+      for (int i = 0; i < t; ++i) at.push_back(int32_t(random() % 4096));
+      PairOfInts positions(at);
+      const Rope rope{make_tensor(frequencies.on_gpu().data, DType::f32, d / 2), d};
+      const KvShape shape{1, hk, d};
+      gpu().rope(qkv.on_gpu(), positions.on_gpu(), rope, shape, q.on_gpu(), kv.on_gpu());
+      const std::vector<float> all_q = q.gpu_result(), all_kv = kv.gpu_result();
+      for (const int count : {1, 3}) {
+        const int row = 200;
+        Pair some_q(count, hq * d, DType::f16), some_kv(count, 2 * hk * d, DType::f16);
+        gpu().rope(qkv.on_gpu().slice_rows(row, count),
+                   make_tensor(positions.on_gpu().as<int32_t>() + row, DType::i32, count), rope,
+                   shape, some_q.on_gpu(), some_kv.on_gpu());
+        const auto part = [&](const std::vector<float>& all, int columns) {
+          return std::vector<float>(all.begin() + row * columns,
+                                    all.begin() + (row + count) * columns);
+        };
+        REQUIRE(some_q.gpu_result() == part(all_q, hq * d));
+        REQUIRE(some_kv.gpu_result() == part(all_kv, 2 * hk * d));
+      }
+    }
+}
+
 TEST_CASE("the sampler chooses what the CPU's chooses, and scores alike") {
   std::mt19937 random(6);
   // Few rows are cut into parts; `first` moves a row that is neither greedy nor filtered to the

@@ -27,6 +27,12 @@ struct Chunk {
   int values_from = 0, values_to = 0;  // StepSequence
 };
 
+// Chunks of a step whose sequences share their first `pages` pages.
+struct SharedPages {
+  std::vector<int> chunks;
+  int pages = 0;
+};
+
 class TestStore {
  public:
   TestStore(KvLayout layout, int sequences, int tokens_max, std::mt19937& random)
@@ -66,7 +72,8 @@ class TestStore {
   }
 
   // The step of `chunks`; valid until the next call. Sequences stay as they are.
-  const StepView& plan(const std::vector<Chunk>& chunks, int window = 0) {
+  const StepView& plan(const std::vector<Chunk>& chunks, int window = 0,
+                       const std::vector<SharedPages>& shared = {}) {
     table_.clear();
     plan_.clear();
     int rows = 0;
@@ -89,6 +96,18 @@ class TestStore {
       plan_.push_back(step);
       rows += c.rows;
     }
+    groups_.clear();
+    members_.clear();
+    for (const SharedPages& s : shared) {
+      groups_.push_back({.pages_begin = plan_[size_t(s.chunks.back())].pages_begin,
+                         .pages = s.pages,
+                         .members_begin = int(members_.size()),
+                         .member_count = int(s.chunks.size())});
+      for (const int i : s.chunks) {
+        members_.push_back(i);
+        plan_[size_t(i)].shared_pages = s.pages;
+      }
+    }
     constexpr size_t kWords = sizeof(StepSequence) / sizeof(int32_t);
     std::vector<int32_t> packed(plan_.size() * kWords);
     std::memcpy(packed.data(), plan_.data(), packed.size() * 4);
@@ -101,8 +120,26 @@ class TestStore {
     step_.device_sequences =
         make_tensor(device_sequences_->on_gpu().data, DType::i32, int64_t(plan_.size()), kWords);
     step_.device_page_table = device_table_->on_gpu();
+    if (!groups_.empty()) {
+      std::vector<StepGroup> padded = groups_;
+      padded.resize(groups_.size() + 2);
+      std::vector<int32_t> words(padded.size() * 4);
+      std::memcpy(words.data(), padded.data(), words.size() * 4);
+      device_groups_ = std::make_unique<PairOfInts>(words);
+      device_members_ = std::make_unique<PairOfInts>(members_);
+      step_.groups = groups_;
+      step_.group_members = members_;
+      step_.device_groups =
+          make_tensor(device_groups_->on_gpu().data, DType::i32, int64_t(padded.size()), 4);
+      step_.device_group_members = device_members_->on_gpu();
+    }
     step_.sliding_window = window;
     return step_;
+  }
+  // The first pages of `member` are now those of `leader`, with what they hold.
+  void share(int leader, int member, int pages) {
+    std::copy_n(sequences_[size_t(leader)].pages.begin(), pages,
+                sequences_[size_t(member)].pages.begin());
   }
   // The planned tokens are now cached.
   void commit(const std::vector<Chunk>& chunks) {
@@ -134,7 +171,9 @@ class TestStore {
   Buffer buffers_[3];
   std::vector<int32_t> table_;
   std::vector<StepSequence> plan_;
-  std::unique_ptr<PairOfInts> device_sequences_, device_table_;
+  std::vector<StepGroup> groups_;
+  std::vector<int32_t> members_;
+  std::unique_ptr<PairOfInts> device_sequences_, device_table_, device_groups_, device_members_;
   StepView step_;
 };
 

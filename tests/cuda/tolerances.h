@@ -65,6 +65,14 @@ inline RowTolerance e4m3_product_tolerance(DType out) {
   tolerance.name = "product e4m3";
   return tolerance;
 }
+// A number that two devices round to 16 bits differently may become the next e4m3 number: the steps
+// are an eighth of the smallest numbers of a power of two.
+inline RowTolerance e4m3_rows_tolerance(DType type) {
+  RowTolerance tolerance = norm_tolerance(type);
+  tolerance.relative = 0.14;
+  tolerance.name = "rows in e4m3";
+  return tolerance;
+}
 // Dequantized keys, and queries times a scale, are rounded to f16. With scores of up to 10 this
 // moves a weight by 1e-3 and more. The probabilities are rounded to f16 before they meet the
 // values.

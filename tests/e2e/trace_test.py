@@ -60,6 +60,14 @@ def attributes(span):
     return {a["key"]: plain(a["value"]) for a in span["attributes"]}
 
 
+def wait_log(server, text):
+    """What `server` has logged, once `text` is in it or 10 s are over."""
+    end = time.monotonic() + 10
+    while text not in server.log_text() and time.monotonic() < end:
+        time.sleep(0.05)
+    return server.log_text()
+
+
 class Spans(unittest.TestCase):
     def setUp(self):
         self.collector = Collector()
@@ -131,13 +139,7 @@ class Spans(unittest.TestCase):
         self.collector.status = 200
         self.server.complete(prompt=TEXT, max_tokens=2)
         self.assertEqual(len(self.collector.wait(2)), 2)
-        self.assertIn("takes spans again", self.wait_log("takes spans again"))
-
-    def wait_log(self, text):
-        end = time.monotonic() + 5
-        while text not in self.server.log_text() and time.monotonic() < end:
-            time.sleep(0.05)
-        return self.server.log_text()
+        self.assertIn("takes spans again", wait_log(self.server, "takes spans again"))
 
 
 class DeadCollector(unittest.TestCase):
@@ -146,7 +148,7 @@ class DeadCollector(unittest.TestCase):
         self.addCleanup(server.close)
         for _ in range(20):
             self.assertEqual(server.complete(prompt=TEXT, max_tokens=1).status, 200)
-        self.assertEqual(server.log_text().count("spans are dropped"), 1)
+        self.assertEqual(wait_log(server, "spans are dropped").count("spans are dropped"), 1)
         begin = time.monotonic()
         server.terminate()
         server.process.wait(20)

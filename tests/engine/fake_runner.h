@@ -169,7 +169,8 @@ struct FakeEngineOptions {
   int host_pages = 0;
 };
 
-inline std::unique_ptr<Engine> make_fake_engine(FakeEngineOptions options) {
+inline std::unique_ptr<Engine> make_fake_engine(FakeEngineOptions options,
+                                                std::unique_ptr<PieceStore> disk = nullptr) {
   EngineLimits model{options.runner.vocab_size, options.max_model_len, options.eos_token_ids};
   const KvLayout layout{options.format, {1, 1, 64}};
   const KvCapacity capacity{options.pages, options.config.max_num_seqs,
@@ -178,6 +179,7 @@ inline std::unique_ptr<Engine> make_fake_engine(FakeEngineOptions options) {
   KvTierSetup tier;
   tier.host_pages = options.host_pages;
   tier.secret = "secret";
+  tier.disk = std::move(disk);
   return std::make_unique<Engine>(options.config, std::move(model), layout, capacity,
                                   std::make_unique<FakeRunner>(std::move(options.runner)),
                                   std::move(tier));

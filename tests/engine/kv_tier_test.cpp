@@ -283,8 +283,63 @@ TEST_CASE("what is measured to come back too slowly is computed, and is measured
     CHECK(stats.fetch.declined > 30);
     CHECK(stats.fetch.tokens_declined > 30 * 400);
     // The first one, of which nothing was known, and one of each 16.
-    CHECK(stats.tier.fetches == 1 + stats.fetch.declined / 16);
+    const uint64_t probes = stats.tier.fetches - 1;
+    CHECK(probes == (stats.fetch.declined + probes) / 16);
   }
+}
+
+TEST_CASE("what is on a slow disk is measured again at times, also where the host has a part") {
+  // Says of any piece that it has it, and then fails to read it.
+  class SlowDisk : public PieceStore {
+   public:
+    bool writes() const override { return false; }
+    bool contains(const PieceKey& key) const override { return keys.contains(key); }
+    uint64_t write(const PieceKey&, const std::vector<int32_t>&) override { return 0; }
+    uint64_t read(const PieceKey& key, const std::vector<int32_t>&) override {
+      keys.erase(key);
+      failed.push_back({++reads, false});
+      return reads;
+    }
+    void poll(std::vector<Done>& done) override {
+      done.insert(done.end(), failed.begin(), failed.end());
+      failed.clear();
+    }
+    void erase(const PieceKey&) override {}
+    PieceStoreStats stats() const override { return {}; }
+    double pages_read_per_second() const override { return 1e-3; }
+    std::unordered_set<PieceKey, PieceKeyHash> keys;
+    std::vector<Done> failed;
+    uint64_t reads = 0;
+  };
+  auto slow_disk = std::make_unique<SlowDisk>();
+  SlowDisk& disk = *slow_disk;
+  FakeEngineOptions options = options_of();
+  options.host_pages = 10'000;
+  options.runner.page_seconds = 1e-12;
+  const auto engine = make_fake_engine(options, std::move(slow_disk));
+  run(*engine, request_with(0, 500));  // 7 blocks, which stay on the host
+  const BlockNamer namer("secret", "");
+  const int requests = 49;
+  int measured = 0;
+  for (int i = 0; i < requests; ++i) {
+    evict(*engine);
+    // Goes on in another way each time: up to 448 tokens are on the host, up to 960 on disk.
+    Request request = request_with(0, 1000);
+    for (size_t k = 448; k < 1000; ++k) request.prompt[k] = int32_t(3 + (k * size_t(i + 2)) % 911);
+    BlockName name = namer.root("");
+    for (size_t k = 0; k < 15; ++k) {
+      name = namer.next(name, std::span(request.prompt).subspan(64 * k, 64));
+      if (k >= 7) disk.keys.insert({name, PieceKind::block});
+      if (k == 14) disk.keys.insert({name, PieceKind::checkpoint});
+    }
+    const uint64_t before = disk.reads;
+    CHECK(run(*engine, request).last.cached_tokens == 448);
+    measured += disk.reads > before ? 1 : 0;
+    disk.keys.clear();
+  }
+  // The first one, of which nothing was known, and then one of each 16.
+  CHECK(measured == 1 + (requests - 1) / 16);
+  CHECK(engine->stats().fetch.declined == uint64_t(requests - measured));
 }
 
 // Time is what a client can measure. It is made of steps, of their rows, and of waiting for pages.

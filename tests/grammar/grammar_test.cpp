@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <catch2/catch.hpp>
+#include <cctype>
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -204,8 +205,23 @@ TEST_CASE("references, recursion and joined schemas") {
         {R"({"k":"x","v":1})", R"({"k":"z"})"}},
        {R"({"allOf":[{"pattern":"^a"},{"pattern":"z$"},{"maxLength":3}]})",
         {R"("az")", R"("abz")"},
-        {R"("a")", R"("abbz")"}}},
+        {R"("a")", R"("abbz")"}},
+       {R"({"allOf":[{"type":"integer","multipleOf":4},{"multipleOf":6}]})",
+        {"0", "12", "-24"},
+        {"4", "6", "8"}},
+       {R"({"allOf":[{"type":"integer","multipleOf":1},{"multipleOf":1}]})", {"7"}, {"7.5"}},
+       {R"({"allOf":[{"type":"integer","multipleOf":1000},{"multipleOf":1000}]})",
+        {"3000"},
+        {"500"}}},
       schema);
+  for (const char* wrong : {"0", "-1", "2.5", "1001"})
+    for (const bool first : {true, false}) {
+      const std::string text =
+          fmt::format(R"({{"allOf":[{{"type":"integer","multipleOf":{}}},{{"multipleOf":{}}}]}})",
+                      first ? wrong : "2", first ? "2" : wrong);
+      CAPTURE(text);
+      CHECK(refusal(schema(text)).find("cannot be joined") != std::string::npos);
+    }
 }
 
 TEST_CASE("a regular expression takes whole texts") {
@@ -221,6 +237,16 @@ TEST_CASE("a regular expression takes whole texts") {
   for (const char* wrong : {"(", ")", "a**b(", "[a", "(?=a)", "(?i)a", "\\1", "\\p{L}", "a{3,2}",
                             "*", "\\b", "a{20000}", "\\", "a^", "(^a)", "a|b^"})
     CHECK_FALSE(refusal(regex(wrong)).empty());
+  // An escaped letter is a class or a control character, or refused. An escaped sign is itself.
+  for (char c = '!'; c <= '~'; ++c) {
+    CAPTURE(c);
+    const std::string escaped{'\\', c};
+    if (std::isalpha(static_cast<unsigned char>(c)) != 0)
+      CHECK(refusal(regex(escaped)).empty() ==
+            (std::string_view("dDwWsSntrfv").find(c) != std::string_view::npos));
+    else if (c < '0' || c > '9')
+      CHECK(takes(regex(escaped), std::string(1, c)));
+  }
 }
 
 TEST_CASE("GBNF") {
@@ -232,6 +258,10 @@ TEST_CASE("GBNF") {
                 {"1", "1+2+3", "(1+2)+3"},
                 {"1+", "(1", "+1"}},
                {"root ::= \"a\" root \"b\" | \"\"", {"", "ab", "aaabbb"}, {"aab", "abb"}},
+               // A rule may call itself behind another one that takes a byte.
+               {"root ::= x root \"b\" | \"c\"\nx ::= \"a\" x \"e\" | \"d\"",
+                {"c", "dcb", "adecb", "ddcbb"},
+                {"dc", "cb", "adcb"}},
                {"root ::= (\n  \"x\" |\n  \"y\"\n)+ .", {"xé", "xyx"}, {"x", "z"}}},
               grammar_text);
   for (const char* wrong :
@@ -293,6 +323,8 @@ TEST_CASE("what is not supported is refused, by name and path") {
   names("{", "not JSON");
   names("[]", "object");
   names(R"({"type":"integer","minimum":5,"maximum":4})", "no text matches");
+  names(R"({"type":"string","minLength":3,"maxLength":2})", "no text matches");
+  names(R"({"type":"string","pattern":"a","minLength":1,"maxLength":0})", "no text matches");
   names(R"({"$ref":"#"})", "no text matches");
   names("false", "no text matches");
   names(R"({"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]})", "no text matches");
@@ -406,6 +438,44 @@ TEST_CASE("a short schema that asks for much work is refused soon") {
     CHECK(status.error().code == ErrorCode::invalid);
     CHECK(took.count() < 5);  // on a slow machine; without a limit the first takes minutes
   }
+}
+
+// Behind each token, another set of some 200 rules can go on, each with a stack of its own. Without
+// a limit, a mask of 128,000 tokens would take half a minute and a gigabyte.
+TEST_CASE("a grammar whose masks take too long is refused, or ends its text") {
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, char(byte));
+  std::mt19937 random(5);
+  while (tokens.size() < 8000) {
+    std::string& word = tokens.emplace_back();
+    for (size_t length = 2 + random() % 8; word.size() < length;)
+      word += char('a' + std::min(random() % 26, random() % 26));
+  }
+  const int size = int(tokens.size());
+  Compiler compiler(std::move(tokens), size);
+  // Each rule leaves out one letter, and remembers the others until it ends.
+  std::string rules = "many ::= r0";
+  for (int i = 1; i < 200; ++i) rules += fmt::format(" | r{}", i);
+  for (int i = 0; i < 200; ++i) {
+    std::string letters = "abcdefghijklmnopqrstuvwxyz";
+    letters.erase(size_t(i * 7 % 26), 1);
+    rules += fmt::format("\nr{} ::= [{}] r{} \"{}\" | \"{}\"", i, letters, i, i, i);
+  }
+  // The walk that makes a mask meets the rules.
+  const auto refused = compiler.compile(grammar_text("root ::= [a-z] many\n" + rules));
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().code == ErrorCode::invalid);
+  CHECK(refused.error().message.find("too long") != std::string::npos);
+  // They come behind the end of another rule, where each step looks anew.
+  const std::string behind = "root ::= one many\none ::= \"(\" one \")\" | [a-z] \"!\"*\n";
+  const auto made = compiler.compile(grammar_text(behind + rules));
+  REQUIRE(made.ok());
+  std::vector<uint32_t> mask(size_t(compiler.mask_words()));
+  CHECK_FALSE(Compiler::guide(*made)->fill_mask(mask));
+  // The next text has a limit of its own.
+  const auto sums = compiler.compile(grammar_text("root ::= [0-9]+ (\"+\" root)?"));
+  REQUIRE(sums.ok());
+  CHECK(Compiler::guide(*sums)->fill_mask(mask));
 }
 
 TEST_CASE("a forced text is what one byte after another leaves no choice about") {

@@ -282,6 +282,9 @@ TEST_CASE("wrong chats are refused with the field at fault") {
   const auto role = [](const char* name) {
     return json{{"messages", {{{"role", name}, {"content", "x"}}}}};
   };
+  const auto text_part = [](const json& part) {
+    return json{{"messages", {{{"role", "user"}, {"content", json::array({part})}}}}};
+  };
   const std::tuple<json, int, std::string> cases[] = {
       {{{"messages", nullptr}}, 400, "messages"},
       {{{"messages", json::array()}}, 400, "messages"},
@@ -295,6 +298,8 @@ TEST_CASE("wrong chats are refused with the field at fault") {
        400,
        "messages"},
       {{{"messages", {{{"role", "user"}, {"content", {{{"text", "x"}}}}}}}}, 400, "messages"},
+      {text_part({{"type", "text"}}), 400, "messages"},
+      {text_part({{"type", "text"}, {"text", 5}}), 400, "messages"},
       {{{"messages", {{{"role", "assistant"}, {"tool_calls", {{{"id", "x"}}}}}}}}, 400, "messages"},
       {{{"messages",
          {{{"role", "assistant"},

@@ -15,16 +15,6 @@ constexpr const char* kCalls =
     " Look. <tool_call>{\"name\": \"look\", \"arguments\": {\"at\": \"it\"}}</tool_call>\n"
     "<tool_call>{\"name\": \"ask\", \"arguments\": {}}</tool_call>";
 
-ServerOptions saying(const std::string& text) {
-  ServerOptions options = server_options();
-  options.chat_template =
-      "{% if tools %}{{ tools | tojson }} answer with <tool_call> {% endif %}"
-      "{% for m in messages %}{{ m.role }}: {{ m.reasoning_content }} {{ m.content }}{% endfor %}";
-  options.engine.runner.tokens = FakeRunnerOptions::Tokens::script;
-  options.engine.runner.script = tales_tokenizer().encode_after_special(text);
-  return options;
-}
-
 int calls_tokens() { return int(tales_tokenizer().encode_after_special(kCalls).size()); }
 
 Response messages(TestServer& server, const json& more) {
@@ -75,6 +65,21 @@ TEST_CASE("a message takes back thinking, calls and null members") {
   const Response wrong = messages(server, {{"output_config", {{"format", 7}}}});
   CHECK(wrong.status == 400);
   CHECK(wrong.json()["error"]["type"] == "invalid_request_error");
+  CHECK(messages(server, {{"messages", {"hi"}}}).json()["error"]["message"] ==
+        "messages[0] must be an object");
+}
+
+TEST_CASE("a response takes back reasoning, calls and their results") {
+  TestServer server(saying("ok"));
+  json items = json::parse(R"([
+    {"role": "user", "content": "hi"},
+    {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]},
+    {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c", "output": "it"}])");
+  CHECK(responses(server, {{"input", items}}).status == 200);
+  items[2].erase("name");
+  CHECK(responses(server, {{"input", items}}).json()["error"]["message"] ==
+        "input[2].name is missing, must be a string");
 }
 
 TEST_CASE("a response counts its tokens, and a stream with tools has the text beside the calls") {
@@ -82,6 +87,8 @@ TEST_CASE("a response counts its tokens, and a stream with tools has the text be
   const json tools = {{"tools", tools_with("parameters")}};
   const json whole = responses(server, tools).json();
   CHECK(whole["usage"]["output_tokens"] == calls_tokens());
+  REQUIRE(whole["output"].size() == 3);
+  CHECK(whole["output"][0]["content"][0]["text"] == " Look. ");
   json streamed = tools;
   streamed["stream"] = true;
   std::string text, arguments;

@@ -191,7 +191,8 @@ TEST_CASE("rerank gives the documents by their likeness to the query") {
   };
   CHECK(param_of({{"documents", {"x"}}}) == "query");
   CHECK(param_of({{"query", "x"}}) == "documents");
-  CHECK(param_of({{"query", "x"}, {"documents", {1}}}) == "documents");
+  for (const json& documents : {json("x"), json::array(), json{1}})
+    CHECK(param_of({{"query", "x"}, {"documents", documents}}) == "documents");
 }
 
 TEST_CASE("a client that goes away ends its embeddings, and a drain lets them end") {

@@ -31,6 +31,16 @@ const Tokenizer& tales_tokenizer() {
   return *tokenizer;
 }
 
+ServerOptions saying(const std::string& text) {
+  ServerOptions options = server_options();
+  options.chat_template =
+      "{% if tools %}{{ tools | tojson }} answer with <tool_call> {% endif %}"
+      "{% for m in messages %}{{ m.role }}: {{ m.reasoning_content }} {{ m.content }}{% endfor %}";
+  options.engine.runner.tokens = FakeRunnerOptions::Tokens::script;
+  options.engine.runner.script = tales_tokenizer().encode_after_special(text);
+  return options;
+}
+
 TestServer::TestServer(ServerOptions options)
     : options_(std::move(options)),
       metrics_(options_.http.metrics_prefix, "tales"),

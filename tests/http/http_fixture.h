@@ -33,6 +33,9 @@ ServerOptions server_options();
 
 const Tokenizer& tales_tokenizer();
 
+// A model that always says `text`, with a chat template that takes tools.
+ServerOptions saying(const std::string& text);
+
 class TestServer {
  public:
   explicit TestServer(ServerOptions options = server_options());

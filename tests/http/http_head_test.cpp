@@ -4,6 +4,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "engine/limits.h"
 #include "server/http/chunked_body.h"
 
 using namespace kivi;
@@ -93,4 +94,17 @@ TEST_CASE("a broken chunk is malformed, a large body too large") {
   CHECK(decode("fffffffffffffff\r\n", 0).state == ChunkedBody::State::too_large);
   const std::string two = "3e8\r\n" + std::string(1000, 'a') + "\r\n1\r\n";
   CHECK(decode(two, 0).state == ChunkedBody::State::too_large);
+}
+
+TEST_CASE("blanks, extensions and trailers of a chunked body have a limit together") {
+  struct Case {
+    const char* begin;
+    size_t counted;  // of its bytes: all but sizes and line feeds
+    char more;
+  };
+  for (const Case& c : {Case{"1", 0, ' '}, Case{"1;", 1, 'a'}, Case{"0\r\nT", 2, 'a'}}) {
+    const std::string at_limit = c.begin + std::string(kMaxHeaderBytes - c.counted, c.more);
+    CHECK(decode(at_limit, 0).state == ChunkedBody::State::incomplete);
+    CHECK(decode(at_limit + c.more, 0).state == ChunkedBody::State::malformed);
+  }
 }

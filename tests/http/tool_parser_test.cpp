@@ -79,6 +79,9 @@ TEST_CASE("Hermes and Qwen 2.5: objects in tags") {
         "\"Paris\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"get_time\", \"arguments\": "
         "{}}\n</tool_call>",
         {"Let me look.\n", {{"get_weather", "{\"city\": \"Paris\"}"}, {"get_time", "{}"}}});
+  check(h,
+        "<tool_call>{\"id\": 12 , \"name\": \"f\", \"arguments\" :  {\"a\" : [ 1 ]} }</tool_call>",
+        {"", {{"f", "{\"a\" : [ 1 ]}"}}});
   // Without an end tag, without arguments, with the arguments first, in a string.
   check(h, "<tool_call>{\"name\": \"f\"}", {"", {{"f", "{}"}}});
   check(h, "<tool_call>{\"arguments\": {\"a\": 1}, \"name\": \"f\"}</tool_call> done",

@@ -14,16 +14,6 @@ constexpr const char* kCalls =
     "king\"}}</tool_call>"
     "<tool_call>{\"name\": \"ask\", \"arguments\": {}}</tool_call>";
 
-ServerOptions saying(const std::string& text) {
-  ServerOptions options = server_options();
-  options.chat_template =
-      "{% if tools %}{{ tools | tojson }} answer with <tool_call> {% endif %}"
-      "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}";
-  options.engine.runner.tokens = FakeRunnerOptions::Tokens::script;
-  options.engine.runner.script = tales_tokenizer().encode_after_special(text);
-  return options;
-}
-
 int tokens_of(const std::string& text) {
   return int(tales_tokenizer().encode_after_special(text).size());
 }

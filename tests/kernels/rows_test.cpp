@@ -2,6 +2,8 @@
 // embed, norms, add, rope, activations, gather against their formulas in fp64.
 #include <bit>
 
+#include "kernels/kv_codec.h"
+#include "tests/kernels/quantized.h"
 #include "tests/kernels/support.h"
 
 using namespace kivi;
@@ -263,4 +265,81 @@ TEST_CASE("a rope of another factor at the same positions is another rope") {
   const auto one = first_of(1);
   CHECK(first_of(2) == 2 * one);
   CHECK(first_of(1) == one);
+}
+
+TEST_CASE("a row in e4m3 is its largest magnitude as 448, and every number the nearest code") {
+  std::mt19937 random(41);
+  std::normal_distribution<float> normal;
+  for (const int k : {1, 16, 67}) {
+    std::vector<float> x(size_t(k), 0.0f);
+    for (float& v : x) v = normal(random);
+    std::vector<uint8_t> codes(x.size());
+    float scale = 0;
+    quantize_e4m3_row(x, codes.data(), scale);
+    float most = 0;
+    for (const float v : x) most = std::max(most, std::abs(v));
+    CHECK(scale == most / 448);
+    for (int c = 0; c < k; ++c) {
+      CHECK(codes[size_t(c)] == to_e4m3(x[size_t(c)] * (448 / most)));
+      CHECK(std::abs(scale * from_e4m3(codes[size_t(c)]) - x[size_t(c)]) <=
+            std::max(std::abs(x[size_t(c)]) / 16, scale * 0x1p-10f) * 1.001f);
+    }
+    x[0] = std::nanf("");
+    quantize_e4m3_row(x, codes.data(), scale);
+    CHECK(std::isnan(scale));
+    std::fill(x.begin(), x.end(), 1e-31f);
+    quantize_e4m3_row(x, codes.data(), scale);
+    CHECK(scale == 0);
+    CHECK(codes == std::vector<uint8_t>(x.size(), 0));
+  }
+}
+
+TEST_CASE("ops quantize the rows that they would write, and products read them") {
+  std::mt19937 random(42);
+  const auto backend = make_cpu_backend(2);
+  for (const auto& [t, k] : {std::pair{1, 304}, {3, 112}, {17, 64}}) {
+    INFO("t " << t << " k " << k);
+    Guarded x(DType::f32, t, 2 * k), weight(DType::f32, 1, k), rows(DType::f32, t, k);
+    Guarded memory(DType::f32, t, k);
+    x.fill(random);
+    weight.fill(random);
+    const Operand quantized = quantized_in(*memory).value();
+    const auto check = [&](const auto& write) {
+      write(Operand(*rows));
+      write(quantized);
+      std::vector<uint8_t> codes(size_t(k), 0);
+      for (int i = 0; i < t; ++i) {
+        float scale = 0;
+        quantize_e4m3_row({rows->row<float>(i), size_t(k)}, codes.data(), scale);
+        REQUIRE(quantized.scales[i] == scale);
+        REQUIRE(std::memcmp(codes.data(), quantized.codes + i * k, size_t(k)) == 0);
+      }
+      REQUIRE(memory.intact());
+    };
+    check([&](const Operand& out) {
+      backend->norm(x->slice_columns(0, k), weight.vector(), {}, NormKind::rms, 1e-5f, out);
+    });
+    check([&](const Operand& out) { backend->gated_activation(*x, Activation::silu, out); });
+
+    const QuantizedMatrix w(random_rows({WeightKind::e4m3}, 33, k, random));
+    Guarded got(DType::f32, t, 33), want(DType::f32, t, 33);
+    for (int i = 0; i < t; ++i)
+      for (int c = 0; c < k; ++c)
+        rows.set(i, c, quantized.scales[i] * from_e4m3(quantized.codes[i * k + c]));
+    backend->matmul(quantized, w.weight, {}, *got);
+    backend->matmul(*rows, w.weight, {}, *want);
+    for (int i = 0; i < t; ++i)
+      for (int c = 0; c < 33; ++c) REQUIRE(got.get(i, c) == want.get(i, c));
+  }
+}
+
+TEST_CASE("quantized rows have room in the memory of their rows, or there are none") {
+  Guarded few(DType::f16, 1, 128), enough(DType::f16, 1, 304), gaps(DType::f16, 3, 304, 8);
+  CHECK(!quantized_in(*few).has_value());
+  CHECK(!quantized_in(*gaps).has_value());
+  const std::optional<Operand> x = quantized_in(*enough);
+  REQUIRE(x.has_value());
+  CHECK(x->quantized());
+  CHECK(x->codes == enough->as<uint8_t>());
+  CHECK(reinterpret_cast<std::byte*>(x->scales + 1) <= enough->as<std::byte>() + enough->bytes());
 }

@@ -96,6 +96,15 @@ TEST_CASE("errors of a rendering name the line and what was wrong") {
         "the chat template failed in line 3: 'y' is undefined");
   CHECK(render_error("{{ x.a.b }}", {{"x", {{"c", 1}}}}).message ==
         "the chat template failed in line 1: the object has no attribute 'a'");
+  for (const char* name : {"clear", "pop", "popitem", "setdefault", "update"})
+    CHECK(has(render_error("{{ {'a': 1}." + std::string(name) + "('a') }}").message,
+              "would change a dict, which a template must not"));
+  for (const char* name :
+       {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"})
+    CHECK(has(render_error("{{ [1]." + std::string(name) + "(1) }}").message,
+              "would change a list, which a template must not"));
+  CHECK(render_error("{{ {'a': 1}.append(1) }}").message ==
+        "the chat template failed in line 1: the object has no attribute 'append'");
   CHECK(render_error("{{ raise_exception('no ' ~ 1) }}").message == "the chat template says: no 1");
   CHECK(render_error("{{ x }}", {{"x", UINT64_MAX}}).code == ErrorCode::invalid);
 }

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// find_page_groups: which sequences of a step have the same first pages, so that decode attention
+// may read these once for all of them (StepGroup).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/kv_page.h"
+#include "kernels/step_view.h"
+
+namespace kivi {
+
+struct PageGroups {
+  std::vector<StepGroup> groups;
+  std::vector<int32_t> members;  // indices of sequences, group after group
+};
+
+// Finds groups among the sequences of one new token in mode `append`. Each sequence is in one group
+// at most. Of sequences whose first page is the same, the first group is that which spares the most
+// reads of pages; then those that it leaves out are looked at again. A group's pages are full for
+// all of its members: their keys and values are in pages and not in the residual.
+//
+// Costs a sort of the sequences, and a comparison of each page table with one or two others. The
+// result depends on the arguments alone.
+void find_page_groups(std::span<const StepSequence> sequences, std::span<const int32_t> page_table,
+                      const KvLayout& layout, PageGroups& found);
+
+}  // namespace kivi
