@@ -52,8 +52,10 @@ const Preset* find_preset(std::string_view name) {
 
 bool is_power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
 
-// What `auto` is.
+// What `auto` is. Decode attention of quantized heads of more than 128 channels has no kernel of
+// its own on CUDA and is slow there.
 std::string_view automatic_format(const KvShape& shape, int query_heads) {
+  if (shape.head_dim > 128) return "fp16";
   if (!check_kv_format(first_edition(4, 4), shape).ok()) return "fp16";
   return query_heads == shape.heads ? "kivi2.5" : "kivi3.5";
 }

@@ -87,7 +87,7 @@ std::string kv_format_expectation();
 
 // Returns the format that kv_cache_dtype names, with what the other settings change in it. `auto`
 // is kivi2.5 for multi-head models, kivi3.5 for GQA and MQA models (heads_q > heads_kv), and fp16
-// where the head size has no KIVI format. Errors name kv_cache_dtype, kivi_group_size,
+// for head sizes other than 64, 96 and 128. Errors name kv_cache_dtype, kivi_group_size,
 // kivi_residual_length, kv_sinks, kv_parameter_bits or kv_rotation.
 Result<KvFormat> kv_format_of(const EngineConfig& config, const KvShape& shape, int query_heads);
 

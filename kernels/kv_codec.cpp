@@ -246,8 +246,8 @@ Status check_kv_format(const KvFormat& f, const KvShape& shape) {
       return invalid(fmt::format("KIVI bits are {} for keys and {} for values, must be 2 or 4",
                                  f.key_bits, f.value_bits),
                      "kv_cache_dtype");
-  if (d != 64 && d != 96 && d != 128)
-    return invalid(fmt::format("head_dim is {}, KIVI formats need 64, 96 or 128", d),
+  if (d != 64 && d != 96 && d != 128 && d != 256)
+    return invalid(fmt::format("head_dim is {}, KIVI formats need 64, 96, 128 or 256", d),
                    "kv_cache_dtype");
   if (f.group != 32 && f.group != 64 && f.group != 128)
     return invalid(fmt::format("KIVI group size is {}, must be 32, 64 or 128", f.group),

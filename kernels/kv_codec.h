@@ -63,8 +63,8 @@ float read_value(const KvLayout& layout, const std::byte* block, int token, int 
 // Checks that format and shape fit. Returns `invalid`, naming the values and what is allowed,
 // unless bits are 2 or 4; G is 32, 64 or 128 and divides head_dim; R is a positive multiple of G,
 // at most 1024; S is 0 or a multiple of G, at most 1024; parameter bits are 8 or 16; head_dim is
-// 64, 96 or 128, with rotation 64 or 128 (f16 and f8: a multiple of 16, at most 256, head_dim % 64
-// != 48).
+// 64, 96, 128 or 256, and with rotation not 96 (f16 and f8: a multiple of 16, at most 256, head_dim
+// % 64 != 48).
 Status check_kv_format(const KvFormat& format, const KvShape& shape);
 
 // Returns the bytes that one sequence of `tokens` tokens holds. Whole pages count, because whole

@@ -97,7 +97,8 @@ std::vector<Flag> cache_flags(Settings& s) {
       {"kv-cache-dtype", "FORMAT",
        "Store keys and values in this format. kivi2.25 to kivi4.5 say their bits a value; kivi2, "
        "kivi4, kivi-k4v2 and kivi-k2v4 are the paper's formats (auto = kivi2.5 for multi-head "
-       "models, kivi3.5 for GQA and MQA models). Formats: " +
+       "models, kivi3.5 for GQA and MQA models, fp16 for head sizes other than 64, 96 and 128). "
+       "Formats: " +
            formats + ".",
        group, kEngineCommands | kInfo | kTune, cache_format(e.kv_cache_dtype)},
       {"kv-layer-bits", "FILE",

@@ -230,7 +230,7 @@ class Appender {
 
   // One group of all channels, from the paged position `first` on, from the residual.
   void quantize_keys(int first) const {
-    HWY_ALIGN uint16_t codes[128 * 128];  // [G][d]
+    HWY_ALIGN uint16_t codes[128 * kHeadDimMax];  // [G][d]
     std::byte* block = source_.page(first / layout_.page_tokens());
     const int t = first % layout_.page_tokens(), group = layout_.format.group;
     const auto key = [&](int i, int c) HWY_ATTR {

@@ -258,7 +258,7 @@ HWY_INLINE void read_key_codes(const KvLayout& l, const std::byte* block, int to
 HWY_INLINE void read_value_codes(const KvLayout& l, const std::byte* block, int token,
                                  float* values) {
   const int d = l.shape.head_dim, group = l.format.group;
-  float scales[4 * kTileTokens], minima[4 * kTileTokens];
+  float scales[kHeadDimMax / 32 * kTileTokens], minima[kHeadDimMax / 32 * kTileTokens];
   if (l.format.kind == KvKind::kivi) {
     for (int c = 0; c < d; c += group)
       read_parameters(block + l.value_parameters_offset(),

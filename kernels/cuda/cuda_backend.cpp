@@ -51,7 +51,11 @@ Status CudaBackend::check_shape(const KvShape& shape, int hidden) const {
                  fmt::format("{} is {}, must be {} on device cuda", field, value, expected), field};
   };
   if (!cuda::prefill_has_head_dim(shape.head_dim))
-    return refuse("head_dim", shape.head_dim, "64, 80, 96 or 128");
+    return refuse("head_dim", shape.head_dim, "64, 80, 96, 128 or 256");
+  if (shape.head_dim > 128 && properties_.shared_bytes_max < cuda::kWidePrefillShared)
+    return refuse("head_dim", shape.head_dim,
+                  fmt::format("64, 80, 96 or 128 on {} (256 needs {} bytes of shared memory)",
+                              properties_.name, cuda::kWidePrefillShared));
   if (hidden % 8 != 0 || hidden > cuda::kNormWidthMax)
     return refuse("hidden_size", hidden,
                   fmt::format("a multiple of 8, at most {}", cuda::kNormWidthMax));

@@ -605,6 +605,7 @@ cudaError_t rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, c
     if (!rope.hadamard) return launch.template operator()<T, 0>();
     if (d == 64) return launch.template operator()<T, 2>();
     if (d == 128) return launch.template operator()<T, 4>();
+    if (d == 256) return launch.template operator()<T, 8>();
     return cudaErrorInvalidValue;
   });
 }

@@ -89,6 +89,7 @@ __device__ void load_rows(const Head& h, Side side, int first, int count, __half
 
 // The new rows of one sequence and head, and the eviction that makes room for them. One warp. All
 // reads come first: each store would otherwise hold up the reads behind it.
+template <int kSlices>
 __device__ void append_rows(const Head& h) {
   const KvLayout& layout = h.a.store.layout;
   const int token = h.s.past, residual = layout.format.residual, d = h.a.d();
@@ -96,7 +97,7 @@ __device__ void append_rows(const Head& h) {
   const KvPlace place = arrival_place(layout, KvMode::append, token);
   const int row = place.row;
   const bool evicts = oldest_position >= h.s.values_from;  // 0 or more
-  Eviction eviction;
+  Eviction<kSlices> eviction;
   if (evicts) {
     eviction.token = oldest_position % layout.page_tokens();
     eviction.block = h.page(oldest_position / layout.page_tokens());
@@ -107,9 +108,9 @@ __device__ void append_rows(const Head& h) {
   if (evicts) read_words(layout, eviction);
   const __half* new_key = h.source(token, Side::key, lane);
   const __half* new_value = h.source(token, Side::value, lane);
-  __half key[kSlicesMax], value[kSlicesMax], oldest[kSlicesMax];
+  __half key[kSlices], value[kSlices], oldest[kSlices];
 #pragma unroll
-  for (int i = 0; i < kSlicesMax; ++i) {
+  for (int i = 0; i < kSlices; ++i) {
     const int c = lane + 32 * i;
     key[i] = value[i] = oldest[i] = 0.f;
     if (c >= d) continue;
@@ -118,7 +119,7 @@ __device__ void append_rows(const Head& h) {
   }
   if (evicts) evict_value(layout, eviction, oldest);
 #pragma unroll
-  for (int i = 0; i < kSlicesMax; ++i) {
+  for (int i = 0; i < kSlices; ++i) {
     const int c = lane + 32 * i;
     if (c >= d) continue;
     const int at = swizzled_channel(row, c, d);
@@ -167,7 +168,7 @@ __device__ void flush_keys(const Append& a, int sequences, int layers, int block
 
 // The last `row_blocks` blocks: rows, 8 heads each (of all layers and sequences). The first
 // `flush_blocks`: flushes. Where these overlap, a block's rows come first.
-template <int GROUP>
+template <int GROUP, int kSlices>
 __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
                                                   : GROUP == 64 ? 3
                                                                 : 2)
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
     const int heads = a.store.layout.shape.heads, of_layer = sequences * heads;
     if (index < layers * of_layer) {
       const StepSequence& s = a.sequences[index % of_layer / heads];
-      if (a.is_decode(s)) append_rows({a, s, index / of_layer, index % heads});
+      if (a.is_decode(s)) append_rows<kSlices>({a, s, index / of_layer, index % heads});
     }
   }
   if (block < flush_blocks)
@@ -317,6 +318,12 @@ cudaError_t with_group(const KvFormat& format, F&& f) {
                               : f.template operator()<32>();
 }
 
+template <class Kernel>
+cudaError_t allow_shared(Kernel* kernel, size_t bytes) {
+  if (bytes <= 32 * 1024) return cudaSuccess;  // with what is static, less than 48 KiB
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+}
+
 Append device_arguments(const AppendArguments& a) {
   return {a.kv, a.kv_stride, a.kv_layer_stride, a.store, a.sequences, a.page_table, a.layer};
 }
@@ -327,7 +334,7 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const KvLayout& layout = a.store.layout;
   const int d = layout.shape.head_dim;
   const bool kivi = layout.format.kind == KvKind::kivi;
-  if (d > (kivi ? 32 * kSlicesMax : kHeadDimMax)) return cudaErrorInvalidValue;
+  if (d > kHeadDimMax) return cudaErrorInvalidValue;
   if (!kivi) {
     const dim3 grid(unsigned(layout.shape.heads), unsigned(a.sequence_count), unsigned(a.layers));
     append_decode_plain_kernel<<<grid, unsigned(d), 0, stream>>>(device_arguments(a));
@@ -342,11 +349,17 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
   const int flush_blocks = others == most ? others : std::min(blocks, kFlushBlocks);
   const size_t shared = size_t(layout.format.group * d) * sizeof(uint16_t);
   return with_group(layout.format, [&]<int GROUP>() {
-    // In order, not overlapping with attention: with it, the kernel after this one was under way
-    // with both, and a step of one row took 7.7 ms instead of 6.0.
-    append_decode_kernel<GROUP><<<unsigned(blocks), kDecodeThreads, shared, stream>>>(
-        device_arguments(a), a.sequence_count, a.layers, row_blocks, flush_blocks);
-    return cudaGetLastError();
+    const auto launch = [&](auto* kernel) {
+      if (const cudaError_t failed = allow_shared(kernel, shared); failed != cudaSuccess)
+        return failed;
+      // In order, not overlapping with attention: with it, the kernel after this one was under way
+      // with both, and a step of one row took 7.7 ms instead of 6.0.
+      kernel<<<unsigned(blocks), kDecodeThreads, shared, stream>>>(
+          device_arguments(a), a.sequence_count, a.layers, row_blocks, flush_blocks);
+      return cudaGetLastError();
+    };
+    return d <= 32 * kUsualSlices ? launch(append_decode_kernel<GROUP, kUsualSlices>)
+                                  : launch(append_decode_kernel<GROUP, kWideSlices>);
   });
 }
 
@@ -372,8 +385,7 @@ cudaError_t append_chunks_of_layer(const AppendArguments& a, const ChunkList& ch
   // Where everything stays in the residual, no page is touched.
   if (extents.pages_max > 0)
     error = with_group(layout.format, [&]<int GROUP>() {
-      const cudaError_t failed = cudaFuncSetAttribute(
-          append_page_kernel<GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+      const cudaError_t failed = allow_shared(append_page_kernel<GROUP>, shared);
       if (failed != cudaSuccess) return failed;
       append_page_kernel<GROUP>
           <<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(

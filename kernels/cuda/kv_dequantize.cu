@@ -143,10 +143,11 @@ __device__ __forceinline__ void dequantize_side(int bits, const uint32_t* codes,
 
 // Grid (KV heads, tiles, work).
 template <int kDim>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kDim > 128 ? 3 : 4)
     kv_dequantize_kernel(const __grid_constant__ PrefillArguments a) {
-  constexpr int kChunks = kDim / 8;
-  __shared__ __align__(128) unsigned char rows[2][kHistoryTile * kDim * 2];
+  constexpr int kChunks = kDim / 8, kSideBytes = kHistoryTile * kDim * 2;
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto* rows = reinterpret_cast<unsigned char(*)[kSideBytes]>(memory);  // keys, values
   const PrefillWork& work = a.work[blockIdx.z];
   const int tile = work.tile_begin + int(blockIdx.y), head = int(blockIdx.x);
   if (work.block < 0 || tile >= work.tile_end) return;
@@ -218,8 +219,14 @@ cudaError_t kv_dequantize(const PrefillArguments& a, int head_dim, int tiles_max
                           cudaStream_t stream) {
   const dim3 grid(unsigned(a.store.layout.shape.heads), unsigned(tiles_max),
                   unsigned(a.work_count));
+  const int bytes = 2 * kHistoryTile * head_dim * 2;
   const auto launch = [&](auto* kernel) {
-    kernel<<<grid, kThreads, 0, stream>>>(a);
+    if (bytes > 48 * 1024) {
+      const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+      if (error != cudaSuccess) return error;
+    }
+    kernel<<<grid, kThreads, size_t(bytes), stream>>>(a);
     return cudaGetLastError();
   };
   switch (head_dim) {
@@ -231,6 +238,8 @@ cudaError_t kv_dequantize(const PrefillArguments& a, int head_dim, int tiles_max
       return launch(kv_dequantize_kernel<96>);
     case 128:
       return launch(kv_dequantize_kernel<128>);
+    case 256:
+      return launch(kv_dequantize_kernel<256>);
     default:
       return cudaErrorInvalidValue;
   }

@@ -12,8 +12,12 @@
 
 namespace kivi::cuda {
 
-// Slices of 32 channels: head_dim of quantized formats is at most 128.
-inline constexpr int kSlicesMax = 4;
+// Slices of 32 channels that a lane of a warp has one channel of each: of heads of at most 128
+// channels, and of those of 256.
+inline constexpr int kUsualSlices = 4, kWideSlices = 8;
+
+// Channels that the 256 threads of a block quantize at a time.
+inline constexpr int kChannelsAtOnce = 128;
 
 __device__ inline float finite(__half x) {
   const float v = __half2float(x);
@@ -168,25 +172,25 @@ __device__ inline __half2 finite2(__half2 x) {
   return __hmax2(__hmin2(*reinterpret_cast<const __half2*>(&numbers), largest), __hneg2(largest));
 }
 
-// One group of keys, by 256 threads: row_of(i, c) is where 8 channels of its i-th token lie. Codes
-// go through shared memory, [G][d], into words of the page. `token` is the group's first, in the
-// page. A thread has 8 channels of every 16th row in registers.
+// kChannelsAtOnce channels, from `channel` on, of one group of keys, by 256 threads: row_of(i, c)
+// is where 8 channels of its i-th token lie. `token` is the group's first, in the page. A thread
+// has 8 channels of every 16th row in registers.
 template <int GROUP, class RowOf>
-__device__ inline void quantize_keys(const KvLayout& layout, std::byte* block, int token,
-                                     uint16_t* codes, RowOf row_of) {
-  constexpr int kRows = 16, kWarps = 8, kMost = GROUP / kRows, kChannels = 128;
+__device__ inline void quantize_key_channels(const KvLayout& layout, std::byte* block, int token,
+                                             int channel, uint16_t* codes, RowOf row_of) {
+  constexpr int kRows = 16, kWarps = 8, kMost = GROUP / kRows, kChannels = kChannelsAtOnce;
   __shared__ uint4 extremes[2][kWarps][kChannels / 8];  // least, largest; 8 channels each
   __shared__ float4 parameters_of[3][kChannels / 4];    // low, scale, inverse
   const int d = layout.shape.head_dim;
   const int chunk = threadIdx.x % 16, first = threadIdx.x / 16, warp = threadIdx.x / 32;
-  const bool active = chunk * 8 < d;
+  const bool active = channel + chunk * 8 < d;
   alignas(16) __half2 x[kMost][4];
   alignas(16) __half2 low[4], high[4];
 #pragma unroll
   for (int i = 0; i < kMost; ++i)
     if (active)
       *reinterpret_cast<uint4*>(x[i]) =
-          *reinterpret_cast<const uint4*>(row_of(first + i * kRows, chunk * 8));
+          *reinterpret_cast<const uint4*>(row_of(first + i * kRows, channel + chunk * 8));
 #pragma unroll
   for (int i = 0; i < kMost; ++i)
 #pragma unroll
@@ -205,10 +209,10 @@ __device__ inline void quantize_keys(const KvLayout& layout, std::byte* block, i
     extremes[1][warp][chunk] = *reinterpret_cast<const uint4*>(high);
   }
   __syncthreads();
-  if (threadIdx.x < d) {
-    const int c = threadIdx.x;
-    const auto* lows = reinterpret_cast<const __half*>(extremes[0]) + c;
-    const auto* highs = reinterpret_cast<const __half*>(extremes[1]) + c;
+  if (threadIdx.x < kChannels && channel + int(threadIdx.x) < d) {
+    const int i = threadIdx.x, c = channel + i;
+    const auto* lows = reinterpret_cast<const __half*>(extremes[0]) + i;
+    const auto* highs = reinterpret_cast<const __half*>(extremes[1]) + i;
     __half least = lows[0], largest = highs[0];
 #pragma unroll
     for (int w = 1; w < kWarps; ++w) {
@@ -219,9 +223,9 @@ __device__ inline void quantize_keys(const KvLayout& layout, std::byte* block, i
                               layout.format.parameter_bits);
     store_parameters(layout, block + layout.key_parameters_offset(), layout.key_scale(token, c),
                      layout.key_minimum(token, c), quantizer);
-    reinterpret_cast<float*>(parameters_of[0])[c] = quantizer.low;
-    reinterpret_cast<float*>(parameters_of[1])[c] = quantizer.scale;
-    reinterpret_cast<float*>(parameters_of[2])[c] = quantizer.inverse;
+    reinterpret_cast<float*>(parameters_of[0])[i] = quantizer.low;
+    reinterpret_cast<float*>(parameters_of[1])[i] = quantizer.scale;
+    reinterpret_cast<float*>(parameters_of[2])[i] = quantizer.inverse;
   }
   __syncthreads();
   if (active) {
@@ -242,11 +246,19 @@ __device__ inline void quantize_keys(const KvLayout& layout, std::byte* block, i
         const Quantizer odd{of[0][2 * j + 1], of[1][2 * j + 1], of[2][2 * j + 1], largest};
         word[j] = even.code(v.x) | odd.code(v.y) << 16;
       }
-      *reinterpret_cast<uint4*>(codes + (first + i * kRows) * d + chunk * 8) =
+      *reinterpret_cast<uint4*>(codes + (first + i * kRows) * d + channel + chunk * 8) =
           make_uint4(word[0], word[1], word[2], word[3]);
     }
   }
   __syncthreads();
+}
+
+// A group of keys: codes go through shared memory, [G][d], into words of the page.
+template <int GROUP, class RowOf>
+__device__ inline void quantize_keys(const KvLayout& layout, std::byte* block, int token,
+                                     uint16_t* codes, RowOf row_of) {
+  for (int channel = 0; channel < layout.shape.head_dim; channel += kChannelsAtOnce)
+    quantize_key_channels<GROUP>(layout, block, token, channel, codes, row_of);
   store_key_words(layout, block, token, GROUP, codes);
 }
 
@@ -255,11 +267,12 @@ __device__ inline void quantize_keys(const KvLayout& layout, std::byte* block, i
 // A value on its way out of the residual, one warp: where its codes go, and the words that they
 // share with other tokens, which are read long before they are needed. Channel lane + 32 i is the
 // i-th of a lane; two channel tiles are 64 words for each bit.
+template <int kSlices>
 struct Eviction {
   std::byte* block;
   int token;  // in the page
   CodePosition first;
-  uint32_t words[kSlicesMax];
+  uint32_t words[kSlices];
 
   __device__ uint32_t* codes(const KvLayout& layout, int i) const {
     return reinterpret_cast<uint32_t*>(block + layout.value_codes_offset()) + first.word +
@@ -267,22 +280,24 @@ struct Eviction {
   }
 };
 
-__device__ inline void read_words(const KvLayout& layout, Eviction& e) {
+template <int kSlices>
+__device__ inline void read_words(const KvLayout& layout, Eviction<kSlices>& e) {
 #pragma unroll
-  for (int i = 0; i < kSlicesMax; ++i)
+  for (int i = 0; i < kSlices; ++i)
     e.words[i] = i * 32 < layout.shape.head_dim ? *e.codes(layout, i) : 0;
 }
 
 // Quantizes the value x; x[i] is channel lane + 32 i.
-__device__ inline void evict_value(const KvLayout& layout, const Eviction& e,
-                                   const __half (&x)[kSlicesMax]) {
+template <int kSlices>
+__device__ inline void evict_value(const KvLayout& layout, const Eviction<kSlices>& e,
+                                   const __half (&x)[kSlices]) {
   const int lane = threadIdx.x % 32, slices = layout.shape.head_dim / 32;
   const int bits = layout.format.value_bits, group_slices = layout.format.group / 32;
   std::byte* parameters = e.block + layout.value_parameters_offset();
-  float value[kSlicesMax];
-  __half2 least[kSlicesMax];  // of x and of -x: one shuffle for both
+  float value[kSlices];
+  __half2 least[kSlices];  // of x and of -x: one shuffle for both
 #pragma unroll
-  for (int i = 0; i < kSlicesMax; ++i) {
+  for (int i = 0; i < kSlices; ++i) {
     value[i] = finite(x[i]);
     least[i] = __floats2half2_rn(value[i], -value[i]);
 #pragma unroll
@@ -290,11 +305,11 @@ __device__ inline void evict_value(const KvLayout& layout, const Eviction& e,
       least[i] = __hmin2(least[i], __shfl_xor_sync(0xffffffffu, least[i], offset));
   }
 #pragma unroll
-  for (int i = 0; i < kSlicesMax; ++i) {
+  for (int i = 0; i < kSlices; ++i) {
     if (i >= slices) break;
     __half2 group = least[i];
 #pragma unroll
-    for (int j = 0; j < kSlicesMax; ++j)
+    for (int j = 0; j < kSlices; ++j)
       if (j < slices && j / group_slices == i / group_slices) group = __hmin2(group, least[j]);
     const Quantizer quantizer(__low2float(group), -__high2float(group), bits,
                               layout.format.parameter_bits);
@@ -309,15 +324,17 @@ __device__ inline void evict_value(const KvLayout& layout, const Eviction& e,
 
 // --- many values, by a block ---------------------------------------------------------------------
 
-// Values of the tokens [first, first + count) (count <= 64, in one run of 64), by 256 threads:
-// row_of(i, c) is where 8 channels of the i-th lie; codes go to [count][d] in shared memory,
-// parameters to the page. A thread has 8 channels of a row, so a group is 4, 8 or 16 threads.
+// Values of the tokens [first, first + count) (count <= 64, in one run of 64), kChannelsAtOnce
+// channels from `channel` on, by 256 threads: row_of(i, c) is where 8 channels of the i-th lie;
+// codes go to [count][d] in shared memory, parameters to the page. A thread has 8 channels of a
+// row, so a group is 4, 8 or 16 threads.
 template <class RowOf>
-__device__ inline void quantize_values(const KvLayout& layout, std::byte* block, int first,
-                                       int count, uint16_t* codes, RowOf row_of) {
+__device__ inline void quantize_value_channels(const KvLayout& layout, std::byte* block, int first,
+                                               int count, int channel, uint16_t* codes,
+                                               RowOf row_of) {
   constexpr int kRows = 16;  // at a time
   const int d = layout.shape.head_dim, group = layout.format.group, bits = layout.format.value_bits;
-  const int c = threadIdx.x % 16 * 8;
+  const int c = channel + threadIdx.x % 16 * 8;
   std::byte* parameters = block + layout.value_parameters_offset();
   for (int base = 0; base < count; base += kRows) {
     const int i = base + int(threadIdx.x) / 16;
@@ -350,6 +367,13 @@ __device__ inline void quantize_values(const KvLayout& layout, std::byte* block,
     store_parameters(layout, parameters, layout.value_scale(first + i, c),
                      layout.value_minimum(first + i, c), quantizer);
   }
+}
+
+template <class RowOf>
+__device__ inline void quantize_values(const KvLayout& layout, std::byte* block, int first,
+                                       int count, uint16_t* codes, RowOf row_of) {
+  for (int channel = 0; channel < layout.shape.head_dim; channel += kChannelsAtOnce)
+    quantize_value_channels(layout, block, first, count, channel, codes, row_of);
 }
 
 __device__ inline void convert_e4m3(int count, __half* rows) {

@@ -7,16 +7,16 @@
 // seal) or from pages and slab (mode append), then the step's own rows kv [t, 2 hk d] f16.
 // out [t, hq d] f16 or bf16. Softmax and accumulation in f32.
 //
-// Mapping: one block of 4 warps owns 128 query rows of one sequence and one KV head, where the
-// hq / hk heads of the group are packed beside the tokens (row = token * group + head), so a tile
-// of keys is read once for the whole group. Keys and values pass through shared memory in tiles of
-// 64 tokens, aligned to places (place_shift), two stages deep. f16 sources (own rows, staging, f16
-// pages, slab) arrive by cp.async, a tile of own rows, of staging or of one f16 page as rows of
-// one stride; codes are dequantized by the threads as they load. Each warp keeps 32 query rows, so
-// that a fragment of keys or values read from shared memory serves two products: S = Q K^T and O +=
-// P V by mma.m16n8k16, P stays in registers (FlashAttention-2, Dao 2023, section 3). A warp skips
-// tiles behind its rows and before its window. Codes that kv_dequantize has put into scratch are
-// read from there.
+// Mapping: one block of 4 warps owns 128 query rows (64 of head size 256) of one sequence and one
+// KV head, where the hq / hk heads of the group are packed beside the tokens (row = token * group +
+// head), so a tile of keys is read once for the whole group. Keys and values pass through shared
+// memory in tiles of 64 tokens, aligned to places (place_shift), two stages deep. f16 sources (own
+// rows, staging, f16 pages, slab) arrive by cp.async, a tile of own rows, of staging or of one f16
+// page as rows of one stride; codes are dequantized by the threads as they load. Each warp keeps 32
+// query rows, so that a fragment of keys or values read from shared memory serves two products: S =
+// Q K^T and O += P V by mma.m16n8k16, P stays in registers (FlashAttention-2, Dao 2023, section 3).
+// A warp skips tiles behind its rows and before its window. Codes that kv_dequantize has put into
+// scratch are read from there.
 //
 // Cost: 4 d FLOP a (query, key) pair; bytes are negligible beside it. Reference: kernels/cpu
 // kv_attend. Test: tests/cuda/prefill_attend_test.cpp.
@@ -35,9 +35,15 @@ namespace {
 
 constexpr int kTile = 64;  // keys a tile
 constexpr int kWarps = 4;
-constexpr int kWarpRows = 32;  // packed query rows
-constexpr int kRows = kWarps * kWarpRows;
 constexpr int kThreads = kWarps * 32;
+template <int kDim>
+constexpr int kWarpRows = kDim > 128 ? 16 : 32;  // packed query rows; registers bound them
+template <int kDim>
+constexpr int kRows = kWarps* kWarpRows<kDim>;
+
+// Decodes of these head sizes have no kernel of their own.
+template <int kDim>
+constexpr bool kAttendsDecodes = kDim != 64 && kDim != 128;
 
 __device__ __forceinline__ uint32_t pack_half2(float a, float b) {
   return as_u32(__floats2half2_rn(a, b));
@@ -230,24 +236,23 @@ struct LaneRows {
 
 // What the noise of a tile's keys adds to the scores of a decode: minus scale / 24 times the sum
 // over channels of (q D)^2, for keys that are codes (docs/design/kv-format.md, section 9). `first`:
-// the tile's paged position; q: the warp's `rows` rows; noise [rows][2]: of two groups of keys. G
-// is 32.
+// the tile's paged position; q: the warp's `rows` rows; noise [rows][2]: of 32 keys each.
 template <int kDim>
 __device__ __noinline__ void find_key_noise(const PrefillArguments& a, const StepSequence& s,
                                             int head, int first, const __half* q, int rows,
                                             float (*noise)[2]) {
   const KvLayout& layout = a.store.layout;
-  const int groups = min(kTile, keys_paged(layout.format, s.past) - first) / layout.format.group;
+  const int halves = min(kTile, keys_paged(layout.format, s.past) - first) / 32;
   const int lane = threadIdx.x % 32;
   const KvLocator locator{a.store, s, a.page_table, a.layer, head};
   const std::byte* parameters = nullptr;
-  if (groups > 0)
+  if (halves > 0)
     parameters = locator.page_block(first / layout.page_tokens()) + layout.key_parameters_offset();
   const float factor = -a.scale_log2 * 0.69314718056f / 24;
   for (int i = 0; i < 2 * rows; ++i) {
     float sum = 0;
-    for (int c = lane; i % 2 < groups && c < kDim; c += 32) {
-      const int token = first % layout.page_tokens() + i % 2 * layout.format.group;
+    for (int c = lane; i % 2 < halves && c < kDim; c += 32) {
+      const int token = first % layout.page_tokens() + i % 2 * 32;
       const float2 p =
           parameters_at(parameters, layout.format.parameter_bits, layout.format.key_bits,
                         layout.key_scale(token, c), layout.key_minimum(token, c));
@@ -261,17 +266,19 @@ __device__ __noinline__ void find_key_noise(const PrefillArguments& a, const Ste
   __syncwarp();
 }
 
-// Two blocks a multiprocessor: 255 registers. Grid (KV heads, tiles of rows, sequences).
+// Two blocks a multiprocessor, or one where queries, keys and values are twice as wide: 255
+// registers. Grid (KV heads, tiles of rows, sequences).
 template <int kDim, class Out>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
     prefill_attend_kernel(const __grid_constant__ PrefillArguments a, Out* __restrict__ out) {
+  constexpr int kWarpRows = cuda::kWarpRows<kDim>, kRows = cuda::kRows<kDim>;
   constexpr int kChannelTiles = kDim / 16, kRowTiles = kWarpRows / 16;
   extern __shared__ __align__(128) unsigned char shared[];
   auto* q_tile = reinterpret_cast<__half*>(shared);  // [kRows, d]
   __half* k_tiles = q_tile + kRows * kDim;           // [2, kTile, d]
   __half* v_tiles = k_tiles + 2 * kTile * kDim;      // [2, kTile, d]
 
-  [[maybe_unused]] __shared__ float noise[kDim == 96 ? kWarps : 1][kWarpRows][2];
+  [[maybe_unused]] __shared__ float noise[kAttendsDecodes<kDim> ? kWarps : 1][kWarpRows][2];
   PrefillWork work;
   work.block = -1;
   if (a.work_count > 0)
@@ -390,7 +397,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
 
-    if constexpr (kDim == 96) {  // decodes of other head sizes have a kernel of their own
+    if constexpr (kAttendsDecodes<kDim>) {
       const int to_paged = first - shift - a.store.layout.format.sinks;
       if (a.work_count == 0 && a.store.layout.format.key_bias && to_paged >= 0) {
         const int rows = min(kWarpRows, packed - warp_row);
@@ -503,7 +510,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <int kDim, class Out>
 cudaError_t launch(const PrefillArguments& a, Out* out, dim3 grid, cudaStream_t stream) {
-  const int bytes = (kRows + 4 * kTile) * kDim * 2;
+  constexpr int bytes = (kRows<kDim> + 4 * kTile) * kDim * 2;
+  static_assert(kDim <= 128 || bytes + 4 * kWarps * kWarpRows<kDim> * 2 == kWidePrefillShared);
   auto* kernel = prefill_attend_kernel<kDim, Out>;
   if (cudaError_t e =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -519,9 +527,9 @@ cudaError_t launch(const PrefillArguments& a, Out* out, dim3 grid, cudaStream_t 
 cudaError_t prefill_attend(const PrefillArguments& a, void* out, DType out_type, int head_dim,
                            int count, int rows_max, cudaStream_t stream) {
   const int group = a.heads_q / a.store.layout.shape.heads;
-  const dim3 grid(unsigned(a.store.layout.shape.heads),
-                  unsigned((rows_max * group + kRows - 1) / kRows), unsigned(count));
   const auto with_type = [&]<int kDim>() {
+    const int tiles = (rows_max * group + kRows<kDim> - 1) / kRows<kDim>;
+    const dim3 grid(unsigned(a.store.layout.shape.heads), unsigned(tiles), unsigned(count));
     return out_type == DType::bf16 ? launch<kDim>(a, static_cast<__nv_bfloat16*>(out), grid, stream)
                                    : launch<kDim>(a, static_cast<__half*>(out), grid, stream);
   };
@@ -534,6 +542,8 @@ cudaError_t prefill_attend(const PrefillArguments& a, void* out, DType out_type,
       return with_type.template operator()<96>();
     case 128:
       return with_type.template operator()<128>();
+    case 256:
+      return with_type.template operator()<256>();
     default:
       return cudaErrorInvalidValue;
   }

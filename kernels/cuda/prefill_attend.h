@@ -62,7 +62,13 @@ struct PrefillArguments {
   PrefillWork work[kPrefillWorkMax];
 };
 
-inline bool prefill_has_head_dim(int d) { return d == 64 || d == 80 || d == 96 || d == 128; }
+// Bytes of shared memory that a block of prefill_attend takes for head size 256. GPUs of compute
+// capability 8.6 and 8.9 have less.
+inline constexpr int kWidePrefillShared = 164'352;
+
+inline bool prefill_has_head_dim(int d) {
+  return d == 64 || d == 80 || d == 96 || d == 128 || d == 256;
+}
 
 // out [t, hq d] of `out_type` (f16 or bf16). `count` is work_count, or the number of sequences
 // where that is 0; `rows_max` is the largest row_count among them. cudaErrorInvalidValue where

@@ -48,7 +48,7 @@ void require_same(const TestStore& store) {
 }  // namespace
 
 TEST_CASE("decode appends leave the CPU's bytes after every token, from 0 to beyond 3 R") {
-  for (const int d : {64, 128})
+  for (const int d : {64, 128, 256})
     for (const KvFormat& format : all_formats(d)) {
       CAPTURE(d, int(format.kind), format.key_bits, format.value_bits, format.group,
               format.residual, format.sinks, format.parameter_bits);
@@ -72,15 +72,16 @@ TEST_CASE("decode appends leave the CPU's bytes after every token, from 0 to bey
 TEST_CASE("rows and flushes of one launch leave the CPU's bytes") {
   for (const KvFormat& format : {KvFormat{KvKind::kivi, 2, 2, 32, 64},
                                  {KvKind::kivi, 4, 2, 128, 128},
-                                 {KvKind::kivi, 2, 2, 32, 64, 64, 8, true}}) {
-    CAPTURE(format.group, format.residual, format.sinks);
-    std::mt19937 random(13);
-    const int r = format.residual;
-    TestStore store({format, {2, 3, 128}}, 3, 3 * r, random);
-    append(store, {{0, r - 1}, {1, r - 2}, {2, 2 * r - 3}}, random, false);
-    for (int token = 0; token < 4; ++token) append(store, {{0}, {1}, {2}}, random, false);
-    require_same(store);
-  }
+                                 {KvKind::kivi, 2, 2, 32, 64, 64, 8, true}})
+    for (const int d : {128, 256}) {
+      CAPTURE(d, format.group, format.residual, format.sinks);
+      std::mt19937 random(13);
+      const int r = format.residual;
+      TestStore store({format, {2, 3, d}}, 3, 3 * r, random);
+      append(store, {{0, r - 1}, {1, r - 2}, {2, 2 * r - 3}}, random, false);
+      for (int token = 0; token < 4; ++token) append(store, {{0}, {1}, {2}}, random, false);
+      require_same(store);
+    }
 }
 
 TEST_CASE("values that are written early, and not again, leave the CPU's bytes") {
@@ -107,7 +108,7 @@ TEST_CASE("values that are written early, and not again, leave the CPU's bytes")
 }
 
 TEST_CASE("prompt chunks, staging and commit leave the CPU's bytes") {
-  for (const int d : {64, 128})
+  for (const int d : {64, 128, 256})
     for (const KvFormat& format : all_formats(d)) {
       CAPTURE(d, int(format.kind), format.key_bits, format.value_bits, format.group,
               format.residual, format.sinks, format.parameter_bits);

@@ -209,6 +209,8 @@ TEST_CASE("rope equals the CPU's at small and at large positions") {
           {6, 2, 96, 96, 4.f, false, false},
           {9, 3, 64, 64, 0.f, true, false},
           {32, 8, 128, 128, 0.f, true, false},
+          {12, 4, 256, 256, 0.f, true, false},
+          {12, 4, 256, 256, 0.f, false, true},
           {8, 8, 128, 32, 0.f, true, false},
           {4, 2, 64, 20, 0.f, true, false},
           {8, 1, 128, 128, 4.f, true, false},

@@ -137,12 +137,12 @@ TEST_CASE("flash prefill equals the CPU's attention over every kind of history")
   const std::vector<std::pair<int, int>> ragged = {
       {5, 3}, {64, 65}, {131, 2}, {200, 33}, {300, 64}};
   for (const auto& [hq, hk] : {std::pair{4, 2}, {3, 3}, {8, 1}, {71, 1}})
-    for (const int d : {64, 80, 96, 128}) {
+    for (const int d : {64, 80, 96, 128, 256}) {
       check({f16, hq, hk, d, 0, KvMode::append, fresh}, random);
       check({f16, hq, hk, d, 0, KvMode::append, ragged}, random);
     }
   for (const KvFormat& f : {f8, kivi2, kivi4, mixed, kivi25, kivi225})
-    for (const int d : {64, 96, 128}) {
+    for (const int d : {64, 96, 128, 256}) {
       if (d % std::max(1, f.group) != 0) continue;
       check({f, 4, 2, d, 0, KvMode::append, fresh}, random);
       check({f, 4, 2, d, 0, KvMode::append, ragged}, random);
@@ -166,11 +166,13 @@ TEST_CASE("flash prefill equals the CPU's attention upon histories of awkward si
     sequences.emplace_back(past, 2 + past % 5 * 17);
   for (const KvFormat& f :
        {f16_format(), f8_format(), kivi2, kivi4, k2v4, g128, kivi25, kivi35, sinks96, sinks128})
-    for (const int d : {64, 80, 96, 128}) {
+    for (const int d : {64, 80, 96, 128, 256}) {
       if (f.kind == KvKind::kivi && d % f.group != 0) continue;
       check({f, 2, 2, d, 0, KvMode::append, sequences}, random);
       check({f, 8, 2, d, 0, KvMode::append, sequences}, random);
-      for (const int window : {1, 63, 64, 65, 130, 300})
+      const std::vector<int> windows =
+          d == 256 ? std::vector<int>{65, 300} : std::vector<int>{1, 63, 64, 65, 130, 300};
+      for (const int window : windows)
         check({f, 8, 2, d, window, KvMode::append, sequences}, random);
     }
   check({kivi2, 8, 1, 128, 0, KvMode::append, {{300, 9}, {129, 70}}}, random);
@@ -178,8 +180,12 @@ TEST_CASE("flash prefill equals the CPU's attention upon histories of awkward si
   std::vector<std::pair<int, int>> decodes;
   for (const int past : {0, 1, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 191, 300, 515})
     decodes.emplace_back(past, 1);
-  for (const KvFormat& f : {kivi2, kivi25, sinks96})
-    for (const int window : {0, 70}) check({f, 6, 2, 96, window, KvMode::append, decodes}, random);
+  for (const KvFormat& f :
+       {f16_format(), f8_format(), kivi2, kivi25, kivi35, sinks96, sinks128, kivi4})
+    for (const int d : {80, 96, 256})
+      for (const int window : {0, 70})
+        if (f.kind != KvKind::kivi || d % f.group == 0)
+          check({f, 6, 2, d, window, KvMode::append, decodes}, random);
   check({kivi4, 71, 1, 64, 0, KvMode::append, {{300, 9}, {129, 70}, {0, 30}, {77, 1}}}, random);
 }
 
@@ -190,7 +196,7 @@ TEST_CASE("flash prefill merges the blocks of a history that scratch does not ho
       kivi25{KvKind::kivi, 2, 2, 32, 32, 32, 8, true};
   const std::vector<std::pair<int, int>> long_ones = {{2500, 40}, {30, 20}, {4000, 131}, {1100, 2}};
   for (const KvFormat& f : {f8_format(), kivi2, kivi4, kivi25})
-    for (const int d : {64, 96, 128}) {
+    for (const int d : {64, 96, 128, 256}) {
       const KvLayout layout{f, {2, 2, d}};
       const int64_t tile = 2 * int64_t(layout.staging_block_bytes());
       const int64_t states = int64_t(193) * 8 * (d + 2) * 4;
@@ -209,7 +215,7 @@ TEST_CASE("flash prefill joins the ranges of a long history") {
   const std::vector<std::pair<int, int>> several = {{4160, 5}, {30, 7},   {2047, 2},
                                                     {2112, 3}, {3001, 1}, {2500, 33}};
   for (const KvFormat& f : {f8_format(), kivi2, kivi25})
-    for (const int d : {64, 96, 128}) {
+    for (const int d : {64, 96, 128, 256}) {
       check({f, 8, 2, d, 0, KvMode::append, several}, random);
       check({f, 4, 1, d, 1500, KvMode::append, several}, random);
     }
@@ -230,7 +236,7 @@ TEST_CASE("flash prefill equals the CPU's attention for a step of many sequences
   std::vector<std::pair<int, int>> many;
   for (int i = 0; i < 150; ++i) many.emplace_back(i % 7 * 40, 1 + i % 3 * 5);
   for (const KvFormat& f : {kivi2, kivi25, f16_format()})
-    for (const int d : {64, 96, 128}) check({f, 2, 1, d, 0, KvMode::append, many}, random);
+    for (const int d : {64, 96, 128, 256}) check({f, 2, 1, d, 0, KvMode::append, many}, random);
 }
 
 }  // namespace kivi::test

@@ -166,9 +166,10 @@ TEST_CASE("a format that the model's shape cannot have is refused") {
   CHECK_FALSE(odd.error().field.empty());
   const auto eighty = kv_format_of(config, {2, 1, 80}, 8);
   REQUIRE_FALSE(eighty.ok());
-  CHECK(eighty.error().message == "head_dim is 80, KIVI formats need 64, 96 or 128");
+  CHECK(eighty.error().message == "head_dim is 80, KIVI formats need 64, 96, 128 or 256");
   config.kv_cache_dtype = "auto";
   CHECK(kv_format_of(config, {2, 1, 80}, 8)->kind == KvKind::f16);
+  CHECK(kv_format_of(config, {2, 1, 256}, 8)->kind == KvKind::f16);
   config.kv_cache_dtype = "int4";
   CHECK(kv_format_of(config, {2, 8, 128}, 8).error().field == "kv_cache_dtype");
 }

@@ -170,6 +170,7 @@ TEST_CASE("Decode attention equals dense attention over the stored numbers at ev
                         {second_layout(2, 2, 32, 32, 64, 32, true), 2},
                         {second_layout(4, 2, 64, 64, 128, 64, false), 1},
                         {second_layout(4, 4, 32, 64, 96, 96, true), 2},
+                        {second_layout(2, 4, 32, 32, 256, 32, true), 1},
                         {second_layout(2, 2, 128, 128, 128, 128, true), 1}}) {
     INFO(text(c));
     const int tokens = 270;
@@ -205,6 +206,7 @@ TEST_CASE("Any format, head size, GQA ratio, row count and window equals dense a
                                          kivi_layout(2, 2, 32, 128, 128),
                                          kivi_layout(4, 4, 64, 128, 128),
                                          kivi_layout(2, 2, 128, 128, 128),
+                                         kivi_layout(4, 2, 32, 64, 256),
                                          second_layout(2, 2, 32, 32, 64, 32, true),
                                          second_layout(2, 4, 64, 64, 128, 0, true),
                                          second_layout(4, 2, 32, 64, 128, 96, true)};

@@ -184,6 +184,8 @@ TEST_CASE("A format that does not fit its model is refused with the values in th
     return status.ok() ? std::string() : status.error().field + ": " + status.error().message;
   };
   CHECK(error({KvKind::kivi, 2, 4, 32, 128}, 96) == "");
+  CHECK(error({KvKind::kivi, 2, 4, 128, 128}, 256) == "");
+  CHECK(error({KvKind::kivi, 2, 2, 32, 32}, 160).find("head_dim is 160") != std::string::npos);
   CHECK(error({KvKind::f16, 16, 16, 0, 0}, 80) == "");
   CHECK(error({KvKind::f8, 8, 8, 0, 0}, 256) == "");
   CHECK(error({KvKind::kivi, 2, 2, 128, 128}, 64).find("128, must divide") != std::string::npos);

@@ -24,7 +24,7 @@ KvLayerBits table() {
 // The formats upon which the table is laid: both editions, and each G.
 std::vector<KvLayout> mixed_layouts() {
   std::vector<KvLayout> all;
-  for (const int d : {64, 96, 128})
+  for (const int d : {64, 96, 128, 256})
     for (const KvFormat& format :
          {KvFormat{KvKind::kivi, 2, 2, 32, 32}, KvFormat{KvKind::kivi, 4, 4, 32, 64, 32, 8, true},
           KvFormat{KvKind::kivi, 4, 2, 64, 64, 64, 8, true},
@@ -93,7 +93,7 @@ TEST_CASE("The layers of a page follow each other without gap or overlap, whatev
 TEST_CASE("A table whose layers are alike lays a page out as the plain format does") {
   for (const int keys : {2, 4})
     for (const int values : {2, 4})
-      for (const int d : {64, 96, 128}) {
+      for (const int d : {64, 96, 128, 256}) {
         KvLayerBits bits;
         for (int layer = 0; layer < 40; ++layer) bits.add(keys, values);
         CHECK(bits.uniform());

@@ -13,7 +13,7 @@ namespace {
 
 std::vector<KvLayout> layouts() {
   std::vector<KvLayout> all;
-  for (const int d : {64, 96, 128})
+  for (const int d : {64, 96, 128, 256})
     for (const int group : {32, 64, 128})
       for (const int key_bits : {2, 4})
         for (const int value_bits : {2, 4}) {

@@ -92,6 +92,7 @@ std::vector<KvLayout> all_layouts() {
   all.push_back(layout_of(4, 4, 64, 64, 128, 1, 1, 64, 8));
   all.push_back(layout_of(2, 4, 128, 128, 128, 1, 1, 128, 8));
   all.push_back(layout_of(2, 2, 64, 128, 64, 1, 1, 0, 8));
+  all.push_back(layout_of(4, 2, 32, 32, 256, 1, 1, 32, 8));
   return all;
 }
 
@@ -317,8 +318,8 @@ TEST_CASE("The store has the codec's bits for numbers of every kind") {
   const auto backend = make_cpu_backend(1);
   for (const KvLayout& l :
        {layout_of(2, 4, 32, 32, 96), layout_of(4, 2, 64, 64, 128), layout_of(2, 2, 32, 64),
-        layout_of(4, 4, 128, 128, 128), layout_of(2, 4, 32, 32, 64, 1, 1, 0, 8),
-        layout_of(4, 2, 64, 64, 128, 1, 1, 0, 8)}) {
+        layout_of(2, 4, 32, 32, 256), layout_of(4, 4, 128, 128, 128),
+        layout_of(2, 4, 32, 32, 64, 1, 1, 0, 8), layout_of(4, 2, 64, 64, 128, 1, 1, 0, 8)}) {
     INFO(text(l));
     const int r = l.format.residual, g = l.format.group, d = l.shape.head_dim, p = l.page_tokens();
     StoreHarness store(*backend, l, 1, 2 * r, seed);

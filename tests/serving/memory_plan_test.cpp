@@ -85,7 +85,7 @@ TEST_CASE("A budget that does not hold one page and one residual is refused with
 
 TEST_CASE("Every format and shape leaves whole regions inside the budget") {
   for (const int bits : {2, 4, 8, 16})
-    for (const int head_dim : {64, 96, 128})
+    for (const int head_dim : {64, 96, 128, 256})
       for (const int64_t budget : {int64_t(3) << 20, (int64_t(64) << 20) + 17}) {
         const KvKind kind = bits == 16 ? KvKind::f16 : bits == 8 ? KvKind::f8 : KvKind::kivi;
         const int group = kind == KvKind::kivi ? 32 : 0;
