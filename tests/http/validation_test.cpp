@@ -200,7 +200,7 @@ TEST_CASE("a parameter of a wrong type or range is 400 and names itself") {
   }
   CHECK(server.engine().stats().steps == 0);
   CHECK(server.complete({{"prompt", {5, 4096}}}).json()["error"]["message"] ==
-        "prompt[1] is 4096, must be a token id in [0, 4095]");
+        "prompt[1] is 4096 (integer), must be a token id in [0, 4095]");
 }
 
 TEST_CASE("values that switch off what is not built are taken") {
