@@ -168,7 +168,10 @@ __device__ void flush_keys(const Append& a, int sequences, int layers, int block
 
 // The last `row_blocks` blocks: rows, 8 heads each (of all layers and sequences). The first
 // `flush_blocks`: flushes. Where these overlap, a block's rows come first.
-template <int GROUP, int kSlices>
+//
+// D, VB: head_dim and bits of values where they are known, else 0. A warp's time is that of the
+// integer arithmetic of places in pages, which is short if these numbers are constants.
+template <int GROUP, int kSlices, int D, int VB>
 __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
                                                   : GROUP == 64 ? 3
                                                                 : 2)
@@ -182,7 +185,18 @@ __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
     const int heads = a.store.layout.shape.heads, of_layer = sequences * heads;
     if (index < layers * of_layer) {
       const StepSequence& s = a.sequences[index % of_layer / heads];
-      if (a.is_decode(s)) append_rows<kSlices>({a, s, index / of_layer, index % heads});
+      if (a.is_decode(s)) {
+        if constexpr (D > 0) {
+          Append known = a;
+          known.store.layout.shape.head_dim = D;
+          known.store.layout.format.kind = KvKind::kivi;
+          known.store.layout.format.group = GROUP;
+          known.store.layout.format.value_bits = VB;
+          append_rows<kSlices>({known, s, index / of_layer, index % heads});
+        } else {
+          append_rows<kSlices>({a, s, index / of_layer, index % heads});
+        }
+      }
     }
   }
   if (block < flush_blocks)
@@ -358,8 +372,14 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
           device_arguments(a), a.sequence_count, a.layers, row_blocks, flush_blocks);
       return cudaGetLastError();
     };
-    return d <= 32 * kUsualSlices ? launch(append_decode_kernel<GROUP, kUsualSlices>)
-                                  : launch(append_decode_kernel<GROUP, kWideSlices>);
+    if (d > 32 * kUsualSlices) return launch(append_decode_kernel<GROUP, kWideSlices, 0, 0>);
+    const KvFormat& f = layout.format;
+    const bool known = d == 128 && f.group == GROUP;
+    if (known && f.value_bits == 2)
+      return launch(append_decode_kernel<GROUP, kUsualSlices, 128, 2>);
+    if (known && f.value_bits == 4)
+      return launch(append_decode_kernel<GROUP, kUsualSlices, 128, 4>);
+    return launch(append_decode_kernel<GROUP, kUsualSlices, 0, 0>);
   });
 }
 
