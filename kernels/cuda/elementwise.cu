@@ -22,7 +22,7 @@ __device__ __forceinline__ void overlap() {
 __device__ __forceinline__ float apply(Activation activation, float x) {
   switch (activation) {
     case Activation::silu:
-      return x / (1.f + __expf(-x));
+      return __fdividef(x, 1.f + __expf(-x));
     case Activation::gelu:
       return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
     case Activation::gelu_tanh: {
@@ -87,12 +87,13 @@ __global__ void add_rows_kernel(const T* x, int64_t stride, int rows, float* sum
 // kVectors of 8 elements a thread. As many threads as give one vector each, up to 1024: at decode's
 // few rows the time is that of one trip to memory and one reduction.
 // Bytes: 2 n each of x read, delta read, x written, out written (n where it is quantized).
-template <class T, int kVectors, bool kQuantizes>
-__global__ void __launch_bounds__(1024, 1)
+// Three blocks of 512 threads a multiprocessor hide each other's reductions.
+template <class T, int kVectors, bool kQuantizes, int kThreadsMost>
+__global__ void __launch_bounds__(kThreadsMost, kThreadsMost <= 512 ? 3 : 1)
     add_norm_kernel(T* x, int64_t x_stride, const T* delta, int64_t delta_stride,
                     const T* __restrict__ weight, const T* __restrict__ bias, NormKind kind,
                     float eps, T* __restrict__ out, int64_t out_stride, Codes codes, int n) {
-  __shared__ float scratch[32];
+  __shared__ float scratch[32], maxima[32];
   let_next_start();
   T* row = x + blockIdx.x * x_stride;
   Vector8<T> in[kVectors], w[kVectors];
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(1024, 1)
       y.store(out + blockIdx.x * out_stride + c);
   }
   if constexpr (kQuantizes) {
-    const float factor = row_factor(most, codes.scales, scratch);
+    const float factor = row_factor(most, codes.scales, maxima);
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
       const int c = (j * blockDim.x + threadIdx.x) * 8;
@@ -194,44 +195,41 @@ __global__ void gated_activation_kernel(const T* gate_up, int64_t stride, Activa
   }
 }
 
-// The same into quantized rows: 5 f bytes a row. A block a row. What does not fit in its registers
-// is computed twice. f is a multiple of 8.
-constexpr int kRowThreads = 448;  // 4 vectors each are 14,336 columns
+// The same into quantized rows: 5 f bytes a row. A block a row, so that three blocks of a
+// multiprocessor are in different parts of their rows. What does not fit in its registers is
+// computed twice. f is a multiple of 8.
+constexpr int kRowThreads = 384;
 template <class T, Activation kActivation>
-__global__ void __launch_bounds__(kRowThreads, 2)
+__global__ void __launch_bounds__(kRowThreads, 3)
     gated_activation_codes_kernel(const T* gate_up, int64_t stride, Codes out, int f) {
-  constexpr int kKept = 4;  // vectors of 8 that a thread keeps in registers
+  constexpr int kKept = 5;  // vectors of 8 that a thread keeps in registers: 15,360 numbers a row
   __shared__ float scratch[32];
   overlap();
   const T* gate = gate_up + blockIdx.x * stride;
-  Vector8<T> a[kKept], b[kKept];
-#pragma unroll
-  for (int j = 0; j < kKept; ++j) {  // all loads first
-    const int c = (j * kRowThreads + threadIdx.x) * 8;
-    if (c < f) a[j] = Vector8<T>::load(gate + c), b[j] = Vector8<T>::load(gate + f + c);
-  }
+  const auto row_at = [&](int c) {
+    return activated(kActivation, Vector8<T>::load(gate + c), Vector8<T>::load(gate + f + c));
+  };
+  Vector8<T> kept[kKept];
   float most = 0;
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
-    if ((j * kRowThreads + threadIdx.x) * 8 >= f) continue;
-    a[j] = activated(kActivation, a[j], b[j]);
-    most = max_of(a[j], most);
+    const int c = (j * kRowThreads + threadIdx.x) * 8;
+    if (c >= f) continue;
+    kept[j] = row_at(c);
+    most = max_of(kept[j], most);
   }
-  const auto again = [&](int c) {
-    return activated(kActivation, Vector8<T>::load(gate + c), Vector8<T>::load(gate + f + c));
-  };
   const int rest = (kKept * kRowThreads + threadIdx.x) * 8;
 #pragma unroll 1
-  for (int c = rest; c < f; c += kRowThreads * 8) most = max_of(again(c), most);
+  for (int c = rest; c < f; c += kRowThreads * 8) most = max_of(row_at(c), most);
   const float factor = row_factor(most, out.scales, scratch);
   uint8_t* const to = out.codes + int64_t(blockIdx.x) * f;
 #pragma unroll
   for (int j = 0; j < kKept; ++j) {
     const int c = (j * kRowThreads + threadIdx.x) * 8;
-    if (c < f) store_codes(a[j], factor, to + c);
+    if (c < f) store_codes(kept[j], factor, to + c);
   }
 #pragma unroll 1
-  for (int c = rest; c < f; c += kRowThreads * 8) store_codes(again(c), factor, to + c);
+  for (int c = rest; c < f; c += kRowThreads * 8) store_codes(row_at(c), factor, to + c);
 }
 
 template <class T>
@@ -504,19 +502,21 @@ cudaError_t add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
   if (n % 8 != 0 || n > kNormWidthMax) return cudaErrorInvalidValue;
   const int each = (vectors + 1023) / 1024;
   const unsigned threads = unsigned((vectors + each - 1) / each + 31) / 32 * 32;
-  const auto launch = [&]<class T, int kVectors, bool kQuantizes>() {
+  const auto launch = [&]<class T, int kVectors, bool kQuantizes, int kThreadsMost>() {
     return launch_overlapped(
-        add_norm_kernel<T, kVectors, kQuantizes>, dim3(unsigned(x.rows())), dim3(threads), 0,
-        stream, x.as<T>(), x.row_stride, delta.empty() ? nullptr : delta.as<T>(), delta.row_stride,
-        weight.as<T>(), bias.empty() ? nullptr : bias.as<T>(), kind, eps, out.rows.as<T>(),
-        out.rows.row_stride, Codes{out.codes, out.scales}, n);
+        add_norm_kernel<T, kVectors, kQuantizes, kThreadsMost>, dim3(unsigned(x.rows())),
+        dim3(threads), 0, stream, x.as<T>(), x.row_stride, delta.empty() ? nullptr : delta.as<T>(),
+        delta.row_stride, weight.as<T>(), bias.empty() ? nullptr : bias.as<T>(), kind, eps,
+        out.rows.as<T>(), out.rows.row_stride, Codes{out.codes, out.scales}, n);
+  };
+  const auto launch_of_threads = [&]<class T, bool kQuantizes>() {
+    return threads <= 512 ? launch.template operator()<T, 1, kQuantizes, 512>()
+           : each == 1    ? launch.template operator()<T, 1, kQuantizes, 1024>()
+                          : launch.template operator()<T, kMost, kQuantizes, 1024>();
   };
   return with_half_type(x.dtype, [&]<class T>() {
-    if (out.quantized())
-      return each == 1 ? launch.template operator()<T, 1, true>()
-                       : launch.template operator()<T, kMost, true>();
-    return each == 1 ? launch.template operator()<T, 1, false>()
-                     : launch.template operator()<T, kMost, false>();
+    return out.quantized() ? launch_of_threads.template operator()<T, true>()
+                           : launch_of_threads.template operator()<T, false>();
   });
 }
 

@@ -75,6 +75,19 @@ struct Head {
   }
 };
 
+// The same arguments, with numbers of KIVI pages that the kernel is compiled for: head_dim, the
+// group, the bits of keys and of values. Places in pages are then computed without divisions.
+template <int D, int GROUP, int KB, int VB>
+__device__ __forceinline__ Append with_known(Append a) {
+  KvLayout& layout = a.store.layout;
+  layout.format.kind = KvKind::kivi;
+  layout.format.group = GROUP;
+  layout.shape.head_dim = D;
+  layout.format.key_bits = KB;
+  layout.format.value_bits = VB;
+  return a;
+}
+
 // --- decode -----------------------------------------------------------------------------------
 
 // Rows of `count` tokens from `first` on into shared memory, [count][d].
@@ -168,25 +181,39 @@ __device__ void flush_keys(const Append& a, int sequences, int layers, int block
 
 // The last `row_blocks` blocks: rows, 8 heads each (of all layers and sequences). The first
 // `flush_blocks`: flushes. Where these overlap, a block's rows come first.
+struct DecodeBlocks {
+  int sequences, layers, row_blocks, flush_blocks;
+};
+
 template <int GROUP, int kSlices>
-__global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
-                                                  : GROUP == 64 ? 3
-                                                                : 2)
-    append_decode_kernel(const __grid_constant__ Append a, int sequences, int layers,
-                         int row_blocks, int flush_blocks) {
-  extern __shared__ __align__(16) __half rows[];  // codes [G][d] of a flush
-  let_next_start();
+__device__ __forceinline__ void append_decode(const Append& a, const DecodeBlocks& grid,
+                                              uint16_t* codes) {
   const int block = int(blockIdx.x), blocks = int(gridDim.x);
-  if (block >= blocks - row_blocks) {
+  if (block >= blocks - grid.row_blocks) {
     const int index = (blocks - 1 - block) * (kDecodeThreads / 32) + int(threadIdx.x / 32);
-    const int heads = a.store.layout.shape.heads, of_layer = sequences * heads;
-    if (index < layers * of_layer) {
+    const int heads = a.store.layout.shape.heads, of_layer = grid.sequences * heads;
+    if (index < grid.layers * of_layer) {
       const StepSequence& s = a.sequences[index % of_layer / heads];
       if (a.is_decode(s)) append_rows<kSlices>({a, s, index / of_layer, index % heads});
     }
   }
-  if (block < flush_blocks)
-    flush_keys<GROUP>(a, sequences, layers, block, flush_blocks, reinterpret_cast<uint16_t*>(rows));
+  if (block < grid.flush_blocks)
+    flush_keys<GROUP>(a, grid.sequences, grid.layers, block, grid.flush_blocks, codes);
+}
+
+// D, KB, VB: with_known(); 0: nothing is known. A warp's time is that of the arithmetic of places
+// in pages.
+template <int GROUP, int kSlices, int D, int KB, int VB>
+__global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
+                                                  : GROUP == 64 ? 3
+                                                                : 2)
+    append_decode_kernel(const __grid_constant__ Append a, DecodeBlocks grid) {
+  extern __shared__ __align__(16) uint16_t codes[];  // [G][d] of a flush
+  let_next_start();
+  if constexpr (D > 0)
+    append_decode<GROUP, kSlices>(with_known<D, GROUP, KB, VB>(a), grid, codes);
+  else
+    append_decode<GROUP, kSlices>(a, grid, codes);
 }
 
 // f16 and f8: the token goes to its page at once. Grid (heads, sequences, layers), d threads.
@@ -253,13 +280,10 @@ __global__ void append_rows_kernel(const __grid_constant__ Append a,
   }
 }
 
-// Writes what a step quantizes into one page. Grid (pages, heads, chunks), 256 threads.
+// Writes what a step quantizes of a sequence into one page. All threads of a block.
 template <int GROUP>
-__global__ void append_page_kernel(const __grid_constant__ Append a,
-                                   const __grid_constant__ ChunkList chunks, int layer) {
-  extern __shared__ __align__(16) __half rows[];  // [kRowsMax][d]
-  const StepSequence& s = a.sequences[chunks.sequences[blockIdx.z]];
-  if (s.mode == KvMode::stage) return;
+__device__ __forceinline__ void append_page(const Append& a, const StepSequence& s, int layer,
+                                            __half* rows) {
   const KvLayout& layout = a.store.layout;
   const KvFormat& format = layout.format;
   const Head h{a, s, layer, int(blockIdx.y)};
@@ -310,12 +334,37 @@ __global__ void append_page_kernel(const __grid_constant__ Append a,
   }
 }
 
+// Grid (pages, heads, chunks), 256 threads. D, KB, VB: with_known(); 0: nothing is known.
+template <int GROUP, int D, int KB, int VB>
+__global__ void append_page_kernel(const __grid_constant__ Append a,
+                                   const __grid_constant__ ChunkList chunks, int layer) {
+  extern __shared__ __align__(16) __half rows[];  // [kRowsMax][d]
+  const StepSequence& s = a.sequences[chunks.sequences[blockIdx.z]];
+  if (s.mode == KvMode::stage) return;
+  if constexpr (D > 0)
+    append_page<GROUP>(with_known<D, GROUP, KB, VB>(a), s, layer, rows);
+  else
+    append_page<GROUP>(a, s, layer, rows);
+}
+
 // Calls f.operator()<G>(); f8 has no groups and takes any.
 template <class F>
 cudaError_t with_group(const KvFormat& format, F&& f) {
   return format.group == 128  ? f.template operator()<128>()
          : format.group == 64 ? f.template operator()<64>()
                               : f.template operator()<32>();
+}
+
+// Calls f.operator()<D, KB, VB>() with what kernels of these pages may take as known.
+template <int GROUP, class F>
+cudaError_t with_known_bits(const KvLayout& layout, F&& f) {
+  const int keys = layout.format.key_bits, values = layout.format.value_bits;
+  const bool known = layout.format.kind == KvKind::kivi && layout.shape.head_dim == 128 &&
+                     layout.format.group == GROUP;
+  if (known && keys == 2 && values == 2) return f.template operator()<128, 2, 2>();
+  if (known && keys == 4 && values == 2) return f.template operator()<128, 4, 2>();
+  if (known && keys == 4 && values == 4) return f.template operator()<128, 4, 4>();
+  return f.template operator()<0, 0, 0>();
 }
 
 template <class Kernel>
@@ -355,11 +404,14 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
       // In order, not overlapping with attention: with it, the kernel after this one was under way
       // with both, and a step of one row took 7.7 ms instead of 6.0.
       kernel<<<unsigned(blocks), kDecodeThreads, shared, stream>>>(
-          device_arguments(a), a.sequence_count, a.layers, row_blocks, flush_blocks);
+          device_arguments(a), DecodeBlocks{a.sequence_count, a.layers, row_blocks, flush_blocks});
       return cudaGetLastError();
     };
-    return d <= 32 * kUsualSlices ? launch(append_decode_kernel<GROUP, kUsualSlices>)
-                                  : launch(append_decode_kernel<GROUP, kWideSlices>);
+    const auto usual = [&]<int D, int KB, int VB>() {
+      return launch(append_decode_kernel<GROUP, kUsualSlices, D, KB, VB>);
+    };
+    if (d > 32 * kUsualSlices) return launch(append_decode_kernel<GROUP, kWideSlices, 0, 0, 0>);
+    return with_known_bits<GROUP>(layout, usual);
   });
 }
 
@@ -385,12 +437,16 @@ cudaError_t append_chunks_of_layer(const AppendArguments& a, const ChunkList& ch
   // Where everything stays in the residual, no page is touched.
   if (extents.pages_max > 0)
     error = with_group(layout.format, [&]<int GROUP>() {
-      const cudaError_t failed = allow_shared(append_page_kernel<GROUP>, shared);
-      if (failed != cudaSuccess) return failed;
-      append_page_kernel<GROUP>
-          <<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(
-              arguments, chunks, index);
-      return cudaGetLastError();
+      const auto launch = [&](auto* kernel) {
+        const cudaError_t failed = allow_shared(kernel, shared);
+        if (failed != cudaSuccess) return failed;
+        kernel<<<dim3(unsigned(extents.pages_max), heads, sequences), 256, shared, stream>>>(
+            arguments, chunks, index);
+        return cudaGetLastError();
+      };
+      return with_known_bits<GROUP>(layout, [&]<int D, int KB, int VB>() {
+        return launch(append_page_kernel<GROUP, D, KB, VB>);
+      });
     });
   if (error != cudaSuccess || layout.format.kind != KvKind::kivi) return error;
   return copy_rows(Rows::slab, layout.format.sinks + layout.format.residual);

@@ -57,7 +57,7 @@ class Matmul {
   const Plan& plan_of(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out);
   // Null where cuBLASLt offers none.
   const Plan* plan_of_e4m3(int64_t rows, const Weight& w, const Tensor& bias, const Tensor& out);
-  bool choose(Plan& plan) const;
+  bool choose(Plan& plan, size_t workspace_bytes) const;
 
   // t, n, k, row strides of x, w and out, input type, output type, has bias.
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, bool>;

@@ -23,7 +23,8 @@ __device__ __forceinline__ float max_of(const Vector8<T>& v, float most) {
 }
 
 // The factor of row blockIdx.x, whose scale it writes; `most` is the largest magnitude that this
-// thread has seen of the row. All threads of the block. `scratch` has 32 floats.
+// thread has seen of the row. All threads of the block. `scratch` has 32 floats, and nothing else
+// uses them.
 __device__ __forceinline__ float row_factor(float most, float* scales, float* scratch) {
   constexpr float kE4m3Max = 448;
   constexpr float kSmallest = 1e-30f;  // smaller maxima count as zero
@@ -31,7 +32,6 @@ __device__ __forceinline__ float row_factor(float most, float* scales, float* sc
   for (int offset = 16; offset > 0; offset /= 2)
     most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
   const int warps = blockDim.x / 32;
-  __syncthreads();
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = most;
   __syncthreads();
   most = scratch[0];
