@@ -101,20 +101,37 @@ struct DecodeMerge {
     const int2 where = a.shared_where[p.id];
     const int row = where.y % kSharedRows + head, count = where.y / kSharedRows;
     const bool two = head + 1 < p.heads;
-    for (int i = 0; i < count; ++i) {
-      const float* slot = a.shared_slots + (where.x + i) * shared_slot_floats(D);
-      const float* from = slot + row * D + c / 2 * 32 + g * 4 + c % 2 * 2;
-      const auto* sums = reinterpret_cast<const float2*>(slot + kSharedRows * D) + row;
-      const float2 s = __ldcg(sums), v = __ldcg(reinterpret_cast<const float2*>(from));
-      float2 t = make_float2(kNever, 0), w = make_float2(0, 0);
-      if (two) t = __ldcg(sums + 1), w = __ldcg(reinterpret_cast<const float2*>(from + D));
-      const float2 top = make_float2(fmaxf(m.x, s.x), fmaxf(m.y, t.x));
+    constexpr int kBatch = 4;  // states whose reads are under way at once
+    const float* slot = a.shared_slots + where.x * shared_slot_floats(D);
+    for (int first = 0; first < count; first += kBatch) {
+      float2 s[kBatch][2], v[kBatch][2];  // maximum and sum, both channels; of both heads
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i, slot += shared_slot_floats(D)) {
+        const float* from = slot + row * D + c / 2 * 32 + g * 4 + c % 2 * 2;
+        const auto* sums = reinterpret_cast<const float2*>(slot + kSharedRows * D) + row;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          s[i][j] = make_float2(kNever, 0), v[i][j] = make_float2(0, 0);
+          if (first + i >= count || (j == 1 && !two)) continue;
+          s[i][j] = __ldcg(sums + j);
+          v[i][j] = __ldcg(reinterpret_cast<const float2*>(from + j * D));
+        }
+      }
+      float2 top = m;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i)
+        top.x = fmaxf(top.x, s[i][0].x), top.y = fmaxf(top.y, s[i][1].x);
       const float2 own = make_float2(exp2_fast(m.x - top.x), exp2_fast(m.y - top.y));
-      const float2 other = make_float2(exp2_fast(s.x - top.x), exp2_fast(t.x - top.y));
       m = top;
-      l.x = fmaf(s.y, other.x, l.x * own.x), l.y = fmaf(t.y, other.y, l.y * own.y);
-      o.x = fmaf(v.x, other.x, o.x * own.x), o.y = fmaf(w.x, other.y, o.y * own.y);
-      o.z = fmaf(v.y, other.x, o.z * own.x), o.w = fmaf(w.y, other.y, o.w * own.y);
+      l.x *= own.x, l.y *= own.y;
+      o.x *= own.x, o.y *= own.y, o.z *= own.x, o.w *= own.y;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const float2 f = make_float2(exp2_fast(s[i][0].x - m.x), exp2_fast(s[i][1].x - m.y));
+        l.x = fmaf(s[i][0].y, f.x, l.x), l.y = fmaf(s[i][1].y, f.y, l.y);
+        o.x = fmaf(v[i][0].x, f.x, o.x), o.y = fmaf(v[i][1].x, f.y, o.y);
+        o.z = fmaf(v[i][0].y, f.x, o.z), o.w = fmaf(v[i][1].y, f.y, o.w);
+      }
     }
   }
 

@@ -587,6 +587,7 @@ struct DecodeWarp {
   // Adds the states of attend_shared for this segment (DecodeLaunch::shared_where). The sums are
   // then in all lanes.
   __device__ __forceinline__ void merge_shared(int2 where, int heads) {
+    constexpr int kBatch = NT == 1 ? 4 : 2;  // states whose reads are under way at once
     const int count = where.y / kSharedRows;
 #pragma unroll
     for (int n = 0; n < NT; ++n)
@@ -596,26 +597,44 @@ struct DecodeWarp {
         const int head = n * 8 + 2 * t + j;
         const float* slot = a.shared_slots + where.x * shared_slot_floats(D);
         const int row = where.y % kSharedRows + head;
-        if (head < heads)
 #pragma unroll 1
-          for (int i = 0; i < count; ++i, slot += shared_slot_floats(D)) {
-            const float2 s = __ldcg(reinterpret_cast<const float2*>(slot + kSharedRows * D) + row);
-            float4 v[kKeyTiles / 2];
+        for (int first = 0; first < count; first += kBatch) {
+          float2 s[kBatch];
+          float4 v[kBatch][kKeyTiles / 2];
 #pragma unroll
-            for (int k = 0; k < kKeyTiles / 2; ++k)
-              v[k] = __ldcg(reinterpret_cast<const float4*>(slot + row * D) + k * 8 + g);
-            const float most = fmaxf(maximum[n][j], s.x);
-            const float own = exp2_fast(maximum[n][j] - most), other = exp2_fast(s.x - most);
-            maximum[n][j] = most;
-            l = fmaf(s.y, other, l * own);
+          for (int i = 0; i < kBatch; ++i) {
+            s[i] = make_float2(kNever, 0);
+#pragma unroll
+            for (int k = 0; k < kKeyTiles / 2; ++k) v[i][k] = make_float4(0, 0, 0, 0);
+            if (head < heads && first + i < count) {
+              s[i] = __ldcg(reinterpret_cast<const float2*>(slot + kSharedRows * D) + row);
+#pragma unroll
+              for (int k = 0; k < kKeyTiles / 2; ++k)
+                v[i][k] = __ldcg(reinterpret_cast<const float4*>(slot + row * D) + k * 8 + g);
+            }
+            slot += shared_slot_floats(D);
+          }
+          float most = maximum[n][j];
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) most = fmaxf(most, s[i].x);
+          const float own = exp2_fast(maximum[n][j] - most);
+          maximum[n][j] = most;
+          l *= own;
+#pragma unroll
+          for (int c = 0; c < kKeyTiles; ++c) o[n][c][j] *= own, o[n][c][j + 2] *= own;
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) {
+            const float other = exp2_fast(s[i].x - most);
+            l = fmaf(s[i].y, other, l);
 #pragma unroll
             for (int k = 0; k < kKeyTiles / 2; ++k) {
-              o[n][2 * k][j] = fmaf(v[k].x, other, o[n][2 * k][j] * own);
-              o[n][2 * k][j + 2] = fmaf(v[k].y, other, o[n][2 * k][j + 2] * own);
-              o[n][2 * k + 1][j] = fmaf(v[k].z, other, o[n][2 * k + 1][j] * own);
-              o[n][2 * k + 1][j + 2] = fmaf(v[k].w, other, o[n][2 * k + 1][j + 2] * own);
+              o[n][2 * k][j] = fmaf(v[i][k].x, other, o[n][2 * k][j]);
+              o[n][2 * k][j + 2] = fmaf(v[i][k].y, other, o[n][2 * k][j + 2]);
+              o[n][2 * k + 1][j] = fmaf(v[i][k].z, other, o[n][2 * k + 1][j]);
+              o[n][2 * k + 1][j + 2] = fmaf(v[i][k].w, other, o[n][2 * k + 1][j + 2]);
             }
           }
+        }
         x[n][j] = l;
       }
   }

@@ -443,19 +443,24 @@ struct Consumer {
     const GroupWork& group = groups[part.group];
     const int chunk = int(threadIdx.x) % kChunks, row0 = int(threadIdx.x) / kChunks;
     constexpr int kCount = kSharedRows / kRowsAtOnce;
-    uint4 x[kCount];
+    int64_t from[kCount];  // in q; -1: there is no such row
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const int row = row0 + i * kRowsAtOnce, of_tile = row / a.unit_rows;
       const int unit = part.tile * a.units_tile + of_tile, member = unit / d.head_blocks;
       const int head =
           (unit - member * d.head_blocks) * a.heads_block + row - of_tile * a.unit_rows;
-      x[i] = make_uint4(0, 0, 0, 0);
+      from[i] = -1;
       if (of_tile >= a.units_tile || unit >= group.units || head >= d.ratio) continue;
-      const int64_t step_row = a.plan->row[group.members_begin + member];
-      x[i] = __ldcg(reinterpret_cast<const uint4*>(d.q + step_row * d.q_stride +
-                                                   (part.head * d.ratio + head) * D + chunk * 8));
+      from[i] = a.plan->row[group.members_begin + member] * d.q_stride +
+                (part.head * d.ratio + head) * D + chunk * 8;
     }
+    wait_for_previous();  // which writes q
+    uint4 x[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      x[i] = from[i] < 0 ? make_uint4(0, 0, 0, 0)
+                         : __ldcg(reinterpret_cast<const uint4*>(d.q + from[i]));
     const float factor = d.scale_log2 * d.bias;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
@@ -638,7 +643,6 @@ struct Consumer {
     Ring ring(a.at.stages);
     uint32_t tile = 0;  // of the block
     Part part;
-    wait_for_previous();
     while (parts.next(part)) {
       consumers_meet();  // nobody reads the queries and the state of the part before any more
       load_queries(part);
