@@ -92,6 +92,10 @@ TokenVocabulary::TokenVocabulary(std::vector<std::string> tokens, int size)
   for (const auto& [unused, id] : all) sorted_.push_back(id);
   all_ = TokenTrie(std::move(all));
   special_ = TokenTrie(std::move(special));
+  // What formats and most patterns take. Made here, so that no first text pays for it.
+  constexpr uint8_t kLetters = 1 << byte_kind('a') | 1 << byte_kind('A');
+  pure(kLetters);
+  pure(kLetters | 1 << byte_kind('0'));
 }
 
 TokenVocabulary::~TokenVocabulary() = default;
