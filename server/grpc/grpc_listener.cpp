@@ -245,6 +245,7 @@ void GrpcListener::Impl::run() {
     // While the listener pauses, the level-triggered listening socket would wake it at once.
     const int count =
         epoll_wait(epoll, events.data(), int(events.size()), unjudged ? kCheckMs : -1);
+    bool incoming = false;
     for (int i = 0; i < count; ++i) {
       const int descriptor = events[size_t(i)].data.fd;
       if (descriptor == stopping) {
@@ -256,10 +257,13 @@ void GrpcListener::Impl::run() {
         return;
       }
       if (descriptor == listening)
-        paused = !accept_all();
+        incoming = true;
       else if ((events[size_t(i)].events & EPOLLHUP) != 0)
         forget(descriptor);
     }
+    // After the hang-ups: a new connection may get a number for which one of these events waits, and
+    // would be forgotten while it is open.
+    if (incoming) paused = !accept_all();
     unjudged = check_unjudged();
     if (std::exchange(paused, false))
       std::this_thread::sleep_for(std::chrono::milliseconds(kPauseMs));
