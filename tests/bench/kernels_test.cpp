@@ -45,7 +45,7 @@ TEST_CASE("Figures are bytes and operations over time, beside the device's rates
   CHECK(kernels_line(b, m).find("80.0") != std::string::npos);
 }
 
-TEST_CASE("Every op and every format of two families is measured on the CPU") {
+TEST_CASE("Every op and every format of two families is measured on the CPU", "[long]") {
   KernelBenchmarkOptions options;
   options.rows = {1, 40};
   options.caches = {{2, 100}};

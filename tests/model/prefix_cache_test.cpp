@@ -107,7 +107,8 @@ TEST_CASE("in mode stream a hit has the bits of a miss wherever chunks end, and 
     CHECK(run(*loaded, greedy_request(chat, 20)).output == miss);
 }
 
-TEST_CASE("samples that share pages whose values came early are those that are computed alone") {
+TEST_CASE("samples that share pages whose values came early are those that are computed alone",
+          "[long]") {
   const auto [format, residual] = GENERATE(
       table<std::string, int>({{"kivi2", 32}, {"kivi4", 128}, {"kivi2.5", 32}, {"kivi2.5", 128}}));
   // One chunk, and chunks that are staged.
