@@ -261,8 +261,8 @@ void GrpcListener::Impl::run() {
       else if ((events[size_t(i)].events & EPOLLHUP) != 0)
         forget(descriptor);
     }
-    // After the hang-ups: a new connection may get a number for which one of these events waits, and
-    // would be forgotten while it is open.
+    // After the hang-ups: a new connection may get a number for which one of these events waits,
+    // and would be forgotten while it is open.
     if (incoming) paused = !accept_all();
     unjudged = check_unjudged();
     if (std::exchange(paused, false))
