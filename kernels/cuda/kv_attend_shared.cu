@@ -33,6 +33,7 @@
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/wgmma_softmax.cuh"
 
 namespace kivi::cuda {
 namespace {
@@ -375,43 +376,6 @@ struct Producer {
 
 // --- the warpgroups that multiply ---------------------------------------------------------------
 
-// The running maximum of two rows (of scores before scaling), and this lane's part of their sums.
-struct Softmax {
-  float maximum[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {};
-  float shrink[2] = {1, 1};
-
-  // Whether some lane's factors are not 1. The vote takes the sums in, so that all exponentials
-  // come before it.
-  __device__ __forceinline__ bool moved() const {
-    return __any_sync(0xffffffffu, shrink[0] != 1 || shrink[1] != 1 || !(sum[0] + sum[1] >= 0));
-  }
-  __device__ __forceinline__ void update(float (&scores)[kTile / 2], float scale_log2) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float largest = maximum[i];
-#pragma unroll
-      for (int n = 0; n < kTile / 8; ++n)
-        largest = fmaxf(largest, fmaxf(scores[4 * n + 2 * i], scores[4 * n + 2 * i + 1]));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-      const float base = largest == -INFINITY ? 0.f : largest * scale_log2;
-      shrink[i] = largest == maximum[i] ? 1.f : exp2_fast(fmaf(maximum[i], scale_log2, -base));
-      maximum[i] = largest;
-      float added[2] = {};
-#pragma unroll
-      for (int n = 0; n < kTile / 8; ++n)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          float& x = scores[4 * n + 2 * i + j];
-          x = exp2_fast(fmaf(x, scale_log2, -base));
-          added[j] += x;
-        }
-      sum[i] = fmaf(sum[i], shrink[i], added[0] + added[1]);
-    }
-  }
-};
-
 // What the squares of two keys' scales are multiplied with.
 __device__ __forceinline__ uint32_t bias_of(uint32_t two, float factor) {
   const float2 x = __half22float2(as_half2(two));
@@ -519,19 +483,6 @@ struct Consumer {
           scores[4 * n + 2 * i] += of_group, scores[4 * n + 2 * i + 1] += of_group;
       }
   }
-  __device__ __forceinline__ void pack() {
-#pragma unroll
-    for (int i = 0; i < kTile / 4; ++i)
-      p[i] = as_u32(__floats2half2_rn(scores[2 * i], scores[2 * i + 1]));
-  }
-  __device__ __forceinline__ void rescale(const float (&factor)[2]) {
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-      o[4 * n] *= factor[0], o[4 * n + 1] *= factor[0];
-      o[4 * n + 2] *= factor[1], o[4 * n + 3] *= factor[1];
-    }
-  }
-
   // This warpgroup's tiles of a part of `tiles`, from tile `first` on; `ring` is at the latter.
   __device__ __forceinline__ void multiply_tiles(int first, int tiles, Ring now, Softmax& softmax) {
     if (first >= tiles) return;
@@ -545,7 +496,7 @@ struct Consumer {
     add_lifts();
     arrive(barriers.tile(kKeysEmpty, now.stage));
     softmax.update(scores, scale_log2);
-    pack();
+    pack(scores, p);
     Ring before = now;
     for (int i = first + kConsumers; i < tiles; i += kConsumers) {
       now.advance(), now.advance();
@@ -565,13 +516,13 @@ struct Consumer {
       if (softmax.moved()) {
         wgmma_wait<0>();
         pin(o);
-        rescale(softmax.shrink);
+        rescale<D>(o, softmax.shrink);
       } else {
         wgmma_wait<0>();
         pin(o);
       }
       arrive(barriers.tile(kValuesEmpty, before.stage));
-      pack();
+      pack(scores, p);
       before = now;
     }
     barrier_wait(barriers.tile(kValuesFull, before.stage), before.parity);
