@@ -266,7 +266,7 @@ struct HeadsGroup {
   // S, P and the products of P with the values. `release` is called once the stages were read.
   template <class Release>
   __device__ __forceinline__ void attend(Release release) {
-    const Operand q(queries, 0, 8 * kRowBytes);
+    const SharedOperand q(queries, 0, 8 * kRowBytes);
     const uint32_t to = probabilities + buffer * Shared::kOperandBytes;
     float s[4 * kTilesN];
     bool raises = fresh;
@@ -328,7 +328,7 @@ struct HeadsGroup {
     }
     release();
     fresh = false;
-    const Operand p(to, 0, 8 * kRowBytes);
+    const SharedOperand p(to, 0, 8 * kRowBytes);
     wgmma_begin();
     pin(o);
 #pragma unroll

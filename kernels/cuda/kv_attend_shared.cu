@@ -441,16 +441,17 @@ struct Consumer {
 
   // Issues S of the tile in `stage`.
   __device__ __forceinline__ void score(int stage) {
-    const Operand queries(shared_address(memory + a.at.queries), 16, 8 * kRowBytes);
-    const Operand keys(shared_address(memory + a.at.tiles + 2 * stage * kSide), 16, 8 * kRowBytes);
+    const SharedOperand queries(shared_address(memory + a.at.queries), 16, 8 * kRowBytes);
+    const SharedOperand keys(shared_address(memory + a.at.tiles + 2 * stage * kSide), 16,
+                             8 * kRowBytes);
 #pragma unroll
     for (int k = 0; k < D / 16; ++k)
       wgmma_shared(scores, queries.at(uint32_t(k / 4 * kPart + k % 4 * 32)),
                    keys.at(uint32_t(k / 4 * kPart + k % 4 * 32)), k > 0);
     if (a.decode.bias == 0) return;
-    const Operand squared(shared_address(memory + a.at.squared), 16, 8 * kRowBytes);
-    const Operand squares(shared_address(memory + a.at.squares + stage * (D / 64 * 1024)), 16,
-                          8 * kRowBytes);
+    const SharedOperand squared(shared_address(memory + a.at.squared), 16, 8 * kRowBytes);
+    const SharedOperand squares(shared_address(memory + a.at.squares + stage * (D / 64 * 1024)), 16,
+                                8 * kRowBytes);
 #pragma unroll
     for (int k = 0; k < D / 16; ++k)
       wgmma_shared(lift, squared.at(uint32_t(k / 4 * kPart + k % 4 * 32)),
@@ -458,8 +459,8 @@ struct Consumer {
   }
   // Issues O += P V of the tile in `stage`.
   __device__ __forceinline__ void accumulate(int stage) {
-    const Operand values(shared_address(memory + a.at.tiles + (2 * stage + 1) * kSide),
-                         ROWS ? kPart : 16, 8 * kRowBytes);
+    const SharedOperand values(shared_address(memory + a.at.tiles + (2 * stage + 1) * kSide),
+                               ROWS ? kPart : 16, 8 * kRowBytes);
 #pragma unroll
     for (int k = 0; k < kTile / 16; ++k) {
       if constexpr (ROWS)  // of tokens

@@ -172,7 +172,7 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
   const uint32_t select = 0x7044u + t % 2 * 0x0200u, bytes[2] = {select, select + 0x0100u};
   const auto* scales =
       reinterpret_cast<const std::byte*>(stage + S::kScalesAt) + subtile * S::kScaleBytes;
-  const Operand x(shared_address(stage), 16, 8 * S::kRowBytes);
+  const SharedOperand x(shared_address(stage), 16, 8 * S::kRowBytes);
   Line line[S::kTiles];
 #pragma unroll
   for (int j = 0; j < S::kBlocks; ++j) {

@@ -87,18 +87,18 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a,
 
   float scores[kTile / 2];
   uint32_t p[kTile / 4];
-  const Operand query_operand(q_tile, 16, 8 * kRowBytes);
-  const Operand key_operand(shared + Shared<kDim>::kKeys, 16, 8 * kRowBytes);
-  const Operand value_operand(shared + Shared<kDim>::kValues, kPart, 8 * kRowBytes);
+  const SharedOperand query_operand(q_tile, 16, 8 * kRowBytes);
+  const SharedOperand key_operand(shared + Shared<kDim>::kKeys, 16, 8 * kRowBytes);
+  const SharedOperand value_operand(shared + Shared<kDim>::kValues, kPart, 8 * kRowBytes);
   const auto score = [&](uint32_t n) {
-    const Operand keys = key_operand.moved(n % kStages * Shared<kDim>::kSide);
+    const SharedOperand keys = key_operand.moved(n % kStages * Shared<kDim>::kSide);
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k)
       wgmma_shared(scores, query_operand.at(k / 4 * kGroupRows * kRowBytes + k % 4 * 32),
                    keys.at(k / 4 * kPart + k % 4 * 32), k > 0);
   };
   const auto accumulate = [&](uint32_t n) {
-    const Operand values = value_operand.moved(n % kStages * Shared<kDim>::kSide);
+    const SharedOperand values = value_operand.moved(n % kStages * Shared<kDim>::kSide);
 #pragma unroll
     for (int k = 0; k < kTile / 16; ++k)
       wgmma_registers(o, p + 4 * k, values.at(k * 16 * kRowBytes));

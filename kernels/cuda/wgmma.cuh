@@ -27,14 +27,14 @@ namespace kivi::cuda {
 // An operand in shared memory. `leading`, `stride`: bytes. k contiguous: `stride` from 8 rows to
 // the next 8. n contiguous: `leading` from 64 columns to the next 64, `stride` from 8 values of k
 // to the next 8.
-class Operand {
+class SharedOperand {
  public:
-  __device__ Operand(uint32_t address, int leading, int stride)
+  __device__ SharedOperand(uint32_t address, int leading, int stride)
       : low_(address >> 4 | uint32_t(leading >> 4) << 16),
         high_(uint32_t(stride >> 4) | 1u << 30) {}
   // `bytes`: a multiple of 16 further in shared memory.
-  __device__ Operand moved(uint32_t bytes) const {
-    Operand there = *this;
+  __device__ SharedOperand moved(uint32_t bytes) const {
+    SharedOperand there = *this;
     there.low_ += bytes >> 4;
     return there;
   }
