@@ -527,26 +527,11 @@ cudaError_t launch(const PrefillArguments& a, Out* out, dim3 grid, cudaStream_t 
 cudaError_t prefill_attend(const PrefillArguments& a, void* out, DType out_type, int head_dim,
                            int count, int rows_max, cudaStream_t stream) {
   const int group = a.heads_q / a.store.layout.shape.heads;
-  const auto with_type = [&]<int kDim>() {
+  return launch_prefill(head_dim, out, out_type, [&]<int kDim>(auto* typed) {
     const int tiles = (rows_max * group + kRows<kDim> - 1) / kRows<kDim>;
     const dim3 grid(unsigned(a.store.layout.shape.heads), unsigned(tiles), unsigned(count));
-    return out_type == DType::bf16 ? launch<kDim>(a, static_cast<__nv_bfloat16*>(out), grid, stream)
-                                   : launch<kDim>(a, static_cast<__half*>(out), grid, stream);
-  };
-  switch (head_dim) {
-    case 64:
-      return with_type.template operator()<64>();
-    case 80:
-      return with_type.template operator()<80>();
-    case 96:
-      return with_type.template operator()<96>();
-    case 128:
-      return with_type.template operator()<128>();
-    case 256:
-      return with_type.template operator()<256>();
-    default:
-      return cudaErrorInvalidValue;
-  }
+    return launch<kDim>(a, typed, grid, stream);
+  });
 }
 
 }  // namespace kivi::cuda

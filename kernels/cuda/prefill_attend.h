@@ -4,6 +4,7 @@
 // scratch memory in 16 bits (kv_dequantize.cu).
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
@@ -68,6 +69,31 @@ inline constexpr int kWidePrefillShared = 164'352;
 
 inline bool prefill_has_head_dim(int d) {
   return d == 64 || d == 80 || d == 96 || d == 128 || d == 256;
+}
+
+// Returns launch<head_dim>(out) with the type of `out`. cudaErrorInvalidValue where
+// prefill_has_head_dim does not hold.
+template <class Launch>
+cudaError_t launch_prefill(int head_dim, void* out, DType out_type, const Launch& launch) {
+  const auto with_type = [&]<int kDim>() {
+    return out_type == DType::bf16
+               ? launch.template operator()<kDim>(static_cast<__nv_bfloat16*>(out))
+               : launch.template operator()<kDim>(static_cast<__half*>(out));
+  };
+  switch (head_dim) {
+    case 64:
+      return with_type.template operator()<64>();
+    case 80:
+      return with_type.template operator()<80>();
+    case 96:
+      return with_type.template operator()<96>();
+    case 128:
+      return with_type.template operator()<128>();
+    case 256:
+      return with_type.template operator()<256>();
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 // out [t, hq d] of `out_type` (f16 or bf16). `count` is work_count, or the number of sequences

@@ -329,24 +329,9 @@ cudaError_t prefill_attend_hopper(const PrefillArguments& a, void* out, DType ou
   for (int i = 0; i < a.work_count; ++i)
     jobs += int64_t(a.work[i].rows * group + kRows - 1) / kRows * heads;
   const dim3 grid(unsigned(std::min<int64_t>(jobs, multiprocessors)));
-  const auto with_type = [&]<int kDim>() {
-    return out_type == DType::bf16 ? launch<kDim>(a, static_cast<__nv_bfloat16*>(out), grid, stream)
-                                   : launch<kDim>(a, static_cast<__half*>(out), grid, stream);
-  };
-  switch (head_dim) {
-    case 64:
-      return with_type.template operator()<64>();
-    case 80:
-      return with_type.template operator()<80>();
-    case 96:
-      return with_type.template operator()<96>();
-    case 128:
-      return with_type.template operator()<128>();
-    case 256:
-      return with_type.template operator()<256>();
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return launch_prefill(head_dim, out, out_type, [&]<int kDim>(auto* typed) {
+    return launch<kDim>(a, typed, grid, stream);
+  });
 }
 
 }  // namespace kivi::cuda
