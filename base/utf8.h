@@ -13,6 +13,9 @@ inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+
 
 bool is_valid_utf8(std::string_view text);
 
+// Appends a character (code point).
+void append_utf8(std::string& out, char32_t c);
+
 // Returns `text` if it is valid. Otherwise writes it to `replaced`, with U+FFFD where Utf8Stream
 // puts it, and returns that.
 std::string_view as_valid_utf8(std::string_view text, std::string& replaced);

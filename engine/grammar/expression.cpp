@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/utf8.h"
+
 namespace kivi::grammar {
 namespace {
 
@@ -16,12 +18,9 @@ std::shared_ptr<Expression> make(Expression::Kind kind) {
 constexpr uint32_t kFirstSurrogate = 0xD800, kLastSurrogate = 0xDFFF;
 
 std::string encode(uint32_t c) {
-  const auto byte = [](uint32_t bits) { return char(uint8_t(bits)); };
-  if (c < 0x80) return {byte(c)};
-  if (c < 0x800) return {byte(0xC0 | c >> 6), byte(0x80 | (c & 63))};
-  if (c < 0x10000) return {byte(0xE0 | c >> 12), byte(0x80 | (c >> 6 & 63)), byte(0x80 | (c & 63))};
-  return {byte(0xF0 | c >> 18), byte(0x80 | (c >> 12 & 63)), byte(0x80 | (c >> 6 & 63)),
-          byte(0x80 | (c & 63))};
+  std::string out;
+  append_utf8(out, c);
+  return out;
 }
 
 // The texts between `low` and `high`, which have the same length and the same UTF-8 head class.

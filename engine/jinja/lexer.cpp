@@ -280,7 +280,7 @@ class Lexer {
     if (digits.size() != count || read.ec != std::errc() || read.ptr != end || code > 0x10FFFF ||
         (code >= 0xD800 && code < 0xE000))
       fail(fmt::format("the escape \\{}... in a string is no character", digits), line_);
-    append_character(out, code);
+    append_utf8(out, code);
   }
 
   void read_symbol(std::string& brackets) {
@@ -292,7 +292,7 @@ class Lexer {
     if (symbol == std::end(kSymbols)) {
       size_t at = 0;
       std::string character;
-      append_character(character, next_character(rest(), at));
+      append_utf8(character, next_character(rest(), at));
       fail(fmt::format("unexpected character {}", character), line_);
     }
     static constexpr std::string_view kOpen = "([{", kClose = ")]}";

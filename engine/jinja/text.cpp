@@ -33,7 +33,7 @@ void append_upper(std::string& out, char32_t c, bool titled) {
   if (c == 0xDF) {
     out += titled ? "Ss" : "SS";
   } else {
-    append_character(out, upper_of(c));
+    append_utf8(out, upper_of(c));
   }
 }
 
@@ -57,7 +57,7 @@ bool is_printable(char32_t c) {
   static const Result<Regex> other = Regex::compile("[\\p{C}\\p{Z}]");
   thread_local RegexScratch scratch;
   std::string character;
-  append_character(character, c);
+  append_utf8(character, c);
   std::vector<Span> found;
   if (other.ok()) other->find_all(character, scratch, found);
   return found.empty();
@@ -79,19 +79,6 @@ char32_t next_character(std::string_view text, size_t& at) {
   for (size_t i = 1; i <= more && at + i < text.size(); ++i) c = c << 6 | (byte(at + i) & 0x3F);
   at = std::min(text.size(), at + more + 1);
   return c;
-}
-
-void append_character(std::string& out, char32_t c) {
-  if (c < 0x80) {
-    out += char(c);
-  } else if (c < 0x800) {
-    out += {char(0xC0 | c >> 6), char(0x80 | (c & 0x3F))};
-  } else if (c < 0x10000) {
-    out += {char(0xE0 | c >> 12), char(0x80 | (c >> 6 & 0x3F)), char(0x80 | (c & 0x3F))};
-  } else {
-    out += {char(0xF0 | c >> 18), char(0x80 | (c >> 12 & 0x3F)), char(0x80 | (c >> 6 & 0x3F)),
-            char(0x80 | (c & 0x3F))};
-  }
 }
 
 bool is_space(char32_t c) {
@@ -129,7 +116,7 @@ std::string upper(std::string_view text) {
   return convert(text, [](std::string& out, char32_t c) { append_upper(out, c, false); });
 }
 std::string lower(std::string_view text) {
-  return convert(text, [](std::string& out, char32_t c) { append_character(out, lower_of(c)); });
+  return convert(text, [](std::string& out, char32_t c) { append_utf8(out, lower_of(c)); });
 }
 
 std::string capitalize(std::string_view text) {
@@ -137,7 +124,7 @@ std::string capitalize(std::string_view text) {
     if (out.empty())
       append_upper(out, c, true);
     else
-      append_character(out, lower_of(c));
+      append_utf8(out, lower_of(c));
   });
 }
 
@@ -146,7 +133,7 @@ std::string title(std::string_view text) {
   return convert(text, [&](std::string& out, char32_t c) {
     const bool cased = is_upper(c) || is_lower(c);
     if (inside)
-      append_character(out, lower_of(c));
+      append_utf8(out, lower_of(c));
     else
       append_upper(out, c, true);
     inside = cased;
@@ -158,7 +145,7 @@ std::string title_filter(std::string_view text) {
   return convert(text, [&](std::string& out, char32_t c) {
     const bool border = is_space(c) || c == '-' || c == '(' || c == '{' || c == '[' || c == '<';
     if (border || inside)
-      append_character(out, border ? c : lower_of(c));
+      append_utf8(out, border ? c : lower_of(c));
     else
       append_upper(out, c, false);
     inside = !border;
@@ -297,7 +284,7 @@ void append_quoted(std::string& out, std::string_view text) {
     } else if (c == '\n' || c == '\r' || c == '\t') {
       out += {'\\', c == '\n' ? 'n' : c == '\r' ? 'r' : 't'};
     } else if (is_printable(c)) {
-      append_character(out, c);
+      append_utf8(out, c);
     } else {
       out += c < 0x100     ? fmt::format("\\x{:02x}", uint32_t(c))
              : c < 0x10000 ? fmt::format("\\u{:04x}", uint32_t(c))
@@ -342,7 +329,7 @@ void append_json_text(std::string& out, std::string_view text, bool ascii) {
         unit(0xDC00 + ((uint32_t(c) - 0x10000) & 0x3FF));
       }
     } else {
-      append_character(out, c);
+      append_utf8(out, c);
     }
   }
   out += '"';

@@ -12,7 +12,6 @@ namespace kivi::jinja {
 
 // The code point at `at`, which moves behind it. `text` is valid UTF-8.
 char32_t next_character(std::string_view text, size_t& at);
-void append_character(std::string& out, char32_t c);
 
 bool is_space(char32_t c);  // str.isspace of one character
 

@@ -162,12 +162,7 @@ ByteAlphabet::ByteAlphabet() {
     const bool visible = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
     const uint32_t c = visible ? uint32_t(byte) : next++;
     bytes_[c] = int16_t(byte);
-    std::string& s = characters_[size_t(byte)];
-    if (c < 0x80) {
-      s = char(c);
-    } else {
-      s = {char(0xC0 | c >> 6), char(0x80 | (c & 0x3F))};
-    }
+    append_utf8(characters_[size_t(byte)], c);
   }
   KIVI_VERIFY(next == kCharacters);
 }

@@ -4,33 +4,23 @@
 #include <cstdint>
 
 #include "base/hex.h"
+#include "base/utf8.h"
 
 namespace kivi {
 
+int escaped_unit(std::string_view text, size_t at) {
+  if (at + 4 > text.size()) return -1;
+  int value = 0;
+  for (size_t i = at; i < at + 4; ++i) {
+    const int digit = hex_digit(text[i]);
+    if (digit < 0) return -1;
+    value = value * 16 + digit;
+  }
+  return value;
+}
+
 bool unquote_json(std::string_view json, std::string& out) {
   if (json.size() < 2 || json.front() != '"' || json.back() != '"') return false;
-  const auto hex = [&](size_t at) {
-    int value = 0;
-    for (size_t i = at; i < at + 4; ++i) {
-      const int digit = i < json.size() ? hex_digit(json[i]) : -1;
-      if (digit < 0) return -1;
-      value = value * 16 + digit;
-    }
-    return value;
-  };
-  const auto put = [&](uint32_t c) {
-    const auto byte = [&](uint32_t bits) { out += char(uint8_t(bits)); };
-    if (c < 0x80) {
-      byte(c);
-    } else if (c < 0x800) {
-      byte(0xC0 | c >> 6), byte(0x80 | (c & 63));
-    } else if (c < 0x10000) {
-      byte(0xE0 | c >> 12), byte(0x80 | (c >> 6 & 63)), byte(0x80 | (c & 63));
-    } else {
-      byte(0xF0 | c >> 18), byte(0x80 | (c >> 12 & 63)), byte(0x80 | (c >> 6 & 63));
-      byte(0x80 | (c & 63));
-    }
-  };
   for (size_t i = 1; i + 1 < json.size(); ++i) {
     if (json[i] != '\\') {
       out += json[i];
@@ -41,18 +31,18 @@ bool unquote_json(std::string_view json, std::string& out) {
     if (const size_t at = kFrom.find(c); at != std::string_view::npos) {
       out += kTo[at];
     } else if (c == 'u') {
-      int unit = hex(i + 1);
+      int unit = escaped_unit(json, i + 1);
       if (unit < 0) return false;
       i += 4;
       uint32_t code = uint32_t(unit);
       if (code >= 0xD800 && code < 0xDC00 && json.substr(i + 1, 2) == "\\u") {
-        const int low = hex(i + 3);
+        const int low = escaped_unit(json, i + 3);
         if (low >= 0xDC00 && low < 0xE000) {
           code = 0x10000 + ((code - 0xD800) << 10) + uint32_t(low - 0xDC00);
           i += 6;
         }
       }
-      put(code >= 0xD800 && code < 0xE000 ? 0xFFFD : code);
+      append_utf8(out, code >= 0xD800 && code < 0xE000 ? 0xFFFD : code);
     } else {
       out += c;
     }

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reading JSON that is not whole yet, as a model writes it.
+// Reading JSON by hand: what strings hold, and values that are not whole yet, as a model writes
+// them.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
 namespace kivi {
 
 inline bool is_json_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
+// The four digits of an escape \u at `at`; -1: they are none.
+int escaped_unit(std::string_view text, size_t at);
 
 // Appends the text of a JSON string, given with its quotes. Returns false if it is none.
 bool unquote_json(std::string_view json, std::string& out);

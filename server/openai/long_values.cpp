@@ -3,13 +3,11 @@
 
 #include <algorithm>
 
-#include "base/hex.h"
 #include "base/utf8.h"
+#include "server/openai/json_scanner.h"
 
 namespace kivi {
 namespace {
-
-bool is_blank(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -24,32 +22,6 @@ size_t string_end(std::string_view body, size_t begin) {
   }
 }
 
-// The four digits of an escape at `at`; -1: they are none.
-int code_unit(std::string_view text, size_t at) {
-  if (at + 4 > text.size()) return -1;
-  int value = 0;
-  for (size_t i = at; i < at + 4; ++i) {
-    const int digit = hex_digit(text[i]);
-    if (digit < 0) return -1;
-    value = value * 16 + digit;
-  }
-  return value;
-}
-
-void append_character(uint32_t c, std::string& out) {
-  const auto byte = [&](uint32_t bits) { out += char(uint8_t(bits)); };
-  if (c < 0x80) {
-    byte(c);
-  } else if (c < 0x800) {
-    byte(0xC0 | c >> 6), byte(0x80 | (c & 63));
-  } else if (c < 0x10000) {
-    byte(0xE0 | c >> 12), byte(0x80 | (c >> 6 & 63)), byte(0x80 | (c & 63));
-  } else {
-    byte(0xF0 | c >> 18), byte(0x80 | (c >> 12 & 63)), byte(0x80 | (c >> 6 & 63));
-    byte(0x80 | (c & 63));
-  }
-}
-
 // Appends what the escape behind the backslash at `at` stands for, and moves `at` behind it. False:
 // it is none.
 bool take_escape(std::string_view raw, size_t& at, std::string& out) {
@@ -60,16 +32,16 @@ bool take_escape(std::string_view raw, size_t& at, std::string& out) {
     at += 2;
     return true;
   }
-  const int unit = kind == 'u' ? code_unit(raw, at + 2) : -1;
+  const int unit = kind == 'u' ? escaped_unit(raw, at + 2) : -1;
   if (unit < 0 || (unit >= 0xDC00 && unit < 0xE000)) return false;
   at += 6;
   if (unit < 0xD800 || unit >= 0xE000) {
-    append_character(uint32_t(unit), out);
+    append_utf8(out, char32_t(unit));
     return true;
   }
-  const int low = raw.substr(at, 2) == "\\u" ? code_unit(raw, at + 2) : -1;
+  const int low = raw.substr(at, 2) == "\\u" ? escaped_unit(raw, at + 2) : -1;
   if (low < 0xDC00 || low >= 0xE000) return false;
-  append_character(0x10000 + (uint32_t(unit - 0xD800) << 10) + uint32_t(low - 0xDC00), out);
+  append_utf8(out, 0x10000 + (char32_t(unit - 0xD800) << 10) + char32_t(low - 0xDC00));
   at += 6;
   return true;
 }
@@ -95,7 +67,7 @@ std::optional<std::string> unescaped(std::string_view raw) {
 bool take_list(std::string_view body, size_t& at, std::vector<uint32_t>& values) {
   constexpr size_t kDigitsMax = 9;
   const auto skip_blanks = [&] {
-    while (at < body.size() && is_blank(body[at])) ++at;
+    while (at < body.size() && is_json_blank(body[at])) ++at;
   };
   for (;;) {
     skip_blanks();

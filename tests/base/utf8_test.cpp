@@ -93,6 +93,9 @@ TEST_CASE("valid UTF-8 is exactly the characters, whole") {
     const bool exists = c <= 0x10FFFF && !(c >= 0xD800 && c < 0xE000);
     if (is_valid_utf8(s) != exists) FAIL("U+" << std::hex << uint32_t(c));
     if (!exists) continue;
+    std::string appended = "ab";
+    append_utf8(appended, c);
+    if (appended != "ab" + s) FAIL(uint32_t(c));
     if (is_valid_utf8("plain text " + s + " and more plain text") != exists) FAIL(uint32_t(c));
     if (utf8_length("ab" + s) != 3) FAIL(uint32_t(c));
     for (size_t n = 1; n < s.size(); ++n) {
