@@ -37,9 +37,6 @@ __device__ __forceinline__ bool group_barrier_or(int group, bool any) {
       : "memory");
   return result != 0;
 }
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 
 // One warpgroup's attention over one segment. X: parameters may be bytes, and keys have a bias.
 template <int KB, int VB, bool X>

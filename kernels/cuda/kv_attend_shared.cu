@@ -72,12 +72,6 @@ struct Barriers {
   }
 };
 
-// One arrival a warp, when all its lanes are here.
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0)
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 __device__ __forceinline__ void consumers_meet() {
   asm volatile("bar.sync 1, %0;" ::"n"(kConsumers * kGroupThreads) : "memory");
 }
@@ -314,7 +308,7 @@ struct Producer {
   }
   __device__ __forceinline__ void announce(Ring& done) const {
     fence_before_async_copy();
-    arrive(barriers.tile(KEYS ? kKeysFull : kValuesFull, done.stage));
+    warp_arrive(barriers.tile(KEYS ? kKeysFull : kValuesFull, done.stage));
     done.advance();
   }
 
@@ -344,10 +338,10 @@ struct Producer {
         barrier_wait(barriers.tile(KEYS ? kKeysEmpty : kValuesEmpty, ring.stage), ring.parity ^ 1);
         expand(page, half, ring.stage);
         fence_before_async_copy();
-        arrive(barriers.tile(KEYS ? kKeysFull : kValuesFull, ring.stage));
+        warp_arrive(barriers.tile(KEYS ? kKeysFull : kValuesFull, ring.stage));
         ring.advance();
       }
-      arrive(barriers.raw(side, kRawEmpty, read.stage));
+      warp_arrive(barriers.raw(side, kRawEmpty, read.stage));
       read.advance();
     }
   }
@@ -495,7 +489,7 @@ struct Consumer {
     wgmma_commit();
     wgmma_wait<0>();
     add_lifts();
-    arrive(barriers.tile(kKeysEmpty, now.stage));
+    warp_arrive(barriers.tile(kKeysEmpty, now.stage));
     softmax.update(scores, scale_log2);
     pack(scores, p);
     Ring before = now;
@@ -512,7 +506,7 @@ struct Consumer {
       wgmma_commit();
       wgmma_wait<1>();
       add_lifts();
-      arrive(barriers.tile(kKeysEmpty, now.stage));
+      warp_arrive(barriers.tile(kKeysEmpty, now.stage));
       softmax.update(scores, scale_log2);
       if (softmax.moved()) {
         wgmma_wait<0>();
@@ -522,7 +516,7 @@ struct Consumer {
         wgmma_wait<0>();
         pin(o);
       }
-      arrive(barriers.tile(kValuesEmpty, before.stage));
+      warp_arrive(barriers.tile(kValuesEmpty, before.stage));
       pack(scores, p);
       before = now;
     }
@@ -533,7 +527,7 @@ struct Consumer {
     wgmma_commit();
     wgmma_wait<0>();
     pin(o);
-    arrive(barriers.tile(kValuesEmpty, before.stage));
+    warp_arrive(barriers.tile(kValuesEmpty, before.stage));
   }
 
   // The states of both warpgroups as one, into the part's slot.

@@ -326,11 +326,6 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, const unsig
   }
 }
 
-// Counts one arrival. What the thread has written before can be seen behind a barrier_wait().
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
 // A buffer in which the sums of a block's warps meet. The tiles take the buffers in turn. A warp
 // leaves its sums of a tile and goes on. Some warps add them up one tile later, so that nearly no
 // one waits.
@@ -360,15 +355,9 @@ struct Meeting {
   __device__ __forceinline__ void wait_empty() const {
     barrier_wait(empty + 8 * buffer, phase ^ 1);
   }
-  __device__ __forceinline__ void leave() const { arrive(full); }
+  __device__ __forceinline__ void leave() const { warp_arrive(full + 8 * buffer); }
   __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * buffer, phase); }
-  __device__ __forceinline__ void give_back() const { arrive(empty); }
-
- private:
-  __device__ __forceinline__ void arrive(uint32_t barriers) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(barriers + 8 * buffer);
-  }
+  __device__ __forceinline__ void give_back() const { warp_arrive(empty + 8 * buffer); }
 };
 
 // Runs of a slice that hold columns.

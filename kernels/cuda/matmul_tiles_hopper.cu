@@ -121,10 +121,6 @@ __device__ __forceinline__ void pin_all(float (&sums)[M][N][4]) {
     for (int i = 0; i < N; ++i) pin(sums[m][i]);
 }
 
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
 // Fills stages. Each of the producer warps takes every kProducerWarps-th unit.
 template <class S>
 __device__ __forceinline__ void produce(const TileProduct& p, int first, int last, uint32_t shared,

@@ -118,10 +118,10 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a,
   };
 
   const auto release = [&](Barrier empty, uint32_t n) {
-    barrier_arrive(barrier_at(barriers, empty, int(n % kStages)));
+    warp_arrive(barrier_at(barriers, empty, int(n % kStages)));
   };
   const auto release_queries = [&] {
-    barrier_arrive(barrier_at(barriers, Barrier::queries_empty, round % kQueryStages<kDim>));
+    warp_arrive(barrier_at(barriers, Barrier::queries_empty, round % kQueryStages<kDim>));
   };
 
   const int count = job.count();

@@ -60,12 +60,6 @@ enum class Barrier {
 __device__ __forceinline__ uint32_t barrier_at(uint32_t barriers, Barrier which, int stage) {
   return barriers + (int(which) * kStages + stage) * 8;
 }
-// One arrival a warp, when all its lanes are here.
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0)
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 // Waits for fill number `n` of a ring of stages to have arrived, or for room for it.
 template <int kRing = kStages>
 __device__ __forceinline__ void wait_full(uint32_t barriers, Barrier full, uint32_t n) {

@@ -251,7 +251,7 @@ class Loader {
         return;
       }
     }
-    barrier_arrive(full);
+    warp_arrive(full);
     announce<0>(0);
   }
 
@@ -263,7 +263,7 @@ class Loader {
     if (issued_ != 0) {
       asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
       fence_before_async_copy();
-      barrier_arrive(issued_);
+      warp_arrive(issued_);
     }
     issued_ = barrier;
   }
