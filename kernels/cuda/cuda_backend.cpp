@@ -3,7 +3,6 @@
 
 #include <fmt/core.h>
 
-#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/kv_attend_decode.h"
 #include "kernels/cuda/prefill_attend.h"
 
