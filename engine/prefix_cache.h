@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // PrefixCache: the pages of the store, who holds them, and which tokens the unheld ones still hold
-// (docs/design/prefix-cache.md). Books only: no bytes are moved here. Engine thread only.
+// (docs/design/prefix-cache.md). It only keeps accounts and moves no bytes. Engine thread only.
 //
 // A page is free, held by one or more sequences, kept by the cache, or both held and kept. A kept
 // page that nobody holds is *evictable*: it counts as free, and it is taken, oldest first, when

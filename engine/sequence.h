@@ -122,8 +122,8 @@ struct Sequence {
   }
 };
 
-// Makes the sequence of a validated request. `seed` is used if the request has none. The inbox sets
-// `order`. Any thread.
+// Makes the sequence for a validated request. `seed` is used if the request has none. The inbox
+// sets `order`. Any thread.
 std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenStream> stream,
                                         uint64_t seed, std::span<const int32_t> eos_token_ids);
 
