@@ -40,7 +40,7 @@ struct PrefixBlocks {
   int first = 0;        // tokens of block 0
   int block = 0;        // tokens of every other block
   int block_pages = 0;  // pages of a block
-  int behind = 0;       // a block's values are all in pages when so many tokens follow it: R
+  int behind = 0;       // R: when this many tokens follow a block, its values are all in pages
   int slab_pages = 0;   // pages of a checkpoint; 0: the format needs none
 
   static PrefixBlocks of(const KvLayout& layout);

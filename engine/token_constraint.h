@@ -15,7 +15,7 @@ class TokenConstraint {
   enum class Verdict {
     going_on,
     complete,  // the output is whole, and nothing can follow
-    broken,    // the token does not fit, or the constraint can not tell any more
+    broken,    // the token does not fit, or the constraint cannot tell any more
   };
 
   virtual ~TokenConstraint() = default;

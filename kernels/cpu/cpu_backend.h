@@ -63,7 +63,7 @@ class CpuBackend : public Backend {
   }
   uint64_t copied_beside() override { return copier_.done(); }
   double seconds_beside() const override { return copier_.seconds(); }
-  // Ops are done when they return, so the caller is the one who waits.
+  // Ops are done when they return, so the caller waits.
   void wait_beside(uint64_t batches) override { copier_.wait(batches); }
   // For tests: every batch of copies takes this long.
   void delay_copies(std::chrono::microseconds delay) { copier_.delay(delay); }

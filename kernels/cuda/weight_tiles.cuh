@@ -26,7 +26,7 @@ __device__ __forceinline__ uint32_t two_bytes(const std::byte* at) {
   return *reinterpret_cast<const uint16_t*>(at);
 }
 
-// Do the formulas of this kind have a minimum in place of a zero point?
+// True if the formulas of this kind have a minimum in place of a zero point.
 __host__ __device__ constexpr bool has_minimum(WeightKind kind) {
   return kind == WeightKind::q4_1 || kind == WeightKind::q4_k;
 }

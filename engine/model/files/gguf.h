@@ -96,8 +96,7 @@ struct GgufFile {
   static Result<GgufFile> open(const std::string& path);
 };
 
-// Does the path name a GGUF file? (By its ending; whether it is there and is one, `open` finds
-// out.)
+// Returns true if the path ends like that of a GGUF file. `open` finds out whether it is one.
 bool is_gguf_path(const std::string& path);
 
 // The .gguf file that a model's path names: itself, or, for a folder, its only one. None: the path
