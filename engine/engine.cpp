@@ -18,7 +18,7 @@
 namespace kivi {
 namespace {
 
-// SplitMix64 (Steele, Lea, Flood 2014): neighbouring inputs give unrelated seeds.
+// SplitMix64 (Steele, Lea, Flood 2014): neighboring inputs give unrelated seeds.
 uint64_t next_seed(uint64_t x) {
   x += 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
