@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The face of engine/grammar: a user's description of the output becomes a compiled grammar, and a
-// guide says token by token what may come next. No exception leaves it.
+// The interface of engine/grammar: a user's description of the output becomes a compiled grammar,
+// and a guide says token by token what may come next. No exception leaves it.
 #pragma once
 
 #include <cstdint>
