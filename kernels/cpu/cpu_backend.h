@@ -24,7 +24,7 @@ namespace kivi {
 struct Scratch {
   // At least `count` floats, 64-byte aligned.
   float* floats(size_t count) {
-    const size_t lines = count / 16 + 1;  // one at least: the address of nothing is no address
+    const size_t lines = count / 16 + 1;  // at least one, so that data() is never null
     if (memory.size() < lines) memory.resize(lines);
     return memory.data()->values;
   }
