@@ -19,3 +19,12 @@ if(KIVI_UNITY)
   # A group includes its sources by absolute paths, which __FILE__ and the debug information would show.
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=../>)
 endif()
+
+# kivi_unity_compiles_quickly(): called by a folder whose code neither computes nor decides the speed
+# of a step. A Release build that is a unity build is made to be ready soon: it optimizes these folders
+# less, which takes a fifth of their time to compile.
+function(kivi_unity_compiles_quickly)
+  if(KIVI_UNITY)
+    add_compile_options($<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:-O1>)
+  endif()
+endfunction()
