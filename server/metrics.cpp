@@ -278,8 +278,8 @@ Metrics::Metrics(const std::string& prefix, const std::string& model_name)
   // Series that exist from the start, so that rates begin at 0.
   for (FinishReason reason : {FinishReason::stop, FinishReason::length, FinishReason::abort})
     impl_->request_success.Add({{"finished_reason", name_of(reason)}});
-  for (const char* reason :
-       {"queue_full", "draining", "loading", "context_length", "connections", "body_bytes"})
+  for (const char* reason : {"queue_full", "draining", "loading", "context_length", "connections",
+                             "body_bytes", "rate_limit"})
     impl_->admission_rejections.Add({{"reason", reason}});
   for (const char* reason : {"client_disconnect", "deadline", "slow_reader", "shutdown", "api"})
     impl_->requests_aborted.Add({{"reason", reason}});
