@@ -154,17 +154,17 @@ class Backend {
                              [[maybe_unused]] int hidden) const {
     return ok_status();
   }
-  // Returns true if this device multiplies by matrices of this format as they lie. Others become
-  // plain while they are loaded.
+  // Returns true if this device multiplies by matrices of this format without converting them
+  // first. Matrices of other formats become plain while they are loaded.
   virtual bool multiplies(const WeightFormat& format) const {
     return format.kind == WeightKind::plain;
   }
-  // Returns how this device rounds x before the product that matmul would compute of the same
-  // arguments. W is quantized. Of `x`, the shape and the strides count.
+  // Returns how matmul, called with the same arguments, rounds x before the product. W is
+  // quantized. Only the shape and the strides of `x` matter.
   virtual ProductInput product_input(const Tensor& x, const Weight& w, const Tensor& bias,
                                      const Tensor& out);
   // Returns the bytes of scratch that a product of up to `rows` rows by a quantized matrix needs on
-  // this device. Of `w`, the format, n, k and `hadamard` count.
+  // this device. Only the format, n, k and `hadamard` of `w` matter.
   virtual int64_t product_scratch_bytes([[maybe_unused]] const Weight& w,
                                         [[maybe_unused]] int64_t rows) const {
     return 0;
@@ -174,17 +174,17 @@ class Backend {
   virtual void use_product_scratch([[maybe_unused]] std::byte* memory,
                                    [[maybe_unused]] int64_t bytes) {}
 
-  // The bytes of scratch memory (KvView::scratch) that hold one layer's history of `tokens` tokens
-  // in 16 bits. 0 where this device reads a history of this format where it lies.
+  // Returns the bytes of scratch memory (KvView::scratch) that hold one layer's history of `tokens`
+  // tokens in 16 bits. 0 = this device needs no scratch for this format.
   virtual int64_t scratch_bytes_for([[maybe_unused]] const KvLayout& layout,
                                     [[maybe_unused]] int64_t tokens) const {
     return 0;
   }
 
-  // Keeps of the groups of a step those whose shared pages this device reads once for all members,
-  // because that is faster, and returns how many groups a step may have at most. Their order may
-  // change. pages_begin and members_begin of a group do not matter here. A device that keeps none
-  // reads shared pages like others.
+  // Removes from the groups of a step those whose shared pages this device does not read once for
+  // all members, because that would not be faster. Returns the largest number of groups that a step
+  // may have. The order of the groups may change, and their pages_begin and members_begin do not
+  // matter here. A device that keeps no groups reads shared pages like other pages.
   virtual int keep_groups([[maybe_unused]] const KvLayout& layout, [[maybe_unused]] int heads_q,
                           std::vector<StepGroup>& groups) const {
     groups.clear();
@@ -283,9 +283,9 @@ class Backend {
 
   // Prepares what the attention of all layers of a step shares. Call it once a step, before the
   // first kv_attend of the step and after the step's sequences are on the device. Until a layer's
-  // kv_attend, nothing may write that layer's part of the store. heads_q: query heads. The step has
-  // the window of the layer that attends first; what other windows need is prepared with the first
-  // layer that has one.
+  // kv_attend, nothing may write that layer's part of the store. heads_q: query heads. `step` has
+  // the window of the layer that attends first. What another window needs is prepared when the
+  // first layer with that window attends.
   void begin_step(const StepView& step, const KvView& store, int heads_q);
 
   // out = softmax(q K^T * scale) V for every row. A row attends to its sequence's history (KvMode

@@ -24,7 +24,7 @@ namespace kivi {
 struct Scratch {
   // At least `count` floats, 64-byte aligned.
   float* floats(size_t count) {
-    const size_t lines = count / 16 + 1;  // one at least: the address of nothing is no address
+    const size_t lines = count / 16 + 1;  // at least one, so that data() is never null
     if (memory.size() < lines) memory.resize(lines);
     return memory.data()->values;
   }
@@ -63,7 +63,7 @@ class CpuBackend : public Backend {
   }
   uint64_t copied_beside() override { return copier_.done(); }
   double seconds_beside() const override { return copier_.seconds(); }
-  // Ops are done when they return, so the caller is the one who waits.
+  // Ops are done when they return, so the caller waits.
   void wait_beside(uint64_t batches) override { copier_.wait(batches); }
   // For tests: every batch of copies takes this long.
   void delay_copies(std::chrono::microseconds delay) { copier_.delay(delay); }

@@ -9,7 +9,7 @@
 
 namespace kivi::cuda {
 
-inline constexpr float kNever = -1e30f;  // a maximum that nothing has met
+inline constexpr float kNever = -1e30f;  // the initial maximum: every logit is larger
 
 // Partial states of one block: what its warps leave in shared memory, and what it leaves for
 // others.

@@ -12,9 +12,9 @@
 
 namespace kivi::cuda {
 
-// Was the code that runs on this device compiled for Hopper or newer? A newer device may run code
-// of an older architecture: it has none of the instructions below, so it must not be launched as if
-// it waited.
+// Returns true if the code that runs on this device was compiled for Hopper or newer. A newer
+// device may run code of an older architecture. That code has none of the instructions below, so it
+// must not be launched as if it waited.
 bool runs_hopper_code();
 
 // Returns when the kernel before this one in the stream has ended and its writes can be seen.

@@ -77,6 +77,35 @@ std::vector<std::string> connections() {
   };
 }
 
+// The first byte: of what kind the rest is (grammar_target.cpp).
+std::vector<std::string> grammars() {
+  const std::string schema(1, '\0'), regex = "\1", grammar = "\2";
+  return {
+      schema +
+          R"({"type":"object","properties":{"name":{"type":"string","minLength":1,"maxLength":5},)"
+          R"("age":{"type":"integer","minimum":0,"maximum":120},"kind":{"enum":["ab",1,null]},)"
+          R"("list":{"type":"array","items":{"$ref":"#/$defs/x"},"minItems":1,"maxItems":3}},)"
+          R"("required":["name","age"],"additionalProperties":false,)"
+          R"("$defs":{"x":{"anyOf":[{"type":"boolean"},{"type":"array","items":{"$ref":"#/$defs/x"}}]}}})",
+      schema +
+          R"({"oneOf":[{"type":"string","pattern":"^[a-c]{2,4}$"},{"type":"number","exclusiveMinimum":-1.5},)"
+          R"({"const":{"a":[1,"x"]}}]})",
+      schema +
+          R"({"allOf":[{"type":"object","patternProperties":{"^a":{"format":"date"}},"maxProperties":2},)"
+          R"({"propertyNames":{"minLength":1},"minProperties":1}]})",
+      schema +
+          R"({"type":"array","prefixItems":[{"type":"integer","multipleOf":7},true],"items":{"type":"string",)"
+          R"("format":"uuid"}})",
+      regex + R"((?:ab|c+)?[^a-z\d]{1,3}(\w|\x41|\u{e9}).*?$)",
+      grammar +
+          "root ::= item (\",\" item)* # list\nitem ::= [a-z0-9]{1,4} | \"(\" root \")\" | tail\n"
+          "tail ::= tail \"x\" | \"y\"\n",
+      grammar +
+          "start: \"a\" WORD (\",\" pair)* [\"!\"]\npair: NAME \":\" /[0-9]+/ -> p\n"
+          "NAME: \"a\"..\"z\"\n%import common.WORD\n%ignore \" \"\n",
+  };
+}
+
 std::string grpc_message(char kind, const google::protobuf::Message& message) {
   return kind + message.SerializeAsString();
 }
@@ -127,6 +156,7 @@ std::vector<std::string> request_seeds_of(std::string_view target) {
   if (target == "json")
     return {kCompletion, kStream, kChat, kMessages, kResponses, kTokenize, kDetokenize};
   if (target == "grpc_message") return grpc_messages();
+  if (target == "grammar") return grammars();
   return {};
 }
 
@@ -176,6 +206,43 @@ std::vector<std::string> dictionary_of(std::string_view target) {
             "chat_template_kwargs",
             "\\ud800",
             "\\u0000"};
+  if (target == "grammar")
+    return {"\"type\":",
+            "\"enum\":[",
+            "\"$ref\":\"#\"",
+            "\"anyOf\":[",
+            "\"oneOf\":[",
+            "\"allOf\":[",
+            "\"required\":[",
+            "\"properties\":{",
+            "\"items\":",
+            "\"prefixItems\":[",
+            "\"pattern\":\"",
+            "\"patternProperties\":{",
+            "\"minItems\":",
+            "\"maxItems\":",
+            "\"minLength\":",
+            "\"maxLength\":",
+            "\"minimum\":",
+            "\"multipleOf\":",
+            "\"format\":\"uri",
+            "\"maxProperties\":",
+            "{0,9999}",
+            "{20000}",
+            "[^\\]]",
+            "(?:",
+            "(a*)*",
+            "|",
+            "~1..9",
+            "::=",
+            "root ",
+            "start:",
+            "%import common.",
+            "%ignore",
+            "?",
+            "+",
+            "*",
+            "\n"};
   if (target == "http_connection" || target == "http_head" || target == "chunked_body")
     return {"\r\n",
             "\r\n\r\n",
