@@ -36,7 +36,7 @@ struct CudaProperties {
 // Memory of decode attention that lives as long as the backend: the plans of a step, partial
 // softmax states and the counters that find a segment's last arriver. See kv_attend_decode.h.
 struct DecodeWorkspace {
-  DeviceMemory line, pieces, prefix;
+  DeviceMemory line, pieces, prefix, extents;
   DeviceMemory partials;
   DeviceMemory counters;  // i32, zero between launches
   size_t partials_bytes = 0;
