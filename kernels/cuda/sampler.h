@@ -55,7 +55,7 @@ class Sampler {
 
   int rows_max_;
   // What a launch reads is copied on a stream of its own, while the layers before it still run.
-  // Behind them, the copy took 0.3 ms: the bus had been idle for the time of a step.
+  // Behind the layers of a long step, the copy took 0.3 ms.
   Stream copies_;
   DeviceMemory parts_, arrived_;  // what the blocks of a row tell each other
   std::array<Slot, 2> slots_;
