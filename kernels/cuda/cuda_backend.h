@@ -41,7 +41,7 @@ inline constexpr int kNormWidthMax = 16384;
 // Memory of decode attention that lives as long as the backend: the plans of a step, partial
 // softmax states and the counters that find a segment's last arriver. See kv_attend_decode.h.
 struct DecodeWorkspace {
-  DeviceMemory line, pieces, prefix;
+  DeviceMemory line, pieces, prefix, extents;
   DeviceMemory partials;
   DeviceMemory counters;  // i32, zero between launches
   size_t partials_bytes = 0;

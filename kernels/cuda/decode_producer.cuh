@@ -8,136 +8,162 @@
 namespace kivi::cuda {
 
 // The copies of a warp's units, in the order in which it will use them.
-// SAME_WARP: the warp that starts the copies also reads what they bring.
+// SAME_WARP: the warp that starts the copies also reads what they bring. What only the copies of a
+// tile need of the sequence's extent is read again for each tile: it would take registers from the
+// pages.
 template <int D, int KB, int VB, int NT, bool X, bool SAME_WARP = true>
 struct DecodeProducer {
   static constexpr int kKeyTileBytes = 16 * D * KB / 8 < 512 ? 512 : 16 * D * KB / 8;
 
-  const DecodeLaunch& a;
-  Cursor cursor, end;
-  Extent extent;
-  int behind;  // units of the cursor's segment up to the piece's end
-  const int32_t* table;
-  int slot;
-  int page = 0;  // id of the page of the cursor's unit; read one unit ahead of its use
+  static constexpr uint32_t kAll = 0xffffffffu;
 
-  __device__ __forceinline__ DecodeProducer(const DecodeLaunch& launch, Cursor first, Cursor last)
-      : a(launch), cursor(first), end(last) {
-    enter_segment();
+  const DecodeLaunch& a;
+  const int lane;
+  Cursor cursor, end;
+  int units, behind;        // of the cursor's segment: all, and those up to the piece's end
+  int pages_end;            // units before this one are pages that one copy brings
+  int page_first;           // of the cursor's segment
+  const std::byte* blocks;  // of the cursor's KV head, in the order of pages
+  // Ids of pages of sequence `ids_of`: this lane has that of entry ids_base + lane of the page
+  // table, if it is one of the first ids_count lanes. A piece names one id, which all lanes have.
+  int ids = 0, ids_base, ids_count, ids_of = -1;
+
+  // `piece` is not empty.
+  __device__ __forceinline__ DecodeProducer(const DecodeLaunch& launch, int lane_index,
+                                            const Piece& piece)
+      : a(launch), lane(lane_index), cursor(piece.begin), end(piece.end) {
+    ids = piece.page, ids_base = piece.entry, ids_count = 1, ids_of = cursor.sequence;
+    enter_segment(piece.extent);
   }
 
   __device__ __forceinline__ bool done() const { return cursor.unit == behind; }
   // The cursor's unit has the step's own token, which the kernel before writes.
-  __device__ __forceinline__ bool at_own_token() const { return cursor.unit == extent.units() - 1; }
+  __device__ __forceinline__ bool at_own_token() const { return cursor.unit == units - 1; }
 
-  __device__ __forceinline__ void enter_segment() {
-    behind = cursor.unit;
-    if (cursor == end) return;
-    const StepSequence& s = a.sequences[cursor.sequence];
-    extent = extent_of(a, s);
-    behind = cursor.sequence == end.sequence && cursor.segment == end.segment ? end.unit
-                                                                              : extent.units();
-    table = a.page_table + s.pages_begin;
-    slot = s.slot;
-    look_up();
+  __device__ __forceinline__ void enter_segment(const Extent& e) {
+    units = e.units();
+    behind = cursor.sequence == end.sequence && cursor.segment == end.segment ? end.unit : units;
+    pages_end = KB < 16 && a.page_shift == 6 ? min(behind, e.pages) : 0;
+    page_first = e.page_first;
+    blocks = a.pages + int64_t(head()) * a.block_bytes;
   }
-  __device__ __forceinline__ void look_up() {
-    int position = (extent.page_first + cursor.unit) * kUnitTokens;
-    if (KB == 16 || cursor.unit >= extent.pages) {
-      position = extent.tile_position(cursor.unit);
-      if (KB < 16 && !extent.is_coded(position)) return;  // rows of the slab need no page
-    }
-    page = __ldg(table + (position >> a.page_shift));
+  __device__ __forceinline__ void next() {
+    cursor = next_segment(a, cursor);
+    behind = pages_end = cursor.unit;
+    if (cursor == end) return;
+    const Extent e = read_extent(a, cursor.sequence);
+    enter_segment(e);
+    if (ids_of == cursor.sequence) return;
+    ids_of = cursor.sequence;
+    read_ids(e, e.entry(cursor.unit, a.page_shift));
+  }
+  // Starts to read the entries of the page table from `index` on, as far as pages are in use.
+  __device__ __forceinline__ void read_ids(const Extent& e, int index) {
+    ids_base = index, ids_count = 32;
+    // No branch: the compiler has to see that the warp never parts, to keep what is uniform in
+    // uniform registers.
+    asm volatile(
+        "{\n.reg .pred used;\n"
+        "setp.lt.s32 used, %2, %3;\n"
+        "@used ld.global.nc.s32 %0, [%1];\n}"
+        : "+r"(ids)
+        : "l"(a.page_table + e.table + index + lane), "r"(index + lane),
+          "r"(e.entries(a.page_shift)));
+  }
+  // Starts to read more ids than the one that the piece names. Call this behind the first copy.
+  // `e` is of the piece's first sequence.
+  __device__ __forceinline__ void read_more_ids(const Extent& e) {
+    if (ids_count == 1) read_ids(e, ids_base);
+  }
+  // Where the cursor's block lies in the page that entry `index` names.
+  __device__ __forceinline__ const std::byte* block_at(int index) {
+    if (uint32_t(index - ids_base) >= uint32_t(ids_count))
+      read_ids(read_extent(a, cursor.sequence), index);
+    const uint32_t page = __shfl_sync(kAll, uint32_t(ids), index - ids_base);
+    return blocks + uint64_t(page) * uint32_t(a.page_stride);
   }
 
   __device__ __forceinline__ int head() const {
     return NT == 1 ? cursor.segment : cursor.segment / a.head_blocks;
   }
-  __device__ __forceinline__ const std::byte* block() const {
-    return a.pages + page * a.page_stride + int64_t(head()) * a.block_bytes;
-  }
   // The cursor's unit is a page of 64 tokens.
-  __device__ __forceinline__ bool at_page() const {
-    return KB < 16 && cursor.unit < min(behind, extent.pages) && a.page_shift == 6;
-  }
+  __device__ __forceinline__ bool at_page() const { return cursor.unit < pages_end; }
   // Starts the copy of that page and moves on. Segments do not end with a page.
   __device__ __forceinline__ void issue_page(const WarpCopy& copy, uint32_t stage) {
-    copy.start_one(stage, block(), a.unit_bytes);
-    if (++cursor.unit < behind) look_up();
+    copy.start_one(stage, block_at(page_first + cursor.unit), a.unit_bytes, a.policy);
+    ++cursor.unit;
   }
 
   // Starts the copies of the cursor's unit and moves on.
   __device__ __forceinline__ void issue(const WarpCopy& copy, uint32_t stage) {
     if (at_page()) return issue_page(copy, stage);
-    issue_pieces(copy, stage, block(), head());
-    if (++cursor.unit < behind) {
-      look_up();
-    } else if (cursor.unit == extent.units()) {
-      cursor = next_segment(a, cursor);
-      enter_segment();
-    }
+    const Extent e = read_extent(a, cursor.sequence);
+    if (KB < 16 && cursor.unit < e.pages)
+      issue_half_page(copy, stage, e.page_first + cursor.unit);
+    else
+      issue_tile(copy, stage, e);
+    if (++cursor.unit == units) next();
   }
 
-  // Lane i < 4 has piece i of the unit: keys, values, and, where they are apart from these, key and
-  // value parameters. The step's own token comes chunk by chunk, since rows are swizzled.
-  __device__ __forceinline__ void issue_pieces(const WarpCopy& copy, uint32_t stage,
-                                               const std::byte* block, int head) const {
-    const int piece = copy.lane;
-    const std::byte* from = block;
-    const void* own = nullptr;
-    int to = 0, bytes = 0, all, own_to = 0;
-    if (KB < 16 && cursor.unit < extent.pages) {
-      // Half of a 128-token page: its codes and value parameters, and the key parameters of both.
-      all = a.unit_bytes;
-      if (piece < 4) {
-        const int half = (extent.page_first + cursor.unit) % 2;
-        const int vc = a.stage_vp - a.stage_vc, vp = all - a.stage_vp;
-        to = piece == 0 ? 0 : piece == 1 ? a.stage_vc : piece == 2 ? a.stage_kp : a.stage_vp;
-        bytes = piece == 0 ? a.stage_kp : piece == 1 ? vc : piece == 2 ? a.key_group_bytes : vp;
-        from += piece == 0   ? half * a.stage_kp
-                : piece == 1 ? a.block_vc + half * vc
-                : piece == 2 ? a.block_kp
-                             : a.block_vp + half * vp;
-      }
+  // Half of a 128-token page: its codes and value parameters, and the key parameters of both.
+  __device__ __forceinline__ void issue_half_page(const WarpCopy& copy, uint32_t stage, int unit) {
+    const std::byte* from = block_at(unit / 2);
+    const int half = unit % 2;
+    const int vc = a.stage_vp - a.stage_vc, vp = a.unit_bytes - a.stage_vp;
+    const std::byte* values = from + a.block_vc + half * vc;
+    copy.start_parts<SAME_WARP>(a.unit_bytes,
+                                {{stage, from + half * a.stage_kp, a.stage_kp},
+                                 {stage + a.stage_vc, values, vc},
+                                 {stage + a.stage_kp, from + a.block_kp, a.key_group_bytes},
+                                 {stage + a.stage_vp, from + a.block_vp + half * vp, vp}});
+  }
+
+  // 16 tokens: rows of values; rows of keys, or their codes and then one group of parameters. The
+  // step's own token comes chunk by chunk, since rows are swizzled.
+  __device__ __forceinline__ void issue_tile(const WarpCopy& copy, uint32_t stage,
+                                             const Extent& e) {
+    // Expanded parameters are written where this copy may go.
+    if constexpr (X) fence_before_async_copy();
+    const int position = e.tile_position(cursor.unit);
+    const int low = e.tile_low(position);
+    const int row_bytes = (min(position + 16, e.past) - low) * (2 * D);
+    const uint32_t rows = stage + (low - position) * (2 * D);
+    const bool coded = KB < 8 && e.is_coded(position);
+    const std::byte* keys;
+    int values = a.block_vc;  // from the keys on
+    if constexpr (KB == 16) {
+      keys = block_at(position >> a.page_shift) + low % kUnitTokens * (2 * D);
     } else {
-      // Expanded parameters are written where this copy may go.
-      if constexpr (X) fence_before_async_copy();
-      const int position = extent.tile_position(cursor.unit);
-      const int low = extent.tile_low(position), rows = min(position + 16, extent.past) - low;
-      const int row_bytes = rows * 2 * D;
-      int64_t values;
-      if constexpr (KB == 16) {
-        from += low % kUnitTokens * (2 * D);
-        values = a.block_vc;
-      } else {
-        const bool sink = position < 0;
-        from = a.residual + slot * a.slot_stride + int64_t(head) * a.slab_bytes +
-               (sink ? a.sink_rows + (low + a.sinks) * (2 * D) : a.residual_row(low) * (2 * D));
-        values = (sink ? a.sinks : a.residual_rows) * (2 * D);
-      }
-      const bool coded = KB < 8 && extent.is_coded(position);
-      all = coded ? row_bytes + kKeyTileBytes + a.key_group_bytes : 2 * row_bytes;
-      bytes = piece < 2 ? row_bytes : 0;
-      to = (low - position) * 2 * D + piece * 32 * D;
-      if (piece == 1) from += values;
-      if (coded && piece != 1) {
-        const int in_page = position & ((1 << a.page_shift) - 1);
-        to = piece == 0 ? 0 : 16 * D;
-        bytes = piece == 0 ? kKeyTileBytes : piece == 2 ? a.key_group_bytes : 0;
-        from = block + (piece == 0 ? in_page * (D * KB / 8) / kKeyTileBytes * kKeyTileBytes
-                                   : a.block_kp + (in_page >> a.group_shift) * a.key_group_bytes);
-      }
-      if (at_own_token()) {
-        if (!SAME_WARP) all += 4 * D;
-        const int which = copy.lane / (D / 8), chunk = copy.lane % (D / 8);
-        const int row = extent.past - position;
-        if (which < 2)
-          own = a.kv + a.sequences[cursor.sequence].row_begin * a.kv_stride +
-                (head + which * a.kv_heads) * D + chunk * 8;
-        own_to = which * 32 * D + row * 2 * D + (chunk ^ row % 8) * 16;
-      }
+      const bool sink = position < 0;
+      const int first =
+          sink ? a.sink_rows + (low + a.sinks) * (2 * D) : a.residual_row(low) * (2 * D);
+      keys = a.residual + e.slot * a.slot_stride + (int64_t(head()) * a.slab_bytes + first);
+      values = (sink ? a.sinks : a.residual_rows) * (2 * D);
     }
-    copy.start<SAME_WARP>(all, stage + to, from, bytes, stage + own_to, own);
+    WarpCopy::Part parts[] = {{rows, keys, row_bytes},
+                              {rows + 32 * D, keys + values, row_bytes},
+                              {stage + 16 * D, nullptr, 0}};
+    int all = 2 * row_bytes;
+    if (coded) {
+      const int in_page = position & ((1 << a.page_shift) - 1);
+      const std::byte* from = block_at(position >> a.page_shift);
+      parts[0] = {stage, from + in_page * (D * KB / 8) / kKeyTileBytes * kKeyTileBytes,
+                  kKeyTileBytes};
+      parts[2].from = from + a.block_kp + (in_page >> a.group_shift) * a.key_group_bytes;
+      parts[2].bytes = a.key_group_bytes;
+      all = row_bytes + kKeyTileBytes + a.key_group_bytes;
+    }
+    uint32_t own_to = 0;
+    const void* own = nullptr;
+    if (at_own_token()) {
+      if (!SAME_WARP) all += 4 * D;
+      const int which = lane / (D / 8), chunk = lane % (D / 8);
+      const int row = e.past - position;
+      if (which < 2)
+        own = a.kv + e.row * a.kv_stride + (head() + which * a.kv_heads) * D + chunk * 8;
+      own_to = stage + which * 32 * D + row * 2 * D + (chunk ^ row % 8) * 16;
+    }
+    copy.start_parts<SAME_WARP>(all, parts, own_to, own);
   }
 };
 

@@ -47,18 +47,20 @@ struct DecodeWarp {
                                         const std::byte* ones_row)
       : a(launch), lane(lane_index), ones(ones_row) {}
 
-  // Starts to read q of `heads` heads from `from`, d apart.
+  // Starts to read q of `heads` heads from `from`, d apart. Lanes of other heads read the first
+  // one: begin() makes zeros of it.
   __device__ __forceinline__ void load_queries(const __half* from, int heads) {
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-      const uint32_t* row = reinterpret_cast<const uint32_t*>(from + (n * 8 + g) * D + 2 * t);
+      const int head = n * 8 + g < heads ? n * 8 + g : 0;
+      const uint32_t* row = reinterpret_cast<const uint32_t*>(from + head * D + 2 * t);
 #pragma unroll
-      for (int i = 0; i < kKeyTiles * 2; ++i) q[n][i] = n * 8 + g < heads ? row[i * 4] : 0u;
+      for (int i = 0; i < kKeyTiles * 2; ++i) q[n][i] = row[i * 4];
     }
   }
 
   // An empty state; q gets its normalizers.
-  __device__ __forceinline__ void begin() {
+  __device__ __forceinline__ void begin(int heads) {
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       __half2 most = __habs2(as_half2(q[n][0]));
@@ -70,7 +72,7 @@ struct DecodeWarp {
       // Brings the largest |q| into [8, 16), if that takes no more than 2^15.
       const int exponent = min(15, 130 - int(__float_as_uint(largest) >> 23));
       const float normal = __uint_as_float(uint32_t(127 + exponent) << 23);
-      const uint32_t normal2 = as_u32(__float2half2_rn(normal));
+      const uint32_t normal2 = as_u32(__float2half2_rn(n * 8 + g < heads ? normal : 0.f));
       const float f = a.scale_log2 / normal;
       const uint32_t bias = as_u32(__float2half2_rn(f * a.bias));
 #pragma unroll
@@ -450,14 +452,17 @@ struct DecodeWarp {
 #pragma unroll
     for (int n = 0; n < NT; ++n)
 #pragma unroll
-      for (int c = 0; c < kKeyTiles; ++c) {
+      for (int c = 0; c < kKeyTiles; c += 2) {  // two channel tiles share their groups
         const int source = (c * 16 >> a.group_shift) * 4 + t;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const float minimum = __shfl_sync(0xffffffffu, x[n][j], source);
           constexpr float kUnit = 1 / (kCodeUnit * kValueNormal);
-          o[n][c][j] = fmaf(o[n][c][j], kUnit, minimum);
-          o[n][c][j + 2] = fmaf(o[n][c][j + 2], kUnit, minimum);
+#pragma unroll
+          for (int i = c; i < c + 2; ++i) {
+            o[n][i][j] = fmaf(o[n][i][j], kUnit, minimum);
+            o[n][i][j + 2] = fmaf(o[n][i][j + 2], kUnit, minimum);
+          }
         }
       }
   }

@@ -50,18 +50,12 @@ struct Cursor {
   }
 };
 
-// What one warp does: the units from `begin` up to `end`; nothing where they are equal.
-struct alignas(16) Piece {
-  Cursor begin;
-  int begin_start;  // where begin's segment starts on the line
-  Cursor end;
-  int end_start;
-};
-
+struct Piece;
+struct Extent;
 struct Line;
 
-// Offsets in a block's shared memory: barriers [warps][stages] first, then a row of ones, the
-// line, the ids of partial states and two counters, one partial state a warp, the rings.
+// Offsets in a block's shared memory: barriers [warps][stages] first, then a row of ones a warp,
+// the line, the ids of partial states and two counters, one partial state a warp, the rings.
 struct DecodeShared {
   int ones, line, slots, arrived, partials, partial_bytes, ring;
 };
@@ -77,9 +71,10 @@ struct DecodeLaunch {
   int block_bytes, slab_bytes;
   const StepSequence* sequences;
   const int32_t* page_table;
-  Line* line;     // the step's plan
-  Piece* pieces;  // [blocks][warps]
-  int* prefix;    // [sequences + 1]
+  Line* line;       // the step's plan
+  Piece* pieces;    // [blocks][warps]
+  Extent* extents;  // [sequences]
+  int* prefix;      // [sequences + 1]
   float* partials;
   int* counters;
   KvKind kind;
@@ -100,6 +95,7 @@ struct DecodeLaunch {
   int key_group_bytes;  // of the parameters of one group of keys
   DecodeShared at;
   int stages, stage_bytes, ring_bytes;
+  uint64_t policy;     // of level-2 cache for pages (kKeepShortly)
   uint64_t* timeline;  // [blocks][warps][kDecodeFields], of launches that are timed
   // With parameters of 8 bits or a key bias, those of a unit are expanded to f16: at planes_base +
   // stage * planes_stride of a warp's ring.
@@ -129,7 +125,7 @@ inline DecodeShared decode_shared(int warps, int stages, int head_dim, int head_
                                   int pair_shift) {
   DecodeShared s{};
   s.ones = (warps * stages * 8 + 15) / 16 * 16;
-  s.line = s.ones + 128;
+  s.line = s.ones + warps * 128;
   s.slots = s.line + 64;
   s.arrived = s.slots + 2 * warps * 32;
   s.partials = (s.arrived + 32 + 127) / 128 * 128;
@@ -167,15 +163,17 @@ enum class DecodeCount { waiting = 0, pages = 2, tiles = 4, ends = 6 };
 inline constexpr int kDecodeCounts = 8;
 inline constexpr int kDecodeFields = kDecodePlaces + kDecodeCounts;
 
-// Ranges of paged positions of one sequence; equal for all of its segments.
-struct Extent {
+// Ranges of paged positions of one sequence, equal for all of its segments, and where its rows and
+// pages are. The plan has one for each sequence, so that no warp has to compute it again.
+struct alignas(16) Extent {
   int past;          // of the step's own token
   int low;           // the first inside the sliding window
   int keys_end;      // keys [0, keys_end) are quantized
   int values_end;    // values [0, values_end) are read from page units
   int values_begin;  // the first of the residual's tiles, which end with `past`
   int page_first, pages;
-  int sinks, tiles;  // 16-token tiles of both
+  int sinks, tiles;      // 16-token tiles of both
+  int row, slot, table;  // row_begin, slot and pages_begin of StepSequence
 
   // The first tile of sinks, a negative one, and the first tile of the residual.
   __device__ int sink_first() const { return low >> 4; }
@@ -183,6 +181,14 @@ struct Extent {
   __device__ int units() const { return pages + sinks + tiles; }
   __device__ int weight(const DecodeLaunch& a) const {
     return pages * a.page_weight + (sinks + tiles) * a.tile_weight;
+  }
+  // The entry of the sequence's part of the page table that a unit needs, if it needs one.
+  __device__ __forceinline__ int entry(int unit, int page_shift) const {
+    const int position = unit < pages ? (page_first + unit) * kUnitTokens : tile_position(unit);
+    return max(0, position) >> page_shift;
+  }
+  __device__ __forceinline__ int entries(int page_shift) const {
+    return (max(keys_end, values_end) + (1 << page_shift) - 1) >> page_shift;
   }
   // The first position of a unit that is a tile.
   __device__ __forceinline__ int tile_position(int unit) const {
@@ -197,11 +203,25 @@ struct Extent {
     return position >= 0 && position < keys_end;
   }
 };
+static_assert(sizeof(Extent) == 48);
 
-// As keys_paged and values_paged say, of `tokens` cached tokens, without those before unit `first`
-// (of the store, 64 tokens each). `first` may also be the page_first of the same extent.
-__device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int tokens, int first) {
+// What one warp does: the units from `begin` up to `end`; nothing where they are equal.
+struct alignas(16) Piece {
+  Cursor begin;
+  int begin_start;  // where begin's segment starts on the line
+  Cursor end;
+  int end_start;
+  // Of begin's sequence, and the entry of its page table that the first unit needs: the first copy
+  // depends on no other read.
+  Extent extent;
+  int entry, page;
+};
+static_assert(sizeof(Piece) == 96);
+
+// As keys_paged and values_paged say, without the units that the kernel for shared pages reads.
+__device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, const StepSequence& s) {
   Extent e;
+  const int tokens = s.past, first = a.first_unit(s);
   e.past = tokens - a.sinks;
   e.low = (a.window > 0 ? max(0, tokens - a.window + 1) : 0) - a.sinks;
   const bool kivi = a.kind == KvKind::kivi;
@@ -214,11 +234,25 @@ __device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, int tokens, i
   const int tile_end = (e.past >> 4) + 1;
   e.sinks = max(0, min(0, tile_end) - e.sink_first());
   e.tiles = max(0, tile_end - e.tile_first());
+  e.row = s.row_begin, e.slot = s.slot, e.table = s.pages_begin;
   return e;
 }
 
-__device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, const StepSequence& s) {
-  return extent_of(a, s.past, a.first_unit(s));
+// What the plan has of a sequence.
+__device__ __forceinline__ Extent read_extent(const Extent* extent) {
+  const auto* from = reinterpret_cast<const int4*>(extent);
+  const int4 u = __ldg(from), v = __ldg(from + 1), w = __ldg(from + 2);
+  return {u.x, u.y, u.z, u.w, v.x, v.y, v.z, v.w, w.x, w.y, w.z, w.w};
+}
+__device__ __forceinline__ Extent read_extent(const DecodeLaunch& a, int sequence) {
+  return read_extent(a.extents + sequence);
+}
+// All reads are under way at once.
+__device__ __forceinline__ Piece read_piece(const Piece* piece) {
+  const auto* from = reinterpret_cast<const int4*>(piece);
+  const int4 u = __ldg(from), v = __ldg(from + 1), w = __ldg(from + 5);
+  const Extent e = read_extent(&piece->extent);
+  return {{u.x, u.y, u.z}, u.w, {v.x, v.y, v.z}, v.w, e, w.x, w.y};
 }
 
 // The query heads of a segment: how many, and the first one's first channel in a row of q.
@@ -249,7 +283,7 @@ __device__ __forceinline__ Cursor next_segment(const DecodeLaunch& a, Cursor c) 
 }
 
 // The line of work: `prefix[s]` is where sequence s begins.
-struct Line {
+struct alignas(16) Line {
   const int* prefix;  // [sequence_count + 1]
   int total;
   int pieces;

@@ -12,6 +12,7 @@
 #include "kernels/cuda/kv_attend_shared.h"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/prefill_attend.h"
+#include "kernels/cuda/ptx.cuh"
 
 namespace kivi::cuda {
 namespace {
@@ -132,7 +133,7 @@ int plan_index(const KvFormat& f, int window_index) {
   return window_index * 4 + bits;
 }
 
-// Fills a.prefix, a.line and a.pieces [blocks][warps]. One block.
+// Fills a.prefix, a.extents, a.line and a.pieces [blocks][warps]. One block.
 __global__ void __launch_bounds__(kPlanThreads, 1)
     plan_decode_kernel(const __grid_constant__ DecodeLaunch a, int all_blocks, int warps) {
   __shared__ Line line;
@@ -143,8 +144,11 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     int weight = 0;
     if (s < a.sequence_count) {
       const StepSequence& sequence = a.sequences[s];
-      if (sequence.row_count == 1 && sequence.mode == KvMode::append)
-        weight = extent_of(a, sequence).weight(a) * a.kv_heads * a.head_blocks;
+      if (sequence.row_count == 1 && sequence.mode == KvMode::append) {
+        const Extent extent = extent_of(a, sequence);
+        a.extents[s] = extent;
+        weight = extent.weight(a) * a.kv_heads * a.head_blocks;
+      }
     }
     const Scan sums = scan(weight);
     if (s < a.sequence_count) a.prefix[s + 1] = total + sums.before + weight;
@@ -180,6 +184,12 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
       p.begin_start = line.segment_start(a, p.begin);
       p.end = line.locate(a, line.boundary(piece + 1));
       p.end_start = line.segment_start(a, p.end);
+      if (p.begin.sequence < a.sequence_count) {
+        p.extent = a.extents[p.begin.sequence];
+        p.entry = p.extent.entry(p.begin.unit, a.page_shift);
+        if (p.entry < p.extent.entries(a.page_shift))
+          p.page = a.page_table[p.extent.table + p.entry];
+      }
     }
     a.pieces[i] = p;
   }
@@ -283,12 +293,16 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   a.line = reinterpret_cast<Line*>(workspace.line.get()) + plan;
   a.pieces = reinterpret_cast<Piece*>(workspace.pieces.get()) + plan * pieces_max(device);
   a.prefix = reinterpret_cast<int*>(workspace.prefix.get()) + plan * (kSequencesMax + 1);
+  // Bits do not matter here: plans of one window have the same.
+  a.extents =
+      reinterpret_cast<Extent*>(workspace.extents.get()) + size_t(s.window_index) * kSequencesMax;
   a.partials = reinterpret_cast<float*>(workspace.partials.get());
   a.counters = reinterpret_cast<int*>(workspace.counters.get());
   if (shares) {
     a.shared_slots = reinterpret_cast<const float*>(workspace.shared_states.get());
     a.shared_where = reinterpret_cast<const int2*>(workspace.shared_where.get());
   }
+  a.policy = kKeepNormal;
   KIVI_VERIFY(a.sequence_count <= kSequencesMax);
   KIVI_VERIFY(int64_t(a.sequence_count) * a.kv_heads * a.head_blocks <= workspace.counters_count);
   if (grid.all_heads) return a;
@@ -321,6 +335,11 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
     a.at = decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift);
     return a.at.ring + grid.warps * a.ring_bytes;
   };
+  // A page is read once, and a short launch gains if what all blocks read stays in the cache. Where
+  // warps have many segments it loses 1.5 %.
+  const int64_t segments = int64_t(a.sequence_count) * a.kv_heads * a.head_blocks;
+  a.policy =
+      segments <= int64_t(2 * kWarpsFew) * device.multiprocessors ? kKeepShortly : kKeepNormal;
   a.stages = tuning.stages > 0 ? tuning.stages : 2;
   while (shared_bytes() > room && a.stages > 2) --a.stages;
   while (shared_bytes() > room && grid.warps > 1) --grid.warps;
@@ -398,6 +417,7 @@ DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t
   w.line = make_device_memory(kPlans * sizeof(Line));
   w.pieces = make_device_memory(kPlans * pieces_max(device) * sizeof(Piece));
   w.prefix = make_device_memory(kPlans * (kSequencesMax + 1) * sizeof(int));
+  w.extents = make_device_memory(size_t(kDecodeWindowsMax) * kSequencesMax * sizeof(Extent));
   if (has_prefill_hopper(128)) {  // wgmma
     w.shared_plan = make_device_memory(shared_plan_bytes(kSequencesMax));
     w.shared_states_bytes = kSharedStatesBytes;

@@ -103,52 +103,57 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
   DecodeClock<TIMED> clock(a, warps, warp);
   clock.stamp(DecodePlace::started);
   let_next_start();
-  const Piece piece = a.pieces[blockIdx.x * warps + warp];
+  const Piece* own_piece = a.pieces + blockIdx.x * warps + warp;
+  const Piece piece = read_piece(own_piece);
+  std::byte* ones = shared + at.ones + warp * 128;
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
-  if (threadIdx.x < 32) reinterpret_cast<uint32_t*>(shared + at.ones)[lane] = kOnes;
+  reinterpret_cast<uint32_t*>(ones)[lane] = kOnes;
   if (lane < 2) slots[2 * warp + lane].id = -1;
-  if (threadIdx.x < sizeof(Line) / 4)
-    reinterpret_cast<uint32_t*>(shared + at.line)[threadIdx.x] =
-        reinterpret_cast<const uint32_t*>(a.line)[threadIdx.x];
-  const Line& line = *reinterpret_cast<const Line*>(shared + at.line);
+  // Only the merging needs the line.
+  if (threadIdx.x < sizeof(Line) / 16)
+    copy_chunk(shared_address(shared) + at.line + threadIdx.x * 16,
+               reinterpret_cast<const std::byte*>(a.line) + threadIdx.x * 16);
   fence_before_async_copy();
-  __syncthreads();
+  __syncwarp();
   clock.stamp(DecodePlace::planned);
 
   if (!(piece.begin == piece.end)) {
     Cursor cursor = piece.begin;
     const Cursor end = piece.end;
-    DecodeProducer<D, KB, VB, NT, X> producer(a, cursor, end);
-    bool waited = false;
-    DecodeWarp<D, KB, VB, NT, X> state(a, lane, shared + at.ones);
-    // Of the cursor's segment. What only the ends of a segment need is computed there again: it
-    // would take registers from the pages.
-    int past = 0, pages = 0, page_first = 0, low = 0, values_end = 0;
-    int begin = 0, behind = 0, row = 0;
-    bool inside = false, fresh = false;  // in a segment; its state is not set up yet
-    int in = 0, out = 0, in_flight = 0;  // stages
+    DecodeProducer<D, KB, VB, NT, X> producer(a, lane, piece);
+    DecodeWarp<D, KB, VB, NT, X> state(a, lane, ones);
+    // Of the cursor's segment. What only tiles and the ends of a segment need is read there again:
+    // it would take registers from the pages.
+    int pages, low, values_end;  // positions from its first page on
+    int begin, behind;
+    const auto enter = [&](const Extent& extent) {
+      pages = extent.pages;
+      low = extent.low - extent.page_first * kUnitTokens;
+      values_end = extent.values_end - extent.page_first * kUnitTokens;
+      begin = cursor.unit;
+      const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
+      behind = stops ? end.unit : extent.units();
+      return a.q + extent.row * a.q_stride + heads_of<D, NT>(a, cursor.segment).channel;
+    };
+    const __half* first_queries = enter(piece.extent);
+    bool waited = false, inside = true, fresh = true;  // in a segment; its state is not set up yet
+    int in = 0, out = 0, in_flight = 0;                // stages
     uint32_t parity = 0;
     // One place each for starting copies, for a unit and for the ends of a segment: the code of the
     // kernel has to come through the instruction cache as well.
     while (true) {
       // One unit is on its way. q comes next: behind more units it would wait for them.
       if (!waited && (in_flight > 0 || producer.at_own_token())) {
+        waited = true;
+        producer.read_more_ids(piece.extent);
         wait_for_previous();
         clock.stamp(DecodePlace::previous_done);
-        waited = true;
+        state.load_queries(first_queries, heads_of<D, NT>(a, cursor.segment).count);
       }
-      if (waited && !inside && (in_flight > 0 || !producer.done())) {
+      if (!inside && (in_flight > 0 || !producer.done())) {
         inside = fresh = true;
-        const StepSequence& sequence = a.sequences[cursor.sequence];
-        const Extent extent = extent_of(a, sequence);
-        row = sequence.row_begin;
-        past = sequence.past, pages = extent.pages, page_first = extent.page_first;
-        low = extent.low, values_end = extent.values_end;
-        begin = cursor.unit;
-        const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
-        behind = stops ? end.unit : extent.units();
-        const Heads h = heads_of<D, NT>(a, cursor.segment);
-        state.load_queries(a.q + row * a.q_stride + h.channel, h.count);
+        const __half* queries = enter(read_extent(a, cursor.sequence));
+        state.load_queries(queries, heads_of<D, NT>(a, cursor.segment).count);
       }
       if (in_flight < a.stages && !producer.done()) {
         producer.issue({barriers + in * 8, lane}, shared_address(ring + in * a.stage_bytes));
@@ -160,7 +165,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
       if (in_flight == 0) break;
       if (fresh) {
         fresh = false;
-        state.begin();
+        state.begin(heads_of<D, NT>(a, cursor.segment).count);
       }
       // In the middle of a row of pages the next copy goes where the last unit was.
       bool goes_on, refilled;
@@ -172,15 +177,18 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
         clock.stamp(DecodePlace::arrived);
         clock.end(DecodeCount::waiting);
         if (cursor.unit < pages) {
-          const int first = (page_first + cursor.unit) * kUnitTokens;
+          const int first = cursor.unit * kUnitTokens;
           state.page_unit(data, ring + a.planes_base + out * a.planes_stride, max(0, low - first),
                           min(64, values_end - first));
           clock.count(DecodeCount::pages);
         } else {
-          const Extent extent = extent_of(a, past, page_first);
+          const Extent extent = read_extent(a, cursor.sequence);
           const int first = extent.tile_position(cursor.unit);
           const bool own_token = cursor.unit == extent.units() - 1;
-          if (own_token) WarpCopy::wait_for_chunks();
+          if (own_token && WarpCopy::kChunksApart) {
+            wait_for_chunks();
+            __syncwarp();
+          }
           state.tile_unit(data, extent.tile_low(first) - first, min(16, extent.past + 1 - first),
                           extent.is_coded(first), first / kTileTokens % 2);
           if (own_token) fence_before_async_copy();  // chunks are no bulk copies
@@ -202,10 +210,11 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
       clock.begin();
       inside = false;
       state.close_pages();
-      const Extent extent = extent_of(a, past, page_first);
-      const int units = extent.units();
+      const Extent extent = read_extent(a, cursor.sequence);
+      const int units = extent.units(), row = extent.row;
       const auto [heads, channel] = heads_of<D, NT>(a, cursor.segment);
-      const bool shares = a.shared_slots != nullptr && page_first > 0;  // then there is no window
+      // There is no window then.
+      const bool shares = a.shared_slots != nullptr && extent.page_first > 0;
       if (begin == 0 && behind == units) {
         if (shares) state.merge_shared(a.shared_where[segment_id(a, cursor)], heads);
         state.store_output(static_cast<uint16_t*>(a.out) + row * a.out_stride + channel, heads);
@@ -217,8 +226,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
         if (lane == 0) {
           const int weight = extent.weight(a);
           // What began earlier is the segment of the piece's begin, what goes on that of its end.
-          const Piece& own = a.pieces[blockIdx.x * warps + warp];
-          const int start = slot == 0 ? own.begin_start : own.end_start;
+          const int start = __ldg(slot == 0 ? &own_piece->begin_start : &own_piece->end_start);
           slots[2 * warp + slot] = {segment_id(a, cursor),
                                     start,
                                     start + weight - a.tile_weight,
@@ -234,9 +242,10 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
   }
   clock.stamp(DecodePlace::computed);
   wait_for_previous();
+  wait_for_chunks();
   __syncthreads();
   clock.stamp(DecodePlace::met);
-  DecodeMerge<D, NT>{a, line}.run(
+  DecodeMerge<D, NT>{a, *reinterpret_cast<const Line*>(shared + at.line)}.run(
       slots, warps,
       [&](int slot) {
         return slot % 2 == 1 ? shared + at.ring + slot / 2 * a.ring_bytes

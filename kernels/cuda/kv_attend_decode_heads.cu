@@ -64,15 +64,19 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
   if (group == kHeadsGroups) {
     registers_down<kCopyRegisters>();
     if (warp < kHeadsGroups) {
-      const Piece piece = a.pieces[blockIdx.x * kHeadsGroups + warp];
+      const Piece piece = read_piece(a.pieces + blockIdx.x * kHeadsGroups + warp);
       if (!(piece.begin == piece.end)) {
-        DecodeProducer<kD, KB, VB, kTilesN, false, false> producer(a, piece.begin, piece.end);
+        DecodeProducer<kD, KB, VB, kTilesN, false, false> producer(a, lane, piece);
         const uint32_t ring = shared_address(memory(warp) + Shared::kRing);
         int stage = 0;
         uint32_t parity = 1;
         bool waited = false;
         while (!producer.done()) {
-          if (!waited && (stage > 0 || producer.at_own_token())) wait_for_previous(), waited = true;
+          if (!waited && (stage > 0 || producer.at_own_token())) {
+            waited = true;
+            producer.read_more_ids(piece.extent);
+            wait_for_previous();
+          }
           const uint32_t barrier = full(warp) + uint32_t(stage * 16);
           barrier_wait(barrier + 8, parity);
           producer.issue({barrier, lane}, ring + uint32_t(stage * a.stage_bytes));
@@ -92,10 +96,8 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
     bool goes_on = !(cursor == end);
     if (goes_on) wait_for_previous();
     while (goes_on) {
-      const StepSequence& sequence = a.sequences[cursor.sequence];
-      const int row = sequence.row_begin;
-      const Extent extent = extent_of(a, sequence);
-      const int units = extent.units();
+      const Extent extent = read_extent(a, cursor.sequence);
+      const int units = extent.units(), row = extent.row;
       const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
       const int behind = stops ? end.unit : units;
       const auto [heads, channel] = heads_of<kD, kTilesN>(a, cursor.segment);

@@ -127,91 +127,109 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 #endif
 }
 
-// --- a warp's asynchronous copies into shared memory
-// ----------------------------------------------
+// --- asynchronous copies into shared memory -----------------------------------------------------
+
+// Starts to copy 16 bytes.
+__device__ __forceinline__ void copy_chunk(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+// Waits for this thread's chunks.
+__device__ __forceinline__ void wait_for_chunks() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+// What the level-2 cache does with lines that a bulk copy reads, as createpolicy encodes
+// evict_normal and evict_first.
+inline constexpr uint64_t kKeepNormal = 0x1000000000000000, kKeepShortly = 0x12f0000000000000;
+
+// A warp's copies. All lanes call these with the same arguments. The barrier's phase completes when
+// the bytes are there. On Hopper one lane issues bulk copies (the barrier expects 1 arrival);
+// before, the lanes share each copy in 16-byte chunks (32 arrivals). Addresses and sizes are
+// multiples of 16.
 //
-// `start` is called by all lanes: each lane's `bytes` (0: none) go from `from` to `to`; `all` is
-// their sum over the warp; where `chunk` is given, 16 bytes from there to `chunk_to` as well. The
-// barrier's phase completes when they are there. On Hopper each lane
-// issues a bulk copy (the barrier expects 1 arrival); before, the lanes share each copy in 16-byte
-// chunks (32 arrivals). Addresses and sizes are multiples of 16; only lanes 0 to 3 have bytes.
-//
-// On Hopper, lanes issue bulk copies one after the other, which is slow for 32 chunks. With
-// CHUNKS_APART the barrier does not know of chunks, and `all` not either: they are ordinary
-// asynchronous copies, for which the warp that started them waits with wait_for_chunks().
+// Where a lane has a `chunk`, 16 bytes from there go to `chunk_to` as well. On Hopper, lanes issue
+// bulk copies one after the other, which is slow for 32 chunks. With CHUNKS_APART the barrier does
+// not know of chunks, and `all` not either: they are ordinary asynchronous copies, for which the
+// warp that started them waits with wait_for_chunks().
 struct WarpCopy {
   uint32_t barrier;
   int lane;
 
+  struct Part {
+    uint32_t to;
+    const void* from;
+    int bytes;  // 0: none
+  };
+
 #if __CUDA_ARCH__ >= 900
   static constexpr int kArrivals = 1;
+  static constexpr bool kChunksApart = true;
 
-  template <bool CHUNKS_APART>
-  __device__ __forceinline__ void start(int all, uint32_t to, const void* from, int bytes,
-                                        uint32_t chunk_to = 0, const void* chunk = nullptr) const {
-    if (lane == 0)
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(all)
-                   : "memory");
-    __syncwarp();
-    if (bytes > 0) bulk_copy(to, from, bytes);
+  // Several parts, of `all` bytes together.
+  template <bool CHUNKS_APART, int N>
+  __device__ __forceinline__ void start_parts(int all, const Part (&parts)[N],
+                                              uint32_t chunk_to = 0,
+                                              const void* chunk = nullptr) const {
+    asm volatile(
+        "{\n.reg .pred chosen;\n"
+        "elect.sync _|chosen, 0xffffffff;\n"
+        "@chosen mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n}" ::"r"(barrier),
+        "r"(all)
+        : "memory");
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      asm volatile(
+          "{\n.reg .pred chosen;\n"
+          "elect.sync _|chosen, 0xffffffff;\n"
+          "setp.ne.and.s32 chosen, %1, 0, chosen;\n"
+          "@chosen cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%2], [%3], "
+          "%1, [%0];\n}" ::"r"(barrier),
+          "r"(parts[i].bytes), "r"(parts[i].to), "l"(parts[i].from)
+          : "memory");
+    if constexpr (!CHUNKS_APART) __syncwarp();
     if (chunk != nullptr) {
       if constexpr (CHUNKS_APART)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(chunk_to), "l"(chunk)
-                     : "memory");
+        copy_chunk(chunk_to, chunk);
       else
-        bulk_copy(chunk_to, chunk, 16);
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], 16, "
+            "[%2];" ::"r"(chunk_to),
+            "l"(chunk), "r"(barrier)
+            : "memory");
     }
     __syncwarp();
   }
-  static __device__ __forceinline__ void wait_for_chunks() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    __syncwarp();
-  }
-  // One piece. elect.sync tells the compiler that one lane is left: it need not expect addresses
+  // One part. elect.sync tells the compiler that one lane is left: it need not expect addresses
   // that differ between lanes.
-  __device__ __forceinline__ void start_one(uint32_t to, const void* from, int bytes) const {
+  __device__ __forceinline__ void start_one(uint32_t to, const void* from, int bytes,
+                                            uint64_t policy = kKeepNormal) const {
     asm volatile(
         "{\n.reg .pred chosen;\n"
         "elect.sync _|chosen, 0xffffffff;\n"
         "@chosen mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n"
-        "@chosen cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%2], [%3], %1, "
-        "[%0];\n}" ::"r"(barrier),
-        "r"(bytes), "r"(to), "l"(from)
-        : "memory");
-  }
-  __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, int bytes) const {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-        "[%3];" ::"r"(to),
-        "l"(from), "r"(bytes), "r"(barrier)
+        "@chosen cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%2], [%3], %1, [%0], %4;\n}" ::"r"(barrier),
+        "r"(bytes), "r"(to), "l"(from), "l"(policy)
         : "memory");
   }
 #else
   static constexpr int kArrivals = 32;
+  static constexpr bool kChunksApart = false;
 
-  template <bool CHUNKS_APART>
-  __device__ __forceinline__ void start(int, uint32_t to, const void* from, int bytes,
-                                        uint32_t chunk_to = 0, const void* chunk = nullptr) const {
+  template <bool CHUNKS_APART, int N>
+  __device__ __forceinline__ void start_parts(int, const Part (&parts)[N], uint32_t chunk_to = 0,
+                                              const void* chunk = nullptr) const {
 #pragma unroll
-    for (int piece = 0; piece < 4; ++piece) {
-      const uint32_t piece_to = __shfl_sync(0xffffffffu, to, piece);
-      const int piece_bytes = __shfl_sync(0xffffffffu, bytes, piece);
-      const auto* piece_from = reinterpret_cast<const std::byte*>(
-          __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(from), piece));
-      for (int i = lane * 16; i < piece_bytes; i += 32 * 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(piece_to + i),
-                     "l"(piece_from + i)
-                     : "memory");
-    }
-    if (chunk != nullptr)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(chunk_to), "l"(chunk)
-                   : "memory");
+    for (int n = 0; n < N; ++n)
+      for (int i = lane * 16; i < parts[n].bytes; i += 32 * 16)
+        copy_chunk(parts[n].to + i, static_cast<const std::byte*>(parts[n].from) + i);
+    if (chunk != nullptr) copy_chunk(chunk_to, chunk);
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
   }
-  __device__ __forceinline__ void start_one(uint32_t to, const void* from, int bytes) const {
-    start<true>(bytes, to, from, lane == 0 ? bytes : 0);
+  __device__ __forceinline__ void start_one(uint32_t to, const void* from, int bytes,
+                                            uint64_t = kKeepNormal) const {
+    start_parts<true>(bytes, {{to, from, bytes}});
   }
-  static __device__ __forceinline__ void wait_for_chunks() {}
 #endif
 };
 
