@@ -63,8 +63,13 @@ struct TileProduct {
 cudaError_t matmul_tiles_hopper(TileProduct p, DType type, const TileProductWorkspace& workspace,
                                 int multiprocessors, cudaStream_t stream);
 
-// Products of up to 16 rows on Hopper. Returns false, and starts nothing, where the workspace is
-// too small or matmul_tiles' other kernel is better.
+// Products of up to 16 rows on Hopper by int4 with one scale for 128 columns or more, where rows
+// are whole runs of 256 columns. Returns false, and starts nothing, for others, where the workspace
+// is too small, and where another kernel is better.
+bool matmul_tiles_pairs(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
+                        int multiprocessors, cudaStream_t stream, cudaError_t& error);
+
+// The same for all formats and sizes.
 bool matmul_tiles_few(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
                       int multiprocessors, cudaStream_t stream, cudaError_t& error);
 
