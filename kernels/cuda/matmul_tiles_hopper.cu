@@ -5,7 +5,7 @@
 //
 // Bytes: W once. Operations: 2 t n k on tensor cores.
 //
-// Mapping. Two warpgroups multiply 128 rows of W each by all rows of x. W is operand A in
+// Mapping. Four warpgroups multiply 64 rows of W each by all rows of x. W is operand A in
 // registers, and x is operand B in shared memory, swizzled as wgmma.cuh says, in columns of 64.
 // While the tensor cores multiply 32 columns, the warps make 16-bit numbers of the next 32. Four
 // more warps copy: each fills a stage of 128 columns by itself, codes and scales by bulk copies, x
@@ -24,7 +24,7 @@ namespace kivi::cuda {
 namespace {
 
 constexpr int kAlignment = 1024;  // of swizzled rows
-constexpr int kConsumers = 256;   // threads that multiply
+constexpr int kConsumers = 512;   // threads that multiply
 constexpr int kProducerWarps = 4;
 constexpr int kSharedMax = 227 << 10;
 
@@ -32,8 +32,8 @@ constexpr int kSharedMax = 227 << 10;
 template <int Rows>
 struct Stage {
   static constexpr int kThreads = kConsumers + 32 * kProducerWarps;
-  static constexpr int kTiles = 2;  // of 64 rows of W, of a warpgroup
-  static constexpr int kHeight = 128 * kTiles;
+  static constexpr int kTiles = 1;  // of 64 rows of W, of a warpgroup
+  static constexpr int kHeight = kConsumers / 2 * kTiles;
   static constexpr int kSubtiles = kHeight / kWeightTileRows;
   static constexpr int kColumns = 128;
   static constexpr int kBlocks = kColumns / kWeightBlock;
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(Stage<Rows>::kThreads, 1)
     produce<S>(p, first, last, shared_address(memory), full, empty);
     return;
   }
-  registers_up<232>();
+  registers_up<104>();
   wait_for_previous();  // before this kernel writes
   float sums[S::kTiles][Rows / 8][4];
   uint32_t a[2][S::kTiles][2][4];

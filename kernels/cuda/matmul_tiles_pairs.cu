@@ -406,9 +406,6 @@ bool matmul_tiles_pairs(const TileProduct& p, DType type, const TileProductWorks
   if (p.kind != WeightKind::int4 || p.unit_columns < kUnitColumns || p.k % kRunColumns != 0 ||
       !std::has_single_bit(unsigned(p.unit_columns)))
     return false;
-  // With 9 to 16 rows of more than one slice, matmul_tiles.cu takes less time
-  // (docs/benchmarks/weights.md).
-  if (p.t > 8 && p.k > kWarpsMax * kRunColumns) return false;
   bool fits = false;
   error = with_half_type(type, [&]<class T>() {
     return p.t <= 8 ? launch<T, 1>(p, workspace, multiprocessors, stream, fits)
