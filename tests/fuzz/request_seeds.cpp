@@ -106,6 +106,30 @@ std::vector<std::string> grammars() {
   };
 }
 
+// The first byte: how the model writes (setup_of in answer_target.cpp).
+std::vector<std::string> answers() {
+  const std::string calls =
+      "Let me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": "
+      "\"K\xc3\xb6ln "
+      "}\\\"\", \"n\": [1, 2]}}\n</tool_call>\n<tool_call>[{\"name\": \"f\", \"arguments\": "
+      "\"{\\\"a\\\": \\\"\\u00e9\\\"}\"}]</tool_call> done";
+  return {
+      char(8) + std::string("<think> so</think>\n\nYes."),
+      char(1) + calls,
+      char(1 + 8 + 128) + ("<think>I must</think> " + calls),
+      char(2) + std::string(R"({"name": "f", "parameters": {"a": [1, "]"]}}; )"
+                            R"({"name": "get_weather", "parameters": {}})"),
+      char(3) + std::string(R"( [f( a =  'x, )]}', b=[')', "'"], c=-1, d=None, g={'k': (1, 2)}), )"
+                            R"(get_weather(city='K\xf6ln\n')])"),
+      char(4) + std::string(R"(Sure. [TOOL_CALLS] [{"arguments": {"a": ["]"]}, "name": "f"}])"),
+      char(4 + 8 + 16) + std::string(R"(a thought</think>[TOOL_CALLS]get_weather{"city": "Nice"})"
+                                     R"([TOOL_CALLS]f[ARGS]{})"),
+      char(5) + std::string(R"([{"name": "f", "parameters": {"a": "\ud83d\ude00"}}, )"
+                            R"({"name": "get_weather", "parameters": {}}])"),
+      char(6) + std::string("{\"city\": \"Paris\", \"list\": [1.5e3, true, null]} and more"),
+  };
+}
+
 std::string grpc_message(char kind, const google::protobuf::Message& message) {
   return kind + message.SerializeAsString();
 }
@@ -157,6 +181,7 @@ std::vector<std::string> request_seeds_of(std::string_view target) {
     return {kCompletion, kStream, kChat, kMessages, kResponses, kTokenize, kDetokenize};
   if (target == "grpc_message") return grpc_messages();
   if (target == "grammar") return grammars();
+  if (target == "answer") return answers();
   return {};
 }
 
@@ -206,6 +231,21 @@ std::vector<std::string> dictionary_of(std::string_view target) {
             "chat_template_kwargs",
             "\\ud800",
             "\\u0000"};
+  if (target == "answer")
+    return {"<tool_call>",
+            "</tool_call>",
+            "<think>",
+            "</think>",
+            "[TOOL_CALLS]",
+            "[ARGS]",
+            "\"name\": \"f\"",
+            "\"arguments\": {",
+            "\"parameters\": ",
+            "f(a=",
+            "\\u00e9",
+            "\\x41",
+            "None",
+            "; "};
   if (target == "grammar")
     return {"\"type\":",
             "\"enum\":[",

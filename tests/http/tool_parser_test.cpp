@@ -117,6 +117,14 @@ TEST_CASE("what only looks like a call stays content") {
   for (const char* text : {"[1, 2, 3]", "[unknown(a=1)]", "f(a=1)", "[f", "[", "- [f(a=1)]", "[f"})
     check(ToolFormat::pythonic, text, {text, {}});
   check(ToolFormat::mistral, "[TOOL_CALL] no", {"[TOOL_CALL] no", {}});
+  // Without a name (found by tests/fuzz/answer_target.cpp).
+  for (const char* text :
+       {"<tool_call>{\"name\": \"\", \"arguments\": {}}</tool_call>",
+        "<tool_call>{\"arguments\": {\"a\": 1}, \"name\": \"\"}</tool_call> done"})
+    check(h, text, {text, {}});
+  for (const char* text :
+       {"[TOOL_CALLS][{\"name\": \"\", \"arguments\": {}}]", "[TOOL_CALLS][ARGS]{\"a\": 1}"})
+    check(ToolFormat::mistral, text, {text, {}});
   check(ToolFormat::none, "<tool_call>{\"name\": \"f\"}</tool_call>",
         {"<tool_call>{\"name\": \"f\"}</tool_call>", {}});
 }
