@@ -6,6 +6,8 @@
 // a step writes: read weights and the step's plan, set up shared memory. Everything else, stores
 // included, comes after. Every thread that reads or writes such memory calls it. Since each kernel
 // of a chain waits for the whole of the one before it, what is two launches back is done as well.
+// One that waits before it calls let_next_start() has the next one find all that is two launches
+// back from the start (attend_shared), if that reads it from the L2 cache.
 #pragma once
 
 #include <cuda_runtime.h>
