@@ -107,9 +107,9 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
   let_next_start();
   const Piece* own_piece = a.pieces + blockIdx.x * warps + warp;
   const Piece piece = read_piece(own_piece);
-  std::byte* ones = shared + at.ones + warp * 128;
+  std::byte* ones = shared + at.ones + warp * 16;
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
-  reinterpret_cast<uint32_t*>(ones)[lane] = kOnes;
+  if (lane < 4) reinterpret_cast<uint32_t*>(ones)[lane] = kOnes;
   if (lane < 2) slots[2 * warp + lane].id = -1;
   // Only the merging needs the line.
   if (threadIdx.x < sizeof(Line) / 16)
