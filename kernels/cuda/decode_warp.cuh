@@ -25,7 +25,7 @@ struct DecodeWarp {
   const DecodeLaunch& a;
   const int lane;
   const int g = lane / 4, t = lane % 4;
-  const std::byte* ones;  // 128 bytes of 1.0 in shared memory
+  const std::byte* ones;  // 16 bytes of 1.0 in shared memory
 
   static constexpr bool kWeighs = kCodes && !X;  // scales are used as they lie
 
@@ -377,11 +377,13 @@ struct DecodeWarp {
       // Rows below the number of value groups are their minima, the others ones.
       const bool group_row = g < (D >> a.group_shift);
       const std::byte* row =
-          group_row ? parameters + g * Planes::kValueStride + Planes::kValueToMinima : ones;
+          group_row ? parameters + g * Planes::kValueStride + Planes::kValueToMinima + t * 16
+                    : ones;
+      const int next = group_row ? 64 : 0;
       float lower[NT][4] = {};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const uint4 v = *reinterpret_cast<const uint4*>(row + (i * 4 + t) * 16);
+        const uint4 v = *reinterpret_cast<const uint4*>(row + i * next);
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
           // A is four pairs, two for the upper and two for the lower rows of C. What they make of

@@ -125,7 +125,7 @@ inline DecodeShared decode_shared(int warps, int stages, int head_dim, int head_
                                   int pair_shift) {
   DecodeShared s{};
   s.ones = (warps * stages * 8 + 15) / 16 * 16;
-  s.line = s.ones + warps * 128;
+  s.line = s.ones + warps * 16;
   s.slots = s.line + 64;
   s.arrived = s.slots + 2 * warps * 32;
   s.partials = (s.arrived + 32 + 127) / 128 * 128;

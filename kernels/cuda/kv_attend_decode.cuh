@@ -5,12 +5,14 @@
 //   out[h] = softmax(q[h] . [K', K_residual, k_own] * scale) [V', V_residual, v_own]
 //
 // Mapping. Each warp works alone: it owns a piece of the line of work (decode_work.cuh) and a ring
-// of stages in shared memory that asynchronous copies fill, so there is no block-wide barrier after
-// the prologue. The first of them start while the kernel before still runs (overlap.cuh): nothing
-// of a step writes a layer's store before that layer's attention. Operands are swapped: S^T = K q^T
-// and O^T = V^T P^T, so that keys and values are operand A of mma.m16n8k16, straight from the order
-// in which pages store them, and up to 8 query heads of a KV head are its n = 8 columns (16 or
-// 24 with NT = 2 or 3). P^T becomes operand B by movmatrix.
+// of stages in shared memory that asynchronous copies fill, so there is no block-wide barrier until
+// states are merged. The first of them start while the kernel before still runs (overlap.cuh):
+// nothing of a step writes a layer's store before that layer's attention. What all lanes have in
+// common is uniform for the compiler, too: no branch parts a warp.
+//
+// Operands are swapped: S^T = K q^T and O^T = V^T P^T, so that keys and values are operand A of
+// mma.m16n8k16, straight from the order in which pages store them, and up to 8 query heads of a KV
+// head are its n = 8 columns (16 or 24 with NT = 2 or 3). P^T becomes operand B by movmatrix.
 //
 // Codes are used as they lie: a word AND a mask is a pair of fp16 subnormals c * 4^p * 2^-24
 // (tensor cores take subnormals at full rate), one instruction for two codes. Everything else is
@@ -26,8 +28,8 @@
 //
 // Products into one accumulator wait for each other, so two tiles always take turns.
 //
-// Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, 657 instructions a warp (76 of
-// them mma); with 8-bit parameters and a bias 5120 bytes, 749 instructions.
+// Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, 672 instructions a warp, 617 of
+// them in page_unit (76 mma), the others for the copy; with 8-bit parameters and a bias 5120 bytes.
 // docs/design/decode-attention.md has the count and the times. Reference: CpuBackend::do_kv_attend.
 // Test: tests/cuda/kv_attend_test.cpp.
 #pragma once
@@ -107,9 +109,9 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
   let_next_start();
   const Piece* own_piece = a.pieces + blockIdx.x * warps + warp;
   const Piece piece = read_piece(own_piece);
-  std::byte* ones = shared + at.ones + warp * 128;
+  std::byte* ones = shared + at.ones + warp * 16;
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
-  reinterpret_cast<uint32_t*>(ones)[lane] = kOnes;
+  if (lane < 4) reinterpret_cast<uint32_t*>(ones)[lane] = kOnes;
   if (lane < 2) slots[2 * warp + lane].id = -1;
   // Only the merging needs the line.
   if (threadIdx.x < sizeof(Line) / 16)
