@@ -73,7 +73,7 @@ struct Line {
   float scale[2], minimum[2];
 };
 
-__device__ __forceinline__ Line line_of(const TwoScales& s) {
+[[maybe_unused]] __device__ __forceinline__ Line line_of(const TwoScales& s) {
   Line line;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -126,14 +126,14 @@ struct PairLine {
   uint32_t high[2], low[2], zero[2];
 };
 
-__device__ __forceinline__ __nv_bfloat162 as_bf16s(uint32_t v) {
+[[maybe_unused]] __device__ __forceinline__ __nv_bfloat162 as_bf16s(uint32_t v) {
   return *reinterpret_cast<const __nv_bfloat162*>(&v);
 }
-__device__ __forceinline__ uint32_t bits_of(__nv_bfloat162 v) {
+[[maybe_unused]] __device__ __forceinline__ uint32_t bits_of(__nv_bfloat162 v) {
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
-__device__ __forceinline__ PairLine pair_line_of(const TwoScales& s) {
+[[maybe_unused]] __device__ __forceinline__ PairLine pair_line_of(const TwoScales& s) {
   PairLine line;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
