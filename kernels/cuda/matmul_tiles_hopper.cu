@@ -32,6 +32,12 @@ constexpr int kSharedMax = 227 << 10;
 template <int Rows>
 struct Stage {
   static constexpr int kThreads = kConsumers + 32 * kProducerWarps;
+  // Registers of a thread. With fewer than 112 for 128 rows of x, products would wait for each
+  // other (C7512). The kernel starts with 96 for each thread, and these are no more.
+  static constexpr int kConsumerRegisters = Rows == 128 ? 112 : 104;
+  static constexpr int kProducerRegisters = Rows == 128 ? 32 : 40;
+  static_assert(kConsumers * kConsumerRegisters + 32 * kProducerWarps * kProducerRegisters <=
+                96 * kThreads);
   static constexpr int kTiles = 1;  // of 64 rows of W, of a warpgroup
   static constexpr int kHeight = kConsumers / 2 * kTiles;
   static constexpr int kSubtiles = kHeight / kWeightTileRows;
@@ -67,7 +73,7 @@ struct Line {
   float scale[2], minimum[2];
 };
 
-__device__ __forceinline__ Line line_of(const TwoScales& s) {
+[[maybe_unused]] __device__ __forceinline__ Line line_of(const TwoScales& s) {
   Line line;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -120,14 +126,14 @@ struct PairLine {
   uint32_t high[2], low[2], zero[2];
 };
 
-__device__ __forceinline__ __nv_bfloat162 as_bf16s(uint32_t v) {
+[[maybe_unused]] __device__ __forceinline__ __nv_bfloat162 as_bf16s(uint32_t v) {
   return *reinterpret_cast<const __nv_bfloat162*>(&v);
 }
-__device__ __forceinline__ uint32_t bits_of(__nv_bfloat162 v) {
+[[maybe_unused]] __device__ __forceinline__ uint32_t bits_of(__nv_bfloat162 v) {
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
-__device__ __forceinline__ PairLine pair_line_of(const TwoScales& s) {
+[[maybe_unused]] __device__ __forceinline__ PairLine pair_line_of(const TwoScales& s) {
   PairLine line;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -284,11 +290,11 @@ __global__ void __launch_bounds__(Stage<Rows>::kThreads, 1)
   fence_before_async_copy();
   __syncthreads();
   if (warp >= kConsumers / 32) {
-    registers_down<40>();
+    registers_down<S::kProducerRegisters>();
     produce<S>(p, first, last, shared_address(memory), full, empty);
     return;
   }
-  registers_up<104>();
+  registers_up<S::kConsumerRegisters>();
   wait_for_previous();  // before this kernel writes
   float sums[S::kTiles][Rows / 8][4];
   uint32_t a[2][S::kTiles][2][4];
