@@ -151,6 +151,8 @@ TEST_CASE("Llama pythonic: calls in a list") {
            "{\"a\": 1, \"b\": -2.5e3, \"c\": true, \"d\": null, \"e\": [1, \"x\"], \"g\": {\"k\": "
            "[1, 2]}}"}}});
   check(p, "[ns.get-time(f=())]", {"", {{"ns.get-time", "{\"f\": []}"}}});
+  check(p, "[f()] \n and more", {"and more", {{"f", "{}"}}});
+  check(p, "[f()] \n", {"", {{"f", "{}"}}});
   // Blanks wherever Python takes them, and brackets and commas inside of strings.
   check(p, " [ f ( a =  'x, )]}' ,b\t=\n[ ')' , \"'\" ] ) ] ",
         {" [ f ( a =  'x, )]}' ,b\t=\n[ ')' , \"'\" ] ) ] ", {}});
