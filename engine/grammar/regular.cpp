@@ -35,7 +35,10 @@ class RegexParser {
   }
   std::string shown() const {
     constexpr size_t kShown = 60;
-    return '"' + std::string(text_.substr(0, kShown)) + (text_.size() > kShown ? "..." : "") + '"';
+    if (text_.size() <= kShown) return fmt::format("\"{}\"", text_);
+    size_t end = kShown;
+    while (end > 0 && (uint8_t(text_[end]) & 0xC0) == 0x80) --end;  // characters stay whole
+    return fmt::format("\"{}...\"", text_.substr(0, end));
   }
 
   bool ends() const { return at_ >= text_.size(); }

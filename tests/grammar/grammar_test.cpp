@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "base/utf8.h"
 #include "engine/grammar/compiler.h"
 #include "engine/grammar/matcher.h"
 
@@ -298,7 +299,9 @@ TEST_CASE("brackets in the strings of a schema are not depth") {
   CHECK(refusal(schema(deep)).find("more than 64 deep") != std::string::npos);
 }
 
-TEST_CASE("a refusal names a character whole, and its line") {
+TEST_CASE("a refusal quotes characters whole") {
+  for (const size_t before : {57, 58, 59})
+    CHECK(is_valid_utf8(refusal(regex(std::string(before, 'a') + "€("))));
   for (const char* text : {"root ::= \"a\"\nb ::= é", "start: \"a\"\nb: é"})
     CHECK(refusal(grammar_text(text)) == "the grammar, line 2: unexpected character 'é'");
 }
