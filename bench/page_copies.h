@@ -18,7 +18,7 @@ struct PageCopyTimes {
 };
 
 // Copies batches of about `bytes` bytes in pieces of `page_bytes`. Errors: resource_exhausted if
-// the device or the host has not so much memory.
+// the device or the host has too little memory.
 Result<PageCopyTimes> time_page_copies(Backend& backend, KernelTimer& timer, int64_t page_bytes,
                                        int64_t bytes);
 

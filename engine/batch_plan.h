@@ -12,7 +12,7 @@ namespace kivi {
 
 struct Sequence;
 
-// Of which rows of a part the final hidden states are summed.
+// The rows of a part whose final hidden states are summed.
 enum class HiddenRows : uint8_t { none, last, all };
 
 // The tokens [past, past + count) of one sequence.
@@ -73,7 +73,8 @@ struct KvTransfer {
 struct BatchPlan {
   // Enqueued before the step, as one batch that runs beside it. Empty: no batch.
   std::vector<KvTransfer> transfers;
-  // The step begins after so many batches, of all that were ever enqueued, this plan's included.
+  // The step waits until this many batches are done. All batches count that were ever enqueued, and
+  // that of this plan too.
   uint64_t after_transfers = 0;
 
   std::vector<PlannedSequence> sequences;  // decodes first, then prompt chunks

@@ -17,8 +17,8 @@ namespace kivi {
 enum class PrefillMode { exact, stream };
 enum class Switch { automatic, off, on };
 enum class SchedulingPolicy { fair, fcfs, priority };
-// What becomes of a prefix that lies on the host or on disk: what is estimated to be faster, or one
-// of the two.
+// How a request gets a prefix that lies on the host or on disk: `fetch` copies it back, `compute`
+// computes it again, and `automatic` does what is estimated to be faster.
 enum class KvFetch { automatic, fetch, compute };
 
 struct EngineConfig {

@@ -18,7 +18,7 @@
 namespace kivi {
 namespace {
 
-// SplitMix64 (Steele, Lea, Flood 2014): neighbouring inputs give unrelated seeds.
+// SplitMix64 (Steele, Lea, Flood 2014): neighboring inputs give unrelated seeds.
 uint64_t next_seed(uint64_t x) {
   x += 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -301,7 +301,7 @@ bool Engine::Impl::emit_token(Sequence& s, int position, SampledToken& token,
       event.finish == FinishReason::stop && std::ranges::binary_search(s.stop_ids, token.id);
   if (event.finish == FinishReason::error)
     event.error = Error{ErrorCode::internal,
-                        fmt::format("the structured output can not go on with token {} at position "
+                        fmt::format("the structured output cannot go on with token {} at position "
                                     "{}: its grammar is too ambiguous",
                                     token.id, position)};
   if (event.finish) {
@@ -334,7 +334,7 @@ void Engine::Impl::end_broken(Sequence& s, int position, Clock::time_point now) 
   if (s.request.constraint != nullptr)
     error.message = fmt::format(
         "no token that the structured output allows at position {} has a finite logit: the "
-        "vocabulary can not spell it, or the model's logits are not finite",
+        "vocabulary cannot spell it, or the model's logits are not finite",
         position);
   log_error("request {}: {}", s.request.id, error.message);
   finish(s, {.finish = FinishReason::error, .error = std::move(error)}, now);

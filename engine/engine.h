@@ -87,8 +87,8 @@ class Engine {
   // once. Any thread.
   Result<std::vector<std::shared_ptr<TokenStream>>> submit_all(
       std::vector<Request> requests, const std::function<std::function<void()>(size_t)>& notify_of);
-  // The error that submit_all of so many requests and prompt tokens would return now because of the
-  // queue. Any thread.
+  // Returns the error that submit_all of this many requests and prompt tokens would return now
+  // because of the queue. Any thread.
   Status check_room(int requests, int64_t prompt_tokens) const;
 
   // Starts the engine thread. Once.

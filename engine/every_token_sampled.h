@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A constraint that forces no token: the sampler chooses those too that the inner one would force.
-// What forced tokens save is measured against it.
+// A constraint that forces no token, so that the sampler also chooses the tokens that the inner
+// constraint would force. Benchmarks use it to measure what forced tokens save.
 #pragma once
 
 #include <memory>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inbox: where requests enter the engine, and the one door through which other threads reach those
-// that run. Many writers; the engine thread reads. One mutex.
+// Inbox holds new requests until the engine thread takes them. It is also the only way by which
+// other threads reach requests that run. Many threads write, and the engine thread reads, under one
+// mutex.
 #pragma once
 
 #include <chrono>
@@ -31,14 +32,14 @@ class Inbox {
   Status put(std::unique_ptr<Sequence> sequence);
   // Puts all sequences or none. Errors as those of put().
   Status put_all(std::vector<std::unique_ptr<Sequence>> sequences);
-  // The error that put_all() of so many requests and prompt tokens would return now.
+  // Returns the error that put_all() of this many requests and prompt tokens would return now.
   Status check_room(int requests, int64_t prompt_tokens) const;
   void close();  // no more is taken
   // Cancels the streams of the request `id` and of its choices ("<id>/..."); false if there is
   // none.
   bool cancel(const std::string& id);
   void cancel_all();
-  // True once every request that was put has ended; false after `timeout`.
+  // Waits until every request that was put has ended. Returns false after `timeout`.
   bool wait_until_empty(std::chrono::milliseconds timeout);
   int size() const;  // put, and not yet taken
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // KvCache knows which pages, residual slot and staging pages each sequence holds. It keeps the
-// books; Backend::kv_append writes the bytes. The books are exact: what is held is what the format
-// says for each sequence, in whole pages and slots, and a page that several sequences share counts
+// accounts, and Backend::kv_append writes the bytes. The accounts are exact: each sequence holds
+// the whole pages and slots that its format needs, and a page that several sequences share counts
 // once. Pages that are kept for later sequences are the prefix cache's (prefix_cache.h); they count
 // as free. Engine thread only.
 #pragma once

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // KvTier: the prefix cache's pages on the host, and what lies beyond them
-// (docs/design/kv-tiers.md). Books only: a StepRunner moves the bytes between store and host, a
-// PieceStore those between host and disk. Engine thread only.
+// (docs/design/kv-tiers.md). It only keeps accounts: a StepRunner moves the bytes between store and
+// host, and a PieceStore those between host and disk. Engine thread only.
 //
 // What the prefix cache remembers is also copied to host pages ("written behind") as soon as it can
-// not change any more. So nothing need be saved when the store's pages are taken. A *piece* is a
+// not change any more. So nothing has to be saved when the store's pages are taken. A *piece* is a
 // block or a checkpoint (piece_store.h). Pieces have names that say all that their bytes depend on,
 // so a piece never changes. The least recently used one is dropped when host pages run out.
 //
-// A waiting sequence whose first tokens lie here beyond what the store still has *fetches* them:
-// pages of the store are taken and filled beside the steps, and then the prefix cache remembers
-// them as if they had been computed. The sequence finds them there. Until then others pass.
+// If the tier has more of a waiting sequence's first tokens than the store, the sequence *fetches*
+// them: pages of the store are taken and filled beside the steps, and then the prefix cache
+// remembers them as if they had been computed. The sequence finds them there. Until then it lets
+// others pass.
 //
 // Order: transfers go in batches, one a plan. Batches run one after the other, each after the steps
 // launched before it. So host pages need no protection against other transfers, and a page of the
 // store that a transfer reads or writes may be given away at once: the step that writes it waits
-// for the batch, on the device (PrefixCache::note_transfer, BatchPlan::after_transfers). Nothing is
-// held for a copy's sake, so no copy ever causes a preemption. Pages of a fetch are held by it, and
-// the fetch is abandoned before a running sequence is preempted.
+// for the batch, on the device (PrefixCache::note_transfer, BatchPlan::after_transfers). No page is
+// held only because it is copied, so no copy ever causes a preemption. Pages of a fetch are held by
+// it, and the fetch is abandoned before a running sequence is preempted.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +51,8 @@ struct KvTierSetup {
   std::unique_ptr<PieceStore> disk;     // null: none
 };
 
-// What the choice between fetching and computing goes by. All rates are those of recent work; 0:
-// not known.
+// The rates by which the time of fetching is compared with that of computing. All are rates of
+// recent work; 0: not known.
 struct FetchRates {
   double tokens = 0;      // computed in a second, of prompts
   double pages = 0;       // copied between the host and the store in a second
@@ -139,8 +140,8 @@ class KvTier {
   // There is something to do without any sequence: transfers to hand over, or jobs to wait for.
   bool busy() const;
 
-  // What was computed may be wrong. Everything on the host is dropped, and what lies on disk under
-  // these names.
+  // Call it if what was computed may be wrong. Drops everything on the host, and what lies on disk
+  // under these names.
   void forget_all();
   void forget_on_disk(std::span<const BlockName> names);
 

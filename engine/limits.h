@@ -33,7 +33,7 @@ inline constexpr int64_t kMaxChatTemplateBytes = 1 << 20;           // the large
 // HTTP.
 inline constexpr size_t kDefaultMaxBodyBytes = 16 << 20;  // a 2,048-prompt batch of lm-eval fits
 inline constexpr size_t kDefaultMaxBodyBytesInFlight = 256 << 20;  // 16 of the largest bodies
-// Connections, as long as the process may open so many file descriptors.
+// Connections, if the process may open enough file descriptors.
 inline constexpr int kDefaultMaxConnections = 4096;
 inline constexpr int kDefaultMaxGrpcConnections = 1024;  // a client of gRPC needs but one
 inline constexpr size_t kMaxHeaderBytes = 64 << 10;

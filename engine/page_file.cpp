@@ -196,13 +196,13 @@ Status read_page_file(const std::string& path, const PageFileContent& content,
   struct stat info = {};
   if (::fstat(file.fd(), &info) != 0 || !S_ISREG(info.st_mode)) return wrong("not a regular file");
   if (info.st_size != page_file_bytes(content.pages.size(), content.page_bytes))
-    return wrong("does not have the length that it must have");
+    return wrong("does not have the length of a page file of this cache");
   Header header;
   if (!file.read(&header, sizeof header)) return failed(path, "cannot read");
   Header expected = header_of(content, keys);
   expected.salt = header.salt;
   if (std::memcmp(&header, &expected, sizeof header) != 0)
-    return wrong("its header is not the one that it must have");
+    return wrong("its header is not that of this cache and block");
   Seal seal(keys, header, /*decrypts=*/true);
   for (std::byte* page : content.pages) {
     if (!file.read(page, content.page_bytes)) return failed(path, "cannot read");

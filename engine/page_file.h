@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// PageFile: how a piece of the prefix cache lies in a file (docs/design/kv-tiers.md, section 4).
+// The format of a file that holds a piece of the prefix cache (docs/design/kv-tiers.md, section 4).
 //
 //   header (128 bytes) | pages, one after the other | tag (16 bytes)
 //
@@ -33,14 +33,15 @@ struct PageFileContent {
   std::span<std::byte* const> pages;
 };
 
-// The bytes of a file with so many pages.
+// Returns the bytes of a file with this many pages.
 int64_t page_file_bytes(size_t pages, size_t page_bytes);
 
 // Writes `path` whole or not at all: a new file beside it takes its name when it is complete. Files
-// are readable by their owner alone. Error: the file and the system's reason.
+// are readable by their owner alone. The error names the file and the system's reason.
 Status write_page_file(const std::string& path, const PageFileContent& content,
                        const PageFileKeys& keys);
-// Reads the pages. Error: the file and what is wrong with it. Then the pages hold anything.
+// Reads the pages. The error says what is wrong with which file. After an error the contents of the
+// pages are undefined.
 Status read_page_file(const std::string& path, const PageFileContent& content,
                       const PageFileKeys& keys);
 

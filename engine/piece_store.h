@@ -47,7 +47,7 @@ class PieceStore {
   virtual ~PieceStore() = default;
 
   virtual bool writes() const = 0;
-  // May say true of a piece that can no longer be read.
+  // May return true for a piece that can no longer be read.
   virtual bool contains(const PieceKey& key) const = 0;
   // Begin a job and return its number. The job reads (writes) the pages until it is done.
   virtual uint64_t write(const PieceKey& key, const std::vector<int32_t>& pages) = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // PrefixCache: the pages of the store, who holds them, and which tokens the unheld ones still hold
-// (docs/design/prefix-cache.md). Books only: no bytes are moved here. Engine thread only.
+// (docs/design/prefix-cache.md). It only keeps accounts and moves no bytes. Engine thread only.
 //
 // A page is free, held by one or more sequences, kept by the cache, or both held and kept. A kept
 // page that nobody holds is *evictable*: it counts as free, and it is taken, oldest first, when
@@ -40,7 +40,7 @@ struct PrefixBlocks {
   int first = 0;        // tokens of block 0
   int block = 0;        // tokens of every other block
   int block_pages = 0;  // pages of a block
-  int behind = 0;       // a block's values are all in pages when so many tokens follow it: R
+  int behind = 0;       // R: when this many tokens follow a block, its values are all in pages
   int slab_pages = 0;   // pages of a checkpoint; 0: the format needs none
 
   static PrefixBlocks of(const KvLayout& layout);

@@ -22,9 +22,9 @@ struct StoredBlock {
   PrefixMedium medium = PrefixMedium::device;
 };
 
-// The cache calls every member on the engine thread, which waits for the return: copy and leave.
-// Blocks of requests with a salt are not announced, because only requests of the same salt may know
-// of them.
+// The cache calls every member on the engine thread, which waits until the call returns. So copy
+// what you need and return at once. Blocks of requests with a salt are not announced, because only
+// requests of the same salt may know of them.
 class PrefixObserver {
  public:
   virtual ~PrefixObserver() = default;

@@ -9,8 +9,8 @@ namespace kivi {
 
 class RunningRate {
  public:
-  // `amount` took `seconds` of work. What was done before counts for less: after kMemorySeconds of
-  // work, 1 / e of what it did.
+  // Adds `amount` of work that took `seconds`. Earlier work loses weight: after kMemorySeconds of
+  // work, it counts 1 / e of what it did.
   void add(double amount, double seconds) {
     if (amount <= 0 || seconds <= 0) return;
     const double kept = std::exp(-seconds / kMemorySeconds);

@@ -6,8 +6,8 @@
 // of running sequences, oldest first; then waiting sequences are admitted while rows, slots, pages
 // and staging pages last, strictly in order. A chunk has a fixed length (prefill_chunk_tokens, or
 // what is left of the prompt), so that a request's numbers do not depend on its company: a prompt
-// whose first chunk does not fit waits for the next step. Who runs always has its rows: a chunk is
-// counted as the longest that may follow it, and newcomers get what is left.
+// whose first chunk does not fit waits for the next step. A running sequence always gets its rows:
+// each chunk counts as the longest one that may follow it, and newcomers get what is left.
 //
 // Whose turn it is: under fcfs the oldest sequence, by arrival. Under `priority` the priority goes
 // before the arrival. Under `fair` the waiting sequence of the tenant that has been served least is
@@ -53,8 +53,8 @@
 // long enough.
 //
 // A prompt of mode exact that does not fit into staging is computed layer by layer (LayerwiseUnits,
-// docs/design/decisions/032-layer-by-layer.md). It has every other step for itself. One at a time
-// is: others of its kind are passed over until the area is free.
+// docs/design/decisions/032-layer-by-layer.md). Every other step belongs to it alone. Only one such
+// prompt is computed at a time: others of its kind are passed over until the area is free.
 //
 // Prefix cache: a sequence that is admitted begins after the longest prefix that it can be
 // continued from. Its other tokens are appended to that, chunk by chunk. In mode stream only
@@ -109,15 +109,16 @@ class Scheduler {
   // Takes a sequence out of wherever it is and gives back what it holds. What it has stored may be
   // reused, unless forget_prefixes follows.
   std::unique_ptr<Sequence> remove(Sequence* sequence);
-  // What is kept of earlier sequences may be wrong: a step with these sequences failed.
+  // Forgets what is kept of earlier sequences, because it may be wrong: a step with these sequences
+  // failed.
   void forget_prefixes(std::span<Sequence* const> suspects);
-  // So many batches of transfers are done (StepRunner::transfers_done), and took so long in all, as
-  // the next plan may know.
+  // Tells the next plan that this many batches of transfers are done (StepRunner::transfers_done),
+  // and that they took `seconds` in all.
   void note_transfers(uint64_t batches, double seconds) {
     transfers_done_ = batches;
     transfer_seconds_ = seconds;
   }
-  // A step took so long, by itself.
+  // Records that a step took `seconds`, without the time in which the step before still ran.
   void note_step(const BatchPlan& plan, double seconds);
 
   const PrefixCounts& prefix_counts() const { return prefix_counts_; }

@@ -46,7 +46,7 @@ std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenSt
     s->stop_ids.insert(s->stop_ids.end(), eos_token_ids.begin(), eos_token_ids.end());
   std::ranges::sort(s->stop_ids);
   s->stop_ids.erase(std::unique(s->stop_ids.begin(), s->stop_ids.end()), s->stop_ids.end());
-  // Where a constraint allows nothing but the end, min_tokens can not forbid it.
+  // Where a constraint allows nothing but the end, min_tokens cannot forbid it.
   const bool forbids = p.min_tokens > 0 && s->request.constraint == nullptr;
   s->bias = forbids ? bias_with_forbidden(*s) : p.logit_bias;
   if (s->penalized()) s->penalties = penalties_of_prompt(s->tokens);

@@ -80,7 +80,7 @@ struct Sequence {
   uint64_t order = 0;        // admission order; the smallest is the oldest
   uint64_t seed = 0;         // resolved
   Tenant* tenant = nullptr;  // of the scheduler's queue, while the sequence waits or runs
-  int charged_tokens = 0;    // the first so many tokens have been counted for the tenant
+  int charged_tokens = 0;    // of its first tokens, counted for the tenant
   bool deferred = false;     // not admitted in this plan: a running sequence computes its prefix
   int cached_tokens = -1;    // prompt tokens that were reused at the first admission; -1: none yet
   SequenceState state = SequenceState::waiting;
@@ -122,8 +122,8 @@ struct Sequence {
   }
 };
 
-// Makes the sequence of a validated request. `seed` is used if the request has none. The inbox sets
-// `order`. Any thread.
+// Makes the sequence for a validated request. `seed` is used if the request has none. The inbox
+// sets `order`. Any thread.
 std::unique_ptr<Sequence> make_sequence(Request request, std::shared_ptr<TokenStream> stream,
                                         uint64_t seed, std::span<const int32_t> eos_token_ids);
 

@@ -42,9 +42,9 @@ class StepRunner {
   virtual ~StepRunner() = default;
 
   // Enqueues copies between the store and the host's pages as one batch, in order after the batches
-  // before it. It begins after the steps that were launched, and runs beside later ones, but for
-  // those that must wait for it (BatchPlan::after_transfers). Not called for an engine without
-  // pages on the host. Engine thread.
+  // before it. It begins after the steps that were launched before it. It runs beside later steps,
+  // except those that must wait for it (BatchPlan::after_transfers). Not called for an engine
+  // without pages on the host. Engine thread.
   virtual void transfer(std::span<const KvTransfer>) {}
   // Returns the number of batches that are done. Does not wait.
   virtual uint64_t transfers_done() { return 0; }
@@ -55,9 +55,9 @@ class StepRunner {
   // Enqueues the step up to its logits. The plan is read only during the call. Engine thread.
   virtual void launch(const BatchPlan& plan) = 0;
   // Enqueues what chooses the tokens of the step that was launched last. Called once after each
-  // launch, with the same plan. Sequences whose tokens depend on the ids of the step before need
-  // that step collected first; what is chosen for a sequence that has the token already, or has
-  // ended, means nothing. Engine thread.
+  // launch, with the same plan. If a sequence's token depends on the ids of the step before, that
+  // step must be collected first. A token chosen for a sequence that already has it, or has ended,
+  // means nothing. Engine thread.
   virtual void sample(const BatchPlan& plan) = 0;
   // Returns true if a step may still run when `launch` returns. Then the next step may be launched
   // before this one is collected, with -1 in `tokens` for this step's token. At most two steps may

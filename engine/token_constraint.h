@@ -9,20 +9,20 @@
 
 namespace kivi {
 
-// Made on any thread. The engine thread alone uses it from the submit on.
+// Any thread makes it. From the submit on, only the engine thread uses it.
 class TokenConstraint {
  public:
   enum class Verdict {
     going_on,
     complete,  // the output is whole, and nothing can follow
-    broken,    // the token does not fit, or the constraint can not tell any more
+    broken,    // the token does not fit, or the constraint cannot tell any more
   };
 
   virtual ~TokenConstraint() = default;
-  // The tokens that may come next, bit id % 32 of word id / 32. The words live until accept().
-  // Empty: it can not tell.
+  // Returns the tokens that may come next: bit id % 32 of word id / 32. The words live until
+  // accept(). Empty: it cannot tell.
   virtual std::span<const uint32_t> mask() = 0;
-  // The one token that mask() allows, where that is known without making the mask. Such a token
+  // Returns the one token that mask() allows, if it is known without making the mask. Such a token
   // need not be sampled.
   virtual std::optional<int32_t> forced() { return std::nullopt; }
   // Takes the token that was sampled under mask(), or forced().

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/verify.h"
 #include "kernels/weight_codec.h"
@@ -123,19 +124,25 @@ void Backend::embed(const Weight& table, const Tensor& ids, const Tensor& out) {
   if (out.rows() > 0) do_embed(table.plain, ids, out);
 }
 
-void Backend::do_embed_quantized(const Weight&, const Tensor&, const Tensor&) {
-  KIVI_VERIFY(false);
-}
-
-void Backend::do_matmul_quantized(const Operand&, const Weight&, const Tensor&, const Tensor&) {
-  KIVI_VERIFY(false);
-}
-
 ProductInput Backend::product_input(const Tensor&, const Weight&, const Tensor&, const Tensor&) {
   return ProductInput::plain;
 }
 
-void Backend::run_recorded(uint64_t, const std::function<void()>& ops) { ops(); }
+void Backend::run_recorded(uint64_t key, const std::function<void()>& ops) {
+  if (observer_.before_attend || observer_.before_append)
+    ops();
+  else
+    do_run_recorded(key, ops);
+}
+
+void Backend::do_run_recorded(uint64_t, const std::function<void()>& ops) { ops(); }
+
+template <class Show>
+void Backend::observed(const Show& show) {
+  AttentionObserver observer = std::exchange(observer_, {});
+  show(observer);
+  observer_ = std::move(observer);
+}
 
 void Backend::resolve_ids(const Tensor& ids, const Tensor& sampled) {
   KIVI_VERIFY(ids.dtype == DType::i32 && ids.rank == 1 && sampled.dtype == DType::i32 &&
@@ -223,7 +230,13 @@ void Backend::kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
   KIVI_VERIFY(columns > 0 &&
               columns % (int64_t(store.layout.shape.heads) * store.layout.shape.head_dim) == 0);
   KIVI_VERIFY(is_float(out.dtype) && is_matrix(out, step.rows, columns));
-  if (step.rows > 0) do_kv_attend(q, kv, store.of_layer(layer), step, layer, scale, out);
+  if (step.rows == 0) return;
+  const KvView& own = store.of_layer(layer);
+  if (observer_.before_attend)
+    observed([&](const AttentionObserver& observer) {
+      observer.before_attend(*this, {q, kv, own, step, layer, scale, out.dtype});
+    });
+  do_kv_attend(q, kv, own, step, layer, scale, out);
 }
 
 void Backend::kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
@@ -232,6 +245,12 @@ void Backend::kv_append(const Tensor& kv, const KvView& store, const StepView& s
   KIVI_VERIFY(kv.rows() == int64_t(layers) * step.rows);
   verify_step(kv.slice_rows(0, step.rows), store, step, layer);
   if (step.rows == 0) return;
+  if (observer_.before_append)
+    observed([&](const AttentionObserver& observer) {
+      for (int i = 0; i < layers; ++i)
+        observer.before_append(*this, kv.slice_rows(int64_t(i) * step.rows, step.rows),
+                               store.of_layer(layer + i), layer + i);
+    });
   // Layers that follow each other with the same bits are stored at once.
   const KvLayout& layout = store.layout;
   for (int first = layer, end = first; first < layer + layers; first = end) {

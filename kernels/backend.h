@@ -27,6 +27,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -82,6 +83,64 @@ struct HostCopy {
   size_t bytes = 0;
 };
 
+class Backend;
+
+// The arguments of a kv_attend that is about to run. The tensors are in device memory.
+struct AttentionCall {
+  Tensor q;   // [t, hq d] query type
+  Tensor kv;  // [t, 2 hk d] f16: keys after RoPE, then values
+  const KvView& store;
+  const StepView& step;
+  int layer = 0;
+  float scale = 1;
+  DType out = DType::f32;  // type of the output
+};
+
+// Sees the queries, keys and values of each layer before attention and before the store read them.
+// May call ops of `backend`, which it does not see, and upload to `kv`. Attention (if it has not
+// run yet) and the store then read what was uploaded.
+struct AttentionObserver {
+  std::function<void(Backend& backend, const AttentionCall& call)> before_attend;
+  std::function<void(Backend& backend, const Tensor& kv, const KvView& store, int layer)>
+      before_append;
+};
+
+// What a device implements of each op, declared once for all devices: Backend is abstract in it,
+// and a device overrides it. Backend's public op of the same name says what each does. Backend has
+// checked the arguments by then, and there is at least one row.
+// - do_add_norm: for a plain norm, `delta` is empty.
+// - do_embed_quantized, do_matmul_quantized: only called if the device multiplies the format.
+// - do_begin_step: the store's layers may differ in their bits. The other ops get a store whose
+//   layers are alike (KvView::of_layer).
+#define KIVI_BACKEND_OPS(prefix, suffix)                                                           \
+  prefix void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) suffix;          \
+  prefix void do_resolve_ids(const Tensor& ids, const Tensor& sampled) suffix;                     \
+  prefix void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,              \
+                          const Tensor& bias, NormKind kind, float eps, const Operand& out)        \
+      suffix;                                                                                      \
+  prefix void do_add(const Tensor& x, const Tensor& delta) suffix;                                 \
+  prefix void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out)   \
+      suffix;                                                                                      \
+  prefix void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out)        \
+      suffix;                                                                                      \
+  prefix void do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,           \
+                                  const Tensor& out) suffix;                                       \
+  prefix void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,                \
+                      const KvShape& shape, const Tensor& q, const Tensor& kv) suffix;             \
+  prefix void do_begin_step(const StepView& step, const KvView& store, int heads_q) suffix;        \
+  prefix void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,                 \
+                           const StepView& step, int layer, float scale, const Tensor& out)        \
+      suffix;                                                                                      \
+  prefix void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer, \
+                           int layers) suffix;                                                     \
+  prefix void do_gated_activation(const Tensor& gate_up, Activation activation,                    \
+                                  const Operand& out) suffix;                                      \
+  prefix void do_activate(const Tensor& x, Activation activation) suffix;                          \
+  prefix void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) suffix;       \
+  prefix void do_add_rows(const Tensor& x, const Tensor& sums) suffix;                             \
+  prefix void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids)  \
+      suffix
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -95,17 +154,17 @@ class Backend {
                              [[maybe_unused]] int hidden) const {
     return ok_status();
   }
-  // Returns true if this device multiplies by matrices of this format as they lie. Others become
-  // plain while they are loaded.
+  // Returns true if this device multiplies by matrices of this format without converting them
+  // first. Matrices of other formats become plain while they are loaded.
   virtual bool multiplies(const WeightFormat& format) const {
     return format.kind == WeightKind::plain;
   }
-  // Returns how this device rounds x before the product that matmul would compute of the same
-  // arguments. W is quantized. Of `x`, the shape and the strides count.
+  // Returns how matmul, called with the same arguments, rounds x before the product. W is
+  // quantized. Only the shape and the strides of `x` matter.
   virtual ProductInput product_input(const Tensor& x, const Weight& w, const Tensor& bias,
                                      const Tensor& out);
   // Returns the bytes of scratch that a product of up to `rows` rows by a quantized matrix needs on
-  // this device. Of `w`, the format, n, k and `hadamard` count.
+  // this device. Only the format, n, k and `hadamard` of `w` matter.
   virtual int64_t product_scratch_bytes([[maybe_unused]] const Weight& w,
                                         [[maybe_unused]] int64_t rows) const {
     return 0;
@@ -115,17 +174,17 @@ class Backend {
   virtual void use_product_scratch([[maybe_unused]] std::byte* memory,
                                    [[maybe_unused]] int64_t bytes) {}
 
-  // The bytes of scratch memory (KvView::scratch) that hold one layer's history of `tokens` tokens
-  // in 16 bits. 0 where this device reads a history of this format where it lies.
+  // Returns the bytes of scratch memory (KvView::scratch) that hold one layer's history of `tokens`
+  // tokens in 16 bits. 0 = this device needs no scratch for this format.
   virtual int64_t scratch_bytes_for([[maybe_unused]] const KvLayout& layout,
                                     [[maybe_unused]] int64_t tokens) const {
     return 0;
   }
 
-  // Keeps of the groups of a step those whose shared pages this device reads once for all members,
-  // because that is faster, and returns how many groups a step may have at most. Their order may
-  // change. pages_begin and members_begin of a group do not matter here. A device that keeps none
-  // reads shared pages like others.
+  // Removes from the groups of a step those whose shared pages this device does not read once for
+  // all members, because that would not be faster. Returns the largest number of groups that a step
+  // may have. The order of the groups may change, and their pages_begin and members_begin do not
+  // matter here. A device that keeps no groups reads shared pages like other pages.
   virtual int keep_groups([[maybe_unused]] const KvLayout& layout, [[maybe_unused]] int heads_q,
                           std::vector<StepGroup>& groups) const {
     groups.clear();
@@ -167,11 +226,16 @@ class Backend {
   // Enqueues the ops that `ops` calls. A device with graphs may record them under `key`. If the
   // same key comes again, it replays the record without calling `ops`. So shapes and addresses must
   // be the same each time, but contents may differ. `ops` must not upload, download, allocate or
-  // sample.
-  virtual void run_recorded(uint64_t key, const std::function<void()>& ops);
+  // sample. While ops are observed, nothing is recorded: a replay would pass the observer by.
+  void run_recorded(uint64_t key, const std::function<void()>& ops);
   // Returns true if ops return before they are done. Then it pays to plan a step while another
   // runs.
   virtual bool asynchronous() const { return false; }
+
+  // --- observation ------------------------------------------------------------------------------
+  // Shows attention to `observer` from now on. For studies (study/kv_study.h): the server never
+  // calls it. The observer lives as long as the backend.
+  void observe(AttentionObserver observer) { observer_ = std::move(observer); }
 
   // --- time -------------------------------------------------------------------------------------
   // Records the time at which the device reaches this place in the order of calls, under an index
@@ -219,9 +283,9 @@ class Backend {
 
   // Prepares what the attention of all layers of a step shares. Call it once a step, before the
   // first kv_attend of the step and after the step's sequences are on the device. Until a layer's
-  // kv_attend, nothing may write that layer's part of the store. heads_q: query heads. The step has
-  // the window of the layer that attends first; what other windows need is prepared with the first
-  // layer that has one.
+  // kv_attend, nothing may write that layer's part of the store. heads_q: query heads. `step` has
+  // the window of the layer that attends first. What another window needs is prepared when the
+  // first layer with that window attends.
   void begin_step(const StepView& step, const KvView& store, int heads_q);
 
   // out = softmax(q K^T * scale) V for every row. A row attends to its sequence's history (KvMode
@@ -269,37 +333,15 @@ class Backend {
   virtual Result<std::byte*> do_allocate(size_t bytes) = 0;
   virtual void do_free(std::byte* data, size_t bytes) = 0;
 
-  virtual void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) = 0;
-  virtual void do_resolve_ids(const Tensor& ids, const Tensor& sampled) = 0;
-  // For a plain norm, `delta` is empty.
-  virtual void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
-                           const Tensor& bias, NormKind kind, float eps, const Operand& out) = 0;
-  virtual void do_add(const Tensor& x, const Tensor& delta) = 0;
-  virtual void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
-                         const Tensor& out) = 0;
-  // Only for devices that multiply quantized matrices (`multiplies`).
-  virtual void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out);
-  virtual void do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
-                                   const Tensor& out);
-  virtual void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
-                       const KvShape& shape, const Tensor& q, const Tensor& kv) = 0;
-  // The store whose layers may differ in their bits. The other ops get one whose layers are alike
-  // (KvView::of_layer).
-  virtual void do_begin_step([[maybe_unused]] const StepView& step,
-                             [[maybe_unused]] const KvView& store, [[maybe_unused]] int heads_q) {}
-  virtual void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
-                            const StepView& step, int layer, float scale, const Tensor& out) = 0;
-  virtual void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
-                            int layers) = 0;
-  virtual void do_gated_activation(const Tensor& gate_up, Activation activation,
-                                   const Operand& out) = 0;
-  virtual void do_activate(const Tensor& x, Activation activation) = 0;
-  virtual void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) = 0;
-  virtual void do_add_rows(const Tensor& x, const Tensor& sums) = 0;
-  virtual void do_sample(const Tensor& logits, std::span<const SampleRow> rows,
-                         const Tensor& ids) = 0;
+  KIVI_BACKEND_OPS(virtual, = 0);
+  virtual void do_run_recorded(uint64_t key, const std::function<void()>& ops);
+
+  // Calls `show` with the observer. The ops that it calls are not observed.
+  template <class Show>
+  void observed(const Show& show);
 
   const StepSequence* begun_ = nullptr;  // of the step that begin_step was called for last
+  AttentionObserver observer_;
 };
 
 // Creates the CPU backend with this many threads (0 = one for each core). Never fails.

@@ -10,7 +10,7 @@
 namespace kivi {
 
 // A table with one row a layer. Plain data of a fixed size, because KvLayout holds one and goes to
-// kernels by value. A layer's codes have 2 or 4 bits, so a set of layers says all: those with 4.
+// kernels by value. A layer's codes have 2 or 4 bits, so the set of layers with 4 bits is enough.
 struct KvLayerBits {
   static constexpr int kLayersMax = 256;
 

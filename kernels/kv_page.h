@@ -65,7 +65,7 @@ struct KvFormat {
   // The first S tokens of a sequence stay in 16 bits and belong to no group.
   int sinks = 0;
   int parameter_bits = 16;  // of a scale and of a minimum: 16, or 8 (kivi alone)
-  // A decode takes from the logits of quantized keys what their noise adds to them on average
+  // A decode subtracts from the logits of quantized keys what the noise of the keys adds on average
   // (docs/design/kv-format.md, section 9).
   bool key_bias = false;
   // Queries, keys and values are multiplied by a Hadamard matrix before they are stored (section
@@ -162,8 +162,8 @@ KIVI_HOST_DEVICE constexpr CodePosition fragment_position(int first_word, int wo
 // comment says otherwise. Every region starts on a multiple of 16.
 //
 // Layers of a store may have codes of different bits. They share everything else of the format.
-// Functions of a block (its bytes, its offsets, the positions of its codes) then have to be asked
-// of `of_layer(layer)`; functions of a page, a slot or a token hold for the whole store.
+// Then ask `of_layer(layer)` for what concerns a block: its bytes, its offsets, the positions of
+// its codes. Functions that concern a page, a slot or a token hold for the whole store.
 struct KvLayout {
   KvFormat format;
   KvShape shape;
@@ -368,7 +368,7 @@ struct KvView {
     if (page_stride > 0) return page_stride;
     return int64_t(layout.block_bytes()) * layout.shape.layers * layout.shape.heads;
   }
-  // Of a store whose layers differ, only that of `of_layer` knows where blocks are.
+  // If the layers of the store differ in their bits, call this on the result of `of_layer`.
   KIVI_HOST_DEVICE std::byte* page_block(int layer, int64_t page, int head) const {
 #ifndef __CUDA_ARCH__
     KIVI_VERIFY(layout.layer_bits.empty());

@@ -38,14 +38,15 @@ struct StepSequence {
   int32_t staging_begin = 0;  // first entry of StepView::page_table for staging pages
   int32_t staging_count = 0;  // modes stage (past + row_count tokens) and seal (past tokens)
   KvMode mode = KvMode::append;
-  // KIVI formats: paged positions (kv_page.h). The values before `values_from` are in pages
-  // already, which other sequences may hold: kv_append does not write them. The values before
-  // `values_to` are written to pages although the residual has them too. They are those of tokens
-  // that the step stores, or that the residual has. Not for steps of one row in mode append.
+  // KIVI formats: paged positions (kv_page.h). The values before `values_from` are already in pages
+  // that other sequences may hold, so kv_append does not write them. The values before `values_to`
+  // are also written to pages, although the residual keeps them; their tokens are stored by this
+  // step, or are in the residual. A step of one row in mode append cannot do this.
   int32_t values_from = 0;
   int32_t values_to = 0;
-  // The first pages of its part of the page table that its group attends to at once (StepGroup);
-  // 0 = it is in no group. Values and keys of these pages are all quantized (fp16 pages: stored).
+  // The number of pages, from the first one of this sequence on, that its group attends to at once
+  // (StepGroup); 0 = it is in no group. Values and keys of these pages are all quantized (fp16
+  // pages: stored).
   int32_t shared_pages = 0;
 };
 static_assert(sizeof(StepSequence) == 48);

@@ -53,8 +53,8 @@ struct WeightFormat {
   friend constexpr bool operator==(const WeightFormat&, const WeightFormat&) = default;
 };
 
-// What becomes of x before it is multiplied by a quantized matrix. Absolute maxima below 1e-30
-// count as zero.
+// How x is rounded before it is multiplied by a quantized matrix. Absolute maxima below 1e-30 count
+// as zero.
 enum class ProductInput : uint8_t {
   plain,      // x stays as it is
   bytes,      // each 32 columns of a row: s * round(x / s), where s = max |x| / 127
@@ -72,7 +72,8 @@ struct Weight {
   const std::byte* scales = nullptr;  // weight_scales_bytes; not plain
   int64_t rows = 0, columns = 0;      // n, k
   // Before the product, x is multiplied by the Hadamard matrix in runs of this many columns
-  // (kernels/hadamard.h). 0 = not. A power of two that divides k; not plain.
+  // (kernels/hadamard.h). 0 = there is no such product. A power of two that divides k; not for
+  // plain matrices.
   int hadamard = 0;
   // Column i of the matrix belongs to column order[i] of x (after the Hadamard matrix). [k] i32,
   // device; empty = the same order. Not plain.
@@ -86,8 +87,8 @@ struct Weight {
   bool empty() const { return is_plain() ? plain.empty() : codes == nullptr; }
 };
 
-// Returns true if this matrix may be multiplied by rows that are quantized already (Operand). Not
-// if x is moved first.
+// Returns true if this matrix may be multiplied by rows that are quantized already (Operand). False
+// if x is rotated or reordered first.
 inline bool takes_quantized(const Weight& w) {
   return w.format.kind == WeightKind::e4m3 && w.hadamard == 0 && w.order.empty();
 }

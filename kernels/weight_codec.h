@@ -25,7 +25,7 @@
 //   e4m3               f32 scale, [n], no tiles
 // clang-format on
 //
-// What fills up the last tile of rows and the last block of columns (int4 alone) is zero.
+// The last tile of rows and (int4 only) the last block of columns are filled up with zeros.
 #pragma once
 
 #include <cstdint>

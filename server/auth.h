@@ -28,11 +28,11 @@ class ApiKeys {
  public:
   explicit ApiKeys(std::vector<std::string> keys);
 
-  // No key is needed, because there is none.
+  // Returns true if the server has no keys, so that no request needs one.
   bool open() const;
-  // The id of the key in `authorization` ("Bearer KEY"); nothing where that is none of the keys.
-  // An open server takes everything, as kNoKey. Takes the same time for every wrong key of a
-  // length.
+  // Returns the id of the key in `authorization` ("Bearer KEY"), or nothing if that is not one of
+  // the keys. An open server accepts everything and returns kNoKey. All wrong keys of one length
+  // take the same time.
   std::optional<KeyId> match(std::string_view authorization) const;
   // From now on these keys count. Requests that are running are not touched.
   void replace(std::vector<std::string> keys);
@@ -50,11 +50,11 @@ class ApiKeys {
 // white space or a control character inside, and a text without any key.
 Result<std::vector<std::string>> parse_api_keys(std::string_view text, const std::string& source);
 
-// Is `host` (a name or an address) reached from this machine only? A host that cannot be resolved
-// counts as such: the front ends refuse it by name.
+// Returns true if only this machine reaches `host` (a name or an address). True also for a host
+// that cannot be resolved: the front ends refuse it by name.
 bool is_loopback(const std::string& host);
 
-// Error where a server without keys would listen on an address that others reach, and
+// Returns an error if a server without keys would listen on an address that others reach, and
 // `allow_open` is not set.
 Status check_access(const ServerConfig& config);
 

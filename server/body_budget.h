@@ -12,7 +12,7 @@ class BodyBudget {
  public:
   explicit BodyBudget(size_t limit) : limit_(limit) {}
 
-  // False, with nothing taken, where the sum would exceed the limit.
+  // Takes the bytes, or returns false and takes nothing if the sum would exceed the limit.
   bool take(size_t bytes) {
     if (used_.fetch_add(bytes) + bytes <= limit_) return true;
     used_ -= bytes;
@@ -36,7 +36,7 @@ class BodyShare {
   BodyShare(const BodyShare&) = delete;
   BodyShare& operator=(const BodyShare&) = delete;
 
-  // Takes what is missing to `bytes`; false, with nothing taken, where that exceeds the budget.
+  // Grows the share to `bytes`, or returns false and changes nothing if that exceeds the budget.
   bool grow_to(size_t bytes) {
     if (bytes <= bytes_) return true;
     if (!budget_.take(bytes - bytes_)) return false;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// EndLimit: a drain that ends in any case.
+// EndLimit ends the process if a drain takes too long.
 #pragma once
 
 #include <chrono>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shows how loading gets on: one log line a phase with its time and rate; in between, a line that
-// rewrites itself on a terminal, or a log line every few seconds elsewhere.
+// Shows the progress of loading: one log line a phase with its time and rate; in between, a line
+// that rewrites itself on a terminal, or a log line every few seconds elsewhere.
 #pragma once
 
 #include <cstdint>

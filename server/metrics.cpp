@@ -105,31 +105,37 @@ struct Metrics::Impl {
   Family<Counter>& request_success =
       counters("request_success_total", "Ended choices by finish reason.");
   Family<Counter>& admission_rejections =
-      counters("admission_rejections_total", "Requests refused before they had a sequence.");
+      counters("admission_rejections_total", "Requests refused before they became sequences.");
   Family<Counter>& requests_aborted =
       counters("requests_aborted_total", "Running requests that ended early.");
   Family<Counter>& http_requests = counters("http_requests_total", "HTTP requests by status.");
   Family<Counter>& grpc_handled =
       counters("grpc_server_handled_total", "gRPC calls by status code.");
-  Histogram& ttft = histogram("time_to_first_token_seconds",
-                              "From accept to the first token's write.", kTtftBuckets);
-  Histogram& inter_token =
-      histogram("inter_token_latency_seconds", "Between tokens of a streamed choice.", kItlBuckets);
-  Histogram& e2e = histogram("e2e_request_latency_seconds",
-                             "From arrival to the last token, by choice.", kLatencyBuckets);
-  Histogram& queue = histogram("request_queue_time_seconds",
-                               "From arrival to the first step, by choice.", kLatencyBuckets);
-  Histogram& prefill = histogram("request_prefill_time_seconds",
-                                 "From the first step to the first token.", kLatencyBuckets);
-  Histogram& decode = histogram("request_decode_time_seconds", "From the first token to the last.",
-                                kLatencyBuckets);
+  Histogram& ttft =
+      histogram("time_to_first_token_seconds",
+                "Seconds from accepting a request to writing its first token.", kTtftBuckets);
+  Histogram& inter_token = histogram("inter_token_latency_seconds",
+                                     "Seconds between tokens of a streamed choice.", kItlBuckets);
+  Histogram& e2e =
+      histogram("e2e_request_latency_seconds",
+                "Seconds from arrival to the last token of a choice.", kLatencyBuckets);
+  Histogram& queue =
+      histogram("request_queue_time_seconds", "Seconds from arrival to the first step of a choice.",
+                kLatencyBuckets);
+  Histogram& prefill =
+      histogram("request_prefill_time_seconds",
+                "Seconds from the first step to the first token of a choice.", kLatencyBuckets);
+  Histogram& decode =
+      histogram("request_decode_time_seconds",
+                "Seconds from the first token to the last of a choice.", kLatencyBuckets);
   Histogram& prompt_size =
       histogram("request_prompt_tokens", "Prompt tokens of an API request.", kTokenBuckets);
   Histogram& generation_size =
       histogram("request_generation_tokens", "Generated tokens of an API request.", kTokenBuckets);
-  Histogram& time_per_token = histogram(
-      "request_time_per_output_token_seconds",
-      "Mean time between tokens of an API request with more than one token a choice.", kItlBuckets);
+  Histogram& time_per_token =
+      histogram("request_time_per_output_token_seconds",
+                "Mean seconds between tokens of an API request with more than one token a choice.",
+                kItlBuckets);
   Histogram& longest_choice =
       histogram("request_max_num_generation_tokens",
                 "Generated tokens of the longest choice of an API request.", kTokenBuckets);
@@ -176,21 +182,22 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
         stats.kv_pages_total > 0 ? double(pages_held) / double(stats.kv_pages_total) : 0);
   gauge("prefix_cache_pages", "Pages that no sequence holds, kept for later requests.",
         double(stats.prefix_pages));
-  gauge("prefix_cache_checkpoints", "Kept states from which a sequence can go on.",
+  gauge("prefix_cache_checkpoints", "Kept checkpoints: states from which a sequence can continue.",
         double(stats.prefix_checkpoints));
   gauge("prefix_cache_host_bytes", "Bytes of the prefix cache in the host's memory.",
         double(stats.tier.host_pages_used * stats.tier.page_bytes));
-  gauge("prefix_cache_host_bytes_limit", "Bytes that it may have there (0: none).",
+  gauge("prefix_cache_host_bytes_limit", "Limit of prefix_cache_host_bytes (0: no such part).",
         double(stats.tier.host_pages_total * stats.tier.page_bytes));
   gauge("prefix_cache_disk_bytes", "Bytes of the prefix cache on disk.",
         double(stats.tier.disk.bytes));
-  gauge("prefix_cache_disk_bytes_limit", "Bytes that it may have there (0: none, or only read).",
+  gauge("prefix_cache_disk_bytes_limit",
+        "Limit of prefix_cache_disk_bytes (0: none, or only read).",
         double(stats.tier.disk.bytes_limit));
   const FetchRates& rates = stats.tier.rates;
   gauge("prefix_cache_prompt_tokens_per_second",
-        "Prompt tokens that were computed in a second lately (0: not known).", rates.tokens);
+        "Rate at which prompt tokens were computed lately (0: not known).", rates.tokens);
   gauge("prefix_cache_host_bytes_per_second",
-        "Rate of recent copies of pages from the host's memory (0: not known).",
+        "Rate at which pages were copied from the host's memory lately (0: not known).",
         rates.pages * double(stats.tier.page_bytes));
   gauge("prefix_cache_disk_bytes_per_second",
         "Rate at which files of pages were read lately (0: not known).",
@@ -198,7 +205,7 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   gauge("kv_cache_tokens_capacity", "Tokens that fit in the pages.",
         double(stats.kv_pages_total * page_tokens));
   MetricFamily bytes{
-      name("kv_cache_bytes"), "Bytes of the store that are held.", MetricType::Gauge, {}};
+      name("kv_cache_bytes"), "Bytes of the cache that sequences hold.", MetricType::Gauge, {}};
   const std::pair<const char*, int64_t> parts[] = {{"codes", stats.kv_bytes.codes},
                                                    {"scales", stats.kv_bytes.parameters},
                                                    {"residual", stats.kv_bytes.residual},
@@ -210,8 +217,8 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
     bytes.metric.push_back(std::move(metric));
   }
   out.push_back(std::move(bytes));
-  out.push_back(snapshot(name("cache_config_info"), "How the store is set up.", MetricType::Gauge,
-                         1, std::move(cache_info)));
+  out.push_back(snapshot(name("cache_config_info"), "The settings of the KV cache.",
+                         MetricType::Gauge, 1, std::move(cache_info)));
   out.push_back(snapshot(name("forced_tokens_total"),
                          "Tokens that a structured output forced, and that were not sampled.",
                          MetricType::Counter, double(stats.forced_tokens), labels));
@@ -233,11 +240,12 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
                         "Tokens that were brought back from the host's memory, or from disk.",
                         stats.tier.tokens_fetched);
   prompt_tokens_counter("prefix_cache_fetches_declined_total",
-                        "Requests whose tokens were computed because that was estimated to be "
-                        "faster than fetching them.",
+                        "Requests whose prefix was computed because that was estimated to be "
+                        "faster than fetching it.",
                         stats.fetch.declined);
   prompt_tokens_counter("prefix_cache_tokens_declined_total",
-                        "Tokens that were computed for this reason.", stats.fetch.tokens_declined);
+                        "Tokens of requests that prefix_cache_fetches_declined_total counts.",
+                        stats.fetch.tokens_declined);
   const auto page_bytes_counter = [&](const char* suffix, const char* help, uint64_t pages) {
     out.push_back(snapshot(name(suffix), help, MetricType::Counter,
                            double(pages) * double(stats.tier.page_bytes), labels));
@@ -255,11 +263,12 @@ void Metrics::Impl::append_engine(std::vector<MetricFamily>& out) const {
   disk_counter("prefix_cache_disk_read_bytes_total", "Bytes of files read.",
                stats.tier.disk.bytes_read);
   disk_counter("prefix_cache_disk_failures_total",
-               "Files that could not be written or read, or held something else.",
+               "Files that could not be written or read, or did not hold what was written.",
                stats.tier.disk.write_failures + stats.tier.disk.read_failures);
-  out.push_back(snapshot(name("prefix_cache_fetches_failed_total"),
-                         "Fetches that were given up: for pages, by their client, or unreadable.",
-                         MetricType::Counter, double(stats.tier.fetches_failed), labels));
+  out.push_back(
+      snapshot(name("prefix_cache_fetches_failed_total"),
+               "Fetches given up because pages ran out, the client left, or a file was bad.",
+               MetricType::Counter, double(stats.tier.fetches_failed), labels));
   out.push_back(snapshot(name("num_preemptions_total"), "Sequences sent back to the queue.",
                          MetricType::Counter, double(stats.preemptions), labels));
 }
@@ -269,8 +278,8 @@ Metrics::Metrics(const std::string& prefix, const std::string& model_name)
   // Series that exist from the start, so that rates begin at 0.
   for (FinishReason reason : {FinishReason::stop, FinishReason::length, FinishReason::abort})
     impl_->request_success.Add({{"finished_reason", name_of(reason)}});
-  for (const char* reason :
-       {"queue_full", "draining", "loading", "context_length", "connections", "body_bytes"})
+  for (const char* reason : {"queue_full", "draining", "loading", "context_length", "connections",
+                             "body_bytes", "rate_limit"})
     impl_->admission_rejections.Add({{"reason", reason}});
   for (const char* reason : {"client_disconnect", "deadline", "slow_reader", "shutdown", "api"})
     impl_->requests_aborted.Add({{"reason", reason}});
@@ -301,7 +310,7 @@ std::string Metrics::scrape() const {
                                 double(count()), {{"model_name", impl_->model_name}}));
   impl_->append_engine(families);
   for (MetricFamily& family : impl_->registry.Collect()) families.push_back(std::move(family));
-  families.push_back(snapshot(impl_->name("build_info"), "The build that serves.",
+  families.push_back(snapshot(impl_->name("build_info"), "The version of the program.",
                               MetricType::Gauge, 1,
                               {{"model_name", impl_->model_name}, {"version", KIVI_VERSION}}));
   append_process(families);

@@ -48,7 +48,7 @@ struct RequestRecord {
   std::string objective, fairness_id;  // gateway.h; "": none
 };
 
-// Does anybody want records? If not, do not make one.
+// Returns true if somebody wants records. Otherwise do not make one.
 bool wants_records(const ServerState& state);
 
 // Writes the access line, with --enable-log-requests, and hands the span of a request with

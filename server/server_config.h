@@ -22,7 +22,7 @@ struct ServerConfig {
   bool allow_open = false;            // no key is needed, although others reach `host`
   std::string ssl_certfile;           // PEM, with its chain; "": no TLS
   std::string ssl_keyfile;            // PEM; "": the key is in ssl_certfile
-  std::string ssl_ca_certs;  // PEM: whose client certificates are taken; "": none is asked for
+  std::string ssl_ca_certs;  // PEM: authorities that sign client certificates; "": none needed
   bool metrics_require_key = false;
   bool playground = true;  // the page at /
   std::string metrics_prefix = "kivi";
@@ -54,7 +54,7 @@ struct ServerConfig {
   int max_connections = kDefaultMaxConnections;  // HTTP
   int max_grpc_connections = kDefaultMaxGrpcConnections;
   int header_timeout = 20;  // seconds to send a request's headers and body
-  int write_timeout = 60;   // seconds a client may leave our bytes unread
+  int write_timeout = 60;   // seconds for which a client need not read
   int idle_timeout = 120;   // seconds a kept-alive connection may be silent
   int request_timeout = 0;  // seconds from accept to the last token; 0: none
   // Per API key, or per client address without keys; 0 is off.

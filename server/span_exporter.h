@@ -35,7 +35,7 @@ class SpanExporter {
 
   static constexpr std::chrono::seconds kFlushTime{2};
 
-  // Is there room in the queue? A span that finds none is dropped by add().
+  // Returns true if the queue has room. If it has none, add() drops the span.
   bool has_room() const;
   void add(RequestSpan span);
   // Counts a span that was not even made.

@@ -15,7 +15,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-// Of each file so many blocks are hashed, evenly spread: all of a file of at most 2 MiB.
+// Blocks of each file that are hashed, evenly spread. They cover a file of at most 2 MiB.
 constexpr int64_t kHashedBlocks = 64;
 constexpr int64_t kBlockBytes = 1 << 15;
 

@@ -8,7 +8,6 @@
 #include <stdexcept>
 
 #include "study/kv_layer_study.h"
-#include "study/observing_backend.h"
 
 namespace kivi {
 
@@ -165,7 +164,7 @@ Result<std::unique_ptr<KvStudy>> KvStudy::load(const EngineConfig& config, int w
   auto impl = std::make_unique<Impl>();
   impl->window = window;
   impl->residual = residual;
-  const BackendWrap wrap = [study = impl.get()](std::unique_ptr<Backend> inner) {
+  const auto observe = [study = impl.get()](Backend& device) {
     AttentionObserver observer;
     observer.before_attend = [study](Backend& backend, const AttentionCall& call) {
       study->before_attend(backend, call);
@@ -174,9 +173,9 @@ Result<std::unique_ptr<KvStudy>> KvStudy::load(const EngineConfig& config, int w
       if (study->residual > 0 && study->simulation)
         replace(backend, kv, store.layout.shape, *study->simulation);
     };
-    return std::make_unique<ObservingBackend>(std::move(inner), std::move(observer));
+    device.observe(std::move(observer));
   };
-  KIVI_ASSIGN_OR_RETURN(impl->model, load_model(c, {}, wrap));
+  KIVI_ASSIGN_OR_RETURN(impl->model, load_model(c, {}, observe));
   return std::unique_ptr<KvStudy>(new KvStudy(std::move(impl)));
 }
 

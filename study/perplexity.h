@@ -54,8 +54,8 @@ struct StridedWindow {
   friend bool operator==(const StridedWindow&, const StridedWindow&) = default;
 };
 
-// Windows of `window` ids that move on by `stride` <= window, until one reaches the end; at most
-// `windows_max` (0: all).
+// Sliding windows of `window` ids, each `stride` <= window ids after the one before, until one
+// reaches the end; at most `windows_max` (0: all).
 std::vector<StridedWindow> strided_windows(int64_t ids, int window, int stride, int windows_max);
 
 // From the windows' log probabilities as score_prompts gives them. Transformers weighs a window's

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The commands of `kivi`, one file each. Each takes the words after its name and returns the
-// process's exit code: 0 done, 1 it failed, 2 it was called wrongly.
+// process's exit code: 0 done, 1 it failed, 2 usage error.
 #pragma once
 
 #include <optional>

@@ -333,7 +333,7 @@ std::vector<Flag> eval_flags(Settings& s) {
        "Also measure pass key retrieval in prompts of these lengths in tokens (empty = off).",
        group, kEval, numbers(o.passkey.lengths, 1, 1 << 20)},
       {"passkey-depths", "LIST",
-       "Put the pass key at these places (0 = beginning of the prompt, 1 = end).", group, kEval,
+       "Put the pass key at these depths (0 = beginning of the prompt, 1 = end).", group, kEval,
        numbers(o.passkey.depths, 0.0, 1.0)},
       {"passkey-trials", "N", "Try this many pass keys for each length and depth.", group, kEval,
        integer(o.passkey.trials, 1, 1000)},
@@ -356,19 +356,23 @@ std::vector<Flag> tune_flags(Settings& s) {
   TuneOptions& o = s.tune;
   return flags_alone({
       {"budget", "LIST",
-       "Choose a table for each of these budgets: bytes of pages a token in all layers, as kivi "
-       "info prints them, or bits a value with scales and minima: 3bits (required).",
+       "Choose a table for each of these budgets (required). A budget is the bytes of pages a "
+       "token "
+       "takes in all layers, as kivi info prints them, or the bits of a value with its scale and "
+       "minimum: 3bits.",
        group, kTune, budgets(o.budgets)},
       {"output", "FILE",
-       "Write the table of the one budget to this file, for --kv-layer-bits (empty = no file).",
+       "Write the table to this file, for --kv-layer-bits; needs a single budget (empty = no "
+       "file).",
        group, kTune, text(o.output)},
       {"window", "N", "Cut the text into windows of this many tokens.", group, kTune,
        integer(o.window, 2, 1 << 20)},
       {"windows", "N", "Choose by the divergence over this many windows of the text.", group, kTune,
        integer(o.windows, 1, 1 << 20)},
       {"check-windows", "N",
-       "Also measure the tables over this many further windows, by which nothing is chosen (0 = "
-       "none).",
+       "Also measure the tables over this many further windows, which have no part in the choice "
+       "(0 "
+       "= none).",
        group, kTune, integer(o.check_windows, 0, 1 << 20)},
       {"reference-bytes", "BYTES",
        "Use at most this many bytes of memory for the logits of the fp16 cache.", group, kTune,

@@ -136,7 +136,7 @@ std::string manual_page() {
       "the "
       "default.\n"
       ".PP\nIf NOTIFY_SOCKET is set, kivi serve tells systemd when it is ready and when it stops.\n"
-      ".SH EXIT STATUS\n0: the command is done. 1: it failed. 2: it was called wrongly.\n"
+      ".SH EXIT STATUS\n0: the command succeeded. 1: it failed. 2: usage error.\n"
       ".SH SIGNALS\n"
       "SIGTERM and SIGINT drain the server; a second one ends it at once. SIGHUP reads API keys "
       "and certificates again.\n"

@@ -102,8 +102,9 @@ std::vector<Flag> cache_flags(Settings& s) {
            formats + ".",
        group, kEngineCommands | kInfo | kTune, cache_format(e.kv_cache_dtype)},
       {"kv-layer-bits", "FILE",
-       "Give the codes of each layer's keys and values the bits of this file, as kivi tune writes "
-       "it; all else is as --kv-cache-dtype says (empty = the format's bits in every layer).",
+       "Read from this file how many bits the keys and values of each layer have; kivi tune "
+       "writes such files. All else follows --kv-cache-dtype (empty = the format's bits in every "
+       "layer).",
        group, kEngineCommands | kEval | kInfo, text(e.kv_layer_bits)},
       {"kivi-group-size", "G",
        "Share one scale and one minimum among this many quantized values: 32, 64 or 128 (0 = the "
@@ -121,8 +122,8 @@ std::vector<Flag> cache_flags(Settings& s) {
        "Store each scale and each minimum in 8 or in 16 bits (0 = the format's own).", group,
        kEngineCommands | kKernels | kTune, integer(e.kv_parameter_bits, 0, 16)},
       {"kv-key-bias", "auto|on|off",
-       "Subtract from attention logits what the noise of quantized keys adds to them on average "
-       "(auto = as the format says).",
+       "Correct attention logits for what the rounding of keys adds to them on average (auto = as "
+       "the format says).",
        group, kEngineCommands | kKernels | kTune, choice<Switch>(e.kv_key_bias, switches)},
       {"kv-rotation", "auto|on|off",
        "Multiply queries, keys and values by a Hadamard matrix before they are stored (auto = as "
@@ -136,22 +137,19 @@ std::vector<Flag> cache_flags(Settings& s) {
                            {{"exact", PrefillMode::exact}, {"stream", PrefillMode::stream}})},
       {"kv-cache-memory-bytes", "BYTES",
        "Reserve this many bytes for the KV cache: pages, residuals, staging and scratch (0 = "
-       "derive "
-       "from --gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
+       "derive from --gpu-memory-utilization on CUDA, 512 MiB on the CPU).",
        group, kEngineCommands | kEval | kTune, bytes(e.kv_cache_memory_bytes, 0)},
       {"enable-prefix-caching", "",
        "Keep the pages of ended requests while nothing else needs them, and let later requests "
-       "with "
-       "the same first tokens go on from there.",
+       "that begin with the same tokens use them.",
        group, kEngineCommands, boolean(e.enable_prefix_caching)},
       {"prefix-cache-per-key", "",
        "Share kept pages only between requests of the same API key, or of the same client address "
        "if there are no keys.",
        group, kServe, boolean(e.prefix_cache_per_key)},
       {"kv-host-memory", "BYTES",
-       "Also keep pages of the prefix cache in this many bytes of the host's memory, and bring "
-       "them "
-       "back when a request begins as they do (0 = none).",
+       "Also keep pages of the prefix cache in this many bytes of the host's memory, and copy "
+       "them back for requests that begin with their tokens (0 = none).",
        group, kEngineCommands, bytes(e.kv_host_memory, 0)},
       {"kv-disk", "DIR",
        "Also keep pages of the prefix cache as files in this folder, so that they outlive the "
@@ -166,14 +164,12 @@ std::vector<Flag> cache_flags(Settings& s) {
        "digits (empty = no encryption).",
        group, kEngineCommands, text(e.kv_disk_key_file)},
       {"kv-disk-read-only", "",
-       "Read pages from --kv-disk, to which another server writes, and write none.", group,
+       "Only read pages from --kv-disk, because another server writes to this folder.", group,
        kEngineCommands, boolean(e.kv_disk_read_only)},
       {"kv-fetch", "auto|fetch|compute",
-       "Choose what becomes of first tokens of a request that are on the host or on disk and not "
-       "on "
-       "the device. fetch = bring them back; compute = compute them; auto = do what is estimated "
-       "to "
-       "be faster, from rates that are measured.",
+       "Choose how a request gets first tokens whose pages are on the host or on disk, but not on "
+       "the device. fetch = copy the pages back; compute = compute the tokens again; auto = "
+       "whichever the measured rates say is faster.",
        group, kEngineCommands,
        choice<KvFetch>(e.kv_fetch, {{"auto", KvFetch::automatic},
                                     {"fetch", KvFetch::fetch},
@@ -203,12 +199,13 @@ std::vector<Flag> scheduler_flags(Settings& s) {
        "--kivi-prefill exact (0 = quantize each chunk).",
        group, kEngineCommands, integer(e.prefill_staging_tokens, 0, 1 << 24)},
       {"prefill-layerwise-tokens", "N",
-       "Compute longer prompts of --kivi-prefill exact, up to this many tokens, layer by layer, so "
-       "that they attend in 16 bits too (0 = quantize each chunk of them).",
+       "With --kivi-prefill exact, compute prompts that --prefill-staging-tokens does not hold "
+       "layer by layer, up to this many tokens, so that they attend in 16 bits too (0 = quantize "
+       "each of their chunks).",
        group, kEngineCommands, integer(e.prefill_layerwise_tokens, 0, 1 << 24)},
       {"prefill-layerwise-percent", "N",
        "Use at most this percentage of the cache's memory for prompts that are computed layer by "
-       "layer. What fits bounds their length.",
+       "layer. This bounds their length too.",
        group, kEngineCommands, integer(e.prefill_layerwise_percent, 1, 50)},
       {"prefill-scratch-bytes", "BYTES",
        "Use at most this much CUDA memory for one layer's quantized history in 16 bits while a "
@@ -257,15 +254,15 @@ std::vector<Flag> server_flags(Settings& s) {
        "ignores such fields.",
        group, kServe, boolean(c.strict_params)},
       {"tool-call-parser", "NAME",
-       "Find tool calls in the answers to chats as this family of models writes them: hermes (also "
-       "Qwen 2.5, Qwen3 and SmolLM2), llama3_json, mistral or pythonic (auto = as the chat "
-       "template says, none = leave all calls in the text).",
+       "Find tool calls in the answers to chats as this family of models writes them: hermes "
+       "(also Qwen 2.5, Qwen3 and SmolLM2), llama3_json, mistral or pythonic (auto = the family "
+       "that the chat template shows, none = leave all calls in the text).",
        group, kServe,
        choice(c.tool_call_parser,
               {"auto", "none", "hermes", "llama3_json", "mistral", "pythonic"})},
       {"reasoning-tags", "BEGIN,END",
-       "Give the text between these two marks at the beginning of a chat's answer as "
-       "reasoning_content instead of content (auto = <think>,</think> or [THINK],[/THINK] if the "
+       "Return the text between these two marks at the beginning of a chat's answer as "
+       "reasoning_content, not as content (auto = <think>,</think> or [THINK],[/THINK] if the "
        "chat template has them, none = leave reasoning in the content).",
        group, kServe, tags(c.reasoning_tags)},
       {"enable-log-requests", "",
@@ -285,7 +282,7 @@ std::vector<Flag> server_flags(Settings& s) {
        "only where every client comes through a gateway that sets them.",
        group, kServe, boolean(c.gateway_headers)},
       {"objective-priority", "NAME=N",
-       "Give requests of this objective the priority N; smaller runs earlier with "
+       "Give requests of this objective the priority N; a smaller number runs earlier with "
        "--scheduling-policy priority. Repeat the flag for more objectives (none = ignore "
        "objectives).",
        group, kServe, list(c.objective_priorities)},
@@ -295,8 +292,8 @@ std::vector<Flag> server_flags(Settings& s) {
        "nothing). Everybody who reaches the endpoint can read the tokens of prompts.",
        group, kServe, text(c.kv_events_endpoint)},
       {"kv-events-replay-endpoint", "ENDPOINT",
-       "Send the newest KV events again to whoever asks on this ZeroMQ endpoint: tcp://*:5558 "
-       "(empty = keep none).",
+       "Send the newest KV events again to every subscriber that asks on this ZeroMQ endpoint: "
+       "tcp://*:5558 (empty = keep none).",
        group, kServe, text(c.kv_events_replay_endpoint)},
       {"kv-events-topic", "TEXT",
        "Publish KV events under this topic. Routers expect kv@POD@MODEL (empty = this machine's "
@@ -317,13 +314,11 @@ std::vector<Flag> access_flags(Settings& s) {
        group, kServe, text(s.api_key_file)},
       {"api-key", "KEY",
        "Accept requests with this API key. Repeat the flag for more keys. Every user of the "
-       "machine "
-       "can read it in the list of processes: prefer --api-key-file.",
+       "machine can read it in the list of processes: prefer --api-key-file.",
        group, kServe, list(c.api_keys)},
       {"allow-open", "",
        "Serve without an API key on an address that other machines reach. Without this flag, such "
-       "a "
-       "start is refused.",
+       "a start is refused.",
        group, kServe, boolean(c.allow_open)},
       {"metrics-require-key", "", "Require an API key for /metrics too.", group, kServe,
        boolean(c.metrics_require_key)},
@@ -333,13 +328,11 @@ std::vector<Flag> access_flags(Settings& s) {
        group, kServe, list(c.allowed_origins)},
       {"allowed-hosts", "NAME",
        "Accept this Host name on a loopback address, besides localhost and IP addresses. Repeat "
-       "the "
-       "flag for more names (* = accept any name).",
+       "the flag for more names (* = accept any name).",
        group, kServe, list(c.allowed_hosts)},
       {"ssl-certfile", "FILE",
        "Speak TLS on both ports with this certificate and its chain, in PEM (empty = no TLS). "
-       "SIGHUP "
-       "reads the TLS files again.",
+       "SIGHUP reads the TLS files again.",
        group, kServe, text(c.ssl_certfile)},
       {"ssl-keyfile", "FILE",
        "Read the certificate's private key from this file, in PEM (empty = from --ssl-certfile).",
@@ -397,8 +390,8 @@ std::vector<Flag> limit_flags(Settings& s) {
        "used more than this many prompt and output tokens in a minute (0 = off).",
        group, kServe, integer(c.limit_tokens_per_minute, 0, std::numeric_limits<int64_t>::max())},
       {"limit-concurrent-requests", "N",
-       "Refuse a completion with status 429 if this many of its API key (without keys: of its "
-       "client address) run or wait (0 = off).",
+       "Refuse a completion with status 429 if its API key (without keys: its client address) "
+       "already has this many that run or wait (0 = off).",
        group, kServe, integer(c.limit_concurrent_requests, 0, kIntMax)},
   };
 }

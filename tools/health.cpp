@@ -116,11 +116,15 @@ int run_health(const Arguments& args) {
   const Result<ParseOutcome> outcome = parse_settings(kServe, args, environment, settings);
   if (!outcome.ok()) return report(outcome.error());
   if (!outcome->help.empty()) {
+    // The first two paragraphs of this help are about kivi serve.
+    const std::string& help = outcome->help;
+    const size_t flags = help.find("\n\n", help.find("\n\n") + 2);
     fmt::print(
-        "kivi health asks the server on this machine whether it is ready. It exits with status 0 "
-        "if the\n"
-        "server is ready, else with status 1. It reads the settings of kivi serve:\n\n{}",
-        outcome->help);
+        "Usage: kivi health [flags]\n\n"
+        "Asks the server on this machine whether it is ready. Exits with status 0 if it is, else "
+        "with 1.\n"
+        "The flags are those of kivi serve. They say at which address and port it listens.\n{}",
+        help.substr(flags + 1));
     return 0;
   }
   const ServerConfig& config = settings.server;

@@ -14,7 +14,7 @@ int run_kv_disk_clear(const Arguments& args) {
     fmt::print(help ? stdout : stderr,
                "Usage: kivi clear-kv-disk DIR\n\n"
                "Removes every page that a server with --kv-disk DIR has written, and the folder's "
-               "secret. Other files stay. No server may be writing to the folder.\n");
+               "secret.\nOther files stay. Stop the server that writes to the folder first.\n");
     return help ? 0 : kExitUsage;
   }
   const Result<int> removed = clear_kv_disk(args[0]);

@@ -38,7 +38,7 @@ Bytes compressed(const Bytes& data) {
   return out;
 }
 
-// 256 colours from night blue through teal to yellow; brightness grows all the way.
+// 256 colors from night blue through teal to yellow; brightness grows all the way.
 Bytes palette() {
   constexpr std::array<std::array<double, 3>, 5> kStops = {
       {{18, 16, 52}, {44, 70, 140}, {38, 140, 150}, {110, 200, 110}, {250, 232, 100}}};

@@ -15,8 +15,8 @@ struct HeatMap {
   std::vector<float> values;  // finite, >= 0
 };
 
-// At most so many rows and columns; each cell is the largest value of those it stands for, so that
-// a single outlier stays visible.
+// Reduces a map to at most this many rows and columns. Each cell is the largest value of the cells
+// that it stands for, so that a single outlier stays visible.
 HeatMap downsampled(const HeatMap& map, int rows_max, int columns_max);
 
 // A PNG of a pixel a cell: dark for 0, bright for the largest value, the square root between.

@@ -15,7 +15,7 @@ namespace {
 constexpr double kWidth = 460, kHeight = 280;
 constexpr double kLeft = 62, kRight = 14, kTop = 12, kBottom = 44;
 constexpr double kLegendLine = 16;
-constexpr size_t kSeriesColours = 8;
+constexpr size_t kSeriesColors = 8;
 
 constexpr const char* kStyle = R"(
 :root { --c0: #2563a8; --c1: #c2571a; --c2: #2d8a4e; --c3: #8b4bb0; --c4: #b8860b; --c5: #0e8a8a;
@@ -90,7 +90,7 @@ std::string axes(const Plot& plot, const Scale& x, const Scale& y) {
   return out;
 }
 
-std::string curve(const Series& series, size_t colour, const Plot& plot, const Scale& x,
+std::string curve(const Series& series, size_t color, const Plot& plot, const Scale& x,
                   const Scale& y) {
   std::string path, dots;
   for (size_t i = 0; i < series.points.size(); ++i) {
@@ -102,11 +102,11 @@ std::string curve(const Series& series, size_t colour, const Plot& plot, const S
     dots += fmt::format(
         "<circle class=\"s{} dot\" cx={:.1f} cy={:.1f} r=4><title>{}</title>"
         "</circle>\n",
-        colour, x.at(px), y.at(py),
+        color, x.at(px), y.at(py),
         escape_html(fmt::format("{}{}, {}", label, number(px), number(py))));
   }
   if (path.empty()) return "";
-  return fmt::format("<path class=\"s{} curve\" d=\"{}\" />\n{}", colour, path, dots);
+  return fmt::format("<path class=\"s{} curve\" d=\"{}\" />\n{}", color, path, dots);
 }
 
 std::string legend(const Plot& plot) {
@@ -115,7 +115,7 @@ std::string legend(const Plot& plot) {
     out += fmt::format(
         "<line class=\"s{0} curve\" x1={1:.1f} x2={2:.1f} y1={3:.1f} y2={3:.1f} />"
         "<text class=label x={4:.1f} y={5:.1f}>{6}</text>\n",
-        i % kSeriesColours, kLeft, kLeft + 18, kHeight + kLegendLine * double(i) + 4, kLeft + 24,
+        i % kSeriesColors, kLeft, kLeft + 18, kHeight + kLegendLine * double(i) + 4, kLeft + 24,
         kHeight + kLegendLine * double(i) + 8, escape_html(plot.series[i].name));
   return out;
 }
@@ -148,7 +148,7 @@ std::vector<double> log_ticks(double low, double high) {
 
 std::string plot_style() {
   std::string out = kStyle;
-  for (size_t i = 0; i < kSeriesColours; ++i)
+  for (size_t i = 0; i < kSeriesColors; ++i)
     out += fmt::format(".s{0} {{ stroke: var(--c{0}); }} .s{0}.dot {{ fill: var(--c{0}); }}\n", i);
   return out;
 }
@@ -163,7 +163,7 @@ std::string svg_plot(const Plot& plot) {
       escape_html(plot.title));
   out += axes(plot, x, y);
   for (size_t i = 0; i < plot.series.size(); ++i)
-    out += curve(plot.series[i], i % kSeriesColours, plot, x, y);
+    out += curve(plot.series[i], i % kSeriesColors, plot, x, y);
   if (plot.series.size() > 1) out += legend(plot);
   return out + "</svg></figure>\n";
 }

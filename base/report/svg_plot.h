@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A plot as inline SVG: lines or dots over two axes, for the pages of `kivi bench serve` and `kivi
-// kv-stats`. Colours come from a style sheet, so that they follow the page's light or dark scheme.
+// kv-stats`. Colors come from a style sheet, so that they follow the page's light or dark scheme.
 #pragma once
 
 #include <string>
@@ -23,7 +23,7 @@ struct Plot {
   double y_max = 0;    // 0: by the points
 };
 
-// Of the plots of a page, without <style>. The page defines the colours --soft (text, axes) and
+// Of the plots of a page, without <style>. The page defines the colors --soft (text, axes) and
 // --line (the grid).
 std::string plot_style();
 

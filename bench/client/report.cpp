@@ -70,7 +70,8 @@ std::string notes_of(const RunReport& run) {
                         error.example.empty() ? "" : ", first: ", error.example);
   if (!f.server_counts && f.completed > 0)
     text += fmt::format(
-        "{}: the server sent no usage; output tokens are events, input tokens what was asked for\n",
+        "{}: the server sent no usage, so events count as output tokens, and input tokens are as "
+        "asked\n",
         run.label);
   text += fmt::format(
       "{}: generator: {:.2f} s of CPU ({:.0f} % of a core, busiest thread {}), starts late "

@@ -23,7 +23,7 @@ struct WorkloadOptions {
   PromptFormat format = PromptFormat::ids;
   int vocab_size = 0;       // ids: prompts are drawn from its middle half, away from special tokens
   int prefix_tokens = 0;    // beginning that prompts share; longer than a prompt: cut to it
-  int prefix_count = 1;     // so many different beginnings
+  int prefix_count = 1;     // different common beginnings
   double cancel_share = 0;  // of the requests, in [0, 1]
   int cancel_after = 1;     // tokens, after which these are cut
 };

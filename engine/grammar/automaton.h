@@ -22,7 +22,7 @@ struct Automaton {
   std::array<uint8_t, 256> class_of{};
   int class_count = 1;
   std::vector<int32_t> next;             // [states][class_count]; -1: no edge
-  std::vector<uint8_t> final;            // [states]: may the rule end here?
+  std::vector<uint8_t> final;            // [states]: 1 = the rule may end here
   std::vector<std::vector<Call>> calls;  // [states]
   // State 0 is the start.
 
@@ -30,7 +30,7 @@ struct Automaton {
   int32_t step(int32_t state, uint8_t byte) const {
     return next[size_t(state) * size_t(class_count) + class_of[byte]];
   }
-  bool has_bytes(int32_t state) const;  // any edge that takes a byte?
+  bool has_bytes(int32_t state) const;  // true: an edge takes a byte
   // For automata without calls.
   bool accepts(std::string_view text) const;
 };
@@ -46,8 +46,8 @@ Automaton build_automaton(const Expr& expression,
 Automaton intersection(const Automaton& a, const Automaton& b);
 Automaton difference(const Automaton& a, const Automaton& b);
 
-// Removes the states from which no final state can be reached. `alive(rule)`: can the rule end?
-// False: nothing is left.
+// Removes the states from which no final state can be reached. `alive(rule)` says whether the rule
+// can end. False: nothing is left.
 bool trim(Automaton& automaton, const std::function<bool(int rule)>& alive);
 
 }  // namespace kivi::grammar

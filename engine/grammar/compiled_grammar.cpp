@@ -131,11 +131,13 @@ CompiledGrammar::CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenVoc
                                  double seconds)
     : program_(std::move(grammar)),
       vocabulary_(std::move(vocabulary)),
+      bytes_{*vocabulary_},
       follow_(program_),
       order_(states_by_reach(program_)),
       masks_(size_t(program_.states())),
       after_plain_(size_t(program_.states())),
       kind_steps_(program_) {
+  bytes_.add(int64_t(program_.bytes() + masks_.size() * (sizeof(Place) + sizeof after_plain_[0])));
   for (std::atomic<int32_t>& to : after_plain_) to.store(kUnknownPlain);
   using Clock = std::chrono::steady_clock;
   const Clock::time_point end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
@@ -150,6 +152,7 @@ const StateMask& CompiledGrammar::mask(int32_t state) const {
   std::unique_ptr<StateMask> fresh = make_mask(state);
   const StateMask* other = nullptr;
   if (!place.compare_exchange_strong(other, fresh.get(), std::memory_order_acq_rel)) return *other;
+  bytes_.add(int64_t(fresh->bytes()));
   return *fresh.release();
 }
 

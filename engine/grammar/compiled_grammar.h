@@ -23,7 +23,7 @@ namespace kivi::grammar {
 
 // What a state decides about tokens, if it takes their first byte.
 struct StateMask {
-  int plain = 0;  // takes the plain tokens of up to so many characters; the rest is listed
+  int plain = 0;  // takes the plain tokens of up to this many characters; others are listed
   const std::vector<uint32_t>* pure = nullptr;  // takes these too; the vocabulary's
   std::vector<uint32_t> words;                  // a bit a token; empty if `ids` has them
   std::vector<int32_t> ids;
@@ -48,9 +48,20 @@ class CompiledGrammar {
   const std::vector<int32_t>& order() const { return order_; }
   // Throws Failure where the grammar turns out to be too ambiguous.
   const StateMask& mask(int32_t state) const;
-  bool has_mask(int32_t state) const;  // has it been made?
+  bool has_mask(int32_t state) const;  // true: it has been made
 
  private:
+  // Counts the bytes of this grammar among those of its vocabulary. A member of its own, so that
+  // they are counted off too where the constructor throws.
+  struct CountedBytes {
+    const TokenVocabulary& vocabulary;
+    std::atomic<int64_t> bytes = 0;
+    void add(int64_t more) {
+      bytes.fetch_add(more, std::memory_order_relaxed);
+      vocabulary.add_grammar_bytes(more);
+    }
+    ~CountedBytes() { vocabulary.add_grammar_bytes(-bytes.load(std::memory_order_relaxed)); }
+  };
   // Owns the mask of a state, once it is made. A member of its own, so that masks are freed too
   // where the constructor throws.
   struct Place {
@@ -75,6 +86,7 @@ class CompiledGrammar {
 
   const Program program_;
   const std::shared_ptr<const TokenVocabulary> vocabulary_;
+  mutable CountedBytes bytes_;
   const FollowBytes follow_;
   const std::vector<int32_t> order_;
   mutable std::vector<Place> masks_;                       // [states]

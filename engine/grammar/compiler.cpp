@@ -160,13 +160,16 @@ class MatcherGuide final : public Guide {
 
 }  // namespace
 
-Compiler::Compiler(std::vector<std::string> tokens, int vocab_size, int threads)
+Compiler::Compiler(std::vector<std::string> tokens, int vocab_size, int threads, int64_t bytes_max)
     : vocabulary_(std::make_shared<const TokenVocabulary>(std::move(tokens), vocab_size)),
-      mask_maker_(std::make_unique<MaskMaker>(threads)) {}
+      bytes_max_(bytes_max),
+      mask_maker_(std::make_unique<MaskMaker>(threads, bytes_max)) {}
 
 Compiler::~Compiler() = default;
 
 int Compiler::mask_words() const { return vocabulary_->words(); }
+
+int64_t Compiler::grammar_bytes() const { return vocabulary_->grammar_bytes(); }
 
 Result<std::shared_ptr<const CompiledGrammar>> Compiler::compile(const Source& source) {
   Key key{source.kind, source.text};
@@ -190,7 +193,8 @@ Result<std::shared_ptr<const CompiledGrammar>> Compiler::compile(const Source& s
   entries_.emplace_front(key, compiled);
   places_[std::move(key)] = entries_.begin();
   mask_maker_->add(compiled);
-  if (entries_.size() > kEntriesMax) {
+  while (entries_.size() > kEntriesMax ||
+         (entries_.size() > 1 && vocabulary_->grammar_bytes() > bytes_max_)) {
     places_.erase(entries_.back().first);
     entries_.pop_back();
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The face of engine/grammar: a user's description of the output becomes a compiled grammar, and a
-// guide says token by token what may come next. No exception leaves it.
+// The interface of engine/grammar: a user's description of the output becomes a compiled grammar,
+// and a guide says token by token what may come next. No exception leaves it.
 #pragma once
 
 #include <cstdint>
@@ -55,28 +55,36 @@ class Guide {
 // Compiles for one vocabulary, and keeps the grammars that were used last. Any thread.
 class Compiler {
  public:
+  // Memory of all grammars. Beyond it no mask is made ahead of its use, and the grammars that were
+  // used longest ago are no longer kept. A text that runs holds its grammar, and makes the masks
+  // that it needs.
+  static constexpr int64_t kBytesMax = 256 << 20;
+
   // `tokens[id]`: its bytes; empty for special tokens. `vocab_size`: of the logits. `threads` make
   // masks of new grammars ahead of their use; with 0, a mask is made when a text first needs it.
-  Compiler(std::vector<std::string> tokens, int vocab_size, int threads = 0);
+  Compiler(std::vector<std::string> tokens, int vocab_size, int threads = 0,
+           int64_t bytes_max = kBytesMax);
   ~Compiler();
 
   // Error invalid, without a field: the description is wrong or beyond what is supported.
   Result<std::shared_ptr<const CompiledGrammar>> compile(const Source& source);
   static std::unique_ptr<Guide> guide(std::shared_ptr<const CompiledGrammar> grammar);
   int mask_words() const;
+  int64_t grammar_bytes() const;  // of all grammars that live
 
  private:
   using Key = std::pair<SourceKind, std::string>;
   using Entry = std::pair<Key, std::shared_ptr<const CompiledGrammar>>;
 
   const std::shared_ptr<const TokenVocabulary> vocabulary_;
+  const int64_t bytes_max_;
   std::mutex mutex_;          // guards what follows
   std::list<Entry> entries_;  // the last used one first
   std::map<Key, std::list<Entry>::iterator> places_;
   const std::unique_ptr<MaskMaker> mask_maker_;
 };
 
-// Is there nothing wrong with it? As compile, but for no vocabulary.
+// Returns the error that compile would return, without compiling for a vocabulary.
 Status check(const Source& source);
 
 }  // namespace kivi::grammar

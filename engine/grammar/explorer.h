@@ -58,8 +58,8 @@ class Explorer {
     if (next < 0) return kDead;
     return program_.has_calls(next) ? entered(next) : next;
   }
-  // Do all texts of at most `length` bytes of these kinds stay within the rule? False if that is
-  // not plain to see.
+  // Returns true if all texts of at most `length` bytes of these kinds stay within the rule. False
+  // also where this is not easy to see.
   bool takes_all(int32_t set, uint8_t kinds, int length) const {
     for (; length > 0; --length) {
       if (set >= states_) return false;
@@ -70,7 +70,7 @@ class Explorer {
     }
     return true;
   }
-  // May the rule have ended here?
+  // Returns true if the rule may have ended here.
   bool ends(int32_t set) const {
     return set < states_ ? program_.final(set) : sets_[size_t(set - states_)]->may_end;
   }

@@ -91,7 +91,7 @@ class GbnfParser : RuleReader {
       if (!take(")")) wrong("a ( lacks its )");
       return inside;
     }
-    if (!of_name(peek())) wrong(fmt::format("unexpected character '{}'", peek()));
+    if (!of_name(peek())) unexpected();
     return call(rule(read_name()));
   }
 

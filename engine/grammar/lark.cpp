@@ -204,7 +204,7 @@ class LarkParser : RuleReader {
     }
     if (peek() == '"') return literal();
     if (take("/")) return pattern();
-    if (!of_lark_name(peek())) wrong(fmt::format("unexpected character '{}'", peek()));
+    if (!of_lark_name(peek())) unexpected();
     const std::string name = read_name();
     if (peek() == '{') wrong("templates of rules are not supported");
     Expr called = call(rule(name));

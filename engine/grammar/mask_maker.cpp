@@ -55,7 +55,7 @@ void MaskMaker::run(const std::stop_token& stop) {
     const std::shared_ptr<Job> job = jobs_.front();
     std::shared_ptr<const CompiledGrammar> grammar = job->grammar.lock();
     if (grammar == nullptr || job->next == grammar->order().size() || job->bytes > kBytesMax ||
-        job->seconds > kSecondsMax) {
+        job->seconds > kSecondsMax || grammar->vocabulary().grammar_bytes() > all_bytes_max_) {
       jobs_.pop_front();
       continue;
     }

@@ -6,7 +6,9 @@
 
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <stop_token>
@@ -23,8 +25,10 @@ class MaskMaker {
   static constexpr size_t kBytesMax = 32 << 20;
   static constexpr double kSecondsMax = 5;
 
-  // The threads begin with the first grammar. 0: nothing is made ahead.
-  explicit MaskMaker(int threads) : threads_max_(threads) {}
+  // The threads begin with the first grammar. 0: nothing is made ahead. Nor is it while all
+  // grammars of the vocabulary together take more than `all_bytes_max`.
+  explicit MaskMaker(int threads, int64_t all_bytes_max = std::numeric_limits<int64_t>::max())
+      : threads_max_(threads), all_bytes_max_(all_bytes_max) {}
   // Waits for the masks that are being made, which takes some milliseconds.
   ~MaskMaker();
   MaskMaker(const MaskMaker&) = delete;
@@ -43,6 +47,7 @@ class MaskMaker {
   void run(const std::stop_token& stop);
 
   const int threads_max_;
+  const int64_t all_bytes_max_;
   std::mutex mutex_;  // guards what follows
   std::condition_variable_any added_;
   std::deque<std::shared_ptr<Job>> jobs_;

@@ -222,7 +222,7 @@ void Program::check_left_recursion(const Grammar& grammar,
     for (const int32_t s : begin_states(r))
       for (const Automaton::Call& c : automata[r].calls[size_t(s)])
         edges[r].push_back({c.rule, !nothing_follows(automata[r], c.next)});
-  // From the target of each call that pushes: does a way lead back?
+  // Looks for a way back from the target of each call that pushes.
   for (size_t r = 0; r < n; ++r)
     for (const Edge& e : edges[r]) {
       if (!e.pushes) continue;

@@ -45,13 +45,20 @@ class Program {
   bool has_bytes(int32_t state) const { return state_[size_t(state)].has_bytes; }
   // The rule ends here and nothing else can follow: nobody has to come back to it.
   bool only_ends(int32_t state) const { return state_[size_t(state)].only_ends; }
-  // May somebody have called the state's rule? If not, nothing follows its end.
+  // Returns true if a rule may have called the state's rule. If none has, nothing follows its end.
   bool returns(int32_t state) const { return state_[size_t(state)].returns; }
   // The number of the state's rule, below rules().
   int rule(int32_t state) const { return state_[size_t(state)].rule; }
   int rules() const { return rules_; }
   const std::vector<Call>& calls(int32_t state) const { return calls_[size_t(state)]; }
   bool has_calls(int32_t state) const { return state_[size_t(state)].has_calls; }
+  // Memory of the tables.
+  size_t bytes() const {
+    size_t bytes = state_.capacity() * sizeof state_[0] + next_.capacity() * sizeof next_[0] +
+                   classes_.capacity() * sizeof classes_[0] + calls_.capacity() * sizeof calls_[0];
+    for (const std::vector<Call>& calls : calls_) bytes += calls.capacity() * sizeof(Call);
+    return bytes;
+  }
 
  private:
   struct State {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/hex.h"
+#include "base/utf8.h"
 #include "engine/grammar/program.h"
 #include "engine/grammar/regular.h"
 
@@ -47,6 +48,16 @@ class RuleReader {
       c = c << 6 | (uint8_t(text_[at_++]) & 0x3Fu);
     }
     return c;
+  }
+
+  // Where no expression begins.
+  [[noreturn]] void unexpected() {
+    const size_t begin = at_;
+    character();
+    const std::string_view found = text_.substr(begin, at_ - begin);
+    at_ = begin;  // for the line
+    if (!is_valid_utf8(found)) wrong("the text is not UTF-8");
+    wrong(fmt::format("unexpected character '{}'", found));
   }
 
   uint32_t hex(int digits) {

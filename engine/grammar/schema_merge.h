@@ -31,8 +31,8 @@ void check_keywords(const Schema& schema, const std::string& path);
 std::vector<std::string> types_of(const Schema& schema, const std::string& path);
 const char* type_of(const Schema& value);
 
-// Both are of one schema document, without $ref and allOf at their top. Is it certain that no value
-// fits both?
+// Returns true if it is certain that no value fits both schemas. Both are of one schema document,
+// without $ref and allOf at their top.
 bool disjoint(const Schema& a, const Schema& b, const std::string& path);
 
 // The values of const and enum; null where there is neither.

@@ -3,6 +3,7 @@
 // Immutable.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -96,12 +97,20 @@ class TokenVocabulary {
   // some 10 ms. Null once there are kPureKindsMax of them, so that their memory is bounded.
   const PureTokens* pure(uint8_t kinds) const;
 
+  // Bytes of all grammars that were compiled for this vocabulary and live, masks included. Any
+  // thread.
+  int64_t grammar_bytes() const { return grammar_bytes_.load(std::memory_order_relaxed); }
+  void add_grammar_bytes(int64_t more) const {
+    grammar_bytes_.fetch_add(more, std::memory_order_relaxed);
+  }
+
  private:
   std::vector<std::string> tokens_;
   int size_;
   std::vector<int32_t> sorted_;  // all tokens, by their bytes
   TokenTrie all_, special_;
   std::vector<std::vector<uint32_t>> plain_masks_;
+  mutable std::atomic<int64_t> grammar_bytes_ = 0;
 
   static constexpr size_t kPureKindsMax = 6;
   mutable std::mutex mutex_;  // guards what follows

@@ -44,8 +44,8 @@ bool is_unsupported_method(std::string_view name);
 // Functions of Jinja that are not here.
 bool is_unsupported_global(std::string_view name);
 
-// Does a value of this kind have the method? Methods that would change it count: they fail when
-// called, as in Transformers' sandbox.
+// Returns true if a value of this kind has the method. Methods that would change the value count
+// too: they fail when called, as in Transformers' sandbox.
 bool has_method(const Value& self, std::string_view name);
 Value call_method(Evaluator& evaluator, const Value& self, const std::string& name,
                   const Arguments& arguments);

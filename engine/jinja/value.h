@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Value: what a template computes with. Its kinds and their behaviour are Python's, because chat
+// Value: what a template computes with. Its kinds and their behavior are Python's, because chat
 // templates are written for Jinja in Python. Values are immutable but for namespaces, so that they
 // can be shared; namespaces, macros and loops belong to the Evaluator of the rendering, and values
 // that point to them live no longer than it.

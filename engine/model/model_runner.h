@@ -85,7 +85,7 @@ class ModelRunner : public StepRunner {
   // vocab] f32.
   void show_logits(const BatchPlan& plan, const StepInFlight& step, int64_t begin,
                    const Tensor& logits);
-  // Marks of the backend's for step `number`: two each, and steps use them by turns.
+  // The first of the two marks (Backend::mark) of step `number`. Steps use the marks in turn.
   static int begin_mark(int64_t number) { return int(number * 2 % Backend::kMarks); }
   static int end_mark(int64_t number) { return begin_mark(number) + 1; }
   void mark_begin(const StepInFlight& step);

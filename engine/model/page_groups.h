@@ -18,9 +18,9 @@ struct PageGroups {
 };
 
 // Finds groups among the sequences of one new token in mode `append`. Each sequence is in one group
-// at most. Of sequences whose first page is the same, the first group is that which spares the most
-// reads of pages; then those that it leaves out are looked at again. A group's pages are full for
-// all of its members: their keys and values are in pages and not in the residual.
+// at most. Among sequences with the same first page, the first group is the one that saves the most
+// reads of pages. The sequences that it leaves out are then grouped in the same way. For all
+// members of a group, the keys and values of its pages are in the pages and not in the residual.
 //
 // Costs a sort of the sequences, and a comparison of each page table with one or two others. The
 // result depends on the arguments alone.

@@ -107,7 +107,7 @@ bool is_simple_pattern(std::string_view pattern) {
   return true;
 }
 
-// Does the pattern match from the beginning of the text? (Python's re.match.)
+// Returns true if the pattern matches at the beginning of the text (Python's re.match).
 bool matches(std::string_view pattern, std::string_view text) {
   if (pattern.starts_with('^')) pattern.remove_prefix(1);
   // Which prefixes of the text the pattern up to here matches: no backtracking.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// StepInput: turns a BatchPlan into what the device reads. Ids, positions, sequences, gathered rows
-// groups that share pages, and the page table are packed into one host buffer and sent in one copy.
-// The page table is last, so that for steps of equal shape every tensor has the same address
+// StepInput: turns a BatchPlan into what the device reads. Ids, positions, sequences, gathered
+// rows, groups that share pages, and the page table are packed into one host buffer and sent in one
+// copy. The page table is last, so that for steps of equal shape every tensor has the same address
 // (graphs). Engine thread only.
 #pragma once
 

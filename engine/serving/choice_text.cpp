@@ -10,7 +10,7 @@
 namespace kivi {
 namespace {
 
-// Does the output of `prompt` go on from a text? Not if it is special tokens alone.
+// Says whether the output continues a text. It does not if the prompt has special tokens only.
 TextStart text_start(const ChoiceOptions& options, const std::vector<int32_t>& prompt) {
   for (int32_t id : prompt) {
     if (!options.tokenizer->token_bytes(id, options.skip_special_tokens).empty()) {

@@ -69,7 +69,7 @@ struct CompletionRequest {
   bool echo = false;
   bool skip_special_tokens = true;
   bool add_special_tokens = true;
-  int truncate_prompt_tokens = -1;  // > 0: keep so many tokens; -1 = all
+  int truncate_prompt_tokens = -1;  // > 0: keep this many tokens; -1 = all
   enum class Side { begin, end } truncation_side = Side::begin;  // where they are cut off
   int priority = 0;
   bool cache = true;       // false: neither reuse nor keep tokens (prefix cache)
@@ -149,7 +149,7 @@ class Completion {
   virtual const std::vector<RequestTimes>& times() const = 0;
 };
 
-// Returns `invalid`, naming `field`, if a text of so many bytes exceeds max_tokenize_bytes.
+// Returns `invalid`, naming `field`, if a text of this many bytes exceeds max_tokenize_bytes.
 Status check_text_bytes(size_t bytes, const ServedModel& model, const char* field);
 
 }  // namespace kivi

@@ -399,10 +399,10 @@ namespace {
 
 Result<std::unique_ptr<LoadedModel>> load_phases(const EngineConfig& config,
                                                  const LoadProgress& progress,
-                                                 const BackendWrap& wrap, PhaseClock& clock,
+                                                 const BackendSetup& prepare, PhaseClock& clock,
                                                  Blueprint& b) {
   KIVI_ASSIGN_OR_RETURN(b, plan_load(config, clock));
-  if (wrap) b.backend = wrap(std::move(b.backend));
+  if (prepare) prepare(*b.backend);
   auto loaded = std::make_unique<LoadedModel>();
   KIVI_ASSIGN_OR_RETURN(loaded->tokenizer, make_tokenizer(config, b));
   KIVI_ASSIGN_OR_RETURN(loaded->chat, make_chat_prompt(config, b, *loaded->tokenizer));
@@ -474,11 +474,11 @@ Error out_of_memory(const PhaseClock& clock, const Blueprint& b) {
 
 Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress,
-                                                const BackendWrap& wrap) {
+                                                const BackendSetup& prepare) {
   PhaseClock clock;
   Blueprint b;
   try {
-    return load_phases(config, progress, wrap, clock, b);
+    return load_phases(config, progress, prepare, clock, b);
   } catch (const std::bad_alloc&) {
     return out_of_memory(clock, b);
   } catch (const std::system_error& e) {

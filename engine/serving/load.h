@@ -74,11 +74,11 @@ int64_t device_memory_used(const LoadedModel& model);
 Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress);
 
-// For studies: loads a model that computes with the backend that `wrap` makes of the device's.
-using BackendWrap = std::function<std::unique_ptr<Backend>(std::unique_ptr<Backend>)>;
+// For studies: calls `prepare` with the backend before the model is loaded (Backend::observe).
+using BackendSetup = std::function<void(Backend&)>;
 Result<std::unique_ptr<LoadedModel>> load_model(const EngineConfig& config,
                                                 const LoadProgress& progress,
-                                                const BackendWrap& wrap);
+                                                const BackendSetup& prepare);
 
 // Returns the name of a model by its path: "models/tales-llama/" -> "tales-llama",
 // "x/SmolLM2.Q4_1.gguf" -> "SmolLM2.Q4_1".

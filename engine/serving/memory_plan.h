@@ -57,11 +57,10 @@ std::string describe(const KvLayerBits& bits);
 //             layer at a time, so their number does not depend on the number of layers.
 //   staging   only in prefill mode exact, for kivi formats, where prompts can need more than one
 //             chunk: prefill_staging_tokens, at most a quarter of the budget
-//   layerwise only in prefill mode exact, for kivi formats, where a prompt can be longer than what
-//   is
-//             staged: 16-bit keys and values of one layer, and hidden states of `hidden_bytes`, for
-//             each of prefill_layerwise_tokens tokens, at most prefill_layerwise_percent of the
-//             budget
+//   layerwise only in prefill mode exact, for kivi formats, where a prompt can be too long for
+//             staging: 16-bit keys and values of one layer, and hidden states of `hidden_bytes`,
+//             for each of prefill_layerwise_tokens tokens, at most prefill_layerwise_percent of
+//             the budget
 //   residual, sinks  one slot for each of max_num_seqs sequences, and with `prefixes` (the prefix
 //             cache is on) one for checkpoints; at most half of what is left then
 //   pages     the rest

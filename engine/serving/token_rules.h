@@ -19,7 +19,7 @@ struct TokenRules {
   int vocab_size = 0;                        // of the logits
   std::vector<int32_t> allowed;              // no others are sampled; empty = all are allowed
   std::vector<std::vector<int32_t>> banned;  // these do not come one after another
-  int min_tokens = 0;                        // `ends` do not come before so many tokens
+  int min_tokens = 0;                        // `ends` do not come before this many tokens
   std::vector<int32_t> ends;
 };
 
@@ -28,9 +28,9 @@ struct TokenRules {
 Result<std::vector<std::vector<int32_t>>> tokens_of_words(const std::vector<std::string>& words,
                                                           const Tokenizer& tokenizer);
 
-// Makes the constraint of one choice. `format` is its constraint by a format, or null. What the
-// rules forbid they forbid only as long as something else is left: a format goes first, then
-// `allowed`, then min_tokens, then `banned`.
+// Makes the constraint of one choice. `format` is its constraint by a format, or null. A rule does
+// not hold where it would leave no token at all. The format comes first, then `allowed`, then
+// min_tokens, then `banned`.
 std::shared_ptr<TokenConstraint> constrain(std::shared_ptr<const TokenRules> rules,
                                            std::shared_ptr<TokenConstraint> format);
 

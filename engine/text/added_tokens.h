@@ -25,7 +25,7 @@ struct AddedTokenRule {
   bool lstrip = false, rstrip = false;  // takes the spaces before (after) it along
 };
 
-// Does a text that spells a special token mean it?
+// What a text that spells a special token means.
 enum class SpecialText { stays_text, is_token };
 
 // Immutable after load.

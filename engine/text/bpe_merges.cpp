@@ -83,7 +83,7 @@ void BpeMerges::merge(std::span<const int32_t> input, Scratch& scratch,
     auto& left = symbols[size_t(best.position)];
     if (left.id < 0 || left.next < 0) continue;
     auto& right = symbols[size_t(left.next)];
-    // The neighbours may have changed since the pair was proposed.
+    // The neighbors may have changed since the pair was proposed.
     const Merge* merge = find(left.id, right.id);
     if (merge == nullptr || merge->merged != best.merged) continue;
     left.id = best.merged;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// BpeMerges: byte-pair encoding of one piece of a text. The pair of neighbours that was learnt
+// BpeMerges: byte-pair encoding of one piece of a text. The pair of neighbors that was learned
 // first is merged first (at equal rank the leftmost), until no pair is known.
 #pragma once
 
@@ -12,8 +12,8 @@ namespace kivi {
 // Immutable after filling.
 class BpeMerges {
  public:
-  // `left` and `right`, neighbours, become `merged`; pairs are added in the order of their rank. A
-  // pair that is known already keeps its rank.
+  // `left` and `right`, which are neighbors, become `merged`; pairs are added in the order of their
+  // rank. A pair that is known already keeps its rank.
   void add(int32_t left, int32_t right, int32_t merged);
   size_t size() const { return count_; }
 

@@ -30,10 +30,10 @@ class Detokenizer {
   // followed by more ids, whose text then starts at a character.
   void flush(std::string& out) { utf8_.flush(out); }
 
-  // Is the start of a character held back?
+  // Returns true if the start of a character is held back.
   bool holding() const { return utf8_.holding(); }
 
-  // Has no token given a byte of text so far (and nothing stood before)?
+  // True until a token has given a byte of text, unless a text came before.
   bool at_start() const { return at_start_; }
 
  private:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tokenizer that a GGUF file carries in its metadata, put as the file that it was made from:
-// a tokenizer.json for byte-level BPE ("gpt2"), a SentencePiece model for "llama". So the
-// tokenizers know nothing of GGUF, and text becomes the same ids as from the original folder.
+// Translates the tokenizer in a GGUF file's metadata back into the file that it was made from: a
+// tokenizer.json for byte-level BPE ("gpt2"), or a SentencePiece model for "llama". So the
+// tokenizers need not know GGUF, and a text gets the ids that it gets from the original folder.
 #pragma once
 
 #include <memory>

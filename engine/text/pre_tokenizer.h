@@ -53,7 +53,7 @@ class PreTokenizer {
   // it.
   static Result<PreTokenizer> load(const nlohmann::json& description, Pieces pieces);
 
-  // Does a step drop what its pattern finds?
+  // Returns true if a step drops what its pattern finds.
   bool removes_text() const;
 
   // `text` is valid UTF-8 below 1 GiB. `mapped` gets it rewritten (byte alphabet, visible spaces),

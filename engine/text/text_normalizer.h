@@ -20,7 +20,7 @@ class TextNormalizer {
   static Result<TextNormalizer> load(const nlohmann::json& description);
 
   bool empty() const { return steps_.empty(); }
-  // May the text get shorter?
+  // Returns true if the text may get shorter.
   bool shortens() const;
   // `text` is valid UTF-8, and so is the result.
   std::string apply(std::string_view text) const;

@@ -46,8 +46,9 @@ class Tokenizer {
   virtual std::string token_name(int32_t id) const = 0;
   virtual std::optional<int32_t> token_id(std::string_view name) const = 0;
 
-  // Does the tokenizer put a space before a text that decode must take away again? (SentencePiece
-  // models with a dummy prefix: the first token's leading space is not part of the text.)
+  // Returns true if the tokenizer puts a space before a text that decode must remove again.
+  // (SentencePiece models with a dummy prefix: the first token's leading space is not part of the
+  // text.)
   virtual bool strips_leading_space() const = 0;
 
   virtual int vocab_size() const = 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copier makes the CPU backend's copies beside the ops (Backend::copy_beside): one thread, which
 // starts with the first batch and copies batch after batch. So the memory rules of a device with a
-// copy engine hold on the CPU too, and ThreadSanitizer sees who breaks them.
+// copy engine hold on the CPU too, and ThreadSanitizer sees code that breaks them.
 #pragma once
 
 #include <chrono>

@@ -24,7 +24,7 @@ namespace kivi {
 struct Scratch {
   // At least `count` floats, 64-byte aligned.
   float* floats(size_t count) {
-    const size_t lines = count / 16 + 1;  // one at least: the address of nothing is no address
+    const size_t lines = count / 16 + 1;  // at least one, so that data() is never null
     if (memory.size() < lines) memory.resize(lines);
     return memory.data()->values;
   }
@@ -63,7 +63,7 @@ class CpuBackend : public Backend {
   }
   uint64_t copied_beside() override { return copier_.done(); }
   double seconds_beside() const override { return copier_.seconds(); }
-  // Ops are done when they return, so the caller is the one who waits.
+  // Ops are done when they return, so the caller waits.
   void wait_beside(uint64_t batches) override { copier_.wait(batches); }
   // For tests: every batch of copies takes this long.
   void delay_copies(std::chrono::microseconds delay) { copier_.delay(delay); }
@@ -76,27 +76,7 @@ class CpuBackend : public Backend {
   Result<std::byte*> do_allocate(size_t bytes) override;
   void do_free(std::byte* data, size_t bytes) override;
 
-  void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) override;
-  void do_resolve_ids(const Tensor& ids, const Tensor& sampled) override;
-  void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
-                   NormKind kind, float eps, const Operand& out) override;
-  void do_add(const Tensor& x, const Tensor& delta) override;
-  void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
-  void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out) override;
-  void do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
-                           const Tensor& out) override;
-  void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
-               const Tensor& q, const Tensor& kv) override;
-  void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
-                    int layer, float scale, const Tensor& out) override;
-  void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
-                    int layers) override;
-  void do_gated_activation(const Tensor& gate_up, Activation activation,
-                           const Operand& out) override;
-  void do_activate(const Tensor& x, Activation activation) override;
-  void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
-  void do_add_rows(const Tensor& x, const Tensor& sums) override;
-  void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) override;
+  KIVI_BACKEND_OPS(, override);
 
   // Cosines and sines of a step's positions, [t][cosines, sines], for its next layers. Kept by
   // value: equal positions and frequencies have equal turns.

@@ -225,6 +225,9 @@ namespace kivi {
 HWY_EXPORT(AttendBlock);
 HWY_EXPORT(MergeBlock);
 
+// Attention on the CPU prepares nothing for a step.
+void CpuBackend::do_begin_step(const StepView&, const KvView&, int) {}
+
 void CpuBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store,
                               const StepView& step, int layer, float scale, const Tensor& out) {
   const int d = store.layout.shape.head_dim, heads = store.layout.shape.heads;

@@ -365,7 +365,7 @@ void multiply_tiles(const TilesBlock& m) {
   }
 }
 
-// Does the processor have the instructions that `dot` names for this instruction set?
+// Returns true if the processor has the instructions that `dot` uses for this instruction set.
 bool HasByteDots() {
 #if HWY_TARGET == HWY_AVX3
   return __builtin_cpu_supports("avx512vnni");

@@ -187,7 +187,7 @@ void apply_mask(std::span<float> logits, std::span<const uint32_t> mask) {
   }
 }
 
-// Penalties, then bias, in place. What is not finite, before or after, can not be chosen: it is
+// Penalties, then bias, in place. What is not finite, before or after, cannot be chosen: it is
 // -infinity.
 void adjust(std::span<float> logits, const SampleRow& row) {
   for (const PenaltyToken& p : row.penalties) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the vectorised ops share: 16-bit loads and stores, sums over lanes. Compiled once for each
+// What the vectorized ops share: 16-bit loads and stores, sums over lanes. Compiled once for each
 // instruction set (no include guard of the usual kind; see Highway's quick reference, *-inl.h).
 //
 // Functions here and in the ops use no standard containers or algorithms: an inline function of a

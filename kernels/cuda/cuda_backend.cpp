@@ -3,7 +3,6 @@
 
 #include <fmt/core.h>
 
-#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/kv_attend_decode.h"
 #include "kernels/cuda/prefill_attend.h"
 
@@ -17,12 +16,13 @@ CudaProperties read_properties(int device) {
           p.minor, std::string(p.name)};
 }
 
-// Why no device was counted. Without a driver CUDA speaks of one that is too old.
+// Why no device was counted. Without a driver, CUDA's own words are of a driver that is too old.
 std::string why_none(cudaError_t error) {
   int version = 0;
   if (cudaDriverGetVersion(&version) == cudaSuccess && version == 0)
     return "no NVIDIA driver is loaded; a container sees the host's by --gpus all";
-  return error == cudaSuccess ? "driver works" : cudaGetErrorString(error);
+  return error == cudaSuccess ? "the driver answers; check CUDA_VISIBLE_DEVICES"
+                              : cudaGetErrorString(error);
 }
 
 }  // namespace
@@ -136,10 +136,11 @@ Result<std::unique_ptr<Backend>> make_cuda_backend(int device) {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || device < 0 || device >= count) {
     cudaGetLastError();
-    return Error{
-        ErrorCode::not_found,
-        fmt::format("device cuda:{}: {} CUDA device(s) found ({})", device, count, why_none(error)),
-        "device"};
+    return Error{ErrorCode::not_found,
+                 count > 0 ? fmt::format("device cuda:{}: must be from 0 to {}", device, count - 1)
+                           : fmt::format("device cuda:{}: no CUDA device is visible: {}", device,
+                                         why_none(error)),
+                 "device"};
   }
   const CudaProperties properties = read_properties(device);
   if (properties.major < 8)

@@ -33,6 +33,11 @@ struct CudaProperties {
   std::string name;
 };
 
+namespace cuda {
+// The widest row that a norm takes (elementwise.cu).
+inline constexpr int kNormWidthMax = 16384;
+}  // namespace cuda
+
 // Memory of decode attention that lives as long as the backend: the plans of a step, partial
 // softmax states and the counters that find a segment's last arriver. See kv_attend_decode.h.
 struct DecodeWorkspace {
@@ -79,7 +84,6 @@ class CudaBackend final : public Backend {
   double seconds_between(int from, int to) override;
   int logprobs_max() const override { return cuda::kMaxTopLogprobs; }
   void collect_samples(std::vector<SampledToken>& out) override;
-  void run_recorded(uint64_t key, const std::function<void()>& ops) override;
   bool asynchronous() const override { return true; }
 
   // For the benchmarks and for graph capture.
@@ -90,34 +94,14 @@ class CudaBackend final : public Backend {
   Result<std::byte*> do_allocate(size_t bytes) override;
   void do_free(std::byte* data, size_t bytes) override;
 
-  void do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) override;
-  void do_resolve_ids(const Tensor& ids, const Tensor& sampled) override;
-  void do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
-                   NormKind kind, float eps, const Operand& out) override;
-  void do_add(const Tensor& x, const Tensor& delta) override;
-  void do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) override;
-  void do_embed_quantized(const Weight& table, const Tensor& ids, const Tensor& out) override;
-  void do_matmul_quantized(const Operand& x, const Weight& w, const Tensor& bias,
-                           const Tensor& out) override;
+  KIVI_BACKEND_OPS(, override);
+  void do_run_recorded(uint64_t key, const std::function<void()>& ops) override;
   // The ways of products.cpp. `scratch`: what is left of the product's scratch.
   void multiply_e4m3(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
                      std::byte* scratch);
   bool multiply_tiles(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out);
   void multiply_slabs(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
                       std::byte* scratch);
-  void do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, const KvShape& shape,
-               const Tensor& q, const Tensor& kv) override;
-  void do_begin_step(const StepView& step, const KvView& store, int heads_q) override;
-  void do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& store, const StepView& step,
-                    int layer, float scale, const Tensor& out) override;
-  void do_kv_append(const Tensor& kv, const KvView& store, const StepView& step, int layer,
-                    int layers) override;
-  void do_gated_activation(const Tensor& gate_up, Activation activation,
-                           const Operand& out) override;
-  void do_activate(const Tensor& x, Activation activation) override;
-  void do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) override;
-  void do_add_rows(const Tensor& x, const Tensor& sums) override;
-  void do_sample(const Tensor& logits, std::span<const SampleRow> rows, const Tensor& ids) override;
 
   CudaProperties properties_;
   Stream stream_;

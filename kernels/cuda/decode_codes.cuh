@@ -48,7 +48,8 @@ __device__ __forceinline__ uint32_t numbers(uint32_t word, int slot, uint32_t sc
   constexpr uint32_t kMask = BITS == 2 ? 0x00030003u : 0x000f000fu;
   const int shift = BITS * (slot % kInPlace);
   // 1024 + c 2^shift is exact, and so is c.
-  const uint32_t lifted = ((slot < kInPlace ? word : word >> 8) & (kMask << shift)) | 0x64006400u;
+  const uint32_t lifted =
+      masked_or(slot < kInPlace ? word : word >> 8, kMask << shift, 0x64006400u);
   const float unit = 1.f / float(1 << shift);
   const __half2 code =
       __hfma2(as_half2(lifted), __float2half2_rn(unit), __float2half2_rn(-1024.f * unit));

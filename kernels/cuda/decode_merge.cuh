@@ -9,7 +9,7 @@
 
 namespace kivi::cuda {
 
-inline constexpr float kNever = -1e30f;  // a maximum that nothing has met
+inline constexpr float kNever = -1e30f;  // the initial maximum: every logit is larger
 
 // Partial states of one block: what its warps leave in shared memory, and what it leaves for
 // others.
@@ -44,7 +44,8 @@ __device__ __forceinline__ int count_arrival(int* counter) {
   return before;
 }
 
-template <int D, int NT>
+// SHARES: states of attend_shared may have to be added.
+template <int D, int NT, bool SHARES>
 struct DecodeMerge {
   static constexpr int kTiles = D / 16;
   static constexpr int kPartialFloats = NT * (kTiles * 128 + 16);  // of the workspace, at most
@@ -150,7 +151,7 @@ struct DecodeMerge {
       if (c == 0 && g == 0) to[state] = make_float4(m.x, m.y, l.x, l.y);
       return;
     }
-    if (p.shares) add_shared(p, head, c, g, o, m, l);
+    if (SHARES && p.shares) add_shared(p, head, c, g, o, m, l);
     auto* row = static_cast<uint16_t*>(a.out) + int64_t(p.row) * a.out_stride + p.channel +
                 head * D + c * 16 + g;
     store_16(row, o.x / l.x), store_16(row + 8, o.z / l.x);

@@ -48,14 +48,15 @@ struct DecodeWarp {
       : a(launch), lane(lane_index), ones(ones_row) {}
 
   // Starts to read q of `heads` heads from `from`, d apart. Lanes of other heads read the first
-  // one: begin() makes zeros of it.
+  // one: begin() makes zeros of it. EARLY: the kernel that wrote q has ended before this one began.
+  template <bool EARLY>
   __device__ __forceinline__ void load_queries(const __half* from, int heads) {
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
       const int head = n * 8 + g < heads ? n * 8 + g : 0;
       const uint32_t* row = reinterpret_cast<const uint32_t*>(from + head * D + 2 * t);
 #pragma unroll
-      for (int i = 0; i < kKeyTiles * 2; ++i) q[n][i] = row[i * 4];
+      for (int i = 0; i < kKeyTiles * 2; ++i) q[n][i] = EARLY ? __ldcg(row + i * 4) : row[i * 4];
     }
   }
 
@@ -592,7 +593,7 @@ struct DecodeWarp {
   }
 
   // Adds the states of attend_shared for this segment (DecodeLaunch::shared_where). The sums are
-  // then in all lanes.
+  // then in all lanes that have such heads.
   __device__ __forceinline__ void merge_shared(int2 where, int heads) {
     constexpr int kBatch = NT == 1 ? 4 : 2;  // states whose reads are under way at once
     const int count = where.y / kSharedRows;
@@ -600,6 +601,7 @@ struct DecodeWarp {
     for (int n = 0; n < NT; ++n)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
+        if (n * 8 + j >= heads) continue;
         float l = sum_of(n, j);
         const int head = n * 8 + 2 * t + j;
         const float* slot = a.shared_slots + where.x * shared_slot_floats(D);

@@ -3,7 +3,7 @@
 // are bound by memory (or, at decode's row counts, by launch latency). 16-byte accesses where the
 // row allows them. Every kernel overlaps with its neighbours (overlap.cuh): at one row a launch is
 // as long as its work. Reference: kernels/cpu. Test: tests/cuda/ops_test.cpp.
-#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/quantize_row.cuh"
 #include "kernels/cuda/vector.cuh"
@@ -461,8 +461,6 @@ cudaError_t gather(const Tensor& source, const Tensor& index, const Tensor& out,
   });
 }
 
-}  // namespace
-
 cudaError_t embed(const Tensor& table, const Tensor& ids, const Tensor& out, cudaStream_t stream) {
   return gather(table, ids, out, stream);
 }
@@ -495,6 +493,9 @@ cudaError_t add_rows(const Tensor& x, const Tensor& sums, cudaStream_t stream) {
   });
 }
 
+// `delta` may be empty (a plain norm; x is then only read). Where `out` is quantized, its rows are
+// rounded to the type of x first: codes and scales are those that quantize_rows() makes of them. x
+// [t, n]: n is a multiple of 8 and at most kNormWidthMax, else cudaErrorInvalidValue.
 cudaError_t add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight, const Tensor& bias,
                      NormKind kind, float eps, const Operand& out, cudaStream_t stream) {
   const int n = int(x.shape[1]), vectors = n / 8;
@@ -520,8 +521,6 @@ cudaError_t add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
   });
 }
 
-namespace {
-
 cudaError_t gated_activation_codes(const Tensor& gate_up, Activation activation, const Operand& out,
                                    cudaStream_t stream) {
   const auto launch = [&]<class T, Activation kActivation>() {
@@ -542,8 +541,6 @@ cudaError_t gated_activation_codes(const Tensor& gate_up, Activation activation,
     return cudaErrorInvalidValue;
   });
 }
-
-}  // namespace
 
 cudaError_t gated_activation(const Tensor& gate_up, Activation activation, const Operand& out,
                              cudaStream_t stream) {
@@ -610,4 +607,48 @@ cudaError_t rope(const Tensor& qkv, const Tensor& positions, const Rope& rope, c
   });
 }
 
+}  // namespace
 }  // namespace kivi::cuda
+
+namespace kivi {
+
+void CudaBackend::do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) {
+  KIVI_CUDA_VERIFY(cuda::embed(table, ids, out, stream_.get()));
+}
+
+void CudaBackend::do_resolve_ids(const Tensor& ids, const Tensor& sampled) {
+  KIVI_CUDA_VERIFY(cuda::resolve_ids(ids, sampled, stream_.get()));
+}
+
+void CudaBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
+                              const Tensor& bias, NormKind kind, float eps, const Operand& out) {
+  KIVI_CUDA_VERIFY(cuda::add_norm(x, delta, weight, bias, kind, eps, out, stream_.get()));
+}
+
+void CudaBackend::do_add(const Tensor& x, const Tensor& delta) {
+  KIVI_CUDA_VERIFY(cuda::add(x, delta, stream_.get()));
+}
+
+void CudaBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
+                          const KvShape& shape, const Tensor& q, const Tensor& kv) {
+  KIVI_CUDA_VERIFY(cuda::rope(qkv, positions, rope, shape, q, kv, stream_.get()));
+}
+
+void CudaBackend::do_gated_activation(const Tensor& gate_up, Activation activation,
+                                      const Operand& out) {
+  KIVI_CUDA_VERIFY(cuda::gated_activation(gate_up, activation, out, stream_.get()));
+}
+
+void CudaBackend::do_activate(const Tensor& x, Activation activation) {
+  KIVI_CUDA_VERIFY(cuda::activate(x, activation, stream_.get()));
+}
+
+void CudaBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) {
+  KIVI_CUDA_VERIFY(cuda::gather_rows(x, rows, out, stream_.get()));
+}
+
+void CudaBackend::do_add_rows(const Tensor& x, const Tensor& sums) {
+  KIVI_CUDA_VERIFY(cuda::add_rows(x, sums, stream_.get()));
+}
+
+}  // namespace kivi

@@ -4,12 +4,13 @@
 // CpuBackend::do_kv_append write.
 //
 // Decode (append_decodes). One launch for all given layers, no host branch. The last blocks have a
-// warp for each layer, sequence and head: it evicts the oldest value (quantized into its page) and
-// writes the new rows over the residual's. The first ones look for sequences whose token completes
-// R keys and share their groups of keys: a flush is the longest chain of reads, so none may wait
-// for a place; where many are due, blocks that are done with rows help. Bytes a layer, sequence and
-// head, d = 128, 2 bits: 768 read + 512 written of rows, 32 sectors of codes read and written; a
-// flush reads 2 R d, writes R d / 4 and the parameters.
+// warp for each head of a layer and sequence, or for up to eight of them. Of a head, it evicts the
+// oldest value (quantized into its page) and writes the new rows over the residual's. The first
+// blocks look for sequences whose token completes R keys and share their groups of keys: a flush is
+// the longest chain of reads, so none may wait for a place; where many are due, blocks that are
+// done with rows help. Bytes a layer, sequence and head, d = 128, 2 bits: 768 read + 512 written of
+// rows, 32 sectors of codes read and written; a flush reads 2 R d, writes R d / 4 and the
+// parameters.
 //
 // Chunks (append_chunks). Rows (f16 pages, staging, residual) are copied by one warp a token and
 // head; quantized pages are written by one block a page and head: codes to shared memory, then
@@ -32,6 +33,8 @@ constexpr int kHeadDimMax = 256;
 constexpr int kDecodeThreads = 256;
 constexpr int kFlushBlocks = 528;     // share the flushes: four for each multiprocessor of an H100
 constexpr int kFlushBlocksMin = 132;  // of these do nothing else
+constexpr int kRowWarpsMin = 2112;    // of rows: half of what an H100 has room for at a time
+constexpr int kHeadsEachMax = 8;      // that one of them stores
 constexpr int kRowsMax = 128;         // rows of a block's tile: a group of keys, 64 values
 
 struct Append {
@@ -179,22 +182,128 @@ __device__ void flush_keys(const Append& a, int sequences, int layers, int block
   }
 }
 
-// The last `row_blocks` blocks: rows, 8 heads each (of all layers and sequences). The first
-// `flush_blocks`: flushes. Where these overlap, a block's rows come first.
+// 4-bit codes of a value lie in twice as many sectors, and append_rows is as fast for them.
+constexpr bool has_append_heads(int head_dim, int value_bits) {
+  return head_dim == 128 && value_bits == 2;
+}
+
+// Heads of one sequence and layer, from `first` up to `head_end`, of 128 channels and 2-bit values.
+// Stores of each what append_rows does. One warp. What does not depend on the head is computed
+// once, and a vector of 16 bytes takes the place of four words: lane 8 q + r has channels 32 q + 8
+// m + r of the evicted value, m = 0 to 3, whose codes lie side by side. Of the new rows it has 8
+// channels of the key (lanes 0 to 15) or of the value.
+template <int GROUP>
+__device__ __forceinline__ void append_heads(const Head& first, int head_end) {
+  constexpr int kD = 128, kBits = 2, kAtOnce = 2;
+  const KvLayout& layout = first.a.store.layout;
+  const int token = first.s.past, lane = threadIdx.x % 32, group = lane / 8, r = lane % 8;
+  const int oldest = token - layout.format.sinks - layout.format.residual;  // paged position
+  const bool evicts = oldest >= first.s.values_from;                        // 0 or more
+  const KvPlace place = arrival_place(layout, KvMode::append, token);
+  const Side side = lane < 16 ? Side::key : Side::value;
+  const __half* from = first.source(token, side, lane % 16 * 8);
+  __half* to =
+      first.rows(place, side) + place.row * kD + swizzled_channel(place.row, lane % 16 * 8, kD);
+  const __half* value = first.rows(place, Side::value) + place.row * kD;
+  int channel[4];  // where they are in that row
+#pragma unroll
+  for (int m = 0; m < 4; ++m) channel[m] = swizzled_channel(place.row, 32 * group + 8 * m + r, kD);
+  const int page_token = evicts ? oldest % layout.page_tokens() : 0;
+  std::byte* block = evicts ? first.page(oldest / layout.page_tokens()) : nullptr;
+  const CodePosition code = layout.value_code(page_token, 32 * group + r);
+  const uint32_t mask = ((1u << kBits) - 1) << code.bit;
+  // Lanes 0 and 1 of a group store its scale and its minimum.
+  const bool stores_parameter = r < 2 && group % (GROUP / 32) == 0;
+  const int parameter = r == 0 ? layout.value_scale(page_token, 32 * group)
+                               : layout.value_minimum(page_token, 32 * group);
+  const auto codes_of = [&](int head) {
+    return reinterpret_cast<uint4*>(block + head * layout.block_bytes() +
+                                    layout.value_codes_offset() + code.word * 4);
+  };
+  const int slab = layout.slab_bytes() / 2;  // halves
+  for (int left = head_end - first.head; left > 0; left -= kAtOnce) {
+    uint4 fresh[kAtOnce], words[kAtOnce];
+    __half2 x[kAtOnce][2];
+    // All reads come first: each store would otherwise hold up the reads behind it. Where one head
+    // is left, it is read twice.
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u)
+      fresh[u] = *reinterpret_cast<const uint4*>(from + min(u, left - 1) * kD);
+    if (evicts) {
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int head = min(u, left - 1);
+        words[u] = *codes_of(head);
+        const __half* row = value + head * slab;
+        x[u][0] = __halves2half2(row[channel[0]], row[channel[1]]);
+        x[u][1] = __halves2half2(row[channel[2]], row[channel[3]]);
+      }
+    }
+    __syncwarp();  // all lanes have read the oldest value before another one takes its place
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u)
+      if (u < left) *reinterpret_cast<uint4*>(to + u * slab) = fresh[u];
+    if (evicts) {
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (u >= left) break;
+        x[u][0] = finite2(x[u][0]), x[u][1] = finite2(x[u][1]);
+        const __half2 low = __hmin2(x[u][0], x[u][1]), high = __hmax2(x[u][0], x[u][1]);
+        // The least of a lane's four, and minus the largest: one shuffle for both.
+        __half2 extremes = __halves2half2(__hmin(__low2half(low), __high2half(low)),
+                                          __hneg(__hmax(__low2half(high), __high2half(high))));
+#pragma unroll
+        for (int offset = 1; offset < GROUP / 4; offset *= 2)
+          extremes = __hmin2(extremes, __shfl_xor_sync(0xffffffffu, extremes, offset));
+        const Quantizer quantizer(__low2float(extremes), -__high2float(extremes), kBits,
+                                  layout.format.parameter_bits);
+        const float2 v = __half22float2(x[u][0]), w = __half22float2(x[u][1]);
+        const auto changed = [&](uint32_t word, float y) {
+          return (word & ~mask) | quantizer.code(y) << code.bit;
+        };
+        *codes_of(u) = make_uint4(changed(words[u].x, v.x), changed(words[u].y, v.y),
+                                  changed(words[u].z, w.x), changed(words[u].w, w.y));
+        if (!stores_parameter) continue;
+        std::byte* region = block + u * layout.block_bytes() + layout.value_parameters_offset();
+        if (layout.format.parameter_bits == 8)
+          region[parameter] = std::byte(r == 0 ? quantizer.bytes.scale : quantizer.bytes.minimum);
+        else
+          reinterpret_cast<uint16_t*>(region)[parameter] =
+              bits_of(r == 0 ? quantizer.scale : quantizer.low);
+      }
+    }
+    from += kAtOnce * kD;
+    to += kAtOnce * slab, value += kAtOnce * slab;
+    block += kAtOnce * layout.block_bytes();
+  }
+}
+
+// The last `row_blocks` blocks: rows. A warp has `heads_each` heads of one layer and sequence, or
+// those that are left; one head where append_heads cannot store it. The first `flush_blocks`:
+// flushes. Where these overlap, a block's rows come first.
 struct DecodeBlocks {
-  int sequences, layers, row_blocks, flush_blocks;
+  int sequences, layers, heads_each, row_blocks, flush_blocks;
 };
 
-template <int GROUP, int kSlices>
+template <int GROUP, int kSlices, int D, int VB>
 __device__ __forceinline__ void append_decode(const Append& a, const DecodeBlocks& grid,
                                               uint16_t* codes) {
   const int block = int(blockIdx.x), blocks = int(gridDim.x);
   if (block >= blocks - grid.row_blocks) {
     const int index = (blocks - 1 - block) * (kDecodeThreads / 32) + int(threadIdx.x / 32);
-    const int heads = a.store.layout.shape.heads, of_layer = grid.sequences * heads;
+    const int heads = a.store.layout.shape.heads;
+    const int of_sequence = (heads + grid.heads_each - 1) / grid.heads_each;
+    const int of_layer = grid.sequences * of_sequence;
     if (index < grid.layers * of_layer) {
-      const StepSequence& s = a.sequences[index % of_layer / heads];
-      if (a.is_decode(s)) append_rows<kSlices>({a, s, index / of_layer, index % heads});
+      const StepSequence& s = a.sequences[index % of_layer / of_sequence];
+      const int head = index % of_sequence * grid.heads_each;
+      if (a.is_decode(s)) {
+        const Head h{a, s, index / of_layer, head};
+        if constexpr (has_append_heads(D, VB))
+          append_heads<GROUP>(h, min(head + grid.heads_each, heads));
+        else
+          append_rows<kSlices>(h);
+      }
     }
   }
   if (block < grid.flush_blocks)
@@ -211,9 +320,9 @@ __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
   extern __shared__ __align__(16) uint16_t codes[];  // [G][d] of a flush
   let_next_start();
   if constexpr (D > 0)
-    append_decode<GROUP, kSlices>(with_known<D, GROUP, KB, VB>(a), grid, codes);
+    append_decode<GROUP, kSlices, D, VB>(with_known<D, GROUP, KB, VB>(a), grid, codes);
   else
-    append_decode<GROUP, kSlices>(a, grid, codes);
+    append_decode<GROUP, kSlices, 0, 0>(a, grid, codes);
 }
 
 // f16 and f8: the token goes to its page at once. Grid (heads, sequences, layers), d threads.
@@ -390,7 +499,12 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
     return cudaGetLastError();
   }
   const int heads = a.layers * a.sequence_count * layout.shape.heads;
-  const int row_blocks = (heads + kDecodeThreads / 32 - 1) / (kDecodeThreads / 32);
+  const int heads_each = has_append_heads(d, layout.format.value_bits)
+                             ? std::clamp(heads / kRowWarpsMin, 1, kHeadsEachMax)
+                             : 1;
+  const int row_warps =
+      a.layers * a.sequence_count * ((layout.shape.heads + heads_each - 1) / heads_each);
+  const int row_blocks = (row_warps + kDecodeThreads / 32 - 1) / (kDecodeThreads / 32);
   const int groups = layout.format.residual / layout.format.group;
   const int most = heads * groups;  // groups of keys to flush
   const int others = std::min(std::max(kFlushBlocks - row_blocks, kFlushBlocksMin), most);
@@ -404,7 +518,8 @@ cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
       // In order, not overlapping with attention: with it, the kernel after this one was under way
       // with both, and a step of one row took 7.7 ms instead of 6.0.
       kernel<<<unsigned(blocks), kDecodeThreads, shared, stream>>>(
-          device_arguments(a), DecodeBlocks{a.sequence_count, a.layers, row_blocks, flush_blocks});
+          device_arguments(a),
+          DecodeBlocks{a.sequence_count, a.layers, heads_each, row_blocks, flush_blocks});
       return cudaGetLastError();
     };
     const auto usual = [&]<int D, int KB, int VB>() {

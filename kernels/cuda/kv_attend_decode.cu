@@ -19,6 +19,7 @@ namespace {
 
 constexpr int kWarpsMax = 16;          // of a block
 constexpr int kBlocksMax = 2;          // a multiprocessor
+constexpr int kBlockBytes = 1024;      // of a block's shared memory, which a multiprocessor keeps
 constexpr int kCountersMax = 1 << 20;  // segments of a launch
 constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
 constexpr int kPiecesMin = 4;          // of a block, where there are few
@@ -233,7 +234,8 @@ bool shares_pages(const DecodeArguments& s, const DecodeWorkspace& workspace) {
 }
 
 SharedLaunch describe_shared(const DecodeArguments& s, const DecodeLaunch& a, int head_tiles,
-                             const CudaProperties& device, const DecodeWorkspace& workspace) {
+                             const DecodeGrid& grid, const CudaProperties& device,
+                             const DecodeWorkspace& workspace) {
   SharedLaunch shared{};
   shared.decode = a;
   shared.key_bits = s.store.layout.format.key_bits;
@@ -248,7 +250,10 @@ SharedLaunch describe_shared(const DecodeArguments& s, const DecodeLaunch& a, in
   shared.units_tile = kSharedRows / shared.unit_rows;
   shared.head_dim = s.store.layout.shape.head_dim;
   KIVI_VERIFY(shared.group_capacity <= kSharedGroupsMax);
-  KIVI_VERIFY(lay_out_shared(shared, device.shared_bytes_max));
+  // A multiprocessor has room for a block of each kernel, and not for two of this one.
+  const int room = device.shared_bytes_max + kBlockBytes;  // of a multiprocessor
+  KIVI_VERIFY(lay_out_shared(shared, room - int(grid.shared_bytes) - 2 * kBlockBytes));
+  shared.at.bytes = std::max(shared.at.bytes, room / 2);
   return shared;
 }
 
@@ -319,10 +324,15 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   // Codes take instructions, and so more warps.
   const bool codes = layout.format.kind == KvKind::kivi;
   const int warps_most = decode_warps_max(d, head_tiles, codes);
-  const int warps_default = codes ? warps_most : std::min(8, warps_most);
-  const int per_multiprocessor = std::clamp(tuning.blocks_per_multiprocessor, 1, kBlocksMax);
-  // A multiprocessor keeps 1 KB of each block's shared memory for itself.
-  const int room = (device.shared_bytes_max + 1024) / per_multiprocessor - 1024;
+  // With shared pages, the warps are in two blocks: the next layer's attend_shared has room as soon
+  // as one of them has ended.
+  const int per_multiprocessor =
+      shares ? 2 : std::clamp(tuning.blocks_per_multiprocessor, 1, kBlocksMax);
+  const int warps_default =
+      std::max(1, (codes ? warps_most : std::min(8, warps_most)) / (shares ? 2 : 1));
+  const int all = device.shared_bytes_max + kBlockBytes;  // of a multiprocessor
+  int room = all / per_multiprocessor - kBlockBytes;
+  if (shares) room = std::min(room, all - 2 * kBlockBytes - shared_bytes_min(a, d));
   grid.warps = tuning.warps > 0 ? std::min(tuning.warps, warps_most) : warps_default;
   // Expanded parameters lie behind their unit where a stage has room for them, else behind the
   // ring.
@@ -362,8 +372,8 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   const bool plans = kind == DecodeLaunchKind::plan;
   grid.overlaps = kind == DecodeLaunchKind::next;
   if (a.shared_slots != nullptr) {
-    const SharedLaunch shared =
-        describe_shared(s, a, head_tiles_of(s.store.layout.shape, s.heads_q), device, workspace);
+    const SharedLaunch shared = describe_shared(
+        s, a, head_tiles_of(s.store.layout.shape, s.heads_q), grid, device, workspace);
     const cudaError_t error =
         plans ? plan_shared(shared, device.multiprocessors, stream)
               : attend_shared(shared, device.multiprocessors, grid.overlaps, stream);

@@ -90,7 +90,9 @@ struct DecodeClock {
   }
 };
 
-template <int D, int KB, int VB, int NT, bool X, bool TIMED>
+// SHARES: attend_shared has attended to the pages that sequences share. Other launches do without
+// the registers that its states take.
+template <int D, int KB, int VB, int NT, bool X, bool SHARES, bool TIMED>
 __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
     kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
@@ -148,14 +150,16 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
       if (!waited && (in_flight > 0 || producer.at_own_token())) {
         waited = true;
         producer.read_more_ids(piece.extent);
-        wait_for_previous();
+        // attend_shared has waited for what writes q before it let this kernel start.
+        if constexpr (!SHARES) wait_for_previous();
         clock.stamp(DecodePlace::previous_done);
-        state.load_queries(first_queries, heads_of<D, NT>(a, cursor.segment).count);
+        state.template load_queries<SHARES>(first_queries,
+                                            heads_of<D, NT>(a, cursor.segment).count);
       }
       if (!inside && (in_flight > 0 || !producer.done())) {
         inside = fresh = true;
         const __half* queries = enter(read_extent(a, cursor.sequence));
-        state.load_queries(queries, heads_of<D, NT>(a, cursor.segment).count);
+        state.template load_queries<SHARES>(queries, heads_of<D, NT>(a, cursor.segment).count);
       }
       if (in_flight < a.stages && !producer.done()) {
         producer.issue({barriers + in * 8, lane}, shared_address(ring + in * a.stage_bytes));
@@ -215,10 +219,12 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
       const Extent extent = read_extent(a, cursor.sequence);
       const int units = extent.units(), row = extent.row;
       const auto [heads, channel] = heads_of<D, NT>(a, cursor.segment);
-      // There is no window then.
-      const bool shares = a.shared_slots != nullptr && extent.page_first > 0;
+      const bool shares = SHARES && extent.page_first > 0;  // then there is no window
       if (begin == 0 && behind == units) {
-        if (shares) state.merge_shared(a.shared_where[segment_id(a, cursor)], heads);
+        if (shares) {
+          wait_for_previous();
+          state.merge_shared(a.shared_where[segment_id(a, cursor)], heads);
+        }
         state.store_output(static_cast<uint16_t*>(a.out) + row * a.out_stride + channel, heads);
       } else {
         // What goes on in a later piece is the last thing this warp does: the ring is free.
@@ -247,7 +253,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
   wait_for_chunks();
   __syncthreads();
   clock.stamp(DecodePlace::met);
-  DecodeMerge<D, NT>{a, *reinterpret_cast<const Line*>(shared + at.line)}.run(
+  DecodeMerge<D, NT, SHARES>{a, *reinterpret_cast<const Line*>(shared + at.line)}.run(
       slots, warps,
       [&](int slot) {
         return slot % 2 == 1 ? shared + at.ring + slot / 2 * a.ring_bytes

@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
     registers_down<kLaunchRegisters>();
   wait_for_previous();
   __syncthreads();
-  DecodeMerge<kD, kTilesN>{a, line}.run(
+  DecodeMerge<kD, kTilesN, false>{a, line}.run(
       slots, kHeadsGroups,
       [&](int slot) { return memory(slot / 2) + (slot % 2 == 1 ? 0 : at.partial); },
       reinterpret_cast<int*>(shared + at.arrived), [](DecodePlace) {});

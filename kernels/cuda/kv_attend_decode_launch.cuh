@@ -7,13 +7,19 @@
 
 namespace kivi::cuda {
 
-template <int D, int KB, int VB, int NT, bool X, bool TIMED = false>
+template <int D, int KB, int VB, int NT, bool X, bool SHARES, bool TIMED = false>
 cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
                                  cudaStream_t stream) {
-  auto* kernel = kv_attend_decode<D, KB, VB, NT, X, TIMED>;
+  auto* kernel = kv_attend_decode<D, KB, VB, NT, X, SHARES, TIMED>;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
   if (error != cudaSuccess) return error;
+  if constexpr (SHARES)  // as attend_shared, so that blocks of both fit at once
+    if (const cudaError_t e =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 int(cudaSharedmemCarveoutMaxShared));
+        e != cudaSuccess)
+      return e;
   if (grid.overlaps)
     return launch_overlapped(kernel, dim3(unsigned(grid.blocks)), dim3(unsigned(grid.warps * 32)),
                              grid.shared_bytes, stream, a);
@@ -23,8 +29,12 @@ cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
 
 template <int D, int KB, int VB, bool X>
 cudaError_t launch_decode(const DecodeLaunch& a, const DecodeGrid& grid, cudaStream_t stream) {
-  return grid.wide ? launch_decode_kernel<D, KB, VB, wide_head_tiles(D), X>(a, grid, stream)
-                   : launch_decode_kernel<D, KB, VB, 1, X>(a, grid, stream);
+  constexpr int kWide = wide_head_tiles(D);
+  if (a.shared_slots != nullptr)
+    return grid.wide ? launch_decode_kernel<D, KB, VB, kWide, X, true>(a, grid, stream)
+                     : launch_decode_kernel<D, KB, VB, 1, X, true>(a, grid, stream);
+  return grid.wide ? launch_decode_kernel<D, KB, VB, kWide, X, false>(a, grid, stream)
+                   : launch_decode_kernel<D, KB, VB, 1, X, false>(a, grid, stream);
 }
 
 }  // namespace kivi::cuda

@@ -7,16 +7,19 @@
 // states that result are merged by kv_attend_decode, which comes next and attends to what each
 // member has for itself, from its first page of its own on.
 //
-// Mapping: one block a multiprocessor, which has a piece of the line of work. Of its four
-// warpgroups one takes keys apart and one values, into tiles of 64 tokens in f16, in the order that
-// wgmma wants (shared_pages_producer.cuh). The other two multiply, tile by tile in turn, and merge
-// their states at the end of a part:
+// Mapping: one block a multiprocessor, which has a piece of the line of work. Two of its warps take
+// keys apart and two take values apart, into tiles of 64 tokens in f16, in the order that wgmma
+// wants (shared_pages_producer.cuh). The other warpgroup multiplies:
 //
 //   S [64 rows, 64 tokens] = Q K^T    A: queries, B: keys, both in shared memory
 //   O [64 rows, d] += P V             A: P in registers, B: values in shared memory
 //
 // The product S of one tile is under way together with the product O of the tile before. The key
 // bias is one more product: squared queries with the squares of scales, a column a token group.
+//
+// kv_attend_decode may start when this kernel has waited for the kernels before, so that it can
+// read q at once. It waits for this kernel before it reads a state. A block takes half of the
+// registers of a multiprocessor, and so does one of kv_attend_decode.
 //
 // Cost: 4 d FLOP a (row, token) pair; the bytes of the shared pages, once for 64 rows, and
 // 64 (d + 2) floats a part. Reference: CpuBackend::do_kv_attend. Test:
@@ -50,44 +53,46 @@ __device__ __forceinline__ uint32_t bias_of(uint32_t two, float factor) {
 template <int D, bool ROWS>
 struct Consumer {
   static constexpr int kSide = D / 64 * kPart, kChunks = D / 8;
-  static constexpr int kRowsAtOnce = kConsumers * kGroupThreads / kChunks;
+  static constexpr int kRowsAtOnce = kGroupThreads / kChunks;
 
   const SharedLaunch& a;
   std::byte* const memory;
   const GroupWork* const groups;
   const Barriers barriers;
   const PieceRange range;
-  const int wg;
   const int warp = int(threadIdx.x) % kGroupThreads / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
 
   float o[D / 2], scores[kTile / 2], lift[4];
   uint32_t p[kTile / 4];
 
-  // By both warpgroups.
-  __device__ __forceinline__ void load_queries(const Part& part) const {
+  // Where row `threadIdx.x` of the part is in q; -1: there is no such row.
+  __device__ __forceinline__ int64_t place_of_row(const Part& part) const {
     const DecodeLaunch& d = a.decode;
     const GroupWork& group = groups[part.group];
+    const int row = int(threadIdx.x), of_tile = row / a.unit_rows;
+    const int unit = part.tile * a.units_tile + of_tile, member = unit / d.head_blocks;
+    const int head = (unit - member * d.head_blocks) * a.heads_block + row - of_tile * a.unit_rows;
+    if (of_tile >= a.units_tile || unit >= group.units || head >= d.ratio) return -1;
+    return a.plan->row[group.members_begin + member] * d.q_stride +
+           (part.head * d.ratio + head) * D;
+  }
+  __device__ __forceinline__ void load_queries(const Part& part) const {
+    const DecodeLaunch& d = a.decode;
+    auto* rows = reinterpret_cast<int64_t*>(memory + a.at.rows);
+    if (threadIdx.x < kSharedRows) rows[threadIdx.x] = place_of_row(part);
+    wait_for_previous();  // which writes q
+    let_next_start();     // so the next one can read q at once
+    consumers_meet();
     const int chunk = int(threadIdx.x) % kChunks, row0 = int(threadIdx.x) / kChunks;
     constexpr int kCount = kSharedRows / kRowsAtOnce;
-    int64_t from[kCount];  // in q; -1: there is no such row
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int row = row0 + i * kRowsAtOnce, of_tile = row / a.unit_rows;
-      const int unit = part.tile * a.units_tile + of_tile, member = unit / d.head_blocks;
-      const int head =
-          (unit - member * d.head_blocks) * a.heads_block + row - of_tile * a.unit_rows;
-      from[i] = -1;
-      if (of_tile >= a.units_tile || unit >= group.units || head >= d.ratio) continue;
-      from[i] = a.plan->row[group.members_begin + member] * d.q_stride +
-                (part.head * d.ratio + head) * D + chunk * 8;
-    }
-    wait_for_previous();  // which writes q
     uint4 x[kCount];
 #pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      x[i] = from[i] < 0 ? make_uint4(0, 0, 0, 0)
-                         : __ldcg(reinterpret_cast<const uint4*>(d.q + from[i]));
+    for (int i = 0; i < kCount; ++i) {
+      const int64_t from = rows[row0 + i * kRowsAtOnce];
+      x[i] = from < 0 ? make_uint4(0, 0, 0, 0)
+                      : __ldcg(reinterpret_cast<const uint4*>(d.q + from + chunk * 8));
+    }
     const float factor = d.scale_log2 * d.bias;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
@@ -147,9 +152,8 @@ struct Consumer {
           scores[4 * n + 2 * i] += of_group, scores[4 * n + 2 * i + 1] += of_group;
       }
   }
-  // This warpgroup's tiles of a part of `tiles`, from tile `first` on; `ring` is at the latter.
-  __device__ __forceinline__ void multiply_tiles(int first, int tiles, Ring now, Softmax& softmax) {
-    if (first >= tiles) return;
+  // The `tiles` tiles of a part; `now` is at the first one.
+  __device__ __forceinline__ void multiply_tiles(int tiles, Ring& now, Softmax& softmax) {
     const float scale_log2 = a.decode.scale_log2;
     barrier_wait(barriers.tile(kKeysFull, now.stage), now.parity);
     pin(scores);
@@ -162,8 +166,8 @@ struct Consumer {
     softmax.update(scores, scale_log2);
     pack(scores, p);
     Ring before = now;
-    for (int i = first + kConsumers; i < tiles; i += kConsumers) {
-      now.advance(), now.advance();
+    for (int i = 1; i < tiles; ++i) {
+      now.advance();
       barrier_wait(barriers.tile(kKeysFull, now.stage), now.parity);
       pin(o);
       wgmma_begin();
@@ -197,58 +201,30 @@ struct Consumer {
     wgmma_wait<0>();
     pin(o);
     warp_arrive(barriers.tile(kValuesEmpty, before.stage));
+    now.advance();
   }
 
-  // The states of both warpgroups as one, into the part's slot.
-  __device__ __forceinline__ void store(const Part& part, Softmax& softmax) {
-    float* other = reinterpret_cast<float*>(memory + a.at.other) + threadIdx.x % kGroupThreads;
-    float2* sums = reinterpret_cast<float2*>(memory + a.at.sums);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      softmax.sum[i] += __shfl_xor_sync(0xffffffffu, softmax.sum[i], 1);
-      softmax.sum[i] += __shfl_xor_sync(0xffffffffu, softmax.sum[i], 2);
-    }
-    if (wg == 1) {
-#pragma unroll
-      for (int i = 0; i < D / 2; ++i) other[i * kGroupThreads] = o[i];
-      if (t == 0) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          sums[warp * 16 + g + 8 * i] = make_float2(softmax.maximum[i], softmax.sum[i]);
-      }
-    }
-    consumers_meet();
-    if (wg == 1) return;
-    const float scale_log2 = a.decode.scale_log2;
-    float mine[2], others[2];
+  // The state into the part's slot.
+  __device__ __forceinline__ void store(const Part& part, Softmax& softmax) const {
     float* slot = a.slots + part.slot * shared_slot_floats(D);
     const int left =
         min(a.units_tile, groups[part.group].units - part.tile * a.units_tile) * a.unit_rows;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = warp * 16 + g + 8 * i;
-      const float2 s = sums[row];
-      const float most = fmaxf(softmax.maximum[i], s.x) * scale_log2;  // one of them has a tile
-      mine[i] = exp2_fast(fmaf(softmax.maximum[i], scale_log2, -most));
-      others[i] = exp2_fast(fmaf(s.x, scale_log2, -most));
-      if (t == 0 && row < left)
-        reinterpret_cast<float2*>(slot + kSharedRows * D)[row] =
-            make_float2(most, softmax.sum[i] * mine[i] + s.y * others[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
+      softmax.sum[i] += __shfl_xor_sync(0xffffffffu, softmax.sum[i], 1);
+      softmax.sum[i] += __shfl_xor_sync(0xffffffffu, softmax.sum[i], 2);
       const int row = warp * 16 + g + 8 * i;
       if (row >= left) continue;
+      if (t == 0)
+        reinterpret_cast<float2*>(slot + kSharedRows * D)[row] =
+            make_float2(softmax.maximum[i] * a.decode.scale_log2, softmax.sum[i]);
 #pragma unroll
       for (int k = 0; k < D / 32; ++k)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {  // of this lane's two channels of each eight
-          const auto merged = [&](int n) {
-            const int at = 4 * (4 * k + n) + 2 * i + e;
-            return o[at] * mine[i] + other[at * kGroupThreads] * others[i];
-          };
+          const float* of = o + 16 * k + 2 * i + e;
           *reinterpret_cast<float4*>(slot + row * D + k * 32 + (2 * t + e) * 4) =
-              make_float4(merged(0), merged(1), merged(2), merged(3));
+              make_float4(of[0], of[4], of[8], of[12]);
         }
     }
   }
@@ -256,60 +232,54 @@ struct Consumer {
   __device__ __forceinline__ void run() {
     Parts parts(a, groups, range);
     Ring ring(a.at.stages);
-    uint32_t tile = 0;  // of the block
     Part part;
     while (parts.next(part)) {
-      consumers_meet();  // nobody reads the queries and the state of the part before any more
+      consumers_meet();  // nobody reads the queries of the part before any more
       load_queries(part);
       fence_before_async_copy();
       consumers_meet();
       Softmax softmax;
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) o[i] = 0;
-      const int tiles = (part.end - part.begin) << (a.decode.page_shift - 6);
-      const int first = int((uint32_t(wg) - tile) & 1);
-      Ring now = ring;
-      if (first == 1) now.advance();
-      multiply_tiles(first, tiles, now, softmax);
-      for (int i = 0; i < tiles; ++i) ring.advance();
-      tile += uint32_t(tiles);
+      multiply_tiles((part.end - part.begin) << (a.decode.page_shift - 6), ring, softmax);
       store(part, softmax);
     }
+    wait_for_previous();  // blocks without a part
+    let_next_start();
   }
 };
 
 template <int D, bool ROWS>
-__global__ void __launch_bounds__(kSharedThreads, 1)
+__global__ void __launch_bounds__(kSharedThreads, 2)
     attend_shared_kernel(const __grid_constant__ SharedLaunch a) {
 #if KIVI_WGMMA
   extern __shared__ __align__(1024) std::byte memory[];
   const int wg = __shfl_sync(0xffffffffu, int(threadIdx.x) / kGroupThreads, 0);  // uniform
   const Barriers barriers{shared_address(memory + a.at.barriers), a.at.stages, a.at.raw_stages};
   auto* groups = reinterpret_cast<GroupWork*>(memory + a.at.plan);
-  let_next_start();
   const PieceRange range = range_of(*a.plan);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 4 * a.at.stages; ++i)
-      barrier_init(barriers.base + uint32_t(i) * 8, kGroupThreads / 32);
-    for (int side = 0; side < 2; ++side)
-      for (int stage = 0; stage < a.at.raw_stages; ++stage) {
-        barrier_init(barriers.raw(side, kRawFull, stage), 1);
-        barrier_init(barriers.raw(side, kRawEmpty, stage), kGroupThreads / 32);
-      }
+  // Of tiles: full (keys, values), empty (both). Of pages as they are stored: full and empty, of
+  // each side.
+  const int tiles = 4 * a.at.stages, i = int(threadIdx.x);
+  if (i < tiles + 4 * a.at.raw_stages) {
+    const bool raw_full = i >= tiles && (i - tiles) / a.at.raw_stages % 2 == 0;
+    const bool consumers_arrive = i >= tiles / 2 && i < tiles;
+    barrier_init(barriers.base + uint32_t(i) * 8,
+                 raw_full ? 1 : (consumers_arrive ? kGroupThreads : kSideThreads) / 32);
   }
-  for (int i = threadIdx.x; i < a.group_capacity * int(sizeof(GroupWork) / 4); i += kSharedThreads)
-    reinterpret_cast<int32_t*>(groups)[i] = reinterpret_cast<const int32_t*>(a.plan->group)[i];
+  for (int k = i; k < a.group_capacity * int(sizeof(GroupWork) / 16); k += kSharedThreads)
+    reinterpret_cast<int4*>(groups)[k] = reinterpret_cast<const int4*>(a.plan->group)[k];
   fence_before_async_copy();
   __syncthreads();
-  if (wg >= kConsumers) {
+  if (wg > 0) {
     registers_down<kProducerRegisters>();
-    if (wg == kConsumers)
+    if (__shfl_sync(0xffffffffu, int(threadIdx.x) / kSideThreads, 0) % 2 == 0)
       Producer<D, ROWS, true>{a, memory, groups, barriers, range}.run();
     else
       Producer<D, ROWS, false>{a, memory, groups, barriers, range}.run();
   } else {
     registers_up<kConsumerRegisters>();
-    Consumer<D, ROWS>{a, memory, groups, barriers, range, wg}.run();
+    Consumer<D, ROWS>{a, memory, groups, barriers, range}.run();
   }
 #endif
 }
@@ -322,46 +292,57 @@ cudaError_t launch(const SharedLaunch& a, int blocks, bool overlaps, cudaStream_
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.at.bytes);
       e != cudaSuccess)
     return e;
+  if (const cudaError_t e =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               int(cudaSharedmemCarveoutMaxShared));
+      e != cudaSuccess)
+    return e;
   const dim3 grid{unsigned(blocks)}, block(kSharedThreads);
   if (overlaps) return launch_overlapped(kernel, grid, block, size_t(a.at.bytes), stream, a);
   kernel<<<grid, block, size_t(a.at.bytes), stream>>>(a);
   return cudaGetLastError();
 }
 
+// With so many tiles in 16 bits, and pages as they are stored, at once.
+SharedOffsets lay_out(const DecodeLaunch& d, int head_dim, int groups, int stages, int raw_stages) {
+  const int parts = head_dim / 64, side = parts * kPart;
+  const bool bias = d.bias != 0;
+  SharedOffsets at{};
+  at.stages = stages, at.raw_stages = raw_stages;
+  const auto take = [&](int size) {
+    const int begin = at.bytes;
+    at.bytes += (size + 1023) / 1024 * 1024;
+    return begin;
+  };
+  at.queries = take(side);
+  at.squared = take(bias ? side : 0);
+  at.squares = take(bias ? stages * parts * 1024 : 0);
+  at.tiles = take(stages * 2 * side);
+  at.raw_keys = take(raw_stages * d.block_vc);
+  at.raw_values = take(raw_stages * (d.block_bytes - d.block_vc));
+  at.rows = take(kSharedRows * 8);
+  at.plan = take(groups * int(sizeof(GroupWork)));
+  at.barriers = take(8 * 4 * (stages + raw_stages));
+  return at;
+}
+int raw_stages_min(const DecodeLaunch& d) { return d.kind == KvKind::f16 ? 0 : 2; }
+// Tiles of f16 pages are announced kLag tiles later.
+int stages_min(const DecodeLaunch& d) { return d.kind == KvKind::f16 ? kLag + 1 : 2; }
+
 }  // namespace
 
+int shared_bytes_min(const DecodeLaunch& d, int head_dim) {
+  return lay_out(d, head_dim, kSharedGroupsMax, stages_min(d), raw_stages_min(d)).bytes;
+}
+
 bool lay_out_shared(SharedLaunch& a, int shared_bytes_max) {
-  const DecodeLaunch& d = a.decode;
-  const int parts = a.head_dim / 64, side = parts * kPart;
-  const bool bias = d.bias != 0, rows = d.kind == KvKind::f16;
-  SharedOffsets& at = a.at;
-  const auto lay_out = [&](int stages, int raw_stages) {
-    at = {};
-    at.stages = stages, at.raw_stages = raw_stages;
-    int bytes = 0;
-    const auto take = [&](int size) {
-      const int begin = bytes;
-      bytes += (size + 1023) / 1024 * 1024;
-      return begin;
-    };
-    at.queries = take(side);
-    at.squared = take(bias ? side : 0);
-    at.other = take(a.head_dim / 2 * kGroupThreads * 4);
-    at.squares = take(bias ? stages * parts * 1024 : 0);
-    at.tiles = take(stages * 2 * side);
-    at.raw_keys = take(raw_stages * d.block_vc);
-    at.raw_values = take(raw_stages * (d.block_bytes - d.block_vc));
-    at.sums = take(kSharedRows * 8);
-    at.plan = take(a.group_capacity * int(sizeof(GroupWork)));
-    at.barriers = take(8 * 4 * (stages + raw_stages));
-    at.bytes = bytes;
-    return bytes <= shared_bytes_max;
-  };
-  if (rows) return lay_out(5, 0) || lay_out(4, 0);
-  for (const int stages : {4, 3})
-    for (int raw_stages = 6; raw_stages >= 3; --raw_stages)
-      if (lay_out(stages, raw_stages)) return true;
-  return lay_out(3, 2);
+  const int raw_min = raw_stages_min(a.decode), raw_max = raw_min > 0 ? 6 : 0;
+  for (int stages = 3; stages >= stages_min(a.decode); --stages)
+    for (int raw_stages = raw_max; raw_stages >= raw_min; --raw_stages) {
+      a.at = lay_out(a.decode, a.head_dim, a.group_capacity, stages, raw_stages);
+      if (a.at.bytes <= shared_bytes_max) return true;
+    }
+  return false;
 }
 
 cudaError_t attend_shared(const SharedLaunch& a, int blocks, bool overlaps, cudaStream_t stream) {

@@ -11,7 +11,7 @@
 namespace kivi::cuda {
 
 inline constexpr int kSharedGroupsMax = 128;
-inline constexpr int kSharedThreads = 512;
+inline constexpr int kSharedThreads = 256;
 
 // A group of the step. A *unit* is one segment's query heads of one member, and a tile is as many
 // units as have 64 rows at most. Items are its tiles times KV heads, and each has `pages`.
@@ -20,17 +20,18 @@ struct GroupWork {
   int32_t tiles, pages;
   int32_t pages_begin, members_begin, units, padding;
 };
-// The work of a step: all pages of all items form a line, which is cut into equal pieces, one a
-// block. A part of an item in a piece leaves its state in slot item + piece.
+// The work of a step: all pages of all items form a line, which is cut into pieces, one a block.
+// The first `rest` of them have a page more than the others, which have `each`. A part of an item
+// in a piece leaves its state in slot item + piece.
 struct alignas(16) SharedPlan {
-  int32_t total, pieces, padding[2];
+  int32_t total, pieces, each, rest;
   GroupWork group[kSharedGroupsMax];
   int32_t row[1];  // of the step, of each member; as many as there are
 };
 
 // Offsets in a block's shared memory.
 struct SharedOffsets {
-  int queries, squared, other, sums, plan, squares, tiles, raw_keys, raw_values, barriers, bytes;
+  int queries, squared, rows, plan, squares, tiles, raw_keys, raw_values, barriers, bytes;
   int stages, raw_stages;  // of tiles in 16 bits; of pages as they are stored
 };
 
@@ -52,6 +53,8 @@ struct SharedLaunch {
 
 size_t shared_plan_bytes(int sequences);
 
+// Of a block's shared memory, at least.
+int shared_bytes_min(const DecodeLaunch& d, int head_dim);
 // Lays out shared memory. False: it is too small for the format.
 bool lay_out_shared(SharedLaunch& a, int shared_bytes_max);
 

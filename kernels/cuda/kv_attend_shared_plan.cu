@@ -20,7 +20,7 @@ __device__ int pieces_of(int items, int work, int blocks) {
 __global__ void __launch_bounds__(kPlanThreads, 1)
     plan_shared_kernel(const __grid_constant__ SharedLaunch a, int blocks) {
   __shared__ GroupWork groups[kSharedGroupsMax];
-  __shared__ int total, pieces;
+  __shared__ int each, rest;
   const DecodeLaunch& d = a.decode;
   for (int i = threadIdx.x; i < a.group_capacity; i += kPlanThreads) {
     const StepGroup s = a.groups[i];
@@ -43,13 +43,16 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
       items += g.tiles * d.kv_heads;
       work += g.tiles * d.kv_heads * g.pages;
     }
-    total = work, pieces = pieces_of(items, work, blocks);
-    a.plan->total = total, a.plan->pieces = pieces;
+    const int pieces = pieces_of(items, work, blocks);
+    each = work / pieces, rest = work % pieces;
+    a.plan->total = work, a.plan->pieces = pieces;
+    a.plan->each = each, a.plan->rest = rest;
   }
   __syncthreads();
   for (int i = threadIdx.x; i < a.group_capacity; i += kPlanThreads) a.plan->group[i] = groups[i];
-  const auto owner = [&](int x) {  // the piece that has place x of the line
-    return int(((int64_t(x) + 1) * pieces - 1) / total);
+  const auto owner = [&](int x) {          // the piece that has place x of the line
+    const int longer = rest * (each + 1);  // places of the pieces that have a page more
+    return x < longer ? x / (each + 1) : rest + (x - longer) / each;
   };
   for (int group = 0; group < a.group_capacity; ++group) {
     const GroupWork& g = groups[group];

@@ -101,8 +101,8 @@ const Matmul::Plan& Matmul::plan_of(const Tensor& x, const Tensor& w, const Tens
   return plans_.emplace(key, std::move(plan)).first->second;
 }
 
-// Takes the first algorithm that cuBLASLt offers within a workspace of so many bytes. Returns false
-// where it offers none.
+// Takes the first algorithm that cuBLASLt offers within a workspace of `workspace_bytes`. Returns
+// false if it offers none.
 bool Matmul::choose(Plan& plan, size_t workspace_bytes) const {
   cublasLtMatmulPreference_t created = nullptr;
   KIVI_CUBLAS_VERIFY(cublasLtMatmulPreferenceCreate(&created));

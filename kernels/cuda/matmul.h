@@ -41,8 +41,8 @@ class Matmul {
     const float* scales;
     int64_t rows;
   };
-  // Does cuBLASLt offer a product of `rows` rows in e4m3, with a scale a row, by W in e4m3? bias
-  // and out as in run().
+  // Returns true if cuBLASLt offers a product of `rows` rows in e4m3, with a scale for each row, by
+  // W in e4m3. bias and out are those of run().
   bool has_e4m3(int64_t rows, const Weight& w, const Tensor& bias, const Tensor& out);
   // out = x W^T (+ bias), where has_e4m3() is true. Sums are taken as cuBLASLt's fast accumulation
   // takes them, with fewer bits than fp32.

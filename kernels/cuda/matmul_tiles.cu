@@ -405,7 +405,8 @@ cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, c
                 .pairs = out.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(out.data) % 4 == 0};
   if (cudaError_t error = cudaSuccess;
       p.t <= kTileProductRowsExact && runs_hopper_code() &&
-      matmul_tiles_few(p, x.dtype, workspace, multiprocessors, stream, error))
+      (matmul_tiles_pairs(p, x.dtype, workspace, multiprocessors, stream, error) ||
+       matmul_tiles_few(p, x.dtype, workspace, multiprocessors, stream, error)))
     return error;
   return with_half_type(x.dtype, [&]<class T>() {
     if (p.t <= 8) return launch_format<T, 1>(p, workspace, multiprocessors, stream);

@@ -63,8 +63,13 @@ struct TileProduct {
 cudaError_t matmul_tiles_hopper(TileProduct p, DType type, const TileProductWorkspace& workspace,
                                 int multiprocessors, cudaStream_t stream);
 
-// Products of up to 16 rows on Hopper. Returns false, and starts nothing, where the workspace is
-// too small or matmul_tiles' other kernel is better.
+// Products of up to 16 rows on Hopper by int4 with one scale for 128 columns or more, where rows
+// are whole runs of 256 columns. Returns false, and starts nothing, for others, where the workspace
+// is too small, and where another kernel is better.
+bool matmul_tiles_pairs(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
+                        int multiprocessors, cudaStream_t stream, cudaError_t& error);
+
+// The same for all formats and sizes.
 bool matmul_tiles_few(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
                       int multiprocessors, cudaStream_t stream, cudaError_t& error);
 
@@ -355,18 +360,36 @@ __device__ __forceinline__ bool join_blocks(const TileProduct& p, int tile, bool
   if (!is_last) return false;
   __threadfence();
   if (!holds) return true;
+  // Loads of several fours and blocks are under way at a time: one after the other, their latency
+  // took longer than the product of a small matrix.
+  constexpr int kFours = S::kSums % 4 == 0 ? 4 : 2, kAhead = S::kSums > 8 ? 2 : 3;
+  static_assert(S::kSums % kFours == 0);
 #pragma unroll
-  for (int i = 0; i < S::kSums; ++i) {
-    float(&c)[4] = sums[i];
-    if (S::row_of(i) >= p.t) continue;
-    c[0] = c[1] = c[2] = c[3] = 0;
-#pragma unroll 4
-    for (int block = first; block <= last; ++block) {
-      const float4 v = __ldcg(part(block) + i * S::kSummed);
-      c[0] += v.x;
-      c[1] += v.y;
-      c[2] += v.z;
-      c[3] += v.w;
+  for (int begin = 0; begin < S::kSums; begin += kFours) {
+#pragma unroll
+    for (int i = begin; i < begin + kFours; ++i)
+      sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0;
+#pragma unroll 1
+    for (int block = first; block <= last; block += kAhead) {
+      float4 v[kAhead][kFours];
+#pragma unroll
+      for (int ahead = 0; ahead < kAhead; ++ahead)
+#pragma unroll
+        for (int i = 0; i < kFours; ++i) {
+          v[ahead][i] = make_float4(0, 0, 0, 0);
+          if (block + ahead <= last && S::row_of(begin + i) < p.t)
+            v[ahead][i] = __ldcg(part(block + ahead) + (begin + i) * S::kSummed);
+        }
+#pragma unroll
+      for (int ahead = 0; ahead < kAhead; ++ahead)
+#pragma unroll
+        for (int i = 0; i < kFours; ++i) {
+          float(&c)[4] = sums[begin + i];
+          c[0] += v[ahead][i].x;
+          c[1] += v[ahead][i].y;
+          c[2] += v[ahead][i].z;
+          c[3] += v[ahead][i].w;
+        }
     }
   }
   return true;

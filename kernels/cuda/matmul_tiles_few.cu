@@ -26,15 +26,13 @@
 #include <algorithm>
 #include <bit>
 
+#include "kernels/cuda/few_rows.cuh"
 #include "kernels/cuda/matmul_tiles.cuh"
 #include "kernels/cuda/overlap.cuh"
 
 namespace kivi::cuda {
 namespace {
 
-constexpr int kRunColumns = 256;
-constexpr int kRunBlocks = kRunColumns / kWeightBlock;
-constexpr int kWarpsMax = 16;
 constexpr int kDepthMax = 12;
 constexpr int kBuffersMax = 4;
 constexpr int kZeroBytes = 512;  // in place of a row beyond x; what a stage reads of one
@@ -71,9 +69,7 @@ struct Stages {
   }
 };
 
-// The rows of x that a lane reads in shared memory: row 8 nt + g, or zeros. The 64 bytes of a block
-// lie there as lanes read them: columns 4t, 4t + 2, 4t + 1 and 4t + 3, then the same of 16 + 4t,
-// for each t.
+// The rows of x that a lane reads in shared memory: row 8 nt + g, or zeros.
 template <int NT>
 struct XRows {
   const unsigned char* row[NT];
@@ -93,23 +89,6 @@ struct XRows {
   }
 };
 
-// Eight neighbours of a row as f16, and what their products are multiplied by. The largest of 256
-// columns gets an exponent of 14. What is less than 2^-31 of it is rounded, by less than 2^-39 of
-// it: that is far below the rounding of fp32 sums.
-__device__ __forceinline__ float to_half(uint4& v) {
-  uint32_t* const words = reinterpret_cast<uint32_t*>(&v);
-  uint32_t most = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) most = max(most, max(words[i] & 0x7FFFu, words[i] >> 16 & 0x7FFFu));
-  const int exponent = max(int(__reduce_max_sync(0xffffffffu, most) >> 7), 15);
-  const float factor = __uint_as_float(uint32_t(268 - exponent) << 23);
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    words[i] = as_u32(__floats2half2_rn(__uint_as_float(words[i] << 16) * factor,
-                                        __uint_as_float(words[i] & 0xFFFF0000u) * factor));
-  return __uint_as_float(uint32_t(exponent - 14) << 23);
-}
-
 // Copies the warp's runs of x into shared memory as f16. factors: [run, 8 NT], of bf16 alone.
 template <class T, int NT>
 __device__ __forceinline__ void copy_x(const FewTiles& a, unsigned char* memory, int first_slice,
@@ -117,9 +96,7 @@ __device__ __forceinline__ void copy_x(const FewTiles& a, unsigned char* memory,
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const TileProduct& p = a.p;
   const int rows = a.local_slices * p.t;
-  // A lane has quads 2m and 2m + 1 of a block, m = lane % 4.
-  unsigned char* const to =
-      memory + warp * (kRunColumns * 2) + lane / 4 * 64 + lane % 2 * 32 + lane % 4 / 2 * 8;
+  unsigned char* const to = memory + warp * (kRunColumns * 2) + place_in_run(lane);
   constexpr int kBatch = 8;
   const auto next = [&](int& slice, int& row) {
     if (++row == p.t) row = 0, ++slice;
@@ -144,11 +121,7 @@ __device__ __forceinline__ void copy_x(const FewTiles& a, unsigned char* memory,
         const float factor = to_half(v[i]);
         if (lane == 0) factors[run * (8 * NT) + row] = factor;
       }
-      unsigned char* const at = to + row * a.x_pitch + slice * warps * (kRunColumns * 2);
-      *reinterpret_cast<uint2*>(at) =
-          make_uint2(__byte_perm(v[i].x, v[i].y, 0x5410), __byte_perm(v[i].x, v[i].y, 0x7632));
-      *reinterpret_cast<uint2*>(at + 16) =
-          make_uint2(__byte_perm(v[i].z, v[i].w, 0x5410), __byte_perm(v[i].z, v[i].w, 0x7632));
+      store_in_order(to + row * a.x_pitch + slice * warps * (kRunColumns * 2), v[i]);
       next(slice, row);
     }
   }
@@ -359,11 +332,6 @@ struct Meeting {
   __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * buffer, phase); }
   __device__ __forceinline__ void give_back() const { warp_arrive(empty + 8 * buffer); }
 };
-
-// Runs of a slice that hold columns.
-__device__ __forceinline__ int runs_of(const TileProduct& p, int slice, int warps) {
-  return min(warps, (p.blocks + kRunBlocks - 1) / kRunBlocks - slice * warps);
-}
 
 template <class T, int NT, WeightKind Kind, int SB, int Columns>
 __global__ void __launch_bounds__(kWarpsMax * 32, NT == 1 ? 2 : 1)
@@ -628,9 +596,9 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
 
 bool matmul_tiles_few(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
                       int multiprocessors, cudaStream_t stream, cudaError_t& error) {
-  // The kernel of matmul_tiles.cu takes less time where one scale holds for 128 columns and x has
-  // 4 to 8 rows of more than one slice (docs/benchmarks/weights.md). Fewer rows go the same way, so
-  // that a row's bits do not depend on how many there are.
+  // matmul_tiles_pairs has nearly all products by one scale for 128 columns. Of what it leaves, the
+  // kernel of matmul_tiles.cu takes less time where x has more than one slice
+  // (docs/benchmarks/weights.md).
   if (p.kind == WeightKind::int4 && p.unit_columns >= 128 && p.k > kWarpsMax * kRunColumns)
     return false;
   bool fits = false;

@@ -5,7 +5,7 @@
 //
 // Bytes: W once. Operations: 2 t n k on tensor cores.
 //
-// Mapping. Two warpgroups multiply 128 rows of W each by all rows of x. W is operand A in
+// Mapping. Four warpgroups multiply 64 rows of W each by all rows of x. W is operand A in
 // registers, and x is operand B in shared memory, swizzled as wgmma.cuh says, in columns of 64.
 // While the tensor cores multiply 32 columns, the warps make 16-bit numbers of the next 32. Four
 // more warps copy: each fills a stage of 128 columns by itself, codes and scales by bulk copies, x
@@ -24,7 +24,7 @@ namespace kivi::cuda {
 namespace {
 
 constexpr int kAlignment = 1024;  // of swizzled rows
-constexpr int kConsumers = 256;   // threads that multiply
+constexpr int kConsumers = 512;   // threads that multiply
 constexpr int kProducerWarps = 4;
 constexpr int kSharedMax = 227 << 10;
 
@@ -32,8 +32,14 @@ constexpr int kSharedMax = 227 << 10;
 template <int Rows>
 struct Stage {
   static constexpr int kThreads = kConsumers + 32 * kProducerWarps;
-  static constexpr int kTiles = 2;  // of 64 rows of W, of a warpgroup
-  static constexpr int kHeight = 128 * kTiles;
+  // Registers of a thread. With fewer than 112 for 128 rows of x, products would wait for each
+  // other (C7512). The kernel starts with 96 for each thread, and these are no more.
+  static constexpr int kConsumerRegisters = Rows == 128 ? 112 : 104;
+  static constexpr int kProducerRegisters = Rows == 128 ? 32 : 40;
+  static_assert(kConsumers * kConsumerRegisters + 32 * kProducerWarps * kProducerRegisters <=
+                96 * kThreads);
+  static constexpr int kTiles = 1;  // of 64 rows of W, of a warpgroup
+  static constexpr int kHeight = kConsumers / 2 * kTiles;
   static constexpr int kSubtiles = kHeight / kWeightTileRows;
   static constexpr int kColumns = 128;
   static constexpr int kBlocks = kColumns / kWeightBlock;
@@ -67,7 +73,7 @@ struct Line {
   float scale[2], minimum[2];
 };
 
-__device__ __forceinline__ Line line_of(const TwoScales& s) {
+[[maybe_unused]] __device__ __forceinline__ Line line_of(const TwoScales& s) {
   Line line;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -96,8 +102,10 @@ __device__ __forceinline__ uint32_t two_weights(uint32_t codes, const uint32_t (
 // Codes of a block, rows 2 g and 2 g + 1, as operands A of two products. `at`: the lane's word of
 // positions 2t and 2t + 1 of k.
 template <class T>
-__device__ __forceinline__ void make_weights(const unsigned char* at, const uint32_t (&bytes)[2],
-                                             const Line& line, uint32_t (&a)[2][4]) {
+__device__ __forceinline__ void make_weights(const unsigned char* at, const Line& line,
+                                             uint32_t (&a)[2][4]) {
+  const uint32_t select = 0x7044u + threadIdx.x % 2 * 0x0200u,
+                 bytes[2] = {select, select + 0x0100u};
   const uint2 words[2] = {*reinterpret_cast<const uint2*>(at),
                           *reinterpret_cast<const uint2*>(at + 128)};
 #pragma unroll
@@ -111,6 +119,59 @@ __device__ __forceinline__ void make_weights(const unsigned char* at, const uint
             two_weights<T>(word >> (4 * h) & kNibbles, bytes, line.scale[row], line.minimum[row]);
       }
 }
+
+// W = (high + low) * (code - zero) for a lane's two rows. All are two equal numbers of bf16. `high`
+// and `low` have 16 bits of the scale together. zero: 128 more than the zero point.
+struct PairLine {
+  uint32_t high[2], low[2], zero[2];
+};
+
+[[maybe_unused]] __device__ __forceinline__ __nv_bfloat162 as_bf16s(uint32_t v) {
+  return *reinterpret_cast<const __nv_bfloat162*>(&v);
+}
+[[maybe_unused]] __device__ __forceinline__ uint32_t bits_of(__nv_bfloat162 v) {
+  return *reinterpret_cast<const uint32_t*>(&v);
+}
+
+[[maybe_unused]] __device__ __forceinline__ PairLine pair_line_of(const TwoScales& s) {
+  PairLine line;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const __nv_bfloat162 high = __float2bfloat162_rn(s.scale[row]);
+    line.high[row] = bits_of(high);
+    line.low[row] = bits_of(__float2bfloat162_rn(s.scale[row] - __low2float(high)));
+    line.zero[row] = two_zeros<__nv_bfloat16>(s.zero[row]);
+  }
+  return line;
+}
+
+// The same weights, two at a time. Before they are rounded to bf16, they are wrong by 2^-17 of them
+// at most.
+template <class T>
+__device__ __forceinline__ void make_weights(const unsigned char* at, const PairLine& line,
+                                             uint32_t (&a)[2][4]) {
+  constexpr uint32_t kLow = 0x000F000Fu, kOf128 = 0x43004300u;  // 128 + code
+  const uint32_t bytes = threadIdx.x % 2 == 0 ? kFirstTwo : kLastTwo;
+  const uint2 words[2] = {*reinterpret_cast<const uint2*>(at),
+                          *reinterpret_cast<const uint2*>(at + 128)};
+#pragma unroll
+  for (int part = 0; part < 2; ++part)
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const uint32_t two = __byte_perm(row == 0 ? words[part].x : words[part].y, 0, bytes);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const __nv_bfloat162 code =
+            __hsub2(as_bf16s((two >> (4 * h) & kLow) | kOf128), as_bf16s(line.zero[row]));
+        a[h][2 * part + row] = bits_of(
+            __hfma2(code, as_bf16s(line.high[row]), __hmul2(code, as_bf16s(line.low[row]))));
+      }
+    }
+}
+
+// int4 alone has one scale for four blocks, and it has no minimum.
+template <class T, int SB>
+using LineOf = std::conditional_t<!std::is_same_v<T, __half> && SB == 4, PairLine, Line>;
 
 // Keeps the compiler from moving accesses to sums over this place.
 template <int M, int N>
@@ -165,23 +226,27 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
   const int subtile = warp / 4 * 4 * S::kTiles + warp % 4;
   const unsigned char* codes =
       stage + S::kCodesAt + subtile * S::kBlocks * kBlockBytes + t / 2 * 64 + g * 8;
-  const uint32_t select = 0x7044u + t % 2 * 0x0200u, bytes[2] = {select, select + 0x0100u};
   const auto* scales =
       reinterpret_cast<const std::byte*>(stage + S::kScalesAt) + subtile * S::kScaleBytes;
   const SharedOperand x(shared_address(stage), 16, 8 * S::kRowBytes);
-  Line line[S::kTiles];
+  using L = LineOf<T, SB>;
+  L line[S::kTiles];
 #pragma unroll
   for (int j = 0; j < S::kBlocks; ++j) {
 #pragma unroll
     for (int m = 0; m < S::kTiles; ++m) {
       if (j % SB == 0) {
         const int record = p.stage_records == 1 ? 0 : j * kWeightBlock / p.unit_columns;
-        line[m] = line_of(read_scales(
-            p.kind, scales + m * 4 * S::kScaleBytes + record * p.record_bytes, block + j, g));
+        const TwoScales of_rows = read_scales(
+            p.kind, scales + m * 4 * S::kScaleBytes + record * p.record_bytes, block + j, g);
+        if constexpr (std::is_same_v<L, Line>)
+          line[m] = line_of(of_rows);
+        else
+          line[m] = pair_line_of(of_rows);
       }
       // What lies beyond the last block is no part of W.
-      if (block + j >= p.blocks) line[m] = Line{};
-      make_weights<T>(codes + (m * 4 * S::kBlocks + j) * kBlockBytes, bytes, line[m], a[j % 2][m]);
+      if (block + j >= p.blocks) line[m] = L{};
+      make_weights<T>(codes + (m * 4 * S::kBlocks + j) * kBlockBytes, line[m], a[j % 2][m]);
     }
     wgmma_begin();
 #pragma unroll
@@ -225,11 +290,11 @@ __global__ void __launch_bounds__(Stage<Rows>::kThreads, 1)
   fence_before_async_copy();
   __syncthreads();
   if (warp >= kConsumers / 32) {
-    registers_down<40>();
+    registers_down<S::kProducerRegisters>();
     produce<S>(p, first, last, shared_address(memory), full, empty);
     return;
   }
-  registers_up<232>();
+  registers_up<S::kConsumerRegisters>();
   wait_for_previous();  // before this kernel writes
   float sums[S::kTiles][Rows / 8][4];
   uint32_t a[2][S::kTiles][2][4];

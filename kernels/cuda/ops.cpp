@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// CudaBackend's ops around attention: each is one launcher.
+// CudaBackend's ops that choose between kernels: products of few rows, attention, recorded steps,
+// and sampling.
 #include <algorithm>
 #include <numbers>
 #include <vector>
 
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/kv_attend_decode.h"
 #include "kernels/cuda/matmul_few_rows.h"
 #include "kernels/cuda/prefill_attend.h"
@@ -13,23 +13,6 @@
 #include "kernels/cuda/trace_range.h"
 
 namespace kivi {
-
-void CudaBackend::do_embed(const Tensor& table, const Tensor& ids, const Tensor& out) {
-  KIVI_CUDA_VERIFY(cuda::embed(table, ids, out, stream_.get()));
-}
-
-void CudaBackend::do_resolve_ids(const Tensor& ids, const Tensor& sampled) {
-  KIVI_CUDA_VERIFY(cuda::resolve_ids(ids, sampled, stream_.get()));
-}
-
-void CudaBackend::do_add_norm(const Tensor& x, const Tensor& delta, const Tensor& weight,
-                              const Tensor& bias, NormKind kind, float eps, const Operand& out) {
-  KIVI_CUDA_VERIFY(cuda::add_norm(x, delta, weight, bias, kind, eps, out, stream_.get()));
-}
-
-void CudaBackend::do_add(const Tensor& x, const Tensor& delta) {
-  KIVI_CUDA_VERIFY(cuda::add(x, delta, stream_.get()));
-}
 
 void CudaBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias,
                             const Tensor& out) {
@@ -40,31 +23,9 @@ void CudaBackend::do_matmul(const Tensor& x, const Tensor& w, const Tensor& bias
     matmul_.run(x, w, bias, out, stream_.get());
 }
 
-void CudaBackend::do_rope(const Tensor& qkv, const Tensor& positions, const Rope& rope,
-                          const KvShape& shape, const Tensor& q, const Tensor& kv) {
-  KIVI_CUDA_VERIFY(cuda::rope(qkv, positions, rope, shape, q, kv, stream_.get()));
-}
-
-void CudaBackend::do_gated_activation(const Tensor& gate_up, Activation activation,
-                                      const Operand& out) {
-  KIVI_CUDA_VERIFY(cuda::gated_activation(gate_up, activation, out, stream_.get()));
-}
-
-void CudaBackend::do_activate(const Tensor& x, Activation activation) {
-  KIVI_CUDA_VERIFY(cuda::activate(x, activation, stream_.get()));
-}
-
-void CudaBackend::do_gather_rows(const Tensor& x, const Tensor& rows, const Tensor& out) {
-  KIVI_CUDA_VERIFY(cuda::gather_rows(x, rows, out, stream_.get()));
-}
-
-void CudaBackend::do_add_rows(const Tensor& x, const Tensor& sums) {
-  KIVI_CUDA_VERIFY(cuda::add_rows(x, sums, stream_.get()));
-}
-
 // The first time a key comes its ops run as they are (cuBLASLt chooses algorithms, kernels are
 // loaded); the second time they are recorded; from then on they are replayed.
-void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
+void CudaBackend::do_run_recorded(uint64_t key, const std::function<void()>& ops) {
   const TraceRange range("launch recorded step");
   const auto [place, first] = graphs_.try_emplace(key);
   if (first) return ops();

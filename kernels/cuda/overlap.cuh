@@ -6,15 +6,17 @@
 // a step writes: read weights and the step's plan, set up shared memory. Everything else, stores
 // included, comes after. Every thread that reads or writes such memory calls it. Since each kernel
 // of a chain waits for the whole of the one before it, what is two launches back is done as well.
+// One that waits before it calls let_next_start() has the next one find all that is two launches
+// back from the start (attend_shared), if that reads it from the L2 cache.
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace kivi::cuda {
 
-// Was the code that runs on this device compiled for Hopper or newer? A newer device may run code
-// of an older architecture: it has none of the instructions below, so it must not be launched as if
-// it waited.
+// Returns true if the code that runs on this device was compiled for Hopper or newer. A newer
+// device may run code of an older architecture. That code has none of the instructions below, so it
+// must not be launched as if it waited.
 bool runs_hopper_code();
 
 // Returns when the kernel before this one in the stream has ended and its writes can be seen.

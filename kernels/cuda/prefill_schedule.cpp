@@ -6,7 +6,7 @@
 namespace kivi::cuda {
 namespace {
 
-// Less than this at a time, and the launches cost more than the codes taken apart where they lie.
+// Less than this at a time, and the launches cost more than unpacking the codes where they lie.
 constexpr int64_t kTilesMin = 16;
 // Rows of a tile of queries, with all heads of a KV head's group: what a block of the attention
 // takes at a time.

@@ -46,6 +46,15 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "memory");
 }
 
+// Four 8 x 8 matrices of 16-bit elements, two a lane, to shared memory: lane 8 i + j has the
+// address of row j of matrix i. Hopper and newer.
+__device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#endif
+}
 // Four 8 x 8 matrices of 16-bit elements, two a lane, to shared memory, transposed: lane 8 i + j
 // has the address of column j of matrix i. Hopper and newer.
 __device__ __forceinline__ void store_matrices_transposed(uint32_t address,
@@ -83,6 +92,13 @@ __device__ __forceinline__ uint32_t as_u32(__half2 x) { return *reinterpret_cast
 __device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2*>(&x); }
 __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {
   return as_u32(__hmul2(as_half2(a), as_half2(b)));
+}
+
+// (x & mask) | bits, in one instruction.
+__device__ __forceinline__ uint32_t masked_or(uint32_t x, uint32_t mask, uint32_t bits) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+  return y;
 }
 
 // --- barriers -----------------------------------------------------------------------------------

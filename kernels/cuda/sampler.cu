@@ -41,6 +41,8 @@ __global__ void adjust(float* logits, int64_t stride, const SamplerAdjustment* l
   x = y - a.subtract + a.bias;
 }
 
+constexpr int mask_words(int vocab) { return (vocab + 31) / 32; }
+
 // grid (parts, masked rows): what a row's mask leaves out becomes -infinity. `masks` holds a row's
 // number and its words, a masked row after the other. NaN and +infinity stay, so that a broken row
 // is noticed. Cost: 4 vocab bytes of logits and vocab / 8 of mask a row.
@@ -135,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(SamplerLaunch a) {
 
 }  // namespace
 
-Sampler::Sampler(int rows_max) : rows_max_(rows_max) {
+Sampler::Sampler(int rows_max) : rows_max_(rows_max), copies_(make_stream()) {
   const size_t rows = size_t(rows_max);
   const size_t results = rows * (1 + kMaxTopLogprobs) * sizeof(TokenLogprob);
   parts_ = make_device_memory(rows * kSamplerParts * sizeof(SamplerPart));
@@ -146,6 +148,7 @@ Sampler::Sampler(int rows_max) : rows_max_(rows_max) {
     slot.device_rows = make_device_memory(rows * sizeof(SamplerRow));
     slot.host_results = make_pinned_memory(results);
     slot.device_results = make_device_memory(results);
+    slot.copied = make_event();
     slot.done = make_event();
   }
 }
@@ -160,31 +163,26 @@ void Sampler::reserve_adjustments(Slot& slot, size_t count) {
   slot.device_adjustments = make_device_memory(count * 2 * sizeof(SamplerAdjustment));
 }
 
-void Sampler::apply_masks(Slot& slot, const Tensor& logits, std::span<const SampleRow> rows,
-                          cudaStream_t stream) {
-  const int vocab = int(logits.shape[1]), words = (vocab + 31) / 32;
+size_t Sampler::copy_masks(Slot& slot, int vocab, std::span<const SampleRow> rows) {
   const auto masked = size_t(
       std::count_if(rows.begin(), rows.end(), [](const SampleRow& r) { return !r.mask.empty(); }));
-  if (masked == 0) return;
-  const size_t each = size_t(words) + 1, total = masked * each;
+  if (masked == 0) return 0;
+  const size_t each = size_t(mask_words(vocab)) + 1, total = masked * each;
   if (total > slot.mask_words_capacity) {  // grows to all rows at once: this waits
     slot.mask_words_capacity = std::max(total, rows.size() * each);
     slot.host_masks = make_pinned_memory(slot.mask_words_capacity * sizeof(uint32_t));
     slot.device_masks = make_device_memory(slot.mask_words_capacity * sizeof(uint32_t));
   }
   auto* host = reinterpret_cast<uint32_t*>(slot.host_masks.get());
-  auto* device = reinterpret_cast<uint32_t*>(slot.device_masks.get());
   for (size_t i = 0, at = 0; i < rows.size(); ++i) {
     if (rows[i].mask.empty()) continue;
     host[at] = uint32_t(i);
     std::copy(rows[i].mask.begin(), rows[i].mask.end(), host + at + 1);
     at += each;
   }
-  KIVI_CUDA_VERIFY(
-      cudaMemcpyAsync(device, host, total * sizeof(uint32_t), cudaMemcpyHostToDevice, stream));
-  const int blocks = std::clamp((vocab + kPartTokens - 1) / kPartTokens, 1, kSamplerParts);
-  mask_kernel<<<dim3(unsigned(blocks), unsigned(masked)), kThreads, 0, stream>>>(
-      logits.as<float>(), logits.row_stride, vocab, device, words);
+  KIVI_CUDA_VERIFY(cudaMemcpyAsync(slot.device_masks.get(), host, total * sizeof(uint32_t),
+                                   cudaMemcpyHostToDevice, copies_.get()));
+  return masked;
 }
 
 // Fills the pinned rows and adjustments; returns how many of each kind. Biases come after all
@@ -233,27 +231,34 @@ void Sampler::launch(const Tensor& logits, std::span<const SampleRow> rows, cons
   Slot& slot = slots_[launched_++ % slots_.size()];
   slot.tops.clear();
   if (rows.empty()) return;
+  const int vocab = int(logits.shape[1]), count = int(rows.size());
   const Counts counts = fill(slot, rows);
-
-  const std::span filled(reinterpret_cast<const SamplerRow*>(slot.host_rows.get()), rows.size());
+  const size_t adjustments = size_t(counts.penalties + counts.biases);
+  const size_t masked = copy_masks(slot, vocab, rows);
   KIVI_CUDA_VERIFY(cudaMemcpyAsync(slot.device_rows.get(), slot.host_rows.get(),
                                    rows.size() * sizeof(SamplerRow), cudaMemcpyHostToDevice,
-                                   stream));
-  apply_masks(slot, logits, rows, stream);
-  auto* values = logits.as<float>();
-  if (counts.penalties + counts.biases > 0) {
-    const auto* list = reinterpret_cast<const SamplerAdjustment*>(slot.device_adjustments.get());
+                                   copies_.get()));
+  if (adjustments > 0)
     KIVI_CUDA_VERIFY(cudaMemcpyAsync(slot.device_adjustments.get(), slot.host_adjustments.get(),
-                                     size_t(counts.penalties + counts.biases) * sizeof *list,
-                                     cudaMemcpyHostToDevice, stream));
-    if (counts.penalties > 0)
-      adjust<<<unsigned((counts.penalties + 255) / 256), 256, 0, stream>>>(
-          values, logits.row_stride, list, counts.penalties);
-    if (counts.biases > 0)
-      adjust<<<unsigned((counts.biases + 255) / 256), 256, 0, stream>>>(
-          values, logits.row_stride, list + counts.penalties, counts.biases);
+                                     adjustments * sizeof(SamplerAdjustment),
+                                     cudaMemcpyHostToDevice, copies_.get()));
+  KIVI_CUDA_VERIFY(cudaEventRecord(slot.copied.get(), copies_.get()));
+  KIVI_CUDA_VERIFY(cudaStreamWaitEvent(stream, slot.copied.get()));
+
+  auto* values = logits.as<float>();
+  if (masked > 0) {
+    const int blocks = std::clamp((vocab + kPartTokens - 1) / kPartTokens, 1, kSamplerParts);
+    mask_kernel<<<dim3(unsigned(blocks), unsigned(masked)), kThreads, 0, stream>>>(
+        values, logits.row_stride, vocab,
+        reinterpret_cast<const uint32_t*>(slot.device_masks.get()), mask_words(vocab));
   }
-  const int vocab = int(logits.shape[1]), count = int(rows.size());
+  const auto* list = reinterpret_cast<const SamplerAdjustment*>(slot.device_adjustments.get());
+  if (counts.penalties > 0)
+    adjust<<<unsigned((counts.penalties + 255) / 256), 256, 0, stream>>>(values, logits.row_stride,
+                                                                         list, counts.penalties);
+  if (counts.biases > 0)
+    adjust<<<unsigned((counts.biases + 255) / 256), 256, 0, stream>>>(
+        values, logits.row_stride, list + counts.penalties, counts.biases);
   const int parts_wanted = std::clamp(kBlocksWanted / count, 1, kSamplerParts);
   const int part_size =
       std::max(kPartTokens, (vocab + parts_wanted - 1) / parts_wanted + 3) / 4 * 4;
@@ -271,6 +276,7 @@ void Sampler::launch(const Tensor& logits, std::span<const SampleRow> rows, cons
                              .results_stride = slot.results_stride};
   largest_kernel<<<grid, kThreads, 0, stream>>>(launch);
   sample_kernel<<<grid, kThreads, 0, stream>>>(launch);
+  const std::span filled(reinterpret_cast<const SamplerRow*>(slot.host_rows.get()), rows.size());
   if (std::any_of(filled.begin(), filled.end(),
                   [&](const SamplerRow& row) { return row.is_filtered(vocab); }))
     launch_filtered(launch, count, stream);

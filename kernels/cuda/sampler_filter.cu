@@ -5,7 +5,7 @@
 // A filter is a threshold on the logit: the largest value such that the weights (1 a token, or its
 // probability) of the logits from there on up reach a goal. It is found by histograms. The first
 // has bins of equal width in tempered logits below the largest, where probabilities are, so that
-// neighbours in a warp seldom meet in a bin; what lies 32 and more below shares the last bin and is
+// neighbors in a warp seldom meet in a bin; what lies 32 and more below shares the last bin and is
 // not counted. Then the boundary's bin is cut again, now over order-preserving integer keys of the
 // logits, until one value is left: twice as a rule. Probabilities are added in fixed point, so the
 // order of additions does not matter. Once the first boundary is known, what may be kept is listed

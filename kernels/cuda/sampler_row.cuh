@@ -16,7 +16,7 @@ struct SamplerRow {
   int32_t top_k, position, forced, logprobs;
   uint64_t seed;
 
-  // Does one block have to see the whole row, more than once? (sampler_filter.cu)
+  // True if one block has to read the whole row more than once (sampler_filter.cu).
   __host__ __device__ bool is_filtered(int vocab) const {
     const bool filters = (top_k > 0 && top_k < vocab) || top_p < 1.f || min_p > 0.f;
     return logprobs >= 0 || (forced < 0 && temperature > 0 && filters);
@@ -95,7 +95,8 @@ __device__ inline Best row_largest(const SamplerLaunch& a, int row) {
   return x.id == kNothing.id ? Best{0, 0} : x;
 }
 
-// Does the row hold NaN or +infinity, or nothing that is finite? In every thread of a whole warp.
+// Returns true if the row holds NaN or +infinity, or nothing finite. Call it in all threads of a
+// warp.
 __device__ inline bool row_broken(const SamplerLaunch& a, int row) {
   const SamplerPart* parts = a.parts + row * kSamplerParts;
   const int lane = int(threadIdx.x % 32);

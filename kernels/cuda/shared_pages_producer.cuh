@@ -13,11 +13,10 @@ namespace kivi::cuda::shared_pages {
 inline constexpr int kLag = 2;  // tiles of f16 pages on their way besides the newest one
 
 // Parameters of four chunks of 8 positions, of those that this lane has.
-template <int BITS>
+template <int BITS, bool BYTES>
 __device__ __forceinline__ void read_parameters(const std::byte* plane, int columns, int at,
-                                                bool bytes, uint32_t (&scale)[4],
-                                                uint32_t (&minimum)[4]) {
-  if (bytes) {
+                                                uint32_t (&scale)[4], uint32_t (&minimum)[4]) {
+  if constexpr (BYTES) {
     const uint2 s = *reinterpret_cast<const uint2*>(plane + at);
     const uint2 m = *reinterpret_cast<const uint2*>(plane + columns + at);
     expand_parameters(s.x, m.x, BITS == 2, scale, minimum);
@@ -35,64 +34,89 @@ __device__ __forceinline__ void read_parameters(const std::byte* plane, int colu
 // keys [d / 64] parts of [64 tokens] rows of 64 channels, values [d] rows of 64 tokens. 16-byte
 // chunks of a row are permuted by XOR with row % 8.
 //
-// A lane takes four words at a time. Words of one tile of 16 rows have the same parameters where
-// they have the same columns, so these are read once.
-template <int D, int BITS, bool KEYS>
+// A lane takes four words at a time, if it can words with the same columns, so that it reads the
+// parameters of these once. A warp stores four chunks of eight rows at once.
+template <int D, int BITS, bool KEYS, bool BYTES>
 __device__ __forceinline__ void expand_tile(const std::byte* codes, const std::byte* parameters,
-                                            int group_shift, bool bytes, std::byte* tile) {
+                                            int group_shift, std::byte* tile) {
   constexpr int kSlots = 16 / BITS;  // pairs of a word
   constexpr int kColumns = KEYS ? D : kTile;
   constexpr int kRowWords = (kColumns / 8 + kSlots - 1) / kSlots;
   constexpr int kLaneWords = (KEYS ? kTile : D) / 16 * 2 * kRowWords;
-  constexpr int kSets = kRowWords == 1 ? 1 : 2;  // of words with the same columns, among four
-  static_assert(kLaneWords % 4 == 0);
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int warp = int(threadIdx.x) % kGroupThreads / 32;
-  std::byte* const mine = tile + t * 4;
-  const int swizzle = g * (kRowBytes + 16);
+  constexpr bool kPairs = KEYS && kRowWords > 1;           // words of two tiles of 16 rows
+  constexpr int kSets = kRowWords == 1 || kPairs ? 1 : 2;  // of words with the same columns
+  static_assert(kLaneWords % 4 == 0 && kSlots >= 4);
+  const int lane = threadIdx.x % 32, t = lane % 4;
+  const int warp = int(threadIdx.x) % kSideThreads / 32;
+  // Where this lane's row of the first four chunks of rows 0 to 7 lies.
+  const uint32_t mine = shared_address(tile) + lane % 8 * kRowBytes + (lane / 8 ^ lane % 8) * 16;
 #pragma unroll 1
-  for (int first = 0; first < kLaneWords; first += 16) {
-    const int i4 = first + warp * 4;
-    if (kLaneWords % 16 != 0 && i4 >= kLaneWords) break;
+  for (int i4 = warp * 4; i4 < kLaneWords; i4 += kSideThreads / 8) {
+    uint32_t words[4];
+    int tile16, column;  // the first word's
+    if constexpr (kPairs) {
+      column = i4 / 4 % kRowWords, tile16 = i4 / 4 / kRowWords * 2;
+      const auto word_at = [&](int i) {
+        return *reinterpret_cast<const uint2*>(codes + (i / 4 * 32 + lane) * 16 + i % 4 * 4);
+      };
+      const uint2 first = word_at(tile16 * 2 * kRowWords + column * 2);
+      const uint2 second = word_at((tile16 + 1) * 2 * kRowWords + column * 2);
+      words[0] = first.x, words[1] = first.y, words[2] = second.x, words[3] = second.y;
+    } else {
+      const uint4 four = *reinterpret_cast<const uint4*>(codes + (i4 * 32 + lane * 4) * 4);
+      words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
+      tile16 = i4 / (2 * kRowWords), column = 0;
+    }
+    const std::byte* plane =
+        parameters + (tile16 * 16 >> group_shift) * (2 * kColumns) * (BYTES ? 1 : 2);
+    uint32_t scale[kSets][kSlots / 4][4], minimum[kSets][kSlots / 4][4];
+#pragma unroll
+    for (int set = 0; set < kSets; ++set)
+#pragma unroll
+      for (int i = 0; i < kSlots / 4; ++i)
+        read_parameters<BITS, BYTES>(plane, kColumns, ((column + set) * kSlots + 4 * i) * 8 + t * 8,
+                                     scale[set][i], minimum[set][i]);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const int set = kSets == 1 ? 0 : q % 2;
+      const int rows = kSets == 1 ? tile16 * 2 + q : tile16 * 2 + q / 2;  // in eights
+#pragma unroll
+      for (int i = 0; i < kSlots / 4; ++i) {
+        const int chunk = (column + set) * kSlots + 4 * i;
+        uint32_t pairs[4];
+#pragma unroll
+        for (int s = 0; s < 4; ++s)
+          pairs[s] = numbers<BITS>(words[q], 4 * i + s, scale[set][i][s], minimum[set][i][s]);
+        store_matrices((mine ^ chunk % 8 * 16) + chunk / 8 * kPart + rows * (8 * kRowBytes), pairs);
+      }
+    }
+  }
+}
+
+// The same for e4m3, which has no parameters.
+template <int D, bool KEYS>
+__device__ __forceinline__ void expand_e4m3(const std::byte* codes, std::byte* tile) {
+  constexpr int kRowWords = (KEYS ? D : kTile) / 16;
+  constexpr int kLaneWords = (KEYS ? kTile : D) / 16 * 2 * kRowWords;
+  static_assert(kLaneWords % (kSideThreads / 8) == 0 && kRowWords % 4 == 0);
+  const int lane = threadIdx.x % 32, warp = int(threadIdx.x) % kSideThreads / 32;
+  const uint32_t mine = shared_address(tile) + lane % 8 * kRowBytes + (lane / 8 ^ lane % 8) * 16;
+#pragma unroll 2
+  for (int i4 = warp * 4; i4 < kLaneWords; i4 += kSideThreads / 8) {
     const uint4 four = *reinterpret_cast<const uint4*>(codes + (i4 * 32 + lane * 4) * 4);
     const uint32_t words[4] = {four.x, four.y, four.z, four.w};
     const int tile16 = i4 / (2 * kRowWords), rest = i4 % (2 * kRowWords);
-    // The pairs [s0, s0 + 4) of word q, whose columns are those of word j of its row.
-    const auto expand_word = [&](int q, int j, int s0, const uint32_t* scale,
-                                 const uint32_t* minimum) {
-      const int half = KEYS || kRowWords == 1 ? q % 2 : kRowWords == 2 ? q / 2 : rest / 4;
-      const int row_chunk = (tile16 + (kRowWords == 1 ? q / 2 : 0)) * 2 + half;  // this lane's is g
 #pragma unroll
-      for (int s = s0; s < s0 + 4 && s < kSlots; ++s) {
-        uint32_t pair;
-        if constexpr (BITS < 8)
-          pair = numbers<BITS>(words[q], s, scale[s - s0], minimum[s - s0]);
-        else
-          pair = fragment<8>(words[q], s);
-        const int chunk = j * kSlots + s;  // 8 columns: this lane's are 2 t and 2 t + 1
-        *reinterpret_cast<uint32_t*>(mine + chunk / 8 * kPart + row_chunk * (8 * kRowBytes) +
-                                     (swizzle ^ chunk % 8 * 16)) = pair;
-      }
-    };
-    if constexpr (BITS == 8) {
+    for (int i = 0; i < 2; ++i) {  // two words of a row have four chunks
+      const int half = KEYS ? i : rest / kRowWords;
+      const int chunk = KEYS ? rest : (rest % kRowWords + 2 * i) * 2;
+      uint32_t pairs[4];
 #pragma unroll
-      for (int q = 0; q < 4; ++q) expand_word(q, KEYS ? rest / 2 + q / 2 : q, 0, nullptr, nullptr);
-    } else {
-      const std::byte* plane =
-          parameters + (tile16 * 16 >> group_shift) * (2 * kColumns) * (bytes ? 1 : 2);
-#pragma unroll
-      for (int set = 0; set < kSets; ++set) {
-        const int j = (KEYS ? rest / 2 : 0) + set;
-#pragma unroll
-        for (int s0 = 0; s0 < kSlots; s0 += 4) {
-          uint32_t scale[4], minimum[4];
-          read_parameters<BITS>(plane, kColumns, (j * kSlots + s0) * 8 + t * 8, bytes, scale,
-                                minimum);
-#pragma unroll
-          for (int q = 0; q < 4; ++q)
-            if (kSets == 1 || (KEYS ? q / 2 : q % 2) == set) expand_word(q, j, s0, scale, minimum);
-        }
-      }
+      for (int s = 0; s < 4; ++s)
+        pairs[s] = fragment<8>(words[KEYS ? i + s / 2 * 2 : 2 * i + s / 2], s % 2);
+      store_matrices(
+          (mine ^ chunk % 8 * 16) + chunk / 8 * kPart + (tile16 * 2 + half) * (8 * kRowBytes),
+          pairs);
     }
   }
 }
@@ -101,7 +125,7 @@ __device__ __forceinline__ void expand_tile(const std::byte* codes, const std::b
 template <int D>
 __device__ __forceinline__ void expand_squares(const std::byte* parameters, int group, bool bytes,
                                                std::byte* to) {
-  for (int i = int(threadIdx.x) % kGroupThreads; i < D; i += kGroupThreads) {
+  for (int i = int(threadIdx.x) % kSideThreads; i < D; i += kSideThreads) {
     const int j = i / (D / 2), x = i % (D / 2);
     const int at = (group == 32 ? j : 0) * 2 * D + lane_parameter(2 * x);
     uint32_t scale;
@@ -173,7 +197,7 @@ struct Producer {
   }
 
   __device__ __forceinline__ void run_rows() {
-    const int thread = int(threadIdx.x) % kGroupThreads;
+    const int thread = int(threadIdx.x) % kSideThreads;
     Ring ring(a.at.stages), done(a.at.stages);
     int count = 0;
     for (PageCursor cursor(a, groups, range, KEYS ? 0 : a.decode.block_vc); cursor.valid();
@@ -182,7 +206,7 @@ struct Producer {
       barrier_wait(barriers.tile(KEYS ? kKeysEmpty : kValuesEmpty, ring.stage), ring.parity ^ 1);
       const uint32_t to = shared_address(tile_of(ring.stage));
 #pragma unroll
-      for (int i = thread; i < kTile * (D / 8); i += kGroupThreads) {
+      for (int i = thread; i < kTile * (D / 8); i += kSideThreads) {
         const int row = i / (D / 8), chunk = i % (D / 8);
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                          to + chunk / 8 * kPart + row * kRowBytes + chunk % 8 * 16),
@@ -210,7 +234,7 @@ struct Producer {
     const int side = KEYS ? 0 : 1;
     const int raw_bytes = KEYS ? d.block_vc : d.block_bytes - d.block_vc;
     std::byte* const raw = memory + (KEYS ? a.at.raw_keys : a.at.raw_values);
-    const bool copies = int(threadIdx.x) % kGroupThreads < 32;  // this warp starts copies
+    const bool copies = int(threadIdx.x) % kSideThreads < 32;  // this warp starts copies
     Ring ring(a.at.stages), read(a.at.raw_stages), ahead(a.at.raw_stages);
     PageCursor next(a, groups, range, KEYS ? 0 : d.block_vc);
     const auto issue = [&] {
@@ -249,15 +273,24 @@ struct Producer {
     else
       parameters += d.block_vp - d.block_vc + half * (D >> d.group_shift) * 128 * each;
     std::byte* const tile = tile_of(stage);
-    if (bits == 2)
-      expand_tile<D, 2, KEYS>(codes, parameters, d.group_shift, d.byte_parameters, tile);
-    else if (bits == 4)
-      expand_tile<D, 4, KEYS>(codes, parameters, d.group_shift, d.byte_parameters, tile);
+    if (bits == 8)
+      expand_e4m3<D, KEYS>(codes, tile);
+    else if (d.byte_parameters)
+      expand_codes<true>(bits, codes, parameters, tile);
     else
-      expand_tile<D, 8, KEYS>(codes, parameters, d.group_shift, false, tile);
+      expand_codes<false>(bits, codes, parameters, tile);
     if (KEYS && d.bias != 0)
       expand_squares<D>(parameters, d.group, d.byte_parameters,
                         memory + a.at.squares + stage * (D / 64 * 1024));
+  }
+  template <bool BYTES>
+  __device__ __forceinline__ void expand_codes(int bits, const std::byte* codes,
+                                               const std::byte* parameters, std::byte* tile) const {
+    const int shift = a.decode.group_shift;
+    if (bits == 2)
+      expand_tile<D, 2, KEYS, BYTES>(codes, parameters, shift, tile);
+    else
+      expand_tile<D, 4, KEYS, BYTES>(codes, parameters, shift, tile);
   }
 };
 

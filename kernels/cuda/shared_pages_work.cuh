@@ -12,9 +12,9 @@
 namespace kivi::cuda::shared_pages {
 
 inline constexpr int kGroupThreads = 128;
-inline constexpr int kConsumers = 2;   // warpgroups that multiply
-inline constexpr int kTile = 64;       // tokens
-inline constexpr int kRowBytes = 128;  // of 64 halves in shared memory
+inline constexpr int kSideThreads = 64;  // that take keys apart, and as many values
+inline constexpr int kTile = 64;         // tokens
+inline constexpr int kRowBytes = 128;    // of 64 halves in shared memory
 inline constexpr int kPart = kTile * kRowBytes;
 
 enum TileBarrier { kKeysFull, kValuesFull, kKeysEmpty, kValuesEmpty };
@@ -43,13 +43,9 @@ struct Barriers {
 };
 
 __device__ __forceinline__ void consumers_meet() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers * kGroupThreads) : "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(kGroupThreads) : "memory");
 }
 
-// Where piece `i` begins on the line.
-__device__ __forceinline__ int boundary(const SharedPlan& plan, int i) {
-  return int(int64_t(plan.total) * i / plan.pieces);
-}
 // A part of an item that one block computes: pages [begin, end).
 struct Part {
   int group, head, tile;
@@ -61,8 +57,11 @@ struct PieceRange {
   int begin, end;
 };
 __device__ __forceinline__ PieceRange range_of(const SharedPlan& plan) {
-  if (int(blockIdx.x) >= plan.pieces) return {0, 0};
-  return {boundary(plan, int(blockIdx.x)), boundary(plan, int(blockIdx.x) + 1)};
+  const int4 p = *reinterpret_cast<const int4*>(&plan);
+  const int i = int(blockIdx.x), each = p.z, rest = p.w;
+  if (i >= p.y) return {0, 0};
+  const int begin = i * each + min(i, rest);
+  return {begin, begin + each + (i < rest ? 1 : 0)};
 }
 
 // The parts of this block, in order. `groups`: the plan's, in shared memory.

@@ -28,7 +28,7 @@ __device__ __forceinline__ __half saturated_half(float x) {
   return __float2half_rn(x == x ? fminf(fmaxf(x, -65504.f), 65504.f) : 0.f);
 }
 
-// Two neighbours; p is a multiple of 4 bytes.
+// Two neighbors; p is a multiple of 4 bytes.
 template <class T>
 __device__ __forceinline__ float2 load_pair(const T* p) {
   alignas(4) T x[2];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reads the scales of 4-bit weights as kernels/weight_codec.h lays them out. A lane of a warp holds
-// two neighbouring rows, 2 g and 2 g + 1, of a tile of 16: a block's codes of these rows and of the
+// two neighboring rows, 2 g and 2 g + 1, of a tile of 16: a block's codes of these rows and of the
 // columns 4 t to 4 t + 3 and 16 + 4 t to 16 + 4 t + 3 are 8 bytes that lie side by side, and the
 // warp reads all 256 bytes of the block.
 #pragma once
@@ -26,7 +26,7 @@ __device__ __forceinline__ uint32_t two_bytes(const std::byte* at) {
   return *reinterpret_cast<const uint16_t*>(at);
 }
 
-// Do the formulas of this kind have a minimum in place of a zero point?
+// True if the formulas of this kind have a minimum in place of a zero point.
 __host__ __device__ constexpr bool has_minimum(WeightKind kind) {
   return kind == WeightKind::q4_1 || kind == WeightKind::q4_k;
 }

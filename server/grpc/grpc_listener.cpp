@@ -98,7 +98,7 @@ std::string text_of(const sockaddr_storage& address) {
   return text.data();
 }
 
-// Has the peer sent more than a connection may that has shown no call to be judged?
+// Returns true if the peer has sent more than a connection may that has begun no allowed call.
 bool sent_too_much(int descriptor, const Client& client) {
   const auto age = std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - client.opened);
   return received_bytes(descriptor) >

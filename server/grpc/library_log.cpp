@@ -20,7 +20,7 @@ namespace {
 constexpr int kLinesPerSecond = 10;
 constexpr size_t kLineBytesMax = 1024;
 
-// Admits so many lines in each second.
+// Admits this many lines in each second.
 class LineLimit {
  public:
   // Nothing where the line must not be logged; else how many were not since the last one.

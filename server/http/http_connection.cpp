@@ -43,7 +43,7 @@ constexpr std::chrono::seconds kReservedTime{1};
 // next request keeps its connection.
 constexpr std::chrono::seconds kIdleBeforeClose{1};
 ApiError too_many_connections() {
-  return {kTooManyConnections, "the server has as many connections as it takes"};
+  return {kTooManyConnections, "all connections of --max-connections are in use"};
 }
 
 std::string text_of(boost::beast::string_view view) {

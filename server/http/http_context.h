@@ -17,7 +17,7 @@ namespace kivi {
 // it: an IPv4 address, or a /64 of IPv6. Any thread.
 class ClientCounts {
  public:
-  // `each_max`: beyond so many, connections of one client do not count for others.
+  // Connections of one client beyond `each_max` do not count for other clients.
   explicit ClientCounts(int each_max) : each_max_(each_max) {}
 
   void add(const std::string& client) {

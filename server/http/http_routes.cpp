@@ -188,7 +188,7 @@ bool admit_request(HttpContext& context, HttpRequest& request, const Route*& rou
   request.handler = route == nullptr ? "other" : std::string(route->path);
   if (open_only && (route == nullptr || route->access == Access::key)) {
     context.state.metrics().admission_rejected("connections");
-    refusal = refuse(kTooManyConnections, "the server has as many connections as it takes");
+    refusal = refuse(kTooManyConnections, "all connections of --max-connections are in use");
     return false;
   }
   if (!host_allowed(context, request)) {

@@ -13,7 +13,7 @@
 
 namespace kivi {
 
-// May the request hold a grammar that must be compiled? That takes up to some 50 ms.
+// Returns true if the request may hold a grammar, which takes up to about 50 ms to compile.
 inline bool may_compile(std::string_view body) {
   for (const std::string_view name :
        {"\"response_format\"", "\"structured_outputs\"", "\"guided_", "\"tools\"", "\"json_"})

@@ -19,7 +19,7 @@ struct EmbeddingsCall {
 
 struct ScoreCall {
   CompletionCall completion;
-  int first = 1;  // so many of the prompts are text_1, the others text_2
+  int first = 1;  // how many prompts are text_1; the others are text_2
 };
 
 struct RerankCall {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The OpenAI JSON of /v1/completions, /v1/chat/completions and their neighbours <-> the engine's
+// The OpenAI JSON of /v1/completions, /v1/chat/completions and their neighbors <-> the engine's
 // types. Pure functions: no sockets, no clocks. What the fields mean: docs/api.md, section
 // "Parameters".
 #pragma once

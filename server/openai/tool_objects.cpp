@@ -110,7 +110,7 @@ class ObjectsParser : public RegionParser {
 
   void end_value(ToolDelta& out) {
     if (key_ == "name" && !named_) {
-      if (!unquote_json(text_, name_) || (needs_known_ && !known(name_))) {
+      if (!unquote_json(text_, name_) || name_.empty() || (needs_known_ && !known(name_))) {
         step_ = Step::wrong;
         return;
       }

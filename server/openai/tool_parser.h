@@ -32,7 +32,7 @@ ToolFormat tool_format_of_template(std::string_view chat_template);
 
 struct ToolCallDelta {
   int index = 0;          // of the call, from 0
-  std::string name;       // in the first delta of a call, and whole
+  std::string name;       // whole in the first delta of a call, empty in the others
   std::string arguments;  // more of its JSON
 };
 

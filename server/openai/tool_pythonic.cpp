@@ -75,10 +75,8 @@ class PythonicParser final : public RegionParser {
   }
 
   void finish(ToolDelta& out) override {
-    if (!content_ && state_ != State::done) {
-      if (calls_ == 0) out.content += raw_;
-      raw_.clear();
-    }
+    if (!content_ && calls_ == 0) out.content += raw_;
+    raw_.clear();
   }
 
  private:
@@ -100,7 +98,7 @@ class PythonicParser final : public RegionParser {
 
   // False: more text is needed, or the rest is content.
   bool step(ToolDelta& out) {
-    if (!skip_blanks() && state_ != State::done) return false;
+    if (!skip_blanks()) return false;
     switch (state_) {
       case State::begin:
         if (peek() != '[') return give_up(out);
@@ -175,7 +173,7 @@ class PythonicParser final : public RegionParser {
       case State::done:
         break;
     }
-    // What stands behind the list.
+    // What stands behind the list and blanks.
     out.content += raw_.substr(at_);
     raw_.clear();
     at_ = 0;

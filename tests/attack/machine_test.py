@@ -20,14 +20,14 @@ import unittest
 import attack_harness as attack
 import h2
 from attack import connect, post, read_reply
-from harness import Server
+from harness import Server, not_run
 from logs_test import PipedServer
 
 MB = 1 << 20
 
 
 class ControlGroup:
-    """A control group of our own with a limit of memory (version 1 or 2), or a skipped test."""
+    """A control group of our own with a limit of memory (version 1 or 2), or a test that is not run."""
 
     def __init__(self, test, megabytes):
         root = pathlib.Path("/sys/fs/cgroup")
@@ -40,7 +40,7 @@ class ControlGroup:
             test.addCleanup(self.remove)
             (self.folder / limits[0]).write_text(str(megabytes * MB))
         except OSError as error:
-            test.skipTest(f"no control group can be made here: {error}")
+            not_run(test, f"no control group can be made here: {error}")
         if (self.folder / limits[1]).exists():  # no swapping instead
             (self.folder / limits[1]).write_text(str(megabytes * MB) if v1 else "0")
         self.peak_file = self.folder / ("memory.max_usage_in_bytes" if v1 else "memory.peak")
@@ -136,7 +136,7 @@ class FullDisk(unittest.TestCase):
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "kivi-attack",
                                   folder.name], capture_output=True, text=True)
         if mounted.returncode != 0:
-            self.skipTest(f"nothing can be mounted here: {mounted.stderr.strip()}")
+            not_run(self, f"nothing can be mounted here: {mounted.stderr.strip()}")
         self.addCleanup(subprocess.run, ["umount", "-l", folder.name], check=True)
         self.folder = pathlib.Path(folder.name)
 

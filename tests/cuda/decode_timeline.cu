@@ -17,8 +17,9 @@ using Timed = cudaError_t (*)(const cuda::DecodeLaunch&, const cuda::DecodeGrid&
 template <int D>
 Timed timed_of(const KvFormat& f) {
   if (f.kind != KvKind::kivi || f.key_bits != 2 || f.value_bits != 2) return nullptr;
-  return f.parameter_bits == 8 || f.key_bias ? &cuda::launch_decode_kernel<D, 2, 2, 1, true, true>
-                                             : &cuda::launch_decode_kernel<D, 2, 2, 1, false, true>;
+  return f.parameter_bits == 8 || f.key_bias
+             ? &cuda::launch_decode_kernel<D, 2, 2, 1, true, false, true>
+             : &cuda::launch_decode_kernel<D, 2, 2, 1, false, false, true>;
 }
 
 }  // namespace

@@ -38,6 +38,7 @@ namespace {
 
 constexpr size_t kRotationBytes = 800 << 20;  // many times the L2 cache
 constexpr int kReplays = 7;
+constexpr int kLayers = 32;  // of a model: launches for which one plan is made
 
 __device__ uint32_t mix(uint64_t x) {
   x ^= x >> 33, x *= 0xff51afd7ed558ccdull, x ^= x >> 33, x *= 0xc4ceb9fe1a85ec53ull, x ^= x >> 33;
@@ -222,13 +223,13 @@ class StoreBench {
   }
 
   double attend_us(const DecodeWorkspace& workspace, const cuda::DecodeTuning& tuning) const {
-    return median_us(stream_, std::max(layers_, 8), [&](int i) {
+    return median_us(stream_, std::max(layers_, kLayers), [&](int i) {
       const cuda::DecodeArguments a = arguments(i);
       const auto launch = [&](cuda::DecodeLaunchKind kind) {
         KIVI_CUDA_VERIFY(
             cuda::decode_attend(a, kind, backend_.properties(), workspace, stream_, tuning));
       };
-      const bool first = i % 32 == 0;  // a model has 32 layers
+      const bool first = i % kLayers == 0;
       if (first) launch(cuda::DecodeLaunchKind::plan);
       launch(first ? cuda::DecodeLaunchKind::first : cuda::DecodeLaunchKind::next);
     });

@@ -84,6 +84,25 @@ TEST_CASE("rows and flushes of one launch leave the CPU's bytes") {
     }
 }
 
+// So many heads that a warp of a decode append has several, and the last of a sequence fewer.
+TEST_CASE("decode appends of many heads leave the CPU's bytes") {
+  for (const KvFormat& format :
+       {KvFormat{KvKind::kivi, 2, 2, 32, 32}, KvFormat{KvKind::kivi, 4, 4, 32, 32},
+        KvFormat{KvKind::kivi, 2, 2, 32, 32, 32, 8, true}}) {
+    CAPTURE(format.key_bits, format.value_bits, format.sinks, format.parameter_bits);
+    std::mt19937 random(16);
+    TestStore store({format, {4, 711, 128}}, 3, format.sinks + 70, random);
+    auto* slots = reinterpret_cast<uint32_t*>(store.host().slots);
+    const int64_t bytes = store.layout().slot_bytes() * store.host().slot_count;
+    for (int64_t i = 0; i < bytes / 4; ++i) slots[i] = uint32_t(random());
+    store.send();
+    // As if they had been stored: one is about to flush, one evicts, one does neither.
+    store.commit({{0, format.sinks + 62}, {1, format.sinks + 45}, {2, format.sinks + 3}});
+    for (int token = 0; token < 3; ++token) append(store, {{0}, {1}, {2}}, random, token == 1);
+    require_same(store);
+  }
+}
+
 TEST_CASE("values that are written early, and not again, leave the CPU's bytes") {
   for (const KvFormat& format : all_formats(128)) {
     if (format.kind != KvKind::kivi) continue;

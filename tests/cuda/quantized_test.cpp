@@ -371,6 +371,7 @@ TEST_CASE("quantized: a row of up to 8 has the same bits in any company, and in 
   std::mt19937 random(76);
   for (const auto& [format, n, k] : {std::tuple{WeightFormat{WeightKind::e4m3}, 1300, 4096},
                                      {WeightFormat{WeightKind::int4, 128}, 1300, 4096},
+                                     {WeightFormat{WeightKind::int4, 128}, 260, 14336},
                                      {WeightFormat{WeightKind::q4_k}, 1300, 4096},
                                      {WeightFormat{WeightKind::q4_0}, 260, 14336}})
     for (const DType type : kTypes) {

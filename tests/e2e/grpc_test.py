@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 import subprocess
 import threading
 import time
@@ -66,6 +67,23 @@ class Grpc(WithServer):
             self.assertEqual(self.ask(command), expected + "\n")
             self.assertTrue(self.server.wait_idle(2), command)
             self.assertEqual(self.server.metric("kv_cache_usage_perc"), 0)
+
+    def test_generate_has_every_parameter_of_completions(self):
+        """docs/api.md, section "gRPC", names the fields that have another name, or no meaning, in a call."""
+        other = {"prompt": "text", "truncation_side": "truncate_prompt_end"}
+        other |= dict.fromkeys(("response_format", "structured_outputs", "guided_json", "guided_regex",
+                                "guided_choice", "guided_grammar"), "structured_output")
+        without = {"stream", "stream_options", "return_token_ids", "return_tokens_as_token_ids", "user"}
+        contract = (ROOT / "proto/kivi/v1/kivi.proto").read_text()
+        message = re.search(r"^message GenerateRequest \{(.*?)^\}", contract, re.M | re.S).group(1)
+        ours = set(re.findall(r"(\w+) = \d+;", message))
+        api = self.server.get("/openapi.json").json()
+        body = api["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
+        names = set(body["schema"]["properties"])
+        self.assertGreater(len(names), 40)
+        self.assertEqual({name for name in names - without if other.get(name, name) not in ours}, set())
+        self.assertEqual(without - names, set(), "these are no parameters of completions any more")
+        self.assertEqual(ours - {other.get(name, name) for name in names} - {"token_ids"}, set())
 
     def test_errors_name_the_field(self):
         code, _, err = call(self.server, "generate", "--temperature", "-1")

@@ -132,8 +132,8 @@ class Metrics(WithServer):
     def test_rates_begin_at_zero_for_every_reason(self):
         _, samples = self.scrape()
         reasons = lambda family: {g["reason"] for _, g, _ in samples["kivi:" + family]}
-        self.assertLessEqual({"queue_full", "draining", "loading", "context_length", "connections"},
-                             reasons("admission_rejections_total"))
+        self.assertLessEqual({"queue_full", "draining", "loading", "context_length", "connections",
+                              "body_bytes", "rate_limit"}, reasons("admission_rejections_total"))
         self.assertLessEqual({"client_disconnect", "deadline", "slow_reader", "shutdown", "api"},
                              reasons("requests_aborted_total"))
 

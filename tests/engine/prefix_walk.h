@@ -25,7 +25,8 @@ class PrefixMirror : public PrefixObserver {
     TokenPath path = block.parent == 0 ? TokenPath{} : paths_.at(block.parent);
     path.insert(path.end(), block.tokens.begin(), block.tokens.end());
     if (block.parent != 0) KIVI_VERIFY(media_.at(block.parent) == block.medium);
-    KIVI_VERIFY(paths_.emplace(block.id, std::move(path)).second);
+    const bool is_new = paths_.emplace(block.id, std::move(path)).second;
+    KIVI_VERIFY(is_new);
     media_[block.id] = block.medium;
   }
   void removed(uint64_t id, int, int, PrefixMedium medium) override {
@@ -36,8 +37,11 @@ class PrefixMirror : public PrefixObserver {
 
   std::set<TokenPath> paths(PrefixMedium medium = PrefixMedium::device) const {
     std::set<TokenPath> out;
-    for (const auto& [id, path] : paths_)
-      if (media_.at(id) == medium) KIVI_VERIFY(out.insert(path).second);
+    for (const auto& [id, path] : paths_) {
+      if (media_.at(id) != medium) continue;
+      const bool is_new = out.insert(path).second;
+      KIVI_VERIFY(is_new);
+    }
     return out;
   }
 

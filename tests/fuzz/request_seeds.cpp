@@ -77,6 +77,59 @@ std::vector<std::string> connections() {
   };
 }
 
+// The first byte: of what kind the rest is (grammar_target.cpp).
+std::vector<std::string> grammars() {
+  const std::string schema(1, '\0'), regex = "\1", grammar = "\2";
+  return {
+      schema +
+          R"({"type":"object","properties":{"name":{"type":"string","minLength":1,"maxLength":5},)"
+          R"("age":{"type":"integer","minimum":0,"maximum":120},"kind":{"enum":["ab",1,null]},)"
+          R"("list":{"type":"array","items":{"$ref":"#/$defs/x"},"minItems":1,"maxItems":3}},)"
+          R"("required":["name","age"],"additionalProperties":false,)"
+          R"("$defs":{"x":{"anyOf":[{"type":"boolean"},{"type":"array","items":{"$ref":"#/$defs/x"}}]}}})",
+      schema +
+          R"({"oneOf":[{"type":"string","pattern":"^[a-c]{2,4}$"},{"type":"number","exclusiveMinimum":-1.5},)"
+          R"({"const":{"a":[1,"x"]}}]})",
+      schema +
+          R"({"allOf":[{"type":"object","patternProperties":{"^a":{"format":"date"}},"maxProperties":2},)"
+          R"({"propertyNames":{"minLength":1},"minProperties":1}]})",
+      schema +
+          R"({"type":"array","prefixItems":[{"type":"integer","multipleOf":7},true],"items":{"type":"string",)"
+          R"("format":"uuid"}})",
+      regex + R"((?:ab|c+)?[^a-z\d]{1,3}(\w|\x41|\u{e9}).*?$)",
+      grammar +
+          "root ::= item (\",\" item)* # list\nitem ::= [a-z0-9]{1,4} | \"(\" root \")\" | tail\n"
+          "tail ::= tail \"x\" | \"y\"\n",
+      grammar +
+          "start: \"a\" WORD (\",\" pair)* [\"!\"]\npair: NAME \":\" /[0-9]+/ -> p\n"
+          "NAME: \"a\"..\"z\"\n%import common.WORD\n%ignore \" \"\n",
+  };
+}
+
+// The first byte: how the model writes (setup_of in answer_target.cpp).
+std::vector<std::string> answers() {
+  const std::string calls =
+      "Let me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": "
+      "\"K\xc3\xb6ln "
+      "}\\\"\", \"n\": [1, 2]}}\n</tool_call>\n<tool_call>[{\"name\": \"f\", \"arguments\": "
+      "\"{\\\"a\\\": \\\"\\u00e9\\\"}\"}]</tool_call> done";
+  return {
+      char(8) + std::string("<think> so</think>\n\nYes."),
+      char(1) + calls,
+      char(1 + 8 + 128) + ("<think>I must</think> " + calls),
+      char(2) + std::string(R"({"name": "f", "parameters": {"a": [1, "]"]}}; )"
+                            R"({"name": "get_weather", "parameters": {}})"),
+      char(3) + std::string(R"( [f( a =  'x, )]}', b=[')', "'"], c=-1, d=None, g={'k': (1, 2)}), )"
+                            R"(get_weather(city='K\xf6ln\n')])"),
+      char(4) + std::string(R"(Sure. [TOOL_CALLS] [{"arguments": {"a": ["]"]}, "name": "f"}])"),
+      char(4 + 8 + 16) + std::string(R"(a thought</think>[TOOL_CALLS]get_weather{"city": "Nice"})"
+                                     R"([TOOL_CALLS]f[ARGS]{})"),
+      char(5) + std::string(R"([{"name": "f", "parameters": {"a": "\ud83d\ude00"}}, )"
+                            R"({"name": "get_weather", "parameters": {}}])"),
+      char(6) + std::string("{\"city\": \"Paris\", \"list\": [1.5e3, true, null]} and more"),
+  };
+}
+
 std::string grpc_message(char kind, const google::protobuf::Message& message) {
   return kind + message.SerializeAsString();
 }
@@ -127,6 +180,8 @@ std::vector<std::string> request_seeds_of(std::string_view target) {
   if (target == "json")
     return {kCompletion, kStream, kChat, kMessages, kResponses, kTokenize, kDetokenize};
   if (target == "grpc_message") return grpc_messages();
+  if (target == "grammar") return grammars();
+  if (target == "answer") return answers();
   return {};
 }
 
@@ -176,6 +231,58 @@ std::vector<std::string> dictionary_of(std::string_view target) {
             "chat_template_kwargs",
             "\\ud800",
             "\\u0000"};
+  if (target == "answer")
+    return {"<tool_call>",
+            "</tool_call>",
+            "<think>",
+            "</think>",
+            "[TOOL_CALLS]",
+            "[ARGS]",
+            "\"name\": \"f\"",
+            "\"arguments\": {",
+            "\"parameters\": ",
+            "f(a=",
+            "\\u00e9",
+            "\\x41",
+            "None",
+            "; "};
+  if (target == "grammar")
+    return {"\"type\":",
+            "\"enum\":[",
+            "\"$ref\":\"#\"",
+            "\"anyOf\":[",
+            "\"oneOf\":[",
+            "\"allOf\":[",
+            "\"required\":[",
+            "\"properties\":{",
+            "\"items\":",
+            "\"prefixItems\":[",
+            "\"pattern\":\"",
+            "\"patternProperties\":{",
+            "\"minItems\":",
+            "\"maxItems\":",
+            "\"minLength\":",
+            "\"maxLength\":",
+            "\"minimum\":",
+            "\"multipleOf\":",
+            "\"format\":\"uri",
+            "\"maxProperties\":",
+            "{0,9999}",
+            "{20000}",
+            "[^\\]]",
+            "(?:",
+            "(a*)*",
+            "|",
+            "~1..9",
+            "::=",
+            "root ",
+            "start:",
+            "%import common.",
+            "%ignore",
+            "?",
+            "+",
+            "*",
+            "\n"};
   if (target == "http_connection" || target == "http_head" || target == "chunked_body")
     return {"\r\n",
             "\r\n\r\n",

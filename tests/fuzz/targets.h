@@ -31,6 +31,10 @@ bool read_chunked_body(std::string_view bytes);     // the first byte: the size 
 bool read_http_connection(std::string_view bytes);  // the same; then what a client sends
 bool read_json(std::string_view bytes);             // as each endpoint's body
 bool read_grpc_message(std::string_view bytes);     // the first byte chooses the message
+// The first byte chooses a JSON Schema, a regular expression or a grammar; the rest is its text.
+bool read_grammar(std::string_view bytes);
+// A model's text. The first byte chooses how it writes tool calls and reasoning.
+bool read_answer(std::string_view bytes);
 
 struct Target {
   std::string_view name;
@@ -52,6 +56,8 @@ inline constexpr std::array kTargets = {
     Target{"http_connection", read_http_connection},
     Target{"json", read_json, false, mutate_json},
     Target{"grpc_message", read_grpc_message, false, mutate_grpc_message},
+    Target{"grammar", read_grammar},
+    Target{"answer", read_answer},
 };
 
 }  // namespace kivi::fuzz

@@ -298,6 +298,11 @@ TEST_CASE("brackets in the strings of a schema are not depth") {
   CHECK(refusal(schema(deep)).find("more than 64 deep") != std::string::npos);
 }
 
+TEST_CASE("a refusal names a character whole, and its line") {
+  for (const char* text : {"root ::= \"a\"\nb ::= é", "start: \"a\"\nb: é"})
+    CHECK(refusal(grammar_text(text)) == "the grammar, line 2: unexpected character 'é'");
+}
+
 TEST_CASE("what is not supported is refused, by name and path") {
   const auto names = [](const char* text, const char* part) {
     CAPTURE(text, part);

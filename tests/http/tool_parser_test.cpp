@@ -117,6 +117,14 @@ TEST_CASE("what only looks like a call stays content") {
   for (const char* text : {"[1, 2, 3]", "[unknown(a=1)]", "f(a=1)", "[f", "[", "- [f(a=1)]", "[f"})
     check(ToolFormat::pythonic, text, {text, {}});
   check(ToolFormat::mistral, "[TOOL_CALL] no", {"[TOOL_CALL] no", {}});
+  // Without a name (found by tests/fuzz/answer_target.cpp).
+  for (const char* text :
+       {"<tool_call>{\"name\": \"\", \"arguments\": {}}</tool_call>",
+        "<tool_call>{\"arguments\": {\"a\": 1}, \"name\": \"\"}</tool_call> done"})
+    check(h, text, {text, {}});
+  for (const char* text :
+       {"[TOOL_CALLS][{\"name\": \"\", \"arguments\": {}}]", "[TOOL_CALLS][ARGS]{\"a\": 1}"})
+    check(ToolFormat::mistral, text, {text, {}});
   check(ToolFormat::none, "<tool_call>{\"name\": \"f\"}</tool_call>",
         {"<tool_call>{\"name\": \"f\"}</tool_call>", {}});
 }
@@ -143,6 +151,8 @@ TEST_CASE("Llama pythonic: calls in a list") {
            "{\"a\": 1, \"b\": -2.5e3, \"c\": true, \"d\": null, \"e\": [1, \"x\"], \"g\": {\"k\": "
            "[1, 2]}}"}}});
   check(p, "[ns.get-time(f=())]", {"", {{"ns.get-time", "{\"f\": []}"}}});
+  check(p, "[f()] \n and more", {"and more", {{"f", "{}"}}});
+  check(p, "[f()] \n", {"", {{"f", "{}"}}});
   // Blanks wherever Python takes them, and brackets and commas inside of strings.
   check(p, " [ f ( a =  'x, )]}' ,b\t=\n[ ')' , \"'\" ] ) ] ",
         {" [ f ( a =  'x, )]}' ,b\t=\n[ ')' , \"'\" ] ) ] ", {}});

@@ -291,7 +291,7 @@ TEST_CASE("fp16: a row's bits do not depend on where its history came from") {
     }
 }
 
-TEST_CASE("A sequence's attention has the same bits alone and between poisoned neighbours") {
+TEST_CASE("A sequence's attention has the same bits alone and between poisoned neighbors") {
   const uint32_t seed = 16;
   const auto one = make_cpu_backend(1), two = make_cpu_backend(2);
   for (const KvLayout& layout :

@@ -150,7 +150,7 @@ TEST_CASE("e4m3: every number survives a round trip and every other rounds to th
   }
 }
 
-TEST_CASE("Codes and parameters are read where they were written, neighbours stay") {
+TEST_CASE("Codes and parameters are read where they were written, neighbors stay") {
   const uint32_t seed = 5;
   CAPTURE(seed);
   std::mt19937 random(seed);

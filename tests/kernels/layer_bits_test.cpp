@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kLayers = 5, kHeads = 2;
 
-// Neighbours that differ and two that are alike.
+// Neighbors that differ and two that are alike.
 KvLayerBits table() {
   KvLayerBits bits;
   bits.add(4, 4);

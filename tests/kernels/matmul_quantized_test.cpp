@@ -178,7 +178,7 @@ TEST_CASE("A row of a quantized product has the same bits in any company and ins
     const QuantizedMatrix matrix(random_rows(format, n, k, random));
     Guarded x(DType::f32, t, k), all(DType::f32, t, n);
     x.fill(random);
-    // Neighbours that are not numbers stay among their own.
+    // Neighbors that are not numbers stay among their own.
     for (int64_t c = 0; c < k; ++c) x.set(40, c, std::nanf(""));
     x.set(41, 5, std::numeric_limits<float>::infinity());
     three.matmul(*x, matrix.weight, {}, *all);

@@ -64,7 +64,7 @@ TEST_CASE("A row of a product has the same bits in any company, on any number of
     for (const auto& [k, n] : {std::pair{61, 67}, {256, 130}, {688, 256}}) {
       INFO(name_of(type) << " k " << k << " n " << n);
       Product all(type, 131, k, n, random);
-      // A neighbour that is not a number stays among its own.
+      // A neighbor that is not a number stays among its own.
       for (int c = 0; c < k; ++c) all.x.set(40, c, std::nanf(""));
       all.run(*three, true);
       for (const int count : {1, 2, 3, 4, 5, 6, 7, 17, 64, 65})

@@ -251,7 +251,7 @@ TEST_CASE("fp16 and fp8 pages hold every token at once, by every way of growing"
     }
 }
 
-TEST_CASE("A sequence's bits are the same alone and between poisoned neighbours") {
+TEST_CASE("A sequence's bits are the same alone and between poisoned neighbors") {
   const uint32_t seed = 4;
   CAPTURE(seed);
   const auto backend = make_cpu_backend(2);

@@ -36,7 +36,7 @@ double largest_difference(const std::vector<float>& a, const std::vector<float>&
 
 }  // namespace
 
-TEST_CASE("embeddings of tales-llama equal those of Transformers") {
+TEST_CASE("embeddings of tales-llama equal those of Transformers", "[long]") {
   const nlohmann::json golden =
       read_json(std::string(KIVI_SOURCE_DIR) + "/tests/data/tales_llama_embeddings.json");
   // A component is 0.06 on average. The prompt of 300 tokens is computed in chunks of 128, or layer

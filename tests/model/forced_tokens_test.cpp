@@ -17,7 +17,7 @@ constexpr const char* kSchema =
 
 }  // namespace
 
-TEST_CASE("forced tokens save steps, and change no token where chunks change no number") {
+TEST_CASE("forced tokens save steps, and change no token where chunks change no number", "[long]") {
   const Golden golden = read_golden("tales-llama");
   for (const char* format : {"fp16", "kivi2"}) {
     INFO(format);

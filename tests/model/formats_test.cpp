@@ -68,7 +68,7 @@ TEST_CASE("Modes exact and stream agree where the prompt is one chunk") {
   CHECK(run_one(*exact->engine, request) == run_one(*stream->engine, request));
 }
 
-TEST_CASE("Mode exact gives the same first token with and without chunks") {
+TEST_CASE("Mode exact gives the same first token with and without chunks", "[long]") {
   // Attention over a prompt reads full precision whatever the chunks are.
   const std::string format = GENERATE("kivi4", "kivi2");
   CAPTURE(format);

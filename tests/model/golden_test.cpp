@@ -54,7 +54,7 @@ TEST_CASE("The ten largest logits after the prompt are Transformers'") {
   }
 }
 
-TEST_CASE("Chunks of any length give the golden text, in both prefill modes") {
+TEST_CASE("Chunks of any length give the golden text, in both prefill modes", "[long]") {
   const std::string name = GENERATE("tales-llama", "tales-mistral", "tales-falcon");
   const int chunk = GENERATE(1, 5, 64);
   const PrefillMode mode = GENERATE(PrefillMode::exact, PrefillMode::stream);

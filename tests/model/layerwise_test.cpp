@@ -31,7 +31,8 @@ EngineConfig config_of(const std::string& model, const std::string& format, bool
 
 }  // namespace
 
-TEST_CASE("A prompt that is computed layer by layer has the numbers of a staged one, bit by bit") {
+TEST_CASE("A prompt that is computed layer by layer has the numbers of a staged one, bit by bit",
+          "[long]") {
   const auto [model, format] =
       GENERATE(table<std::string, std::string>({{"tales-llama", "kivi2"},
                                                 {"tales-llama", "kivi2.5"},

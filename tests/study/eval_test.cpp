@@ -250,7 +250,8 @@ TEST_CASE("Every figure that is asked for is there, in the JSON and in the table
   CHECK(measured == 1);
 }
 
-TEST_CASE("A model does the repository's cloze tasks well above chance, in every format") {
+TEST_CASE("A model does the repository's cloze tasks well above chance, in every format",
+          "[long]") {
   const Folder folder;
   EvalOptions o = options_in(folder);
   o.residuals = {32};

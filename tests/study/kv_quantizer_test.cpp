@@ -105,7 +105,7 @@ TEST_CASE("16 bits leave keys alone; e4m3 keeps three bits of the mantissa") {
   CHECK(error < 1.0 / 16);
 }
 
-TEST_CASE("An outlier channel favours groups along channels, outlier tokens those along tokens") {
+TEST_CASE("An outlier channel favors groups along channels, outlier tokens those along tokens") {
   const int bits = GENERATE(2, 4), group = GENERATE(32, 64);
   const KvRows channels = with_outlier_channel(128, 2, 64, 1);
   const KvRows tokens = with_outlier_tokens(128, 2, 64, 2);

@@ -9,7 +9,6 @@
 #include "engine/model/weights.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "study/kv_quantizer.h"
-#include "study/observing_backend.h"
 #include "tests/kernels/store_harness.h"
 #include "tests/model/tales.h"
 
@@ -106,9 +105,7 @@ TEST_CASE("An observer sees layer 0's keys and values as rope(W norm(x)) has the
   };
   observer.before_append = [&](Backend&, const Tensor&, const KvView&, int) { ++appended; };
   EngineConfig config = test_config(name, "fp16");
-  auto loaded = load_model(config, {}, [&](std::unique_ptr<Backend> inner) {
-    return std::make_unique<ObservingBackend>(std::move(inner), observer);
-  });
+  auto loaded = load_model(config, {}, [&](Backend& device) { device.observe(observer); });
   REQUIRE(loaded.ok());
   run_one(*(*loaded)->engine, scored(ids));
   const std::vector<f16> expected = first_layer(name, ids);
@@ -217,28 +214,42 @@ TEST_CASE("A study refuses what the model does not have, by name") {
 
 namespace {
 
-// A device whose products by quantized matrices need scratch.
-class ScratchBackend final : public CpuBackend {
+// Counts what it is asked to record.
+class RecordingBackend final : public CpuBackend {
  public:
-  explicit ScratchBackend(int64_t* given) : CpuBackend(1), given_(given) {}
-  int64_t product_scratch_bytes(const Weight&, int64_t rows) const override { return 3 * rows; }
-  void use_product_scratch(std::byte*, int64_t bytes) override { *given_ = bytes; }
+  RecordingBackend() : CpuBackend(1) {}
+  int recorded = 0;
 
  private:
-  int64_t* given_;
+  void do_run_recorded(uint64_t, const std::function<void()>& ops) override {
+    ++recorded;
+    ops();
+  }
 };
 
 }  // namespace
 
-TEST_CASE("an observed device is asked about its quantized products and gets their scratch") {
-  int64_t given = 0;
-  ObservingBackend backend(std::make_unique<ScratchBackend>(&given), {});
-  Weight weight;
-  weight.format = {WeightKind::int4, 128};
-  CHECK(backend.product_scratch_bytes(weight, 5) == 15);
-  backend.use_product_scratch(nullptr, 15);
-  CHECK(given == 15);
-  CHECK(backend.product_input({}, weight, {}, {}) == ProductInput::bytes);
+TEST_CASE("an observer sees each layer once, not its own ops, and nothing is recorded") {
+  RecordingBackend backend;
+  int ran = 0;
+  backend.run_recorded(1, [&] { ++ran; });
+  CHECK(backend.recorded == 1);
+  const KvLayout layout{{KvKind::kivi, 2, 2, 32, 32}, {3, 2, 64}};
+  constexpr int kTokens = 64;
+  test::StoreHarness store(backend, layout, 1, kTokens, 5), other(backend, layout, 1, kTokens, 6);
+  test::TestSequence sequence = store.sequence(kTokens), more = other.sequence(kTokens);
+  std::vector<int> layers;
+  AttentionObserver observer;
+  observer.before_append = [&](Backend& device, const Tensor&, const KvView&, int layer) {
+    if (layers.empty()) test::append(device, other, {{&more, kTokens}});
+    layers.push_back(layer);
+  };
+  backend.observe(observer);
+  backend.run_recorded(1, [&] { ++ran; });
+  CHECK(ran == 2);
+  CHECK(backend.recorded == 1);
+  test::append(backend, store, {{&sequence, kTokens}});
+  CHECK(layers == std::vector<int>{0, 1, 2});
 }
 
 }  // namespace kivi

@@ -68,7 +68,7 @@ TEST_CASE("Windows are consecutive ids of BOS, story, EOS; the rest is left out"
   CHECK(windows_of({one}, tokenizer, 1 << 20, 0).empty());
 }
 
-TEST_CASE("The loss on the held-out sample is the recorded one, whatever the chunks") {
+TEST_CASE("The loss on the held-out sample is the recorded one, whatever the chunks", "[long]") {
   // Measured with this program, which gives Transformers' loss on the whole held-out text
   // (docs/benchmarks/perplexity.md).
   constexpr double kRecorded = 3.17505;
@@ -78,7 +78,7 @@ TEST_CASE("The loss on the held-out sample is the recorded one, whatever the chu
   CHECK(mean_change(one, other) < 1e-3);
 }
 
-TEST_CASE("Fewer bits change more, and the perplexity stays near that of fp16") {
+TEST_CASE("Fewer bits change more, and the perplexity stays near that of fp16", "[long]") {
   // Chunks of one token read the history from the store, as decoding does.
   constexpr int kWindow = 256, kWindows = 4;
   const Perplexity fp16 = measure("fp16", 256, kWindow, kWindows);
@@ -132,7 +132,7 @@ double transformers_perplexity(int64_t seq_len, int64_t max_length, int64_t stri
   return std::exp(nll_sum / double(n_tokens));
 }
 
-TEST_CASE("Strided perplexity is Transformers' arithmetic for every length and stride") {
+TEST_CASE("Strided perplexity is Transformers' arithmetic for every length and stride", "[long]") {
   // Any numbers will do that depend on the window and on the id.
   const auto logprob = [](int64_t begin, int64_t id) {
     return -0.1f - float((begin * 7919 + id * 104729) % 1000) / 250;

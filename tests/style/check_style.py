@@ -3,8 +3,8 @@
 """The walls of the house. Fails on an #include that a layer must not have, on a header that does not
 compile alone, on paths that lead out of the repository, on links between its pages that lead nowhere, on
 a page, path or section that a comment or a page names and that does not exist, on a drawing that is not
-current, on a source whose first line does not name its license, and on two types of one name. Long files
-are warned of.
+current, on an error that docs/api.md does not list, on a source whose first line does not name its license,
+and on two types of one name. Long files are warned of.
 
     tests/style/check_style.py [--compiler g++]        all checks (python3 only, no other packages)
 """
@@ -276,7 +276,7 @@ def check_links():
 
 
 # A path that begins with one of our folders, as a comment or a page names it.
-FOLDERS = ("base|bench|cmake|configs|docker|docs|engine|kernels|models|proto|scripts|server|study|tests|tools")
+FOLDERS = ("base|bench|cmake|configs|deploy|docker|docs|engine|kernels|models|proto|scripts|server|study|tests|tools")
 NAMED_PATH = re.compile(rf"(?<![\w./<$-])(?:{FOLDERS})/[\w./*-]*[\w*]")
 # "docs/a.md, section 2", "a.md, sections 1, 2 and 4", 'docs/a.md, section "Errors"'.
 NAMED_PAGE = re.compile(r"(?<![\w./-])[\w./-]+\.md\b")
@@ -366,6 +366,24 @@ def check_tests():
         page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8"), read)]
 
 
+ERROR_KIND = re.compile(r'\bk\w+\{"(\w+)", "\w+", (\d+)')
+
+
+def unlisted_codes(source, page):
+    """The errors of the table in `source` that no row of the page "| status | code, code | ..." has."""
+    rows = re.findall(r"^\| (\d+) \| ([^|]*) \|", page, re.MULTILINE)
+    return [f"{status} {code}" for code, status in ERROR_KIND.findall(source)
+            if not any(row == status and code in re.findall(r"\w+", codes) for row, codes in rows)]
+
+
+def check_errors():
+    """docs/api.md has every error of the table of errors, with its status."""
+    source = (ROOT / "server/api_error.h").read_text(encoding="utf-8")
+    assert len(ERROR_KIND.findall(source)) > 20, "server/api_error.h has no table of errors any more"
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    return [f"docs/api.md: no row of section Errors has {error}" for error in unlisted_codes(source, page)]
+
+
 def check_names():
     tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"],
                              capture_output=True, text=True).stdout.splitlines()
@@ -450,6 +468,8 @@ def self_test():
     assert not missing_tests("docs/security.md", "| x | a_test `One` |", attacks)
     assert missing_tests("docs/security.md", "| x | a_test `Two` |", attacks)
     assert missing_tests("docs/security.md", "| x | b_test `One` |", attacks)
+    table = 'kFull{"full", "busy_error", 503, x}, kOdd{"odd", "odd_error", 400, x}'
+    assert unlisted_codes(table, "| 503 | full, over | x |\n| 400 | odd_one | x |\n| 500 | odd | x |") == ["400 odd"]
     assert missing('def f():\n    """As kernels/lost.h\n    does."""\n', "tests/a.py")
     assert missing('"""Run:\n\n    kernels/lost.py [-k NAME]\n"""\n', "tests/a.py")
     assert not missing('TEXT = """names kernels/lost.h"""\n', "tests/a.py")
@@ -463,7 +483,7 @@ def main():
     files = list(own_files())
     assert files, f"no sources under {ROOT}"
     failures = check_licenses(files) + check_layers(files) + check_types(files) + check_paths()
-    failures += check_links() + check_names() + check_tests() + check_drawings()
+    failures += check_links() + check_names() + check_tests() + check_drawings() + check_errors()
     failures += check_headers_compile(files, arguments.compiler)
     check_lengths(files)
     for failure in failures:

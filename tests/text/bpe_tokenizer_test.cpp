@@ -139,7 +139,7 @@ TEST_CASE("a normalizer's prefix is put before the text, and replacements follow
   CHECK(tokenizer->encode("", false).empty());
 }
 
-TEST_CASE("merging gives what merging the first-learnt leftmost pair over and over gives") {
+TEST_CASE("merging gives what merging the first-learned leftmost pair over and over gives") {
   std::mt19937 random(9);
   for (int round = 0; round < 3000; ++round) {
     BpeMerges merges;

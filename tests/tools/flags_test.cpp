@@ -320,17 +320,17 @@ TEST_CASE("Every default is accepted by its own flag") {
   }
 }
 
-// Converts to anything: counts how many initialisers an aggregate takes.
+// Converts to anything: counts how many initializers an aggregate takes.
 struct Anything {
   template <class T>
   operator T() const;  // NOLINT: implicit
 };
-template <class T, class... Initialisers>
-constexpr size_t field_count(Initialisers... initialisers) {
-  if constexpr (requires { T{initialisers..., Anything{}}; }) {
-    return field_count<T>(initialisers..., Anything{});
+template <class T, class... Initializers>
+constexpr size_t field_count(Initializers... initializers) {
+  if constexpr (requires { T{initializers..., Anything{}}; }) {
+    return field_count<T>(initializers..., Anything{});
   } else {
-    return sizeof...(initialisers);
+    return sizeof...(initializers);
   }
 }
 

@@ -76,7 +76,7 @@ class Cursor {
     return load<T>(bytes);
   }
 
-  // A length, then so many bytes.
+  // A length, then as many bytes.
   Result<std::string_view> string(std::string_view what) {
     KIVI_ASSIGN_OR_RETURN(const uint64_t length, number<uint64_t>(what));
     return take(length, what);

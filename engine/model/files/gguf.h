@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // GGUF files, versions 2 and 3, little-endian (github.com/ggml-org/ggml, docs/gguf.md): a header,
-// metadata as (key, type, value), a table of tensors, then their bytes. As with safetensors nothing
-// is believed before it is checked. What is parsed points into the file's bytes: a file of n bytes
-// makes us allocate no more than 16 n and 64 KiB.
+// metadata as (key, type, value), a table of tensors, then their bytes. Every count, length and
+// offset is checked. Parsed values borrow the file's bytes, so a file of n bytes makes us allocate
+// at most 16 n + 64 KiB.
 #pragma once
 
 #include <cstddef>
@@ -96,13 +96,12 @@ struct GgufFile {
   static Result<GgufFile> open(const std::string& path);
 };
 
-// Does the path name a GGUF file? (By its ending; whether it is there and is one, `open` finds
-// out.)
+// Returns true if the path ends like that of a GGUF file. `open` finds out whether it is one.
 bool is_gguf_path(const std::string& path);
 
-// The .gguf file that a model's path names: itself, or, for a folder, its only one. None: the path
-// is no .gguf file, and no folder that has one. A folder that has several is an error that lists
-// them.
+// Returns the .gguf file that a model's path names: the path itself, or the only such file of a
+// folder. Returns none if the path is neither. A folder with several such files is an error that
+// lists them.
 Result<std::optional<std::string>> find_gguf(const std::string& path);
 
 }  // namespace kivi

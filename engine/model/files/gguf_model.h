@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a GGUF file says of its model, put as a config.json would put it, so that one reader judges
-// both: sizes from the metadata (llama.block_count, ...), switches from which tensors there are.
+// Translates the metadata of a GGUF file back into a config.json, and reuses its reader. Sizes come
+// from the metadata (llama.block_count, ...), switches from the tensors that the file has.
 #pragma once
 
 #include "base/result.h"
@@ -10,10 +10,10 @@
 
 namespace kivi {
 
-// Architectures: llama (with Mistral, which GGUF counts to it), qwen2, falcon. Others, files that
-// are one part of several, and metadata of the architecture that the engine does not know and that
-// is neither 0 nor false are refused by name. `dtype` is f32, or bf16, where all matrices are, else
-// f16.
+// Reads the architectures llama (GGUF's name for Mistral too), qwen2, qwen3, phi3 and falcon.
+// Refuses by name: other architectures, files that are one part of several, and metadata of the
+// architecture that the engine does not know, unless it is 0 or false. `dtype` is f32 or bf16 if
+// all matrices are, and f16 otherwise.
 Result<ModelConfig> read_gguf_config(const GgufHeader& header);
 
 // The file's tensors; those that are settings (rope_freqs) are left to read_gguf_config.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Safetensors files: an 8-byte little-endian header length, a JSON header {name: {dtype, shape,
 // data_offsets}}, then the bytes (github.com/huggingface/safetensors, "Format"). Files are mapped,
-// never read whole, and nothing in them is believed before it is checked: a file can be wrong, but
-// it cannot make us read outside of it or allocate more than its own size calls for.
+// not read into memory. Everything in them is checked: a wrong file cannot make us read outside of
+// it, or allocate more than its size calls for.
 #pragma once
 
 #include <cstddef>
