@@ -145,7 +145,8 @@ class StoreBench {
     const int64_t pages = int64_t(pages_each) * shape.sequences;
     const int64_t layer_bytes = layout.page_bytes() * pages + layout.slot_bytes() * shape.sequences;
     layers_ = int(std::clamp<int64_t>(int64_t(kRotationBytes) / layer_bytes + 1, 1, 64));
-    if (prompt > 0) layers_ = std::max(layers_, 8);  // much less of them is read
+    // Much less of them is read, and the plans of groups count.
+    if (prompt > 0) layers_ = std::max(layers_, 8), launches_ = kLayers;
     layout.shape.layers = layers_;
     view_.layout = layout;
     view_.page_count = pages;
@@ -223,7 +224,7 @@ class StoreBench {
   }
 
   double attend_us(const DecodeWorkspace& workspace, const cuda::DecodeTuning& tuning) const {
-    return median_us(stream_, std::max(layers_, kLayers), [&](int i) {
+    return median_us(stream_, std::max(layers_, launches_), [&](int i) {
       const cuda::DecodeArguments a = arguments(i);
       const auto launch = [&](cuda::DecodeLaunchKind kind) {
         KIVI_CUDA_VERIFY(
@@ -247,6 +248,7 @@ class StoreBench {
   ShapeCase shape_;
   cudaStream_t stream_;
   int layers_ = 1;
+  int launches_ = 8;  // at least
   KvView view_;
   DeviceMemory pages_, slots_, table_, sequences_, q_, out_, kv_;
   StepGroup group_;
