@@ -15,7 +15,7 @@ inline constexpr float kNever = -1e30f;  // the initial maximum: every logit is 
 // others.
 //
 // A piece has at most two incomplete segments: one that began in an earlier piece (slot 2 warp) and
-// one that goes on in a later piece (slot 2 warp + 1). Neighbouring slots of one segment are merged
+// one that goes on in a later piece (slot 2 warp + 1). Neighboring slots of one segment are merged
 // in the block; what is then still incomplete goes to the workspace, where the segment's last block
 // to arrive merges in the order of blocks. So the result does not depend on who came last.
 struct PartialSlot {
@@ -27,7 +27,7 @@ struct PartialSlot {
 };
 static_assert(sizeof(PartialSlot) <= 32);
 
-// Two neighbouring elements of the output.
+// Two neighboring elements of the output.
 __device__ __forceinline__ uint32_t pack_output(const DecodeLaunch& a, float u, float v) {
   if (!a.out_bf16) return as_u32(__floats2half2_rn(u, v));
   __nv_bfloat162 y = __floats2bfloat162_rn(u, v);

@@ -5,7 +5,7 @@
 // row of *units*: first pages (64 quantized tokens), then tiles (16 tokens whose values, and mostly
 // keys, are 16-bit rows): those of sinks, then those of the residual. The last tile ends with the
 // step's own token. A unit's weight is about its bytes. All segments one after the other form a
-// line, which is cut into equal *pieces*, one a warp; the warps of a block have neighbouring
+// line, which is cut into equal *pieces*, one a warp; the warps of a block have neighboring
 // pieces. A unit belongs to the piece in which it begins. So the grid is fixed, whatever the
 // lengths are, and no warp has more than one unit above its share.
 //

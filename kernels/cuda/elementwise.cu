@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Row-wise ops around the matrix products. Each reads its inputs and writes its outputs once; all
 // are bound by memory (or, at decode's row counts, by launch latency). 16-byte accesses where the
-// row allows them. Every kernel overlaps with its neighbours (overlap.cuh): at one row a launch is
+// row allows them. Every kernel overlaps with its neighbors (overlap.cuh): at one row a launch is
 // as long as its work. Reference: kernels/cpu. Test: tests/cuda/ops_test.cpp.
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/overlap.cuh"

@@ -21,7 +21,7 @@ __device__ __forceinline__ int runs_of(const TileProduct& p, int slice, int warp
   return min(warps, (p.blocks + kRunBlocks - 1) / kRunBlocks - slice * warps);
 }
 
-// Eight neighbours of a row as f16, and what their products are multiplied by. The largest of 256
+// Eight neighbors of a row as f16, and what their products are multiplied by. The largest of 256
 // columns gets an exponent of 14. What is less than 2^-31 of it is rounded, by less than 2^-39 of
 // it: that is far below the rounding of fp32 sums.
 __device__ __forceinline__ float to_half(uint4& v) {

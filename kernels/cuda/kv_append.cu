@@ -3,14 +3,14 @@
 // and 7). Every code, scale and minimum has the bits that kernels/kv_codec and
 // CpuBackend::do_kv_append write.
 //
-// Decode (append_decodes). One launch for all given layers, no host branch. The last blocks have a
-// warp for each head of a layer and sequence, or for up to eight of them. Of a head, it evicts the
-// oldest value (quantized into its page) and writes the new rows over the residual's. The first
-// blocks look for sequences whose token completes R keys and share their groups of keys: a flush is
-// the longest chain of reads, so none may wait for a place; where many are due, blocks that are
-// done with rows help. Bytes a layer, sequence and head, d = 128, 2 bits: 768 read + 512 written of
-// rows, 32 sectors of codes read and written; a flush reads 2 R d, writes R d / 4 and the
-// parameters.
+// Decode (append_decodes). One launch serves all given layers, without a branch on the host. The
+// last blocks have a warp for each head of a layer and sequence, or for up to eight of them. Of
+// each head, the warp evicts the oldest value (it is quantized into its page) and writes the new
+// rows over the residual's. The first blocks look for sequences whose token completes R keys, and
+// share the groups of these keys among them (a flush). A flush is the longest chain of reads, so
+// none waits for a place: where many are due, blocks that are done with rows help. Bytes a layer,
+// sequence and head at d = 128 and 2 bits: 768 are read and 512 written of rows, and 32 sectors of
+// codes are read and written. A flush reads 2 R d, and writes R d / 4 and the parameters.
 //
 // Chunks (append_chunks). Rows (f16 pages, staging, residual) are copied by one warp a token and
 // head; quantized pages are written by one block a page and head: codes to shared memory, then

@@ -215,7 +215,7 @@ Launcher launcher_of(const KvFormat& f) {
                                              : launcher_of_codes<D, false>(f);
 }
 
-// Many query heads a KV head go to the kernel that takes a page apart once for all of them.
+// Many query heads a KV head go to the kernel that unpacks a page once for all of them.
 bool takes_all_heads(const DecodeArguments& s, const CudaProperties& device) {
   const KvLayout& layout = s.store.layout;
   const KvFormat& f = layout.format;

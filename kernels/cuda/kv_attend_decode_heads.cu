@@ -3,12 +3,11 @@
 // (docs/design/decode-attention.md, section 8).
 //
 // A warpgroup computes what a warp computes in kv_attend_decode.cuh: it owns a piece of the line of
-// work. It takes the codes of 64 tokens apart once, into f16 numbers in registers, and multiplies
-// up to 72 query heads with them:
+// work. It unpacks the codes of 64 tokens once, into f16 numbers in registers, and multiplies up to
+// 72 query heads with them:
 //
-//   S^T [64 tokens, 72 heads] = K q^T       A: keys in registers, warp w has tokens 16 w to 16 w +
-//   15 O^T [64 channels, 72 heads] += V^T P^T  A: values in registers, warp w has channels 16 w to
-//   ...
+//   S^T [64 tokens, 72 heads] = K q^T          A: keys in registers; warp w has 16 tokens from 16 w
+//   O^T [64 channels, 72 heads] += V^T P^T     A: values in registers; warp w has 16 channels
 //
 // Operands B lie in shared memory with k contiguous: q, and P, which the warps write through
 // stmatrix. The one barrier of a unit makes P visible. It also tells whether any P came out too

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode attention to pages that several sequences share: each page is read and taken apart once
+// Decode attention to pages that several sequences share: each page is read and unpacked once
 // for 64 query rows (sm_90a; docs/design/decode-attention.md, section 10).
 //
 // A group is sequences with the same first pages. Its query rows are those of all members for one
@@ -7,9 +7,9 @@
 // states that result are merged by kv_attend_decode, which comes next and attends to what each
 // member has for itself, from its first page of its own on.
 //
-// Mapping: one block a multiprocessor, which has a piece of the line of work. Two of its warps take
-// keys apart and two take values apart, into tiles of 64 tokens in f16, in the order that wgmma
-// wants (shared_pages_producer.cuh). The other warpgroup multiplies:
+// Mapping: one block a multiprocessor, which has a piece of the line of work. Two of its warps
+// unpack keys and two unpack values, into tiles of 64 tokens in f16, in the order that wgmma wants
+// (shared_pages_producer.cuh). The other warpgroup multiplies:
 //
 //   S [64 rows, 64 tokens] = Q K^T    A: queries, B: keys, both in shared memory
 //   O [64 rows, d] += P V             A: P in registers, B: values in shared memory

@@ -55,7 +55,7 @@ struct TileProduct {
   int tile_scales;    // bytes of a tile's records
   int stage_records;  // that a stage reads
   bool out_f32;
-  bool pairs;  // two neighbours of `out` are one aligned store
+  bool pairs;  // two neighbors of `out` are one aligned store
 };
 
 // Products of up to kTileProductRowsHopper rows, by W rounded to 16 bits. Of `p`, the launcher sets
@@ -296,7 +296,7 @@ __device__ __forceinline__ void store_one(const TileProduct& p, int row, int n, 
     static_cast<T*>(p.out)[at] = from_float<T>(sum);
 }
 
-// Stores two neighbouring rows of W of one row of x.
+// Stores two neighboring rows of W of one row of x.
 template <class T>
 __device__ __forceinline__ void store_two(const TileProduct& p, int row, int n, float first,
                                           float second) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The warpgroups of attend_shared that take pages apart (kv_attend_shared.cu): keys or values of a
-// block's pages, as they are stored, into tiles of 64 tokens in f16.
+// The warps of attend_shared that unpack pages (kv_attend_shared.cu): keys or values of a block's
+// pages, as they are stored, become tiles of 64 tokens in f16.
 #pragma once
 
 #include "kernels/cuda/byte_parameters.cuh"

@@ -12,7 +12,7 @@
 namespace kivi::cuda::shared_pages {
 
 inline constexpr int kGroupThreads = 128;
-inline constexpr int kSideThreads = 64;  // that take keys apart, and as many values
+inline constexpr int kSideThreads = 64;  // that unpack keys, and as many values
 inline constexpr int kTile = 64;         // tokens
 inline constexpr int kRowBytes = 128;    // of 64 halves in shared memory
 inline constexpr int kPart = kTile * kRowBytes;

@@ -350,7 +350,7 @@ TEST_CASE("quantized: x is rotated and reordered before it meets a matrix that a
             w.weight.format.reordered = true;
           }
           // x is rounded to 16 bits after it has moved. Sums in another order may round a number
-          // to its neighbour, which is 1/8 off in e4m3.
+          // to its neighbor, which is 1/8 off in e4m3.
           const bool e4m3 = format.kind == WeightKind::e4m3;
           const RowTolerance tolerance = {e4m3 ? "product of moved x, e4m3" : "product of moved x",
                                           e4m3 ? 4e-2 : 5e-3, 1e-2};
