@@ -9,7 +9,7 @@
 #     below; no program may name the library itself), so that gRPC never binds to SentencePiece's;
 #   - tests/grpc checks that the program has no dynamic protobuf symbol at all.
 
-# pkg-config is asked once. pkg_check_modules asks it 17 times, and needs 15 seconds for this package.
+# pkg-config is asked once. pkg_check_modules asks it 17 times, a second or more each for this package.
 execute_process(
   COMMAND ${PKG_CONFIG_EXECUTABLE} --static --libs-only-l "grpc++ >= 1.51"
   OUTPUT_VARIABLE kivi_grpc_names
