@@ -15,6 +15,7 @@ namespace kivi::cuda {
 constexpr int kRunColumns = 256;
 constexpr int kRunBlocks = kRunColumns / kWeightBlock;
 constexpr int kWarpsMax = 16;
+constexpr int kSharedMax = 225 << 10;  // bytes of a block
 
 // Runs of a slice that hold columns.
 __device__ __forceinline__ int runs_of(const TileProduct& p, int slice, int warps) {

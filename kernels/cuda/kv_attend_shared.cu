@@ -288,15 +288,7 @@ template <int D>
 cudaError_t launch(const SharedLaunch& a, int blocks, bool overlaps, cudaStream_t stream) {
   auto* kernel =
       a.decode.kind == KvKind::f16 ? attend_shared_kernel<D, true> : attend_shared_kernel<D, false>;
-  if (const cudaError_t e =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.at.bytes);
-      e != cudaSuccess)
-    return e;
-  if (const cudaError_t e =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                               int(cudaSharedmemCarveoutMaxShared));
-      e != cudaSuccess)
-    return e;
+  if (const cudaError_t e = prefer_shared_memory(kernel, a.at.bytes); e != cudaSuccess) return e;
   const dim3 grid{unsigned(blocks)}, block(kSharedThreads);
   if (overlaps) return launch_overlapped(kernel, grid, block, size_t(a.at.bytes), stream, a);
   kernel<<<grid, block, size_t(a.at.bytes), stream>>>(a);

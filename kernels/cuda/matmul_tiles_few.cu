@@ -37,7 +37,6 @@ constexpr int kDepthMax = 12;
 constexpr int kBuffersMax = 4;
 constexpr int kZeroBytes = 512;  // in place of a row beyond x; what a stage reads of one
 constexpr int kSharedWanted = 200 << 10;
-constexpr int kSharedMax = 225 << 10;
 
 struct FewTiles {
   TileProduct p;
@@ -561,12 +560,8 @@ cudaError_t launch(TileProduct p, const TileProductWorkspace& workspace, int mul
                    .sums_at = l.sums_at,
                    .ring_at = l.ring_at};
   const auto kernel = matmul_tiles_few_kernel<T, NT, Kind, SB, Columns>;
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMax);
-  if (error != cudaSuccess) return error;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                               cudaSharedmemCarveoutMaxShared);
-  if (error != cudaSuccess) return error;
+  if (const cudaError_t error = prefer_shared_memory(kernel, kSharedMax); error != cudaSuccess)
+    return error;
   return launch_overlapped(kernel, dim3(unsigned(groups * spread)), dim3(unsigned(l.warps) * 32),
                            size_t(l.bytes), stream, a);
 }

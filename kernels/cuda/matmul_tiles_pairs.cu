@@ -36,7 +36,6 @@ constexpr int kUnitBlocks = kUnitColumns / kWeightBlock;
 constexpr int kUnits = kRunColumns / kUnitColumns;  // of a run
 constexpr int kPairRows = 2 * kWeightTileRows;
 constexpr int kPairPitch = kPairRows + 4;  // no bank conflicts of 16-byte writes
-constexpr int kSharedMax = 225 << 10;
 constexpr float kScale = kCodeScale<__half>;
 
 struct PairProduct {
@@ -389,12 +388,8 @@ cudaError_t launch(const TileProduct& p, const TileProductWorkspace& workspace, 
   static_assert(16 * (kWarpsMax * (kRunColumns * 2 + kPairPitch * 4 + 4 + 4 * kUnits) + 64) <=
                 kSharedMax);  // at least one slot
   const auto kernel = matmul_tiles_pairs_kernel<T, NT>;
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMax);
-  if (error != cudaSuccess) return error;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                               cudaSharedmemCarveoutMaxShared);
-  if (error != cudaSuccess) return error;
+  if (const cudaError_t error = prefer_shared_memory(kernel, kSharedMax); error != cudaSuccess)
+    return error;
   return launch_overlapped(kernel, dim3(unsigned(groups * slices)), dim3(unsigned(warps) * 32),
                            size_t(a.sums_at + a.slots * slot_bytes), stream, a);
 }

@@ -34,6 +34,17 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
+// Lets a block of the kernel have `shared_bytes` of dynamic shared memory, and asks a
+// multiprocessor to have as much shared memory as it can while the kernel runs.
+template <class... P>
+cudaError_t prefer_shared_memory(void (*kernel)(P...), int shared_bytes) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              int(cudaSharedmemCarveoutMaxShared));
+}
+
 // kernel<<<grid, block, shared_bytes, stream>>>(arguments...), overlapping where the code can.
 template <class... P, class... A>
 cudaError_t launch_overlapped(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "base/utf8.h"
 #include "server/json_writer.h"
 
 using namespace kivi;
@@ -212,16 +213,7 @@ TEST_CASE("a JSON string reads back as what was written, for any UTF-8") {
                         : pick == 3 ? random() % 0x110000
                                     : (random() % 2 ? 0x2028u : 0x85u);
       if (c >= 0xD800 && c < 0xE000) c = '?';
-      if (c < 0x80) {
-        text += char(c);
-      } else if (c < 0x800) {
-        text += {char(0xC0 | c >> 6), char(0x80 | (c & 63))};
-      } else if (c < 0x10000) {
-        text += {char(0xE0 | c >> 12), char(0x80 | (c >> 6 & 63)), char(0x80 | (c & 63))};
-      } else {
-        text += {char(0xF0 | c >> 18), char(0x80 | (c >> 12 & 63)), char(0x80 | (c >> 6 & 63)),
-                 char(0x80 | (c & 63))};
-      }
+      append_utf8(text, char32_t(c));
     }
     const std::string written = json_string(text);
     CHECK(json::parse(written).get<std::string>() == text);
