@@ -40,12 +40,10 @@ constexpr int kRowsMax = 128;         // rows of a block's tile: a group of keys
 struct Append {
   const __half* kv;
   int64_t kv_stride, kv_layer_stride;
-  KvView store;
-  const StepSequence* sequences;
-  const int32_t* page_table;
+  CacheArguments cache;
   int first_layer;
 
-  __device__ int d() const { return store.layout.shape.head_dim; }
+  __device__ int d() const { return cache.store.layout.shape.head_dim; }
   __device__ bool is_decode(const StepSequence& s) const {
     return s.row_count == 1 && s.mode == KvMode::append;
   }
@@ -59,7 +57,7 @@ struct Head {
   int head;
 
   __device__ int layer() const { return a.first_layer + index; }
-  __device__ KvLocator locator() const { return {a.store, s, a.page_table, layer(), head}; }
+  __device__ KvLocator locator() const { return a.cache.locator(s, layer(), head); }
   __device__ std::byte* page(int i) const { return locator().page_block(i); }
   // The 16-bit rows among which a place lies.
   __device__ __half* rows(const KvPlace& place, Side side) const {
@@ -68,7 +66,7 @@ struct Head {
   // Channel c (a multiple of 8 for 16-byte reads) of a token's key or value that is in 16 bits
   // before this step's writes.
   __device__ const __half* source(int token, Side side, int c) const {
-    const KvLayout& layout = a.store.layout;
+    const KvLayout& layout = a.cache.store.layout;
     if (token >= s.past)
       return a.kv + index * a.kv_layer_stride + (s.row_begin + token - s.past) * a.kv_stride +
              ((side == Side::key ? 0 : layout.shape.heads) + head) * a.d() + c;
@@ -82,7 +80,7 @@ struct Head {
 // group, the bits of keys and of values. Places in pages are then computed without divisions.
 template <int D, int GROUP, int KB, int VB>
 __device__ __forceinline__ Append with_known(Append a) {
-  KvLayout& layout = a.store.layout;
+  KvLayout& layout = a.cache.store.layout;
   layout.format.kind = KvKind::kivi;
   layout.format.group = GROUP;
   layout.shape.head_dim = D;
@@ -107,7 +105,7 @@ __device__ void load_rows(const Head& h, Side side, int first, int count, __half
 // reads come first: each store would otherwise hold up the reads behind it.
 template <int kSlices>
 __device__ void append_rows(const Head& h) {
-  const KvLayout& layout = h.a.store.layout;
+  const KvLayout& layout = h.a.cache.store.layout;
   const int token = h.s.past, residual = layout.format.residual, d = h.a.d();
   const int lane = threadIdx.x % 32, oldest_position = token - layout.format.sinks - residual;
   const KvPlace place = arrival_place(layout, KvMode::append, token);
@@ -148,14 +146,15 @@ template <int GROUP>
 __device__ void flush_keys(const Append& a, int sequences, int layers, int block, int blocks,
                            uint16_t* codes) {
   __shared__ int found[kDecodeThreads];
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   const int residual = layout.format.residual, sinks = layout.format.sinks;
   const int heads = layout.shape.heads, groups = residual / GROUP;
   for (int base = 0; base < sequences; base += kDecodeThreads) {
     // A list in the order of the sequences: each block must see the same.
     const int index = base + threadIdx.x;
-    const int paged = index < sequences ? a.sequences[index].past + 1 - sinks : 0;
-    const bool flushes = paged > 0 && paged % residual == 0 && a.is_decode(a.sequences[index]);
+    const int paged = index < sequences ? a.cache.sequences[index].past + 1 - sinks : 0;
+    const bool flushes =
+        paged > 0 && paged % residual == 0 && a.is_decode(a.cache.sequences[index]);
     __shared__ uint32_t votes[kDecodeThreads / 32];
     const uint32_t vote = __ballot_sync(0xffffffffu, flushes);
     __syncthreads();
@@ -170,7 +169,7 @@ __device__ void flush_keys(const Append& a, int sequences, int layers, int block
     __syncthreads();
     const int of_sequence = layers * heads * groups;
     for (int item = block; item < count * of_sequence; item += blocks) {
-      const StepSequence& s = a.sequences[found[item / of_sequence]];
+      const StepSequence& s = a.cache.sequences[found[item / of_sequence]];
       const int part = item % of_sequence;
       const Head h{a, s, part / groups / heads, part / groups % heads};
       const int first = s.past + 1 - sinks - residual + part % groups * GROUP;
@@ -195,7 +194,7 @@ constexpr bool has_append_heads(int head_dim, int value_bits) {
 template <int GROUP>
 __device__ __forceinline__ void append_heads(const Head& first, int head_end) {
   constexpr int kD = 128, kBits = 2, kAtOnce = 2;
-  const KvLayout& layout = first.a.store.layout;
+  const KvLayout& layout = first.a.cache.store.layout;
   const int token = first.s.past, lane = threadIdx.x % 32, group = lane / 8, r = lane % 8;
   const int oldest = token - layout.format.sinks - layout.format.residual;  // paged position
   const bool evicts = oldest >= first.s.values_from;                        // 0 or more
@@ -291,11 +290,11 @@ __device__ __forceinline__ void append_decode(const Append& a, const DecodeBlock
   const int block = int(blockIdx.x), blocks = int(gridDim.x);
   if (block >= blocks - grid.row_blocks) {
     const int index = (blocks - 1 - block) * (kDecodeThreads / 32) + int(threadIdx.x / 32);
-    const int heads = a.store.layout.shape.heads;
+    const int heads = a.cache.store.layout.shape.heads;
     const int of_sequence = (heads + grid.heads_each - 1) / grid.heads_each;
     const int of_layer = grid.sequences * of_sequence;
     if (index < grid.layers * of_layer) {
-      const StepSequence& s = a.sequences[index % of_layer / of_sequence];
+      const StepSequence& s = a.cache.sequences[index % of_layer / of_sequence];
       const int head = index % of_sequence * grid.heads_each;
       if (a.is_decode(s)) {
         const Head h{a, s, index / of_layer, head};
@@ -328,9 +327,9 @@ __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
 // f16 and f8: the token goes to its page at once. Grid (heads, sequences, layers), d threads.
 __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
   let_next_start();
-  const StepSequence& s = a.sequences[blockIdx.y];
+  const StepSequence& s = a.cache.sequences[blockIdx.y];
   if (!a.is_decode(s)) return;
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   const Head h{a, s, int(blockIdx.z), int(blockIdx.x)};
   const int token = s.past, c = threadIdx.x;
   const int t = token % layout.page_tokens();
@@ -366,10 +365,10 @@ struct ChunkList {
 __global__ void append_rows_kernel(const __grid_constant__ Append a,
                                    const __grid_constant__ ChunkList chunks, int layer,
                                    Rows target) {
-  const StepSequence& s = a.sequences[chunks.sequences[blockIdx.z]];
+  const StepSequence& s = a.cache.sequences[chunks.sequences[blockIdx.z]];
   const bool staged = s.mode == KvMode::stage;
   if (staged != (target == Rows::staging)) return;
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   const Head h{a, s, layer, int(blockIdx.y)};
   const int end = s.past + s.row_count, first = s.mode == KvMode::seal ? 0 : s.past;
   int token = first + blockIdx.x * 8 + threadIdx.x / 32;
@@ -393,7 +392,7 @@ __global__ void append_rows_kernel(const __grid_constant__ Append a,
 template <int GROUP>
 __device__ __forceinline__ void append_page(const Append& a, const StepSequence& s, int layer,
                                             __half* rows) {
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   const KvFormat& format = layout.format;
   const Head h{a, s, layer, int(blockIdx.y)};
   const int before = s.mode == KvMode::seal ? 0 : s.past;
@@ -448,7 +447,7 @@ template <int GROUP, int D, int KB, int VB>
 __global__ void append_page_kernel(const __grid_constant__ Append a,
                                    const __grid_constant__ ChunkList chunks, int layer) {
   extern __shared__ __align__(16) __half rows[];  // [kRowsMax][d]
-  const StepSequence& s = a.sequences[chunks.sequences[blockIdx.z]];
+  const StepSequence& s = a.cache.sequences[chunks.sequences[blockIdx.z]];
   if (s.mode == KvMode::stage) return;
   if constexpr (D > 0)
     append_page<GROUP>(with_known<D, GROUP, KB, VB>(a), s, layer, rows);
@@ -483,13 +482,13 @@ cudaError_t allow_shared(Kernel* kernel, size_t bytes) {
 }
 
 Append device_arguments(const AppendArguments& a) {
-  return {a.kv, a.kv_stride, a.kv_layer_stride, a.store, a.sequences, a.page_table, a.layer};
+  return {a.kv, a.kv_stride, a.kv_layer_stride, a.cache, a.layer};
 }
 
 }  // namespace
 
 cudaError_t append_decodes(const AppendArguments& a, cudaStream_t stream) {
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   const int d = layout.shape.head_dim;
   const bool kivi = layout.format.kind == KvKind::kivi;
   if (d > kHeadDimMax) return cudaErrorInvalidValue;
@@ -535,7 +534,7 @@ namespace {
 // One layer, the `index`-th.
 cudaError_t append_chunks_of_layer(const AppendArguments& a, const ChunkList& chunks, int index,
                                    const ChunkExtents& extents, cudaStream_t stream) {
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   const unsigned heads = unsigned(layout.shape.heads), sequences = unsigned(chunks.count);
   const Append arguments = device_arguments(a);
   const auto copy_rows = [&](Rows target, int tokens) {
@@ -590,16 +589,13 @@ namespace kivi {
 // Decode rows and chunks are appended by launches of their own; each leaves the other's alone.
 void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const StepView& step,
                                int layer, int layers) {
-  const cuda::AppendArguments a{
-      .kv = kv.as<__half>(),
-      .kv_stride = kv.row_stride,
-      .kv_layer_stride = int64_t(step.rows) * kv.row_stride,
-      .store = store,
-      .sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data),
-      .page_table = step.device_page_table.as<int32_t>(),
-      .sequence_count = int(step.sequences.size()),
-      .layer = layer,
-      .layers = layers};
+  const cuda::AppendArguments a{.kv = kv.as<__half>(),
+                                .kv_stride = kv.row_stride,
+                                .kv_layer_stride = int64_t(step.rows) * kv.row_stride,
+                                .cache = cuda::cache_arguments(store, step),
+                                .sequence_count = int(step.sequences.size()),
+                                .layer = layer,
+                                .layers = layers};
   bool decodes = false;
   std::vector<int32_t> chunk_sequences;
   cuda::ChunkExtents chunks;

@@ -7,7 +7,7 @@
 
 #include <span>
 
-#include "kernels/step_view.h"
+#include "kernels/cuda/cache_arguments.h"
 
 namespace kivi::cuda {
 
@@ -15,9 +15,7 @@ struct AppendArguments {
   // [layers t, 2 hk d] f16; rows and layers are so many elements apart.
   const __half* kv = nullptr;
   int64_t kv_stride = 0, kv_layer_stride = 0;
-  KvView store;
-  const StepSequence* sequences = nullptr;  // device
-  const int32_t* page_table = nullptr;      // device
+  CacheArguments cache;
   int sequence_count = 0;
   int layer = 0, layers = 1;  // the first, and how many
 };

@@ -40,17 +40,17 @@ static_assert(kPartialFloatsMax >= 2 * (8 * 128 + 16));
 static_assert(kPartialFloatsMax >= kHeadsPartialBytes / sizeof(float));
 
 DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
-  const KvLayout& layout = s.store.layout;
+  const KvLayout& layout = s.cache.store.layout;
   const int d = layout.shape.head_dim, halves = layout.page_tokens() / kUnitTokens;
   DecodeLaunch a{};
   a.q = s.q, a.kv = s.kv, a.out = s.out;
   a.q_stride = s.q_stride, a.kv_stride = s.kv_stride, a.out_stride = s.out_stride;
   a.block_bytes = layout.block_bytes(), a.slab_bytes = layout.slab_bytes();
-  a.page_stride = s.store.page_bytes(), a.slot_stride = layout.slot_bytes();
-  a.pages = s.store.page_block(s.layer, 0, 0);
-  if (s.store.slots != nullptr) a.residual = s.store.slab(s.layer, 0, 0);
+  a.page_stride = s.cache.store.page_bytes(), a.slot_stride = layout.slot_bytes();
+  a.pages = s.cache.store.page_block(s.layer, 0, 0);
+  if (s.cache.store.slots != nullptr) a.residual = s.cache.store.slab(s.layer, 0, 0);
   a.sinks = layout.format.sinks, a.sink_rows = layout.sinks_offset(Side::key);
-  a.sequences = s.sequences, a.page_table = s.page_table;
+  a.sequences = s.cache.sequences, a.page_table = s.cache.page_table;
   a.kind = layout.format.kind;
   a.group = std::max(1, layout.format.group);
   a.group_shift = std::countr_zero(unsigned(a.group));
@@ -217,7 +217,7 @@ Launcher launcher_of(const KvFormat& f) {
 
 // Many query heads a KV head go to the kernel that unpacks a page once for all of them.
 bool takes_all_heads(const DecodeArguments& s, const CudaProperties& device) {
-  const KvLayout& layout = s.store.layout;
+  const KvLayout& layout = s.cache.store.layout;
   const KvFormat& f = layout.format;
   return device.major == 9 && runs_hopper_code() && layout.shape.head_dim == kHeadsDim &&
          s.heads_q / layout.shape.heads > kHeadsRatio && f.kind == KvKind::kivi &&
@@ -238,8 +238,8 @@ SharedLaunch describe_shared(const DecodeArguments& s, const DecodeLaunch& a, in
                              const DecodeWorkspace& workspace) {
   SharedLaunch shared{};
   shared.decode = a;
-  shared.key_bits = s.store.layout.format.key_bits;
-  shared.value_bits = s.store.layout.format.value_bits;
+  shared.key_bits = s.cache.store.layout.format.key_bits;
+  shared.value_bits = s.cache.store.layout.format.value_bits;
   shared.groups = s.groups, shared.members = s.group_members;
   shared.group_capacity = s.group_count;
   shared.plan = reinterpret_cast<SharedPlan*>(workspace.shared_plan.get());
@@ -248,7 +248,7 @@ SharedLaunch describe_shared(const DecodeArguments& s, const DecodeLaunch& a, in
   shared.heads_block = 8 * head_tiles;
   shared.unit_rows = std::min(a.ratio, shared.heads_block);
   shared.units_tile = kSharedRows / shared.unit_rows;
-  shared.head_dim = s.store.layout.shape.head_dim;
+  shared.head_dim = s.cache.store.layout.shape.head_dim;
   KIVI_VERIFY(shared.group_capacity <= kSharedGroupsMax);
   // A multiprocessor has room for a block of each kernel, and not for two of this one.
   const int room = device.shared_bytes_max + kBlockBytes;  // of a multiprocessor
@@ -262,14 +262,14 @@ cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, Decod
                                 cudaStream_t stream) {
   a.stages = std::clamp(tuning.stages > 0 ? tuning.stages : kHeadsStagesMax, kHeadsStagesMin,
                         kHeadsStagesMax);
-  const bool extended = a.byte_parameters || s.store.layout.format.key_bias;
+  const bool extended = a.byte_parameters || s.cache.store.layout.format.key_bias;
   while (heads_shared_bytes(a, extended) > device.shared_bytes_max) --a.stages;
   KIVI_VERIFY(a.stages >= kHeadsStagesMin);
   if (kind == DecodeLaunchKind::plan) {
     plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, device.multiprocessors, kHeadsGroups);
     return cudaGetLastError();
   }
-  return launch_decode_heads(a, s.store.layout.format, device.multiprocessors,
+  return launch_decode_heads(a, s.cache.store.layout.format, device.multiprocessors,
                              kind == DecodeLaunchKind::next, stream);
 }
 
@@ -287,14 +287,14 @@ double unit_time(const KvFormat& f) {
 DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& device,
                              const DecodeWorkspace& workspace, const DecodeTuning& tuning,
                              DecodeGrid& grid) {
-  const KvLayout& layout = s.store.layout;
+  const KvLayout& layout = s.cache.store.layout;
   const int d = layout.shape.head_dim;
   grid.wide = s.heads_q / layout.shape.heads > 8;
   const bool shares = shares_pages(s, workspace);
   grid.all_heads = takes_all_heads(s, device) && !tuning.heads_apart && !shares;
   const int head_tiles = grid.all_heads ? kHeadsTiles : grid.wide ? wide_head_tiles(d) : 1;
   DecodeLaunch a = describe(s, head_tiles);
-  const size_t plan = size_t(plan_index(s.store.layout.format, s.window_index));
+  const size_t plan = size_t(plan_index(s.cache.store.layout.format, s.window_index));
   a.line = reinterpret_cast<Line*>(workspace.line.get()) + plan;
   a.pieces = reinterpret_cast<Piece*>(workspace.pieces.get()) + plan * pieces_max(device);
   a.prefix = reinterpret_cast<int*>(workspace.prefix.get()) + plan * (kSequencesMax + 1);
@@ -361,9 +361,9 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
 cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
                           const CudaProperties& device, const DecodeWorkspace& workspace,
                           cudaStream_t stream, const DecodeTuning& tuning) {
-  const int d = s.store.layout.shape.head_dim;
-  const Launcher launch = d == 128  ? launcher_of<128>(s.store.layout.format)
-                          : d == 64 ? launcher_of<64>(s.store.layout.format)
+  const int d = s.cache.store.layout.shape.head_dim;
+  const Launcher launch = d == 128  ? launcher_of<128>(s.cache.store.layout.format)
+                          : d == 64 ? launcher_of<64>(s.cache.store.layout.format)
                                     : nullptr;
   if (launch == nullptr) return cudaErrorInvalidValue;
   DecodeGrid grid{};
@@ -373,7 +373,7 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   grid.overlaps = kind == DecodeLaunchKind::next;
   if (a.shared_slots != nullptr) {
     const SharedLaunch shared = describe_shared(
-        s, a, head_tiles_of(s.store.layout.shape, s.heads_q), grid, device, workspace);
+        s, a, head_tiles_of(s.cache.store.layout.shape, s.heads_q), grid, device, workspace);
     const cudaError_t error =
         plans ? plan_shared(shared, device.multiprocessors, stream)
               : attend_shared(shared, device.multiprocessors, grid.overlaps, stream);

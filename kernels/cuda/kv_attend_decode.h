@@ -8,8 +8,8 @@
 
 #include <vector>
 
+#include "kernels/cuda/cache_arguments.h"
 #include "kernels/cuda/cuda_handles.h"
-#include "kernels/step_view.h"
 
 namespace kivi {
 struct CudaProperties;
@@ -29,9 +29,7 @@ struct DecodeArguments {
   int64_t kv_stride = 0;
   int64_t out_stride = 0;
   DType out_type = DType::f16;  // f16, bf16
-  KvView store;
-  const StepSequence* sequences = nullptr;  // device
-  const int32_t* page_table = nullptr;      // device
+  CacheArguments cache;
   int sequence_count = 0;
   // Groups that share pages: [group_count] of which some may be padding, and their members. Layers
   // with a window read shared pages like others. 0: so do all layers.

@@ -151,9 +151,9 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 3 : 4)
   const PrefillWork& work = a.work[blockIdx.z];
   const int tile = work.tile_begin + int(blockIdx.y), head = int(blockIdx.x);
   if (work.block < 0 || tile >= work.tile_end) return;
-  const StepSequence s = a.sequences[work.sequence];
-  const KvLayout& layout = a.store.layout;
-  const KvLocator locator{a.store, s, a.page_table, a.layer, head};
+  const StepSequence s = a.cache.sequences[work.sequence];
+  const KvLayout& layout = a.cache.store.layout;
+  const KvLocator locator = a.cache.locator(s, a.layer, head);
   const int shift = place_shift(layout.format, s.mode), token_first = tile * kHistoryTile - shift;
   const int first = token_first - layout.format.sinks;  // paged position
   const int keys_quantized = keys_paged(layout.format, s.past);
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 3 : 4)
   __syncthreads();
 
   const int64_t block = work.block + int64_t(tile - work.tile_begin);
-  auto* target = reinterpret_cast<__half*>(a.store.scratch) +
+  auto* target = reinterpret_cast<__half*>(a.cache.store.scratch) +
                  (block * layout.shape.heads + head) * 2 * kHistoryTile * kDim;
   // Nothing but codes:
   if (first >= 0 && first + kHistoryTile <= min(keys_quantized, values_quantized)) {
@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 3 : 4)
 
 cudaError_t kv_dequantize(const PrefillArguments& a, int head_dim, int tiles_max,
                           cudaStream_t stream) {
-  const dim3 grid(unsigned(a.store.layout.shape.heads), unsigned(tiles_max),
+  const dim3 grid(unsigned(a.cache.store.layout.shape.heads), unsigned(tiles_max),
                   unsigned(a.work_count));
   const int bytes = 2 * kHistoryTile * head_dim * 2;
   const auto launch = [&](auto* kernel) {

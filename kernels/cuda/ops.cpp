@@ -62,15 +62,15 @@ bool has_decode_kernel(int head_dim) { return head_dim == 64 || head_dim == 128;
 bool is_decode(const StepSequence& s) { return s.row_count == 1 && s.mode == KvMode::append; }
 
 // What a step's launches of decode attention share.
-cuda::DecodeArguments decode_arguments(const KvView& store, const StepView& step, int heads_q) {
-  return {.store = store,
-          .sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data),
-          .page_table = step.device_page_table.as<int32_t>(),
+cuda::DecodeArguments decode_arguments(const KvView& store, const StepView& step, int heads_q,
+                                       int layer) {
+  return {.cache = cuda::cache_arguments(store, step),
           .sequence_count = int(step.sequences.size()),
           .groups = reinterpret_cast<const StepGroup*>(step.device_groups.data),
           .group_members = static_cast<const int32_t*>(step.device_group_members.data),
           .group_count = step.groups.empty() ? 0 : int(step.device_groups.rows()),
           .heads_q = heads_q,
+          .layer = layer,
           .window = step.sliding_window};
 }
 
@@ -111,8 +111,7 @@ int CudaBackend::plan_decodes(const KvView& store, const StepView& step, int hea
     if (plan.format == format) return plan.window_index;
     own = plan.window_index;
   }
-  cuda::DecodeArguments a = decode_arguments(store, step, heads_q);
-  a.layer = layer;
+  cuda::DecodeArguments a = decode_arguments(store, step, heads_q, layer);
   a.window_index = own >= 0 ? own : windows;
   planned_decodes_.push_back({step.sliding_window, a.window_index, format});
   plan_is_new_ = true;
@@ -131,10 +130,8 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
   const auto decodes = std::ranges::count_if(step.sequences, is_decode);
   const auto chunks = std::ranges::count_if(
       step.sequences, [](const StepSequence& s) { return s.row_count > 0 && !is_decode(s); });
-  const auto* sequences = reinterpret_cast<const StepSequence*>(step.device_sequences.data);
-  const int count = int(step.sequences.size());
   if (decodes > 0 && has_decode_kernel(d)) {
-    cuda::DecodeArguments a = decode_arguments(store, step, heads_q);
+    cuda::DecodeArguments a = decode_arguments(store, step, heads_q, layer);
     a.window_index = plan_decodes(store, step, heads_q, layer);
     a.q = q.as<__half>();
     a.kv = kv.as<__half>();
@@ -143,7 +140,6 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
     a.kv_stride = kv.row_stride;
     a.out_stride = out.row_stride;
     a.out_type = out.dtype;
-    a.layer = layer;
     a.scale_log2 = scale_log2;
     KIVI_CUDA_VERIFY(cuda::decode_attend(
         a, plan_is_new_ ? cuda::DecodeLaunchKind::first : cuda::DecodeLaunchKind::next, properties_,
@@ -152,17 +148,15 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
   }
   cuda::PrefillArguments a{.q = q.as<__half>(),
                            .kv = kv.as<__half>(),
-                           .store = store,
-                           .sequences = sequences,
-                           .page_table = step.device_page_table.as<int32_t>(),
+                           .cache = cuda::cache_arguments(store, step),
                            .rows = step.rows,
                            .heads_q = heads_q,
                            .layer = layer,
                            .window = step.sliding_window,
-                           .scale_log2 = scale_log2,
-                           .work = {}};
+                           .scale_log2 = scale_log2};
   if (decodes > 0 && !has_decode_kernel(d))
-    KIVI_CUDA_VERIFY(cuda::prefill_attend(a, out.data, out.dtype, d, count, 1, stream_.get()));
+    KIVI_CUDA_VERIFY(cuda::prefill_attend(a, out.data, out.dtype, d, int(step.sequences.size()), 1,
+                                          stream_.get()));
   if (chunks == 0) return;
   const cuda::PrefillSchedule schedule = cuda::schedule_prefill(store, step, heads_q);
   a.states = reinterpret_cast<float*>(store.scratch + schedule.states_offset);

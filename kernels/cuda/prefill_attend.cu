@@ -98,8 +98,9 @@ template <bool kKeys, int kDim>
 __device__ const __half* scratch_rows(const PrefillArguments& a, const PrefillWork& work, int head,
                                       int tile) {
   const int64_t block = work.block + int64_t(tile - work.tile_begin);
-  return reinterpret_cast<const __half*>(a.store.scratch) +
-         ((block * a.store.layout.shape.heads + head) * 2 + (kKeys ? 0 : 1)) * kHistoryTile * kDim;
+  return reinterpret_cast<const __half*>(a.cache.store.scratch) +
+         ((block * a.cache.store.layout.shape.heads + head) * 2 + (kKeys ? 0 : 1)) * kHistoryTile *
+             kDim;
 }
 
 // The step's own row of a token.
@@ -107,7 +108,7 @@ template <bool kKeys, int kDim>
 __device__ const __half* own_row(const PrefillArguments& a, const StepSequence& s, int head,
                                  int token) {
   const int64_t row = s.row_begin + token - s.past;
-  const int heads = a.store.layout.shape.heads;
+  const int heads = a.cache.store.layout.shape.heads;
   return a.kv + (row * 2 * heads + (kKeys ? 0 : heads) + head) * kDim;
 }
 
@@ -117,7 +118,7 @@ template <bool kKeys, int kDim>
 __device__ const void* source_of(const PrefillArguments& a, const StepSequence& s,
                                  const PrefillWork& work, int head, int token, int c,
                                  const std::byte*& block, int& row) {
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   constexpr Side kSide = kKeys ? Side::key : Side::value;
   const KvPlace place = read_place(layout, s, token, kSide);
   if (place.region == KvRegion::own) return own_row<kKeys, kDim>(a, s, head, token) + c;
@@ -128,7 +129,7 @@ __device__ const void* source_of(const PrefillArguments& a, const StepSequence& 
     row = at % kHistoryTile;
     rows = scratch_rows<kKeys, kDim>(a, work, head, at / kHistoryTile);
   } else {
-    const KvLocator locator{a.store, s, a.page_table, a.layer, head};
+    const KvLocator locator = a.cache.locator(s, a.layer, head);
     if (place.region == KvRegion::codes) {
       block = locator.page_block(place.page);
       return nullptr;
@@ -149,7 +150,7 @@ struct TileSource {
 template <bool kKeys, int kDim>
 __device__ TileSource tile_source(const PrefillArguments& a, const StepSequence& s,
                                   const PrefillWork& work, int head, int first) {
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   constexpr Side kSide = kKeys ? Side::key : Side::value;
   const int token = first - place_shift(layout.format, s.mode);
   if (token >= s.past)
@@ -160,7 +161,7 @@ __device__ TileSource tile_source(const PrefillArguments& a, const StepSequence&
     return {scratch_rows<kKeys, kDim>(a, work, head, first / kTile), kDim, true};
   if (s.mode == KvMode::append && layout.format.kind != KvKind::f16) return {};
   const KvPlace place = read_place(layout, s, token, kSide);
-  const KvLocator locator{a.store, s, a.page_table, a.layer, head};
+  const KvLocator locator = a.cache.locator(s, a.layer, head);
   return {reinterpret_cast<const __half*>(locator.rows(place, kSide)) + place.row * kDim, kDim,
           true};
 }
@@ -189,7 +190,7 @@ __device__ __forceinline__ void load_tile(const PrefillArguments& a, const StepS
   for (int i = threadIdx.x; i < kTile * kChunks; i += kThreads) {
     const int row = i / kChunks, c = (i % kChunks) * 8;
     __half* target = tile + row * kDim + swizzled_channel(row, c, kDim);
-    const int token = first + row - place_shift(a.store.layout.format, s.mode);
+    const int token = first + row - place_shift(a.cache.store.layout.format, s.mode);
     if (first + row >= end || token < 0) {
       *reinterpret_cast<uint4*>(target) = uint4{0, 0, 0, 0};
       continue;
@@ -201,7 +202,7 @@ __device__ __forceinline__ void load_tile(const PrefillArguments& a, const StepS
       copy_async_16(shared_address(target), from, true);
     else
       *reinterpret_cast<uint4*>(target) =
-          dequantize_chunk<kKeys>(a.store.layout, block, row_of_block, c);
+          dequantize_chunk<kKeys>(a.cache.store.layout, block, row_of_block, c);
   }
 }
 
@@ -241,10 +242,10 @@ template <int kDim>
 __device__ __noinline__ void find_key_noise(const PrefillArguments& a, const StepSequence& s,
                                             int head, int first, const __half* q, int rows,
                                             float (*noise)[2]) {
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   const int halves = min(kTile, keys_paged(layout.format, s.past) - first) / 32;
   const int lane = threadIdx.x % 32;
-  const KvLocator locator{a.store, s, a.page_table, a.layer, head};
+  const KvLocator locator = a.cache.locator(s, a.layer, head);
   const std::byte* parameters = nullptr;
   if (halves > 0)
     parameters = locator.page_block(first / layout.page_tokens()) + layout.key_parameters_offset();
@@ -285,9 +286,9 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
     work = a.work[blockIdx.z];
   else
     work.sequence = int(blockIdx.z);
-  const StepSequence s = a.sequences[work.sequence];
+  const StepSequence s = a.cache.sequences[work.sequence];
   if (a.work_count == 0 && (s.row_count != 1 || s.mode != KvMode::append)) return;
-  const int heads_kv = a.store.layout.shape.heads;
+  const int heads_kv = a.cache.store.layout.shape.heads;
   const int group = a.heads_q / heads_kv;
   const int head = blockIdx.x;
   const int packed = s.row_count * group;  // query rows of this sequence and KV head
@@ -311,7 +312,7 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
   }
 
   // Positions are places from here on.
-  const int shift = place_shift(a.store.layout.format, s.mode), past = s.past + shift;
+  const int shift = place_shift(a.cache.store.layout.format, s.mode), past = s.past + shift;
   const int position_first = past + row_first / group;
   const int position_last = past + (min(row_first + kRows, packed) - 1) / group;
   const int end = work.is_last ? position_last + 1 : work.tile_end * kTile;
@@ -398,8 +399,8 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
     }
 
     if constexpr (kAttendsDecodes<kDim>) {
-      const int to_paged = first - shift - a.store.layout.format.sinks;
-      if (a.work_count == 0 && a.store.layout.format.key_bias && to_paged >= 0) {
+      const int to_paged = first - shift - a.cache.store.layout.format.sinks;
+      if (a.work_count == 0 && a.cache.store.layout.format.key_bias && to_paged >= 0) {
         const int rows = min(kWarpRows, packed - warp_row);
         find_key_noise<kDim>(a, s, head, to_paged, q_tile + warp * kWarpRows * kDim, rows,
                              noise[warp]);
@@ -526,10 +527,10 @@ cudaError_t launch(const PrefillArguments& a, Out* out, dim3 grid, cudaStream_t 
 
 cudaError_t prefill_attend(const PrefillArguments& a, void* out, DType out_type, int head_dim,
                            int count, int rows_max, cudaStream_t stream) {
-  const int group = a.heads_q / a.store.layout.shape.heads;
+  const int group = a.heads_q / a.cache.store.layout.shape.heads;
   return launch_prefill(head_dim, out, out_type, [&]<int kDim>(auto* typed) {
     const int tiles = (rows_max * group + kRows<kDim> - 1) / kRows<kDim>;
-    const dim3 grid(unsigned(a.store.layout.shape.heads), unsigned(tiles), unsigned(count));
+    const dim3 grid(unsigned(a.cache.store.layout.shape.heads), unsigned(tiles), unsigned(count));
     return launch<kDim>(a, typed, grid, stream);
   });
 }

@@ -9,8 +9,7 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
-#include "kernels/kv_place.h"
-#include "kernels/step_view.h"
+#include "kernels/cuda/cache_arguments.h"
 
 namespace kivi::cuda {
 
@@ -46,10 +45,8 @@ inline constexpr int kPrefillWorkMax = 64;  // of one launch: they are kernel pa
 struct PrefillArguments {
   const __half* q = nullptr;   // [t, hq d]
   const __half* kv = nullptr;  // [t, 2 hk d], the step's own rows
-  KvView store;
-  const StepSequence* sequences = nullptr;  // device
-  const int32_t* page_table = nullptr;      // device
-  int rows = 0;                             // t
+  CacheArguments cache;
+  int rows = 0;  // t
   int heads_q = 0;
   int layer = 0;
   int window = 0;        // sliding window in tokens; 0: none
@@ -60,7 +57,7 @@ struct PrefillArguments {
   // 0: all sequences of one row in mode append, codes read where they lie; their lengths may change
   // from replay to replay of a graph.
   int work_count = 0;
-  PrefillWork work[kPrefillWorkMax];
+  PrefillWork work[kPrefillWorkMax] = {};
 };
 
 // Bytes of shared memory that a block of prefill_attend takes for head size 256. GPUs of compute

@@ -273,7 +273,7 @@ cudaError_t make_tensor_map(const void* data, int64_t rows, int64_t heads, int64
 
 // A region that a step does not have is described, but not read.
 cudaError_t make_tensor_maps(const PrefillArguments& a, int head_dim, int tile, TensorMaps& maps) {
-  const KvLayout& layout = a.store.layout;
+  const KvLayout& layout = a.cache.store.layout;
   const int64_t heads = layout.shape.heads;
   const auto blocks = [&](const std::byte* data, int64_t count, CUtensorMap& map) {
     return make_tensor_map(count > 0 ? static_cast<const void*>(data) : a.q,
@@ -285,12 +285,12 @@ cudaError_t make_tensor_maps(const PrefillArguments& a, int head_dim, int tile, 
       e != cudaSuccess)
     return e;
   const bool f16 = layout.format.kind == KvKind::f16;
-  const std::byte* history = f16 ? a.store.page_block(a.layer, 0, 0) : a.store.scratch;
-  const int64_t count = f16 ? (a.store.page_count * layout.shape.layers - a.layer) * heads
-                            : a.store.scratch_bytes / layout.staging_block_bytes();
+  const std::byte* history = f16 ? a.cache.store.page_block(a.layer, 0, 0) : a.cache.store.scratch;
+  const int64_t count = f16 ? (a.cache.store.page_count * layout.shape.layers - a.layer) * heads
+                            : a.cache.store.scratch_bytes / layout.staging_block_bytes();
   if (cudaError_t e = blocks(history, count, maps.history); e != cudaSuccess) return e;
-  return blocks(a.store.staging_block(a.layer, 0, 0), a.store.staging_page_count * heads,
-                maps.staging);
+  return blocks(a.cache.store.staging_block(a.layer, 0, 0),
+                a.cache.store.staging_page_count * heads, maps.staging);
 }
 
 template <int kDim, class Out>
@@ -324,7 +324,7 @@ bool has_prefill_hopper(int head_dim) {
 
 cudaError_t prefill_attend_hopper(const PrefillArguments& a, void* out, DType out_type,
                                   int head_dim, int multiprocessors, cudaStream_t stream) {
-  const int heads = a.store.layout.shape.heads, group = a.heads_q / heads;
+  const int heads = a.cache.store.layout.shape.heads, group = a.heads_q / heads;
   int64_t jobs = 0;
   for (int i = 0; i < a.work_count; ++i)
     jobs += int64_t(a.work[i].rows * group + kRows - 1) / kRows * heads;

@@ -106,7 +106,7 @@ template <int kTile>
 __device__ __forceinline__ bool find_job(const PrefillArguments& a, int round, Job<kTile>& job) {
   const int blocks = int(gridDim.x), block = int(blockIdx.x);
   int index = round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
-  const int heads = a.store.layout.shape.heads;
+  const int heads = a.cache.store.layout.shape.heads;
   job.group = a.heads_q / heads;
   int w = 0, tiles = 0;
   for (;; ++w) {
@@ -116,13 +116,13 @@ __device__ __forceinline__ bool find_job(const PrefillArguments& a, int round, J
     index -= tiles * heads;
   }
   job.work = a.work[w];
-  job.s = a.sequences[job.work.sequence];
+  job.s = a.cache.sequences[job.work.sequence];
   const StepSequence& s = job.s;
   job.packed = s.row_count * job.group;
   job.head = index % heads;
   const int tile = tiles - 1 - index / heads;  // the last rows see the most keys
   job.row_first = tile * kRows;
-  job.shift = place_shift(a.store.layout.format, s.mode);
+  job.shift = place_shift(a.cache.store.layout.format, s.mode);
   job.past = s.past + job.shift;
   const int position_first = job.past + job.row_first / job.group;
   const int position_last = job.past + (min(job.row_first + kRows, job.packed) - 1) / job.group;

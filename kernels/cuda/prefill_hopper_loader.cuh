@@ -32,9 +32,9 @@ template <int kTile>
 __device__ __forceinline__ TileBlocks<kTile> find_blocks(const PrefillArguments& a,
                                                          const Job<kTile>& job, int i) {
   TileBlocks<kTile> blocks;
-  const int heads = a.store.layout.shape.heads;
+  const int heads = a.cache.store.layout.shape.heads;
   const bool paged = job.work.block < 0 && !job.is_staged();
-  const int stride = paged ? heads * a.store.layout.shape.layers : heads;  // blocks
+  const int stride = paged ? heads * a.cache.store.layout.shape.layers : heads;  // blocks
 #pragma unroll
   for (int h = 0; h < kTile / kHistoryTile; ++h) {
     const int tile = job.first(i) / kHistoryTile + h;
@@ -43,7 +43,8 @@ __device__ __forceinline__ TileBlocks<kTile> find_blocks(const PrefillArguments&
       if (job.work.block >= 0)
         block = job.work.block + tile - job.work.tile_begin;
       else
-        block = a.page_table[(job.is_staged() ? job.s.staging_begin : job.s.pages_begin) + tile];
+        block =
+            a.cache.page_table[(job.is_staged() ? job.s.staging_begin : job.s.pages_begin) + tile];
     }
     blocks.row[h] = (block * stride + job.head) * 2 * kHistoryTile;
   }
@@ -72,8 +73,9 @@ __device__ __forceinline__ void copy_tensor(uint32_t to, const CUtensorMap& map,
 template <int kTile>
 __device__ __forceinline__ const std::byte* first_block(const PrefillArguments& a,
                                                         const Job<kTile>& job) {
-  if (job.work.block >= 0) return a.store.scratch;
-  return job.is_staged() ? a.store.staging_block(a.layer, 0, 0) : a.store.page_block(a.layer, 0, 0);
+  if (job.work.block >= 0) return a.cache.store.scratch;
+  return job.is_staged() ? a.cache.store.staging_block(a.layer, 0, 0)
+                         : a.cache.store.page_block(a.layer, 0, 0);
 }
 
 // Of whole tiles, tensor copies bring these parts; load_part brings the others. The last part of a
@@ -95,7 +97,7 @@ __device__ __forceinline__ void copy_tile(const PrefillArguments& a, const Tenso
                "r"(copied_parts<kDim>(own) * kPart)
                : "memory");
   if (own) {
-    const int head = (kKeys ? 0 : a.store.layout.shape.heads) + job.head;
+    const int head = (kKeys ? 0 : a.cache.store.layout.shape.heads) + job.head;
 #pragma unroll
     for (int part = 0; part < Shared<kDim>::kParts; ++part)
       copy_tensor(to + part * kPart, maps.own, part * 64, head,
@@ -137,7 +139,7 @@ __device__ __forceinline__ void load_part(const PrefillArguments& a, const Job<k
   const int left = job.end(i) - job.first(i) - own.row0;  // rows from row0 on that exist
   to += kPartIndex * Shared<kDim>::kPart + own.place();
   if (job.is_own(i)) {
-    const int heads = a.store.layout.shape.heads;
+    const int heads = a.cache.store.layout.shape.heads;
     const int64_t row = job.s.row_begin + (job.first(i) - job.past) + own.row0;
     const int64_t stride = int64_t(2) * heads * kDim;
     const __half* from = a.kv + row * stride + ((kKeys ? 0 : heads) + job.head) * kDim +

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads)
     prefill_merge_kernel(const __grid_constant__ PrefillArguments a, int head_dim) {
   const PrefillWork& work = a.work[blockIdx.y];
   if (work.regions == 1 || work.region != 0) return;
-  const StepSequence& s = a.sequences[work.sequence];
+  const StepSequence& s = a.cache.sequences[work.sequence];
   const int row_of_sequence = int(blockIdx.x) * kWarps + int(threadIdx.x) / 32;
   if (row_of_sequence >= s.row_count * a.heads_q) return;
   const int64_t row = int64_t(s.row_begin) * a.heads_q + row_of_sequence;

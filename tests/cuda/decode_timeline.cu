@@ -27,7 +27,7 @@ Timed timed_of(const KvFormat& f) {
 bool print_timeline(const std::function<cuda::DecodeArguments(int)>& arguments,
                     const CudaProperties& device, const DecodeWorkspace& workspace,
                     cudaStream_t stream, const cuda::DecodeTuning& tuning) {
-  const KvLayout layout = arguments(0).store.layout;
+  const KvLayout layout = arguments(0).cache.store.layout;
   const Timed launch = layout.shape.head_dim == 128  ? timed_of<128>(layout.format)
                        : layout.shape.head_dim == 64 ? timed_of<64>(layout.format)
                                                      : nullptr;

@@ -210,9 +210,9 @@ class StoreBench {
     a.out = out_.get();
     a.q_stride = a.out_stride = shape_.kv_heads * shape_.ratio * d;
     a.kv_stride = 2 * shape_.kv_heads * d;
-    a.store = view_;
-    a.sequences = reinterpret_cast<const StepSequence*>(sequences_.get());
-    a.page_table = reinterpret_cast<const int32_t*>(table_.get());
+    a.cache.store = view_;
+    a.cache.sequences = reinterpret_cast<const StepSequence*>(sequences_.get());
+    a.cache.page_table = reinterpret_cast<const int32_t*>(table_.get());
     a.sequence_count = shape_.sequences;
     a.heads_q = shape_.kv_heads * shape_.ratio;
     a.scale_log2 = 1.4427f / std::sqrt(float(d));
