@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A plot as inline SVG: lines or dots over two axes, for the pages of `kivi bench serve` and `kivi
 // kv-stats`. Colors come from a style sheet, so that they follow the page's light or dark scheme.
+// These pages are written where Python need not be installed; scripts/drawing.py draws the pictures
+// of docs/.
 #pragma once
 
 #include <string>

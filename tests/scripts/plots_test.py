@@ -25,7 +25,7 @@ class Plots(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             for name, data in files.items():
                 pathlib.Path(folder, name + ".json").write_text(json.dumps(data), encoding="utf-8")
-            subprocess.run([sys.executable, PLOT, folder, folder + "/out"], check=True,
+            subprocess.run([sys.executable, PLOT, "--out", folder + "/out", folder], check=True,
                            stdout=subprocess.DEVNULL)
             return {path.stem: ElementTree.parse(path).getroot()
                     for path in pathlib.Path(folder, "out").glob("*.svg")}
