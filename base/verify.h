@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // KIVI_VERIFY stops the process if we made a mistake, and prints file, line and text. User input
-// must never be able to fail one. (Catch2 owns the name CHECK.)
+// must never be able to fail one. The condition changes nothing: what must succeed is called
+// before. (Catch2 owns the name CHECK.)
 #pragma once
 
 #include <cstdio>

@@ -60,7 +60,8 @@ BlockName sha256(std::span<const std::string_view> parts) {
 
 std::string random_secret() {
   std::string secret(32, '\0');
-  KIVI_VERIFY(RAND_bytes(reinterpret_cast<unsigned char*>(secret.data()), 32) == 1);
+  const int drawn = RAND_bytes(reinterpret_cast<unsigned char*>(secret.data()), 32);
+  KIVI_VERIFY(drawn == 1);
   return secret;
 }
 

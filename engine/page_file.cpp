@@ -100,7 +100,8 @@ class Seal {
     const BlockName key = sha256(std::array{name_view(keys.pages), name_view(header.salt)});
     constexpr unsigned char kZero[12] = {};
     const auto init = decrypts ? EVP_DecryptInit_ex : EVP_EncryptInit_ex;
-    KIVI_VERIFY(init(context_.get(), EVP_aes_256_gcm(), nullptr, key.data(), kZero) == 1);
+    const int begun = init(context_.get(), EVP_aes_256_gcm(), nullptr, key.data(), kZero);
+    KIVI_VERIFY(begun == 1);
     encrypts_ = header.encrypted != 0;
     update(nullptr, &header, sizeof header);
   }
@@ -112,16 +113,19 @@ class Seal {
   std::array<unsigned char, kTagBytes> tag() {
     std::array<unsigned char, kTagBytes> tag;
     int none = 0;
-    KIVI_VERIFY(EVP_EncryptFinal_ex(context_.get(), tag.data(), &none) == 1);
-    KIVI_VERIFY(
-        EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_GCM_GET_TAG, int(kTagBytes), tag.data()) == 1);
+    const int ended = EVP_EncryptFinal_ex(context_.get(), tag.data(), &none);
+    KIVI_VERIFY(ended == 1);
+    const int got =
+        EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_GCM_GET_TAG, int(kTagBytes), tag.data());
+    KIVI_VERIFY(got == 1);
     return tag;
   }
   bool has_tag(std::array<unsigned char, kTagBytes> tag) {
     unsigned char unused[kTagBytes];
     int none = 0;
-    KIVI_VERIFY(
-        EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_GCM_SET_TAG, int(kTagBytes), tag.data()) == 1);
+    const int set =
+        EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_GCM_SET_TAG, int(kTagBytes), tag.data());
+    KIVI_VERIFY(set == 1);
     return EVP_DecryptFinal_ex(context_.get(), unused, &none) == 1;
   }
 
@@ -130,8 +134,9 @@ class Seal {
   void update(std::byte* out, const void* in, size_t bytes) {
     int n = 0;
     const auto next = decrypts_ ? EVP_DecryptUpdate : EVP_EncryptUpdate;
-    KIVI_VERIFY(next(context_.get(), reinterpret_cast<unsigned char*>(out), &n,
-                     static_cast<const unsigned char*>(in), int(bytes)) == 1);
+    const int updated = next(context_.get(), reinterpret_cast<unsigned char*>(out), &n,
+                             static_cast<const unsigned char*>(in), int(bytes));
+    KIVI_VERIFY(updated == 1);
   }
 
   std::unique_ptr<EVP_CIPHER_CTX, decltype(&EVP_CIPHER_CTX_free)> context_{EVP_CIPHER_CTX_new(),

@@ -26,7 +26,8 @@ Result<std::vector<std::vector<float>>> score_prompts(
   std::vector<std::vector<float>> result(prompts.size());
   for (size_t i = 0; i < streams.size(); ++i) {
     std::vector<TokenEvent> events;
-    KIVI_VERIFY(streams[i]->drain(events));
+    const bool ended = streams[i]->drain(events);
+    KIVI_VERIFY(ended);
     for (const TokenEvent& event : events) {
       if (event.error) return *event.error;
       for (const SampledToken& token : event.prompt_logprobs) result[i].push_back(token.logprob);

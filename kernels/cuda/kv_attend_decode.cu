@@ -252,7 +252,8 @@ SharedLaunch describe_shared(const DecodeArguments& s, const DecodeLaunch& a, in
   KIVI_VERIFY(shared.group_capacity <= kSharedGroupsMax);
   // A multiprocessor has room for a block of each kernel, and not for two of this one.
   const int room = device.shared_bytes_max + kBlockBytes;  // of a multiprocessor
-  KIVI_VERIFY(lay_out_shared(shared, room - int(grid.shared_bytes) - 2 * kBlockBytes));
+  const bool fits = lay_out_shared(shared, room - int(grid.shared_bytes) - 2 * kBlockBytes);
+  KIVI_VERIFY(fits);
   shared.at.bytes = std::max(shared.at.bytes, room / 2);
   return shared;
 }

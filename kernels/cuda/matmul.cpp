@@ -97,7 +97,8 @@ const Matmul::Plan& Matmul::plan_of(const Tensor& x, const Tensor& w, const Tens
   plan.a = make_layout(data_type_of(w.dtype), k, n, w.row_stride);
   plan.b = make_layout(data_type_of(x.dtype), k, t, x.row_stride);
   plan.c = make_layout(data_type_of(out.dtype), n, t, out.row_stride);
-  KIVI_VERIFY(choose(plan, kMatmulWorkspaceBytes));
+  const bool found = choose(plan, kMatmulWorkspaceBytes);
+  KIVI_VERIFY(found);
   return plans_.emplace(key, std::move(plan)).first->second;
 }
 
