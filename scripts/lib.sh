@@ -10,3 +10,13 @@ fail() {
   exit 1
 }
 jobs() { nproc; }
+
+# run_unittests PYTHON FOLDER PATTERN [OPTION...]: runs the tests of FOLDER's files PATTERN, and fails if
+# there are none, which unittest does not.
+run_unittests() {
+  local log
+  log=$(mktemp)
+  "$1" -m unittest discover -v -s "$2" -p "$3" "${@:4}" 2>&1 | tee "$log"
+  ! grep -q '^Ran 0 tests' "$log" || fail "no test of $2/$3 ${*:4} has been run"
+  rm "$log"
+}

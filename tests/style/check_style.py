@@ -415,7 +415,9 @@ def check_names():
 def check_drawings():
     """The pictures of docs/design are what their script draws."""
     run = subprocess.run([str(ROOT / "scripts/draw-design"), "--check"], capture_output=True, text=True)
-    return run.stdout.splitlines() if run.returncode else []
+    if run.returncode == 0:
+        return []
+    return run.stdout.splitlines() or [f"scripts/draw-design --check failed: {run.stderr.strip()[-800:]}"]
 
 
 def check_lengths(files):
