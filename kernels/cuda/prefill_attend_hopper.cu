@@ -109,11 +109,16 @@ __device__ __forceinline__ void multiply_tiles(const PrefillArguments& a,
     const bool inside = first >= job.shift && first + kTile - 1 <= position_first &&
                         first + kTile <= end && (a.window == 0 || first > position_last - a.window);
     if (inside) return;
+    int seen_first[2], seen_last[2];  // of each of this lane's rows
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      seen_first[r] = a.window > 0 ? max(job.shift, position[r] - a.window + 1) : job.shift;
+      seen_last[r] = min(position[r], end - 1);
+    }
 #pragma unroll
     for (int n = 0; n < kTile / 2; ++n) {
-      const int key = first + n / 4 * 8 + 2 * t + n % 2, at = position[n / 2 % 2];
-      if (key < job.shift || key > at || key >= end || (a.window > 0 && key <= at - a.window))
-        scores[n] = -INFINITY;
+      const int key = first + n / 4 * 8 + 2 * t + n % 2, r = n / 2 % 2;
+      if (key < seen_first[r] || key > seen_last[r]) scores[n] = -INFINITY;
     }
   };
 
