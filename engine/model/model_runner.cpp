@@ -72,7 +72,7 @@ ModelRunner::ModelRunner(Backend& backend, std::unique_ptr<DecoderModel> model, 
       graphs_(graphs) {}
 
 void ModelRunner::launch(const BatchPlan& plan) {
-  StepInFlight& step = under_way_.emplace_back();
+  StepInFlight& step = in_flight_.emplace_back();
   step.results.resize(plan.sequences.size());
   if (timed_) step.number = steps_timed_++;
   step.follows = timed_ && last_timed_;
@@ -89,7 +89,7 @@ void ModelRunner::launch(const BatchPlan& plan) {
 }
 
 void ModelRunner::sample(const BatchPlan& plan) {
-  StepInFlight& step = under_way_.back();
+  StepInFlight& step = in_flight_.back();
   try {
     if (step.error) {
       // Nothing has been computed.
@@ -110,9 +110,9 @@ void ModelRunner::fail(const BatchPlan& plan, StepInFlight& step, const std::exc
 }
 
 Result<std::vector<StepResult>> ModelRunner::collect() {
-  KIVI_VERIFY(!under_way_.empty());
-  StepInFlight step = std::move(under_way_.front());
-  under_way_.pop_front();
+  KIVI_VERIFY(!in_flight_.empty());
+  StepInFlight step = std::move(in_flight_.front());
+  in_flight_.pop_front();
   if (!step.error) {
     try {
       collect_block(step);
@@ -174,7 +174,7 @@ void ModelRunner::sample_wanted(const BatchPlan& plan, StepInFlight& step) {
   step.wanted.insert(step.wanted.end(), input_.wanted().begin(), input_.wanted().end());
   for (int64_t begin = 0; begin < wanted; begin += logits_rows_) {
     if (before + begin > 0)  // the sampler holds the blocks of two steps, and no more
-      for (StepInFlight& s : under_way_) collect_block(s);
+      for (StepInFlight& s : in_flight_) collect_block(s);
     const int64_t count = std::min<int64_t>(logits_rows_, wanted - begin);
     const Tensor logits = model_->logits(input_.gather(begin, count));  // [m, vocab]
     sample_block(plan, step, before + begin, logits);

@@ -112,7 +112,7 @@ class ModelRunner : public StepRunner {
   LogitsObserver logits_observer_;
   std::vector<float> logits_;  // [m, vocab], host; scratch
 
-  std::deque<StepInFlight> under_way_;  // at most two
+  std::deque<StepInFlight> in_flight_;  // at most two
   std::vector<SampleRow> rows_;         // scratch
   std::vector<SampledToken> samples_;   // scratch
 };

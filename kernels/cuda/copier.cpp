@@ -31,13 +31,13 @@ uint64_t Copier::enqueue(std::span<const HostCopy> copies, cudaStream_t ops) {
         cudaMemcpyAsync(copy.to, copy.from, copy.bytes, cudaMemcpyDefault, stream_.get()));
   Event end = take_event();
   KIVI_CUDA_VERIFY(cudaEventRecord(end.get(), stream_.get()));
-  under_way_.push_back({++enqueued_, std::move(begin), std::move(end)});
+  in_flight_.push_back({++enqueued_, std::move(begin), std::move(end)});
   return enqueued_;
 }
 
 uint64_t Copier::done() {
-  while (!under_way_.empty()) {
-    Batch& batch = under_way_.front();
+  while (!in_flight_.empty()) {
+    Batch& batch = in_flight_.front();
     const cudaError_t state = cudaEventQuery(batch.end.get());
     if (state == cudaErrorNotReady) break;
     KIVI_CUDA_VERIFY(state);
@@ -47,7 +47,7 @@ uint64_t Copier::done() {
     done_ = batch.number;
     spare_.push_back(std::move(batch.begin));
     spare_.push_back(std::move(batch.end));
-    under_way_.pop_front();
+    in_flight_.pop_front();
   }
   return done_;
 }
@@ -56,7 +56,7 @@ void Copier::wait(uint64_t batches, cudaStream_t ops) {
   KIVI_VERIFY(batches <= enqueued_);
   if (batches <= done()) return;
   // Batches are in order, without gaps.
-  const Batch& last = under_way_[size_t(batches - under_way_.front().number)];
+  const Batch& last = in_flight_[size_t(batches - in_flight_.front().number)];
   KIVI_CUDA_VERIFY(cudaStreamWaitEvent(ops, last.end.get(), 0));
 }
 

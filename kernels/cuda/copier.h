@@ -36,7 +36,7 @@ class Copier {
 
   Stream stream_;  // made with the first batch
   Event ops_;      // the ops that were called before a batch
-  std::deque<Batch> under_way_;
+  std::deque<Batch> in_flight_;
   std::vector<Event> spare_;
   uint64_t enqueued_ = 0;
   uint64_t done_ = 0;

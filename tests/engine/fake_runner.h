@@ -45,7 +45,7 @@ class FakeRunner : public StepRunner {
   void launch(const BatchPlan&) override {}
 
   void sample(const BatchPlan& plan) override {
-    std::vector<StepResult>& results = under_way_.emplace_back(plan.sequences.size());
+    std::vector<StepResult>& results = in_flight_.emplace_back(plan.sequences.size());
     for (size_t i = 0; i < results.size(); ++i) fill(plan.sequences[i], results[i]);
   }
 
@@ -67,8 +67,8 @@ class FakeRunner : public StepRunner {
 
   Result<std::vector<StepResult>> collect() override {
     if (options_.step_delay.count() > 0) std::this_thread::sleep_for(options_.step_delay);
-    std::vector<StepResult> results = std::move(under_way_.front());
-    under_way_.pop_front();
+    std::vector<StepResult> results = std::move(in_flight_.front());
+    in_flight_.pop_front();
     if (steps_++ == options_.fail_at_step)
       return Error{ErrorCode::internal, "the fake runner was told to fail at this step"};
     return results;
@@ -149,7 +149,7 @@ class FakeRunner : public StepRunner {
   }
 
   const FakeRunnerOptions options_;
-  std::deque<std::vector<StepResult>> under_way_;
+  std::deque<std::vector<StepResult>> in_flight_;
   int64_t steps_ = 0;
   // Of batches under way: their end, in questions asked, and their pages.
   std::deque<std::pair<int64_t, size_t>> transfers_end_;
