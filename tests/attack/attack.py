@@ -29,9 +29,9 @@ def read_all(connection):
     return received
 
 
-def read_reply(connection):
-    """(status, head, body) of one reply with a Content-Length; status 0 where there is none."""
-    received = b""
+def read_reply(connection, received=b""):
+    """(status, head, body) of one reply with a Content-Length, of which `received` is there; status 0
+    where there is none. Interim replies (100) are passed over."""
     while b"\r\n\r\n" not in received:
         data = connection.recv(1 << 16)
         if not data:
@@ -39,21 +39,7 @@ def read_reply(connection):
         received += data
     head, _, body = received.partition(b"\r\n\r\n")
     if head.startswith(b"HTTP/1.1 100"):
-        return read_rest(connection, body)
-    return finish_reply(connection, head, body)
-
-
-def read_rest(connection, received):
-    while b"\r\n\r\n" not in received:
-        data = connection.recv(1 << 16)
-        if not data:
-            return 0, received, b""
-        received += data
-    head, _, body = received.partition(b"\r\n\r\n")
-    return finish_reply(connection, head, body)
-
-
-def finish_reply(connection, head, body):
+        return read_reply(connection, body)
     length = 0
     for line in head.split(b"\r\n"):
         if line.lower().startswith(b"content-length:"):

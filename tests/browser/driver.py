@@ -62,6 +62,13 @@ class Browser:
     def run_async(self, script, *arguments):
         return self.do("POST", "/execute/async", {"script": script, "args": list(arguments)})
 
+    def audit(self, axe):
+        """(impact, rule, elements) of what axe-core, the file `axe`, finds in the page, from moderate on."""
+        self.run(pathlib.Path(axe).read_text() + ";")
+        found = self.run_async("axe.run(document).then((r) => arguments[0](r.violations.map("
+                               "(v) => [v.impact, v.id, v.nodes.map((n) => n.html)])))")
+        return [v for v in found if v[0] in ("moderate", "serious", "critical")]
+
     def find(self, css):
         found = self.do("POST", "/element", {"using": "css selector", "value": css})
         return found[ELEMENT]

@@ -8,20 +8,14 @@
 import tempfile
 import unittest
 
-from harness import MODEL, ROOT, Server, events_of, kivi
+from harness import MODEL, ROOT, WithServer, events_of, kivi
 
 TEMPLATE = str(ROOT / "tests" / "data" / "chat" / "templates" / "zephyr.jinja")
 MESSAGES = [{"role": "system", "content": "Tell tales."}, {"role": "user", "content": "Of a king?"}]
 
 
-class Chat(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--chat-template", TEMPLATE)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.close()
+class Chat(WithServer):
+    arguments = ("--chat-template", TEMPLATE)
 
     def chat(self, **body):
         asked = {"model": "tales-llama", "messages": MESSAGES, "temperature": 0, "max_tokens": 24}

@@ -9,7 +9,7 @@ import json
 import re
 import unittest
 
-from harness import ROOT, Server, events_of
+from harness import ROOT, Server, WithServer, event_lines, events_of
 
 TEMPLATES = ROOT / "tests" / "data" / "chat" / "templates"
 SAME = {"cache": False}
@@ -25,28 +25,16 @@ PERSON = {"type": "object", "properties": {"name": {"type": "string", "minLength
 def named_events(body):
     """The (name, JSON) of each server-sent event; the name must be the JSON's type."""
     events = []
-    for block in body.split("\n\n"):
-        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
-        if not lines:
-            continue
-        name, data = lines
-        assert name.startswith("event: ") and data.startswith("data: "), block
+    for name, data in event_lines(body):
+        assert name.startswith("event: ") and data.startswith("data: "), (name, data)
         events.append(json.loads(data[6:]))
-        assert name[7:] == events[-1]["type"], block
+        assert name[7:] == events[-1]["type"], (name, data)
     return events
 
 
-class Dialect(unittest.TestCase):
+class Dialect(WithServer):
     arguments = ("--chat-template", str(TEMPLATES / "qwen25.jinja"), "--served-model-name", "tales",
                  "--served-model-name", "other name")
-
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server(*cls.arguments)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.close()
 
     def ok(self, reply):
         self.assertEqual(reply.status, 200, reply.body)

@@ -142,15 +142,20 @@ class Server:
         return False
 
 
+def event_lines(body):
+    """The lines of each event of a server-sent-events body, without comments."""
+    for block in body.split("\n\n"):
+        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
+        if lines:
+            yield lines
+
+
 def events_of(body):
     """The JSON of each `data:` event of a server-sent-events body that ends in [DONE]."""
     events = []
-    for block in body.split("\n\n"):
-        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
-        if not lines:
-            continue
+    for lines in event_lines(body):
         if len(lines) != 1 or not lines[0].startswith("data: "):
-            raise AssertionError(f"not one line of data: {block!r}")
+            raise AssertionError(f"not one line of data: {lines}")
         events.append(lines[0][len("data: "):])
     if not events or events[-1] != "[DONE]":
         raise AssertionError(f"the stream does not end in [DONE]: {body[-200:]!r}")

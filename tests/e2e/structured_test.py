@@ -10,7 +10,7 @@ import re
 import unittest
 
 from grpc_test import call
-from harness import ROOT, TEXT, Server, events_of
+from harness import ROOT, TEXT, Server, WithServer, events_of
 
 TEMPLATE = str(ROOT / "tests" / "data" / "chat" / "templates" / "qwen25.jinja")
 # The numbers of a prompt that goes on from the prefix cache differ a little.
@@ -34,14 +34,8 @@ TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": 
     {"type": "function", "function": {"name": "stop"}}]
 
 
-class Structured(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--chat-template", TEMPLATE)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.close()
+class Structured(WithServer):
+    arguments = ("--chat-template", TEMPLATE)
 
     def complete(self, **body):
         return self.server.complete(**{"prompt": "Once upon a time", "max_tokens": 300, **SAME, **body})
@@ -191,16 +185,9 @@ class Structured(unittest.TestCase):
         self.assertEqual(reply.status, 200, reply.body)
 
 
-class TokenRules(unittest.TestCase):
+class TokenRules(WithServer):
     """allowed_token_ids, bad_words and min_tokens on a real model."""
-
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.close()
+    arguments = ()
 
     def choice(self, **body):
         reply = self.server.complete(**{"prompt": TEXT, "max_tokens": 40, "temperature": 0, **SAME, **body})
