@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "base/hex.h"
+#include "engine/grammar/text_reader.h"
+
 namespace kivi::grammar {
 namespace {
 
@@ -18,10 +20,10 @@ const CharRanges kWord{{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}};
 const CharRanges kSpace{{'\t', '\r'}, {' ', ' '}};
 const CharRanges kAny{{0, kLastChar}};
 
-class RegexParser {
+class RegexParser : TextReader {
  public:
   RegexParser(std::string_view pattern, RegexAnchors anchors, const CharEncoder& encode)
-      : text_(pattern), anchors_(anchors), encode_(encode) {}
+      : TextReader(pattern), anchors_(anchors), encode_(encode) {}
 
   Expr run() {
     Expr all = alternatives(/*top=*/true);
@@ -41,25 +43,10 @@ class RegexParser {
     return fmt::format("\"{}...\"", text_.substr(0, end));
   }
 
-  bool ends() const { return at_ >= text_.size(); }
-  char peek() const { return ends() ? '\0' : text_[at_]; }
-  bool take(std::string_view what) {
-    if (text_.substr(at_, what.size()) != what) return false;
-    at_ += what.size();
-    return true;
-  }
-
-  // The next character, whole.
   uint32_t character() {
-    const auto head = uint8_t(text_[at_++]);
-    if (head < 0x80) return head;
-    const int more = head >= 0xF0 ? 3 : head >= 0xE0 ? 2 : 1;
-    uint32_t c = head & (0x3F >> more);
-    for (int i = 0; i < more; ++i) {
-      if (ends() || (uint8_t(text_[at_]) & 0xC0) != 0x80) wrong("is not UTF-8");
-      c = c << 6 | (uint8_t(text_[at_++]) & 0x3F);
-    }
-    return c;
+    const auto taken = take_character();
+    if (!taken) wrong("is not UTF-8");
+    return *taken;
   }
 
   Expr alternatives(bool top) {
@@ -281,10 +268,8 @@ class RegexParser {
     }
   }
 
-  const std::string_view text_;
   const RegexAnchors anchors_;
   const CharEncoder& encode_;
-  size_t at_ = 0;
   int depth_ = 0;
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the readers of GBNF and Lark share: a place in a text, names, escapes, named rules.
+// What the readers of GBNF and Lark share: characters, escapes, named rules.
 #pragma once
 
 #include <fmt/format.h>
@@ -13,12 +13,13 @@
 #include "base/utf8.h"
 #include "engine/grammar/program.h"
 #include "engine/grammar/regular.h"
+#include "engine/grammar/text_reader.h"
 
 namespace kivi::grammar {
 
-class RuleReader {
+class RuleReader : protected TextReader {
  protected:
-  explicit RuleReader(std::string_view text) : text_(text) {}
+  using TextReader::TextReader;
 
   [[noreturn]] void wrong(const std::string& what) const {
     fail(fmt::format("the grammar, line {}: {}", line(), what));
@@ -28,26 +29,11 @@ class RuleReader {
     for (size_t i = 0; i < at_ && i < text_.size(); ++i) n += text_[i] == '\n';
     return n;
   }
-  bool ends() const { return at_ >= text_.size(); }
-  char peek(size_t ahead = 0) const {
-    return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0';
-  }
-  bool take(std::string_view what) {
-    if (text_.substr(at_, what.size()) != what) return false;
-    at_ += what.size();
-    return true;
-  }
 
   uint32_t character() {
-    const auto head = uint8_t(text_[at_++]);
-    if (head < 0x80) return head;
-    const int more = head >= 0xF0 ? 3 : head >= 0xE0 ? 2 : 1;
-    uint32_t c = head & (0x3Fu >> more);
-    for (int i = 0; i < more; ++i) {
-      if ((uint8_t(peek()) & 0xC0) != 0x80) wrong("the text is not UTF-8");
-      c = c << 6 | (uint8_t(text_[at_++]) & 0x3Fu);
-    }
-    return c;
+    const auto taken = take_character();
+    if (!taken) wrong("the text is not UTF-8");
+    return *taken;
   }
 
   // Where no expression begins.
@@ -148,8 +134,6 @@ class RuleReader {
   }
   void leave() { --depth_; }
 
-  std::string_view text_;
-  size_t at_ = 0;
   Grammar grammar_;
   std::map<std::string, int> rules_;
   std::vector<bool> defined_;
