@@ -25,33 +25,10 @@ FakeEngineOptions script(std::vector<int32_t> ids) {
   return options;
 }
 
-std::shared_ptr<TokenStream> submit(Engine& engine, Request request) {
-  auto stream = engine.submit(std::move(request), nullptr);
-  REQUIRE(stream.ok());
-  return *stream;
-}
-
-Outcome run(Engine& engine, Request request) {
-  const auto stream = submit(engine, std::move(request));
-  engine.run_until_idle();
-  return outcome_of(*stream);
-}
-
 Error refusal(Engine& engine, Request request) {
   const auto stream = engine.submit(std::move(request), nullptr);
   REQUIRE_FALSE(stream.ok());
   return stream.error();
-}
-
-void check_nothing_held(const Engine& engine) {
-  const EngineStats stats = engine.stats();
-  CHECK(stats.running == 0);
-  CHECK(stats.waiting == 0);
-  CHECK(stats.waiting_tokens == 0);
-  CHECK(stats.kv_pages_free == stats.kv_pages_total);
-  CHECK(stats.kv_slots_free == stats.kv_slots_total);
-  CHECK(stats.staging_pages_free == stats.staging_pages_total);
-  CHECK(stats.kv_bytes == KvBytes{});
 }
 
 }  // namespace

@@ -41,13 +41,6 @@ Request request_with(int first, int count, int max_tokens = 1) {
   return r;
 }
 
-Outcome run(Engine& engine, Request request) {
-  auto stream = engine.submit(std::move(request), [] {});
-  REQUIRE(stream.ok());
-  engine.run_until_idle();
-  return outcome_of(**stream);
-}
-
 void evict(Engine& engine) {
   for (int i = 0; i < 4; ++i) run(engine, request_with(100 + 150 * i, 700));
 }

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a reader got from a TokenStream, and short ways to make requests.
+// What a reader got from a TokenStream, short ways to make requests and to run them, and what an
+// engine holds afterwards.
 #pragma once
 
 #include <catch2/catch.hpp>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "engine/engine.h"
 #include "engine/token_stream.h"
 
 namespace kivi::testing {
@@ -46,6 +50,29 @@ inline Outcome outcome_of(TokenStream& stream) {
   std::vector<TokenEvent> events;
   REQUIRE(stream.drain(events));
   return outcome_of(events);
+}
+
+inline std::shared_ptr<TokenStream> submit(Engine& engine, Request request) {
+  auto stream = engine.submit(std::move(request), nullptr);
+  REQUIRE(stream.ok());
+  return *stream;
+}
+
+inline Outcome run(Engine& engine, Request request) {
+  const auto stream = submit(engine, std::move(request));
+  engine.run_until_idle();
+  return outcome_of(*stream);
+}
+
+inline void check_nothing_held(const Engine& engine) {
+  const EngineStats stats = engine.stats();
+  CHECK(stats.running == 0);
+  CHECK(stats.waiting == 0);
+  CHECK(stats.waiting_tokens == 0);
+  CHECK(stats.kv_pages_free == stats.kv_pages_total);
+  CHECK(stats.kv_slots_free == stats.kv_slots_total);
+  CHECK(stats.staging_pages_free == stats.staging_pages_total);
+  CHECK(stats.kv_bytes == KvBytes{});
 }
 
 }  // namespace kivi::testing

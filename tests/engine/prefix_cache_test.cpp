@@ -36,18 +36,6 @@ Request request_with(std::vector<int32_t> prompt, int max_tokens = 1) {
   return r;
 }
 
-std::shared_ptr<TokenStream> submit(Engine& engine, Request request) {
-  auto stream = engine.submit(std::move(request), [] {});
-  REQUIRE(stream.ok());
-  return *stream;
-}
-
-Outcome run(Engine& engine, Request request) {
-  const auto stream = submit(engine, std::move(request));
-  engine.run_until_idle();
-  return outcome_of(*stream);
-}
-
 int cached(Engine& engine, std::vector<int32_t> prompt) {
   return run(engine, request_with(std::move(prompt))).last.cached_tokens;
 }
