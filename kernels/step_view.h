@@ -51,8 +51,9 @@ struct StepSequence {
 };
 static_assert(sizeof(StepSequence) == 48);
 
-// Sequences of one new token in mode `append` that have the same first pages. A device may read
-// these once for all members. The result is the same up to rounding.
+// Sequences of one new token in mode `append` that have the same first pages, and so the same
+// sinks up to rounding: their first tokens are the same. A device may read these pages, and the
+// sinks of one member, once for all members. The result is the same up to rounding.
 struct StepGroup {
   int32_t pages_begin = 0;    // first entry of StepView::page_table of one of the members
   int32_t pages = 0;          // StepSequence::shared_pages of all members

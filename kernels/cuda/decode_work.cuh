@@ -218,7 +218,8 @@ struct alignas(16) Piece {
 };
 static_assert(sizeof(Piece) == 96);
 
-// As keys_paged and values_paged say, without the units that the kernel for shared pages reads.
+// As keys_paged and values_paged say, without the units that the kernel for shared pages reads:
+// these pages and the sinks.
 __device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, const StepSequence& s) {
   Extent e;
   const int tokens = s.past, first = a.first_unit(s);
@@ -232,7 +233,7 @@ __device__ __forceinline__ Extent extent_of(const DecodeLaunch& a, const StepSeq
   e.pages = max(0, (e.values_end + kUnitTokens - 1) / kUnitTokens - e.page_first);
   static_assert(kTileTokens == 1 << 4);  // shifts round down
   const int tile_end = (e.past >> 4) + 1;
-  e.sinks = max(0, min(0, tile_end) - e.sink_first());
+  e.sinks = first > 0 ? 0 : max(0, min(0, tile_end) - e.sink_first());
   e.tiles = max(0, tile_end - e.tile_first());
   e.row = s.row_begin, e.slot = s.slot, e.table = s.pages_begin;
   return e;

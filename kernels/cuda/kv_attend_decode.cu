@@ -248,6 +248,7 @@ SharedLaunch describe_shared(const DecodeArguments& s, const DecodeLaunch& a, in
   shared.heads_block = 8 * head_tiles;
   shared.unit_rows = std::min(a.ratio, shared.heads_block);
   shared.units_tile = kSharedRows / shared.unit_rows;
+  shared.sink_pages = (a.sinks + (1 << a.page_shift) - 1) >> a.page_shift;
   shared.head_dim = s.cache.store.layout.shape.head_dim;
   KIVI_VERIFY(shared.group_capacity <= kSharedGroupsMax);
   // A multiprocessor has room for a block of each kernel, and not for two of this one.

@@ -17,6 +17,9 @@
 // The product S of one tile is under way together with the product O of the tile before. The key
 // bias is one more product: squared queries with the squares of scales, a column a token group.
 //
+// The first tiles of an item are its sinks, rows of 16 bits in a slab of each member. Those of one
+// member are read for all.
+//
 // kv_attend_decode may start when this kernel has waited for the kernels before, so that it can
 // read q at once. It waits for this kernel before it reads a state. A block takes half of the
 // registers of a multiprocessor, and so does one of kv_attend_decode.
@@ -125,21 +128,33 @@ struct Consumer {
       wgmma_shared(lift, squared.at(uint32_t(k / 4 * kPart + k % 4 * 32)),
                    squares.at(uint32_t(k / 4 * 1024 + k % 4 * 32)), k > 0);
   }
-  // Issues O += P V of the tile in `stage`.
-  __device__ __forceinline__ void accumulate(int stage) {
-    const SharedOperand values(shared_address(memory + a.at.tiles + (2 * stage + 1) * kSide),
-                               ROWS ? kPart : 16, 8 * kRowBytes);
+  // Issues O += P V of the tile in `stage`. `rows`: of tokens, as f16 pages and sinks are stored;
+  // else of channels.
+  __device__ __forceinline__ void accumulate(int stage, bool rows) {
+    const uint32_t tile = shared_address(memory + a.at.tiles + (2 * stage + 1) * kSide);
+    if (ROWS || rows) {
+      const SharedOperand values(tile, kPart, 8 * kRowBytes);
 #pragma unroll
-    for (int k = 0; k < kTile / 16; ++k) {
-      if constexpr (ROWS)  // of tokens
+      for (int k = 0; k < kTile / 16; ++k)
         wgmma_registers(o, p + 4 * k, values.at(uint32_t(k * 16 * kRowBytes)));
-      else  // of channels
+    } else {
+      const SharedOperand values(tile, 16, 8 * kRowBytes);
+#pragma unroll
+      for (int k = 0; k < kTile / 16; ++k)
         wgmma_registers_rows(o, p + 4 * k, values.at(uint32_t(k * 32)));
     }
   }
-  // After the product S is there: the key bias of both token groups.
-  __device__ __forceinline__ void add_lifts() {
+  // After the product S of 64 tokens is there, of which `count` are to count: the key bias of both
+  // token groups.
+  __device__ __forceinline__ void add_lifts(int count) {
     pin(scores);
+    if (count < kTile) {
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (8 * n + 2 * t + j >= count) scores[4 * n + j] = scores[4 * n + 2 + j] = -INFINITY;
+    }
     if (a.decode.bias == 0) return;
     pin(lift);
 #pragma unroll
@@ -152,16 +167,21 @@ struct Consumer {
           scores[4 * n + 2 * i] += of_group, scores[4 * n + 2 * i + 1] += of_group;
       }
   }
-  // The `tiles` tiles of a part; `now` is at the first one.
-  __device__ __forceinline__ void multiply_tiles(int tiles, Ring& now, Softmax& softmax) {
+  // The `tiles` tiles of a part; `now` is at the first one. The first `sink_tiles` hold `sinks`
+  // sinks.
+  __device__ __forceinline__ void multiply_tiles(int tiles, int sink_tiles, int sinks, Ring& now,
+                                                 Softmax& softmax) {
     const float scale_log2 = a.decode.scale_log2;
+    const auto count_of = [&](int tile) {
+      return tile < sink_tiles ? sinks - tile * kTile : kTile;
+    };
     barrier_wait(barriers.tile(kKeysFull, now.stage), now.parity);
     pin(scores);
     wgmma_begin();
     score(now.stage);
     wgmma_commit();
     wgmma_wait<0>();
-    add_lifts();
+    add_lifts(count_of(0));
     warp_arrive(barriers.tile(kKeysEmpty, now.stage));
     softmax.update(scores, scale_log2);
     pack(scores, p);
@@ -175,10 +195,10 @@ struct Consumer {
       wgmma_commit();
       barrier_wait(barriers.tile(kValuesFull, before.stage), before.parity);
       wgmma_begin();
-      accumulate(before.stage);
+      accumulate(before.stage, i <= sink_tiles);
       wgmma_commit();
       wgmma_wait<1>();
-      add_lifts();
+      add_lifts(count_of(i));
       warp_arrive(barriers.tile(kKeysEmpty, now.stage));
       softmax.update(scores, scale_log2);
       if (softmax.moved()) {
@@ -196,7 +216,7 @@ struct Consumer {
     barrier_wait(barriers.tile(kValuesFull, before.stage), before.parity);
     pin(o);
     wgmma_begin();
-    accumulate(before.stage);
+    accumulate(before.stage, tiles <= sink_tiles);
     wgmma_commit();
     wgmma_wait<0>();
     pin(o);
@@ -241,7 +261,9 @@ struct Consumer {
       Softmax softmax;
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) o[i] = 0;
-      multiply_tiles((part.end - part.begin) << (a.decode.page_shift - 6), ring, softmax);
+      const int halves = a.decode.page_shift - 6;
+      multiply_tiles((part.end - part.begin) << halves, (a.sink_pages - part.begin) << halves,
+                     a.decode.sinks - (part.begin << a.decode.page_shift), ring, softmax);
       store(part, softmax);
     }
     wait_for_previous();  // blocks without a part

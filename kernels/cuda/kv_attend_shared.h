@@ -14,11 +14,13 @@ inline constexpr int kSharedGroupsMax = 128;
 inline constexpr int kSharedThreads = 256;
 
 // A group of the step. A *unit* is one segment's query heads of one member, and a tile is as many
-// units as have 64 rows at most. Items are its tiles times KV heads, and each has `pages`.
+// units as have 64 rows at most. Items are its tiles times KV heads, and each has `pages`: those of
+// sinks (SharedLaunch::sink_pages), then the shared ones.
 struct GroupWork {
   int32_t item_base, work_base;  // items, and pages of items, of the groups before it
   int32_t tiles, pages;
-  int32_t pages_begin, members_begin, units, padding;
+  int32_t pages_begin, members_begin, units;
+  int32_t slot;  // of a member, whose sinks are read for all
 };
 // The work of a step: all pages of all items form a line, which is cut into pieces, one a block.
 // The first `rest` of them have a page more than the others, which have `each`. A part of an item
@@ -47,6 +49,7 @@ struct SharedLaunch {
   float* slots;               // DecodeLaunch::shared_slots
   int heads_block;            // query heads of a segment of `decode`, at most
   int unit_rows, units_tile;  // rows of a unit, units of a tile
+  int sink_pages;             // room that sinks take on the line, in pages
   int head_dim;
   SharedOffsets at;
 };

@@ -25,14 +25,15 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
   for (int i = threadIdx.x; i < a.group_capacity; i += kPlanThreads) {
     const StepGroup s = a.groups[i];
     const int units = s.member_count * d.head_blocks;
+    const int first = s.member_count > 0 ? a.members[s.members_begin] : 0;
     groups[i] = {0,
                  0,
                  (units + a.units_tile - 1) / a.units_tile,
-                 s.pages,
+                 s.pages + a.sink_pages,
                  s.pages_begin,
                  s.members_begin,
                  units,
-                 0};
+                 d.sequences[first].slot};
   }
   __syncthreads();
   if (threadIdx.x == 0) {

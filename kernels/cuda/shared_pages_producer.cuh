@@ -141,10 +141,34 @@ __device__ __forceinline__ void expand_squares(const std::byte* parameters, int 
   }
 }
 
+// Starts to copy sinks to a tile as they lie in a slab, in rows: the first `count` of its 64
+// tokens. The others are zeros.
+template <int D>
+__device__ __forceinline__ void copy_sinks(const std::byte* rows, int count, std::byte* tile) {
+  const uint32_t to = shared_address(tile);
+#pragma unroll 2
+  for (int i = int(threadIdx.x) % kSideThreads; i < kTile * (D / 8); i += kSideThreads) {
+    const int row = i / (D / 8), chunk = i % (D / 8);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     to + chunk / 8 * kPart + row * kRowBytes + chunk % 8 * 16),
+                 "l"(rows + (row < count ? i * 16 : 0)), "r"(row < count ? 16 : 0)
+                 : "memory");
+  }
+}
+// A tile of sinks has no key bias.
+template <int D>
+__device__ __forceinline__ void clear_squares(std::byte* to) {
+  for (int i = int(threadIdx.x) % kSideThreads; i < D; i += kSideThreads) {
+    const int j = i / (D / 2), x = i % (D / 2);
+    *reinterpret_cast<uint32_t*>(to + x / 32 * 1024 + j * kRowBytes + x % 32 * 4) = 0;
+  }
+}
+
 // The pages of this block, in order: one side of them, which begins `offset` bytes behind a block.
+// Sinks are left out.
 struct PageCursor {
   const DecodeLaunch& d;
-  const int offset;
+  const int offset, sink_pages;
   Parts parts;
   const int32_t* entry = nullptr;  // of the page table
   const std::byte* base = nullptr;
@@ -152,16 +176,18 @@ struct PageCursor {
 
   __device__ PageCursor(const SharedLaunch& a, const GroupWork* groups, const PieceRange& range,
                         int side_offset)
-      : d(a.decode), offset(side_offset), parts(a, groups, range) {
+      : d(a.decode), offset(side_offset), sink_pages(a.sink_pages), parts(a, groups, range) {
     enter();
   }
   __device__ __forceinline__ bool valid() const { return left > 0; }
   __device__ __forceinline__ void enter() {
     Part part;
-    if (!parts.next(part)) return;
-    entry = d.page_table + parts.groups[part.group].pages_begin + part.begin;
-    base = d.pages + int64_t(part.head) * d.block_bytes + offset;
-    left = part.end - part.begin;
+    while (left == 0 && parts.next(part)) {
+      const int first = max(part.begin, sink_pages);
+      entry = d.page_table + parts.groups[part.group].pages_begin + (first - sink_pages);
+      base = d.pages + int64_t(part.head) * d.block_bytes + offset;
+      left = max(0, part.end - first);
+    }
   }
   __device__ __forceinline__ void advance() {
     ++entry;
@@ -247,20 +273,41 @@ struct Producer {
     if (copies)
       for (int i = 0; i + 1 < a.at.raw_stages && next.valid(); ++i) issue();
     const int halves = 1 << (d.page_shift - 6);
-    for (int left = range.end - range.begin; left > 0; --left) {
-      if (copies && next.valid()) issue();
-      barrier_wait(barriers.raw(side, kRawFull, read.stage), read.parity);
-      const std::byte* page = raw + read.stage * raw_bytes;
-      for (int half = 0; half < halves; ++half) {
-        barrier_wait(barriers.tile(KEYS ? kKeysEmpty : kValuesEmpty, ring.stage), ring.parity ^ 1);
-        expand(page, half, ring.stage);
-        fence_before_async_copy();
-        warp_arrive(barriers.tile(KEYS ? kKeysFull : kValuesFull, ring.stage));
-        ring.advance();
+    const auto fill = [&](const auto& write) {
+      barrier_wait(barriers.tile(KEYS ? kKeysEmpty : kValuesEmpty, ring.stage), ring.parity ^ 1);
+      write(ring.stage);
+      fence_before_async_copy();
+      warp_arrive(barriers.tile(KEYS ? kKeysFull : kValuesFull, ring.stage));
+      ring.advance();
+    };
+    Parts parts(a, groups, range);
+    Part part;
+    while (parts.next(part)) {
+      int i = part.begin;
+      for (; i < min(part.end, a.sink_pages); ++i)
+        for (int half = 0; half < halves; ++half)
+          fill([&](int stage) { expand_sinks(part, (i * halves + half) * kTile, stage); });
+      for (; i < part.end; ++i) {
+        if (copies && next.valid()) issue();
+        barrier_wait(barriers.raw(side, kRawFull, read.stage), read.parity);
+        const std::byte* page = raw + read.stage * raw_bytes;
+        for (int half = 0; half < halves; ++half)
+          fill([&](int stage) { expand(page, half, stage); });
+        warp_arrive(barriers.raw(side, kRawEmpty, read.stage));
+        read.advance();
       }
-      warp_arrive(barriers.raw(side, kRawEmpty, read.stage));
-      read.advance();
     }
+  }
+
+  // Sinks from the one numbered `first` on.
+  __device__ __forceinline__ void expand_sinks(const Part& part, int first, int stage) const {
+    const DecodeLaunch& d = a.decode;
+    const std::byte* rows = d.residual + groups[part.group].slot * d.slot_stride +
+                            (int64_t(part.head) * d.slab_bytes + d.sink_rows) +
+                            ((KEYS ? 0 : d.sinks) + first) * (2 * D);
+    copy_sinks<D>(rows, d.sinks - first, tile_of(stage));
+    wait_for_chunks();
+    if (KEYS && d.bias != 0) clear_squares<D>(memory + a.at.squares + stage * (D / 64 * 1024));
   }
 
   __device__ __forceinline__ void expand(const std::byte* page, int half, int stage) const {

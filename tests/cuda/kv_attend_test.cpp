@@ -112,9 +112,9 @@ void check_layers(const KvFormat& format, const Shape& shape, const std::vector<
     cpu().kv_append(kv.on_cpu(), store.host(), store.plan(chunks), 0);
     store.commit(chunks);
   }
-  store.send();
   for (const SharedPages& s : shared)
     for (const int i : s.chunks) store.share(s.chunks[0], i, s.pages);
+  store.send();
   std::vector<Chunk> chunks;
   for (int i = 0; i < n; ++i) chunks.push_back({i});
   Pair q(n, shape.heads_q * d, DType::f16), kv(n, store.kv_columns(), DType::f16, DType::f16),

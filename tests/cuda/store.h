@@ -136,10 +136,19 @@ class TestStore {
     step_.sliding_window = window;
     return step_;
   }
-  // The first pages of `member` are now those of `leader`, with what they hold.
+  // The first pages of `member` are now those of `leader`, with what they hold, and its sinks are
+  // copies. Call send() after it.
   void share(int leader, int member, int pages) {
-    std::copy_n(sequences_[size_t(leader)].pages.begin(), pages,
-                sequences_[size_t(member)].pages.begin());
+    if (leader == member) return;
+    const StoredSequence& from = sequences_[size_t(leader)];
+    StoredSequence& to = sequences_[size_t(member)];
+    std::copy_n(from.pages.begin(), pages, to.pages.begin());
+    const int sinks = layout_.sinks_offset(Side::key);
+    for (int layer = 0; layer < layout_.shape.layers; ++layer)
+      for (int head = 0; head < layout_.shape.heads; ++head)
+        std::memcpy(host_.slab(layer, to.slot, head) + sinks,
+                    host_.slab(layer, from.slot, head) + sinks,
+                    size_t(layout_.slab_bytes() - sinks));
   }
   // The planned tokens are now cached.
   void commit(const std::vector<Chunk>& chunks) {
