@@ -23,9 +23,11 @@ struct PartialSlot {
   int start, last;  // where its first and its last unit begin on the line
   int row, heads;   // of the output
   int channel;
-  bool shares;  // the states of attend_shared are to be added
+  // DecodeLaunch::shared_where of the segment, where the states of attend_shared are to be added;
+  // else zeros.
+  int2 where;
 };
-static_assert(sizeof(PartialSlot) <= 32);
+static_assert(sizeof(PartialSlot) == 32);
 
 // Two neighboring elements of the output.
 __device__ __forceinline__ uint32_t pack_output(const DecodeLaunch& a, float u, float v) {
@@ -99,11 +101,10 @@ struct DecodeMerge {
   // c * 16 + g and 8 behind it.
   __device__ __forceinline__ void add_shared(const PartialSlot& p, int head, int c, int g,
                                              float4& o, float2& m, float2& l) const {
-    const int2 where = a.shared_where[p.id];
-    const int row = where.y % kSharedRows + head, count = where.y / kSharedRows;
+    const int row = p.where.y % kSharedRows + head, count = p.where.y / kSharedRows;
     const bool two = head + 1 < p.heads;
     constexpr int kBatch = 4;  // states whose reads are under way at once
-    const float* slot = a.shared_slots + where.x * shared_slot_floats(D);
+    const float* slot = a.shared_slots + p.where.x * shared_slot_floats(D);
     for (int first = 0; first < count; first += kBatch) {
       float2 s[kBatch][2], v[kBatch][2];  // maximum and sum, both channels; of both heads
 #pragma unroll
@@ -151,7 +152,7 @@ struct DecodeMerge {
       if (c == 0 && g == 0) to[state] = make_float4(m.x, m.y, l.x, l.y);
       return;
     }
-    if (SHARES && p.shares) add_shared(p, head, c, g, o, m, l);
+    if (SHARES && p.where.y > 0) add_shared(p, head, c, g, o, m, l);
     auto* row = static_cast<uint16_t*>(a.out) + int64_t(p.row) * a.out_stride + p.channel +
                 head * D + c * 16 + g;
     store_16(row, o.x / l.x), store_16(row + 8, o.z / l.x);

@@ -212,7 +212,8 @@ struct alignas(16) Piece {
   Cursor end;
   int end_start;
   // Of begin's sequence, and the entry of its page table that the first unit needs: the first copy
-  // depends on no other read.
+  // depends on no other read. An entry of -1: no warp of this block has a piece, and it is not the
+  // first block.
   Extent extent;
   int entry, page;
 };

@@ -18,7 +18,7 @@ namespace kivi::cuda {
 namespace {
 
 constexpr int kWarpsMax = 16;          // of a block
-constexpr int kBlocksMax = 2;          // a multiprocessor
+constexpr int kBlocksMax = 4;          // a multiprocessor
 constexpr int kBlockBytes = 1024;      // of a block's shared memory, which a multiprocessor keeps
 constexpr int kCountersMax = 1 << 20;  // segments of a launch
 constexpr int kWeightBytes = 512;      // what a weight of 1 stands for
@@ -26,6 +26,10 @@ constexpr int kPiecesMin = 4;          // of a block, where there are few
 // More warps of a block than kWarpsFew have pieces if each of all warps gets this many pages. With
 // fewer, states to merge and uneven pieces cost more than more warps gain.
 constexpr int kWarpsFew = 12, kPagesMany = 6;
+// With shared pages, blocks of this many warps run beside attend_shared, one a multiprocessor. Only
+// these have pieces if each of their warps then has no more than kUnitsBeside units.
+constexpr int kWarpsBeside = 4, kUnitsBeside = 6;
+constexpr int kSegmentsBeside = 8;  // of a multiprocessor: with more, blocks have more warps
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
 constexpr size_t kSharedStatesBytes = size_t(64) << 20;
@@ -134,9 +138,11 @@ int plan_index(const KvFormat& f, int window_index) {
   return window_index * 4 + bits;
 }
 
-// Fills a.prefix, a.extents, a.line and a.pieces [blocks][warps]. One block.
+// Fills a.prefix, a.extents, a.line and a.pieces [all_blocks][warps]. Little work goes to the first
+// `few_blocks`. One block.
 __global__ void __launch_bounds__(kPlanThreads, 1)
-    plan_decode_kernel(const __grid_constant__ DecodeLaunch a, int all_blocks, int warps) {
+    plan_decode_kernel(const __grid_constant__ DecodeLaunch a, int all_blocks, int few_blocks,
+                       int warps) {
   __shared__ Line line;
   int total = 0, decodes = 0, most = 0;
   if (threadIdx.x == 0) a.prefix[0] = 0;
@@ -161,11 +167,13 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     int blocks = all_blocks;
     line.prefix = a.prefix;
     line.total = total;
+    const float units = float(total) * a.weight_max_inverse;
+    if (few_blocks > 0 && units <= float(few_blocks * warps * kUnitsBeside)) blocks = few_blocks;
     if (decodes > 0 && int64_t(most) * decodes == total)
       blocks = aligned_blocks(decodes * a.kv_heads * a.head_blocks, blocks);
     // Every piece holds the beginning of at least one unit (so the estimate rounds down). Few
     // pieces are spread over the blocks, but not one by one: what one block has is merged in it.
-    const int pieces = max(1, int(float(total) * a.weight_max_inverse * 0.9999f));
+    const int pieces = max(1, int(units * 0.9999f));
     const bool much = total / blocks >= kPagesMany * a.page_weight * warps;
     const int most = much ? warps : min(warps, kWarpsFew);
     line.pieces_block = min(most, max(kPiecesMin, pieces / blocks));
@@ -192,6 +200,7 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
           p.page = a.page_table[p.extent.table + p.entry];
       }
     }
+    if (block > 0 && block * line.pieces_block >= line.pieces) p.entry = -1;
     a.pieces[i] = p;
   }
 }
@@ -268,7 +277,7 @@ cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, Decod
   while (heads_shared_bytes(a, extended) > device.shared_bytes_max) --a.stages;
   KIVI_VERIFY(a.stages >= kHeadsStagesMin);
   if (kind == DecodeLaunchKind::plan) {
-    plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, device.multiprocessors, kHeadsGroups);
+    plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, device.multiprocessors, 0, kHeadsGroups);
     return cudaGetLastError();
   }
   return launch_decode_heads(a, s.cache.store.layout.format, device.multiprocessors,
@@ -326,16 +335,26 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   // Codes take instructions, and so more warps.
   const bool codes = layout.format.kind == KvKind::kivi;
   const int warps_most = decode_warps_max(d, head_tiles, codes);
-  // With shared pages, the warps are in two blocks: the next layer's attend_shared has room as soon
-  // as one of them has ended.
-  const int per_multiprocessor =
-      shares ? 2 : std::clamp(tuning.blocks_per_multiprocessor, 1, kBlocksMax);
+  // With shared pages, blocks are smaller: those of few segments run beside attend_shared, and
+  // where there are more, the next layer's attend_shared has room as soon as one has ended.
+  const int64_t segments = int64_t(a.sequence_count) * a.kv_heads * a.head_blocks;
+  const bool beside =
+      shares && !grid.wide && segments <= int64_t(kSegmentsBeside) * device.multiprocessors;
+  grid.beside = beside;
+  const int blocks_default = beside && codes ? 3 : shares ? 2 : 1;
+  int per_multiprocessor = std::clamp(
+      tuning.blocks_per_multiprocessor > 0 ? tuning.blocks_per_multiprocessor : blocks_default, 1,
+      kBlocksMax);
   const int warps_default =
-      std::max(1, (codes ? warps_most : std::min(8, warps_most)) / (shares ? 2 : 1));
+      beside ? kWarpsBeside
+             : std::max(1, (codes ? warps_most : std::min(8, warps_most)) / (shares ? 2 : 1));
   const int all = device.shared_bytes_max + kBlockBytes;  // of a multiprocessor
-  int room = all / per_multiprocessor - kBlockBytes;
-  if (shares) room = std::min(room, all - 2 * kBlockBytes - shared_bytes_min(a, d));
+  const auto room = [&] {
+    const int each = all / std::min(per_multiprocessor, 3) - kBlockBytes;
+    return shares ? std::min(each, all - 2 * kBlockBytes - shared_bytes_min(a, d)) : each;
+  };
   grid.warps = tuning.warps > 0 ? std::min(tuning.warps, warps_most) : warps_default;
+
   // Expanded parameters lie behind their unit where a stage has room for them, else behind the
   // ring.
   const int planes_bytes = extended ? 20 * d : 0;
@@ -349,12 +368,12 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   };
   // A page is read once, and a short launch gains if what all blocks read stays in the cache. Where
   // warps have many segments it loses 1.5 %.
-  const int64_t segments = int64_t(a.sequence_count) * a.kv_heads * a.head_blocks;
   a.policy =
       segments <= int64_t(2 * kWarpsFew) * device.multiprocessors ? kKeepShortly : kKeepNormal;
   a.stages = tuning.stages > 0 ? tuning.stages : 2;
-  while (shared_bytes() > room && a.stages > 2) --a.stages;
-  while (shared_bytes() > room && grid.warps > 1) --grid.warps;
+  while (shared_bytes() > room() && a.stages > 2) --a.stages;
+  while (beside && shared_bytes() > room() && per_multiprocessor > 1) --per_multiprocessor;
+  while (shared_bytes() > room() && grid.warps > 1) --grid.warps;
   grid.blocks = device.multiprocessors * per_multiprocessor;
   grid.shared_bytes = size_t(shared_bytes());
   return a;
@@ -383,7 +402,8 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
     grid.overlaps = true;
   }
   if (!plans) return launch(a, grid, stream);
-  plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, grid.blocks, grid.warps);
+  plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(
+      a, grid.blocks, grid.beside ? device.multiprocessors : 0, grid.warps);
   return cudaGetLastError();
 }
 

@@ -109,6 +109,8 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
   let_next_start();
   const Piece* own_piece = a.pieces + blockIdx.x * warps + warp;
   const Piece piece = read_piece(own_piece);
+  // A block without pieces leaves room. One of the others waits for the kernel before.
+  if (SHARES && piece.entry < 0) return;
   std::byte* ones = shared + at.ones + warp * 16;
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
   if (lane < 4) reinterpret_cast<uint32_t*>(ones)[lane] = kOnes;
@@ -222,8 +224,9 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
       const bool shares = SHARES && extent.page_first > 0;  // then there is no window
       if (begin == 0 && behind == units) {
         if (shares) {
+          const int2 where = __ldg(a.shared_where + segment_id(a, cursor));
           wait_for_previous();
-          state.merge_shared(a.shared_where[segment_id(a, cursor)], heads);
+          state.merge_shared(where, heads);
         }
         state.store_output(static_cast<uint16_t*>(a.out) + row * a.out_stride + channel, heads);
       } else {
@@ -235,13 +238,14 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
           const int weight = extent.weight(a);
           // What began earlier is the segment of the piece's begin, what goes on that of its end.
           const int start = __ldg(slot == 0 ? &own_piece->begin_start : &own_piece->end_start);
-          slots[2 * warp + slot] = {segment_id(a, cursor),
-                                    start,
-                                    start + weight - a.tile_weight,
-                                    row,
-                                    heads,
-                                    channel,
-                                    shares};
+          PartialSlot& left = slots[2 * warp + slot];
+          left.id = segment_id(a, cursor);
+          left.start = start, left.last = start + weight - a.tile_weight;
+          left.row = row, left.heads = heads, left.channel = channel;
+          if (shares)  // nothing waits for this read before it merges
+            copy_8(shared_address(&left.where), a.shared_where + segment_id(a, cursor));
+          else
+            left.where = make_int2(0, 0);
         }
       }
       if (behind == units) cursor = next_segment(a, cursor);

@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
               row,
               heads,
               channel,
-              false};
+              make_int2(0, 0)};
         }
       }
       goes_on = behind == units;

@@ -149,6 +149,10 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 __device__ __forceinline__ void copy_chunk(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+// The same for 8 bytes.
+__device__ __forceinline__ void copy_8(uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
+}
 // Waits for this thread's chunks.
 __device__ __forceinline__ void wait_for_chunks() {
   asm volatile("cp.async.wait_all;" ::: "memory");
