@@ -7,9 +7,9 @@
 // states that result are merged by kv_attend_decode, which comes next and attends to what each
 // member has for itself, from its first page of its own on.
 //
-// Mapping: one block a multiprocessor, which has a piece of the line of work. Two of its warps
-// unpack keys and two unpack values, into tiles of 64 tokens in f16, in the order that wgmma wants
-// (shared_pages_producer.cuh). The other warpgroup multiplies:
+// Mapping: one block a multiprocessor, which has a piece of the line of work. One of its warpgroups
+// unpacks keys and one unpacks values, into tiles of 64 tokens in f16, in the order that wgmma
+// wants (shared_pages_producer.cuh). The third one multiplies:
 //
 //   S [64 rows, 64 tokens] = Q K^T    A: queries, B: keys, both in shared memory
 //   O [64 rows, d] += P V             A: P in registers, B: values in shared memory
@@ -21,8 +21,8 @@
 // member are read for all.
 //
 // kv_attend_decode may start when this kernel has waited for the kernels before, so that it can
-// read q at once. It waits for this kernel before it reads a state. A block takes half of the
-// registers of a multiprocessor, and so does one of kv_attend_decode.
+// read q at once. It waits for this kernel before it reads a state. A block leaves room for one
+// block of four warps of kv_attend_decode, in registers and in shared memory.
 //
 // Cost: 4 d FLOP a (row, token) pair; the bytes of the shared pages, once for 64 rows, and
 // 64 (d + 2) floats a part. Reference: CpuBackend::do_kv_attend. Test:
@@ -43,7 +43,8 @@ namespace {
 
 using namespace shared_pages;
 
-constexpr int kProducerRegisters = 104, kConsumerRegisters = 152;
+constexpr int kProducerRegisters = 96, kConsumerRegisters = 144;
+constexpr int kRegisters = (2 * kProducerRegisters + kConsumerRegisters) / 3;  // at the start
 
 // What the squares of two keys' scales are multiplied with.
 __device__ __forceinline__ uint32_t bias_of(uint32_t two, float factor) {
@@ -272,7 +273,7 @@ struct Consumer {
 };
 
 template <int D, bool ROWS>
-__global__ void __launch_bounds__(kSharedThreads, 2)
+__global__ void __maxnreg__(kRegisters)
     attend_shared_kernel(const __grid_constant__ SharedLaunch a) {
 #if KIVI_WGMMA
   extern __shared__ __align__(1024) std::byte memory[];
@@ -295,7 +296,7 @@ __global__ void __launch_bounds__(kSharedThreads, 2)
   __syncthreads();
   if (wg > 0) {
     registers_down<kProducerRegisters>();
-    if (__shfl_sync(0xffffffffu, int(threadIdx.x) / kSideThreads, 0) % 2 == 0)
+    if (wg == 1)
       Producer<D, ROWS, true>{a, memory, groups, barriers, range}.run();
     else
       Producer<D, ROWS, false>{a, memory, groups, barriers, range}.run();

@@ -11,7 +11,7 @@
 namespace kivi::cuda {
 
 inline constexpr int kSharedGroupsMax = 128;
-inline constexpr int kSharedThreads = 256;
+inline constexpr int kSharedThreads = 384;
 
 // A group of the step. A *unit* is one segment's query heads of one member, and a tile is as many
 // units as have 64 rows at most. Items are its tiles times KV heads, and each has `pages`: those of

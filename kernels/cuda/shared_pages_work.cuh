@@ -12,9 +12,9 @@
 namespace kivi::cuda::shared_pages {
 
 inline constexpr int kGroupThreads = 128;
-inline constexpr int kSideThreads = 64;  // that unpack keys, and as many values
-inline constexpr int kTile = 64;         // tokens
-inline constexpr int kRowBytes = 128;    // of 64 halves in shared memory
+inline constexpr int kSideThreads = 128;  // that unpack keys, and as many values
+inline constexpr int kTile = 64;          // tokens
+inline constexpr int kRowBytes = 128;     // of 64 halves in shared memory
 inline constexpr int kPart = kTile * kRowBytes;
 
 enum TileBarrier { kKeysFull, kValuesFull, kKeysEmpty, kValuesEmpty };
