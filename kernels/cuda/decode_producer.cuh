@@ -11,7 +11,7 @@ namespace kivi::cuda {
 // SAME_WARP: the warp that starts the copies also reads what they bring. What only the copies of a
 // tile need of the sequence's extent is read again for each tile: it would take registers from the
 // pages.
-template <int D, int KB, int VB, int NT, bool X, bool SAME_WARP = true>
+template <int D, int KB, int VB, int NT, bool X, bool SAME_WARP = true, bool G32 = false>
 struct DecodeProducer {
   static constexpr int kKeyTileBytes = 16 * D * KB / 8 < 512 ? 512 : 16 * D * KB / 8;
 
@@ -90,7 +90,8 @@ struct DecodeProducer {
   __device__ __forceinline__ bool at_page() const { return cursor.unit < pages_end; }
   // Starts the copy of that page and moves on. Segments do not end with a page.
   __device__ __forceinline__ void issue_page(const WarpCopy& copy, uint32_t stage) {
-    copy.start_one(stage, block_at(page_first + cursor.unit), a.unit_bytes, a.policy);
+    copy.start_one(stage, block_at(page_first + cursor.unit),
+                   DecodeStage<D, KB, VB, X, G32>::unit_bytes(a), a.policy);
     ++cursor.unit;
   }
 

@@ -13,14 +13,16 @@ namespace kivi::cuda {
 inline constexpr float kLazyMaximum = 2.f;  // log2: P may reach 4 before the maximum moves
 
 // One warp's attention over one segment. D: head_dim; KB, VB: bits of keys and values; NT: blocks
-// of 8 query heads; X: parameters may be bytes, and keys have a bias.
-template <int D, int KB, int VB, int NT, bool X>
+// of 8 query heads; X: parameters may be bytes, and keys have a bias. G32: groups have 32 numbers,
+// and with X, parameters are bytes. Then the offsets in a stage are constants.
+template <int D, int KB, int VB, int NT, bool X, bool G32 = false>
 struct DecodeWarp {
   static constexpr int kKeyTiles = D / 16;
   static constexpr int kKeyWords = KB == 16 ? 4 : 2 * ((D * KB + 127) / 128);  // a lane and tile
   static constexpr int kValueWords = VB == 16 ? 4 : VB;  // a lane and channel tile
   static constexpr bool kCodes = KB < 8;                 // has scales and minima
   using Planes = DecodePlanes<D, KB, VB, X>;
+  using Stage = DecodeStage<D, KB, VB, X, G32>;
 
   const DecodeLaunch& a;
   const int lane;
@@ -267,7 +269,7 @@ struct DecodeWarp {
   __device__ __forceinline__ void clean_values(std::byte* stage, std::byte* parameters, int low,
                                                int end) const {
     if constexpr (kCodes) {
-      const int groups = (D >> a.group_shift);
+      const int groups = (D >> Stage::group_shift(a));
       for (int token = lane; token < kUnitTokens; token += 32)
         if (token < low || token >= end)
           for (int i = 0; i < groups; ++i) {
@@ -288,7 +290,7 @@ struct DecodeWarp {
       }
 #pragma unroll
       for (int i = 0; i < kKeyTiles * 2; ++i) {
-        auto* words = reinterpret_cast<uint4*>(stage + a.stage_vc + i * 512 + lane * 16);
+        auto* words = reinterpret_cast<uint4*>(stage + Stage::value_codes(a) + i * 512 + lane * 16);
         uint4 v = *words;
         v.x &= keep[0], v.y &= keep[1], v.z &= keep[2], v.w &= keep[3];
         *words = v;
@@ -302,13 +304,13 @@ struct DecodeWarp {
   __device__ __forceinline__ void page_unit(std::byte* stage, std::byte* planes, int low, int end) {
     if constexpr (KB != 16) {
       float s[4][NT][4] = {}, lift[2][NT][2] = {};
-      std::byte *keys = stage + a.stage_kp, *values = stage + a.stage_vp;
+      std::byte *keys = stage + Stage::key_parameters(a), *values = stage + Stage::value_parameters(a);
       if constexpr (kCodes) {
-        int second = a.group == 32 ? a.key_group_bytes : 0;  // bytes to the second token group
+        int second = Stage::second_group(a);  // bytes to the second token group
         if constexpr (X) {
           typename Planes::Parameters p;
-          const int groups = D >> a.group_shift;
-          if (a.byte_parameters) {
+          const int groups = D >> Stage::group_shift(a);
+          if (Stage::has_bytes(a)) {
             Planes::template read_keys<true>(keys, second, lane, p);
             Planes::template expand_values<true>(values, groups, lane,
                                                  planes + Planes::kValuePlanes);
@@ -371,11 +373,11 @@ struct DecodeWarp {
   // O^T += V^T P^T of 64 quantized tokens.
   __device__ __forceinline__ void page_values(const std::byte* stage, const std::byte* parameters,
                                               uint32_t (&p)[NT][8]) {
-    const std::byte* codes = stage + a.stage_vc + lane * 16;
+    const std::byte* codes = stage + Stage::value_codes(a) + lane * 16;
     constexpr int kPairs = 16 / VB;  // of a word
     if constexpr (kCodes) {
       // Rows below the number of value groups are their minima, the others ones.
-      const bool group_row = g < (D >> a.group_shift);
+      const bool group_row = g < (D >> Stage::group_shift(a));
       const std::byte* row =
           group_row ? parameters + g * Planes::kValueStride + Planes::kValueToMinima + t * 16
                     : ones;
@@ -411,7 +413,7 @@ struct DecodeWarp {
     for (int c = 0; c < kKeyTiles; c += 2) {  // two channel tiles share their groups
       uint32_t b[NT][8];
       if constexpr (kCodes) {
-        const std::byte* scales = parameters + (c * 16 >> a.group_shift) * Planes::kValueStride;
+        const std::byte* scales = parameters + (c * 16 >> Stage::group_shift(a)) * Planes::kValueStride;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
@@ -456,7 +458,7 @@ struct DecodeWarp {
     for (int n = 0; n < NT; ++n)
 #pragma unroll
       for (int c = 0; c < kKeyTiles; c += 2) {  // two channel tiles share their groups
-        const int source = (c * 16 >> a.group_shift) * 4 + t;
+        const int source = (c * 16 >> Stage::group_shift(a)) * 4 + t;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const float minimum = __shfl_sync(0xffffffffu, x[n][j], source);
@@ -482,7 +484,7 @@ struct DecodeWarp {
         std::byte* keys = stage + 16 * D;
         if constexpr (X) {
           typename Planes::Parameters p;
-          if (a.byte_parameters)
+          if (Stage::has_bytes(a))
             Planes::template read_keys<true>(keys, 0, lane, p);
           else
             Planes::template read_keys<false>(keys, 0, lane, p);

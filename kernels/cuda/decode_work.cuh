@@ -121,6 +121,54 @@ struct DecodeLaunch {
   }
 };
 
+// What the parameters of a unit take where they are expanded to f16.
+__host__ __device__ constexpr int planes_bytes(int head_dim) { return 20 * head_dim; }
+// A stage has room for a unit, and for a tile with 16-bit rows. Expanded parameters lie behind
+// their unit if there is room for them as well.
+__host__ __device__ constexpr bool planes_in_stage(int unit_bytes, int head_dim) {
+  const int tile_bytes = 4 * kTileTokens * head_dim;
+  return unit_bytes + planes_bytes(head_dim) <= (unit_bytes < tile_bytes ? tile_bytes : unit_bytes);
+}
+
+// Where the parts of a page lie in a stage, and what else its format decides. With G32 these are
+// constants (DecodeWarp), and the host has made a launch of exactly that format.
+template <int D, int KB, int VB, bool X, bool G32>
+struct DecodeStage {
+  static constexpr int kKeyCodes = kUnitTokens * D * KB / 8, kValueCodes = kUnitTokens * D * VB / 8;
+  static constexpr int kGroupBytes = (X ? 2 : 4) * D;  // of one group of keys
+  static constexpr int kUnit =
+      kKeyCodes + 2 * kGroupBytes + kValueCodes + kUnitTokens * (X ? 2 : 4) * D / 32;
+  static __device__ __forceinline__ int unit_bytes(const DecodeLaunch& a) {
+    return G32 ? kUnit : a.unit_bytes;
+  }
+  static __device__ __forceinline__ int key_parameters(const DecodeLaunch& a) {
+    return G32 ? kKeyCodes : a.stage_kp;
+  }
+  static __device__ __forceinline__ int value_codes(const DecodeLaunch& a) {
+    return G32 ? kKeyCodes + 2 * kGroupBytes : a.stage_vc;
+  }
+  static __device__ __forceinline__ int value_parameters(const DecodeLaunch& a) {
+    return G32 ? kKeyCodes + 2 * kGroupBytes + kValueCodes : a.stage_vp;
+  }
+  static __device__ __forceinline__ int group_shift(const DecodeLaunch& a) {
+    return G32 ? 5 : a.group_shift;
+  }
+  // Bytes from a page's first group of keys to its second; 0: there is one.
+  static __device__ __forceinline__ int second_group(const DecodeLaunch& a) {
+    if constexpr (G32) return kGroupBytes;
+    return a.group == 32 ? a.key_group_bytes : 0;
+  }
+  static __device__ __forceinline__ bool has_bytes(const DecodeLaunch& a) {
+    return G32 ? X : a.byte_parameters;
+  }
+  // Room for the expanded parameters of the unit in stage `stage`, whose data lies at `data`.
+  static __device__ __forceinline__ std::byte* planes(const DecodeLaunch& a, std::byte* ring,
+                                                      std::byte* data, int stage) {
+    if constexpr (G32 && planes_in_stage(kUnit, D)) return data + kUnit;
+    return ring + a.planes_base + stage * a.planes_stride;
+  }
+};
+
 inline DecodeShared decode_shared(int warps, int stages, int head_dim, int head_tiles,
                                   int pair_shift) {
   DecodeShared s{};

@@ -357,10 +357,10 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
 
   // Expanded parameters lie behind their unit where a stage has room for them, else behind the
   // ring.
-  const int planes_bytes = extended ? 20 * d : 0;
-  const bool in_stage = a.unit_bytes + planes_bytes <= a.stage_bytes;
+  const int planes = extended ? planes_bytes(d) : 0;
+  const bool in_stage = !extended || planes_in_stage(a.unit_bytes, d);
   auto shared_bytes = [&] {
-    a.ring_bytes = a.stages * a.stage_bytes + (in_stage ? 0 : planes_bytes);
+    a.ring_bytes = a.stages * a.stage_bytes + (in_stage ? 0 : planes);
     a.planes_base = in_stage ? a.unit_bytes : a.stages * a.stage_bytes;
     a.planes_stride = in_stage ? a.stage_bytes : 0;
     a.at = decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift);
