@@ -29,7 +29,9 @@ struct DecodeWarp {
   const int g = lane / 4, t = lane % 4;
   const std::byte* ones;  // 16 bytes of 1.0 in shared memory
 
-  static constexpr bool kWeighs = kCodes && !X;  // scales are used as they lie
+  static constexpr bool kWeighs = kCodes && !X;                      // scales are used as they lie
+  static constexpr float kKeyNormal = X ? Planes::kKeyNormal : 1.f;  // scales of keys carry it
+  static constexpr float kKeyUnit = 1 / (kCodeUnit * kKeyNormal);
 
   // Head size 64 has no registers for a second copy of q, and 128 has more spills without it.
   static constexpr bool kCopies = kWeighs && D == 128;
@@ -72,8 +74,10 @@ struct DecodeWarp {
       most = __hmax2(most, as_half2(__shfl_xor_sync(0xffffffffu, as_u32(most), 1)));
       most = __hmax2(most, as_half2(__shfl_xor_sync(0xffffffffu, as_u32(most), 2)));
       const float largest = __half2float(__hmax(__low2half(most), __high2half(most)));
-      // Brings the largest |q| into [8, 16), if that takes no more than 2^15.
-      const int exponent = min(15, 130 - int(__float_as_uint(largest) >> 23));
+      // Brings the largest |q| times kKeyNormal into [8, 16), if that takes no more than 2^15.
+      constexpr int kLargest = 130 - (kKeyNormal == 1.f ? 0 : 4);
+      static_assert(kKeyNormal == 1.f || kKeyNormal == 16.f);
+      const int exponent = min(15, kLargest - int(__float_as_uint(largest) >> 23));
       const float normal = __uint_as_float(uint32_t(127 + exponent) << 23);
       const uint32_t normal2 = as_u32(__float2half2_rn(n * 8 + g < heads ? normal : 0.f));
       const float f = a.scale_log2 / normal;
@@ -304,22 +308,16 @@ struct DecodeWarp {
   __device__ __forceinline__ void page_unit(std::byte* stage, std::byte* planes, int low, int end) {
     if constexpr (KB != 16) {
       float s[4][NT][4] = {}, lift[2][NT][2] = {};
-      std::byte *keys = stage + Stage::key_parameters(a), *values = stage + Stage::value_parameters(a);
+      std::byte *keys = stage + Stage::key_parameters(a),
+                *values = stage + Stage::value_parameters(a);
       if constexpr (kCodes) {
         int second = Stage::second_group(a);  // bytes to the second token group
         if constexpr (X) {
-          typename Planes::Parameters p;
           const int groups = D >> Stage::group_shift(a);
-          if (Stage::has_bytes(a)) {
-            Planes::template read_keys<true>(keys, second, lane, p);
-            Planes::template expand_values<true>(values, groups, lane,
-                                                 planes + Planes::kValuePlanes);
-          } else {
-            Planes::template read_keys<false>(keys, second, lane, p);
-            Planes::template expand_values<false>(values, groups, lane,
-                                                  planes + Planes::kValuePlanes);
-          }
-          Planes::store_keys(planes, lane, p);
+          if (Stage::has_bytes(a))
+            Planes::template expand<true>(keys, second, values, groups, lane, planes);
+          else
+            Planes::template expand<false>(keys, second, values, groups, lane, planes);
           keys = planes, values = planes + Planes::kValuePlanes;
           second = 2 * D;
           __syncwarp();
@@ -354,7 +352,7 @@ struct DecodeWarp {
           for (int n = 0; n < NT; ++n) lift[j][n][0] = lift[j][n][1] = 0;
         }
       }
-      constexpr float kUnit = kCodes ? 1 / kCodeUnit : 1.f;
+      constexpr float kUnit = kCodes ? kKeyUnit : 1.f;
       raise_maximum(s, kUnit, lift);
       uint32_t p[NT][8];
 #pragma unroll
@@ -413,7 +411,8 @@ struct DecodeWarp {
     for (int c = 0; c < kKeyTiles; c += 2) {  // two channel tiles share their groups
       uint32_t b[NT][8];
       if constexpr (kCodes) {
-        const std::byte* scales = parameters + (c * 16 >> Stage::group_shift(a)) * Planes::kValueStride;
+        const std::byte* scales =
+            parameters + (c * 16 >> Stage::group_shift(a)) * Planes::kValueStride;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
@@ -483,13 +482,12 @@ struct DecodeWarp {
       if constexpr (kCodes) {
         std::byte* keys = stage + 16 * D;
         if constexpr (X) {
-          typename Planes::Parameters p;
+          std::byte* planes = keys + 4 * D;  // up to the values
           if (Stage::has_bytes(a))
-            Planes::template read_keys<true>(keys, 0, lane, p);
+            Planes::template expand_keys<true>(keys, 0, lane, planes);
           else
-            Planes::template read_keys<false>(keys, 0, lane, p);
-          keys += 4 * D;
-          Planes::store_keys(keys, lane, p);  // up to the values
+            Planes::template expand_keys<false>(keys, 0, lane, planes);
+          keys = planes;
           static_assert(4 * D + Planes::kValuePlanes <= 16 * D);
           __syncwarp();
           fence_before_async_copy();
@@ -498,7 +496,7 @@ struct DecodeWarp {
         uint32_t scaled[NT][kKeyTiles * 2];
         scale_queries(scaled, keys);
         key_tiles<1>(s, stage, kKeyWords == 2 ? parity : 0, scaled);
-        unit = 1 / kCodeUnit;
+        unit = kKeyUnit;
       }
     } else {
       key_rows(s[0], stage);

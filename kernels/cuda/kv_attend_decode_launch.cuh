@@ -7,8 +7,7 @@
 
 namespace kivi::cuda {
 
-template <int D, int KB, int VB, int NT, bool X, bool SHARES, bool G32 = false,
-          bool TIMED = false>
+template <int D, int KB, int VB, int NT, bool X, bool SHARES, bool G32 = false, bool TIMED = false>
 cudaError_t launch_decode_kernel(const DecodeLaunch& a, const DecodeGrid& grid,
                                  cudaStream_t stream) {
   auto* kernel = kv_attend_decode<D, KB, VB, NT, X, SHARES, G32, TIMED>;
