@@ -16,7 +16,7 @@
 namespace kivi::cuda {
 
 // Device memory for split-K and the like; cuBLASLt's recommendation for Hopper.
-inline constexpr size_t kMatmulWorkspaceBytes = 32 << 20;
+inline constexpr size_t kMatmulWorkspaceBytes = 36 << 20;
 
 struct HandleDeleter {
   void operator()(cublasLtHandle_t handle) const;

@@ -355,16 +355,24 @@ bool has_tile_format(const WeightFormat& format) {
 namespace {
 // wgmma is there where flash prefill has it.
 bool has_wgmma() { return has_prefill_hopper(128); }
+
+// Whether a scale holds for a whole stage of the products by wgmma.
+bool has_large_groups(const WeightFormat& format) {
+  return format.kind == WeightKind::int4 && (format.group == 0 || format.group >= 128);
+}
 }  // namespace
 
 int tile_product_rows() { return has_wgmma() ? kTileProductRowsHopper : kTileProductRows; }
 
 int64_t tile_rows_max(const WeightFormat& format) {
-  return !has_wgmma() && has_minimum(format.kind) ? 32 : 128;
+  if (has_wgmma()) return has_large_groups(format) ? kTileProductRowsHopper : 128;
+  return has_minimum(format.kind) ? 32 : 128;
 }
 
 bool rounds_weights(int64_t rows, const WeightFormat& format) {
-  return rows > tile_rows_max(format) || (has_wgmma() && rows > kTileProductRowsExact);
+  if (rows > tile_rows_max(format)) return true;
+  return has_wgmma() &&
+         rows > (has_large_groups(format) ? kTileProductRowsExactGroups : kTileProductRowsExact);
 }
 
 bool has_tile_product(const Tensor& x, const Weight& w, const Tensor& out,
@@ -404,15 +412,17 @@ cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, c
                 .out_f32 = out.dtype == DType::f32,
                 .pairs = out.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(out.data) % 4 == 0};
   if (cudaError_t error = cudaSuccess;
-      p.t <= kTileProductRowsExact && runs_hopper_code() &&
+      p.t <= (has_wgmma() && has_large_groups(w.format) ? 8 : kTileProductRowsExact) &&
+      runs_hopper_code() &&
       (matmul_tiles_pairs(p, x.dtype, workspace, multiprocessors, stream, error) ||
        matmul_tiles_few(p, x.dtype, workspace, multiprocessors, stream, error)))
     return error;
   return with_half_type(x.dtype, [&]<class T>() {
     if (p.t <= 8) return launch_format<T, 1>(p, workspace, multiprocessors, stream);
-    if (p.t <= 16) return launch_format<T, 2>(p, workspace, multiprocessors, stream);
     static_assert(kTileProductRowsExact == 16);
-    if (has_wgmma()) return matmul_tiles_hopper(p, x.dtype, workspace, multiprocessors, stream);
+    if (has_wgmma() && (p.t > kTileProductRowsExact || has_large_groups(w.format)))
+      return matmul_tiles_hopper(p, x.dtype, workspace, multiprocessors, stream);
+    if (p.t <= 16) return launch_format<T, 2>(p, workspace, multiprocessors, stream);
     return launch_format<T, 8>(p, workspace, multiprocessors, stream);
   });
 }

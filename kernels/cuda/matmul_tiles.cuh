@@ -60,8 +60,9 @@ struct TileProduct {
 
 // Products of up to kTileProductRowsHopper rows, by W rounded to 16 bits. Of `p`, the launcher sets
 // what depends on the size of a stage.
-cudaError_t matmul_tiles_hopper(TileProduct p, DType type, const TileProductWorkspace& workspace,
-                                int multiprocessors, cudaStream_t stream);
+cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,
+                                const TileProductWorkspace& workspace, int multiprocessors,
+                                cudaStream_t stream);
 
 // Products of up to 16 rows on Hopper by int4 with one scale for 128 columns or more, where rows
 // are whole runs of 256 columns. Returns false, and starts nothing, for others, where the workspace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 1 to 128 rows of x and a W of 4-bit codes in tiles (weight_codec.h).
+// out = x W^T (+ bias) for 1 to 512 rows of x and a W of 4-bit codes in tiles (weight_codec.h).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,10 +10,12 @@
 namespace kivi::cuda {
 
 // Rows of x at a time: by mma.sync on any GPU, and by wgmma where the code for it runs. With wgmma,
-// products of more than kTileProductRowsExact rows round W to x's type.
+// products of more than kTileProductRowsExact rows round W to x's type, and of more than
+// kTileProductRowsExactGroups where a scale of int4 holds for 128 columns or more.
 inline constexpr int kTileProductRows = 64;
-inline constexpr int kTileProductRowsHopper = 128;
+inline constexpr int kTileProductRowsHopper = 512;
 inline constexpr int kTileProductRowsExact = 16;
+inline constexpr int kTileProductRowsExactGroups = 64;
 // Rows of W that have a counter of TileProductWorkspace::counters.
 inline constexpr int kTileProductHeight = 64;
 

@@ -1,19 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 17 to 128 rows of x and a W of 4-bit codes, by Hopper's products of a
-// warpgroup (wgmma). W is rounded to 16 bits, as it is where a slab of it is written out
-// (products.cpp), but in registers.
+// out = x W^T (+ bias) for 9 and more rows of x and a W of 4-bit codes, by Hopper's products of a
+// warpgroup (wgmma).
 //
-// Bytes: W once. Operations: 2 t n k on tensor cores.
+// Bytes: W once for each 128 rows of x. Operations: 2 t n k on tensor cores.
 //
-// Mapping. Four warpgroups multiply 64 rows of W each by all rows of x. W is operand A in
-// registers, and x is operand B in shared memory, swizzled as wgmma.cuh says, in columns of 64.
-// While the tensor cores multiply 32 columns, the warps make 16-bit numbers of the next 32. Four
-// more warps copy: each fills a stage of 128 columns by itself, codes and scales by bulk copies, x
-// in pieces of 16 bytes. Full and empty barriers stand between them.
+// Mapping. A tile is 256 rows of W by up to 128 rows of x. Four warpgroups multiply 64 rows of W
+// each. W is operand A in registers, and x is operand B in shared memory, swizzled as wgmma.cuh
+// says, in columns of 64. While the tensor cores multiply 32 columns, the warps make numbers of the
+// next 32. One thread brings stages of 128 columns by four tensor copies: codes, scales and two
+// columns of x. Full and empty barriers stand between them.
 //
-// Work is cut into equal pieces as in matmul_tiles.cu.
+// Where one scale holds for 128 columns and x has up to 64 rows in a tile, codes less their zero
+// points are multiplied, which is exact, and the sums of a stage are scaled. Otherwise W is rounded
+// to 16 bits in registers, as it is where a slab of it is written out (products.cpp).
 //
-// Test: tests/cuda/quantized_test.cpp.
+// Work is cut into equal pieces as in matmul_tiles.cu. Blocks that share a tile add up its parts
+// together: those that end with the tile wait for the others, and each takes a share of the sums
+// (join). All blocks are on the device at a time, since there are no more than multiprocessors. The
+// order of additions is that of the blocks, so results do not depend on timing.
+//
+// Test: tests/cuda/quantized_test.cpp. Figures: docs/benchmarks/weights.md.
+#include <cuda.h>
+
 #include <algorithm>
 
 #include "kernels/cuda/matmul_tiles.cuh"
@@ -25,47 +33,42 @@ namespace {
 
 constexpr int kAlignment = 1024;  // of swizzled rows
 constexpr int kConsumers = 512;   // threads that multiply
-constexpr int kProducerWarps = 4;
+constexpr int kProducers = 128;   // of which one copies, and one warp tells of early parts
+constexpr int kHeight = 256;      // rows of W
+constexpr int kSubtiles = kHeight / kWeightTileRows;
+constexpr int kColumns = 128;  // of a stage
+constexpr int kBlocks = kColumns / kWeightBlock;
+constexpr int kCodeBytes = kSubtiles * kBlocks * kBlockBytes;
 constexpr int kSharedMax = 227 << 10;
 
-// Sizes for up to Rows rows of x: 32, 64 or 128.
-template <int Rows>
+// Sizes for up to Rows rows of x. SB: blocks of 32 columns under one scale, or 1.
+template <int Rows, int SB>
 struct Stage {
-  static constexpr int kThreads = kConsumers + 32 * kProducerWarps;
+  static constexpr int kThreads = kConsumers + kProducers;
   // Registers of a thread. With fewer than 112 for 128 rows of x, products would wait for each
   // other (C7512). The kernel starts with 96 for each thread, and these are no more.
-  static constexpr int kConsumerRegisters = Rows == 128 ? 112 : 104;
-  static constexpr int kProducerRegisters = Rows == 128 ? 32 : 40;
-  static_assert(kConsumers * kConsumerRegisters + 32 * kProducerWarps * kProducerRegisters <=
-                96 * kThreads);
-  static constexpr int kTiles = 1;  // of 64 rows of W, of a warpgroup
-  static constexpr int kHeight = kConsumers / 2 * kTiles;
-  static constexpr int kSubtiles = kHeight / kWeightTileRows;
-  static constexpr int kColumns = 128;
-  static constexpr int kBlocks = kColumns / kWeightBlock;
-  static constexpr int kScaleBytes = 320;
+  static constexpr int kConsumerRegisters = 112;
+  static constexpr int kProducerRegisters = 32;
+  static_assert(kConsumers * kConsumerRegisters + kProducers * kProducerRegisters <= 96 * kThreads);
   static constexpr int kRowBytes = 128;               // of 64 columns of a row of x
   static constexpr int kXColumns = Rows * kRowBytes;  // of 64 columns of all rows
   static constexpr int kX = kColumns / 64 * kXColumns;
   static constexpr int kCodesAt = kX;
-  static constexpr int kScalesAt = kCodesAt + kSubtiles * kBlocks * kBlockBytes;
+  static constexpr int kScalesAt = kCodesAt + kCodeBytes;
+  static constexpr int kScaleBytes = SB == kBlocks ? 80 : 320;  // at most, of a tile of 16 rows
   static constexpr int kBytes =
       (kScalesAt + kSubtiles * kScaleBytes + kAlignment - 1) / kAlignment * kAlignment;
   static constexpr int kStages = std::min(6, (kSharedMax - 2 * kAlignment) / kBytes);
-  static constexpr int kSums = kTiles * Rows / 8;
-  static constexpr int kSummed = kConsumers;
-  // A warp that begins a stage must know that the stage's last use but one has ended. It does if no
-  // more warps than stages take turns.
-  static_assert(kStages >= kProducerWarps);
-  static_assert(kStageColumnsMax % kColumns == 0);
+};
 
-  static constexpr int row_of(int i) { return i % (Rows / 8) * 8; }
-  static __device__ __forceinline__ void meet() {
-    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
-  }
-  static __device__ __forceinline__ uint32_t x_at(int row, int chunk) {
-    return chunk / 8 * kXColumns + row * kRowBytes + (chunk % 8 ^ row % 8) * 16;
-  }
+// Fours of a tile's sums.
+template <int Rows>
+constexpr int kPart = Rows / 8 * kConsumers;
+
+struct HopperProduct {
+  CUtensorMap codes, scales, x;
+  TileProduct p;
+  int chunks;  // of rows of x, of a tile of W
 };
 
 // W = scale * (128 + code) + minimum, for a lane's two rows.
@@ -162,212 +165,490 @@ __device__ __forceinline__ void make_weights(const unsigned char* at, const Pair
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const __nv_bfloat162 code =
-            __hsub2(as_bf16s((two >> (4 * h) & kLow) | kOf128), as_bf16s(line.zero[row]));
+            __hsub2(as_bf16s(masked_or(two >> (4 * h), kLow, kOf128)), as_bf16s(line.zero[row]));
         a[h][2 * part + row] = bits_of(
             __hfma2(code, as_bf16s(line.high[row]), __hmul2(code, as_bf16s(line.low[row]))));
       }
     }
 }
 
-// int4 alone has one scale for four blocks, and it has no minimum.
-template <class T, int SB>
-using LineOf = std::conditional_t<!std::is_same_v<T, __half> && SB == 4, PairLine, Line>;
+// The same codes less their zero points, which are exact. What they are multiplied by comes later.
+struct CodeLine {
+  float scale[2];
+  uint32_t zero[2];  // two equal numbers of T
+};
 
-// Keeps the compiler from moving accesses to sums over this place.
-template <int M, int N>
-__device__ __forceinline__ void pin_all(float (&sums)[M][N][4]) {
+// The code 0 as two numbers of T: 1024 in f16, 128 in bf16.
+template <class T>
+constexpr uint32_t kCodeZero = std::is_same_v<T, __half> ? 0x64006400u : 0x43004300u;
+
+template <class T>
+[[maybe_unused]] __device__ __forceinline__ CodeLine code_line_of(const TwoScales& s) {
+  CodeLine line;
 #pragma unroll
-  for (int m = 0; m < M; ++m)
-#pragma unroll
-    for (int i = 0; i < N; ++i) pin(sums[m][i]);
+  for (int row = 0; row < 2; ++row) {
+    line.scale[row] = s.scale[row];
+    line.zero[row] = (s.zero[row] | s.zero[row] << 16) | kCodeZero<T>;
+  }
+  return line;
 }
 
-// Fills stages. Each of the producer warps takes every kProducerWarps-th unit.
-template <class S>
-__device__ __forceinline__ void produce(const TileProduct& p, int first, int last, uint32_t shared,
-                                        uint32_t full, uint32_t empty) {
-  const int warp = (int(threadIdx.x) - kConsumers) / 32, lane = threadIdx.x % 32;
-  const int chunk = lane % 16;
-  const std::byte* x = p.x + (lane / 16 * p.x_stride + chunk * 8) * 2;
-  for (int unit = first + warp; unit < last; unit += kProducerWarps) {
-    const int number = unit - first, slot = number % S::kStages, round = number / S::kStages;
-    const TilePlace at{unit / p.stages_of_tile, unit % p.stages_of_tile};
-    const uint32_t stage = shared + slot * S::kBytes;
-    if (round > 0) barrier_wait(empty + 8 * slot, (round - 1) % 2);
-    copy_weights<S>(p, at, stage, full + 8 * slot);
-    if (number < kProducerWarps) wait_for_previous();
-    const int column = at.stage * S::kColumns;
-    const int bytes = column + chunk * 8 < p.k ? 16 : 0;
-    const std::byte* from = bytes == 0 ? x : x + column * 2;
-#pragma unroll 8
-    for (int row = lane / 16; row < p.t; row += 2) {
-      copy_16_or_zeros(stage + S::x_at(row, chunk), from, bytes);
-      from += 4 * p.x_stride;
+template <class T>
+__device__ __forceinline__ void make_weights(const unsigned char* at, const CodeLine& line,
+                                             uint32_t (&a)[2][4]) {
+  constexpr uint32_t kLow = 0x000F000Fu;
+  const uint32_t bytes = threadIdx.x % 2 == 0 ? kFirstTwo : kLastTwo;
+  const uint2 words[2] = {*reinterpret_cast<const uint2*>(at),
+                          *reinterpret_cast<const uint2*>(at + 128)};
+#pragma unroll
+  for (int part = 0; part < 2; ++part)
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const uint32_t two = __byte_perm(row == 0 ? words[part].x : words[part].y, 0, bytes);
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        a[h][2 * part + row] =
+            subtract<T>(masked_or(two >> (4 * h), kLow, kCodeZero<T>), line.zero[row]);
     }
-    end_copies();
-    wait_for_copies<0>();
-    fence_before_async_copy();  // threads copied x, and wgmma reads it
-    barrier_arrive(full + 8 * slot);
+}
+
+// int4 alone has one scale for all blocks of a stage, and it has no minimum.
+template <int Rows, int SB>
+constexpr bool kScalesSums = SB == kBlocks&& Rows <= kTileProductRowsExactGroups;
+template <class T, int Rows, int SB>
+using LineOf = std::conditional_t<
+    kScalesSums<Rows, SB>, CodeLine,
+    std::conditional_t<!std::is_same_v<T, __half> && SB == kBlocks, PairLine, Line>>;
+
+template <bool kFirst, class A, class B>
+__device__ __forceinline__ auto& first_if(A& first, B& second) {
+  if constexpr (kFirst)
+    return first;
+  else
+    return second;
+}
+
+// Keeps the compiler from moving accesses to sums over this place.
+template <int N>
+__device__ __forceinline__ void pin_all(float (&sums)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) pin(sums[i]);
+}
+
+__device__ __forceinline__ void meet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+}
+// The consumers have written an early part, and go on. The warp that tells of it waits.
+__device__ __forceinline__ void early_part_is_written() {
+  asm volatile("bar.arrive 2, %0;" ::"n"(kConsumers + 32) : "memory");
+}
+__device__ __forceinline__ void wait_for_early_part() {
+  asm volatile("bar.sync 2, %0;" ::"n"(kConsumers + 32) : "memory");
+}
+
+// A box of a tensor into shared memory.
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int column, int row,
+                                         uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+// Fills stages with units [first, last). One thread calls it.
+template <int Rows, int SB>
+__device__ __forceinline__ void produce(const HopperProduct& a, int first, int last,
+                                        uint32_t shared, uint32_t full, uint32_t empty) {
+  using S = Stage<Rows, SB>;
+  const TileProduct& p = a.p;
+  // W passes through once: first to leave the level-2 cache.
+  uint64_t once, often;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
+  if (a.chunks > 1) once = kKeepNormal;
+  const int bytes = S::kX + kCodeBytes + kSubtiles * p.stage_records * p.record_bytes;
+  const auto copy_codes = [&](TilePlace at, int slot) {
+    const uint32_t stage = shared + slot * S::kBytes, barrier = full + 8 * slot;
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+    const int row = at.tile / a.chunks * kSubtiles;
+    const int record = at.stage * kColumns / p.unit_columns;
+    copy_box(stage + S::kCodesAt, a.codes, at.stage * (kBlocks * kBlockBytes / 4), row, barrier,
+             once);
+    copy_box(stage + S::kScalesAt, a.scales, record * (p.record_bytes / 4), row, barrier, once);
+  };
+  const auto copy_x = [&](TilePlace at, int slot) {
+    const uint32_t stage = shared + slot * S::kBytes, barrier = full + 8 * slot;
+    const int row = at.tile % a.chunks * Rows;
+#pragma unroll
+    for (int part = 0; part < kColumns / 64; ++part)
+      copy_box(stage + part * S::kXColumns, a.x, at.stage * kColumns + part * 64, row, barrier,
+               often);
+  };
+  const TilePlace begin{first / p.stages_of_tile, first % p.stages_of_tile};
+  const int ahead = min(S::kStages, last - first);
+  TilePlace at = begin;
+  for (int slot = 0; slot < ahead; ++slot) {
+    copy_codes(at, slot);
+    at.move_on(p.stages_of_tile);
+  }
+  wait_for_previous();
+  at = begin;
+  for (int slot = 0; slot < ahead; ++slot) {
+    copy_x(at, slot);
+    at.move_on(p.stages_of_tile);
+  }
+  int slot = 0;
+  uint32_t parity = 0;
+  for (int unit = first + S::kStages; unit < last; ++unit) {
+    barrier_wait(empty + 8 * slot, parity);
+    copy_codes(at, slot);
+    copy_x(at, slot);
+    at.move_on(p.stages_of_tile);
+    if (++slot == S::kStages) slot = 0, parity ^= 1;
   }
 }
 
-// Multiplies one stage. SB: blocks under one scale, or 1. Returns after `begun()` was called, which
-// is when products of the stage before have ended; the last block's products are under way.
-template <class T, int Rows, int SB, class Begun>
+// Multiplies one stage, whose products are added to sums, or are the first of sums that are not
+// scaled. Calls `begun()` when
+// products of the stage before have ended. Calls `ended()` where its own have ended at the end.
+template <class T, int Rows, int SB, class Begun, class Ended>
 __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_of_tile,
                                                const unsigned char* stage, bool adds,
-                                               uint32_t (&a)[2][Stage<Rows>::kTiles][2][4],
-                                               float (&sums)[Stage<Rows>::kTiles][Rows / 8][4],
-                                               const Begun& begun) {
-  using S = Stage<Rows>;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const int block = stage_of_tile * S::kBlocks;
-  // The lane's warp has subtiles 4 kTiles (warp / 4) + 4 m + warp % 4.
-  const int subtile = warp / 4 * 4 * S::kTiles + warp % 4;
+                                               uint32_t (&a)[2][2][4], float (&sums)[Rows / 8][4],
+                                               const Begun& begun, const Ended& ended) {
+  using S = Stage<Rows, SB>;
+  constexpr bool kScales = kScalesSums<Rows, SB>;
+  using L = LineOf<T, Rows, SB>;
+  const int lane = threadIdx.x % 32, subtile = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const unsigned char* codes =
-      stage + S::kCodesAt + subtile * S::kBlocks * kBlockBytes + t / 2 * 64 + g * 8;
-  const auto* scales =
-      reinterpret_cast<const std::byte*>(stage + S::kScalesAt) + subtile * S::kScaleBytes;
+      stage + S::kCodesAt + subtile * (kBlocks * kBlockBytes) + t / 2 * 64 + g * 8;
+  const auto* scales = reinterpret_cast<const std::byte*>(stage + S::kScalesAt) +
+                       subtile * (SB == kBlocks ? 80 : p.stage_records * p.record_bytes);
   const SharedOperand x(shared_address(stage), 16, 8 * S::kRowBytes);
-  using L = LineOf<T, SB>;
-  L line[S::kTiles];
+  float products[kScales ? Rows / 8 : 1][4];
+  auto& c = first_if<kScales>(products, sums);
+  L line;
 #pragma unroll
-  for (int j = 0; j < S::kBlocks; ++j) {
-#pragma unroll
-    for (int m = 0; m < S::kTiles; ++m) {
-      if (j % SB == 0) {
-        const int record = p.stage_records == 1 ? 0 : j * kWeightBlock / p.unit_columns;
-        const TwoScales of_rows = read_scales(
-            p.kind, scales + m * 4 * S::kScaleBytes + record * p.record_bytes, block + j, g);
-        if constexpr (std::is_same_v<L, Line>)
-          line[m] = line_of(of_rows);
-        else
-          line[m] = pair_line_of(of_rows);
-      }
-      // What lies beyond the last block is no part of W.
-      if (block + j >= p.blocks) line[m] = L{};
-      make_weights<T>(codes + (m * 4 * S::kBlocks + j) * kBlockBytes, line[m], a[j % 2][m]);
+  for (int j = 0; j < kBlocks; ++j) {
+    if (j % SB == 0) {
+      // What lies beyond the last column of W is multiplied by zeros.
+      const int record =
+          SB == kBlocks || p.stage_records == 1 ? 0 : j * kWeightBlock / p.unit_columns;
+      const TwoScales of_rows =
+          read_scales(SB == kBlocks ? WeightKind::int4 : p.kind, scales + record * p.record_bytes,
+                      stage_of_tile * kBlocks + j, g);
+      if constexpr (std::is_same_v<L, CodeLine>)
+        line = code_line_of<T>(of_rows);
+      else if constexpr (std::is_same_v<L, PairLine>)
+        line = pair_line_of(of_rows);
+      else
+        line = line_of(of_rows);
     }
+    make_weights<T>(codes + j * kBlockBytes, line, a[j % 2]);
     wgmma_begin();
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-#pragma unroll
-      for (int m = 0; m < S::kTiles; ++m) {
-        const int k = j * 2 + h;  // in sixteens
-        wgmma_rows<T>(sums[m], a[j % 2][m][h], x.at(k / 4 * S::kXColumns + k % 4 * 32),
-                      adds || k > 0);
-      }
+    for (int h = 0; h < 2; ++h) {
+      const int k = j * 2 + h;  // in sixteens
+      wgmma_rows<T>(c, a[j % 2][h], x.at(k / 4 * S::kXColumns + k % 4 * 32),
+                    (!kScales && adds) || k > 0);
+    }
     wgmma_commit();
     wgmma_wait<1>();
-    if (j == 0) begun();
+    if (!kScales && j == 0) begun();
+  }
+  if constexpr (kScales) {
+    wgmma_wait<0>();
+    pin_all(products);
+    ended();
+#pragma unroll
+    for (int i = 0; i < Rows / 8; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[i][e] = fmaf(line.scale[e / 2], products[i][e], sums[i][e]);
+  }
+}
+
+// A tile, and which blocks have parts of it. Those whose work ends in the tile join the parts.
+struct TileParts {
+  int tile, first, last;  // blocks
+  int joining;            // blocks from `first` on
+  bool first_is_second;   // the first block has another part before
+
+  __device__ __forceinline__ TileParts(const TileProduct& p, int tile) : tile(tile) {
+    const int begin = tile * p.stages_of_tile, end = begin + p.stages_of_tile;
+    first = block_of(begin, p.units);
+    last = block_of(end - 1, p.units);
+    joining = last - first + (first_unit(last + 1, p.units) <= end ? 1 : 0);
+    first_is_second = first_unit(first, p.units) < begin;
+  }
+  __device__ __forceinline__ bool whole() const { return first == last; }
+  template <int Rows>
+  __device__ __forceinline__ float4* part(const TileProduct& p, int block) const {
+    const int second = block == first && first_is_second ? 1 : 0;
+    return p.partials + (2 * block + second) * kPart<Rows>;
+  }
+};
+
+__device__ __forceinline__ void add_to(float4& sum, const float4& v) {
+  sum.x += v.x;
+  sum.y += v.y;
+  sum.z += v.z;
+  sum.w += v.w;
+}
+
+// Stores a four: two rows of W by two rows of x. It is four i of a thread.
+template <class T, int Rows>
+__device__ __forceinline__ void store_four(const HopperProduct& a, int tile, int thread, int i,
+                                           const float4& c) {
+  const int n = tile / a.chunks * kHeight + thread / 32 * kWeightTileRows + thread % 32 / 4 * 2;
+  const int row = tile % a.chunks * Rows + i * 8 + thread % 4 * 2;
+  store_two<T>(a.p, row, n, c.x, c.z);
+  store_two<T>(a.p, row + 1, n, c.y, c.w);
+}
+
+// Leaves a block's part of a tile for others.
+template <int Rows>
+__device__ __forceinline__ void leave_part(const TileProduct& p, const TileParts& parts, int fours,
+                                           const float (&sums)[Rows / 8][4]) {
+  float4* const own = parts.part<Rows>(p, int(blockIdx.x)) + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < Rows / 8; ++i)
+    if (i < fours)
+      __stcg(own + i * kConsumers, make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
+}
+
+__device__ __forceinline__ void tell(int* counter) {
+  __threadfence();
+  atomicAdd(counter, 1);
+}
+
+// Waits until `parts` blocks have told that theirs are written. One thread calls it, and another
+// `tell` afterwards, so that the last of `joining` blocks can clear the counter.
+__device__ __forceinline__ void wait_for_parts(int* counter, int parts) {
+  int count;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+  } while (count < parts);
+}
+
+// Adds up the parts of a tile in the order of blocks, and stores the sums. All consumers of a block
+// whose work ends with this tile call it. fours: of a thread, with rows of x.
+template <class T, int Rows>
+__device__ __forceinline__ void join(const HopperProduct& a, const TileParts& parts, int fours,
+                                     const float (&sums)[Rows / 8][4]) {
+  const TileProduct& p = a.p;
+  int* const counter = p.counters + parts.tile;
+  if (parts.joining == 1) {  // the first block, and the second has told of its part long ago
+    if (threadIdx.x == 0) {
+      wait_for_parts(counter, 1);
+      *counter = 0;
+    }
+    meet();
+    const float4* const other = parts.part<Rows>(p, parts.last) + threadIdx.x;
+    constexpr int kAhead = std::min(4, Rows / 8);
+#pragma unroll
+    for (int begin = 0; begin < Rows / 8; begin += kAhead) {
+      if (begin >= fours) break;
+      float4 v[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i)
+        if (begin + i < fours) v[i] = __ldcg(other + (begin + i) * kConsumers);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (begin + i >= fours) break;
+        const float(&c)[4] = sums[begin + i];
+        add_to(v[i], make_float4(c[0], c[1], c[2], c[3]));
+        store_four<T, Rows>(a, parts.tile, threadIdx.x, begin + i, v[i]);
+      }
+    }
+    return;
+  }
+  leave_part<Rows>(p, parts, fours, sums);
+  const int count = parts.last - parts.first + 1, own = int(blockIdx.x) - parts.first;
+  meet();
+  if (threadIdx.x == 0) {
+    tell(counter);
+    wait_for_parts(counter, count);
+    if (atomicAdd(counter, 1) == count + parts.joining - 1) *counter = 0;
+  }
+  meet();
+  const int all = fours * kConsumers;
+  const int end = (own + 1) * all / parts.joining;
+  for (int at = own * all / parts.joining + int(threadIdx.x); at < end; at += kConsumers) {
+    float4 sum = make_float4(0, 0, 0, 0);
+    constexpr int kAhead = 5;
+#pragma unroll 1
+    for (int block = parts.first; block <= parts.last; block += kAhead) {
+      float4 v[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        v[i] = make_float4(0, 0, 0, 0);
+        if (block + i <= parts.last) v[i] = __ldcg(parts.part<Rows>(p, block + i) + at);
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) add_to(sum, v[i]);
+    }
+    store_four<T, Rows>(a, parts.tile, at % kConsumers, at / kConsumers, sum);
   }
 }
 
 template <class T, int Rows, int SB>
-__global__ void __launch_bounds__(Stage<Rows>::kThreads, 1)
-    matmul_tiles_hopper_kernel(const __grid_constant__ TileProduct p) {
+__global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
+    matmul_tiles_hopper_kernel(const __grid_constant__ HopperProduct a) {
 #if KIVI_WGMMA
-  using S = Stage<Rows>;
+  using S = Stage<Rows, SB>;
+  const TileProduct& p = a.p;
   extern __shared__ unsigned char unaligned[];
   unsigned char* const memory =
       unaligned + (kAlignment - shared_address(unaligned) % kAlignment) % kAlignment;
   __shared__ uint64_t barriers[2 * S::kStages];  // full, then empty
   const int first = first_unit(int(blockIdx.x), p.units),
             last = first_unit(int(blockIdx.x) + 1, p.units);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the warp's
   const uint32_t full = shared_address(barriers), empty = full + 8 * S::kStages;
   let_next_start();
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
-      barrier_init(full + 8 * i, kCopyArrivals + 32);
+      barrier_init(full + 8 * i, 1);
       barrier_init(empty + 8 * i, kConsumers / 32);
     }
-  // Rows beyond x are zeros in all stages.
-  for (int i = threadIdx.x; i < (Rows - p.t) * 16; i += S::kThreads)
-    for (int stage = 0; stage < S::kStages; ++stage)
-      *reinterpret_cast<uint4*>(memory + stage * S::kBytes + S::x_at(p.t + i / 16, i % 16)) =
-          make_uint4(0, 0, 0, 0);
-  fence_before_async_copy();
+    fence_before_async_copy();
+  }
   __syncthreads();
   if (warp >= kConsumers / 32) {
     registers_down<S::kProducerRegisters>();
-    produce<S>(p, first, last, shared_address(memory), full, empty);
+    const int first_tile = first / p.stages_of_tile, next = (first_tile + 1) * p.stages_of_tile;
+    if (warp == kConsumers / 32) {
+      if (lane == 0) produce<Rows, SB>(a, first, last, shared_address(memory), full, empty);
+    } else if (warp == kConsumers / 32 + 1 && first % p.stages_of_tile != 0 && next < last) {
+      wait_for_early_part();
+      if (lane == 0) tell(p.counters + first_tile);
+    }
     return;
   }
   registers_up<S::kConsumerRegisters>();
   wait_for_previous();  // before this kernel writes
-  float sums[S::kTiles][Rows / 8][4];
-  uint32_t a[2][S::kTiles][2][4];
+  float sums[Rows / 8][4];
+  uint32_t weights[2][2][4];
   int slot = 0;  // stage in shared memory
   uint32_t parity = 0;
   for (int unit = first; unit < last;) {
     const int tile = unit / p.stages_of_tile, begin = tile * p.stages_of_tile;
     const int end = min(last, begin + p.stages_of_tile), start = unit;
     int before = slot;
+    if constexpr (kScalesSums<Rows, SB>) {
+#pragma unroll
+      for (int i = 0; i < Rows / 8; ++i) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0;
+    }
     for (; unit < end; ++unit) {
       barrier_wait(full + 8 * slot, parity);
-      multiply_stage<T, Rows, SB>(p, unit - begin, memory + slot * S::kBytes, unit > start, a, sums,
-                                  [&] {
-                                    if (unit > start && lane == 0)
-                                      barrier_arrive(empty + 8 * before);
-                                  });
+      multiply_stage<T, Rows, SB>(
+          p, unit - begin, memory + slot * S::kBytes, unit > start, weights, sums,
+          [&] {
+            if (unit > start && lane == 0) barrier_arrive(empty + 8 * before);
+          },
+          [&] {
+            if (lane == 0) barrier_arrive(empty + 8 * slot);
+          });
       before = slot;
       if (++slot == S::kStages) slot = 0, parity ^= 1;
     }
-    wgmma_wait<0>();
-    pin_all(sums);
-    if (lane == 0) barrier_arrive(empty + 8 * before);
-    const bool whole = first <= begin && begin + p.stages_of_tile <= last;
-    auto& all = reinterpret_cast<float(&)[S::kSums][4]>(sums);
-    if (!join_blocks<S>(p, tile, whole, all)) continue;
+    if constexpr (!kScalesSums<Rows, SB>) {
+      wgmma_wait<0>();
+      pin_all(sums);
+      if (lane == 0) barrier_arrive(empty + 8 * before);
+    }
+    const TileParts parts(p, tile);
+    const int fours = (min(Rows, p.t - tile % a.chunks * Rows) + 7) / 8;
+    if (parts.whole()) {
 #pragma unroll
-    for (int m = 0; m < S::kTiles; ++m) {
-      const int subtile = warp / 4 * 4 * S::kTiles + m * 4 + warp % 4;
-      const int n = tile * S::kHeight + subtile * kWeightTileRows + lane / 4 * 2;
-#pragma unroll
-      for (int i = 0; i < Rows / 8; ++i) {
-        const int row = i * 8 + lane % 4 * 2;
-        store_two<T>(p, row, n, sums[m][i][0], sums[m][i][2]);
-        store_two<T>(p, row + 1, n, sums[m][i][1], sums[m][i][3]);
-      }
+      for (int i = 0; i < Rows / 8; ++i)
+        store_four<T, Rows>(a, tile, threadIdx.x, i,
+                            make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
+    } else if (int(blockIdx.x) - parts.first < parts.joining) {
+      join<T, Rows>(a, parts, fours, sums);
+    } else {
+      leave_part<Rows>(p, parts, fours, sums);
+      early_part_is_written();
     }
   }
 #endif
 }
 
+// A matrix [rows, width] of which a copy brings box_rows rows of box_width elements.
+bool make_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t width,
+              int64_t rows, int64_t row_bytes, int box_width, int box_rows,
+              CUtensorMapSwizzle swizzle) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                               12000, cudaEnableDefault, &result);
+    return error == cudaSuccess && result == cudaDriverEntryPointSuccess
+               ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)
+               : nullptr;
+  }();
+  if (encode == nullptr) return false;
+  const cuuint64_t sizes[2] = {cuuint64_t(width), cuuint64_t(rows)};
+  const cuuint64_t strides[1] = {cuuint64_t(row_bytes)};
+  const cuuint32_t box[2] = {cuuint32_t(box_width), cuuint32_t(box_rows)}, steps[2] = {1, 1};
+  return encode(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
 template <class T, int Rows, int SB>
-cudaError_t launch(TileProduct p, const TileProductWorkspace& workspace, int multiprocessors,
-                   cudaStream_t stream) {
-  using S = Stage<Rows>;
+cudaError_t launch(const TileProduct& product, const TileProductWorkspace& workspace,
+                   int multiprocessors, cudaStream_t stream) {
+  using S = Stage<Rows, SB>;
   constexpr size_t kShared = size_t(S::kStages) * S::kBytes + kAlignment;
-  constexpr size_t kPartials = size_t(2) * S::kSums * S::kSummed * sizeof(float4);  // of a block
-  p.stages_of_tile = (p.k + S::kColumns - 1) / S::kColumns;
-  p.stage_records = std::max(1, S::kColumns / p.unit_columns);
-  const int64_t units = int64_t(p.stages_of_tile) * ((p.n + S::kHeight - 1) / S::kHeight);
+  constexpr size_t kPartials = 2 * kPart<Rows> * sizeof(float4);  // of a block
+  HopperProduct a;
+  a.p = product;
+  TileProduct& p = a.p;
+  a.chunks = (p.t + Rows - 1) / Rows;
+  p.stages_of_tile = (p.k + kColumns - 1) / kColumns;
+  p.stage_records = std::max(1, kColumns / p.unit_columns);
+  const int64_t tiles = int64_t((p.n + kHeight - 1) / kHeight) * a.chunks;
+  const int64_t units = tiles * p.stages_of_tile;
   p.units = int(units);
   const int64_t blocks =
       std::min({units, int64_t(multiprocessors), int64_t(workspace.partials_bytes / kPartials),
                 (int64_t(1) << 31) / units - 1});
+  if (blocks < 1 || tiles > workspace.counters_count) return cudaErrorInvalidValue;
+  const int words = p.record_bytes / 4;
+  if (!make_map(a.codes, CU_TENSOR_MAP_DATA_TYPE_UINT32, p.codes, p.blocks * (kBlockBytes / 4),
+                p.tiles, p.blocks * kBlockBytes, kBlocks * kBlockBytes / 4, kSubtiles,
+                CU_TENSOR_MAP_SWIZZLE_NONE) ||
+      !make_map(a.scales, CU_TENSOR_MAP_DATA_TYPE_UINT32, p.scales, p.tile_scales / 4, p.tiles,
+                p.tile_scales, p.stage_records * words, kSubtiles, CU_TENSOR_MAP_SWIZZLE_NONE) ||
+      !make_map(a.x, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, p.x, p.k, p.t, p.x_stride * 2, 64, Rows,
+                CU_TENSOR_MAP_SWIZZLE_128B))
+    return cudaErrorNotSupported;
   const auto kernel = matmul_tiles_hopper_kernel<T, Rows, SB>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kShared));
   if (error != cudaSuccess) return error;
-  return launch_overlapped(kernel, dim3(unsigned(blocks)), dim3(S::kThreads), kShared, stream, p);
+  return launch_overlapped(kernel, dim3(unsigned(blocks)), dim3(S::kThreads), kShared, stream, a);
 }
 
 template <class T, int Rows>
 cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& workspace,
                           int multiprocessors, cudaStream_t stream) {
-  if (p.kind == WeightKind::int4 && p.unit_columns >= 128)
-    return launch<T, Rows, 4>(p, workspace, multiprocessors, stream);
+  if (p.kind == WeightKind::int4 && p.unit_columns >= kColumns)
+    return launch<T, Rows, kBlocks>(p, workspace, multiprocessors, stream);
   return launch<T, Rows, 1>(p, workspace, multiprocessors, stream);
 }
 
 }  // namespace
 
-cudaError_t matmul_tiles_hopper(TileProduct p, DType type, const TileProductWorkspace& workspace,
-                                int multiprocessors, cudaStream_t stream) {
+cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,
+                                const TileProductWorkspace& workspace, int multiprocessors,
+                                cudaStream_t stream) {
   return with_half_type(type, [&]<class T>() {
+    if (p.t <= 16) return launch_format<T, 16>(p, workspace, multiprocessors, stream);
     if (p.t <= 32) return launch_format<T, 32>(p, workspace, multiprocessors, stream);
     if (p.t <= 64) return launch_format<T, 64>(p, workspace, multiprocessors, stream);
     return launch_format<T, 128>(p, workspace, multiprocessors, stream);

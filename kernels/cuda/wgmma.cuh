@@ -89,6 +89,7 @@ __device__ __forceinline__ void registers_down() {
 // clang-format off
 // The registers of C: their names in an instruction, and c[i] and those behind it as operands of `asm`.
 #define KIVI_WGMMA_NAMES_4 "%0, %1, %2, %3"
+#define KIVI_WGMMA_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define KIVI_WGMMA_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define KIVI_WGMMA_NAMES_32 \
   KIVI_WGMMA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"

@@ -10,6 +10,25 @@ namespace kivi::cuda {
 
 // clang-format off
 
+#define KIVI_WGMMA_ROWS_16(type) \
+  asm volatile( \
+      "{\n.reg .pred adds;\n" \
+      "setp.ne.b32 adds, %13, 0;\n" \
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32." type "." type " {" KIVI_WGMMA_NAMES_8 "}, {%8, %9, %10, %11}, %12, adds, 1, 1, 0;\n}" \
+      : KIVI_WGMMA_SUMS_4(c[0], 0), KIVI_WGMMA_SUMS_4(c[1], 0) \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
+
+template <class T>
+__device__ __forceinline__ void wgmma_rows(float (&c)[2][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
+#if KIVI_WGMMA
+  if constexpr (std::is_same_v<T, __half>)
+    KIVI_WGMMA_ROWS_16("f16");
+  else
+    KIVI_WGMMA_ROWS_16("bf16");
+#endif
+}
+#undef KIVI_WGMMA_ROWS_16
+
 #define KIVI_WGMMA_ROWS_32(type) \
   asm volatile( \
       "{\n.reg .pred adds;\n" \
