@@ -235,20 +235,21 @@ __device__ __forceinline__ void pin_all(float (&sums)[N][4]) {
   for (int i = 0; i < N; ++i) pin(sums[i]);
 }
 
-__device__ __forceinline__ void meet() {
+[[maybe_unused]] __device__ __forceinline__ void meet() {
   asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
 }
 // The consumers have written an early part, and go on. The warp that tells of it waits.
-__device__ __forceinline__ void early_part_is_written() {
+[[maybe_unused]] __device__ __forceinline__ void early_part_is_written() {
   asm volatile("bar.arrive 2, %0;" ::"n"(kConsumers + 32) : "memory");
 }
-__device__ __forceinline__ void wait_for_early_part() {
+[[maybe_unused]] __device__ __forceinline__ void wait_for_early_part() {
   asm volatile("bar.sync 2, %0;" ::"n"(kConsumers + 32) : "memory");
 }
 
 // A box of a tensor into shared memory.
-__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int column, int row,
-                                         uint32_t barrier, uint64_t policy) {
+[[maybe_unused]] __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map,
+                                                          int column, int row, uint32_t barrier,
+                                                          uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
       ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
@@ -390,7 +391,7 @@ struct TileParts {
   }
 };
 
-__device__ __forceinline__ void add_to(float4& sum, const float4& v) {
+[[maybe_unused]] __device__ __forceinline__ void add_to(float4& sum, const float4& v) {
   sum.x += v.x;
   sum.y += v.y;
   sum.z += v.z;
@@ -418,14 +419,14 @@ __device__ __forceinline__ void leave_part(const TileProduct& p, const TileParts
       __stcg(own + i * kConsumers, make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
 }
 
-__device__ __forceinline__ void tell(int* counter) {
+[[maybe_unused]] __device__ __forceinline__ void tell(int* counter) {
   __threadfence();
   atomicAdd(counter, 1);
 }
 
 // Waits until `parts` blocks have told that theirs are written. One thread calls it, and another
 // `tell` afterwards, so that the last of `joining` blocks can clear the counter.
-__device__ __forceinline__ void wait_for_parts(int* counter, int parts) {
+[[maybe_unused]] __device__ __forceinline__ void wait_for_parts(int* counter, int parts) {
   int count;
   do {
     asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
