@@ -14,9 +14,7 @@
 namespace kivi::cuda::decode_heads {
 
 inline constexpr int kD = kHeadsDim;
-inline constexpr int kTilesN = kHeadsTiles;  // blocks of 8 query heads
-inline constexpr int kRows = 8 * kTilesN;    // of an operand B
-inline constexpr int kThreads = 128;         // of a warpgroup
+inline constexpr int kThreads = 128;  // of a warpgroup
 inline constexpr int kRowBytes = 2 * kD;
 inline constexpr float kOverflow = 64.f;  // P above this raises the maximum
 inline constexpr int kTilesAtOnce = 4;    // 16-token tiles that a warpgroup takes as one unit
@@ -39,9 +37,11 @@ __device__ __forceinline__ bool group_barrier_or(int group, bool any) {
 }
 
 // One warpgroup's attention over one segment. X: parameters may be bytes, and keys have a bias.
-template <int KB, int VB, bool X>
+// NT: blocks of 8 query heads.
+template <int NT, int KB, int VB, bool X>
 struct HeadsGroup {
-  using Shared = HeadsShared<X>;
+  using Shared = HeadsShared<NT, X>;
+  static constexpr int kRows = 8 * NT;  // of an operand B
 
   const DecodeLaunch& a;
   const int group, warp, lane;
@@ -51,7 +51,7 @@ struct HeadsGroup {
   float* const maxima;    // [kRows], this warp's copy
   float* const exchange;  // [4][kRows]
 
-  float o[4 * kTilesN], sum[2 * kTilesN];
+  float o[4 * NT], sum[2 * NT];
   uint32_t keys[16], values[16];  // of a unit, operands A
   uint32_t squares[X ? 8 : 1];    // of a sixteenth of the keys' scales, two rows of operand A
   int low, end;                   // of this warp's 16 keys, [low, end) count
@@ -72,21 +72,36 @@ struct HeadsGroup {
 
   // An empty state, and q of `heads` heads.
   __device__ __forceinline__ void begin(const __half* from, int heads) {
-    for (int i = int(threadIdx.x) % kThreads; i < kRows * (kD / 8); i += kThreads) {
-      const int row = i / (kD / 8), chunk = i % (kD / 8);
-      uint4 x = make_uint4(0, 0, 0, 0);
-      if (row < heads) x = *reinterpret_cast<const uint4*>(from + row * kD + chunk * 8);
-      std::byte* to = memory + row * kRowBytes + (chunk ^ row % 8) * 16;
-      *reinterpret_cast<uint4*>(to) = x;
-      if constexpr (X)
-        *reinterpret_cast<uint4*>(to + Shared::kOperandBytes) =
-            make_uint4(bias_of(x.x), bias_of(x.y), bias_of(x.z), bias_of(x.w));
+    // Of half of the heads, all reads are under way at once. More registers would be spilled.
+    constexpr int kChunks = kD / 8, kRowsAtOnce = kThreads / kChunks;
+    constexpr int kReads = NT == kHeadsTilesHalf ? (kRows + kRowsAtOnce - 1) / kRowsAtOnce : 1;
+    const int chunk = int(threadIdx.x) % kChunks;
+    for (int first = int(threadIdx.x) % kThreads / kChunks; first < kRows;
+         first += kReads * kRowsAtOnce) {
+      uint4 read[kReads];
+#pragma unroll
+      for (int i = 0; i < kReads; ++i) {
+        const int row = first + i * kRowsAtOnce;
+        read[i] = make_uint4(0, 0, 0, 0);
+        if (row < heads) read[i] = *reinterpret_cast<const uint4*>(from + row * kD + chunk * 8);
+      }
+#pragma unroll
+      for (int i = 0; i < kReads; ++i) {
+        const int row = first + i * kRowsAtOnce;
+        if (row >= kRows) break;
+        const uint4 x = read[i];
+        std::byte* to = memory + row * kRowBytes + (chunk ^ row % 8) * 16;
+        *reinterpret_cast<uint4*>(to) = x;
+        if constexpr (X)
+          *reinterpret_cast<uint4*>(to + Shared::kOperandBytes) =
+              make_uint4(bias_of(x.x), bias_of(x.y), bias_of(x.z), bias_of(x.w));
+      }
     }
     for (int i = lane; i < kRows; i += 32) maxima[i] = kNever;
 #pragma unroll
-    for (int i = 0; i < 4 * kTilesN; ++i) o[i] = 0;
+    for (int i = 0; i < 4 * NT; ++i) o[i] = 0;
 #pragma unroll
-    for (int i = 0; i < 2 * kTilesN; ++i) sum[i] = 0;
+    for (int i = 0; i < 2 * NT; ++i) sum[i] = 0;
     fresh = true;
     fence_before_async_copy();
     group_barrier(group);
@@ -265,19 +280,19 @@ struct HeadsGroup {
   __device__ __forceinline__ void attend(Release release) {
     const SharedOperand q(queries, 0, 8 * kRowBytes);
     const uint32_t to = probabilities + buffer * Shared::kOperandBytes;
-    float s[4 * kTilesN];
+    float s[4 * NT];
     bool raises = fresh;
     while (true) {
       wgmma_begin();
       pin(s);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) wgmma_rows72(s, keys + 4 * k, q.at(uint32_t(32 * k)), k > 0);
+      for (int k = 0; k < 4; ++k) wgmma_rows(s, keys + 4 * k, q.at(uint32_t(32 * k)), k > 0);
       if constexpr (X) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const uint32_t rows[4] = {squares[2 * k], squares[2 * k], squares[2 * k + 1],
                                     squares[2 * k + 1]};
-          wgmma_rows72(s, rows, q.at(uint32_t(Shared::kOperandBytes + 32 * k)), true);
+          wgmma_rows(s, rows, q.at(uint32_t(Shared::kOperandBytes + 32 * k)), true);
         }
       }
       wgmma_commit();
@@ -289,7 +304,7 @@ struct HeadsGroup {
           const int token = r * 8 + g;
           if (token >= low && token < end) continue;
 #pragma unroll
-          for (int n = 0; n < kTilesN; ++n) s[4 * n + 2 * r] = s[4 * n + 2 * r + 1] = -INFINITY;
+          for (int n = 0; n < NT; ++n) s[4 * n + 2 * r] = s[4 * n + 2 * r + 1] = -INFINITY;
         }
       }
       if (raises) raise_maximum(s);
@@ -297,11 +312,11 @@ struct HeadsGroup {
       const int j = lane % 8, chunk = 2 * warp + lane / 8 % 2;
       const uint32_t row = to + (lane / 16 * 8 + j) * kRowBytes + (chunk ^ j) * 16;
 #pragma unroll
-      for (int n = 0; n < kTilesN; n += 2) {
+      for (int n = 0; n < NT; n += 2) {
         uint32_t packed[4];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          if (n + i == kTilesN) break;
+          if (n + i == NT) break;
           const float2 m = *reinterpret_cast<const float2*>(maxima + (n + i) * 8 + 2 * t);
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
@@ -313,7 +328,7 @@ struct HeadsGroup {
             packed[2 * i + r] = as_u32(p);
           }
         }
-        if (n + 1 < kTilesN)
+        if (n + 1 < NT)
           store_matrices_transposed(row + n * 8 * kRowBytes, packed);
         else
           store_two_matrices_transposed(row + n * 8 * kRowBytes, packed);
@@ -329,11 +344,11 @@ struct HeadsGroup {
     wgmma_begin();
     pin(o);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) wgmma_rows72(o, values + 4 * k, p.at(uint32_t(32 * k)), true);
+    for (int k = 0; k < 4; ++k) wgmma_rows(o, values + 4 * k, p.at(uint32_t(32 * k)), true);
     wgmma_commit();
     buffer ^= 1;
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n)
+    for (int n = 0; n < NT; ++n)
 #pragma unroll
       for (int j = 0; j < 2; ++j) sum[2 * n + j] += s[4 * n + j] + s[4 * n + 2 + j];
     wgmma_wait<0>();
@@ -341,10 +356,10 @@ struct HeadsGroup {
   }
 
   // Raises the maxima to those of `s`. All warps of the group; no product is under way.
-  __device__ __forceinline__ void raise_maximum(const float (&s)[4 * kTilesN]) {
-    float2 before[kTilesN];
+  __device__ __forceinline__ void raise_maximum(const float (&s)[4 * NT]) {
+    float2 before[NT];
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
+    for (int n = 0; n < NT; ++n) {
       before[n] = *reinterpret_cast<const float2*>(maxima + n * 8 + 2 * t);
       float x = fmaxf(s[4 * n], s[4 * n + 2]), y = fmaxf(s[4 * n + 1], s[4 * n + 3]);
 #pragma unroll
@@ -358,7 +373,7 @@ struct HeadsGroup {
     }
     group_barrier(group);
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
+    for (int n = 0; n < NT; ++n) {
       float2 most = before[n];
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
@@ -376,7 +391,7 @@ struct HeadsGroup {
   // After the last unit of a segment: sums of all tokens, in every lane.
   __device__ __forceinline__ void finish() {
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
+    for (int n = 0; n < NT; ++n) {
 #pragma unroll
       for (int mask = 4; mask < 32; mask *= 2) {
         sum[2 * n] += __shfl_xor_sync(0xffffffffu, sum[2 * n], mask);
@@ -388,7 +403,7 @@ struct HeadsGroup {
     }
     group_barrier(group);
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
+    for (int n = 0; n < NT; ++n) {
       sum[2 * n] = sum[2 * n + 1] = 0;
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
@@ -401,13 +416,13 @@ struct HeadsGroup {
   // The state in memory, as DecodeMerge reads it.
   __device__ __forceinline__ void store_partial(float4* to, int heads) const {
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
+    for (int n = 0; n < NT; ++n) {
       if (n * 8 + 2 * t >= heads) continue;
       to[((n * 4 + warp) * 4 + t) * 8 + g] =
           make_float4(o[4 * n], o[4 * n + 1], o[4 * n + 2], o[4 * n + 3]);
       if (warp == 0 && g == 0) {
         const float2 m = *reinterpret_cast<const float2*>(maxima + n * 8 + 2 * t);
-        to[kTilesN * 128 + n * 4 + t] = make_float4(m.x, m.y, sum[2 * n], sum[2 * n + 1]);
+        to[NT * 128 + n * 4 + t] = make_float4(m.x, m.y, sum[2 * n], sum[2 * n + 1]);
       }
     }
   }
@@ -415,7 +430,7 @@ struct HeadsGroup {
   // O / sum(P) of `heads` heads to 16-bit rows, kD apart, from `to` on.
   __device__ __forceinline__ void store_output(uint16_t* to, int heads) const {
 #pragma unroll
-    for (int n = 0; n < kTilesN; ++n) {
+    for (int n = 0; n < NT; ++n) {
       const float u = 1 / sum[2 * n], v = 1 / sum[2 * n + 1];
       uint16_t* row = to + (n * 8 + g) * kD + warp * 16 + 2 * t;
 #pragma unroll

@@ -41,7 +41,8 @@ constexpr float kKeyBias = -256 * std::numbers::ln2_v<float> / 24;
 // sums.
 constexpr size_t kPartialFloatsMax = 9 * (8 * 64 + 16);
 static_assert(kPartialFloatsMax >= 2 * (8 * 128 + 16));
-static_assert(kPartialFloatsMax >= kHeadsPartialBytes / sizeof(float));
+static_assert(kPartialFloatsMax >=
+              HeadsShared<kHeadsTilesAll, true>::kPartialBytes / sizeof(float));
 
 DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   const KvLayout& layout = s.cache.store.layout;
@@ -224,13 +225,18 @@ Launcher launcher_of(const KvFormat& f) {
                                              : launcher_of_codes<D, false>(f);
 }
 
-// Many query heads a KV head go to the kernel that unpacks a page once for all of them.
-bool takes_all_heads(const DecodeArguments& s, const CudaProperties& device) {
+// Many query heads a KV head go to the kernel that unpacks a page once for many of them. Returns
+// the blocks of 8 query heads that it takes at once; 0 = it is not used.
+int heads_tiles_of(const DecodeArguments& s, const CudaProperties& device,
+                   const DecodeTuning& tuning) {
   const KvLayout& layout = s.cache.store.layout;
-  const KvFormat& f = layout.format;
-  return device.major == 9 && runs_hopper_code() && layout.shape.head_dim == kHeadsDim &&
-         s.heads_q / layout.shape.heads > kHeadsRatio && f.kind == KvKind::kivi &&
-         s.sequence_count * layout.shape.heads >= kHeadsSegmentsMin;
+  const int segments = s.sequence_count * layout.shape.heads;
+  if (device.major != 9 || !runs_hopper_code() || layout.shape.head_dim != kHeadsDim ||
+      s.heads_q / layout.shape.heads <= kHeadsRatio || layout.format.kind != KvKind::kivi ||
+      segments < kHeadsSegmentsMin || tuning.heads_apart)
+    return 0;
+  if (tuning.heads_tiles > 0) return tuning.heads_tiles;
+  return segments < kHeadsSegmentsMany ? kHeadsTilesHalf : kHeadsTilesAll;
 }
 
 int head_tiles_of(const KvShape& shape, int heads_q) {
@@ -268,19 +274,20 @@ SharedLaunch describe_shared(const DecodeArguments& s, const DecodeLaunch& a, in
   return shared;
 }
 
-cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, DecodeLaunchKind kind,
-                                const CudaProperties& device, const DecodeTuning& tuning,
-                                cudaStream_t stream) {
+cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, int tiles,
+                                DecodeLaunchKind kind, const CudaProperties& device,
+                                const DecodeTuning& tuning, cudaStream_t stream) {
   a.stages = std::clamp(tuning.stages > 0 ? tuning.stages : kHeadsStagesMax, kHeadsStagesMin,
                         kHeadsStagesMax);
   const bool extended = a.byte_parameters || s.cache.store.layout.format.key_bias;
-  while (heads_shared_bytes(a, extended) > device.shared_bytes_max) --a.stages;
+  while (heads_shared_bytes(a, tiles, extended) > device.shared_bytes_max) --a.stages;
   KIVI_VERIFY(a.stages >= kHeadsStagesMin);
   if (kind == DecodeLaunchKind::plan) {
-    plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, device.multiprocessors, 0, kHeadsGroups);
+    plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, device.multiprocessors, 0,
+                                                       heads_groups(tiles));
     return cudaGetLastError();
   }
-  return launch_decode_heads(a, s.cache.store.layout.format, device.multiprocessors,
+  return launch_decode_heads(a, tiles, s.cache.store.layout.format, device.multiprocessors,
                              kind == DecodeLaunchKind::next, stream);
 }
 
@@ -302,8 +309,10 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   const int d = layout.shape.head_dim;
   grid.wide = s.heads_q / layout.shape.heads > 8;
   const bool shares = shares_pages(s, workspace);
-  grid.all_heads = takes_all_heads(s, device) && !tuning.heads_apart && !shares;
-  const int head_tiles = grid.all_heads ? kHeadsTiles : grid.wide ? wide_head_tiles(d) : 1;
+  grid.heads_tiles = shares ? 0 : heads_tiles_of(s, device, tuning);
+  const int head_tiles = grid.heads_tiles > 0 ? grid.heads_tiles
+                         : grid.wide          ? wide_head_tiles(d)
+                                              : 1;
   DecodeLaunch a = describe(s, head_tiles);
   const size_t plan = size_t(plan_index(s.cache.store.layout.format, s.window_index));
   a.line = reinterpret_cast<Line*>(workspace.line.get()) + plan;
@@ -321,7 +330,7 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   a.policy = kKeepNormal;
   KIVI_VERIFY(a.sequence_count <= kSequencesMax);
   KIVI_VERIFY(int64_t(a.sequence_count) * a.kv_heads * a.head_blocks <= workspace.counters_count);
-  if (grid.all_heads) return a;
+  if (grid.heads_tiles > 0) return a;
   const bool extended = a.byte_parameters || layout.format.key_bias;
   // Time goes with instructions, and a page whose parameters become planes takes more of them a
   // byte.
@@ -389,7 +398,8 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   if (launch == nullptr) return cudaErrorInvalidValue;
   DecodeGrid grid{};
   DecodeLaunch a = describe_decode(s, device, workspace, tuning, grid);
-  if (grid.all_heads) return decode_attend_heads(s, a, kind, device, tuning, stream);
+  if (grid.heads_tiles > 0)
+    return decode_attend_heads(s, a, grid.heads_tiles, kind, device, tuning, stream);
   const bool plans = kind == DecodeLaunchKind::plan;
   grid.overlaps = kind == DecodeLaunchKind::next;
   if (a.shared_slots != nullptr) {

@@ -4,7 +4,7 @@
 //
 // A warpgroup computes what a warp computes in kv_attend_decode.cuh: it owns a piece of the line of
 // work. It unpacks the codes of 64 tokens once, into f16 numbers in registers, and multiplies up to
-// 72 query heads with them:
+// 72 query heads with them (40 if a step has few sequences: HeadsBlock):
 //
 //   S^T [64 tokens, 72 heads] = K q^T          A: keys in registers; warp w has 16 tokens from 16 w
 //   O^T [64 channels, 72 heads] += V^T P^T     A: values in registers; warp w has 16 channels
@@ -13,7 +13,7 @@
 // stmatrix. The one barrier of a unit makes P visible. It also tells whether any P came out too
 // large for the running maximum; then the unit is computed again with a new maximum.
 //
-// Warps of a fourth warpgroup start the copies, one for each warpgroup that computes.
+// Warps of one more warpgroup start the copies, one for each warpgroup that computes.
 //
 // Cost of a 64-token unit of 72 heads at 2 bits, a warp of four: 8 wgmma, 36 exp2, about 330
 // instructions in all. Reference: CpuBackend::do_kv_attend. Test: tests/cuda/kv_attend_test.cpp.
@@ -30,15 +30,14 @@ namespace {
 
 using namespace decode_heads;
 
-// Registers a thread of the warpgroups that compute and of the one that copies: together 512.
-constexpr int kComputeRegisters = 152, kCopyRegisters = 56, kLaunchRegisters = 128;
-
-template <int KB, int VB, bool X>
-__global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
+template <int NT, int KB, int VB, bool X>
+__global__ void __launch_bounds__(kThreads*(HeadsBlock<NT>::kGroups + 1), 1)
     kv_attend_decode_heads(const __grid_constant__ DecodeLaunch a) {
 #if KIVI_WGMMA
   extern __shared__ __align__(1024) std::byte shared[];
-  using Shared = HeadsShared<X>;
+  using Shared = HeadsShared<NT, X>;
+  using Block = HeadsBlock<NT>;
+  constexpr int kGroups = Block::kGroups;
   const Shared at(a.stages, a.stage_bytes);
   const int lane = threadIdx.x % 32;
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / kThreads, 0);
@@ -50,9 +49,9 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
   };
 
   let_next_start();
-  if (threadIdx.x < kHeadsGroups * 2 * a.stages)
+  if (threadIdx.x < kGroups * 2 * a.stages)
     barrier_init(shared_address(shared + at.barriers) + threadIdx.x * 8, 1);
-  if (threadIdx.x < 2 * kHeadsGroups) slots[threadIdx.x].id = -1;
+  if (threadIdx.x < 2 * kGroups) slots[threadIdx.x].id = -1;
   if (threadIdx.x < sizeof(Line) / 4)
     reinterpret_cast<uint32_t*>(shared + at.line)[threadIdx.x] =
         reinterpret_cast<const uint32_t*>(a.line)[threadIdx.x];
@@ -60,12 +59,12 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
   fence_before_async_copy();
   __syncthreads();
 
-  if (group == kHeadsGroups) {
-    registers_down<kCopyRegisters>();
-    if (warp < kHeadsGroups) {
-      const Piece piece = read_piece(a.pieces + blockIdx.x * kHeadsGroups + warp);
+  if (group == kGroups) {
+    registers_down<Block::kCopyRegisters>();
+    if (warp < kGroups) {
+      const Piece piece = read_piece(a.pieces + blockIdx.x * kGroups + warp);
       if (!(piece.begin == piece.end)) {
-        DecodeProducer<kD, KB, VB, kTilesN, false, false> producer(a, lane, piece);
+        DecodeProducer<kD, KB, VB, NT, false, false> producer(a, lane, piece);
         const uint32_t ring = shared_address(memory(warp) + Shared::kRing);
         int stage = 0;
         uint32_t parity = 1;
@@ -84,11 +83,11 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
       }
     }
   } else {
-    registers_up<kComputeRegisters>();
-    const Piece& piece = a.pieces[blockIdx.x * kHeadsGroups + group];
+    registers_up<Block::kComputeRegisters>();
+    const Piece& piece = a.pieces[blockIdx.x * kGroups + group];
     Cursor cursor = piece.begin;
     const Cursor end = piece.end;
-    HeadsGroup<KB, VB, X> state(a, group, warp, lane, memory(group));
+    HeadsGroup<NT, KB, VB, X> state(a, group, warp, lane, memory(group));
     const std::byte* ring = memory(group) + Shared::kRing;
     int stage = 0;
     uint32_t parity = 0;
@@ -99,7 +98,7 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
       const int units = extent.units(), row = extent.row;
       const bool stops = cursor.sequence == end.sequence && cursor.segment == end.segment;
       const int behind = stops ? end.unit : units;
-      const auto [heads, channel] = heads_of<kD, kTilesN>(a, cursor.segment);
+      const auto [heads, channel] = heads_of<kD, NT>(a, cursor.segment);
       state.begin(a.q + row * a.q_stride + channel, heads);
       for (int unit = cursor.unit; unit < behind;) {
         const int count = unit < extent.pages ? 1 : min(kTilesAtOnce, behind - unit);
@@ -154,43 +153,58 @@ __global__ void __launch_bounds__(kThreads*(kHeadsGroups + 1), 1)
       }
     }
   }
-  // All warps merge, with the registers that the launch gave them.
-  if (group == kHeadsGroups)
-    registers_up<kLaunchRegisters>();
-  else
-    registers_down<kLaunchRegisters>();
+  // All warps merge, with the registers that the launch gave them. Those that copy ask for theirs
+  // when there are any: to ask is to spin.
+  if (group != kGroups) registers_down<Block::kLaunchRegisters>();
   wait_for_previous();
   __syncthreads();
-  DecodeMerge<kD, kTilesN, false>{a, line}.run(
-      slots, kHeadsGroups,
-      [&](int slot) { return memory(slot / 2) + (slot % 2 == 1 ? 0 : at.partial); },
+  if (group == kGroups) registers_up<Block::kLaunchRegisters>();
+  DecodeMerge<kD, NT, false>{a, line}.run(
+      slots, kGroups, [&](int slot) { return memory(slot / 2) + (slot % 2 == 1 ? 0 : at.partial); },
       reinterpret_cast<int*>(shared + at.arrived), [](DecodePlace) {});
 #endif
 }
 
-template <bool X>
+template <int NT, bool X>
 auto* kernel_of(const KvFormat& f) {
   if (f.key_bits == 2)
-    return f.value_bits == 2 ? kv_attend_decode_heads<2, 2, X> : kv_attend_decode_heads<2, 4, X>;
-  return f.value_bits == 2 ? kv_attend_decode_heads<4, 2, X> : kv_attend_decode_heads<4, 4, X>;
+    return f.value_bits == 2 ? kv_attend_decode_heads<NT, 2, 2, X>
+                             : kv_attend_decode_heads<NT, 2, 4, X>;
+  return f.value_bits == 2 ? kv_attend_decode_heads<NT, 4, 2, X>
+                           : kv_attend_decode_heads<NT, 4, 4, X>;
+}
+
+template <int NT>
+int shared_bytes(const DecodeLaunch& a, bool extended) {
+  return extended ? HeadsShared<NT, true>(a.stages, a.stage_bytes).bytes
+                  : HeadsShared<NT, false>(a.stages, a.stage_bytes).bytes;
 }
 
 }  // namespace
 
-int heads_shared_bytes(const DecodeLaunch& a, bool extended) {
-  return extended ? HeadsShared<true>(a.stages, a.stage_bytes).bytes
-                  : HeadsShared<false>(a.stages, a.stage_bytes).bytes;
+int heads_groups(int tiles) {
+  return tiles == kHeadsTilesAll ? HeadsBlock<kHeadsTilesAll>::kGroups
+                                 : HeadsBlock<kHeadsTilesHalf>::kGroups;
 }
 
-cudaError_t launch_decode_heads(const DecodeLaunch& a, const KvFormat& format, int blocks,
-                                bool overlaps, cudaStream_t stream) {
+int heads_shared_bytes(const DecodeLaunch& a, int tiles, bool extended) {
+  return tiles == kHeadsTilesAll ? shared_bytes<kHeadsTilesAll>(a, extended)
+                                 : shared_bytes<kHeadsTilesHalf>(a, extended);
+}
+
+cudaError_t launch_decode_heads(const DecodeLaunch& a, int tiles, const KvFormat& format,
+                                int blocks, bool overlaps, cudaStream_t stream) {
   const bool extended = a.byte_parameters || format.key_bias;
-  auto* kernel = extended ? kernel_of<true>(format) : kernel_of<false>(format);
-  const size_t bytes = size_t(heads_shared_bytes(a, extended));
+  const bool all = tiles == kHeadsTilesAll;
+  auto* kernel = extended ? (all ? kernel_of<kHeadsTilesAll, true>(format)
+                                 : kernel_of<kHeadsTilesHalf, true>(format))
+                          : (all ? kernel_of<kHeadsTilesAll, false>(format)
+                                 : kernel_of<kHeadsTilesHalf, false>(format));
+  const size_t bytes = size_t(heads_shared_bytes(a, tiles, extended));
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
   if (error != cudaSuccess) return error;
-  const dim3 grid{unsigned(blocks)}, block(unsigned(kThreads * (kHeadsGroups + 1)));
+  const dim3 grid{unsigned(blocks)}, block(unsigned(kThreads * (heads_groups(tiles) + 1)));
   if (overlaps) return launch_overlapped(kernel, grid, block, bytes, stream, a);
   kernel<<<grid, block, bytes, stream>>>(a);
   return cudaGetLastError();

@@ -12,10 +12,11 @@ struct DecodeGrid {
   int blocks;
   int warps;  // a block
   size_t shared_bytes;
-  bool wide;       // wide_head_tiles blocks of 8 query heads a warp, else one
-  bool all_heads;  // the kernel of kv_attend_decode_heads.h: only `wide` is set besides
-  bool overlaps;   // with the kernel before
-  bool beside;     // little work goes to blocks that run beside attend_shared
+  bool wide;  // wide_head_tiles blocks of 8 query heads a warp, else one
+  // Of the kernel of kv_attend_decode_heads.h: only `wide` is set besides. 0: it is another kernel.
+  int heads_tiles;
+  bool overlaps;  // with the kernel before
+  bool beside;    // little work goes to blocks that run beside attend_shared
 };
 
 // A launch of kv_attend_decode over the cut that a launch `plan` with the same tuning makes, and

@@ -216,9 +216,22 @@ __device__ __forceinline__ void wgmma_registers_rows(float (&c)[64], const uint3
 #endif
 }
 
+// c [64, 40] f32 = (or, where `adds`, +=) A B: A [64, 16] f16 in registers, B [16, 40] f16 with k
+// contiguous.
+__device__ __forceinline__ void wgmma_rows(float (&c)[20], const uint32_t* a, uint64_t b, bool adds) {
+#if KIVI_WGMMA
+  asm volatile(
+      "{\n.reg .pred adds;\n"
+      "setp.ne.b32 adds, %25, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n40k16.f32.f16.f16 {" KIVI_WGMMA_NAMES_16 ", %16, %17, %18, %19}, {%20, %21, %22, %23}, %24, adds, 1, 1, 0;\n}"
+      : KIVI_WGMMA_SUMS_16(c, 0), KIVI_WGMMA_SUMS_4(c, 16)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)));
+#endif
+}
+
 // c [64, 72] f32 = (or, where `adds`, +=) A B: A [64, 16] f16 in registers, B [16, 72] f16 with k
 // contiguous.
-__device__ __forceinline__ void wgmma_rows72(float (&c)[36], const uint32_t* a, uint64_t b, bool adds) {
+__device__ __forceinline__ void wgmma_rows(float (&c)[36], const uint32_t* a, uint64_t b, bool adds) {
 #if KIVI_WGMMA
   asm volatile(
       "{\n.reg .pred adds;\n"

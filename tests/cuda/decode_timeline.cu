@@ -37,7 +37,7 @@ bool print_timeline(const std::function<cuda::DecodeArguments(int)>& arguments,
   cuda::DecodeGrid grid{};
   const cuda::DecodeLaunch first =
       cuda::describe_decode(arguments(0), device, workspace, tuning, grid);
-  if (launch == nullptr || grid.wide || grid.all_heads) return false;
+  if (launch == nullptr || grid.wide || grid.heads_tiles > 0) return false;
   const size_t warps = size_t(grid.blocks) * size_t(grid.warps);
   const size_t fields = warps * cuda::kDecodeFields;
   const DeviceMemory times = make_device_memory(kLaunches * fields * sizeof(uint64_t));
