@@ -236,7 +236,9 @@ int heads_tiles_of(const DecodeArguments& s, const CudaProperties& device,
       segments < kHeadsSegmentsMin || tuning.heads_apart)
     return 0;
   if (tuning.heads_tiles > 0) return tuning.heads_tiles;
-  return segments < kHeadsSegmentsMany ? kHeadsTilesHalf : kHeadsTilesAll;
+  // Half of the heads with parameters of 8 bits or a key bias has spills, and was not measured.
+  const bool extended = layout.format.parameter_bits == 8 || layout.format.key_bias;
+  return segments < kHeadsSegmentsMany && !extended ? kHeadsTilesHalf : kHeadsTilesAll;
 }
 
 int head_tiles_of(const KvShape& shape, int heads_q) {
