@@ -383,7 +383,7 @@ struct TileParts {
     joining = last - first + (first_unit(last + 1, p.units) <= end ? 1 : 0);
     first_is_second = first_unit(first, p.units) < begin;
   }
-  __device__ __forceinline__ bool whole() const { return first == last; }
+  [[maybe_unused]] __device__ __forceinline__ bool whole() const { return first == last; }
   template <int Rows>
   __device__ __forceinline__ float4* part(const TileProduct& p, int block) const {
     const int second = block == first && first_is_second ? 1 : 0;
