@@ -86,14 +86,14 @@ struct Line {
   return line;
 }
 
-// Bytes `first` and `second` (selectors of __byte_perm) of four codes as two numbers of W.
+// Bytes (selectors of __byte_perm) of four codes as two numbers of W.
 template <class T>
 __device__ __forceinline__ uint32_t two_weights(uint32_t codes, const uint32_t (&bytes)[2],
-                                                float scale, float minimum) {
+                                                const auto& weight_of) {
   float w[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i)
-    w[i] = fmaf(scale, __uint_as_float(__byte_perm(codes, 0x43000000u, bytes[i])), minimum);
+    w[i] = weight_of(__uint_as_float(__byte_perm(codes, 0x43000000u, bytes[i])));
   if constexpr (std::is_same_v<T, __half>) {
     return as_u32(__floats2half2_rn(w[0], w[1]));
   } else {
@@ -102,11 +102,29 @@ __device__ __forceinline__ uint32_t two_weights(uint32_t codes, const uint32_t (
   }
 }
 
+// W = scale * (code - zero) for a lane's two rows, for f16. zero: 128 more than the zero point. One
+// product in fp32 rounds as the CPU's does. In the form of Line, a weight half-way between two
+// numbers of f16 could become the other one, and with one scale for a row, all its weights of one
+// code did.
+struct ZeroLine {
+  float scale[2], zero[2];
+};
+
+[[maybe_unused]] __device__ __forceinline__ ZeroLine zero_line_of(const TwoScales& s) {
+  ZeroLine line;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    line.scale[row] = s.scale[row];
+    line.zero[row] = float(s.zero[row]) + 128.0f;
+  }
+  return line;
+}
+
 // Codes of a block, rows 2 g and 2 g + 1, as operands A of two products. `at`: the lane's word of
-// positions 2t and 2t + 1 of k.
+// positions 2t and 2t + 1 of k. weight_of(row, 128 + code): a number of W.
 template <class T>
-__device__ __forceinline__ void make_weights(const unsigned char* at, const Line& line,
-                                             uint32_t (&a)[2][4]) {
+__device__ __forceinline__ void make_weights_of(const unsigned char* at, uint32_t (&a)[2][4],
+                                                const auto& weight_of) {
   const uint32_t select = 0x7044u + threadIdx.x % 2 * 0x0200u,
                  bytes[2] = {select, select + 0x0100u};
   const uint2 words[2] = {*reinterpret_cast<const uint2*>(at),
@@ -118,9 +136,23 @@ __device__ __forceinline__ void make_weights(const unsigned char* at, const Line
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const uint32_t word = row == 0 ? words[part].x : words[part].y;
-        a[h][2 * part + row] =
-            two_weights<T>(word >> (4 * h) & kNibbles, bytes, line.scale[row], line.minimum[row]);
+        a[h][2 * part + row] = two_weights<T>(word >> (4 * h) & kNibbles, bytes,
+                                              [&](float code) { return weight_of(row, code); });
       }
+}
+
+template <class T>
+__device__ __forceinline__ void make_weights(const unsigned char* at, const Line& line,
+                                             uint32_t (&a)[2][4]) {
+  make_weights_of<T>(
+      at, a, [&](int row, float code) { return fmaf(line.scale[row], code, line.minimum[row]); });
+}
+
+template <class T>
+__device__ __forceinline__ void make_weights(const unsigned char* at, const ZeroLine& line,
+                                             uint32_t (&a)[2][4]) {
+  make_weights_of<T>(
+      at, a, [&](int row, float code) { return line.scale[row] * (code - line.zero[row]); });
 }
 
 // W = (high + low) * (code - zero) for a lane's two rows. All are two equal numbers of bf16. `high`
@@ -218,7 +250,8 @@ constexpr bool kScalesSums = SB == kBlocks&& Rows <= kTileProductRowsExactGroups
 template <class T, int Rows, int SB>
 using LineOf = std::conditional_t<
     kScalesSums<Rows, SB>, CodeLine,
-    std::conditional_t<!std::is_same_v<T, __half> && SB == kBlocks, PairLine, Line>>;
+    std::conditional_t<SB != kBlocks, Line,
+                       std::conditional_t<std::is_same_v<T, __half>, ZeroLine, PairLine>>>;
 
 template <bool kFirst, class A, class B>
 __device__ __forceinline__ auto& first_if(A& first, B& second) {
@@ -344,6 +377,8 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
         line = code_line_of<T>(of_rows);
       else if constexpr (std::is_same_v<L, PairLine>)
         line = pair_line_of(of_rows);
+      else if constexpr (std::is_same_v<L, ZeroLine>)
+        line = zero_line_of(of_rows);
       else
         line = line_of(of_rows);
     }

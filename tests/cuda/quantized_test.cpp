@@ -162,7 +162,7 @@ TEST_CASE("quantized: products of many rows by 4-bit matrices equal the CPU's") 
     for (const DType type : kTypes)
       for (const int t : {65, 100, 128, 129, 300, 1100}) {
         check(random, w, type, type, t, t == 129);
-        if (t > 128) check(random, w, type, DType::f32, t, false);
+        if (t >= 100) check(random, w, type, DType::f32, t, false);
       }
   }
   // More than one slab.
