@@ -412,6 +412,22 @@ def check_names():
     return failures
 
 
+def loose_bases(name, text):
+    """Bases of a Dockerfile that a registry may replace: neither scratch, nor an argument, nor pinned."""
+    failures = []
+    for match in re.finditer(r"^(?:FROM|ARG \w*BASE=) *(\S+)", text, re.MULTILINE):
+        base = match.group(1)
+        if base != "scratch" and not base.startswith("${") and not re.search(r"@sha256:[0-9a-f]{64}$", base):
+            failures.append(f"{name}: {base} is not pinned by a digest")
+    return failures
+
+
+def check_bases():
+    """Both Dockerfiles name their bases by digest."""
+    return [failure for name in ("docker/Dockerfile", ".devcontainer/Dockerfile")
+            for failure in loose_bases(name, (ROOT / name).read_text(encoding="utf-8"))]
+
+
 def check_drawings():
     """The pictures of docs/design are what their script draws."""
     run = subprocess.run([str(ROOT / "scripts/draw-design"), "--check"], capture_output=True, text=True)
@@ -472,6 +488,9 @@ def self_test():
     assert missing_tests("docs/security.md", "| x | b_test `One` |", attacks)
     table = 'kFull{"full", "busy_error", 503, x}, kOdd{"odd", "odd_error", 400, x}'
     assert unlisted_codes(table, "| 503 | full, over | x |\n| 400 | odd_one | x |\n| 500 | odd | x |") == ["400 odd"]
+    pinned = "debian:bookworm@sha256:" + "0" * 64
+    assert not loose_bases("Dockerfile", f"ARG RUN_BASE={pinned}\nFROM ${{RUN_BASE}} AS root\nFROM scratch\n")
+    assert loose_bases("Dockerfile", "ARG RUN_BASE=debian:bookworm\n") and loose_bases("Dockerfile", "FROM debian\n")
     assert missing('def f():\n    """As kernels/lost.h\n    does."""\n', "tests/a.py")
     assert missing('"""Run:\n\n    kernels/lost.py [-k NAME]\n"""\n', "tests/a.py")
     assert not missing('TEXT = """names kernels/lost.h"""\n', "tests/a.py")
@@ -486,6 +505,7 @@ def main():
     assert files, f"no sources under {ROOT}"
     failures = check_licenses(files) + check_layers(files) + check_types(files) + check_paths()
     failures += check_links() + check_names() + check_tests() + check_drawings() + check_errors()
+    failures += check_bases()
     failures += check_headers_compile(files, arguments.compiler)
     check_lengths(files)
     for failure in failures:
