@@ -27,11 +27,16 @@ class Walk:
     """The program, which has begun to listen."""
 
     def __init__(self, format_name, seed, operations):
-        self.endpoint, self.replay_endpoint = free_endpoint(), free_endpoint()
-        self.process = subprocess.Popen(
-            [WALK, self.endpoint, self.replay_endpoint, TOPIC, str(seed), str(operations), format_name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline() == "listening\n"
+        # Another program may take a free port before this one does.
+        for _ in range(5):
+            self.endpoint, self.replay_endpoint = free_endpoint(), free_endpoint()
+            self.process = subprocess.Popen(
+                [WALK, self.endpoint, self.replay_endpoint, TOPIC, str(seed), str(operations), format_name],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            if self.process.stdout.readline() == "listening\n":
+                return
+            self.close()
+        raise AssertionError("the program has not begun to listen in five tries")
 
     def next(self):
         self.process.stdin.write("\n")
