@@ -246,7 +246,7 @@ __device__ __forceinline__ void make_weights(const unsigned char* at, const Code
 
 // int4 alone has one scale for all blocks of a stage, and it has no minimum.
 template <int Rows, int SB>
-constexpr bool kScalesSums = SB == kBlocks&& Rows <= kTileProductRowsExactGroups;
+constexpr bool kScalesSums = (SB == kBlocks) && (Rows <= kTileProductRowsExactGroups);
 template <class T, int Rows, int SB>
 using LineOf = std::conditional_t<
     kScalesSums<Rows, SB>, CodeLine,
