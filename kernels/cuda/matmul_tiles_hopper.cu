@@ -26,6 +26,7 @@
 
 #include "kernels/cuda/matmul_tiles.cuh"
 #include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/tensor_map_encoder.cuh"
 #include "kernels/cuda/wgmma_rows.cuh"
 
 namespace kivi::cuda {
@@ -617,15 +618,7 @@ __global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
 bool make_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t width,
               int64_t rows, int64_t row_bytes, int box_width, int box_rows,
               CUtensorMapSwizzle swizzle) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                               12000, cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess
-               ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)
-               : nullptr;
-  }();
+  const auto encode = tensor_map_encoder();
   if (encode == nullptr) return false;
   const cuuint64_t sizes[2] = {cuuint64_t(width), cuuint64_t(rows)};
   const cuuint64_t strides[1] = {cuuint64_t(row_bytes)};

@@ -30,6 +30,7 @@
 #include "kernels/cuda/prefill_hopper_loader.cuh"
 #include "kernels/cuda/prefill_state.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/tensor_map_encoder.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "kernels/cuda/wgmma_softmax.cuh"
 
@@ -251,15 +252,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 // of `box_rows` rows of a head. Of one head, it has two dimensions.
 cudaError_t make_tensor_map(const void* data, int64_t rows, int64_t heads, int64_t head_dim,
                             int box_rows, CUtensorMapSwizzle swizzle, CUtensorMap& map) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                               12000, cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess
-               ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)
-               : nullptr;
-  }();
+  const auto encode = tensor_map_encoder();
   if (encode == nullptr) return cudaErrorNotSupported;
   const auto rows_seen = cuuint64_t(std::max<int64_t>(rows, box_rows));
   const auto width = cuuint64_t(head_dim);
