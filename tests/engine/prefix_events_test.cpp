@@ -39,7 +39,7 @@ class Forgetful : public PrefixMirror {
 
 }  // namespace
 
-TEST_CASE("after every operation an observer knows exactly the blocks that are kept") {
+TEST_CASE("after every operation an observer knows exactly the blocks that are kept", "[long]") {
   const uint64_t seed = GENERATE(1, 2, 3);
   for (const KvFormat& format : kFormats) {
     INFO("seed " << seed << ", sinks " << format.sinks << ", residual " << format.residual);

@@ -52,7 +52,7 @@ void evict(LoadedModel& loaded, int count = 6) {
 
 }  // namespace
 
-TEST_CASE("a hit from the host's memory has the bits of a hit from the store") {
+TEST_CASE("a hit from the host's memory has the bits of a hit from the store", "[long]") {
   const auto [format, mode] =
       GENERATE(table<std::string, PrefillMode>({{"fp16", PrefillMode::exact},
                                                 {"fp8", PrefillMode::exact},

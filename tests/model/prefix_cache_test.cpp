@@ -111,10 +111,8 @@ TEST_CASE("samples that share pages whose values came early are those that are c
           "[long]") {
   const auto [format, residual] = GENERATE(
       table<std::string, int>({{"kivi2", 32}, {"kivi4", 128}, {"kivi2.5", 32}, {"kivi2.5", 128}}));
-  // One chunk, and chunks that are staged.
-  const int chunk = GENERATE(400, 96);
-  // Behind the last boundary: a few tokens, or many.
-  const int length = GENERATE(326, 340);
+  // One chunk and a few tokens behind the last boundary, or chunks that are staged and many tokens.
+  const auto [chunk, length] = GENERATE(table<int, int>({{400, 326}, {96, 340}}));
   CAPTURE(format, residual, chunk, length);
   EngineConfig config = config_of(format, PrefillMode::exact, chunk);
   config.kivi_residual_length = residual;

@@ -80,7 +80,7 @@ TEST_CASE("The mean, the 99th percentile and the agreement are over all rows") {
   CHECK(result.top1_agreement == Approx(double(same) / 201));
 }
 
-TEST_CASE("Through the engine: no divergence of fp16 from itself, more with fewer bits") {
+TEST_CASE("Through the engine: no divergence of fp16 from itself, more with fewer bits", "[long]") {
   std::vector<std::vector<int32_t>> prompts(3);
   for (int i = 0; i < 3 * 150; ++i) prompts[size_t(i / 150)].push_back(3 + i * 37 % 4000);
   const auto fp16 = scoring_model("fp16", 64);

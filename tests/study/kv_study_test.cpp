@@ -142,7 +142,8 @@ TEST_CASE("Simulated keys and values are what the product's store gives back") {
   CHECK(wrong == 0);
 }
 
-TEST_CASE("A study that looks, or simulates 16 bits, changes no loss; fewer bits change more") {
+TEST_CASE("A study that looks, or simulates 16 bits, changes no loss; fewer bits change more",
+          "[long]") {
   const std::string name = GENERATE("tales-llama", "tales-mistral", "tales-falcon");
   CAPTURE(name);
   const std::vector<int32_t> ids = some_text(name, 256);
@@ -167,7 +168,7 @@ TEST_CASE("A study that looks, or simulates 16 bits, changes no loss; fewer bits
   CHECK(losses(*study, ids) == plain);
 }
 
-TEST_CASE("With a residual, what is read is near what the product's own format reads") {
+TEST_CASE("With a residual, what is read is near what the product's own format reads", "[long]") {
   const std::vector<int32_t> ids = some_text("tales-llama", 256);
   const auto study = study_of("tales-llama", 256, 32);
   const std::vector<float> plain = losses(*study, ids);

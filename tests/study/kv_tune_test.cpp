@@ -34,7 +34,8 @@ std::string message_of(const TuneOptions& o) {
 
 }  // namespace
 
-TEST_CASE("A tuned table keeps its budget and is estimated no worse than any plain format in it") {
+TEST_CASE("A tuned table keeps its budget and is estimated no worse than any plain format in it",
+          "[long]") {
   const auto report = tune_layer_bits(small_options(), [](const std::string&) {});
   if (!report.ok()) FAIL(report.error().message);
   REQUIRE(report->uniform.size() == 4);

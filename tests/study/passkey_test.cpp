@@ -77,7 +77,7 @@ TEST_CASE("A pass key prompt holds the key at the asked depth, within the asked 
   CHECK_FALSE(passkey_prompt({}, tokenizer, 200, 0.5, options, 0).ok());
 }
 
-TEST_CASE("A key's rank is among its distractors, and counts are of all trials") {
+TEST_CASE("A key's rank is among its distractors, and counts are of all trials", "[long]") {
   const auto model = scoring_model("kivi4", 256);
   PasskeyOptions options;
   options.lengths = {96, 128};
