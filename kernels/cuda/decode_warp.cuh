@@ -14,9 +14,12 @@ inline constexpr float kLazyMaximum = 2.f;  // log2: P may reach 4 before the ma
 
 // One warp's attention over one segment. D: head_dim; KB, VB: bits of keys and values; NT: blocks
 // of 8 query heads; X: parameters may be bytes, and keys have a bias. G32: groups have 32 numbers,
-// and with X, parameters are bytes. Then the offsets in a stage are constants.
-template <int D, int KB, int VB, int NT, bool X, bool G32 = false>
+// and with X, parameters are bytes. Then the offsets in a stage are constants. FOUR (with G32): a
+// KV head has at most four query heads. Each of them has two columns of operand B, one for each
+// token group of a unit.
+template <int D, int KB, int VB, int NT, bool X, bool G32 = false, bool FOUR = false>
 struct DecodeWarp {
+  static_assert(!FOUR || (G32 && NT == 1));
   static constexpr int kKeyTiles = D / 16;
   static constexpr int kKeyWords = KB == 16 ? 4 : 2 * ((D * KB + 127) / 128);  // a lane and tile
   static constexpr int kValueWords = VB == 16 ? 4 : VB;  // a lane and channel tile
@@ -35,6 +38,11 @@ struct DecodeWarp {
 
   // Head size 64 has no registers for a second copy of q, and 128 has more spills without it.
   static constexpr bool kCopies = kWeighs && D == 128;
+
+  // The head whose column (operand B) or row (operand A) lane g has, and the token group of a page
+  // whose logits it is for. With FOUR, the products with 16-bit rows have each head twice.
+  __device__ __forceinline__ int head_of(int n) const { return FOUR ? g % 4 : n * 8 + g; }
+  __device__ __forceinline__ bool has_second() const { return FOUR && g >= 4; }
 
   // q in operand B's order, times a power of two for each head (and times 4^-p where kWeighs and
   // not kCopies); the same times 4^-p; what 1/256 of the square of a scale is multiplied with for
@@ -57,7 +65,7 @@ struct DecodeWarp {
   __device__ __forceinline__ void load_queries(const __half* from, int heads) {
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-      const int head = n * 8 + g < heads ? n * 8 + g : 0;
+      const int head = head_of(n) < heads ? head_of(n) : 0;
       const uint32_t* row = reinterpret_cast<const uint32_t*>(from + head * D + 2 * t);
 #pragma unroll
       for (int i = 0; i < kKeyTiles * 2; ++i) q[n][i] = EARLY ? __ldcg(row + i * 4) : row[i * 4];
@@ -79,8 +87,9 @@ struct DecodeWarp {
       static_assert(kKeyNormal == 1.f || kKeyNormal == 16.f);
       const int exponent = min(15, kLargest - int(__float_as_uint(largest) >> 23));
       const float normal = __uint_as_float(uint32_t(127 + exponent) << 23);
-      const uint32_t normal2 = as_u32(__float2half2_rn(n * 8 + g < heads ? normal : 0.f));
-      const float f = a.scale_log2 / normal;
+      const uint32_t normal2 = as_u32(__float2half2_rn(head_of(n) < heads ? normal : 0.f));
+      // Over `normal`, a power of two.
+      const float f = a.scale_log2 * __uint_as_float(uint32_t(127 - exponent) << 23);
       const uint32_t bias = as_u32(__float2half2_rn(f * a.bias));
 #pragma unroll
       for (int i = 0; i < kKeyTiles * 2; ++i) {
@@ -136,7 +145,7 @@ struct DecodeWarp {
       for (int j = 0; j < 2; ++j) {
         float most = top[n][j];
 #pragma unroll
-        for (int mask = 4; mask < 32; mask *= 2)
+        for (int mask = FOUR ? 2 : 4; mask < 32; mask *= 2)
           most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, mask));
         most = fmaxf(most, maximum[n][j]);
         const float alpha = exp2_fast(maximum[n][j] - most);
@@ -160,9 +169,9 @@ struct DecodeWarp {
   }
 
   // What the minima of two token groups, and their key bias, add to the logits (log2) of heads 2t
-  // and 2t + 1: q is operand A, whose rows are the heads, and the parameters are operand B, a
-  // column for each group. `minima`: their plane (X), or those of the first group; those of the
-  // second one are `second` bytes behind.
+  // and 2t + 1 (FOUR: lift[0] is that of the columns 2t and 2t + 1): q is operand A, whose rows are
+  // the heads, and the parameters are operand B, a column for each group. `minima`: their plane
+  // (X), or those of the first group; those of the second one are `second` bytes behind.
   __device__ __forceinline__ void find_lifts(float (&lift)[2][NT][2], const std::byte* minima,
                                              int second) const {
     float part[NT][2][4] = {};  // two chains of products
@@ -191,20 +200,25 @@ struct DecodeWarp {
       }
     }
 #pragma unroll
-    for (int n = 0; n < NT; ++n)
+    for (int n = 0; n < NT; ++n) {
+      float of[2];  // both groups: of head g, in all lanes t (X: one half, the other in lane t ^ 1)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        float sum;  // of head g, in all lanes t
-        if constexpr (X) {
-          sum = t % 2 == 0 ? part[n][0][j] + part[n][1][j] : part[n][0][2 + j] + part[n][1][2 + j];
-          sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        } else {
-          sum = part[n][0][j] + part[n][1][2 + j];
-        }
+        if constexpr (X)
+          of[j] = select(t % 2 == 0, part[n][0][j] + part[n][1][j],
+                         part[n][0][2 + j] + part[n][1][2 + j]);
+        else
+          of[j] = part[n][0][j] + part[n][1][2 + j];
+      }
+      if constexpr (FOUR) of[0] = select(has_second(), of[1], of[0]);
+#pragma unroll
+      for (int j = 0; j < (FOUR ? 1 : 2); ++j) {
+        if constexpr (X) of[j] += __shfl_xor_sync(0xffffffffu, of[j], 1);
 #pragma unroll
         for (int h = 0; h < 2; ++h)
-          lift[j][n][h] = __shfl_sync(0xffffffffu, sum, 8 * t + 4 * h) * factor[n][h];
+          lift[j][n][h] = __shfl_sync(0xffffffffu, of[j], 8 * t + 4 * h) * factor[n][h];
       }
+    }
   }
 
   // q' = q * 4^-p * scale of one key group. `scales`: its scales, or its plane of scales (X).
@@ -323,11 +337,18 @@ struct DecodeWarp {
           __syncwarp();
         }
         find_lifts(lift, keys + Planes::kMinima, second);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
+        if constexpr (FOUR) {
           uint32_t scaled[NT][kKeyTiles * 2];
-          scale_queries(scaled, keys + h * second);
-          key_tiles<2>(s + 2 * h, stage, 2 * h, scaled);
+          scale_queries(scaled, has_second() ? keys + second : keys);
+#pragma unroll
+          for (int h = 0; h < 2; ++h) key_tiles<2>(s + 2 * h, stage, 2 * h, scaled);
+        } else {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            uint32_t scaled[NT][kKeyTiles * 2];
+            scale_queries(scaled, keys + h * second);
+            key_tiles<2>(s + 2 * h, stage, 2 * h, scaled);
+          }
         }
       } else {
 #pragma unroll
@@ -346,23 +367,46 @@ struct DecodeWarp {
           }
           // Parameters of a group without a token that counts may be anything.
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          if (low < 32 * (j + 1) && end > 32 * j) continue;
+        for (int j = 0; j < (FOUR ? 1 : 2); ++j) {
+          const int group = FOUR ? t / 2 : j;
+          if (low < 32 * (group + 1) && end > 32 * group) continue;
 #pragma unroll
           for (int n = 0; n < NT; ++n) lift[j][n][0] = lift[j][n][1] = 0;
         }
       }
       constexpr float kUnit = kCodes ? kKeyUnit : 1.f;
-      raise_maximum(s, kUnit, lift);
       uint32_t p[NT][8];
+      if constexpr (FOUR) {
+        // Columns below 4 count of the first group's tiles, the others of the second group's.
+        float both[2][NT][4];
 #pragma unroll
-      for (int n = 0; n < NT; ++n)
+        for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+          for (int r = 0; r < 4; ++r) both[i][0][r] = select(t < 2, s[i][0][r], s[i + 2][0][r]);
+        raise_maximum(both, kUnit, lift);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
           uint32_t b[2];
-          probabilities(s[i][n], n, kUnit, lift[i / 2], b);
-          p[n][2 * i] = b[0], p[n][2 * i + 1] = b[1];
+          probabilities(both[i][0], 0, kUnit, lift[0], b);
+          // The second group's P moves to the heads' columns. In the other columns P belongs to
+          // other tokens than the values do: nobody reads what they make.
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            p[0][2 * i + r] = b[r];
+            p[0][2 * i + r + 4] = __shfl_xor_sync(0xffffffffu, b[r], 16);
+          }
         }
+      } else {
+        raise_maximum(s, kUnit, lift);
+#pragma unroll
+        for (int n = 0; n < NT; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            uint32_t b[2];
+            probabilities(s[i][n], n, kUnit, lift[i / 2], b);
+            p[n][2 * i] = b[0], p[n][2 * i + 1] = b[1];
+          }
+      }
       page_values(stage, values, p);
       pages_open = true;
     }

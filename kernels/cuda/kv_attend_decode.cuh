@@ -92,7 +92,7 @@ struct DecodeClock {
 
 // SHARES: attend_shared has attended to the pages that sequences share. Other launches do without
 // the registers that its states take.
-template <int D, int KB, int VB, int NT, bool X, bool SHARES, bool G32, bool TIMED>
+template <int D, int KB, int VB, int NT, bool X, bool SHARES, bool G32, bool FOUR, bool TIMED>
 __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
     kv_attend_decode(const __grid_constant__ DecodeLaunch a) {
   extern __shared__ __align__(128) std::byte shared[];
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
     Cursor cursor = piece.begin;
     const Cursor end = piece.end;
     DecodeProducer<D, KB, VB, NT, X, true, G32> producer(a, lane, piece);
-    DecodeWarp<D, KB, VB, NT, X, G32> state(a, lane, ones);
+    DecodeWarp<D, KB, VB, NT, X, G32, FOUR> state(a, lane, ones);
     // Of the cursor's segment. What only tiles and the ends of a segment need is read there again:
     // it would take registers from the pages.
     int pages, low, values_end;  // positions from its first page on

@@ -88,6 +88,18 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// x where `first`, else y: for a choice that may differ between lanes, and must not become a
+// branch.
+__device__ __forceinline__ float select(bool first, float x, float y) {
+  float z;
+  asm("{\n.reg .pred first;\n"
+      "setp.ne.s32 first, %3, 0;\n"
+      "selp.f32 %0, %1, %2, first;\n}"
+      : "=f"(z)
+      : "f"(x), "f"(y), "r"(int(first)));
+  return z;
+}
+
 __device__ __forceinline__ uint32_t as_u32(__half2 x) { return *reinterpret_cast<uint32_t*>(&x); }
 __device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_cast<__half2*>(&x); }
 __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {

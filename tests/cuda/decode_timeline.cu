@@ -17,12 +17,8 @@ using Timed = cudaError_t (*)(const cuda::DecodeLaunch&, const cuda::DecodeGrid&
 template <int D>
 Timed timed_of(const KvFormat& f) {
   if (f.kind != KvKind::kivi || f.key_bits != 2 || f.value_bits != 2) return nullptr;
-  const bool bytes = f.parameter_bits == 8, extended = bytes || f.key_bias;
-  if (f.group == 32 && bytes == extended)
-    return extended ? &cuda::launch_decode_kernel<D, 2, 2, 1, true, false, true, true>
-                    : &cuda::launch_decode_kernel<D, 2, 2, 1, false, false, true, true>;
-  return extended ? &cuda::launch_decode_kernel<D, 2, 2, 1, true, false, false, true>
-                  : &cuda::launch_decode_kernel<D, 2, 2, 1, false, false, false, true>;
+  return f.parameter_bits == 8 || f.key_bias ? &cuda::launch_decode_narrow<D, 2, 2, true, true>
+                                             : &cuda::launch_decode_narrow<D, 2, 2, false, true>;
 }
 
 }  // namespace
