@@ -153,12 +153,13 @@ __global__ void __launch_bounds__(kThreads*(HeadsBlock<NT>::kGroups + 1), 1)
       }
     }
   }
-  // All warps merge, with the registers that the launch gave them. Those that copy ask for theirs
-  // when there are any: to ask is to spin.
+  // All warps merge, with the registers that the launch gave them. To ask for more is to spin until
+  // there are any. Where a block has few pages, those that copy ask behind the barrier.
   if (group != kGroups) registers_down<Block::kLaunchRegisters>();
+  if (group == kGroups && NT == kHeadsTilesAll) registers_up<Block::kLaunchRegisters>();
   wait_for_previous();
   __syncthreads();
-  if (group == kGroups) registers_up<Block::kLaunchRegisters>();
+  if (group == kGroups && NT != kHeadsTilesAll) registers_up<Block::kLaunchRegisters>();
   DecodeMerge<kD, NT, false>{a, line}.run(
       slots, kGroups, [&](int slot) { return memory(slot / 2) + (slot % 2 == 1 ? 0 : at.partial); },
       reinterpret_cast<int*>(shared + at.arrived), [](DecodePlace) {});
