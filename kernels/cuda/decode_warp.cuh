@@ -36,8 +36,9 @@ struct DecodeWarp {
   static constexpr float kKeyNormal = X ? Planes::kKeyNormal : 1.f;  // scales of keys carry it
   static constexpr float kKeyUnit = 1 / (kCodeUnit * kKeyNormal);
 
-  // Head size 64 has no registers for a second copy of q, and 128 has more spills without it.
-  static constexpr bool kCopies = kWeighs && D == 128;
+  // Head size 64 has no registers for a second copy of q (but with FOUR), and 128 has more spills
+  // without it.
+  static constexpr bool kCopies = kWeighs && (D == 128 || FOUR);
 
   // The head whose column (operand B) or row (operand A) lane g has, and the token group of a page
   // whose logits it is for. With FOUR, the products with 16-bit rows have each head twice.
