@@ -29,9 +29,10 @@
 // Products into one accumulator wait for each other, so two tiles always take turns.
 //
 // Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, 585 instructions a warp in
-// page_unit (76 mma) and about 55 for the copy; with 8-bit parameters and a bias 5120 bytes and 678
-// instructions. docs/design/decode-attention.md has the count and the times. Reference:
-// CpuBackend::do_kv_attend. Test: tests/cuda/kv_attend_test.cpp.
+// page_unit (76 mma) and about 55 for the copy; with 8-bit parameters and a bias 5120 bytes and 663
+// instructions. With at most four query heads on a KV head (FOUR), 550 and 621.
+// docs/design/decode-attention.md has the count and the times. Reference: CpuBackend::do_kv_attend.
+// Test: tests/cuda/kv_attend_test.cpp.
 #pragma once
 
 #include "kernels/cuda/decode_merge.cuh"
