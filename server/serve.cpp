@@ -245,13 +245,19 @@ Result<std::string> reload_certificates(FrontEnds& fronts) {
   return std::string(fronts.tls() ? "the certificates were read again" : "there is no TLS");
 }
 
-// Refuses new work and gives running work its time. Health checks see it at once.
+// Takes new work for as long as clients and proxies may need to notice, then refuses it and gives
+// running work its time. Health checks see it at once.
 void drain(const ServerConfig& config, Engine& engine, FrontEnds& fronts, AsyncLog& log) {
   const Clock::time_point start = Clock::now();
-  const EndLimit limit(std::chrono::seconds(config.shutdown_timeout) + 2 * kFlushTime,
+  const std::chrono::seconds delay(config.drain_delay), timeout(config.shutdown_timeout);
+  const EndLimit limit(delay + timeout + 2 * kFlushTime,
                        [&log] { log.flush(AsyncLog::kFlushTime); });
+  if (delay.count() > 0) {
+    fronts.state().begin_leaving();
+    std::this_thread::sleep_for(delay);
+  }
   fronts.state().begin_drain();
-  if (!engine.drain(std::chrono::seconds(config.shutdown_timeout)))
+  if (!engine.drain(timeout))
     log_warning("shutdown_timeout of {} s is over: running requests are aborted",
                 config.shutdown_timeout);
   fronts.stop();

@@ -20,10 +20,10 @@ using LoadFunction = std::function<Result<std::unique_ptr<LoadedModel>>(const Lo
 using KeysFunction = std::function<Result<std::vector<std::string>>()>;
 
 // Opens the sockets (health: loading), loads the model and serves it. At SIGTERM or SIGINT the
-// server drains: health says draining, new work is refused, and running work has shutdown_timeout
-// seconds. What runs after that ends with finish reason abort. A second signal ends the process at
-// once. SIGHUP replaces the API keys by those of `read_keys`. If these cannot be read, the old keys
-// stay.
+// server drains: health says draining, new work is refused after drain_delay seconds, and running
+// work has shutdown_timeout seconds from then on. What runs after that ends with finish reason
+// abort. A second signal ends the process at once. SIGHUP replaces the API keys by those of
+// `read_keys`. If these cannot be read, the old keys stay.
 //
 // `model_names` is not empty. The first name is in replies and metrics. `manager` hears when the
 // server is ready and when it stops. Returns the exit status of the process: 0 after a drain, 1 if

@@ -46,6 +46,7 @@ struct ServerConfig {
   bool enable_log_requests = false;
   std::string log_level = "info";   // trace | debug | info | warning | error
   std::string log_format = "text";  // text | json
+  int drain_delay = 0;              // seconds after SIGTERM in which new work is still taken
   int shutdown_timeout = 30;        // seconds of drain
   int io_threads = 2;               // HTTP
   size_t max_body_bytes = kDefaultMaxBodyBytes;

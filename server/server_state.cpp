@@ -20,6 +20,11 @@ void ServerState::set_model(const ServedModel& model) {
   if (changed_) changed_();
 }
 
+void ServerState::begin_leaving() {
+  phase_.store(ServerPhase::leaving, std::memory_order_release);
+  if (changed_) changed_();
+}
+
 void ServerState::begin_drain() {
   phase_.store(ServerPhase::draining, std::memory_order_release);
   if (changed_) changed_();

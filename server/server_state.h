@@ -21,7 +21,9 @@
 
 namespace kivi {
 
-enum class ServerPhase { loading, ready, draining };
+// In this order. A server that is leaving tells everybody to go elsewhere and still takes work; one
+// that drains takes none.
+enum class ServerPhase { loading, ready, leaving, draining };
 
 class SpanExporter;
 
@@ -42,9 +44,12 @@ class ServerState {
 
   ServerPhase phase() const { return phase_.load(std::memory_order_acquire); }
   bool draining() const { return phase() == ServerPhase::draining; }
+  bool leaving_or_draining() const { return phase() >= ServerPhase::leaving; }
   // Null while the model is loading. Once set it stays until the front ends have stopped.
   const ServedModel* model() const { return model_.load(std::memory_order_acquire); }
   void set_model(const ServedModel& model);
+  // Health says draining from now on, and connections end with their next reply. New work is taken.
+  void begin_leaving();
   // New work is refused from now on; what runs goes on.
   void begin_drain();
 

@@ -348,8 +348,13 @@ std::vector<Flag> limit_flags(Settings& s) {
   const std::string group = "Limits";
   ServerConfig& c = s.server;
   return {
+      {"drain-delay", "SECONDS",
+       "After SIGTERM, say that the server is not ready and close each HTTP connection with its "
+       "next reply, but take new requests for this many seconds (0 = refuse them at once).",
+       group, kServe, integer(c.drain_delay, 0, 3600)},
       {"shutdown-timeout", "SECONDS",
-       "Let running requests finish for this many seconds after SIGTERM (0 = end them at once).",
+       "Let running requests finish for this many seconds after SIGTERM and --drain-delay (0 = end "
+       "them at once).",
        group, kServe, integer(c.shutdown_timeout, 0, 86400)},
       {"max-body-bytes", "BYTES", "Refuse request bodies larger than this, with status 413.", group,
        kServe, bytes(c.max_body_bytes, 1024)},

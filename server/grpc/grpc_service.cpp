@@ -438,9 +438,9 @@ class KiviService final : public grpc::Service {
     const std::chrono::duration<double> up = Clock::now() - core_.state.started();
     response.set_uptime_seconds(up.count());
     const ServedModel* model = core_.state.model();
-    response.set_state(core_.state.draining() ? v1::SERVER_STATE_DRAINING
-                       : model == nullptr     ? v1::SERVER_STATE_LOADING
-                                              : v1::SERVER_STATE_SERVING);
+    response.set_state(core_.state.leaving_or_draining() ? v1::SERVER_STATE_DRAINING
+                       : model == nullptr                ? v1::SERVER_STATE_LOADING
+                                                         : v1::SERVER_STATE_SERVING);
     if (model == nullptr) return;
     const EngineStats stats = model->engine->stats();
     response.set_requests_running(stats.running);

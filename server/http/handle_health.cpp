@@ -10,7 +10,7 @@ HttpReply handle_health(HttpContext& context, const HttpRequest&) {
   const ServerPhase phase = context.state.phase();
   if (phase == ServerPhase::loading)
     return error_reply(ApiError{kLoading, "the model is being loaded"});
-  if (phase == ServerPhase::draining)
+  if (context.state.leaving_or_draining())
     return error_reply(ApiError{kDraining, "the server is shutting down"});
   if (!context.state.grpc_answers())
     return error_reply(ApiError{

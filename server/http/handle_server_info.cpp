@@ -49,6 +49,7 @@ const char* name_of(ServerPhase phase) {
   switch (phase) {
     case ServerPhase::loading:
       return "loading";
+    case ServerPhase::leaving:
     case ServerPhase::draining:
       return "draining";
     case ServerPhase::ready:

@@ -295,7 +295,7 @@ void HttpConnection::take_head() {
   }
   request_.tenant = client_;
   request_.http_1_1 = head.version() >= 11;
-  request_.keep_alive = head.keep_alive() && !shared_.state.draining() && !reserved_;
+  request_.keep_alive = head.keep_alive() && !reserved_;
   request_.head = request_.method == "HEAD";
   if (request_.head) request_.method = "GET";
 }
@@ -449,6 +449,7 @@ void HttpConnection::count_reply(int status) {
 }
 
 asio::awaitable<void> HttpConnection::reply(HttpReply reply) {
+  if (shared_.state.leaving_or_draining()) request_.keep_alive = false;
   const bool keep = request_.keep_alive && !must_close_;
   const Route* route = reply.error ? find_route(request_.path) : nullptr;
   if (route != nullptr && route->dialect == Dialect::anthropic)
@@ -465,6 +466,7 @@ asio::awaitable<void> HttpConnection::reply(HttpReply reply) {
 }
 
 void HttpConnection::begin_stream(HttpReply head) {
+  if (shared_.state.leaving_or_draining()) request_.keep_alive = false;
   // HTTP/1.0: the end of the body is the end of the connection.
   const bool keep = request_.keep_alive && !must_close_ && request_.http_1_1;
   request_.keep_alive = keep;

@@ -41,6 +41,18 @@ class Shutdown(unittest.TestCase):
         self.assertIn(b'"finish_reason":"length"', body.replace(b": ", b":"))
         self.assertEqual(self.server.process.wait(timeout=20), 0)
 
+    def test_new_work_is_taken_during_the_drain_delay(self):
+        server = Server("--drain-delay", "2")
+        self.addCleanup(server.close)
+        server.terminate()
+        deadline = time.monotonic() + 1.5
+        while server.get("/health/ready").status == 200 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        taken = server.complete(prompt="x", max_tokens=1)
+        self.assertEqual(taken.status, 200)
+        self.assertEqual(taken.headers.get("connection"), "close")
+        self.assertEqual(server.process.wait(timeout=10), 0)
+
     def test_the_log_names_each_phase_of_starting_up_and_its_time(self):
         for phase in ("config", "device", "plan", "tokenizer", "weights", "memory"):
             self.assertRegex(self.server.log_text(), rf"start-up: {phase} \d+\.\d\d s")

@@ -35,6 +35,12 @@ TEST_CASE("the health family tells loading, ready and draining apart") {
     CHECK(ready.status == 200);
     CHECK(ready.json() == json{{"status", "ok"}});
   }
+  server.state().begin_leaving();
+  CHECK(server.get("/health/ready").json()["error"]["code"] == "draining");
+  CHECK(server.get("/health/live").status == 200);
+  const Response taken = server.complete({{"prompt", "a"}});
+  CHECK(taken.status == 200);
+  CHECK(taken.header("connection") == "close");
   server.state().begin_drain();
   CHECK(server.get("/health/ready").json()["error"]["code"] == "draining");
   CHECK(server.get("/health/live").status == 200);
