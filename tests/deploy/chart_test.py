@@ -155,8 +155,8 @@ def check_meaning(objects):
     assert len(names) == len(set(names)), "a variable is there twice"
     grace = pod["spec"]["terminationGracePeriodSeconds"]
     settings = {e["name"]: e.get("value") for e in container["env"]}
-    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert grace > int(settings["KIVI_SHUTDOWN_TIMEOUT"]) + pause, "a drain is cut short"
+    delay, timeout = (int(settings["KIVI_" + name]) for name in ("DRAIN_DELAY", "SHUTDOWN_TIMEOUT"))
+    assert delay > 0 and grace > delay + timeout + 10, "a drain is cut short"
     return settings
 
 
@@ -173,7 +173,8 @@ def check_guide(chart, page):
     """The guide's values are the chart's: its commands are rendered one upon another, as --reuse-values does.
     Returns how many values the guide sets."""
     defaults = yaml.safe_load(pathlib.Path(chart, "values.yaml").read_text())
-    sets = re.findall(r"--set (\S+)", pathlib.Path(page).read_text())
+    # The shell takes the quotes away. Its variables stay as they are, because any text will do for them.
+    sets = [word.replace('"', "") for word in re.findall(r"--set (\S+)", pathlib.Path(page).read_text())]
     for name in (setting.split("=")[0].split(".") for setting in sets):
         place = defaults
         for part in name if name[0] != "settings" else name[:1]:
