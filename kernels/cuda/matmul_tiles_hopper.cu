@@ -2,13 +2,13 @@
 // out = x W^T (+ bias) for 9 and more rows of x and a W of 4-bit codes, by Hopper's products of a
 // warpgroup (wgmma).
 //
-// Bytes: W once for each 128 rows of x. Operations: 2 t n k on tensor cores.
+// Bytes: W once for each 128 or 192 rows of x. Operations: 2 t n k on tensor cores.
 //
-// Mapping. A tile is 256 rows of W by up to 128 rows of x. Four warpgroups multiply 64 rows of W
-// each. W is operand A in registers, and x is operand B in shared memory, swizzled as wgmma.cuh
-// says, in columns of 64. While the tensor cores multiply 32 columns, the warps make numbers of the
-// next 32. One thread brings stages of 128 columns by four tensor copies: codes, scales and two
-// columns of x. Full and empty barriers stand between them.
+// Mapping. A tile is 256 rows of W by up to 128 rows of x, or 128 by up to 192. Four warpgroups, or
+// two, multiply 64 rows of W each. W is operand A in registers, and x is operand B in shared
+// memory, swizzled as wgmma.cuh says, in columns of 64. While the tensor cores multiply 32 columns,
+// the warps make numbers of the next 32. One thread brings stages of 128 columns by four tensor
+// copies: codes, scales and two columns of x. Full and empty barriers stand between them.
 //
 // Where one scale holds for 128 columns and x has up to 64 rows in a tile, codes less their zero
 // points are multiplied, which is exact, and the sums of a stage are scaled. Otherwise W is rounded
@@ -34,38 +34,48 @@ namespace kivi::cuda {
 namespace {
 
 constexpr int kAlignment = 1024;  // of swizzled rows
-constexpr int kConsumers = 512;   // threads that multiply
 constexpr int kProducers = 128;   // of which one copies, and one warp tells of early parts
-constexpr int kHeight = 256;      // rows of W
-constexpr int kSubtiles = kHeight / kWeightTileRows;
-constexpr int kColumns = 128;  // of a stage
+constexpr int kColumns = 128;     // of a stage
 constexpr int kBlocks = kColumns / kWeightBlock;
-constexpr int kCodeBytes = kSubtiles * kBlocks * kBlockBytes;
 constexpr int kSharedMax = 227 << 10;
+
+// What depends on the rows of x of a tile. The sums of more than 128 need the registers of half as
+// many threads.
+template <int Rows>
+constexpr bool kIsWide = Rows > 128;
+template <int Rows>
+constexpr int kConsumers = kIsWide<Rows> ? 256 : 512;  // threads that multiply
+template <int Rows>
+constexpr int kHeight = kConsumers<Rows> / 2;  // rows of W
+template <int Rows>
+constexpr int kSubtiles = kHeight<Rows> / kWeightTileRows;
 
 // Sizes for up to Rows rows of x. SB: blocks of 32 columns under one scale, or 1.
 template <int Rows, int SB>
 struct Stage {
-  static constexpr int kThreads = kConsumers + kProducers;
+  static constexpr int kThreads = kConsumers<Rows> + kProducers;
   // Registers of a thread. With fewer than 112 for 128 rows of x, products would wait for each
-  // other (C7512). The kernel starts with 96 for each thread, and these are no more.
-  static constexpr int kConsumerRegisters = 112;
-  static constexpr int kProducerRegisters = 32;
-  static_assert(kConsumers * kConsumerRegisters + kProducers * kProducerRegisters <= 96 * kThreads);
+  // other (C7512). The kernel starts with kRegisters for each thread, and these are no more.
+  static constexpr int kRegisters = kIsWide<Rows> ? 168 : 96;
+  static constexpr int kConsumerRegisters = kIsWide<Rows> ? 240 : 112;
+  static constexpr int kProducerRegisters = kIsWide<Rows> ? 24 : 32;
+  static_assert(kConsumers<Rows> * kConsumerRegisters + kProducers * kProducerRegisters <=
+                kRegisters * kThreads);
   static constexpr int kRowBytes = 128;               // of 64 columns of a row of x
   static constexpr int kXColumns = Rows * kRowBytes;  // of 64 columns of all rows
   static constexpr int kX = kColumns / 64 * kXColumns;
+  static constexpr int kCodeBytes = kSubtiles<Rows> * kBlocks * kBlockBytes;
   static constexpr int kCodesAt = kX;
   static constexpr int kScalesAt = kCodesAt + kCodeBytes;
   static constexpr int kScaleBytes = SB == kBlocks ? 80 : 320;  // at most, of a tile of 16 rows
   static constexpr int kBytes =
-      (kScalesAt + kSubtiles * kScaleBytes + kAlignment - 1) / kAlignment * kAlignment;
+      (kScalesAt + kSubtiles<Rows> * kScaleBytes + kAlignment - 1) / kAlignment * kAlignment;
   static constexpr int kStages = std::min(6, (kSharedMax - 2 * kAlignment) / kBytes);
 };
 
 // Fours of a tile's sums.
 template <int Rows>
-constexpr int kPart = Rows / 8 * kConsumers;
+constexpr int kPart = Rows / 8 * kConsumers<Rows>;
 
 struct HopperProduct {
   CUtensorMap codes, scales, x;
@@ -97,15 +107,18 @@ __device__ __forceinline__ void pin_all(float (&sums)[N][4]) {
   for (int i = 0; i < N; ++i) pin(sums[i]);
 }
 
-[[maybe_unused]] __device__ __forceinline__ void meet() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+template <int Rows>
+__device__ __forceinline__ void meet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers<Rows>) : "memory");
 }
 // The consumers have written an early part, and go on. The warp that tells of it waits.
-[[maybe_unused]] __device__ __forceinline__ void early_part_is_written() {
-  asm volatile("bar.arrive 2, %0;" ::"n"(kConsumers + 32) : "memory");
+template <int Rows>
+__device__ __forceinline__ void early_part_is_written() {
+  asm volatile("bar.arrive 2, %0;" ::"n"(kConsumers<Rows> + 32) : "memory");
 }
-[[maybe_unused]] __device__ __forceinline__ void wait_for_early_part() {
-  asm volatile("bar.sync 2, %0;" ::"n"(kConsumers + 32) : "memory");
+template <int Rows>
+__device__ __forceinline__ void wait_for_early_part() {
+  asm volatile("bar.sync 2, %0;" ::"n"(kConsumers<Rows> + 32) : "memory");
 }
 
 // A box of a tensor into shared memory.
@@ -130,12 +143,12 @@ __device__ __forceinline__ void produce(const HopperProduct& a, int first, int l
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
   asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
   if (a.chunks > 1) once = kKeepNormal;
-  const int bytes = S::kX + kCodeBytes + kSubtiles * p.stage_records * p.record_bytes;
+  const int bytes = S::kX + S::kCodeBytes + kSubtiles<Rows> * p.stage_records * p.record_bytes;
   const auto copy_codes = [&](TilePlace at, int slot) {
     const uint32_t stage = shared + slot * S::kBytes, barrier = full + 8 * slot;
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                  : "memory");
-    const int row = at.tile / a.chunks * kSubtiles;
+    const int row = at.tile / a.chunks * kSubtiles<Rows>;
     const int record = at.stage * kColumns / p.unit_columns;
     copy_box(stage + S::kCodesAt, a.codes, at.stage * (kBlocks * kBlockBytes / 4), row, barrier,
              once);
@@ -266,7 +279,8 @@ struct TileParts {
 template <class T, int Rows>
 __device__ __forceinline__ void store_four(const HopperProduct& a, int tile, int thread, int i,
                                            const float4& c) {
-  const int n = tile / a.chunks * kHeight + thread / 32 * kWeightTileRows + thread % 32 / 4 * 2;
+  const int n =
+      tile / a.chunks * kHeight<Rows> + thread / 32 * kWeightTileRows + thread % 32 / 4 * 2;
   const int row = tile % a.chunks * Rows + i * 8 + thread % 4 * 2;
   store_two<T>(a.p, row, n, c.x, c.z);
   store_two<T>(a.p, row + 1, n, c.y, c.w);
@@ -280,7 +294,8 @@ __device__ __forceinline__ void leave_part(const TileProduct& p, const TileParts
 #pragma unroll
   for (int i = 0; i < Rows / 8; ++i)
     if (i < fours)
-      __stcg(own + i * kConsumers, make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
+      __stcg(own + i * kConsumers<Rows>,
+             make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
 }
 
 [[maybe_unused]] __device__ __forceinline__ void tell(int* counter) {
@@ -309,7 +324,7 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
       wait_for_parts(counter, 1);
       *counter = 0;
     }
-    meet();
+    meet<Rows>();
     const float4* const other = parts.part<Rows>(p, parts.last) + threadIdx.x;
     constexpr int kAhead = std::min(4, Rows / 8);
 #pragma unroll
@@ -318,7 +333,7 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
       float4 v[kAhead];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i)
-        if (begin + i < fours) v[i] = __ldcg(other + (begin + i) * kConsumers);
+        if (begin + i < fours) v[i] = __ldcg(other + (begin + i) * kConsumers<Rows>);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         if (begin + i >= fours) break;
@@ -331,16 +346,16 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
   }
   leave_part<Rows>(p, parts, fours, sums);
   const int count = parts.last - parts.first + 1, own = int(blockIdx.x) - parts.first;
-  meet();
+  meet<Rows>();
   if (threadIdx.x == 0) {
     tell(counter);
     wait_for_parts(counter, count);
     if (atomicAdd(counter, 1) == count + parts.joining - 1) *counter = 0;
   }
-  meet();
-  const int all = fours * kConsumers;
+  meet<Rows>();
+  const int all = fours * kConsumers<Rows>;
   const int end = (own + 1) * all / parts.joining;
-  for (int at = own * all / parts.joining + int(threadIdx.x); at < end; at += kConsumers) {
+  for (int at = own * all / parts.joining + int(threadIdx.x); at < end; at += kConsumers<Rows>) {
     float4 sum = make_float4(0, 0, 0, 0);
     constexpr int kAhead = 5;
 #pragma unroll 1
@@ -354,7 +369,7 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) add_to(sum, v[i]);
     }
-    store_four<T, Rows>(a, parts.tile, at % kConsumers, at / kConsumers, sum);
+    store_four<T, Rows>(a, parts.tile, at % kConsumers<Rows>, at / kConsumers<Rows>, sum);
   }
 }
 
@@ -377,18 +392,18 @@ __global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       barrier_init(full + 8 * i, 1);
-      barrier_init(empty + 8 * i, kConsumers / 32);
+      barrier_init(empty + 8 * i, kConsumers<Rows> / 32);
     }
     fence_before_async_copy();
   }
   __syncthreads();
-  if (warp >= kConsumers / 32) {
+  if (warp >= kConsumers<Rows> / 32) {
     registers_down<S::kProducerRegisters>();
     const int first_tile = first / p.stages_of_tile, next = (first_tile + 1) * p.stages_of_tile;
-    if (warp == kConsumers / 32) {
+    if (warp == kConsumers<Rows> / 32) {
       if (lane == 0) produce<Rows, SB>(a, first, last, shared_address(memory), full, empty);
-    } else if (warp == kConsumers / 32 + 1 && first % p.stages_of_tile != 0 && next < last) {
-      wait_for_early_part();
+    } else if (warp == kConsumers<Rows> / 32 + 1 && first % p.stages_of_tile != 0 && next < last) {
+      wait_for_early_part<Rows>();
       if (lane == 0) tell(p.counters + first_tile);
     }
     return;
@@ -436,7 +451,7 @@ __global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
       join<T, Rows>(a, parts, fours, sums);
     } else {
       leave_part<Rows>(p, parts, fours, sums);
-      early_part_is_written();
+      early_part_is_written<Rows>();
     }
   }
 #endif
@@ -468,7 +483,7 @@ cudaError_t launch(const TileProduct& product, const TileProductWorkspace& works
   a.chunks = (p.t + Rows - 1) / Rows;
   p.stages_of_tile = (p.k + kColumns - 1) / kColumns;
   p.stage_records = std::max(1, kColumns / p.unit_columns);
-  const int64_t tiles = int64_t((p.n + kHeight - 1) / kHeight) * a.chunks;
+  const int64_t tiles = int64_t((p.n + kHeight<Rows> - 1) / kHeight<Rows>) * a.chunks;
   const int64_t units = tiles * p.stages_of_tile;
   p.units = int(units);
   const int64_t blocks =
@@ -477,10 +492,11 @@ cudaError_t launch(const TileProduct& product, const TileProductWorkspace& works
   if (blocks < 1 || tiles > workspace.counters_count) return cudaErrorInvalidValue;
   const int words = p.record_bytes / 4;
   if (!make_map(a.codes, CU_TENSOR_MAP_DATA_TYPE_UINT32, p.codes, p.blocks * (kBlockBytes / 4),
-                p.tiles, p.blocks * kBlockBytes, kBlocks * kBlockBytes / 4, kSubtiles,
+                p.tiles, p.blocks * kBlockBytes, kBlocks * kBlockBytes / 4, kSubtiles<Rows>,
                 CU_TENSOR_MAP_SWIZZLE_NONE) ||
       !make_map(a.scales, CU_TENSOR_MAP_DATA_TYPE_UINT32, p.scales, p.tile_scales / 4, p.tiles,
-                p.tile_scales, p.stage_records * words, kSubtiles, CU_TENSOR_MAP_SWIZZLE_NONE) ||
+                p.tile_scales, p.stage_records * words, kSubtiles<Rows>,
+                CU_TENSOR_MAP_SWIZZLE_NONE) ||
       !make_map(a.x, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, p.x, p.k, p.t, p.x_stride * 2, 64, Rows,
                 CU_TENSOR_MAP_SWIZZLE_128B))
     return cudaErrorNotSupported;
@@ -508,6 +524,9 @@ cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,
     if (p.t <= 16) return launch_format<T, 16>(p, workspace, multiprocessors, stream);
     if (p.t <= 32) return launch_format<T, 32>(p, workspace, multiprocessors, stream);
     if (p.t <= 64) return launch_format<T, 64>(p, workspace, multiprocessors, stream);
+    const bool has_large_groups = p.kind == WeightKind::int4 && p.unit_columns >= kColumns;
+    if (p.t > 128 && p.t <= 192 && has_large_groups)
+      return launch<T, 192, kBlocks>(p, workspace, multiprocessors, stream);
     return launch_format<T, 128>(p, workspace, multiprocessors, stream);
   });
 }
