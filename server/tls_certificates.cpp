@@ -9,6 +9,8 @@
 #include <string_view>
 #include <utility>
 
+#include "base/regular_file.h"
+
 namespace kivi {
 namespace {
 
@@ -41,11 +43,50 @@ struct Files {
   const std::string &certificates, &key, &client_certificates;
 };
 
+// OpenSSL would wait for a FIFO, and has no reason to tell where a file is not there.
+Status check_regular(const std::string& file, const char* field) {
+  const Result<RegularFile> opened = RegularFile::open(file);
+  if (opened.ok()) return ok_status();
+  return Error{opened.error().code, fmt::format("{} {}", field, opened.error().message), field};
+}
+
+// Gives no passphrase: by default OpenSSL asks for one on the terminal, and waits.
+int note_passphrase(char*, int, int, void* asked) {
+  *static_cast<bool*>(asked) = true;
+  return -1;
+}
+
+Status use_key(SSL_CTX& context, const Files& files) {
+  bool asked = false;
+  SSL_CTX_set_default_passwd_cb(&context, note_passphrase);
+  SSL_CTX_set_default_passwd_cb_userdata(&context, &asked);
+  const bool used = SSL_CTX_use_PrivateKey_file(&context, files.key.c_str(), SSL_FILETYPE_PEM) == 1;
+  SSL_CTX_set_default_passwd_cb_userdata(&context, nullptr);
+  SSL_CTX_set_default_passwd_cb(&context, nullptr);
+  if (used) return ok_status();
+  const std::string reason = reason_of_openssl();
+  const bool same_file = files.key == files.certificates;
+  const char* const field = same_file ? "ssl_certfile" : "ssl_keyfile";
+  if (asked)
+    return Error{ErrorCode::invalid,
+                 fmt::format("{} {}: the private key is encrypted, must have no passphrase", field,
+                             files.key),
+                 field};
+  return Error{ErrorCode::invalid,
+               fmt::format("{} {}: no PEM private key can be read: {}{}", field, files.key, reason,
+                           same_file ? " (--ssl-keyfile names a file of its own for it)" : ""),
+               field};
+}
+
 Result<std::shared_ptr<SSL_CTX>> make_context(const Files& files, const std::string& protocol) {
   const auto failed = [](const char* what, const std::string& file, const char* field) {
     return Error{ErrorCode::invalid,
                  fmt::format("{} {}: {}: {}", field, file, what, reason_of_openssl()), field};
   };
+  KIVI_RETURN_IF_ERROR(check_regular(files.certificates, "ssl_certfile"));
+  KIVI_RETURN_IF_ERROR(check_regular(files.key, "ssl_keyfile"));
+  if (!files.client_certificates.empty())
+    KIVI_RETURN_IF_ERROR(check_regular(files.client_certificates, "ssl_ca_certs"));
   ERR_clear_error();
   const std::shared_ptr<SSL_CTX> context(SSL_CTX_new(TLS_server_method()), SSL_CTX_free);
   if (context == nullptr || SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION) != 1)
@@ -55,8 +96,7 @@ Result<std::shared_ptr<SSL_CTX>> make_context(const Files& files, const std::str
                                          SSL_OP_CIPHER_SERVER_PREFERENCE);
   if (SSL_CTX_use_certificate_chain_file(context.get(), files.certificates.c_str()) != 1)
     return failed("no PEM certificate chain can be read", files.certificates, "ssl_certfile");
-  if (SSL_CTX_use_PrivateKey_file(context.get(), files.key.c_str(), SSL_FILETYPE_PEM) != 1)
-    return failed("no PEM private key can be read", files.key, "ssl_keyfile");
+  KIVI_RETURN_IF_ERROR(use_key(*context, files));
   if (SSL_CTX_check_private_key(context.get()) != 1)
     return failed("the key does not belong to the certificate", files.key, "ssl_keyfile");
   if (!files.client_certificates.empty()) {

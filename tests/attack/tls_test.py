@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -273,9 +274,21 @@ class Errors(unittest.TestCase):
         certificates = Certificates()
         certificates.use("server")
         pem, key = certificates.path("server.pem"), certificates.path("server.key")
+        fifo, locked = certificates.path("fifo"), certificates.path("locked.key")
+        os.mkfifo(fifo)
+        openssl("ec", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked)
         for flags, field in (
-                (("--ssl-certfile", "/nowhere.pem"), "ssl_certfile /nowhere.pem"),
-                (("--ssl-certfile", pem, "--ssl-keyfile", pem), f"ssl_keyfile {pem}"),
+                (("--ssl-certfile", "/nowhere.pem"),
+                 "ssl_certfile /nowhere.pem: cannot be opened: No such file"),
+                (("--ssl-certfile", certificates.folder.name), "is a folder, must be a regular file"),
+                (("--ssl-certfile", fifo), f"ssl_certfile {fifo}: is a FIFO"),
+                (("--ssl-certfile", pem, "--ssl-keyfile", fifo), f"ssl_keyfile {fifo}: is a FIFO"),
+                # OpenSSL would ask the terminal for the passphrase, also at SIGHUP.
+                (("--ssl-certfile", pem, "--ssl-keyfile", locked),
+                 f"ssl_keyfile {locked}: the private key is encrypted, must have no passphrase"),
+                (("--ssl-certfile", pem), f"ssl_certfile {pem}: no PEM private key can be read"),
+                (("--ssl-certfile", pem, "--ssl-keyfile", certificates.path("ca.pem")),
+                 f"ssl_keyfile {certificates.path('ca.pem')}: no PEM private key can be read"),
                 (("--ssl-certfile", pem, "--ssl-keyfile", certificates.path("client.key")),
                  "ssl_keyfile"),
                 (("--ssl-certfile", pem, "--ssl-keyfile", key, "--ssl-ca-certs", key),
