@@ -35,6 +35,9 @@ namespace {
 
 // After the engine has ended, replies that are on their way have this long to reach their clients.
 constexpr std::chrono::seconds kFlushTime{5};
+// A signal that comes so soon after the first is the same one: `timeout`, and wrappers that pass
+// signals on, send it to the process and again to its group.
+constexpr std::chrono::milliseconds kSameSignal{100};
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -65,7 +68,7 @@ class BlockedSignals {
 
 struct SignalActions {
   std::function<void(int signal)> stop;  // the first SIGTERM or SIGINT
-  std::function<void()> last_words;      // before the second one ends the process
+  std::function<void()> last_words;      // before a later one ends the process
   std::function<void()> reload;          // SIGHUP
 };
 
@@ -74,7 +77,7 @@ class SignalWatch {
  public:
   explicit SignalWatch(SignalActions actions) {
     thread_ = std::thread([actions = std::move(actions), signals = stop_signals()] {
-      for (int count = 0;;) {
+      for (std::optional<Clock::time_point> first;;) {
         int signal = 0;
         if (sigwait(&signals, &signal) != 0) continue;
         if (signal == SIGUSR1) return;
@@ -82,10 +85,12 @@ class SignalWatch {
           actions.reload();
           continue;
         }
-        if (++count == 1) {
+        if (!first) {
+          first = Clock::now();
           actions.stop(signal);
           continue;
         }
+        if (Clock::now() < *first + kSameSignal) continue;
         log_warning("second signal: ending at once");
         actions.last_words();
         std::_Exit(128 + signal);

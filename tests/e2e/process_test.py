@@ -77,10 +77,19 @@ class Shutdown(unittest.TestCase):
     def test_a_second_sigterm_ends_at_once(self):
         self.long_stream(self.server)
         self.server.terminate()
-        time.sleep(0.2)
+        time.sleep(0.5)  # far longer than what counts as one signal
         self.assertIsNone(self.server.process.poll(), "the stream should keep it alive")
         self.server.terminate()
         self.server.process.wait(timeout=2)
+
+    def test_a_signal_that_comes_twice_at_once_counts_once(self):
+        # As from `timeout`, and from wrappers that pass on what their group gets anyway.
+        stream = self.long_stream(self.server, tokens=300)
+        for _ in range(3):
+            self.server.terminate()
+            time.sleep(0.005)  # signals that wait at the same time are one already
+        self.assertIn(b"[DONE]", stream.read_all())
+        self.assertEqual(self.server.process.wait(timeout=20), 0)
 
     def test_what_is_left_after_the_timeout_is_aborted(self):
         server = Server("--shutdown-timeout", "1")
