@@ -140,13 +140,16 @@ class FrontEnds {
   }
 
   Status start() {
+    // As in a URL: an IPv6 address has brackets there.
+    const bool colons = config_.host.find(':') != std::string::npos;
+    const std::string host = colons ? "[" + config_.host + "]" : config_.host;
     if (http_) {
       KIVI_RETURN_IF_ERROR(http_->start());
-      log_info("HTTP: {}://{}:{}", tls() ? "https" : "http", config_.host, http_->port());
+      log_info("HTTP: {}://{}:{}", tls() ? "https" : "http", host, http_->port());
     }
     if (grpc_) {
       KIVI_RETURN_IF_ERROR(grpc_->start());
-      log_info("gRPC: {}:{}{}", config_.host, grpc_->port(), tls() ? " (TLS)" : "");
+      log_info("gRPC: {}:{}{}", host, grpc_->port(), tls() ? " (TLS)" : "");
     }
     started_ = true;
     return ok_status();
@@ -231,9 +234,12 @@ void warn_if_open(const ServerConfig& config) {
         "(--api-key-file)");
   else
     log_error(
-        "NO API KEY, AND {} IS REACHED BY OTHER MACHINES: everybody who reaches ports {} "
-        "and {} can use the server (--api-key-file; --allow-open permits this)",
-        config.host, config.port, config.grpc_port);
+        "NO API KEY, AND {} IS REACHED BY OTHER MACHINES: everybody who reaches {} can use the "
+        "server (--api-key-file; --allow-open permits this)",
+        config.host.empty() ? "EVERY ADDRESS OF THIS MACHINE" : config.host,
+        config.port < 0        ? fmt::format("gRPC port {}", config.grpc_port)
+        : config.grpc_port < 0 ? fmt::format("HTTP port {}", config.port)
+                               : fmt::format("ports {} and {}", config.port, config.grpc_port));
 }
 
 // A sentence for the log. Error: the old keys stay.

@@ -35,11 +35,35 @@ Status check_kv_events(const Settings& settings) {
   return ok_status();
 }
 
+// What no client could use, or name.
+Status check_front_ends(const ServerConfig& server) {
+  if (server.port < 0 && server.grpc_port < 0)
+    return Error{ErrorCode::invalid,
+                 "--port and --grpc-port are both -1, so that nobody could reach the server: at "
+                 "least one must be from 0 to 65535",
+                 "port"};
+  if (server.host.starts_with('['))
+    return Error{ErrorCode::invalid,
+                 fmt::format("--host is \"{}\", must be an IPv6 address without brackets, another "
+                             "address or a name",
+                             server.host),
+                 "host"};
+  for (const std::string& name : server.served_model_name)
+    if (name.empty())
+      return Error{ErrorCode::invalid,
+                   "--served-model-name is \"\", must be a name of at least one character. Leave "
+                   "the flag away to use the name of the model's folder or file",
+                   "served-model-name"};
+  return ok_status();
+}
+
 }  // namespace
 
 int run_serve(const Arguments& args) {
   Settings settings;
   if (const auto code = read_settings(kServe, args, settings)) return *code;
+  if (const Status status = check_front_ends(settings.server); !status.ok())
+    return report(status.error());
   if (const Status status = check_access(settings.server); !status.ok())
     return report(status.error());
   if (const Status status = check_gateway(settings.server); !status.ok())
