@@ -44,6 +44,14 @@ std::string shown(const json* value) {
   return text;
 }
 
+// What an exception of the library says, without its head ("[json.exception...] "), which means
+// nothing to a user.
+std::string message_of(const json::exception& e) {
+  const std::string message = e.what();
+  const size_t head = message.find("] ");
+  return head == message.npos ? message : message.substr(head + 2);
+}
+
 std::optional<int64_t> as_integer(const json& value) {
   if (value.is_number_unsigned()) {
     const auto u = value.get<uint64_t>();
@@ -80,7 +88,7 @@ Result<json> parse_json(std::string_view text, const std::string& name) {
   try {
     return json::parse(text.begin(), text.end());
   } catch (const json::exception& e) {
-    return Error{ErrorCode::invalid, fmt::format("{}: is not valid JSON: {}", name, e.what())};
+    return Error{ErrorCode::invalid, fmt::format("{}: is not valid JSON: {}", name, message_of(e))};
   }
 }
 

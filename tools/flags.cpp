@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "base/json_file.h"
 #include "base/regular_file.h"
 #include "server/auth.h"
 
@@ -168,6 +169,11 @@ class CommandLine {
     } catch (const CLI::CallForHelp&) {
       help_ = true;
       return ok_status();
+    } catch (const CLI::ArgumentMismatch& e) {
+      // "--port: 1 required INT missing". No other number of values can be wrong.
+      const std::string message = e.what();
+      return Error{ErrorCode::invalid, fmt::format("{} has no value, must have one",
+                                                   message.substr(0, message.find(':')))};
     } catch (const CLI::ParseError& e) {
       return Error{ErrorCode::invalid, fmt::format("command line: {}", e.what())};
     }
@@ -260,12 +266,9 @@ Environment process_environment() {
 }
 
 Status apply_config(const std::string& text, const std::string& file, Settings& settings) {
-  json document;
-  try {
-    document = json::parse(text);
-  } catch (const json::exception& e) {
-    return Error{ErrorCode::invalid, fmt::format("{}: {}", file, e.what()), "config"};
-  }
+  const Result<json> parsed = parse_json(text, file);
+  if (!parsed.ok()) return Error{parsed.error().code, parsed.error().message, "config"};
+  const json& document = *parsed;
   if (!document.is_object())
     return Error{ErrorCode::invalid, fmt::format("{}: the file must hold one JSON object", file),
                  "config"};
