@@ -278,7 +278,14 @@ Result<KvTierSetup> make_tier(const EngineConfig& config, const Blueprint& b) {
                                    b.plan.capacity.staging_pages, b.plan.capacity.layerwise_tokens,
                                    fmt::join(b.model.spec.rope.divisors, " "))));
   }
-  KIVI_ASSIGN_OR_RETURN(tier.memory, b.backend->allocate_host(size_t(b.plan.host)));
+  Result<HostMemory> memory = b.backend->allocate_host(size_t(b.plan.host));
+  if (!memory.ok())
+    return Error{memory.error().code,
+                 fmt::format("kv_host_memory is {}, but there is no memory for pages on the host "
+                             "({} bytes): {}",
+                             config.kv_host_memory, b.plan.host, memory.error().message),
+                 "kv_host_memory"};
+  tier.memory = std::move(*memory);
   tier.host_pages = b.plan.host_pages;
   tier.secret = disk == nullptr ? random_secret() : disk->secret();
   if (disk != nullptr)

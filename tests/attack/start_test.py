@@ -220,6 +220,12 @@ class Memory(unittest.TestCase):
                 told |= "bytes" in error or " MB" in error
         self.assertTrue(told)
 
+    def test_memory_for_pages_on_the_host_that_is_not_there_is_told(self):
+        code, _, error = kivi("serve", MODEL, "--port", "0", "--grpc-port", "-1",
+                              "--kv-host-memory", str(10 ** 14))
+        self.assertEqual(code, 1, error)
+        self.assertIn("kv_host_memory is 100000000000000, but there is no memory", error)
+
 
 if __name__ == "__main__":
     unittest.main()
