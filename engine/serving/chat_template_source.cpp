@@ -74,7 +74,15 @@ Result<Found> read_from_gguf(const std::string& path) {
 
 Result<Found> find_chat_template(const std::string& model, const std::string& wanted) {
   if (wanted == "none") return Found();
-  if (!wanted.empty()) return read_from_file(wanted, /*must_exist=*/true);
+  if (!wanted.empty()) {
+    const Result<Found> found = read_from_file(wanted, /*must_exist=*/true);
+    if (found.ok()) return found;
+    return bad(
+        fmt::format("chat_template is \"{}\", must be a file of at most {} bytes that can be "
+                    "read, or none: {}",
+                    wanted, kMaxChatTemplateBytes, found.error().message),
+        found.error().code);
+  }
   if (is_gguf_path(model)) return read_from_gguf(model);
   KIVI_ASSIGN_OR_RETURN(Found found, read_from_file(model + "/chat_template.jinja", false));
   for (const char* name : {"/tokenizer_config.json", "/chat_template.json"}) {

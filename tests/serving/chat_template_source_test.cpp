@@ -56,5 +56,5 @@ TEST_CASE("a template that cannot be had is an error that names the file") {
   const auto missing = find_chat_template(folder.path(), folder.path() + "/nothing");
   REQUIRE_FALSE(missing.ok());
   CHECK(missing.error().code == ErrorCode::not_found);
-  CHECK(missing.error().message.find("nothing") != std::string::npos);
+  CHECK(missing.error().message.starts_with("chat_template is \"" + folder.path() + "/nothing\""));
 }
