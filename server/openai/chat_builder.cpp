@@ -3,15 +3,25 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <utility>
 
 namespace kivi {
 
+namespace {
+
+// Appends a line to a text in place: a body may hold many thousand messages of one role in a row.
+void append_line(std::string& text, std::string_view line) {
+  if (!text.empty()) text += '\n';
+  text += line;
+}
+
+}  // namespace
+
 void ChatBuilder::user(std::string text) {
   if (!empty() && last()["role"] == "user") {
-    Json& content = messages().back()["content"];
-    content = content.get_ref<const std::string&>() + '\n' + text;
+    auto& content = messages().back()["content"].get_ref<std::string&>();
+    content += '\n';
+    content += text;
     return;
   }
   messages().push_back({{"role", "user"}, {"content", std::move(text)}});
@@ -20,16 +30,14 @@ void ChatBuilder::user(std::string text) {
 void ChatBuilder::assistant(std::string text, std::string reasoning, Json calls) {
   if (text.empty() && reasoning.empty() && calls.empty()) return;
   for (const Json& call : calls)
-    names_.emplace_back(call["id"].get<std::string>(), call["function"]["name"].get<std::string>());
+    names_.emplace(call["id"].get<std::string>(), call["function"]["name"].get<std::string>());
   if (empty() || last()["role"] != "assistant")
     messages().push_back({{"role", "assistant"}, {"content", ""}});
   Json& message = messages().back();
-  const auto append = [&](const char* name, std::string& more) {
+  const auto append = [&](const char* name, const std::string& more) {
     if (more.empty()) return;
-    const std::string before = message.contains(name) && message[name].is_string()
-                                   ? message[name].get<std::string>()
-                                   : std::string();
-    message[name] = before.empty() ? std::move(more) : before + '\n' + more;
+    if (!message.contains(name)) message[name] = "";
+    append_line(message[name].get_ref<std::string&>(), more);
   };
   append("content", text);
   append("reasoning_content", reasoning);
@@ -40,8 +48,7 @@ void ChatBuilder::assistant(std::string text, std::string reasoning, Json calls)
 
 void ChatBuilder::tool_result(const std::string& call_id, std::string text) {
   Json message{{"role", "tool"}, {"tool_call_id", call_id}, {"content", std::move(text)}};
-  const auto named =
-      std::ranges::find(names_, call_id, &std::pair<std::string, std::string>::first);
+  const auto named = names_.find(call_id);
   if (named != names_.end()) message["name"] = named->second;
   messages().push_back(std::move(message));
 }
@@ -56,14 +63,26 @@ Error wrong(std::string message, std::string field, ErrorCode code) {
   return Error{code, std::move(message), std::move(field)};
 }
 
+Error misplaced(const std::string& where, const ChatBuilder::Json* value, std::string_view must_be,
+                std::string field) {
+  return wrong(
+      fmt::format("{} is {}, must be {}", where,
+                  value == nullptr ? "missing" : describe(nlohmann::json(*value)), must_be),
+      std::move(field));
+}
+
+const ChatBuilder::Json* member_of(const ChatBuilder::Json& object, const char* name) {
+  if (!object.is_object()) return nullptr;
+  const auto found = object.find(name);
+  return found == object.end() ? nullptr : &*found;
+}
+
 Result<std::string> text_member(const ChatBuilder::Json& object, const char* name,
                                 const std::string& where, const char* field) {
-  if (!object.contains(name) || !object[name].is_string())
-    return wrong(
-        fmt::format("{}.{} is {}, must be a string", where, name,
-                    object.contains(name) ? describe(nlohmann::json(object[name])) : "missing"),
-        field);
-  return object[name].get<std::string>();
+  const ChatBuilder::Json* const member = member_of(object, name);
+  if (member == nullptr || !member->is_string())
+    return misplaced(fmt::format("{}.{}", where, name), member, "a string", field);
+  return member->get<std::string>();
 }
 
 Error renamed(Error error,

@@ -6,8 +6,8 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
-#include <vector>
 
 #include "server/openai/json_reader.h"
 
@@ -43,11 +43,19 @@ class ChatBuilder {
 
   OwnedJson<Json> chat_;
   std::string system_;
-  std::vector<std::pair<std::string, std::string>> names_;  // of functions, by the id of a call
+  // Names of functions, by the id of a call. Of calls with one id the first counts.
+  std::unordered_map<std::string, std::string> names_;
 };
 
 // Makes the error of a field; `message` names the place in it.
 Error wrong(std::string message, std::string field, ErrorCode code = ErrorCode::invalid);
+
+// The same for a value that is not what it must be, or is missing (null): "messages[0] is 1
+// (integer), must be an object".
+Error misplaced(const std::string& where, const ChatBuilder::Json* value, std::string_view must_be,
+                std::string field);
+// Returns a member of an object; null if there is none or `object` is none.
+const ChatBuilder::Json* member_of(const ChatBuilder::Json& object, const char* name);
 
 // Returns a member that must be a string. `where` is the object's place, for the message.
 Result<std::string> text_member(const ChatBuilder::Json& object, const char* name,

@@ -2,6 +2,7 @@
 // /v1/messages and /v1/responses in this process: a model that always says the same text, which
 // holds calls. tests/e2e/dialects_test.py compares both with chats.
 #include <catch2/catch.hpp>
+#include <ctime>
 #include <regex>
 
 #include "tests/http/http_fixture.h"
@@ -67,6 +68,31 @@ TEST_CASE("a message takes back thinking, calls and null members") {
   CHECK(wrong.json()["error"]["type"] == "invalid_request_error");
   CHECK(messages(server, {{"messages", {"hi"}}}).json()["error"]["message"] ==
         "messages[0] must be an object");
+}
+
+TEST_CASE("messages of one role in a row become one, in time that grows with their bytes") {
+  TestServer server(saying("ok"));
+  const auto tokens = [&](const json& turns) {
+    const json body = {{"model", "tales"}, {"messages", turns}};
+    return server.post("/v1/messages/count_tokens", body.dump());
+  };
+  const auto turn = [](const char* role, const std::string& text) {
+    return json{{"role", role}, {"content", text}};
+  };
+  CHECK(tokens({turn("user", "a"), turn("user", "b"), turn("assistant", "c"), turn("assistant", ""),
+                turn("assistant", "d"), turn("user", "")})
+            .json()["input_tokens"] ==
+        tokens({turn("user", "a\nb"), turn("assistant", "c\nd"), turn("user", "")})
+            .json()["input_tokens"]);
+  // Each of these bodies took minutes when every message copied those before it.
+  for (const char* role : {"user", "assistant"}) {
+    json turns = {turn("user", "a")};
+    for (int i = 0; i < 20'000; ++i) turns.push_back(turn(role, std::string(300, 'a')));
+    const std::clock_t before = std::clock();
+    CHECK(tokens(turns).json()["error"]["message"].get<std::string>().find(
+              "--max-tokenize-bytes") != std::string::npos);
+    CHECK(double(std::clock() - before) / CLOCKS_PER_SEC < 10);
+  }
 }
 
 TEST_CASE("a response takes back reasoning, calls and their results") {
