@@ -216,7 +216,10 @@ Result<ParsedJson> parse_request_json(std::string_view body, const std::stop_tok
 
 std::string describe(const json& value) {
   constexpr size_t kShown = 60;
-  if (value.is_structured()) return fmt::format("of type {}", value.type_name());
+  if (value.is_array())
+    return fmt::format("a list of {} value{}", value.size(), value.size() == 1 ? "" : "s");
+  if (value.is_object())
+    return fmt::format("an object of {} field{}", value.size(), value.size() == 1 ? "" : "s");
   std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
   if (text.size() > kShown) text = text.substr(0, kShown) + "...";
   return fmt::format("{} ({})", text, type_name(value));
@@ -265,6 +268,11 @@ void JsonFields::fail(Error error) {
 
 void JsonFields::fail(const char* name, const std::string& message) {
   fail(Error{ErrorCode::invalid, path_ + name + " " + message, path_ + name});
+}
+
+void JsonFields::fail_at(const char* name, size_t index, const std::string& message) {
+  fail(Error{ErrorCode::invalid, fmt::format("{}{}[{}] {}", path_, name, index, message),
+             path_ + name});
 }
 
 Status JsonFields::status() const { return error_ ? Status(*error_) : ok_status(); }
@@ -344,7 +352,7 @@ std::vector<int32_t> JsonFields::integers(const char* name, size_t count_max) {
     const auto number =
         as_integer(entry, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max());
     if (!number) {
-      fail(name, fmt::format("[{}] is {}, must be a token id", out.size(), describe(entry)));
+      fail_at(name, out.size(), fmt::format("is {}, must be a token id", describe(entry)));
       return {};
     }
     out.push_back(int32_t(*number));
@@ -367,7 +375,7 @@ std::vector<std::string> JsonFields::texts(const char* name, size_t count_max) {
   std::vector<std::string> out;
   for (const json& entry : *value) {
     if (!entry.is_string()) {
-      fail(name, fmt::format("[{}] is {}, must be a string", out.size(), describe(entry)));
+      fail_at(name, out.size(), fmt::format("is {}, must be a string", describe(entry)));
       return {};
     }
     out.push_back(entry.get<std::string>());

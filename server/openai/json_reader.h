@@ -92,6 +92,8 @@ class JsonFields {
   // Notes an error, unless there is one already.
   void fail(Error error);
   void fail(const char* name, const std::string& message);
+  // The same for an entry of a list.
+  void fail_at(const char* name, size_t index, const std::string& message);
   bool ok() const { return !error_.has_value(); }
   Status status() const;
 
@@ -110,7 +112,7 @@ class JsonFields {
 };
 
 // Returns a value as error messages show it, cut to a few characters: "3.5 (number)", "\"abc\"
-// (string)".
+// (string)", "a list of 3 values".
 std::string describe(const nlohmann::json& value);
 
 // Returns a JSON number within [lowest, highest] that is an integer (3 or 3.0), and nothing for all

@@ -97,7 +97,7 @@ Status read_assistant(const ordered_json& content, const std::string& where, Cha
       KIVI_ASSIGN_OR_RETURN(const std::string id, text_member(block, "id", at, "messages"));
       KIVI_ASSIGN_OR_RETURN(const std::string name, text_member(block, "name", at, "messages"));
       if (!block.contains("input") || !block["input"].is_object())
-        return wrong(at + ".input must be an object", "messages");
+        return misplaced(at + ".input", member_of(block, "input"), "an object", "messages");
       calls.push_back({{"id", id},
                        {"type", "function"},
                        {"function", {{"name", name}, {"arguments", block["input"]}}}});
@@ -111,16 +111,17 @@ Status read_assistant(const ordered_json& content, const std::string& where, Cha
 
 Status read_messages(const ordered_json& messages, ChatBuilder& chat) {
   if (!messages.is_array() || messages.empty())
-    return wrong("messages must be a list of at least one message", "messages");
+    return misplaced("messages", &messages, "a list of at least one message", "messages");
   for (size_t i = 0; i < messages.size(); ++i) {
     const std::string at = fmt::format("messages[{}]", i);
     const ordered_json& message = messages[i];
-    if (!message.is_object()) return wrong(at + " must be an object", "messages");
+    if (!message.is_object()) return misplaced(at, &message, "an object", "messages");
     KIVI_ASSIGN_OR_RETURN(const std::string role, text_member(message, "role", at, "messages"));
     const std::string where = at + ".content";
     if (!message.contains("content") ||
         !(message["content"].is_string() || message["content"].is_array()))
-      return wrong(where + " must be a string or a list of blocks", "messages");
+      return misplaced(where, member_of(message, "content"), "a string or a list of blocks",
+                       "messages");
     const ordered_json& content = message["content"];
     if (role == "user") {
       KIVI_RETURN_IF_ERROR(read_user(content, where, chat));
@@ -145,12 +146,12 @@ Status read_messages(const ordered_json& messages, ChatBuilder& chat) {
 }
 
 Status read_tools(ordered_json& tools, ChatBuilder& chat) {
-  if (!tools.is_array()) return wrong("tools must be a list of tools", "tools");
+  if (!tools.is_array()) return misplaced("tools", &tools, "a list of tools", "tools");
   ordered_json functions = ordered_json::array();
   for (size_t i = 0; i < tools.size(); ++i) {
     const std::string at = fmt::format("tools[{}]", i);
     ordered_json& tool = tools[i];
-    if (!tool.is_object()) return wrong(at + " must be an object", "tools");
+    if (!tool.is_object()) return misplaced(at, &tool, "an object", "tools");
     if (tool.contains("type") && !tool["type"].is_null() && tool["type"] != "custom")
       return wrong(fmt::format("{}.type is {}, which this build does not support: custom tools "
                                "alone",
@@ -158,7 +159,7 @@ Status read_tools(ordered_json& tools, ChatBuilder& chat) {
                    "tools", ErrorCode::unsupported);
     KIVI_ASSIGN_OR_RETURN(const std::string name, text_member(tool, "name", at, "tools"));
     if (!tool.contains("input_schema") || !tool["input_schema"].is_object())
-      return wrong(at + ".input_schema must be an object", "tools");
+      return misplaced(at + ".input_schema", member_of(tool, "input_schema"), "an object", "tools");
     ordered_json function{{"name", name}};
     if (tool.contains("description") && !tool["description"].is_null())
       function["description"] = std::move(tool["description"]);
@@ -170,7 +171,7 @@ Status read_tools(ordered_json& tools, ChatBuilder& chat) {
 }
 
 Status read_tool_choice(const ordered_json& choice, ChatBuilder& chat) {
-  if (!choice.is_object()) return wrong("tool_choice must be an object", "tool_choice");
+  if (!choice.is_object()) return misplaced("tool_choice", &choice, "an object", "tool_choice");
   KIVI_ASSIGN_OR_RETURN(const std::string type,
                         text_member(choice, "type", "tool_choice", "tool_choice"));
   if (type == "any") {
@@ -188,7 +189,8 @@ Status read_tool_choice(const ordered_json& choice, ChatBuilder& chat) {
   }
   const ordered_json alone = choice.value("disable_parallel_tool_use", ordered_json());
   if (!alone.is_null() && !alone.is_boolean())
-    return wrong("tool_choice.disable_parallel_tool_use must be true or false", "tool_choice");
+    return misplaced("tool_choice.disable_parallel_tool_use", &alone, "true or false",
+                     "tool_choice");
   if (alone == true) chat["parallel_tool_calls"] = false;
   return ok_status();
 }
@@ -197,7 +199,9 @@ Status read_tool_choice(const ordered_json& choice, ChatBuilder& chat) {
 Status read_thinking(const json& thinking, const ApiRules& rules, ChatBuilder& chat) {
   const json type = thinking.is_object() ? thinking.value("type", json()) : json();
   if (type != "enabled" && type != "disabled" && type != "adaptive")
-    return wrong("thinking.type must be enabled, adaptive or disabled", "thinking");
+    return wrong(fmt::format("thinking.type is {}, must be enabled, adaptive or disabled",
+                             type.is_null() ? "missing" : describe(type)),
+                 "thinking");
   const bool switched = rules.chat_template.find("enable_thinking") != std::string_view::npos;
   if (switched && type != "adaptive") {
     ordered_json& variables = chat["chat_template_kwargs"];
@@ -215,15 +219,15 @@ Status read_thinking(const json& thinking, const ApiRules& rules, ChatBuilder& c
 Status read_format(const ordered_json& format, const std::string& where, ChatBuilder& chat) {
   if (!format.is_object() || format.value("type", ordered_json()) != "json_schema" ||
       !format.contains("schema"))
-    return wrong(where + " must be an object of type json_schema with a schema",
-                 "output_config.format");
+    return misplaced(where, &format, "an object of type json_schema with a schema",
+                     "output_config.format");
   chat["response_format"] = {{"type", "json_schema"},
                              {"json_schema", {{"name", "output"}, {"schema", format["schema"]}}}};
   return ok_status();
 }
 
 Status read_output_config(const ordered_json& config, ChatBuilder& chat) {
-  if (!config.is_object()) return wrong("output_config must be an object", "output_config");
+  if (!config.is_object()) return misplaced("output_config", &config, "an object", "output_config");
   for (const auto& [name, value] : config.items()) {
     if (value.is_null()) continue;
     if (name == "format") {
@@ -258,7 +262,7 @@ Status read_settings(JsonFields& fields, ordered_json& source, const ApiRules& r
     KIVI_RETURN_IF_ERROR(read_output_config(source["output_config"], chat));
   const json* metadata = fields.raw("metadata");
   if (metadata != nullptr && !metadata->is_object())
-    return wrong("metadata must be an object", "metadata");
+    return wrong(fmt::format("metadata is {}, must be an object", describe(*metadata)), "metadata");
   refuse_unless(fields, "service_tier", {"auto", "standard_only"});
   refuse_fields(fields, {"container", "mcp_servers", "context_management"});
   refuse_unbuilt(fields);

@@ -20,14 +20,14 @@ Status flatten_content(ordered_json& content, const std::string& name) {
     const ordered_json& part = content[i];
     const std::string where = fmt::format("{}[{}]", name, i);
     if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
-      return wrong(where + " must be an object with a type", "messages");
+      return misplaced(where, &part, "an object with a type", "messages");
     const auto type = part["type"].get<std::string>();
     if (type != "text")
       return wrong(
           fmt::format("{}.type is {}, this build has text only", where, describe(json(type))),
           "messages", ErrorCode::unsupported);
     if (!part.contains("text") || !part["text"].is_string())
-      return wrong(where + ".text is missing, must be a string", "messages");
+      return misplaced(where + ".text", member_of(part, "text"), "a string", "messages");
     if (i > 0) text += '\n';
     text += part["text"].get<std::string>();
   }
@@ -37,15 +37,15 @@ Status flatten_content(ordered_json& content, const std::string& name) {
 
 // Templates see arguments as what they are; OpenAI's clients send them as JSON in a string.
 Status read_tool_calls(ordered_json& calls, const std::string& name) {
-  if (!calls.is_array()) return wrong(name + " must be a list", "messages");
+  if (!calls.is_array()) return misplaced(name, &calls, "a list", "messages");
   for (size_t i = 0; i < calls.size(); ++i) {
     const std::string where = fmt::format("{}[{}].function", name, i);
     if (!calls[i].is_object() || !calls[i].contains("function") ||
         !calls[i]["function"].is_object())
-      return wrong(where + " is missing, must be an object", "messages");
+      return misplaced(where, member_of(calls[i], "function"), "an object", "messages");
     ordered_json& function = calls[i]["function"];
     if (!function.contains("name") || !function["name"].is_string())
-      return wrong(where + ".name is missing, must be a string", "messages");
+      return misplaced(where + ".name", member_of(function, "name"), "a string", "messages");
     if (!function.contains("arguments") || !function["arguments"].is_string()) continue;
     const auto text = function["arguments"].get<std::string>();
     const auto parsed = parse_request_json(text);
@@ -80,7 +80,7 @@ bool knows_role(const std::string& role, std::string_view chat_template) {
 
 Status read_message(ordered_json& message, const std::string& name,
                     std::string_view chat_template) {
-  if (!message.is_object()) return wrong(name + " must be an object", "messages");
+  if (!message.is_object()) return misplaced(name, &message, "an object", "messages");
   if (!message.contains("role") || !message["role"].is_string() ||
       !knows_role(message["role"].get<std::string>(), chat_template))
     return wrong(
@@ -106,7 +106,7 @@ Status read_message(ordered_json& message, const std::string& name,
 
 Status read_messages(ordered_json& messages, std::string_view chat_template) {
   if (!messages.is_array() || messages.empty())
-    return wrong("messages must be a list of at least one message", "messages");
+    return misplaced("messages", &messages, "a list of at least one message", "messages");
   for (size_t i = 0; i < messages.size(); ++i)
     KIVI_RETURN_IF_ERROR(read_message(messages[i], fmt::format("messages[{}]", i), chat_template));
   return ok_status();
@@ -114,11 +114,13 @@ Status read_messages(ordered_json& messages, std::string_view chat_template) {
 
 Status check_objects(const json* list, const char* name) {
   if (list == nullptr) return ok_status();
-  const bool objects = list->is_array() && std::ranges::all_of(*list, [](const json& item) {
-                         return item.is_object();
-                       });
-  return objects ? ok_status()
-                 : Status(wrong(fmt::format("{} must be a list of objects", name), name));
+  if (!list->is_array())
+    return wrong(fmt::format("{} is {}, must be a list of objects", name, describe(*list)), name);
+  for (size_t i = 0; i < list->size(); ++i)
+    if (!(*list)[i].is_object())
+      return wrong(fmt::format("{}[{}] is {}, must be an object", name, i, describe((*list)[i])),
+                   name);
+  return ok_status();
 }
 
 // What tools and tool_choice say.
@@ -163,13 +165,18 @@ Result<ToolUse> read_tools(JsonFields& fields) {
   const json* tools = fields.raw("tools");
   KIVI_RETURN_IF_ERROR(check_objects(tools, "tools"));
   for (const json& tool : tools == nullptr ? json::array() : *tools) {
+    const std::string at = fmt::format("tools[{}].function", use.names.size());
+    const auto refused = [](const std::string& where, const json& object, const char* name,
+                            const char* must_be) {
+      return wrong(fmt::format("{} is {}, must be {}", where,
+                               object.contains(name) ? describe(object[name]) : "missing", must_be),
+                   "tools");
+    };
     if (!tool.contains("function") || !tool["function"].is_object())
-      return wrong("tools must hold objects with a function", "tools");
+      return refused(at, tool, "function", "an object");
     const json& function = tool["function"];
     if (!function.contains("name") || !function["name"].is_string() || function["name"] == "")
-      return wrong(
-          fmt::format("tools[{}].function.name is missing, must be a string", use.names.size()),
-          "tools");
+      return refused(at + ".name", function, "name", "a string that is not empty");
     use.names.push_back(function["name"].get<std::string>());
   }
   KIVI_RETURN_IF_ERROR(read_tool_choice(fields.raw("tool_choice"), use));
@@ -255,7 +262,7 @@ Status add_variables(const ordered_json& more, ordered_json& variables) {
   static constexpr std::string_view kOwn[] = {"messages", "tools", "documents",
                                               "add_generation_prompt"};
   if (!more.is_object())
-    return wrong("chat_template_kwargs must be an object", "chat_template_kwargs");
+    return misplaced("chat_template_kwargs", &more, "an object", "chat_template_kwargs");
   for (const auto& [name, value] : more.items()) {
     if (std::ranges::find(kOwn, name) != std::end(kOwn))
       return wrong(

@@ -66,7 +66,8 @@ Result<std::optional<OutputFormat>> response_format(std::string_view body, const
   const std::string field = "response_format";
   const auto type = value.is_object() ? value.find("type") : value.end();
   if (!value.is_object() || type == value.end() || !type->is_string())
-    return wrong_format(field, "must be an object with a type");
+    return wrong_format(field,
+                        fmt::format("is {}, must be an object with a type", describe(value)));
   if (*type == "text") return std::optional<OutputFormat>();
   if (*type == "json_object")
     return std::optional(OutputFormat{OutputFormat::Kind::json_object, "", {}, field});
@@ -108,7 +109,8 @@ Result<std::optional<OutputFormat>> structured_outputs(std::string_view body, co
     } else if (name == "choice") {
       KIVI_ASSIGN_OR_RETURN(format, choice_format(part, at));
     } else if (name == "json_object") {
-      if (part != true) return wrong_format(at, "must be a boolean");
+      if (part != true)
+        return wrong_format(at, fmt::format("is {}, must be true or false", describe(part)));
       format = OutputFormat{OutputFormat::Kind::json_object, "", {}, at};
     } else {
       return unsupported(at);

@@ -149,9 +149,9 @@ Result<std::vector<Prompt>> parse_prompts(const json* value, const char* name, i
   if (value->is_string()) return std::vector<Prompt>{value->get<std::string>()};
   if (!value->is_array() || value->empty())
     return wrong(
-        fmt::format("{} is {}{}, must be a string, a list of strings, a list of token ids "
-                    "or a list of those",
-                    name, value->is_array() ? "empty and " : "", describe(*value)));
+        fmt::format("{} is {}, must be a string, a list of strings, a list of token ids "
+                    "or a list of those, of at least one entry",
+                    name, describe(*value)));
   std::vector<Prompt> prompts;
   if (value->front().is_number()) {
     KIVI_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ids_of(*value, name, name, vocab_size));
@@ -230,8 +230,8 @@ Status check_model(JsonFields& fields, const ApiRules& rules) {
   if (fields.ok() && model && *model != rules.model_name &&
       std::ranges::find(rules.model_aliases, *model) == rules.model_aliases.end())
     return Error{ErrorCode::not_found,
-                 fmt::format("the model {} does not exist, this server has {}",
-                             describe(json(*model)), describe(json(rules.model_name))),
+                 fmt::format("model is {}, which does not exist: this server has \"{}\"",
+                             describe(json(*model)), rules.model_name),
                  "model"};
   return ok_status();
 }
@@ -258,7 +258,9 @@ void parse_request_fields(JsonFields& fields, CompletionCall& call) {
   call.user = fields.text("user").value_or("");
   call.request_id = fields.text("request_id").value_or("");
   if (!call.request_id.empty() && !usable_request_id(call.request_id))
-    fields.fail("request_id", "must be 1 to 128 printable ASCII characters");
+    fields.fail("request_id",
+                fmt::format("is {}, must be 1 to 128 printable ASCII characters without blanks",
+                            describe(json(call.request_id))));
 }
 
 Status parse_shared_fields(std::string_view body, JsonFields& fields, const ApiRules& rules,

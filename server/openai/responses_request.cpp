@@ -25,7 +25,7 @@ Result<std::string> text_of_parts(const ordered_json& content, const std::string
   std::string text;
   for (size_t i = 0; i < content.size(); ++i) {
     const std::string part = fmt::format("{}[{}]", where, i);
-    if (!content[i].is_object()) return wrong(part + " must be an object", "input");
+    if (!content[i].is_object()) return misplaced(part, &content[i], "an object", "input");
     KIVI_ASSIGN_OR_RETURN(const std::string type, text_member(content[i], "type", part, "input"));
     const bool refusal = type == "refusal";
     if (!refusal && type != "input_text" && type != "output_text" && type != "text" &&
@@ -71,7 +71,7 @@ Status read_call(const ordered_json& item, const std::string& where, ChatBuilder
 }
 
 Status read_item(const ordered_json& item, const std::string& where, ChatBuilder& chat) {
-  if (!item.is_object()) return wrong(where + " must be an object", "input");
+  if (!item.is_object()) return misplaced(where, &item, "an object", "input");
   const ordered_json type = item.value("type", ordered_json("message"));
   if (type == "message") return read_message(item, where, chat);
   if (type == "function_call") return read_call(item, where, chat);
@@ -99,7 +99,7 @@ Status read_input(const ordered_json& input, ChatBuilder& chat) {
     return ok_status();
   }
   if (!input.is_array() || input.empty())
-    return wrong("input must be a string or a list of at least one item", "input");
+    return misplaced("input", &input, "a string or a list of at least one item", "input");
   int i = 0;
   for (const ordered_json& item : input)
     KIVI_RETURN_IF_ERROR(read_item(item, fmt::format("input[{}]", i++), chat));
@@ -108,12 +108,12 @@ Status read_input(const ordered_json& input, ChatBuilder& chat) {
 
 // A function stands in the tool itself here, and in a member of it in chats.
 Status read_response_tools(const ordered_json& tools, ChatBuilder& chat) {
-  if (!tools.is_array()) return wrong("tools must be a list of tools", "tools");
+  if (!tools.is_array()) return misplaced("tools", &tools, "a list of tools", "tools");
   ordered_json functions = ordered_json::array();
   for (size_t i = 0; i < tools.size(); ++i) {
     const std::string at = fmt::format("tools[{}]", i);
     const ordered_json& tool = tools[i];
-    if (!tool.is_object()) return wrong(at + " must be an object", "tools");
+    if (!tool.is_object()) return misplaced(at, &tool, "an object", "tools");
     if (tool.value("type", ordered_json()) != "function")
       return wrong(fmt::format("{}.type is {}, this build has functions only", at,
                                describe(json(tool.value("type", ordered_json())))),
@@ -145,7 +145,7 @@ Status read_response_tool_choice(const ordered_json& choice, ChatBuilder& chat) 
 
 // text: {"format": {...}}.
 Status read_text(const ordered_json& text, ChatBuilder& chat) {
-  if (!text.is_object()) return wrong("text must be an object", "text");
+  if (!text.is_object()) return misplaced("text", &text, "an object", "text");
   for (const auto& [name, value] : text.items()) {
     if (value.is_null() || (name == "verbosity" && value == "medium")) continue;
     if (name != "format")
@@ -171,7 +171,7 @@ Status read_text(const ordered_json& text, ChatBuilder& chat) {
 }
 
 Status read_reasoning(const ordered_json& reasoning, ChatBuilder& chat) {
-  if (!reasoning.is_object()) return wrong("reasoning must be an object", "reasoning");
+  if (!reasoning.is_object()) return misplaced("reasoning", &reasoning, "an object", "reasoning");
   for (const auto& [name, value] : reasoning.items()) {
     if (value.is_null()) continue;
     if (name != "effort")

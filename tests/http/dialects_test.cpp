@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <ctime>
 #include <regex>
+#include <tuple>
 
 #include "tests/http/http_fixture.h"
 
@@ -67,7 +68,7 @@ TEST_CASE("a message takes back thinking, calls and null members") {
   CHECK(wrong.status == 400);
   CHECK(wrong.json()["error"]["type"] == "invalid_request_error");
   CHECK(messages(server, {{"messages", {"hi"}}}).json()["error"]["message"] ==
-        "messages[0] must be an object");
+        "messages[0] is \"hi\" (string), must be an object");
 }
 
 TEST_CASE("messages of one role in a row become one, in time that grows with their bytes") {
@@ -92,6 +93,59 @@ TEST_CASE("messages of one role in a row become one, in time that grows with the
     CHECK(tokens(turns).json()["error"]["message"].get<std::string>().find(
               "--max-tokenize-bytes") != std::string::npos);
     CHECK(double(std::clock() - before) / CLOCKS_PER_SEC < 10);
+  }
+}
+
+TEST_CASE("what is wrong in a chat is told with its place, its value and what it must be") {
+  TestServer server(saying("ok"));
+  const json hi = {{{"role", "user"}, {"content", "hi"}}};
+  const std::tuple<const char*, json, const char*> cases[] = {
+      {"/v1/chat/completions",
+       {{"messages", json::array()}},
+       "messages is a list of 0 values, must be a list of at least one message"},
+      {"/v1/chat/completions",
+       {{"messages", {1}}},
+       "messages[0] is 1 (integer), must be an object"},
+      {"/v1/chat/completions",
+       {{"messages", {{{"role", "user"}, {"content", {"a"}}}}}},
+       "messages[0].content[0] is \"a\" (string), must be an object with a type"},
+      {"/v1/chat/completions",
+       {{"messages", hi}, {"tools", {{{"type", "function"}}}}},
+       "tools[0].function is missing, must be an object"},
+      {"/v1/chat/completions",
+       {{"messages", hi}, {"tools", {{{"function", {{"name", ""}}}}}}},
+       "tools[0].function.name is \"\" (string), must be a string that is not empty"},
+      {"/v1/chat/completions",
+       {{"messages", hi}, {"stop", {1}}},
+       "stop[0] is 1 (integer), must be a string"},
+      {"/v1/chat/completions",
+       {{"messages", hi}, {"request_id", "a b"}},
+       "request_id is \"a b\" (string), must be 1 to 128 printable ASCII characters without "
+       "blanks"},
+      {"/v1/chat/completions",
+       {{"messages", hi}, {"guided_choice", json::array()}},
+       "guided_choice is a list of 0 values, must be a list of 1 to 4096 texts that are not empty"},
+      {"/v1/chat/completions",
+       {{"messages", hi}, {"model", "other"}},
+       "model is \"other\" (string), which does not exist: this server has \"tales\""},
+      {"/v1/messages",
+       {{"messages", hi}, {"max_tokens", 1}, {"tools", {{{"name", "f"}}}}},
+       "tools[0].input_schema is missing, must be an object"},
+      {"/v1/messages",
+       {{"messages", hi}, {"max_tokens", 1}, {"metadata", 7}},
+       "metadata is 7 (integer), must be an object"},
+      {"/v1/responses",
+       {{"input", json::array()}},
+       "input is a list of 0 values, must be a string or a list of at least one item"},
+      {"/v1/rerank",
+       {{"query", "a"}, {"documents", json::array()}},
+       "documents is a list of 0 values, must be a list of 1 to 2047 texts"},
+  };
+  for (const auto& [path, body, message] : cases) {
+    INFO(path << " " << body.dump());
+    const Response reply = server.post(path, body.dump());
+    CHECK((reply.status == 400 || reply.status == 404));
+    CHECK(reply.json()["error"]["message"] == message);
   }
 }
 
