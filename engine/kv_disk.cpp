@@ -16,6 +16,7 @@
 #include <optional>
 
 #include "base/log.h"
+#include "base/regular_file.h"
 #include "base/verify.h"
 
 namespace kivi {
@@ -154,7 +155,12 @@ Result<std::string> folder_secret(const std::string& folder, bool read_only) {
 
 Result<std::string> key_secret(const std::string& path) {
   KIVI_RETURN_IF_ERROR(check_owner_only("kv_disk_key_file", path, "600"));
-  std::string digits = read_file(path).value_or("");
+  const Result<RegularFile> file = RegularFile::open(path);  // a FIFO would be waited for
+  Result<std::string> read = file.ok() ? file->read() : Result<std::string>(file.error());
+  if (!read.ok())
+    return wrong("kv_disk_key_file", ErrorCode::invalid,
+                 fmt::format("kv_disk_key_file is {}", read.error().message));
+  std::string digits = std::move(*read);
   while (!digits.empty() && std::isspace(uint8_t(digits.back()))) digits.pop_back();
   for (char& c : digits) c = char(std::tolower(uint8_t(c)));
   const auto key = bytes_of(digits);

@@ -99,6 +99,15 @@ class SpecialFiles(unittest.TestCase):
                 self.assertIn(flag, error)
                 self.assertIn("must be a regular file", error)
 
+    def test_a_key_of_the_disk_that_is_a_fifo_is_refused(self):
+        fifo = self.folder / "fifo"
+        os.mkfifo(fifo, 0o600)
+        code, _, error = kivi("serve", MODEL, "--port", "0", "--grpc-port", "-1", "--kv-disk",
+                              str(self.folder / "pages"), "--kv-disk-bytes", "1GB",
+                              "--kv-host-memory", "16MiB", "--kv-disk-key-file", str(fifo))
+        self.assertEqual(code, 1, error)
+        self.assertIn(f"kv_disk_key_file is {fifo}: is a FIFO, must be a regular file", error)
+
 
 def header_of(path):
     """The entries of a safetensors file, by tensor."""
