@@ -25,6 +25,22 @@ class Version(unittest.TestCase):
     def test_the_image_is_labeled_with_the_version_that_is_built(self):
         self.assertEqual(stated("docker/Dockerfile", r"^ARG VERSION=(\S+)"), self.version)
 
+    def test_the_chart_has_the_version_that_is_built(self):
+        chart = "deploy/helm/kivi/Chart.yaml"
+        self.assertEqual(stated(chart, r"^version: (\S+)"), self.version)
+        self.assertEqual(stated(chart, r'^appVersion: "(\S+)"'), self.version)
+
+    def test_pages_name_the_packages_that_are_built(self):
+        named = 0
+        for path in sorted((ROOT / "docs").rglob("*.md")):
+            if "benchmarks" in path.parts:
+                continue  # what was measured keeps its version
+            for name, version in re.findall(r"(kivi(?:-\w+|_server)?[_-])(\d+\.\d+\.\d+)[_-]",
+                                            path.read_text()):
+                named += 1
+                self.assertEqual(version, self.version, f"{path.name} names {name}{version}")
+        self.assertGreater(named, 0)
+
 
 if __name__ == "__main__":
     unittest.main()
