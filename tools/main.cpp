@@ -2,7 +2,9 @@
 // The program `kivi`: its first words name a command, and this file finds that command.
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <nlohmann/json.hpp>
 
@@ -108,7 +110,13 @@ int run(Arguments words) {
 
 int main(int argc, char** argv) {
   try {
-    return kivi::run(kivi::Arguments(argv + 1, argv + argc));
+    const int code = kivi::run(kivi::Arguments(argv + 1, argv + argc));
+    // The last bytes are written here, and a write before may have failed.
+    const bool failed_before = std::ferror(stdout) != 0;
+    if (std::fflush(stdout) == 0 && !failed_before) return code;
+    std::fprintf(stderr, "kivi: standard output cannot be written: %s\n",
+                 failed_before ? "a write failed" : std::strerror(errno));
+    return code == 0 ? kivi::kExitFailed : code;
   } catch (const std::exception& e) {  // out of memory, or an exception that a library let out
     std::fprintf(stderr, "kivi: %s\n", e.what());
     return kivi::kExitFailed;

@@ -6,11 +6,13 @@
 """
 
 import json
+import subprocess
 import tempfile
 import time
 import unittest
 
-from harness import GREEDY_IDS, MODEL, PROMPT_IDS, TEXT, RawStream, Server, kivi
+from harness import (GREEDY_IDS, KIVI, MODEL, PROMPT_IDS, TEXT, RawStream, Server, environment,
+                     kivi)
 
 
 class Shutdown(unittest.TestCase):
@@ -158,6 +160,16 @@ class CommandLine(unittest.TestCase):
         for arguments, expected in cases:
             code, _, err = kivi(*arguments)
             self.assertEqual((code, expected in err), (2, True), f"{arguments}: {code} {err}")
+
+    def test_output_that_cannot_be_written_ends_with_1(self):
+        for arguments in (("version",), ("info", MODEL), ("serve", MODEL, "--dry-run"),
+                          ("generate", MODEL, "-p", "a", "--max-tokens", "3")):
+            with self.subTest(arguments), open("/dev/full", "w") as full:
+                run = subprocess.run([KIVI, *arguments], stdin=subprocess.DEVNULL, stdout=full,
+                                     stderr=subprocess.PIPE, text=True, env=environment(),
+                                     timeout=60)
+                self.assertEqual(run.returncode, 1, run.stderr)
+                self.assertIn("standard output cannot be written", run.stderr)
 
     def test_a_model_that_is_not_there_ends_with_1(self):
         for command in ("serve", "generate", "info"):
