@@ -45,14 +45,16 @@ std::optional<ApiError> ServerState::admit(const std::string& tenant, RateLimite
 }
 
 void ServerState::note_unknown_fields(const std::vector<std::string>& names) {
-  constexpr size_t kMaxNoted = 256;  // names are the clients' choice
+  // Names are the clients' choice, and may be as long as a body.
+  constexpr size_t kMaxNoted = 256, kShownBytes = 100;
   for (const std::string& name : names) {
+    const std::string shown = name.substr(0, kShownBytes);
     {
       const std::lock_guard lock(mutex_);
-      if (noted_.size() >= kMaxNoted || !noted_.insert(name).second) continue;
+      if (noted_.size() >= kMaxNoted || !noted_.insert(shown).second) continue;
     }
     std::string quoted;
-    append_json_string(quoted, name.substr(0, 100));
+    append_json_string(quoted, shown);
     log_warning("unknown request field {} is ignored (noted once)", quoted);
   }
 }

@@ -71,6 +71,13 @@ class Memory(WithServer):
         self.assertEqual(error_of(reply)["param"], "logprobs")
         self.assertLess(time.monotonic() - begin, 10)
 
+    def test_the_names_of_unknown_fields_are_not_kept_whole(self):
+        before = memory_mb(self.server)
+        for i in range(12):
+            body = json.dumps({"prompt": "a", "max_tokens": 1, f"{i}{LONG}": 1})
+            self.assertEqual(send_raw(self.server, post("/v1/completions", body))[0], 200)
+        self.assertLess(memory_mb(self.server) - before, 90)
+
 
 class Budget(WithServer):
     arguments = ("--max-body-bytes-in-flight", "1000000", "--header-timeout", "30")
