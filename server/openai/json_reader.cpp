@@ -63,7 +63,8 @@ class DomBuilder {
     const auto [it, inserted] = open_.back()->emplace(std::move(name), nullptr);
     if (!inserted)
       return fail({ErrorCode::invalid,
-                   fmt::format("the field \"{}\" stands twice in one object", it.key()), it.key()});
+                   fmt::format("the field {} stands twice in one object", describe(json(it.key()))),
+                   it.key()});
     member_ = &*it;
     return true;
   }
@@ -86,7 +87,9 @@ class DomBuilder {
   static constexpr size_t kShownBytes = 60;
 
   bool fail(Error error) {
-    if (!error_) error_ = std::move(error);
+    if (error_) return false;
+    error_ = std::move(error);
+    error_->field = error_->field.substr(0, kShownBytes);  // names may be as long as the body
     return false;
   }
 

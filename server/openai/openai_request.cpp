@@ -291,7 +291,7 @@ Status take_unknown(const JsonFields& fields, const ApiRules& rules,
   if (rules.strict_params && !unknown.empty())
     return Error{ErrorCode::invalid,
                  fmt::format("{} is not a known parameter", describe(json(unknown[0]))),
-                 unknown[0]};
+                 unknown[0].substr(0, 100)};
   return ok_status();
 }
 

@@ -85,6 +85,12 @@ TEST_CASE("what is wrong with a body that has long values is said as for a short
     CHECK(ours.find(theirs.substr(theirs.find("] ") + 2, 40)) != std::string::npos);
   }
   CHECK(message("{\"a\":" + list + ",\"a\":1}").find("twice") != std::string::npos);
+  // A name may be as long as the body, but errors show its beginning alone.
+  const std::string name = "\"" + std::string(100'000, 'n') + "\":1";
+  const auto twice = parse_request_json("{" + name + "," + name + "}");
+  REQUIRE_FALSE(twice.ok());
+  CHECK(twice.error().message.size() < 200);
+  CHECK(twice.error().field.size() < 200);
   CHECK(message(list).find("must be an object") != std::string::npos);
 }
 
