@@ -12,6 +12,7 @@
 #include "base/utf8.h"
 #include "engine/limits.h"
 #include "tests/engine/fake_runner.h"
+#include "tests/engine/outcome.h"
 
 using namespace kivi;
 using namespace kivi::testing;
@@ -120,15 +121,6 @@ std::map<int, Choice> run(Served& served, CompletionRequest request) {
   return run(served, *completion);
 }
 
-void check_empty(const Engine& engine) {
-  const EngineStats stats = engine.stats();
-  CHECK(stats.running == 0);
-  CHECK(stats.waiting == 0);
-  CHECK(stats.waiting_tokens == 0);
-  CHECK(stats.kv_pages_free == stats.kv_pages_total);
-  CHECK(stats.kv_slots_free == stats.kv_slots_total);
-}
-
 int sum_tokens(const std::map<int, Choice>& choices) {
   int sum = 0;
   for (const auto& [index, c] : choices) sum += int(c.output_ids().size());
@@ -164,7 +156,7 @@ TEST_CASE(
                                      llama().encode("a king", true).size() + 3));
     CHECK(completion->prompt_ids(2) == std::vector<int32_t>{5, 6, 7});
     CHECK(completion->times().size() == 9);
-    check_empty(*served.engine);
+    check_nothing_held(*served.engine);
   }
 }
 
@@ -273,7 +265,7 @@ TEST_CASE("best_of: the n with the largest mean logprob, the best first; all cou
   }
   CHECK(completion->usage().completion_tokens == 60);
   CHECK(completion->completion_tokens(3) == 6);
-  check_empty(*served.engine);
+  check_nothing_held(*served.engine);
 }
 
 TEST_CASE("of equally likely choices the first ones are the best") {
@@ -332,7 +324,7 @@ TEST_CASE("a stop string across tokens ends the choice at once and frees the eng
     CHECK(served.engine->stats().generation_tokens <= c.tokens.size() + 1);
     CHECK(served.engine->stats().finished[int(FinishReason::stop)] == 1);
     CHECK(completion->times().size() == 1);
-    check_empty(*served.engine);
+    check_nothing_held(*served.engine);
   }
 }
 
@@ -370,7 +362,7 @@ TEST_CASE("truncate_prompt_tokens keeps the last tokens; add_special_tokens deci
   request.truncate_prompt_tokens = 100;
   CHECK(served.start(request)->prompt_ids(0).size() == ids.size() - 1);
   served.engine->run_until_idle();
-  check_empty(*served.engine);  // all four were dropped
+  check_nothing_held(*served.engine);  // all four were dropped
 }
 
 TEST_CASE("what is wrong with a request is said with the API's field") {
@@ -430,11 +422,11 @@ TEST_CASE("room is found for all of a request's sequences or for none") {
   CHECK(served.engine->stats().finished[int(FinishReason::abort)] == 0);
   CHECK(served.engine->stats().generation_tokens == 4);
   waiting = Error{};
-  check_empty(*served.engine);
+  check_nothing_held(*served.engine);
   // Larger than the queue, but not than queue and batch: taken when nothing waits.
   request.prompts.assign(8, "Once");
   CHECK(run(served, request).size() == 8);
-  check_empty(*served.engine);
+  check_nothing_held(*served.engine);
   request.prompts.assign(4, "Once");
   CHECK(run(served, request).size() == 4);
 }
@@ -459,7 +451,7 @@ TEST_CASE("cancel, and destruction, end the engine's requests with abort") {
       CHECK(choices.size() == 3);
     }
     CHECK(served.engine->stats().finished[int(FinishReason::abort)] == 3);
-    check_empty(*served.engine);
+    check_nothing_held(*served.engine);
   }
 }
 
@@ -479,7 +471,7 @@ TEST_CASE("a passed deadline ends a choice with abort and says so; a failed step
   CHECK(failed.at(0).last->finish == FinishReason::error);
   REQUIRE(failed.at(0).last->error);
   CHECK(failed.at(0).tokens.size() == 2);
-  check_empty(*failing.engine);
+  check_nothing_held(*failing.engine);
 }
 
 TEST_CASE("a completion may outlive its engine") {
@@ -578,5 +570,5 @@ TEST_CASE("many readers at once, half of them gone midway: nothing is lost, noth
   CHECK(counts.dropped > 30);  // a third of a half is dropped before its first token
   CHECK(counts.delivered == counts.counted);
   REQUIRE(served.engine->drain(std::chrono::seconds(20)));
-  check_empty(*served.engine);
+  check_nothing_held(*served.engine);
 }
