@@ -89,7 +89,7 @@ constexpr bool kScalesSums = (SB == kBlocks) && (Rows <= kTileProductRowsExactGr
 template <class T, int Rows, int SB>
 using LineOf = std::conditional_t<
     kScalesSums<Rows, SB>, CodeLine,
-    std::conditional_t<SB != kBlocks, Line,
+    std::conditional_t<SB != kBlocks, WeightLine,
                        std::conditional_t<std::is_same_v<T, __half>, ZeroLine, PairLine>>>;
 
 template <bool kFirst, class A, class B>

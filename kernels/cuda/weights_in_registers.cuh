@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // 4-bit codes as operands A of products of a warpgroup: in registers, as numbers of the type of x.
-// A lane's scales of two rows become a Line of one of four kinds, and make_weights reads a block of
+// A lane's scales of two rows become one of four kinds of line, and make_weights reads a block of
 // codes by it. For matmul_tiles_hopper.cu.
 #pragma once
 
@@ -9,12 +9,12 @@
 namespace kivi::cuda {
 
 // W = scale * (128 + code) + minimum, for a lane's two rows.
-struct Line {
+struct WeightLine {
   float scale[2], minimum[2];
 };
 
-[[maybe_unused]] __device__ __forceinline__ Line line_of(const TwoScales& s) {
-  Line line;
+[[maybe_unused]] __device__ __forceinline__ WeightLine line_of(const TwoScales& s) {
+  WeightLine line;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     line.scale[row] = s.scale[row];
@@ -40,9 +40,9 @@ __device__ __forceinline__ uint32_t two_weights(uint32_t codes, const uint32_t (
 }
 
 // W = scale * (code - zero) for a lane's two rows, for f16. zero: 128 more than the zero point. One
-// product in fp32 rounds as the CPU's does. In the form of Line, a weight half-way between two
-// numbers of f16 could become the other one, and with one scale for a row, all its weights of one
-// code did.
+// product in fp32 rounds as the CPU's does. In the form of WeightLine, a weight half-way between
+// two numbers of f16 could become the other one, and with one scale for a row, all its weights of
+// one code did.
 struct ZeroLine {
   float scale[2], zero[2];
 };
@@ -79,7 +79,7 @@ __device__ __forceinline__ void make_weights_of(const unsigned char* at, uint32_
 }
 
 template <class T>
-__device__ __forceinline__ void make_weights(const unsigned char* at, const Line& line,
+__device__ __forceinline__ void make_weights(const unsigned char* at, const WeightLine& line,
                                              uint32_t (&a)[2][4]) {
   make_weights_of<T>(
       at, a, [&](int row, float code) { return fmaf(line.scale[row], code, line.minimum[row]); });
