@@ -70,13 +70,7 @@ double process_cpu_ms() {
 // Events are delivered before the request is retired, so only a drain knows that all is over.
 void check_all_free(Engine& engine) {
   CHECK(engine.drain(10s));
-  const EngineStats stats = engine.stats();
-  CHECK(stats.running == 0);
-  CHECK(stats.waiting == 0);
-  CHECK(stats.kv_pages_free == stats.kv_pages_total);
-  CHECK(stats.kv_slots_free == stats.kv_slots_total);
-  CHECK(stats.staging_pages_free == stats.staging_pages_total);
-  CHECK(stats.kv_bytes == KvBytes{});
+  check_nothing_held(engine);
 }
 
 }  // namespace
