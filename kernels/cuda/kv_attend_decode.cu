@@ -28,8 +28,8 @@ constexpr int kPiecesMin = 4;          // of a block, where there are few
 constexpr int kWarpsFew = 12, kPagesMany = 6;
 // With shared pages, blocks of this many warps run beside attend_shared, one a multiprocessor. Only
 // these have pieces if each of their warps then has no more than kUnitsBeside units.
-constexpr int kWarpsBeside = 4, kUnitsBeside = 6;
-constexpr int kSegmentsBeside = 8;  // of a multiprocessor: with more, blocks have more warps
+constexpr int kWarpsBeside = 4, kUnitsBeside = 24;
+constexpr int kSegmentsBeside = 6;  // of a multiprocessor: with more, blocks have more warps
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
 constexpr size_t kSharedStatesBytes = size_t(64) << 20;
@@ -296,6 +296,8 @@ cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, int t
 // Nanoseconds of the whole device, measured (docs/design/decode-attention.md, section 10).
 constexpr double kSharedFixed = 9000;  // of a launch with groups, over one without
 constexpr double kSharedTile = 9;      // of 64 query rows and 64 tokens of a KV head
+constexpr double kOwnUnit = 0.9;       // more, beside shared pages, for 64 tokens of a member's own
+constexpr double kHead64 = 0.68;       // of the times for 128 channels, for 64 channels
 // What kv_attend_decode takes for 64 tokens of one block of query heads.
 double unit_time(const KvFormat& f) {
   if (f.kind != KvKind::kivi) return f.kind == KvKind::f16 ? 4.2 : 2.1;
@@ -419,8 +421,9 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   return cudaGetLastError();
 }
 
-int keep_groups(const KvLayout& layout, int heads_q, const CudaProperties& device,
-                const DecodeWorkspace& workspace, std::vector<StepGroup>& groups) {
+int keep_groups(const KvLayout& layout, int heads_q, int64_t own_pages,
+                const CudaProperties& device, const DecodeWorkspace& workspace,
+                std::vector<StepGroup>& groups) {
   const int d = layout.shape.head_dim, heads = layout.shape.heads, ratio = heads_q / heads;
   // With groups, a step does without the kernel for very many query heads.
   if (workspace.shared_states == nullptr || (d != 64 && d != 128) || ratio > kHeadsRatio)
@@ -428,13 +431,14 @@ int keep_groups(const KvLayout& layout, int heads_q, const CudaProperties& devic
   const int head_tiles = head_tiles_of(layout.shape, heads_q);
   const int head_blocks = (ratio + 8 * head_tiles - 1) / (8 * head_tiles);
   const int units_tile = kSharedRows / std::min(ratio, 8 * head_tiles);
+  const int units_page = layout.page_tokens() / kUnitTokens;
+  const double size = d == 64 ? kHead64 : 1;
   const auto tiles_of = [&](const StepGroup& g) {
     return (int64_t(g.member_count) * head_blocks + units_tile - 1) / units_tile;
   };
   const auto spared = [&](const StepGroup& g) {
     const double before = double(g.member_count) * head_blocks * unit_time(layout.format);
-    return (before - double(tiles_of(g)) * kSharedTile) * heads * g.pages *
-           (layout.page_tokens() / kUnitTokens);
+    return (before - double(tiles_of(g)) * kSharedTile) * size * heads * g.pages * units_page;
   };
   std::erase_if(groups, [&](const StepGroup& g) { return spared(g) <= 0; });
   std::ranges::stable_sort(groups, std::greater{}, spared);
@@ -449,7 +453,8 @@ int keep_groups(const KvLayout& layout, int heads_q, const CudaProperties& devic
     if (bytes > workspace.shared_states_bytes) break;
     total += spared(groups[count++]);
   }
-  groups.resize(total > kSharedFixed ? count : 0);
+  const double own = kOwnUnit * size * double(own_pages * units_page * heads * head_blocks);
+  groups.resize(total > kSharedFixed + own ? count : 0);
   return kSharedGroupsMax;
 }
 

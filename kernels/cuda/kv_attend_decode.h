@@ -71,8 +71,9 @@ cudaError_t decode_attend(const DecodeArguments& a, DecodeLaunchKind kind,
                           cudaStream_t stream, const DecodeTuning& tuning = {});
 
 // Backend::keep_groups.
-int keep_groups(const KvLayout& layout, int heads_q, const CudaProperties& device,
-                const DecodeWorkspace& workspace, std::vector<StepGroup>& groups);
+int keep_groups(const KvLayout& layout, int heads_q, int64_t own_pages,
+                const CudaProperties& device, const DecodeWorkspace& workspace,
+                std::vector<StepGroup>& groups);
 
 DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream);
 

@@ -88,9 +88,9 @@ std::vector<int> layers_of_each_format(const KvLayout& layout) {
 
 }  // namespace
 
-int CudaBackend::keep_groups(const KvLayout& layout, int heads_q,
+int CudaBackend::keep_groups(const KvLayout& layout, int heads_q, int64_t own_pages,
                              std::vector<StepGroup>& groups) const {
-  return cuda::keep_groups(layout, heads_q, properties_, decode_workspace_, groups);
+  return cuda::keep_groups(layout, heads_q, own_pages, properties_, decode_workspace_, groups);
 }
 
 void CudaBackend::do_begin_step(const StepView& step, const KvView& store, int heads_q) {

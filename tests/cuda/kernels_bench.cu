@@ -239,7 +239,9 @@ class StoreBench {
   // Whether the engine would form the group.
   bool keeps_group() const {
     std::vector<StepGroup> groups = {group_};
-    backend_.keep_groups(view_.layout, shape_.kv_heads * shape_.ratio, groups);
+    const int own = view_.layout.pages_for(shape_.tokens) - group_.pages;
+    backend_.keep_groups(view_.layout, shape_.kv_heads * shape_.ratio, own * group_.member_count,
+                         groups);
     return !groups.empty();
   }
 
