@@ -57,7 +57,7 @@ void verify_groups(const StepView& step, const KvLayout& layout) {
     for (const int32_t i :
          step.group_members.subspan(size_t(g.members_begin), size_t(g.member_count))) {
       const StepSequence& s = step.sequences[size_t(i)];
-      KIVI_VERIFY(s.row_count == 1 && s.mode == KvMode::append && s.shared_pages == g.pages);
+      KIVI_VERIFY(s.is_decode() && s.shared_pages == g.pages);
       KIVI_VERIFY(g.pages * layout.page_tokens() <= values_paged(layout.format, s.past));
     }
   }

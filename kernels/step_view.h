@@ -48,6 +48,9 @@ struct StepSequence {
   // (StepGroup); 0 = it is in no group. Values and keys of these pages are all quantized (fp16
   // pages: stored).
   int32_t shared_pages = 0;
+
+  // A new token upon stored ones. Kernels of their own serve this case.
+  KIVI_HOST_DEVICE bool is_decode() const { return row_count == 1 && mode == KvMode::append; }
 };
 static_assert(sizeof(StepSequence) == 48);
 

@@ -62,7 +62,7 @@ void find_page_groups(std::span<const StepSequence> sequences, std::span<const i
     const StepSequence& s = sequences[i];
     const int full =
         std::min(s.pages_count, values_paged(layout.format, s.past) / layout.page_tokens());
-    if (s.row_count != 1 || s.mode != KvMode::append || full == 0) continue;
+    if (!s.is_decode() || full == 0) continue;
     candidates.push_back({int32_t(i), page_table.subspan(size_t(s.pages_begin), size_t(full)), 0});
   }
   std::ranges::stable_sort(candidates, {}, [](const Candidate& c) { return c.pages[0]; });

@@ -147,7 +147,7 @@ void AttendBlock(const AttendArguments& args, const AttendTask& task, float* scr
   const TileReader reader(source);
   const KvFormat& format = source.store.layout.format;
   // A decode alone: a prompt that sees codes reads them without (docs/design/kv-format.md, 9).
-  const bool biased = format.key_bias && sequence.mode == KvMode::append && sequence.row_count == 1;
+  const bool biased = format.key_bias && sequence.is_decode();
   const float bias = -args.scale / 24;
   const int to_paged = -shift - format.sinks;
   const int begin = HWY_MAX(first[0], task.segment * kSegmentTokens);

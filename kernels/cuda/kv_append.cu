@@ -44,9 +44,6 @@ struct Append {
   int first_layer;
 
   __device__ int d() const { return cache.store.layout.shape.head_dim; }
-  __device__ bool is_decode(const StepSequence& s) const {
-    return s.row_count == 1 && s.mode == KvMode::append;
-  }
 };
 
 // One head of one sequence in one layer.
@@ -153,8 +150,7 @@ __device__ void flush_keys(const Append& a, int sequences, int layers, int block
     // A list in the order of the sequences: each block must see the same.
     const int index = base + threadIdx.x;
     const int paged = index < sequences ? a.cache.sequences[index].past + 1 - sinks : 0;
-    const bool flushes =
-        paged > 0 && paged % residual == 0 && a.is_decode(a.cache.sequences[index]);
+    const bool flushes = paged > 0 && paged % residual == 0 && a.cache.sequences[index].is_decode();
     __shared__ uint32_t votes[kDecodeThreads / 32];
     const uint32_t vote = __ballot_sync(0xffffffffu, flushes);
     __syncthreads();
@@ -296,7 +292,7 @@ __device__ __forceinline__ void append_decode(const Append& a, const DecodeBlock
     if (index < grid.layers * of_layer) {
       const StepSequence& s = a.cache.sequences[index % of_layer / of_sequence];
       const int head = index % of_sequence * grid.heads_each;
-      if (a.is_decode(s)) {
+      if (s.is_decode()) {
         const Head h{a, s, index / of_layer, head};
         if constexpr (has_append_heads(D, VB))
           append_heads<GROUP>(h, min(head + grid.heads_each, heads));
@@ -328,7 +324,7 @@ __global__ void __launch_bounds__(kDecodeThreads, GROUP == 32   ? 4
 __global__ void append_decode_plain_kernel(const __grid_constant__ Append a) {
   let_next_start();
   const StepSequence& s = a.cache.sequences[blockIdx.y];
-  if (!a.is_decode(s)) return;
+  if (!s.is_decode()) return;
   const KvLayout& layout = a.cache.store.layout;
   const Head h{a, s, int(blockIdx.z), int(blockIdx.x)};
   const int token = s.past, c = threadIdx.x;
@@ -603,7 +599,7 @@ void CudaBackend::do_kv_append(const Tensor& kv, const KvView& store, const Step
   for (size_t i = 0; i < step.sequences.size(); ++i) {
     const StepSequence& s = step.sequences[i];
     if (s.row_count == 0) continue;  // padding
-    if (s.row_count == 1 && s.mode == KvMode::append) {
+    if (s.is_decode()) {
       decodes = true;
       continue;
     }

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     int weight = 0;
     if (s < a.sequence_count) {
       const StepSequence& sequence = a.sequences[s];
-      if (sequence.row_count == 1 && sequence.mode == KvMode::append) {
+      if (sequence.is_decode()) {
         const Extent extent = extent_of(a, sequence);
         a.extents[s] = extent;
         weight = extent.weight(a) * a.kv_heads * a.head_blocks;

@@ -59,8 +59,6 @@ namespace {
 // The kernel of decode attention has these head sizes. Decodes of others go to flash attention.
 bool has_decode_kernel(int head_dim) { return head_dim == 64 || head_dim == 128; }
 
-bool is_decode(const StepSequence& s) { return s.row_count == 1 && s.mode == KvMode::append; }
-
 // What a step's launches of decode attention share.
 cuda::DecodeArguments decode_arguments(const KvView& store, const StepView& step, int heads_q,
                                        int layer) {
@@ -96,7 +94,7 @@ int CudaBackend::keep_groups(const KvLayout& layout, int heads_q, int64_t own_pa
 void CudaBackend::do_begin_step(const StepView& step, const KvView& store, int heads_q) {
   planned_decodes_.clear();
   if (!has_decode_kernel(store.layout.shape.head_dim) ||
-      std::ranges::none_of(step.sequences, is_decode))
+      std::ranges::none_of(step.sequences, &StepSequence::is_decode))
     return;
   for (const int layer : layers_of_each_format(store.layout))
     plan_decodes(store.of_layer(layer), step, heads_q, layer);
@@ -127,9 +125,9 @@ void CudaBackend::do_kv_attend(const Tensor& q, const Tensor& kv, const KvView& 
   const int d = store.layout.shape.head_dim;
   const float scale_log2 = scale * std::numbers::log2e_v<float>;
   const int heads_q = int(q.shape[1]) / d;
-  const auto decodes = std::ranges::count_if(step.sequences, is_decode);
+  const auto decodes = std::ranges::count_if(step.sequences, &StepSequence::is_decode);
   const auto chunks = std::ranges::count_if(
-      step.sequences, [](const StepSequence& s) { return s.row_count > 0 && !is_decode(s); });
+      step.sequences, [](const StepSequence& s) { return s.row_count > 0 && !s.is_decode(); });
   if (decodes > 0 && has_decode_kernel(d)) {
     cuda::DecodeArguments a = decode_arguments(store, step, heads_q, layer);
     a.window_index = plan_decodes(store, step, heads_q, layer);

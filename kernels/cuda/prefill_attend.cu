@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kThreads, kDim > 128 ? 1 : 2)
   else
     work.sequence = int(blockIdx.z);
   const StepSequence s = a.cache.sequences[work.sequence];
-  if (a.work_count == 0 && (s.row_count != 1 || s.mode != KvMode::append)) return;
+  if (a.work_count == 0 && !s.is_decode()) return;
   const int heads_kv = a.cache.store.layout.shape.heads;
   const int group = a.heads_q / heads_kv;
   const int head = blockIdx.x;

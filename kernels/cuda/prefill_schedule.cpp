@@ -43,7 +43,7 @@ class Scheduler {
   PrefillSchedule run() {
     for (size_t i = 0; i < step_.sequences.size(); ++i) {
       const StepSequence& s = step_.sequences[i];
-      if (s.row_count > 1 || (s.row_count == 1 && s.mode != KvMode::append)) add(int(i), s);
+      if (s.row_count > 0 && !s.is_decode()) add(int(i), s);
     }
     flush();
     return std::move(schedule_);
@@ -76,7 +76,7 @@ class Scheduler {
     const int heads = heads_;
     int64_t blocks = 0, longest = 1;
     for (const StepSequence& s : step_.sequences) {
-      if (s.row_count == 1 && s.mode == KvMode::append) continue;
+      if (s.is_decode()) continue;
       blocks += (int64_t(s.row_count) * (heads_q / heads) + kQueryRows - 1) / kQueryRows * heads;
       longest = std::max(longest, ranges_of(s));
     }
