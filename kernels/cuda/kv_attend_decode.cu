@@ -294,10 +294,10 @@ cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, int t
 }
 
 // Nanoseconds of the whole device, measured (docs/design/decode-attention.md, section 10).
-constexpr double kSharedFixed = 9000;  // of a launch with groups, over one without
-constexpr double kSharedTile = 9;      // of 64 query rows and 64 tokens of a KV head
-constexpr double kOwnUnit = 0.9;       // more, beside shared pages, for 64 tokens of a member's own
-constexpr double kHead64 = 0.68;       // of the times for 128 channels, for 64 channels
+constexpr double kSharedFixed = 11000;  // of a launch with groups, over one without
+constexpr double kSharedTile = 10;      // of 64 query rows and 64 tokens of a KV head
+constexpr double kOwnUnit = 1.1;  // more, beside shared pages, for 64 tokens of a member's own
+constexpr double kHead64 = 0.65;  // of the times for 128 channels, for 64 channels
 // What kv_attend_decode takes for 64 tokens of one block of query heads.
 double unit_time(const KvFormat& f) {
   if (f.kind != KvKind::kivi) return f.kind == KvKind::f16 ? 4.2 : 2.1;
