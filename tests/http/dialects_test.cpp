@@ -71,7 +71,8 @@ TEST_CASE("a message takes back thinking, calls and null members") {
         "messages[0] is \"hi\" (string), must be an object");
 }
 
-TEST_CASE("messages of one role in a row become one, in time that grows with their bytes") {
+TEST_CASE("messages of one role in a row become one, in time that grows with their bytes",
+          "[long]") {
   TestServer server(saying("ok"));
   const auto tokens = [&](const json& turns) {
     const json body = {{"model", "tales"}, {"messages", turns}};
