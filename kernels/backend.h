@@ -182,15 +182,15 @@ class Backend {
   }
 
   // Removes from the groups of a step those whose shared pages this device does not read once for
-  // all members, because that would not be faster. Returns the largest number of groups that a step
-  // may have. The order of the groups may change, and their pages_begin and members_begin do not
-  // matter here. `own_pages` are the pages that the members read beside the shared ones, all
-  // members together. A device that keeps no groups reads shared pages like other pages.
-  virtual int keep_groups([[maybe_unused]] const KvLayout& layout, [[maybe_unused]] int heads_q,
-                          [[maybe_unused]] int64_t own_pages,
-                          std::vector<StepGroup>& groups) const {
+  // all members, because that would not be faster. The order of the groups may change, and their
+  // pages_begin and members_begin do not matter here. A device that keeps no groups reads shared
+  // pages like other pages.
+  virtual KeptGroups keep_groups([[maybe_unused]] const KvLayout& layout,
+                                 [[maybe_unused]] int heads_q,
+                                 [[maybe_unused]] const GroupRests& rests,
+                                 std::vector<StepGroup>& groups) const {
     groups.clear();
-    return 0;
+    return {};
   }
 
   // --- memory -----------------------------------------------------------------------------------

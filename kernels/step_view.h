@@ -65,6 +65,19 @@ struct StepGroup {
 };
 static_assert(sizeof(StepGroup) == 16);
 
+// What members of groups attend to beside the shared pages: their rests.
+struct GroupRests {
+  int64_t pages = 0;  // of all members together
+  // Of each member, where all sequences of one new token are members and their rests are equally
+  // long; else -1.
+  int tokens = -1;
+};
+// What a device makes of the groups of a step.
+struct KeptGroups {
+  int most = 0;              // groups that a step may have
+  bool whole_rests = false;  // StepView::whole_rests
+};
+
 // A step may be padded, so that it has one of the few shapes for which graphs are recorded. Rows
 // beyond those of the sequences are computed and ignored. Sequences with row_count 0 take no part.
 struct StepView {
@@ -88,6 +101,10 @@ struct StepView {
   std::span<const int32_t> group_members;  // host: indices in `sequences`, group after group
   Tensor device_groups;                    // [groups, 4] i32, device: StepGroup each
   Tensor device_group_members;             // [members] i32, device
+  // All sequences of one new token are members of groups, they have as many tokens beside the
+  // shared pages, and the device asked for this (Backend::keep_groups): no two of its workers share
+  // what a member has for itself.
+  bool whole_rests = false;
   // Of the layer that attends: a query at p attends to (p - window, p]; 0 = no window. Layers of a
   // step may differ.
   int sliding_window = 0;

@@ -269,9 +269,9 @@ void ModelRunner::decode(const BatchPlan& plan, const StepInFlight& step) {
   input_.fill(plan, store_.layout, rows);
   mark_begin(step);
   const Tensor sampled = make_tensor(sampled_ids_.data(), DType::i32, logits_rows_);
-  // A step with groups has other kernels.
-  const uint64_t grouped = input_.view().groups.empty() ? 0 : 1;
-  backend_.run_recorded(uint64_t(rows) * 2 + grouped, [&] {
+  // A step with groups has other kernels, and one with whole rests other grids.
+  const uint64_t kernels = input_.view().groups.empty() ? 0 : input_.view().whole_rests ? 2 : 1;
+  backend_.run_recorded(uint64_t(rows) * 3 + kernels, [&] {
     backend_.resolve_ids(input_.view().token_ids, sampled);
     model_->forward(input_.view(), store_);
     model_->logits(input_.gather(0, rows));

@@ -27,4 +27,8 @@ struct PageGroups {
 void find_page_groups(std::span<const StepSequence> sequences, std::span<const int32_t> page_table,
                       const KvLayout& layout, PageGroups& found);
 
+// What the members attend to beside the pages that they share.
+GroupRests rests_of(const PageGroups& found, std::span<const StepSequence> sequences,
+                    const KvLayout& layout);
+
 }  // namespace kivi

@@ -173,14 +173,10 @@ void StepInput::group(const KvLayout& layout, int sequences) {
   groups_.groups.clear();
   groups_.members.clear();
   if (found_.groups.empty()) return;
-  int64_t own_pages = 0;
-  for (const StepGroup& g : found_.groups)
-    for (int i = 0; i < g.member_count; ++i) {
-      const int32_t member = found_.members[size_t(g.members_begin + i)];
-      own_pages += sequences_[size_t(member)].pages_count - g.pages;
-    }
-  const int most = backend_->keep_groups(layout, limits_.heads_q, own_pages, found_.groups);
-  groups_rows_ = std::min(int64_t(most), int64_t(groups_max(size_t(sequences))));
+  const KeptGroups kept_groups = backend_->keep_groups(
+      layout, limits_.heads_q, rests_of(found_, sequences_, layout), found_.groups);
+  view_.whole_rests = kept_groups.whole_rests;
+  groups_rows_ = std::min(int64_t(kept_groups.most), int64_t(groups_max(size_t(sequences))));
   for (StepGroup kept : found_.groups) {
     const auto members =
         std::span(found_.members).subspan(size_t(kept.members_begin), size_t(kept.member_count));

@@ -66,8 +66,8 @@ class CudaBackend final : public Backend {
   int64_t product_scratch_bytes(const Weight& w, int64_t rows) const override;
   void use_product_scratch(std::byte* memory, int64_t bytes) override;
   int64_t scratch_bytes_for(const KvLayout& layout, int64_t tokens) const override;
-  int keep_groups(const KvLayout& layout, int heads_q, int64_t own_pages,
-                  std::vector<StepGroup>& groups) const override;
+  KeptGroups keep_groups(const KvLayout& layout, int heads_q, const GroupRests& rests,
+                         std::vector<StepGroup>& groups) const override;
 
   void upload(void* device, const void* source, size_t bytes) override;
   void download(void* target, const void* device, size_t bytes) override;

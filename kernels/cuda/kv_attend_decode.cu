@@ -2,6 +2,7 @@
 // Host side of decode attention, and the kernel that cuts a step into pieces.
 #include <algorithm>
 #include <bit>
+#include <iterator>
 #include <numbers>
 
 #include "kernels/cuda/cuda_backend.h"
@@ -30,6 +31,16 @@ constexpr int kWarpsFew = 12, kPagesMany = 6;
 // these have pieces if each of their warps then has no more than kUnitsBeside units.
 constexpr int kWarpsBeside = 4, kUnitsBeside = 24;
 constexpr int kSegmentsBeside = 6;  // of a multiprocessor: with more, blocks have more warps
+// Whole rests: a multiprocessor has three such blocks. A warp of the one beside attend_shared has
+// twice as many segments as a warp of the others, so all of them have kSegmentsRound or a multiple.
+constexpr int kBlocksWhole = 3, kSegmentsRound = (kBlocksWhole + 1) * kWarpsBeside;
+// They are faster for one or two rounds that are filled at least so far, and for rests of up to so
+// many tokens (docs/design/decisions/039-shared-pages-on-wgmma.md).
+struct WholeRound {
+  double filled;
+  int tokens_max;
+};
+constexpr WholeRound kWholeRounds[] = {{0.8, 384}, {0.95, 128}};
 constexpr int kPlanThreads = 1024;
 constexpr int kSequencesMax = 1 << 16;  // of a launch
 constexpr size_t kSharedStatesBytes = size_t(64) << 20;
@@ -139,12 +150,22 @@ int plan_index(const KvFormat& f, int window_index) {
   return window_index * 4 + bits;
 }
 
+// The segments of a warp, [begin, end), of `count` equal ones. A warp of the first `few_blocks`,
+// which run beside attend_shared, has 2 `each`, one of the others `each`.
+__device__ int2 whole_segments(int block, int warp, int warps, int few_blocks, int each,
+                               int count) {
+  const int shares = block < few_blocks ? 2 : 1;
+  const int before = (block + min(block, few_blocks)) * warps + shares * warp;
+  return {min(count, before * each), min(count, (before + shares) * each)};
+}
+
 // Fills a.prefix, a.extents, a.line and a.pieces [all_blocks][warps]. Little work goes to the first
-// `few_blocks`. One block.
+// `few_blocks`. `whole`: equal segments are not cut. One block.
 __global__ void __launch_bounds__(kPlanThreads, 1)
     plan_decode_kernel(const __grid_constant__ DecodeLaunch a, int all_blocks, int few_blocks,
-                       int warps) {
+                       int warps, bool whole) {
   __shared__ Line line;
+  __shared__ int segments, weight_each, each;  // each: see whole_segments(); 0: segments are cut
   int total = 0, decodes = 0, most = 0;
   if (threadIdx.x == 0) a.prefix[0] = 0;
   for (int base = 0; base < a.sequence_count; base += kPlanThreads) {
@@ -166,18 +187,22 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
   }
   if (threadIdx.x == 0) {
     int blocks = all_blocks;
+    const bool equal = decodes > 0 && int64_t(most) * decodes == total;
+    segments = decodes * a.kv_heads * a.head_blocks;
+    weight_each = most / (a.kv_heads * a.head_blocks);
+    const int shares = (all_blocks + few_blocks) * warps;
+    each = whole && equal ? (segments + shares - 1) / shares : 0;
     line.prefix = a.prefix;
     line.total = total;
     const float units = float(total) * a.weight_max_inverse;
     if (few_blocks > 0 && units <= float(few_blocks * warps * kUnitsBeside)) blocks = few_blocks;
-    if (decodes > 0 && int64_t(most) * decodes == total)
-      blocks = aligned_blocks(decodes * a.kv_heads * a.head_blocks, blocks);
+    if (equal) blocks = aligned_blocks(segments, blocks);
     // Every piece holds the beginning of at least one unit (so the estimate rounds down). Few
     // pieces are spread over the blocks, but not one by one: what one block has is merged in it.
     const int pieces = max(1, int(units * 0.9999f));
     const bool much = total / blocks >= kPagesMany * a.page_weight * warps;
-    const int most = much ? warps : min(warps, kWarpsFew);
-    line.pieces_block = min(most, max(kPiecesMin, pieces / blocks));
+    const int warps_most = much ? warps : min(warps, kWarpsFew);
+    line.pieces_block = min(warps_most, max(kPiecesMin, pieces / blocks));
     line.pieces = min(pieces, blocks * line.pieces_block);
     line.quotient = total / line.pieces;
     line.rest = total - line.quotient * line.pieces;
@@ -188,11 +213,22 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
   __syncthreads();
   for (int i = threadIdx.x; i < all_blocks * warps; i += kPlanThreads) {
     const int block = i / warps, warp = i % warps, piece = block * line.pieces_block + warp;
+    bool has_piece = warp < line.pieces_block && piece < line.pieces;
+    bool idle = block * line.pieces_block >= line.pieces;  // the block
+    int2 range{};                                          // on the line
+    if (each > 0) {
+      range = whole_segments(block, warp, warps, few_blocks, each, segments);
+      has_piece = range.x < range.y;
+      idle = whole_segments(block, 0, warps, few_blocks, each, segments).x >= segments;
+      range = {range.x * weight_each, range.y * weight_each};
+    } else if (has_piece) {
+      range = {line.boundary(piece), line.boundary(piece + 1)};
+    }
     Piece p{};
-    if (warp < line.pieces_block && piece < line.pieces) {
-      p.begin = line.locate(a, line.boundary(piece));
+    if (has_piece) {
+      p.begin = line.locate(a, range.x);
       p.begin_start = line.segment_start(a, p.begin);
-      p.end = line.locate(a, line.boundary(piece + 1));
+      p.end = line.locate(a, range.y);
       p.end_start = line.segment_start(a, p.end);
       if (p.begin.sequence < a.sequence_count) {
         p.extent = a.extents[p.begin.sequence];
@@ -201,7 +237,7 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
           p.page = a.page_table[p.extent.table + p.entry];
       }
     }
-    if (block > 0 && block * line.pieces_block >= line.pieces) p.entry = -1;
+    if (block > 0 && idle) p.entry = -1;
     a.pieces[i] = p;
   }
 }
@@ -286,11 +322,18 @@ cudaError_t decode_attend_heads(const DecodeArguments& s, DecodeLaunch& a, int t
   KIVI_VERIFY(a.stages >= kHeadsStagesMin);
   if (kind == DecodeLaunchKind::plan) {
     plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(a, device.multiprocessors, 0,
-                                                       heads_groups(tiles));
+                                                       heads_groups(tiles), false);
     return cudaGetLastError();
   }
   return launch_decode_heads(a, tiles, s.cache.store.layout.format, device.multiprocessors,
                              kind == DecodeLaunchKind::next, stream);
+}
+
+// Whole rests can be faster.
+bool may_be_whole(const KvLayout& layout, bool wide) {
+  const KvFormat& f = layout.format;
+  return layout.shape.head_dim == 128 && !wide && f.kind == KvKind::kivi && f.key_bits == 2 &&
+         f.value_bits == 2;
 }
 
 // Nanoseconds of the whole device, measured (docs/design/decode-attention.md, section 10).
@@ -348,45 +391,54 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   // Codes take instructions, and so more warps.
   const bool codes = layout.format.kind == KvKind::kivi;
   const int warps_most = decode_warps_max(d, head_tiles, codes);
-  // With shared pages, blocks are smaller: those of few segments run beside attend_shared, and
-  // where there are more, the next layer's attend_shared has room as soon as one has ended.
-  const int64_t segments = int64_t(a.sequence_count) * a.kv_heads * a.head_blocks;
-  const bool beside =
-      shares && !grid.wide && segments <= int64_t(kSegmentsBeside) * device.multiprocessors;
-  grid.beside = beside;
-  const int blocks_default = beside && codes ? 3 : shares ? 2 : 1;
-  int per_multiprocessor = std::clamp(
-      tuning.blocks_per_multiprocessor > 0 ? tuning.blocks_per_multiprocessor : blocks_default, 1,
-      kBlocksMax);
-  const int warps_default =
-      beside ? kWarpsBeside
-             : std::max(1, (codes ? warps_most : std::min(8, warps_most)) / (shares ? 2 : 1));
-  const int all = device.shared_bytes_max + kBlockBytes;  // of a multiprocessor
-  const auto room = [&] {
-    const int each = all / std::min(per_multiprocessor, 3) - kBlockBytes;
-    return shares ? std::min(each, all - 2 * kBlockBytes - shared_bytes_min(a, d)) : each;
-  };
-  grid.warps = tuning.warps > 0 ? std::min(tuning.warps, warps_most) : warps_default;
-
   // Expanded parameters lie behind their unit where a stage has room for them, else behind the
   // ring.
   const int planes = extended ? planes_bytes(d) : 0;
   const bool in_stage = !extended || planes_in_stage(a.unit_bytes, d);
-  auto shared_bytes = [&] {
+  const auto shared_bytes = [&] {
     a.ring_bytes = a.stages * a.stage_bytes + (in_stage ? 0 : planes);
     a.planes_base = in_stage ? a.unit_bytes : a.stages * a.stage_bytes;
     a.planes_stride = in_stage ? a.stage_bytes : 0;
     a.at = decode_shared(grid.warps, a.stages, d, head_tiles, a.pair_shift);
     return a.at.ring + grid.warps * a.ring_bytes;
   };
+  int per_multiprocessor = 1;
+  const int all = device.shared_bytes_max + kBlockBytes;  // of a multiprocessor
+  const auto room = [&] {
+    const int each = all / std::min(per_multiprocessor, 3) - kBlockBytes;
+    return shares ? std::min(each, all - 2 * kBlockBytes - shared_bytes_min(a, d)) : each;
+  };
+  const auto lay_out = [&](bool beside) {
+    grid.beside = beside;
+    const int blocks_default = beside && codes ? kBlocksWhole : shares ? 2 : 1;
+    const int warps_default =
+        beside ? kWarpsBeside
+               : std::max(1, (codes ? warps_most : std::min(8, warps_most)) / (shares ? 2 : 1));
+    const int blocks = tuning.blocks_per_multiprocessor;
+    per_multiprocessor = std::clamp(blocks > 0 ? blocks : blocks_default, 1, kBlocksMax);
+    grid.warps = tuning.warps > 0 ? std::min(tuning.warps, warps_most) : warps_default;
+    a.stages = tuning.stages > 0 ? tuning.stages : 2;
+    while (shared_bytes() > room() && a.stages > 2) --a.stages;
+    while (beside && shared_bytes() > room() && per_multiprocessor > 1) --per_multiprocessor;
+    while (shared_bytes() > room() && grid.warps > 1) --grid.warps;
+  };
+  // With shared pages, blocks are smaller: those of few segments run beside attend_shared, and
+  // where there are more, the next layer's attend_shared has room as soon as one has ended.
+  const int64_t segments = int64_t(a.sequence_count) * a.kv_heads * a.head_blocks;
+  const bool few =
+      shares && !grid.wide && segments <= int64_t(kSegmentsBeside) * device.multiprocessors;
+  grid.whole_rests =
+      shares && s.whole_rests && !tuning.cuts_rests && may_be_whole(layout, grid.wide);
+  lay_out(few || grid.whole_rests);
+  // A key bias over parameters of 16 bits leaves no room for three such blocks.
+  if (grid.whole_rests && (grid.warps != kWarpsBeside || per_multiprocessor != kBlocksWhole)) {
+    grid.whole_rests = false;
+    lay_out(few);
+  }
   // A page is read once, and a short launch gains if what all blocks read stays in the cache. Where
   // warps have many segments it loses 1.5 %.
   a.policy =
       segments <= int64_t(2 * kWarpsFew) * device.multiprocessors ? kKeepShortly : kKeepNormal;
-  a.stages = tuning.stages > 0 ? tuning.stages : 2;
-  while (shared_bytes() > room() && a.stages > 2) --a.stages;
-  while (beside && shared_bytes() > room() && per_multiprocessor > 1) --per_multiprocessor;
-  while (shared_bytes() > room() && grid.warps > 1) --grid.warps;
   grid.blocks = device.multiprocessors * per_multiprocessor;
   grid.shared_bytes = size_t(shared_bytes());
   return a;
@@ -417,13 +469,14 @@ cudaError_t decode_attend(const DecodeArguments& s, DecodeLaunchKind kind,
   }
   if (!plans) return launch(a, grid, stream);
   plan_decode_kernel<<<1, kPlanThreads, 0, stream>>>(
-      a, grid.blocks, grid.beside ? device.multiprocessors : 0, grid.warps);
+      a, grid.blocks, grid.beside ? device.multiprocessors : 0, grid.warps, grid.whole_rests);
   return cudaGetLastError();
 }
 
-int keep_groups(const KvLayout& layout, int heads_q, int64_t own_pages,
-                const CudaProperties& device, const DecodeWorkspace& workspace,
-                std::vector<StepGroup>& groups) {
+KeptGroups keep_groups(const KvLayout& layout, int heads_q, const GroupRests& rests,
+                       const CudaProperties& device, const DecodeWorkspace& workspace,
+                       std::vector<StepGroup>& groups) {
+  const size_t found = groups.size();
   const int d = layout.shape.head_dim, heads = layout.shape.heads, ratio = heads_q / heads;
   // With groups, a step does without the kernel for very many query heads.
   if (workspace.shared_states == nullptr || (d != 64 && d != 128) || ratio > kHeadsRatio)
@@ -453,9 +506,21 @@ int keep_groups(const KvLayout& layout, int heads_q, int64_t own_pages,
     if (bytes > workspace.shared_states_bytes) break;
     total += spared(groups[count++]);
   }
-  const double own = kOwnUnit * size * double(own_pages * units_page * heads * head_blocks);
+  const double own = kOwnUnit * size * double(rests.pages * units_page * heads * head_blocks);
   groups.resize(total > kSharedFixed + own ? count : 0);
-  return kSharedGroupsMax;
+  KeptGroups kept{kSharedGroupsMax};
+  if (groups.empty() || groups.size() < found || !may_be_whole(layout, ratio > 8) ||
+      rests.tokens < 0)
+    return kept;
+  int64_t segments = 0;
+  for (const StepGroup& g : groups) segments += int64_t(g.member_count) * heads * head_blocks;
+  const int64_t round = int64_t(kSegmentsRound) * device.multiprocessors;
+  const size_t rounds = size_t((segments + round - 1) / round);
+  if (rounds > std::size(kWholeRounds)) return kept;
+  const WholeRound& most = kWholeRounds[rounds - 1];
+  kept.whole_rests = rests.tokens <= most.tokens_max &&
+                     double(segments) >= most.filled * double(int64_t(rounds) * round);
+  return kept;
 }
 
 DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream) {

@@ -36,6 +36,7 @@ struct DecodeArguments {
   const StepGroup* groups = nullptr;       // device
   const int32_t* group_members = nullptr;  // device
   int group_count = 0;
+  bool whole_rests = false;  // StepView::whole_rests
   int heads_q = 0;
   int layer = 0;
   int window = 0;          // sliding window in tokens; 0: none
@@ -52,6 +53,7 @@ struct DecodeTuning {
   int tile_weight = 0;  // of 16 tokens of 16 bits, where a page weighs its bytes / 512; 0: the same
   bool heads_apart = false;  // blocks of query heads each read the pages, however many
   int heads_tiles = 0;       // of kv_attend_decode_heads.h; 0: default
+  bool cuts_rests = false;   // whatever DecodeArguments::whole_rests says
 };
 
 // The cut of a step into pieces of work depends on its sequences, on the shapes, the format, the
@@ -71,9 +73,9 @@ cudaError_t decode_attend(const DecodeArguments& a, DecodeLaunchKind kind,
                           cudaStream_t stream, const DecodeTuning& tuning = {});
 
 // Backend::keep_groups.
-int keep_groups(const KvLayout& layout, int heads_q, int64_t own_pages,
-                const CudaProperties& device, const DecodeWorkspace& workspace,
-                std::vector<StepGroup>& groups);
+KeptGroups keep_groups(const KvLayout& layout, int heads_q, const GroupRests& rests,
+                       const CudaProperties& device, const DecodeWorkspace& workspace,
+                       std::vector<StepGroup>& groups);
 
 DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream);
 

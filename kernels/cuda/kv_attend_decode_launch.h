@@ -16,7 +16,9 @@ struct DecodeGrid {
   // Of the kernel of kv_attend_decode_heads.h: only `wide` is set besides. 0: it is another kernel.
   int heads_tiles;
   bool overlaps;  // with the kernel before
-  bool beside;    // little work goes to blocks that run beside attend_shared
+  // One block a multiprocessor runs beside attend_shared. Little work goes to these blocks alone.
+  bool beside;
+  bool whole_rests;  // no two warps share a segment; blocks beside attend_shared have twice as many
 };
 
 // A launch of kv_attend_decode over the cut that a launch `plan` with the same tuning makes, and

@@ -67,6 +67,7 @@ cuda::DecodeArguments decode_arguments(const KvView& store, const StepView& step
           .groups = reinterpret_cast<const StepGroup*>(step.device_groups.data),
           .group_members = static_cast<const int32_t*>(step.device_group_members.data),
           .group_count = step.groups.empty() ? 0 : int(step.device_groups.rows()),
+          .whole_rests = step.whole_rests,
           .heads_q = heads_q,
           .layer = layer,
           .window = step.sliding_window};
@@ -86,9 +87,9 @@ std::vector<int> layers_of_each_format(const KvLayout& layout) {
 
 }  // namespace
 
-int CudaBackend::keep_groups(const KvLayout& layout, int heads_q, int64_t own_pages,
-                             std::vector<StepGroup>& groups) const {
-  return cuda::keep_groups(layout, heads_q, own_pages, properties_, decode_workspace_, groups);
+KeptGroups CudaBackend::keep_groups(const KvLayout& layout, int heads_q, const GroupRests& rests,
+                                    std::vector<StepGroup>& groups) const {
+  return cuda::keep_groups(layout, heads_q, rests, properties_, decode_workspace_, groups);
 }
 
 void CudaBackend::do_begin_step(const StepView& step, const KvView& store, int heads_q) {

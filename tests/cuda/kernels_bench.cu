@@ -220,6 +220,7 @@ class StoreBench {
     a.groups = reinterpret_cast<const StepGroup*>(group_memory_.get());
     a.group_members = reinterpret_cast<const int32_t*>(members_.get());
     a.group_count = cascades_ ? 1 : 0;
+    a.whole_rests = cascades_ && whole_rests_;
     return a;
   }
 
@@ -236,14 +237,18 @@ class StoreBench {
     });
   }
 
-  // Whether the engine would form the group.
-  bool keeps_group() const {
+  // Whether the engine would form the group. `kept`: what the backend says of it.
+  bool keeps_group(KeptGroups& kept) const {
     std::vector<StepGroup> groups = {group_};
     const int own = view_.layout.pages_for(shape_.tokens) - group_.pages;
-    backend_.keep_groups(view_.layout, shape_.kv_heads * shape_.ratio, own * group_.member_count,
-                         groups);
+    const int tokens =
+        shape_.tokens - 1 - view_.layout.format.sinks - group_.pages * view_.layout.page_tokens();
+    kept = backend_.keep_groups(view_.layout, shape_.kv_heads * shape_.ratio,
+                                {.pages = own * group_.member_count, .tokens = tokens}, groups);
     return !groups.empty();
   }
+  // Whether launches deal out whole rests, whatever the backend would say.
+  void set_whole_rests(bool whole) { whole_rests_ = whole; }
 
  private:
   CudaBackend& backend_;
@@ -254,7 +259,7 @@ class StoreBench {
   KvView view_;
   DeviceMemory pages_, slots_, table_, sequences_, q_, out_, kv_;
   StepGroup group_;
-  bool cascades_ = false;
+  bool cascades_ = false, whole_rests_ = false;
   DeviceMemory group_memory_, members_;
 };
 
@@ -290,9 +295,12 @@ const ShapeCase kModels[] = {
     {"falcon-7b", 1, 71, 64, 0, 0},   {"llama-3.2-1b", 8, 4, 64, 0, 0},
     {"smollm2-135m", 3, 3, 64, 0, 0},
 };
-const SharedCase kShared[] = {{64, 2048, 64},  {256, 2048, 64}, {16, 2048, 64}, {8, 2048, 64},
-                              {4, 2048, 64},   {16, 32768, 64}, {64, 512, 64},  {16, 512, 64},
-                              {64, 2048, 512}, {8, 1024, 64},   {2, 32768, 64}};
+const SharedCase kShared[] = {{64, 2048, 64},  {256, 2048, 64}, {16, 2048, 64},  {8, 2048, 64},
+                              {4, 2048, 64},   {16, 32768, 64}, {64, 512, 64},   {16, 512, 64},
+                              {64, 2048, 512}, {8, 1024, 64},   {2, 32768, 64},  {48, 2048, 64},
+                              {56, 2048, 64},  {60, 2048, 64},  {96, 2048, 64},  {112, 2048, 64},
+                              {120, 2048, 64}, {128, 2048, 64}, {64, 2048, 128}, {64, 2048, 192},
+                              {64, 2048, 256}, {64, 2048, 320}, {64, 2048, 384}, {128, 2048, 192}};
 const std::pair<int, int> kCaches[] = {{1000, 330}, {256, 1024}, {64, 2048}, {32, 2048},
                                        {16, 2048},  {8, 4096},   {8, 32768}};
 const FormatCase kFormats[] = {
@@ -368,12 +376,16 @@ void compare_shared(CudaBackend& backend, const DecodeWorkspace& workspace, cons
       continue;
     std::printf("%-34s %-12s", text, f.name);
     bool keeps = false;
+    KeptGroups kept;
     for (const Sharing sharing : {Sharing::copies, Sharing::shared, Sharing::cascade}) {
-      const StoreBench bench(backend, shape, f.format, sharing, c.prompt);
+      StoreBench bench(backend, shape, f.format, sharing, c.prompt);
       std::printf(" %8.2f", bench.attend_us(workspace, {}));
-      keeps = bench.keeps_group();
+      keeps = bench.keeps_group(kept);
+      if (sharing != Sharing::cascade) continue;
+      bench.set_whole_rests(true);
+      std::printf(" %8.2f", bench.attend_us(workspace, {}));
     }
-    std::printf("  %s\n", keeps ? "grouped" : "apart");
+    std::printf("  %s\n", !keeps ? "apart" : kept.whole_rests ? "grouped, whole" : "grouped, cut");
     std::fflush(stdout);
   }
 }
@@ -397,8 +409,8 @@ int run(int argc, char** argv) {
   const double copy = copy_gb_s(backend.stream());
   std::printf("%s: copy %.0f GB/s (read + written)\n", backend.properties().name.c_str(), copy);
   if (shared) {
-    std::printf("%-34s %-12s %8s %8s %8s  (us)\n", "(samples, prompt + rest)", "", "copies",
-                "shared", "cascade");
+    std::printf("%-34s %-12s %8s %8s %8s %8s  (us)\n", "(samples, prompt + rest)", "", "copies",
+                "shared", "cut", "whole");
     for (const ShapeCase& model : kModels)
       for (const FormatCase& f : kFormats) {
         const std::vector<std::string> names = split(only != nullptr ? only : f.name, ';');

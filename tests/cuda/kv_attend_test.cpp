@@ -96,7 +96,8 @@ std::vector<float> reference(const TestStore& store, int sequence, const Shape& 
 // One launch for each of `windows`, as layers of a step would have them. `shared`: of sequences.
 void check_layers(const KvFormat& format, const Shape& shape, const std::vector<int>& lengths,
                   const std::vector<int>& windows, DType out_type, unsigned seed,
-                  float q_size = 1.5f, const std::vector<SharedPages>& shared = {}) {
+                  float q_size = 1.5f, const std::vector<SharedPages>& shared = {},
+                  bool whole_rests = false) {
   CAPTURE(int(format.kind), format.key_bits, format.value_bits, format.group, format.residual,
           format.sinks, format.parameter_bits, format.key_bias, shape.heads_q, shape.heads_kv,
           shape.head_dim, windows, name_of(out_type), seed);
@@ -123,6 +124,7 @@ void check_layers(const KvFormat& format, const Shape& shape, const std::vector<
   kv.randomize(random);
   const float scale = 1.f / std::sqrt(float(d));
   StepView step = store.plan(chunks, windows[0], shared);
+  step.whole_rests = whole_rests;
   gpu().begin_step(step, store.device(), shape.heads_q);
   for (const int window : windows) {
     step.sliding_window = window;
@@ -334,29 +336,73 @@ TEST_CASE("layers with a window read shared pages like others") {
   }
 }
 
+// Samples of one prompt, whose rests a launch deals out whole where they are equal.
+TEST_CASE("decode attention to shared pages deals out whole rests") {
+  const KvFormat kivi225{KvKind::kivi, 2, 2, 64, 64, 64, 8, true};
+  const auto check_whole = [](const KvFormat& format, const Shape& shape,
+                              const std::vector<int>& rests, std::vector<int> windows,
+                              DType out_type, unsigned seed) {
+    SharedPages group{{}, 2};
+    std::vector<int> lengths;
+    for (const int rest : rests) {
+      group.chunks.push_back(int(lengths.size()));
+      lengths.push_back(format.sinks + format.residual + 128 + rest);
+    }
+    CAPTURE(rests.size(), rests[0]);
+    check_layers(format, shape, lengths, windows, out_type, seed, 1.5f, {group}, true);
+  };
+  check_whole(kShared25, {32, 32, 128}, std::vector<int>(64, 64), {0}, DType::f16, 62);
+  // More than a round of the device's warps, and a number that the warps do not divide.
+  check_whole(kShared2, {33, 33, 128}, std::vector<int>(67, 1), {0}, DType::f16, 63);
+  const KvFormat bias{KvKind::kivi, 2, 2, 32, 32, 0, 16, true};  // has no room for whole rests
+  for (const KvFormat& format : {kShared2, kShared25, kivi225, bias}) {
+    check_whole(format, {16, 4, 128}, std::vector<int>(37, 5), {0}, DType::bf16, 64);
+    check_whole(format, {3, 3, 128}, std::vector<int>(50, 130), {0}, DType::f16, 65);
+    // Layers with a window, head size 64, and lengths that differ are cut.
+    check_whole(format, {8, 4, 128}, std::vector<int>(9, 20), {0, 100, 0}, DType::f16, 66);
+    check_whole(format, {8, 4, 64}, std::vector<int>(9, 20), {0}, DType::f16, 67);
+    check_whole(format, {8, 4, 128}, {3, 90, 3, 200, 64, 7}, {0}, DType::f16, 68);
+  }
+}
+
 TEST_CASE("groups are kept where reading their pages once spares time") {
   const KvLayout layout{kShared2, {32, 32, 128}};
   const StepGroup many{.pages = 32, .member_count = 64}, few{.pages = 1, .member_count = 2};
   std::vector<StepGroup> groups = {few, many};
-  const int most = gpu().keep_groups(layout, 32, 64, groups);
+  const int most = gpu().keep_groups(layout, 32, {.pages = 64}, groups).most;
   if (!groups.empty()) {  // the device has the kernels
     REQUIRE(groups.size() == 1);
     CHECK(groups[0].member_count == 64);
     CHECK(most >= 1);
     groups = {few};
-    gpu().keep_groups(layout, 32, 64, groups);
+    gpu().keep_groups(layout, 32, {.pages = 64}, groups);
     CHECK(groups.empty());
     // What the members have of their own takes longer beside shared pages.
     groups = {many};
-    gpu().keep_groups(layout, 32, 64 * 200, groups);
+    gpu().keep_groups(layout, 32, {.pages = 64 * 200}, groups);
     CHECK(groups.empty());
+    // Rests that fill the device's warps are not cut, where they are short.
+    const auto whole = [&](int members, int tokens) {
+      groups = {{.pages = 32, .member_count = members}};
+      return gpu()
+          .keep_groups(layout, 32, {.pages = members, .tokens = tokens}, groups)
+          .whole_rests;
+    };
+    int often = 0;  // which numbers do depends on the device's multiprocessors
+    for (int members = 1; members <= 256; ++members) often += whole(members, 64);
+    CHECK(often > 5);
+    CHECK(often < 64);
+    CHECK_FALSE(whole(64, -1));
+    CHECK_FALSE(whole(64, 2000));
+    CHECK_FALSE(whole(16, 64));
+    CHECK_FALSE(whole(256, 64));
     // More than there is room for.
     groups.assign(40, {.pages = 500, .member_count = 256});
-    gpu().keep_groups(layout, 32, 64, groups);
+    gpu().keep_groups(layout, 32, {.pages = 64}, groups);
     CHECK(groups.size() < 40);
   }
   groups = {many};
-  cpu().keep_groups(layout, 32, 64, groups);
+  cpu().keep_groups(layout, 32, {.pages = 64}, groups);
   CHECK(groups.empty());
 }
 

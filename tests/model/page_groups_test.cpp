@@ -38,6 +38,7 @@ class Step {
     find_page_groups(sequences_, table_, layout_, found_);
     return found_;
   }
+  GroupRests rests() const { return rests_of(found_, sequences_, layout_); }
   // Members of group `i`, in order of their indices.
   std::vector<int32_t> members(int i) const {
     const StepGroup& g = found_.groups[size_t(i)];
@@ -69,6 +70,36 @@ TEST_CASE("samples of one prompt are a group that shares the prompt's pages") {
     CHECK(found.groups[0].pages == 3);
     CHECK(step.members(0) == std::vector<int32_t>{1, 2, 3});
     CHECK(step.page(1, 0) == 3);
+  }
+}
+
+TEST_CASE("the rests of members are equally long or not") {
+  for (const KvFormat& format : {kKivi2, kSinks, KvFormat{}}) {
+    const int residual = format.residual;
+    Step step(format);
+    step.add({3, 7, 5}, 9);
+    step.add({3, 7, 6}, 9);
+    step.add({8, 4, 1}, 9);
+    step.add({8, 4, 2}, 9);
+    step.groups();
+    CHECK(step.rests().tokens == 64 + residual + 9);
+    CHECK(step.rests().pages == 4);
+    // Prompt chunks do not count.
+    step.add({1, 2});
+    step.last().row_count = 5;
+    step.groups();
+    CHECK(step.rests().tokens == 64 + residual + 9);
+    // Nor does the length, but what is not shared.
+    step.add({8, 4}, 64 + 9);
+    step.groups();
+    CHECK(step.rests().tokens == 64 + residual + 9);
+    Step longer = step, apart = step;
+    longer.add({3, 7, 6}, 10);
+    longer.groups();
+    CHECK(longer.rests().tokens == -1);
+    apart.add({20, 21}, 64 + 9);
+    apart.groups();
+    CHECK(apart.rests().tokens == -1);
   }
 }
 
