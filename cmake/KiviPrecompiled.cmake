@@ -21,19 +21,30 @@ function(kivi_precompile target)
   if("json" IN_LIST ARGN)
     set(owner kivi_precompiled_json)
   endif()
+  if(kivi_folder_is_not_optimized)
+    string(APPEND owner _plain)
+  endif()
   target_precompile_headers(${target} REUSE_FROM ${owner})
   target_compile_options(${target} PRIVATE ${kivi_precompile_options})
 endfunction()
 
-if(KIVI_PRECOMPILE)
+# kivi_add_precompiled(suffix option...): the two headers for folders with these options. GCC uses a
+# precompiled header only where it optimizes if the header was made so.
+function(kivi_add_precompiled suffix)
   foreach(owner kivi_precompiled kivi_precompiled_json)
-    add_library(${owner} OBJECT ${PROJECT_SOURCE_DIR}/cmake/precompiled.cpp)
-    target_link_libraries(${owner} PRIVATE kivi_flags fmt::fmt nlohmann_json::nlohmann_json)
-    target_compile_options(${owner} PRIVATE ${kivi_precompile_options})
+    add_library(${owner}${suffix} OBJECT ${PROJECT_SOURCE_DIR}/cmake/precompiled.cpp)
+    target_link_libraries(${owner}${suffix} PRIVATE kivi_flags fmt::fmt nlohmann_json::nlohmann_json)
+    target_compile_options(${owner}${suffix} PRIVATE ${kivi_precompile_options} ${ARGN})
   endforeach()
-  target_precompile_headers(kivi_precompiled PRIVATE ${kivi_precompiled_headers})
-  target_precompile_headers(kivi_precompiled_json PRIVATE
+  target_precompile_headers(kivi_precompiled${suffix} PRIVATE ${kivi_precompiled_headers})
+  target_precompile_headers(kivi_precompiled_json${suffix} PRIVATE
     ${kivi_precompiled_headers} <nlohmann/json.hpp>)
+endfunction()
+if(KIVI_PRECOMPILE)
+  kivi_add_precompiled("")
+  if(KIVI_UNITY AND KIVI_SANITIZE)
+    kivi_add_precompiled(_plain ${kivi_not_optimized})
+  endif()
 endif()
 
 # kivi_cold_sources(file...): code that runs once a command, such as flags and reports. A Release build

@@ -323,7 +323,7 @@ TEST_CASE("the engine keeps every request's history, for whatever a seed decides
   CHECK(counts.tokens_fetched > 1000);
 }
 
-TEST_CASE("the engine simulation finds every fault that is planted") {
+TEST_CASE("the engine simulation finds every fault that is planted", "[long]") {
   const auto [fault, name] = GENERATE(table<Fault, const char*>({
       {Fault::write_lost, "a write is lost"},
       {Fault::slot_swapped, "two slots are swapped"},

@@ -79,7 +79,7 @@ TEST_CASE("a hit from the host's memory has the bits of a hit from the store", "
   CHECK(small->engine->stats().tier.tokens_fetched > fetched);
 }
 
-TEST_CASE("others go on while a request's pages are on their way") {
+TEST_CASE("others go on while a request's pages are on their way", "[long]") {
   EngineConfig config = small_config_of("kivi2.5", PrefillMode::exact);
   config.kv_cache_memory_bytes = store_for(*load_or_fail(config), 1400);
   const auto loaded = load_or_fail(config);

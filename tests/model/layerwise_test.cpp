@@ -67,8 +67,8 @@ TEST_CASE("A prompt that is computed layer by layer is scored as a staged one") 
   CHECK(score(*layerwise) == score(*staged));
 }
 
-TEST_CASE(
-    "Other sequences go on while a prompt is computed layer by layer, and a second one waits") {
+TEST_CASE("Other sequences go on while a prompt is computed layer by layer, and a second one waits",
+          "[long]") {
   const auto loaded = load_or_fail(config_of("tales-llama", "kivi2", true));
   const Request decoding = greedy_request(prompt_of(*loaded, 20), 150);
   const Request first = greedy_request(prompt_of(*loaded, 700, 1), 10);
