@@ -68,8 +68,8 @@ static_assert(sizeof(StepGroup) == 16);
 // What members of groups attend to beside the shared pages: their rests.
 struct GroupRests {
   int64_t pages = 0;  // of all members together
-  // Of each member, where all sequences of one new token are members and their rests are equally
-  // long; else -1.
+  // Of the longest rest, where all sequences of one new token are members and their rests are
+  // equally long, or differ by few tokens; else -1.
   int tokens = -1;
 };
 // What a device makes of the groups of a step.
@@ -101,9 +101,9 @@ struct StepView {
   std::span<const int32_t> group_members;  // host: indices in `sequences`, group after group
   Tensor device_groups;                    // [groups, 4] i32, device: StepGroup each
   Tensor device_group_members;             // [members] i32, device
-  // All sequences of one new token are members of groups, they have as many tokens beside the
-  // shared pages, and the device asked for this (Backend::keep_groups): no two of its workers share
-  // what a member has for itself.
+  // All sequences of one new token are members of groups, what they attend to beside the shared
+  // pages is equally long or nearly, and the device asked for this (Backend::keep_groups): no two
+  // of its workers share what a member has for itself.
   bool whole_rests = false;
   // Of the layer that attends: a query at p attends to (p - window, p]; 0 = no window. Layers of a
   // step may differ.

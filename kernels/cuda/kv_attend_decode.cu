@@ -150,8 +150,8 @@ int plan_index(const KvFormat& f, int window_index) {
   return window_index * 4 + bits;
 }
 
-// The segments of a warp, [begin, end), of `count` equal ones. A warp of the first `few_blocks`,
-// which run beside attend_shared, has 2 `each`, one of the others `each`.
+// The segments of a warp, [begin, end), of `count`. A warp of the first `few_blocks`, which run
+// beside attend_shared, has 2 `each`, one of the others `each`.
 __device__ int2 whole_segments(int block, int warp, int warps, int few_blocks, int each,
                                int count) {
   const int shares = block < few_blocks ? 2 : 1;
@@ -160,12 +160,12 @@ __device__ int2 whole_segments(int block, int warp, int warps, int few_blocks, i
 }
 
 // Fills a.prefix, a.extents, a.line and a.pieces [all_blocks][warps]. Little work goes to the first
-// `few_blocks`. `whole`: equal segments are not cut. One block.
+// `few_blocks`. `whole`: segments are not cut. One block.
 __global__ void __launch_bounds__(kPlanThreads, 1)
     plan_decode_kernel(const __grid_constant__ DecodeLaunch a, int all_blocks, int few_blocks,
                        int warps, bool whole) {
   __shared__ Line line;
-  __shared__ int segments, weight_each, each;  // each: see whole_segments(); 0: segments are cut
+  __shared__ int segments, each;  // each: see whole_segments(); 0: segments are cut
   int total = 0, decodes = 0, most = 0;
   if (threadIdx.x == 0) a.prefix[0] = 0;
   for (int base = 0; base < a.sequence_count; base += kPlanThreads) {
@@ -189,9 +189,9 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     int blocks = all_blocks;
     const bool equal = decodes > 0 && int64_t(most) * decodes == total;
     segments = decodes * a.kv_heads * a.head_blocks;
-    weight_each = most / (a.kv_heads * a.head_blocks);
     const int shares = (all_blocks + few_blocks) * warps;
-    each = whole && equal ? (segments + shares - 1) / shares : 0;
+    // Segments are counted through, so the sequences that have some must come first.
+    each = whole && a.prefix[decodes] == total ? (segments + shares - 1) / shares : 0;
     line.prefix = a.prefix;
     line.total = total;
     const float units = float(total) * a.weight_max_inverse;
@@ -215,20 +215,20 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     const int block = i / warps, warp = i % warps, piece = block * line.pieces_block + warp;
     bool has_piece = warp < line.pieces_block && piece < line.pieces;
     bool idle = block * line.pieces_block >= line.pieces;  // the block
-    int2 range{};                                          // on the line
+    Piece p{};
     if (each > 0) {
-      range = whole_segments(block, warp, warps, few_blocks, each, segments);
+      const int2 range = whole_segments(block, warp, warps, few_blocks, each, segments);
+      const int heads = a.kv_heads * a.head_blocks;  // segments of a sequence
       has_piece = range.x < range.y;
       idle = whole_segments(block, 0, warps, few_blocks, each, segments).x >= segments;
-      range = {range.x * weight_each, range.y * weight_each};
+      p.begin = {range.x / heads, range.x % heads, 0};
+      p.end = {range.y / heads, range.y % heads, 0};
     } else if (has_piece) {
-      range = {line.boundary(piece), line.boundary(piece + 1)};
+      p.begin = line.locate(a, line.boundary(piece));
+      p.end = line.locate(a, line.boundary(piece + 1));
     }
-    Piece p{};
     if (has_piece) {
-      p.begin = line.locate(a, range.x);
       p.begin_start = line.segment_start(a, p.begin);
-      p.end = line.locate(a, range.y);
       p.end_start = line.segment_start(a, p.end);
       if (p.begin.sequence < a.sequence_count) {
         p.extent = a.extents[p.begin.sequence];

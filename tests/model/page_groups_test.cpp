@@ -73,30 +73,32 @@ TEST_CASE("samples of one prompt are a group that shares the prompt's pages") {
   }
 }
 
-TEST_CASE("the rests of members are equally long or not") {
+TEST_CASE("the rests of members are equally long, or nearly, or not") {
   for (const KvFormat& format : {kKivi2, kSinks, KvFormat{}}) {
-    const int residual = format.residual;
+    const int rest = 64 + format.residual + 9;
     Step step(format);
     step.add({3, 7, 5}, 9);
     step.add({3, 7, 6}, 9);
     step.add({8, 4, 1}, 9);
     step.add({8, 4, 2}, 9);
     step.groups();
-    CHECK(step.rests().tokens == 64 + residual + 9);
+    CHECK(step.rests().tokens == rest);
     CHECK(step.rests().pages == 4);
     // Prompt chunks do not count.
     step.add({1, 2});
     step.last().row_count = 5;
-    step.groups();
-    CHECK(step.rests().tokens == 64 + residual + 9);
     // Nor does the length, but what is not shared.
     step.add({8, 4}, 64 + 9);
     step.groups();
-    CHECK(step.rests().tokens == 64 + residual + 9);
-    Step longer = step, apart = step;
-    longer.add({3, 7, 6}, 10);
+    CHECK(step.rests().tokens == rest);
+    Step longer = step, shorter = step, apart = step;
+    longer.add({3, 7, 6}, 9 + 16);
     longer.groups();
-    CHECK(longer.rests().tokens == -1);
+    CHECK(longer.rests().tokens == rest + 16);
+    shorter.add({3, 7, 6}, 9 - 16);
+    shorter.add({3, 7, 6}, 9 + 1);
+    shorter.groups();
+    CHECK(shorter.rests().tokens == -1);
     apart.add({20, 21}, 64 + 9);
     apart.groups();
     CHECK(apart.rests().tokens == -1);
