@@ -2,10 +2,14 @@
 #include "engine/model/page_groups.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace kivi {
 
 namespace {
+
+// Rests that differ by no more tokens count as equally long. This is a tile of decode attention.
+constexpr int kAlike = 16;
 
 struct Candidate {
   int32_t sequence;
@@ -86,30 +90,20 @@ void find_page_groups(std::span<const StepSequence> sequences, std::span<const i
     g.pages_begin = sequences[size_t(found.members[size_t(g.members_begin)])].pages_begin;
 }
 
-namespace {
-
-// Rests that differ by no more tokens are equally long: by a tile of decode attention.
-constexpr int kAlike = 16;
-
-}  // namespace
-
 GroupRests rests_of(const PageGroups& found, std::span<const StepSequence> sequences,
                     const KvLayout& layout) {
   GroupRests rests;
-  int64_t members = 0;
-  int shortest = 0;
+  int shortest = std::numeric_limits<int>::max();
   for (const StepGroup& g : found.groups)
     for (int i = 0; i < g.member_count; ++i) {
       const StepSequence& s = sequences[size_t(found.members[size_t(g.members_begin + i)])];
       const int tokens = s.past - layout.format.sinks - g.pages * layout.page_tokens();
-      shortest = members == 0 ? tokens : std::min(shortest, tokens);
+      shortest = std::min(shortest, tokens);
       rests.tokens = std::max(rests.tokens, tokens);
       rests.pages += s.pages_count - g.pages;
-      ++members;
     }
-  if (rests.tokens - shortest > kAlike ||
-      members != std::ranges::count_if(sequences, &StepSequence::is_decode))
-    rests.tokens = -1;
+  const auto decodes = std::ranges::count_if(sequences, &StepSequence::is_decode);
+  if (rests.tokens - shortest > kAlike || std::ssize(found.members) != decodes) rests.tokens = -1;
   return rests;
 }
 
