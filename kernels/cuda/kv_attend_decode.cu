@@ -427,8 +427,7 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   const int64_t segments = int64_t(a.sequence_count) * a.kv_heads * a.head_blocks;
   const bool few =
       shares && !grid.wide && segments <= int64_t(kSegmentsBeside) * device.multiprocessors;
-  grid.whole_rests =
-      shares && s.whole_rests && !tuning.cuts_rests && may_be_whole(layout, grid.wide);
+  grid.whole_rests = shares && s.whole_rests && may_be_whole(layout, grid.wide);
   lay_out(few || grid.whole_rests);
   // A key bias over parameters of 16 bits leaves no room for three such blocks.
   if (grid.whole_rests && (grid.warps != kWarpsBeside || per_multiprocessor != kBlocksWhole)) {

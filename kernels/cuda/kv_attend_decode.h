@@ -53,7 +53,6 @@ struct DecodeTuning {
   int tile_weight = 0;  // of 16 tokens of 16 bits, where a page weighs its bytes / 512; 0: the same
   bool heads_apart = false;  // blocks of query heads each read the pages, however many
   int heads_tiles = 0;       // of kv_attend_decode_heads.h; 0: default
-  bool cuts_rests = false;   // whatever DecodeArguments::whole_rests says
 };
 
 // The cut of a step into pieces of work depends on its sequences, on the shapes, the format, the
