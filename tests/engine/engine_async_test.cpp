@@ -12,10 +12,10 @@ using namespace kivi::testing;
 
 namespace {
 
-struct Outcome {
+struct AsyncOutcome {
   std::vector<int32_t> ids;
   std::vector<int> finishes;
-  friend bool operator==(const Outcome&, const Outcome&) = default;
+  friend bool operator==(const AsyncOutcome&, const AsyncOutcome&) = default;
 };
 
 // What may come next depends on all tokens before; the text is whole after some of them. A token
@@ -79,7 +79,7 @@ std::vector<Asked> requests_of(std::mt19937& random, int count) {
 
 // Runs all to the end, arriving a few at a time; returns what each one got. `forced`: constraints
 // tell which tokens they force; counts those that were not sampled.
-std::vector<Outcome> run(const std::vector<Asked>& asked, FakeEngineOptions options,
+std::vector<AsyncOutcome> run(const std::vector<Asked>& asked, FakeEngineOptions options,
                          bool asynchronous, bool& preempted, EngineStats* forced = nullptr) {
   options.runner.asynchronous = asynchronous;
   const auto engine = make_fake_engine(options);
@@ -98,9 +98,9 @@ std::vector<Outcome> run(const std::vector<Asked>& asked, FakeEngineOptions opti
     for (size_t i = 0; i < streams.size(); ++i)
       if (int(steps) == asked[i].cancel_after) streams[i]->cancel();
   }
-  std::vector<Outcome> outcomes;
+  std::vector<AsyncOutcome> outcomes;
   for (const auto& stream : streams) {
-    Outcome& o = outcomes.emplace_back();
+    AsyncOutcome& o = outcomes.emplace_back();
     std::vector<TokenEvent> events;
     REQUIRE(stream->drain(events));
     for (const TokenEvent& e : events) {
@@ -141,7 +141,7 @@ TEST_CASE("launching a step before the last one is collected changes no request'
     const auto plain = run(asked, options, false, preempted);
     const auto ahead = run(asked, options, true, preempted);
     REQUIRE(plain == ahead);
-    for (const Outcome& o : plain) REQUIRE(o.finishes.size() == 1);
+    for (const AsyncOutcome& o : plain) REQUIRE(o.finishes.size() == 1);
   }
   REQUIRE(preempted);
 }
@@ -264,6 +264,6 @@ TEST_CASE("cancels and failed steps leave nothing behind while a step is under w
     if (seed % 3 == 0) options.runner.fail_at_step = int(random() % 30);
     const auto outcomes = run(asked, options, true, preempted);
     REQUIRE(outcomes.size() == asked.size());
-    for (const Outcome& o : outcomes) REQUIRE(o.finishes.size() == 1);
+    for (const AsyncOutcome& o : outcomes) REQUIRE(o.finishes.size() == 1);
   }
 }

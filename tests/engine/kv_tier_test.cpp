@@ -21,7 +21,7 @@ using namespace kivi::testing;
 namespace {
 
 // A store of 40 pages of 64 tokens, and 1,000 on the host. Blocks are 64 tokens.
-FakeEngineOptions options_of(KvFormat format = {KvKind::kivi, 2, 2, 32, 32}) {
+FakeEngineOptions tier_options(KvFormat format = {KvKind::kivi, 2, 2, 32, 32}) {
   FakeEngineOptions options;
   options.format = format;
   options.pages = 40;
@@ -48,8 +48,9 @@ void evict(Engine& engine) {
 }  // namespace
 
 TEST_CASE("what the store has lost comes back from the host, whether copies take long or not") {
-  FakeEngineOptions options = options_of(GENERATE(KvFormat{}, KvFormat{KvKind::kivi, 2, 2, 32, 32},
-                                                  KvFormat{KvKind::kivi, 2, 2, 32, 64, 32, 8}));
+  FakeEngineOptions options =
+      tier_options(GENERATE(KvFormat{}, KvFormat{KvKind::kivi, 2, 2, 32, 32},
+                            KvFormat{KvKind::kivi, 2, 2, 32, 64, 32, 8}));
   options.runner.transfer_polls = GENERATE(0, 7);
   options.runner.asynchronous = GENERATE(false, true);
   const auto engine = make_fake_engine(options);
@@ -74,7 +75,7 @@ TEST_CASE("what the store has lost comes back from the host, whether copies take
 }
 
 TEST_CASE("in mode stream whole chunks come back from the host, and no more is fetched") {
-  FakeEngineOptions options = options_of();
+  FakeEngineOptions options = tier_options();
   options.config.kivi_prefill = PrefillMode::stream;
   options.config.prefill_chunk_tokens = 192;
   const auto engine = make_fake_engine(options);
@@ -85,7 +86,7 @@ TEST_CASE("in mode stream whole chunks come back from the host, and no more is f
 }
 
 TEST_CASE("two that wait for the same pages fetch them once") {
-  FakeEngineOptions options = options_of();
+  FakeEngineOptions options = tier_options();
   options.runner.transfer_polls = 5;
   const auto engine = make_fake_engine(options);
   run(*engine, request_with(0, 500));
@@ -99,7 +100,7 @@ TEST_CASE("two that wait for the same pages fetch them once") {
 }
 
 TEST_CASE("a request whose pages are on their way lets others pass, and may be cancelled") {
-  FakeEngineOptions options = options_of();
+  FakeEngineOptions options = tier_options();
   options.runner.transfer_polls = 50;
   const auto engine = make_fake_engine(options);
   run(*engine, request_with(0, 500));
@@ -122,7 +123,7 @@ TEST_CASE("a request whose pages are on their way lets others pass, and may be c
 }
 
 TEST_CASE("a sequence that needs pages gets those of a fetch before another is preempted") {
-  FakeEngineOptions options = options_of(KvFormat{});
+  FakeEngineOptions options = tier_options(KvFormat{});
   options.runner.transfer_polls = 10'000;
   const auto engine = make_fake_engine(options);
   run(*engine, request_with(0, 800));
@@ -142,7 +143,7 @@ TEST_CASE("a sequence that needs pages gets those of a fetch before another is p
 
 TEST_CASE("a preempted sequence fetches its tokens and computes few of them again") {
   const auto rows_of = [](int host_pages) {
-    FakeEngineOptions options = options_of();
+    FakeEngineOptions options = tier_options();
     options.host_pages = host_pages;
     options.config.max_num_seqs = 2;
     const auto engine = make_fake_engine(options);
@@ -251,7 +252,7 @@ TEST_CASE("the end of a fetch is the one that spares the most time, at the rates
 }
 
 TEST_CASE("what is measured to come back too slowly is computed, and is measured again at times") {
-  FakeEngineOptions options = options_of();
+  FakeEngineOptions options = tier_options();
   options.config.kv_fetch = GENERATE(KvFetch::automatic, KvFetch::fetch, KvFetch::compute);
   options.runner.page_seconds = GENERATE(1e-12, 1e6);
   INFO(int(options.config.kv_fetch) << " " << options.runner.page_seconds);
@@ -306,7 +307,7 @@ TEST_CASE("what is on a slow disk is measured again at times, also where the hos
   };
   auto slow_disk = std::make_unique<SlowDisk>();
   SlowDisk& disk = *slow_disk;
-  FakeEngineOptions options = options_of();
+  FakeEngineOptions options = tier_options();
   options.host_pages = 10'000;
   options.runner.page_seconds = 1e-12;
   const auto engine = make_fake_engine(options, std::move(slow_disk));
@@ -339,7 +340,7 @@ TEST_CASE("what is on a slow disk is measured again at times, also where the hos
 TEST_CASE("with keys kept apart, another key's text takes the steps that unknown text takes") {
   const bool lost = GENERATE(false, true);  // by the store: it lies on the host
   const auto cost_of = [&](bool per_key, int first) {
-    FakeEngineOptions options = options_of();
+    FakeEngineOptions options = tier_options();
     options.runner.transfer_polls = 3;
     options.config.prefix_cache_per_key = per_key;
     const auto engine = make_fake_engine(options);
@@ -360,7 +361,7 @@ TEST_CASE("with keys kept apart, another key's text takes the steps that unknown
 }
 
 TEST_CASE("a step that fails leaves nothing on the host") {
-  FakeEngineOptions options = options_of();
+  FakeEngineOptions options = tier_options();
   options.runner.fail_at_step = 1;
   const auto engine = make_fake_engine(options);
   run(*engine, request_with(0, 500));
@@ -371,7 +372,7 @@ TEST_CASE("a step that fails leaves nothing on the host") {
 }
 
 TEST_CASE("the host holds no more than its pages, and drops the oldest pieces") {
-  FakeEngineOptions options = options_of(KvFormat{});
+  FakeEngineOptions options = tier_options(KvFormat{});
   options.pages = 12;
   options.host_pages = 20;
   options.max_model_len = 700;

@@ -11,7 +11,7 @@ using namespace kivi::testing;
 
 namespace {
 
-const KvFormat kFormats[] = {
+const KvFormat kEventFormats[] = {
     {}, {KvKind::kivi, 2, 2, 32, 128}, {KvKind::kivi, 2, 2, 32, 64, /*sinks=*/32, 8}};
 
 // Drops events for a while, as a full queue does.
@@ -41,7 +41,7 @@ class Forgetful : public PrefixMirror {
 
 TEST_CASE("after every operation an observer knows exactly the blocks that are kept", "[long]") {
   const uint64_t seed = GENERATE(1, 2, 3);
-  for (const KvFormat& format : kFormats) {
+  for (const KvFormat& format : kEventFormats) {
     INFO("seed " << seed << ", sinks " << format.sinks << ", residual " << format.residual);
     PrefixWalk walk({format, {1, 1, 64}}, 60, seed);
     PrefixMirror mirror;
@@ -79,7 +79,7 @@ TEST_CASE("a block that nobody announced is not found either") {
 
 TEST_CASE("an observer knows the blocks on the host that have all blocks before them there") {
   const uint64_t seed = GENERATE(1, 2, 3);
-  for (const KvFormat& format : kFormats) {
+  for (const KvFormat& format : kEventFormats) {
     INFO("seed " << seed << ", sinks " << format.sinks << ", residual " << format.residual);
     const int host_pages = format.kind == KvKind::kivi ? 50 : 30;
     PrefixWalk walk({format, {1, 1, 64}}, 40, seed, host_pages);
@@ -103,7 +103,7 @@ TEST_CASE("an observer knows the blocks on the host that have all blocks before 
 
 TEST_CASE("an observer that lost events is told everything anew") {
   const int host_pages = GENERATE(0, 50);
-  for (const KvFormat& format : kFormats) {
+  for (const KvFormat& format : kEventFormats) {
     PrefixWalk walk({format, {1, 1, 64}}, 60, 11, host_pages);
     Forgetful observer;
     walk.cache().prefixes().observe(&observer);

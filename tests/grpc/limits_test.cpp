@@ -11,14 +11,14 @@ using namespace kivi::testing;
 
 namespace {
 
-grpc::Status complete(v1::Kivi::Stub& stub, const char* key, int max_tokens) {
+grpc::Status complete_status(v1::Kivi::Stub& stub, const char* key, int max_tokens) {
   grpc::ClientContext context;
   if (*key != '\0') context.AddMetadata("authorization", std::string("Bearer ") + key);
   v1::CompleteResponse response;
   return stub.Complete(&context, text_request("Once", max_tokens), &response);
 }
 
-grpc::Status complete(v1::Kivi::Stub& stub, const v1::GenerateRequest& request) {
+grpc::Status complete_status(v1::Kivi::Stub& stub, const v1::GenerateRequest& request) {
   grpc::ClientContext context;
   v1::CompleteResponse response;
   return stub.Complete(&context, request, &response);
@@ -78,10 +78,10 @@ TEST_CASE("a text beyond max_tokenize_bytes is refused before it is tokenized") 
   GrpcTest test(options);
   const std::string longest(1000, 'a');
   CHECK(tokenize(*test.stub, longest).ok());
-  CHECK(complete(*test.stub, text_request(longest, 1)).ok());
+  CHECK(complete_status(*test.stub, text_request(longest, 1)).ok());
   check_refused(tokenize(*test.stub, longest + "a"), "text", "--max-tokenize-bytes");
   const v1::GenerateRequest longer = text_request(longest + "a", 1);
-  check_refused(complete(*test.stub, longer), "prompt", "--max-tokenize-bytes");
+  check_refused(complete_status(*test.stub, longer), "prompt", "--max-tokenize-bytes");
   check_refused(generate(*test.stub, longer).status, "prompt", "--max-tokenize-bytes");
   grpc::ClientContext context;
   v1::EmbedRequest embed;
@@ -93,21 +93,22 @@ TEST_CASE("a text beyond max_tokenize_bytes is refused before it is tokenized") 
   v1::GenerateRequest ids;
   for (int i = 0; i < 1500; ++i) ids.mutable_token_ids()->add_ids(5);
   ids.set_max_tokens(1);
-  CHECK(complete(*test.stub, ids).ok());
+  CHECK(complete_status(*test.stub, ids).ok());
 }
 
 TEST_CASE("a reply that could be larger than max_reply_bytes is refused, and its stream is not") {
   GrpcTestOptions options;
   options.engine.config.max_reply_bytes = 4000;
   GrpcTest test(options);
-  CHECK(complete(*test.stub, text_request("Once", 100)).ok());
-  check_refused(complete(*test.stub, text_request("Once", 300)), "max_tokens", "--max-reply-bytes");
+  CHECK(complete_status(*test.stub, text_request("Once", 100)).ok());
+  check_refused(complete_status(*test.stub, text_request("Once", 300)), "max_tokens",
+                "--max-reply-bytes");
   v1::GenerateRequest several = text_request("Once", 100);
   several.set_n(8);
-  check_refused(complete(*test.stub, several), "n", "--max-reply-bytes");
+  check_refused(complete_status(*test.stub, several), "n", "--max-reply-bytes");
   v1::GenerateRequest scored = text_request("Once", 50);
   scored.set_logprobs(5);
-  check_refused(complete(*test.stub, scored), "logprobs", "--max-reply-bytes");
+  check_refused(complete_status(*test.stub, scored), "logprobs", "--max-reply-bytes");
   // The chunks of a stream are gone when they are written.
   CHECK(generate(*test.stub, text_request("Once", 300)).status.ok());
   CHECK(generate(*test.stub, several).status.ok());
@@ -123,7 +124,7 @@ TEST_CASE("a call for which there is no memory is RESOURCE_EXHAUSTED, and the ne
   GrpcTest test(options);
   test.model.tokenizer = &tokenizer;
   test.state->set_model(test.model);
-  REQUIRE(complete(*test.stub, "", 2).ok());
+  REQUIRE(complete_status(*test.stub, "", 2).ok());
   const auto check_starved = [](const grpc::Status& status) {
     CHECK(status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
     const ErrorDetails details = details_of(status);
@@ -133,12 +134,12 @@ TEST_CASE("a call for which there is no memory is RESOURCE_EXHAUSTED, and the ne
   for (int round = 0; round < 20; ++round) {
     tokenizer.fails = true;
     check_starved(tokenize(*test.stub, "Once"));
-    check_starved(complete(*test.stub, "", 2));  // its text
+    check_starved(complete_status(*test.stub, "", 2));  // its text
     check_starved(generate(*test.stub, text_request("Once", 2)).status);
     v1::GenerateRequest ids;  // the text of its output
     ids.mutable_token_ids()->add_ids(5);
     ids.set_max_tokens(50);
-    check_starved(complete(*test.stub, ids));
+    check_starved(complete_status(*test.stub, ids));
     check_starved(generate(*test.stub, ids).status);
     tokenizer.fails = false;
     REQUIRE(tokenize(*test.stub, "Once").ok());
@@ -153,22 +154,22 @@ TEST_CASE("a caller over its limit gets RESOURCE_EXHAUSTED with a time to wait")
   options.server.api_keys = {"one", "two"};
   options.server.limit_requests_per_minute = 2;
   GrpcTest test(options);
-  CHECK(complete(*test.stub, "one", 2).ok());
-  CHECK(complete(*test.stub, "one", 2).ok());
-  const grpc::Status refused = complete(*test.stub, "one", 2);
+  CHECK(complete_status(*test.stub, "one", 2).ok());
+  CHECK(complete_status(*test.stub, "one", 2).ok());
+  const grpc::Status refused = complete_status(*test.stub, "one", 2);
   CHECK(refused.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
   const ErrorDetails details = details_of(refused);
   CHECK(details.detail.code() == "rate_limit_exceeded");
   CHECK(details.detail.retry_after_seconds() >= 1);
-  CHECK(complete(*test.stub, "two", 2).ok());
-  CHECK(complete(*test.stub, "wrong", 2).error_code() == grpc::StatusCode::UNAUTHENTICATED);
+  CHECK(complete_status(*test.stub, "two", 2).ok());
+  CHECK(complete_status(*test.stub, "wrong", 2).error_code() == grpc::StatusCode::UNAUTHENTICATED);
 }
 
 TEST_CASE("a call's place is free once the caller has its status") {
   GrpcTestOptions options;
   options.server.limit_concurrent_requests = 1;
   GrpcTest test(options);
-  for (int i = 0; i < 50; ++i) REQUIRE(complete(*test.stub, "", 2).ok());
+  for (int i = 0; i < 50; ++i) REQUIRE(complete_status(*test.stub, "", 2).ok());
   for (int i = 0; i < 50; ++i) REQUIRE(generate(*test.stub, text_request("Once", 2)).status.ok());
 }
 
@@ -197,7 +198,7 @@ TEST_CASE("messages of calls that run count among the bytes in flight until the 
   const ErrorDetails details = details_of(refused);
   CHECK(details.detail.code() == "too_many_body_bytes");
   CHECK(details.detail.retry_after_seconds() == 1);
-  CHECK(complete(*test.stub, "", 2).ok());  // a small one fits beside it
+  CHECK(complete_status(*test.stub, "", 2).ok());  // a small one fits beside it
   context.TryCancel();
   CHECK(eventually([&] { return second_status().ok(); }));
 }

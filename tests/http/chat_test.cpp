@@ -26,24 +26,19 @@ ServerOptions chat_options() {
 }
 
 // A model that always says " there was a king".
-ServerOptions king_options() {
+ServerOptions king_chat_options() {
   ServerOptions options = chat_options();
   options.engine.runner.tokens = FakeRunnerOptions::Tokens::script;
   options.engine.runner.script = tales_tokenizer().encode("there was a king", false);
   return options;
 }
-int king_tokens() { return int(tales_tokenizer().encode("there was a king", false).size()); }
 
-json request(const json& more = {}) {
+json chat_request(const json& more = {}) {
   json body = {{"model", "tales"},
                {"messages", {{{"role", "user"}, {"content", "hi"}}}},
                {"max_tokens", king_tokens()}};
   if (more.is_object()) body.update(more);
   return body;
-}
-
-Response chat(TestServer& server, const json& body) {
-  return server.post("/v1/chat/completions", body.dump());
 }
 
 // What the template makes of a request.
@@ -61,8 +56,8 @@ const json kTool = {{"type", "function"}, {"function", {{"name", "look"}}}};
 }  // namespace
 
 TEST_CASE("a chat's reply has every field, in the order of the contract") {
-  TestServer server(king_options());
-  const Response reply = chat(server, request({{"request_id", "r1"}}));
+  TestServer server(king_chat_options());
+  const Response reply = chat(server, chat_request({{"request_id", "r1"}}));
   CHECK(reply.status == 200);
   json body = reply.json();
   const int prompt = body["usage"]["prompt_tokens"];
@@ -100,7 +95,8 @@ TEST_CASE("a chat's stream begins with the role, says the same as the whole, and
   TestServer server(chat_options());  // invented tokens
   for (int seed = 0; seed < 10; ++seed) {
     INFO("seed " << seed);
-    const json base = request({{"seed", seed}, {"max_tokens", 40}, {"ignore_eos", true}, {"n", 2}});
+    const json base =
+        chat_request({{"seed", seed}, {"max_tokens", 40}, {"ignore_eos", true}, {"n", 2}});
     json streamed = base;
     streamed["stream"] = true;
     streamed["stream_options"] = {{"include_usage", true}};
@@ -138,11 +134,11 @@ TEST_CASE("a chat's stream begins with the role, says the same as the whole, and
 }
 
 TEST_CASE("continuous usage stands in every event of a chat") {
-  TestServer server(king_options());
+  TestServer server(king_chat_options());
   const auto events = sse_events(
-      chat(server, request({{"stream", true},
-                            {"stream_options",
-                             {{"include_usage", true}, {"continuous_usage_stats", true}}}}))
+      chat(server, chat_request({{"stream", true},
+                                 {"stream_options",
+                                  {{"include_usage", true}, {"continuous_usage_stats", true}}}}))
           .body);
   int before = 0;
   for (size_t i = 0; i + 1 < events.size(); ++i) {
@@ -155,8 +151,9 @@ TEST_CASE("continuous usage stands in every event of a chat") {
 }
 
 TEST_CASE("a chat's logprobs have token, bytes and exactly the top ones, streamed as well") {
-  TestServer server(king_options());
-  const json body = request({{"logprobs", true}, {"top_logprobs", 2}, {"return_token_ids", true}});
+  TestServer server(king_chat_options());
+  const json body =
+      chat_request({{"logprobs", true}, {"top_logprobs", 2}, {"return_token_ids", true}});
   const json choice = chat(server, body).json()["choices"][0];
   const json content = choice["logprobs"]["content"];
   REQUIRE(int(content.size()) == king_tokens());
@@ -188,11 +185,11 @@ TEST_CASE("a chat's logprobs have token, bytes and exactly the top ones, streame
 
 TEST_CASE("what a chat's prompt is made of: messages, tools, documents, variables, its end") {
   TestServer server(chat_options());
-  CHECK(prompt_text(server, request()) == "<s>user: hi</s><s>assistant:");
-  CHECK(prompt_text(server, request({{"add_generation_prompt", false}})) == "<s>user: hi</s>");
-  CHECK(prompt_text(server, request({{"chat_template_kwargs", {{"mood", "Glad"}}}})) ==
+  CHECK(prompt_text(server, chat_request()) == "<s>user: hi</s><s>assistant:");
+  CHECK(prompt_text(server, chat_request({{"add_generation_prompt", false}})) == "<s>user: hi</s>");
+  CHECK(prompt_text(server, chat_request({{"chat_template_kwargs", {{"mood", "Glad"}}}})) ==
         "Glad <s>user: hi</s><s>assistant:");
-  CHECK(prompt_text(server, request({{"documents", {{{"text", "Facts"}}}}})) ==
+  CHECK(prompt_text(server, chat_request({{"documents", {{{"text", "Facts"}}}}})) ==
         "Facts <s>user: hi</s><s>assistant:");
   // Members stay in the order in which they were sent.
   CHECK(server
@@ -201,10 +198,11 @@ TEST_CASE("what a chat's prompt is made of: messages, tools, documents, variable
                       "return_token_strs":true})")
             .status == 200);
   const json tools = json::array({kTool});
-  CHECK(prompt_text(server, request({{"tools", tools}})).find("look") != std::string::npos);
-  CHECK(prompt_text(server, request({{"tools", tools}, {"tool_choice", "auto"}})).find("look") !=
-        std::string::npos);
-  CHECK(prompt_text(server, request({{"tools", tools}, {"tool_choice", "none"}})) ==
+  CHECK(prompt_text(server, chat_request({{"tools", tools}})).find("look") != std::string::npos);
+  CHECK(
+      prompt_text(server, chat_request({{"tools", tools}, {"tool_choice", "auto"}})).find("look") !=
+      std::string::npos);
+  CHECK(prompt_text(server, chat_request({{"tools", tools}, {"tool_choice", "none"}})) ==
         "<s>user: hi</s><s>assistant:");
   const json parts = {
       {{"role", "system"}, {"content", "S"}},
@@ -217,27 +215,27 @@ TEST_CASE("what a chat's prompt is made of: messages, tools, documents, variable
           {"type", "function"},
           {"function", {{"name", "look"}, {"arguments", R"({"q":"Q"})"}}}}}}},
       {{"role", "tool"}, {"tool_call_id", "1"}, {"content", "T"}}};
-  CHECK(prompt_text(server, request({{"messages", parts}})) ==
+  CHECK(prompt_text(server, chat_request({{"messages", parts}})) ==
         "<s>system: S</s><s>user: a\nb</s><s>assistant: Q</s><s>tool: T</s><s>assistant:");
   const json begun = {{{"role", "user"}, {"content", "hi"}},
                       {{"role", "assistant"}, {"content", "I am"}}};
-  CHECK(prompt_text(server, request({{"messages", begun},
-                                     {"add_generation_prompt", false},
-                                     {"continue_final_message", true}})) ==
+  CHECK(prompt_text(server, chat_request({{"messages", begun},
+                                          {"add_generation_prompt", false},
+                                          {"continue_final_message", true}})) ==
         "<s>user: hi</s><s>assistant: I am");
   const auto count = [&](const json& more) {
-    return chat(server, request(more)).json()["usage"]["prompt_tokens"].get<int>();
+    return chat(server, chat_request(more)).json()["usage"]["prompt_tokens"].get<int>();
   };
   CHECK(count({{"add_special_tokens", true}}) == count({}) + 1);
   CHECK(count({{"truncate_prompt_tokens", 3}}) == 3);
 }
 
 TEST_CASE("lengths, stops and sampling of a chat are those of a completion") {
-  TestServer server(king_options());
+  TestServer server(king_chat_options());
   const auto tokens = [&](json body) {
     return chat(server, body).json()["usage"]["completion_tokens"].get<int>();
   };
-  json free = request({{"ignore_eos", true}});
+  json free = chat_request({{"ignore_eos", true}});
   free.erase("max_tokens");
   const json whole = chat(server, free).json();  // the rest of the context
   CHECK(whole["usage"]["total_tokens"] == server_options().engine.max_model_len);
@@ -246,21 +244,21 @@ TEST_CASE("lengths, stops and sampling of a chat are those of a completion") {
   CHECK(tokens(free) == 2);
   free["max_tokens"] = 2;
   CHECK(tokens(free) == 2);
-  const json stopped = chat(server, request({{"stop", " was"}})).json()["choices"][0];
+  const json stopped = chat(server, chat_request({{"stop", " was"}})).json()["choices"][0];
   CHECK(stopped["message"]["content"] == " there");
   CHECK(stopped["finish_reason"] == "stop");
   CHECK(stopped["stop_reason"] == " was");
-  CHECK(chat(server, request({{"n", 3}})).json()["choices"].size() == 3);
+  CHECK(chat(server, chat_request({{"n", 3}})).json()["choices"].size() == 3);
 }
 
 TEST_CASE("a role that the template names is taken, and reasoning_effort if it knows that") {
-  const json body = request({{"messages", {{{"role", "ipython"}, {"content", "x"}}}}});
+  const json body = chat_request({{"messages", {{{"role", "ipython"}, {"content", "x"}}}}});
   {
     TestServer server(chat_options());
     const Response reply = chat(server, body);
     CHECK(reply.status == 400);
     CHECK(reply.json()["error"]["param"] == "messages");
-    const Response effort = chat(server, request({{"reasoning_effort", "low"}}));
+    const Response effort = chat(server, chat_request({{"reasoning_effort", "low"}}));
     CHECK(effort.status == 400);
     CHECK(effort.json()["error"]["code"] == "unsupported_parameter");
     CHECK(effort.json()["error"]["param"] == "reasoning_effort");
@@ -270,11 +268,12 @@ TEST_CASE("a role that the template names is taken, and reasoning_effort if it k
       "{% if messages[0].role == 'ipython' %}I{% endif %}{{ reasoning_effort or '' }}";
   TestServer server(std::move(options));
   CHECK(prompt_text(server, body).ends_with("assistant:I"));
-  CHECK(prompt_text(server, request({{"reasoning_effort", "low"}})).ends_with("assistant:low"));
+  CHECK(
+      prompt_text(server, chat_request({{"reasoning_effort", "low"}})).ends_with("assistant:low"));
   CHECK(chat(server, body).status == 200);
-  CHECK(chat(server, request({{"modalities", {"text"}}, {"store", false}})).status == 200);
+  CHECK(chat(server, chat_request({{"modalities", {"text"}}, {"store", false}})).status == 200);
   for (const json& more : {json{{"modalities", {"text", "audio"}}}, json{{"store", true}}})
-    CHECK(chat(server, request(more)).status == 400);
+    CHECK(chat(server, chat_request(more)).status == 400);
 }
 
 TEST_CASE("wrong chats are refused with the field at fault") {
@@ -333,12 +332,12 @@ TEST_CASE("wrong chats are refused with the field at fault") {
       {{{"messages", {{{"role", "user"}, {"content", std::string(30000, 'x')}}}}}, 400, "messages"},
   };
   for (const auto& [more, status, field] : cases) {
-    const Response reply = chat(server, request(more));
+    const Response reply = chat(server, chat_request(more));
     INFO(more.dump().substr(0, 300) << " -> " << reply.body);
     CHECK(reply.status == status);
     CHECK(reply.json()["error"]["param"] == field);
   }
-  json wide = request();
+  json wide = chat_request();
   for (int i = 0; i < 2000; ++i) wide["chat_template_kwargs"]["k" + std::to_string(i)] = i;
   CHECK(chat(server, wide).status == 400);
   CHECK(server.becomes_idle());
@@ -347,7 +346,7 @@ TEST_CASE("wrong chats are refused with the field at fault") {
 TEST_CASE("a model without a chat template takes no chats, and says what to do") {
   TestServer server;
   for (const char* path : {"/v1/chat/completions", "/tokenize"}) {
-    json body = request();
+    json body = chat_request();
     body.erase("max_tokens");
     const Response reply = server.post(path, body.dump());
     CHECK(reply.status == 400);
@@ -360,8 +359,8 @@ TEST_CASE("a model without a chat template takes no chats, and says what to do")
 }
 
 TEST_CASE("a long chat goes by the worker, and chats are counted as completions are") {
-  TestServer server(king_options());
-  json many = request();
+  TestServer server(king_chat_options());
+  json many = chat_request();
   for (int i = 0; i < 3000; ++i) many["messages"].push_back({{"role", "user"}, {"content", ""}});
   many["truncate_prompt_tokens"] = 8;
   CHECK(many.dump().size() > (48u << 10));
@@ -371,5 +370,5 @@ TEST_CASE("a long chat goes by the worker, and chats are counted as completions 
   CHECK(server.sample("kivi:generation_tokens_total") == king_tokens());
   CHECK(server.sample("kivi:prompt_tokens_total") == 8);
   CHECK(server.sample("kivi:request_success_total{finished_reason=\"length\"}") == 1);
-  CHECK(chat(server, request({{"messages", 5}})).status == 400);
+  CHECK(chat(server, chat_request({{"messages", 5}})).status == 400);
 }

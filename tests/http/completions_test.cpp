@@ -19,7 +19,6 @@ ServerOptions king_options() {
   options.engine.runner.script = tales_tokenizer().encode("there was a king", false);
   return options;
 }
-int king_tokens() { return int(tales_tokenizer().encode("there was a king", false).size()); }
 
 json request(const json& more = {}) {
   json body = {{"model", "tales"}, {"prompt", "Once upon a time"}, {"max_tokens", king_tokens()}};

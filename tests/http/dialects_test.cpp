@@ -13,11 +13,11 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kCalls =
+constexpr const char* kTwoCalls =
     " Look. <tool_call>{\"name\": \"look\", \"arguments\": {\"at\": \"it\"}}</tool_call>\n"
     "<tool_call>{\"name\": \"ask\", \"arguments\": {}}</tool_call>";
 
-int calls_tokens() { return int(tales_tokenizer().encode_after_special(kCalls).size()); }
+int calls_tokens() { return int(tales_tokenizer().encode_after_special(kTwoCalls).size()); }
 
 Response messages(TestServer& server, const json& more) {
   json body = {{"model", "tales"},
@@ -43,7 +43,7 @@ json tools_with(const char* schema) {
 }  // namespace
 
 TEST_CASE("a message holds its text and each call as a block") {
-  TestServer server(saying(kCalls));
+  TestServer server(saying(kTwoCalls));
   json tools = tools_with("input_schema");
   for (json& tool : tools) tool.erase("type");
   const json content = messages(server, {{"tools", tools}}).json()["content"];
@@ -164,7 +164,7 @@ TEST_CASE("a response takes back reasoning, calls and their results") {
 }
 
 TEST_CASE("a response counts its tokens, and a stream with tools has the text beside the calls") {
-  TestServer server(saying(kCalls));
+  TestServer server(saying(kTwoCalls));
   const json tools = {{"tools", tools_with("parameters")}};
   const json whole = responses(server, tools).json();
   CHECK(whole["usage"]["output_tokens"] == calls_tokens());

@@ -31,6 +31,8 @@ const Tokenizer& tales_tokenizer() {
   return *tokenizer;
 }
 
+int king_tokens() { return int(tales_tokenizer().encode("there was a king", false).size()); }
+
 ServerOptions saying(const std::string& text) {
   ServerOptions options = server_options();
   options.chat_template =
@@ -128,6 +130,10 @@ bool TestServer::becomes_idle(std::chrono::milliseconds timeout) {
     if (Clock::now() > end) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
+}
+
+Response chat(TestServer& server, const nlohmann::json& body) {
+  return server.post("/v1/chat/completions", body.dump());
 }
 
 }  // namespace kivi::testing

@@ -33,6 +33,9 @@ ServerOptions server_options();
 
 const Tokenizer& tales_tokenizer();
 
+// The tokens of what a model says that always says " there was a king".
+int king_tokens();
+
 // A model that always says `text`, with a chat template that takes tools.
 ServerOptions saying(const std::string& text);
 
@@ -75,5 +78,7 @@ class TestServer {
   ServedModel model_;
   int port_ = -1;
 };
+
+Response chat(TestServer& server, const nlohmann::json& body);
 
 }  // namespace kivi::testing

@@ -23,16 +23,12 @@ const json kTools = json::parse(R"([
     {"type": "object", "properties": {"at": {"type": "string"}}}}},
   {"type": "function", "function": {"name": "ask"}}])");
 
-json request(const std::string& text, json more = json::object()) {
+json tool_request(const std::string& text, json more = json::object()) {
   json body = {{"messages", {{{"role", "user"}, {"content", "hi"}}}},
                {"tools", kTools},
                {"max_tokens", tokens_of(text)}};
   body.update(more);
   return body;
-}
-
-Response chat(TestServer& server, const json& body) {
-  return server.post("/v1/chat/completions", body.dump());
 }
 
 // What the deltas of a stream say together.
@@ -69,7 +65,7 @@ Streamed read_stream(const Response& reply) {
 
 TEST_CASE("calls in the text become tool_calls, and the rest stays content") {
   TestServer server(saying(kCalls));
-  const json choice = chat(server, request(kCalls)).json()["choices"][0];
+  const json choice = chat(server, tool_request(kCalls)).json()["choices"][0];
   // The text ends by max_tokens: the reason stays length.
   CHECK(choice["finish_reason"] == "length");
   const json& message = choice["message"];
@@ -89,8 +85,9 @@ TEST_CASE("an answer that ends by itself with calls has the reason tool_calls") 
   options.engine.runner.script.push_back(end);
   TestServer server(std::move(options));
   const json stop = {{"stop_token_ids", {end}}, {"max_tokens", tokens_of(kCalls) + 1}};
-  CHECK(chat(server, request(kCalls, stop)).json()["choices"][0]["finish_reason"] == "tool_calls");
-  json streamed = request(kCalls, stop);
+  CHECK(chat(server, tool_request(kCalls, stop)).json()["choices"][0]["finish_reason"] ==
+        "tool_calls");
+  json streamed = tool_request(kCalls, stop);
   streamed["stream"] = true;
   CHECK(read_stream(chat(server, streamed)).reasons == std::vector<std::string>{"tool_calls"});
 }
@@ -98,7 +95,7 @@ TEST_CASE("an answer that ends by itself with calls has the reason tool_calls") 
 TEST_CASE("a stream says the same calls as the whole reply, names whole and arguments in pieces") {
   TestServer server(saying(kCalls));
   for (const json& more : {json::object(), json{{"logprobs", true}}, json{{"n", 1}}}) {
-    json body = request(kCalls, more);
+    json body = tool_request(kCalls, more);
     body["stream"] = true;
     const Response reply = chat(server, body);
     const Streamed streamed = read_stream(reply);
@@ -111,7 +108,7 @@ TEST_CASE("a stream says the same calls as the whole reply, names whole and argu
     CHECK(streamed.reasons == std::vector<std::string>{"length"});
   }
   // The arguments do not wait for their end.
-  json body = request(kCalls);
+  json body = tool_request(kCalls);
   body["stream"] = true;
   int pieces = 0;
   for (const json& event : sse_events(chat(server, body).body))
@@ -121,7 +118,7 @@ TEST_CASE("a stream says the same calls as the whole reply, names whole and argu
 
 TEST_CASE("parallel_tool_calls false gives the first call alone") {
   TestServer server(saying(kCalls));
-  json body = request(kCalls, {{"parallel_tool_calls", false}});
+  json body = tool_request(kCalls, {{"parallel_tool_calls", false}});
   const json message = chat(server, body).json()["choices"][0]["message"];
   REQUIRE(message["tool_calls"].size() == 1);
   CHECK(message["tool_calls"][0]["function"]["name"] == "look");
@@ -132,9 +129,9 @@ TEST_CASE("parallel_tool_calls false gives the first call alone") {
 TEST_CASE("without tools, with tool_choice none or without a parser, calls stay text") {
   {
     TestServer server(saying(kCalls));
-    json no_tools = request(kCalls);
+    json no_tools = tool_request(kCalls);
     no_tools.erase("tools");
-    for (const json& body : {no_tools, request(kCalls, {{"tool_choice", "none"}})}) {
+    for (const json& body : {no_tools, tool_request(kCalls, {{"tool_choice", "none"}})}) {
       const json message = chat(server, body).json()["choices"][0]["message"];
       CHECK(message["content"] == kCalls);
       CHECK_FALSE(message.contains("tool_calls"));
@@ -143,7 +140,7 @@ TEST_CASE("without tools, with tool_choice none or without a parser, calls stay 
   ServerOptions options = saying(kCalls);
   options.http.tool_call_parser = "none";
   TestServer server(std::move(options));
-  CHECK(chat(server, request(kCalls)).json()["choices"][0]["message"]["content"] == kCalls);
+  CHECK(chat(server, tool_request(kCalls)).json()["choices"][0]["message"]["content"] == kCalls);
 }
 
 TEST_CASE("the flag chooses the parser, whatever the template says") {
@@ -151,7 +148,7 @@ TEST_CASE("the flag chooses the parser, whatever the template says") {
   ServerOptions options = saying(text);
   options.http.tool_call_parser = "pythonic";
   TestServer server(std::move(options));
-  const json message = chat(server, request(text)).json()["choices"][0]["message"];
+  const json message = chat(server, tool_request(text)).json()["choices"][0]["message"];
   CHECK(message["content"] == nullptr);
   REQUIRE(message["tool_calls"].size() == 2);
   CHECK(message["tool_calls"][0]["function"] ==
@@ -160,7 +157,7 @@ TEST_CASE("the flag chooses the parser, whatever the template says") {
 
 TEST_CASE("members of a message that are null are as absent ones") {
   TestServer server(saying("ok"));
-  json body = request("ok");
+  json body = tool_request("ok");
   body["messages"].push_back({{"role", "assistant"},
                               {"content", "yes"},
                               {"refusal", nullptr},

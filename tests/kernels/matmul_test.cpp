@@ -7,8 +7,6 @@ using namespace kivi::test;
 
 namespace {
 
-constexpr DType kWeightTypes[] = {DType::f32, DType::f16, DType::bf16};
-
 struct Product {
   Guarded x, w, bias, out;
   Product(DType type, int t, int k, int n, std::mt19937& random, int gap = 3)

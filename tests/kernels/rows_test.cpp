@@ -11,8 +11,6 @@ using namespace kivi::test;
 
 namespace {
 
-constexpr DType kWeightTypes[] = {DType::f32, DType::f16, DType::bf16};
-
 double reference_act(double x, Activation a) {
   if (a == Activation::silu) return x / (1 + std::exp(-x));
   if (a == Activation::gelu) return x * (1 + std::erf(x / std::sqrt(2.0))) / 2;

@@ -16,6 +16,8 @@
 
 namespace kivi::test {
 
+inline constexpr DType kWeightTypes[] = {DType::f32, DType::f16, DType::bf16};
+
 inline float as_float(float x) { return x; }
 inline float as_float(f16 x) { return to_float(x); }
 inline float as_float(bf16 x) { return to_float(x); }

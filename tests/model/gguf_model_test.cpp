@@ -25,12 +25,6 @@ namespace {
 
 using nlohmann::json;
 
-std::string tiny_path() { return std::string(KIVI_SOURCE_DIR) + "/tests/data/gguf/tiny.gguf"; }
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 // What one more key makes of tales-mistral, the smallest.
 std::string error_with(const std::function<void(GgufWriter&)>& change) {
   static const GgufWriter plain = gguf_of(model_folder("tales-mistral"), 30);

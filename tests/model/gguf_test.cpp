@@ -27,10 +27,6 @@ std::string error_of(const std::string& bytes) {
   return header.ok() ? "no error" : header.error().message;
 }
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 GgufHeader parsed(const std::string& bytes) {
   auto header =
       GgufHeader::parse(reinterpret_cast<const std::byte*>(bytes.data()), bytes.size(), "x.gguf");

@@ -22,10 +22,6 @@ namespace {
 
 using nlohmann::json;
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 // A safetensors file in the making.
 class Tensors {
  public:

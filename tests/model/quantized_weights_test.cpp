@@ -23,8 +23,6 @@ namespace kivi {
 
 namespace {
 
-std::string tiny_path() { return std::string(KIVI_SOURCE_DIR) + "/tests/data/gguf/tiny.gguf"; }
-
 std::vector<float> numbers_of(const Weight& w, int64_t row) {
   std::vector<float> numbers(size_t(w.columns), 0.f);
   if (w.is_plain())
@@ -82,10 +80,6 @@ DecoderWeights load(Backend& backend, const ModelConfig& model, const std::strin
   auto weights = load_weights(backend, model.spec, model.names, *checkpoint, dtype, {}, formats);
   if (!weights.ok()) FAIL(weights.error().message);
   return std::move(weights).value();
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 }  // namespace

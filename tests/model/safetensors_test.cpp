@@ -22,7 +22,7 @@ Result<TensorMap> parse(const std::string& bytes) {
                            "x.safetensors");
 }
 
-std::string error_of(const std::string& bytes) {
+std::string error_of_tensors(const std::string& bytes) {
   const auto tensors = parse(bytes);
   return tensors.ok() ? "no error" : tensors.error().message;
 }
@@ -66,8 +66,9 @@ TEST_CASE("A header longer than the file, or than any header, is refused by its 
   for (const uint64_t length :
        {uint64_t(bytes.size()) - 7, uint64_t(1) << 32, uint64_t(1) << 63, ~uint64_t(0)}) {
     std::memcpy(bytes.data(), &length, sizeof(length));
-    CHECK(error_of(bytes) == fmt::format("x.safetensors: header length is {}, must be at most {}",
-                                         length, bytes.size() - 8));
+    CHECK(error_of_tensors(bytes) ==
+          fmt::format("x.safetensors: header length is {}, must be at most {}", length,
+                      bytes.size() - 8));
   }
 }
 
@@ -98,7 +99,7 @@ TEST_CASE("Every wrong entry is refused, and the message names file and tensor")
       {R"([1,2])", "its header entry is not an object"},
       {R"(null)", "its header entry is not an object"},
   }));
-  const std::string message = error_of(with_entry(entry));
+  const std::string message = error_of_tensors(with_entry(entry));
   CAPTURE(entry, message);
   CHECK(message.starts_with("x.safetensors: tensor 'w': "));
   CHECK(message.find(expected) != std::string::npos);
@@ -112,10 +113,13 @@ TEST_CASE("Tensors that share bytes are allowed: tied weights may be stored so")
 }
 
 TEST_CASE("A header that is not a JSON object is refused") {
-  CHECK(error_of(safetensors_bytes("not json", 8)).find("is not valid JSON") != std::string::npos);
-  CHECK(error_of(safetensors_bytes("\"a\xff\"", 8)).find("is not valid JSON") != std::string::npos);
-  CHECK(error_of(safetensors_bytes("[]", 8)) == "x.safetensors: header is not a JSON object");
-  CHECK(error_of(safetensors_bytes("", 8)).find("is not valid JSON") != std::string::npos);
+  CHECK(error_of_tensors(safetensors_bytes("not json", 8)).find("is not valid JSON") !=
+        std::string::npos);
+  CHECK(error_of_tensors(safetensors_bytes("\"a\xff\"", 8)).find("is not valid JSON") !=
+        std::string::npos);
+  CHECK(error_of_tensors(safetensors_bytes("[]", 8)) ==
+        "x.safetensors: header is not a JSON object");
+  CHECK(error_of_tensors(safetensors_bytes("", 8)).find("is not valid JSON") != std::string::npos);
 }
 
 TEST_CASE("A deeply nested header is refused before it is parsed") {
@@ -123,7 +127,7 @@ TEST_CASE("A deeply nested header is refused before it is parsed") {
   for (const char* open : {"[", "{\"a\":"}) {
     std::string header;
     for (size_t i = 0; i < kLevels; ++i) header += open;
-    CHECK(error_of(safetensors_bytes(header, 0)) ==
+    CHECK(error_of_tensors(safetensors_bytes(header, 0)) ==
           "x.safetensors: header: JSON is nested more than 64 levels deep");
   }
 }

@@ -20,6 +20,11 @@ inline std::string model_folder(const std::string& name) {
   return std::string(KIVI_SOURCE_DIR) + "/models/" + name;
 }
 
+// A GGUF file with every kind of block.
+inline std::string tiny_path() {
+  return std::string(KIVI_SOURCE_DIR) + "/tests/data/gguf/tiny.gguf";
+}
+
 inline nlohmann::json read_json(const std::string& path) {
   std::ifstream file(path);
   return nlohmann::json::parse(file);

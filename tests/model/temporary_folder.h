@@ -11,6 +11,10 @@
 
 namespace kivi {
 
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
 class TemporaryFolder {
  public:
   TemporaryFolder() {

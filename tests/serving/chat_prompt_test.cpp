@@ -9,27 +9,19 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/text/tokenizer.h"
+#include "tests/serving/tales_tokenizer.h"
 
 using namespace kivi;
 using nlohmann::ordered_json;
 
 namespace {
 
-const Tokenizer& tokenizer() {
-  static const auto loaded = [] {
-    auto tales = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
-    KIVI_VERIFY(tales.ok());
-    return std::move(*tales);
-  }();
-  return *loaded;
-}
-
 constexpr const char* kTemplate =
     "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ bos_token }}assistant:{% endif %}";
 
 std::unique_ptr<ChatPrompt> prompt(const std::string& text = kTemplate) {
-  auto made = ChatPrompt::make({text, "test"}, tokenizer());
+  auto made = ChatPrompt::make({text, "test"}, tales_tokenizer());
   REQUIRE(made.ok());
   return std::move(*made);
 }
@@ -53,16 +45,17 @@ TEST_CASE("the template's special tokens become ids, and text between them is en
   const int32_t bos = 1, eos = 2;
   std::vector<int32_t> expected = {bos};
   const auto add = [&](const char* text) {
-    for (const int32_t id : tokenizer().encode_after_special(text)) expected.push_back(id);
+    for (const int32_t id : tales_tokenizer().encode_after_special(text)) expected.push_back(id);
   };
   add("user: hello");
   expected.push_back(eos);
   expected.push_back(bos);
   add("assistant:");
   CHECK(*ids == expected);
-  CHECK(tokenizer().decode(*ids, false) == "<s>user: hello</s><s>assistant:");
+  CHECK(tales_tokenizer().decode(*ids, false) == "<s>user: hello</s><s>assistant:");
   // This tokenizer is not `legacy`: a space comes before the beginning of a text only.
-  CHECK(tokenizer().encode_after_special("user")[0] != tokenizer().encode("user", false)[0]);
+  CHECK(tales_tokenizer().encode_after_special("user")[0] !=
+        tales_tokenizer().encode("user", false)[0]);
 }
 
 TEST_CASE("a message that calls tools needs no content, whatever the template does with it") {
@@ -100,7 +93,7 @@ TEST_CASE("a message cannot forge a special token, and is what it was in the tex
     REQUIRE(ids.ok());
     CHECK(std::count(ids->begin(), ids->end(), 2) == 1);
     CHECK(std::count(ids->begin(), ids->end(), 1) == 2);
-    CHECK(tokenizer().decode(*ids, false) == "<s>user: " + said + "</s><s>assistant:");
+    CHECK(tales_tokenizer().decode(*ids, false) == "<s>user: " + said + "</s><s>assistant:");
     CHECK(*made->text(input(user(said))) == "<s>user: " + said + "</s><s>assistant:");
   }
   // The same through names, tools and other variables.

@@ -7,21 +7,16 @@
 #include <random>
 
 #include "base/utf8.h"
+#include "tests/serving/tales_tokenizer.h"
 #include "tests/text/texts.h"
 
 using namespace kivi;
 
 namespace {
 
-const Tokenizer& llama() {
-  static const auto tokenizer = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
-  REQUIRE(tokenizer.ok());
-  return **tokenizer;
-}
-
 ChoiceOptions options(std::vector<std::string> stop = {}) {
   ChoiceOptions o;
-  o.tokenizer = &llama();
+  o.tokenizer = &tales_tokenizer();
   o.show_logprobs = true;
   o.stop = std::make_shared<const StopStrings>(std::move(stop));
   return o;
@@ -98,7 +93,7 @@ TEST_CASE("streamed text is the decoded text, whatever the ids and however event
       choice.read(token(ids[i], i + 1 == ids.size()), chunks.back());
     }
     const Joined all = join(chunks);
-    REQUIRE(all.text == llama().decode(ids, true));
+    REQUIRE(all.text == tales_tokenizer().decode(ids, true));
     REQUIRE(all.tokens.size() == ids.size());
     REQUIRE(choice.completion_tokens() == int(ids.size()));
     for (size_t i = 0; i < ids.size(); ++i) {
@@ -113,13 +108,13 @@ TEST_CASE("Detokenizer: every prefix streams what its own decoding begins with")
   for (int round = 0; round < 200; ++round) {
     const auto ids = random_ids(random, 30);
     for (const bool skip : {true, false}) {
-      Detokenizer detokenizer(llama(), skip);
+      Detokenizer detokenizer(tales_tokenizer(), skip);
       std::string streamed;
       for (size_t n = 0; n < ids.size(); ++n) {
         detokenizer.push(ids[n], streamed);
         std::string ended = streamed;
         Detokenizer(detokenizer).flush(ended);
-        REQUIRE(ended == llama().decode(std::span(ids).first(n + 1), skip));
+        REQUIRE(ended == tales_tokenizer().decode(std::span(ids).first(n + 1), skip));
         REQUIRE(is_valid_utf8(streamed));
       }
     }
@@ -128,7 +123,7 @@ TEST_CASE("Detokenizer: every prefix streams what its own decoding begins with")
 
 TEST_CASE("a token goes out with the chunk that completes its text, at its text's offset") {
   for (const std::string& text : testing::awkward_texts()) {
-    auto ids = llama().encode(text, false);
+    auto ids = tales_tokenizer().encode(text, false);
     if (ids.empty()) continue;
     ids.push_back(2);
     ChoiceText choice = make(options(), {1});
@@ -148,7 +143,7 @@ TEST_CASE("a token goes out with the chunk that completes its text, at its text'
 }
 
 TEST_CASE("output goes on from the prompt: its first space stays, unless there is no text before") {
-  const int32_t king = *llama().token_id("\u2581king");
+  const int32_t king = *tales_tokenizer().token_id("\u2581king");
   const auto text_after = [&](std::vector<int32_t> prompt, bool echo) {
     ChoiceOptions o = options();
     o.echo = echo;
@@ -159,14 +154,14 @@ TEST_CASE("output goes on from the prompt: its first space stays, unless there i
   CHECK(text_after({1}, false) == "king king");
   CHECK(text_after({1, king}, true) == "king king king");
   // A prompt that ends inside a character: its text ends in U+FFFD, with and without echo alike.
-  const int32_t byte = *llama().token_id("<0xE4>");
+  const int32_t byte = *tales_tokenizer().token_id("<0xE4>");
   CHECK(text_after({1, king, byte}, true) == "king\uFFFD king king");
 }
 
 TEST_CASE("echo: the prompt's tokens first, with their logprobs but for the first") {
   ChoiceOptions o = options();
   o.echo = o.show_prompt_logprobs = true;
-  const auto prompt = llama().encode("a \U0001F44D king", true);
+  const auto prompt = tales_tokenizer().encode("a \U0001F44D king", true);
   ChoiceText choice = make(o, prompt);
   TokenEvent scores;
   for (size_t i = 1; i < prompt.size(); ++i) {
@@ -216,7 +211,7 @@ TEST_CASE("echo: the prompt's tokens first, with their logprobs but for the firs
 }
 
 TEST_CASE("a stop string across tokens cuts text; tokens and usage end with the completing one") {
-  const auto ids = llama().encode("The king said: stop here now and for ever", false);
+  const auto ids = tales_tokenizer().encode("The king said: stop here now and for ever", false);
   for (const bool include : {false, true}) {
     ChoiceOptions o = options({"p here n", "never there"});
     o.include_stop_str_in_output = include;
@@ -227,7 +222,7 @@ TEST_CASE("a stop string across tokens cuts text; tokens and usage end with the 
     CHECK(all.text == expected);
     // The completing token: the first whose text reaches the end of the match.
     size_t count = 0;
-    while (llama().decode(std::span(ids).first(count), true).find("p here n") ==
+    while (tales_tokenizer().decode(std::span(ids).first(count), true).find("p here n") ==
            std::string::npos) {
       ++count;
     }
@@ -257,7 +252,7 @@ TEST_CASE("random stop strings: text is cut where they match, and tokens stay wi
     };
     const std::vector<std::string> stop = {word(4), word(3)};
     std::string text = word(25);
-    const auto ids = llama().encode(text, false);
+    const auto ids = tales_tokenizer().encode(text, false);
     ChoiceText choice = make(options(stop), {1});
     const auto chunks = feed(choice, ids);
     const Joined all = join(chunks);
@@ -284,18 +279,18 @@ TEST_CASE("random stop strings: text is cut where they match, and tokens stay wi
 }
 
 TEST_CASE("min_tokens: stop strings are not looked for in the text of the first tokens") {
-  const auto ids = llama().encode("one two one two one", false);
+  const auto ids = tales_tokenizer().encode("one two one two one", false);
   ChoiceOptions o = options({"one"});
   o.min_tokens = 3;
   ChoiceText choice = make(o, {1});
   const Joined all = join(feed(choice, ids));
   CHECK(choice.completion_tokens() > 3);
-  CHECK(all.text.starts_with(llama().decode(std::span(ids).first(3), true)));
+  CHECK(all.text.starts_with(tales_tokenizer().decode(std::span(ids).first(3), true)));
   CHECK(all.text.size() < std::string("one two one two one").size());
 }
 
 TEST_CASE("the token that ends a text counts, and has text only if stop strings are included") {
-  const int32_t king = *llama().token_id("\u2581king");
+  const int32_t king = *tales_tokenizer().token_id("\u2581king");
   for (const bool include : {false, true}) {
     for (const bool listed : {false, true}) {
       ChoiceOptions o = options();
@@ -308,7 +303,7 @@ TEST_CASE("the token that ends a text counts, and has text only if stop strings 
       last.finish = FinishReason::stop;
       last.stopped_by_token = true;
       choice.read(last, chunk);
-      CHECK(chunk.text == llama().token_bytes(2421, true) + (include ? " king" : ""));
+      CHECK(chunk.text == tales_tokenizer().token_bytes(2421, true) + (include ? " king" : ""));
       CHECK(chunk.tokens.size() == 2);
       CHECK(choice.completion_tokens() == 2);
       CHECK(chunk.finish == FinishReason::stop);
@@ -318,7 +313,7 @@ TEST_CASE("the token that ends a text counts, and has text only if stop strings 
 }
 
 TEST_CASE("held text and tokens come out at the end, whatever ends it") {
-  const int32_t king = *llama().token_id("\u2581king");
+  const int32_t king = *tales_tokenizer().token_id("\u2581king");
   for (const FinishReason reason :
        {FinishReason::length, FinishReason::abort, FinishReason::error}) {
     ChoiceText choice = make(options({" king of"}));

@@ -13,17 +13,12 @@
 #include "engine/limits.h"
 #include "tests/engine/fake_runner.h"
 #include "tests/engine/outcome.h"
+#include "tests/serving/tales_tokenizer.h"
 
 using namespace kivi;
 using namespace kivi::testing;
 
 namespace {
-
-const Tokenizer& llama() {
-  static const auto tokenizer = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
-  REQUIRE(tokenizer.ok());
-  return **tokenizer;
-}
 
 // Logprobs that depend on the sequence's seed, so that best_of has something to choose.
 class SeedLogprobRunner : public FakeRunner {
@@ -59,7 +54,7 @@ struct Served {
   explicit Served(FakeEngineOptions options = engine_options())
       : Served(make_fake_engine(std::move(options))) {}
   explicit Served(std::unique_ptr<Engine> e) : engine(std::move(e)) {
-    model.tokenizer = &llama();
+    model.tokenizer = &tales_tokenizer();
     model.engine = engine.get();
     model.max_model_len = engine->model().max_model_len;
   }
@@ -152,8 +147,8 @@ TEST_CASE(
     reference = choices;
     const Usage usage = completion->usage();
     CHECK(usage.completion_tokens == sum_tokens(choices));
-    CHECK(usage.prompt_tokens == int(llama().encode("Once upon", true).size() +
-                                     llama().encode("a king", true).size() + 3));
+    CHECK(usage.prompt_tokens == int(tales_tokenizer().encode("Once upon", true).size() +
+                                     tales_tokenizer().encode("a king", true).size() + 3));
     CHECK(completion->prompt_ids(2) == std::vector<int32_t>{5, 6, 7});
     CHECK(completion->times().size() == 9);
     check_nothing_held(*served.engine);
@@ -186,11 +181,11 @@ TEST_CASE("the text is the prompt's and the output's tokens decoded, with echo a
     const auto echoed = run(served, request);
     CHECK(echoed.at(0).text == prompt + plain.at(0).text);
     CHECK(echoed.at(0).output_ids() == plain.at(0).output_ids());
-    const auto prompt_ids = llama().encode(prompt, true);
+    const auto prompt_ids = tales_tokenizer().encode(prompt, true);
     CHECK(echoed.at(0).prompt_tokens == int(prompt_ids.size()));
     auto ids = prompt_ids;
     for (int32_t id : plain.at(0).output_ids()) ids.push_back(id);
-    CHECK(echoed.at(0).text == llama().decode(ids, true));
+    CHECK(echoed.at(0).text == tales_tokenizer().decode(ids, true));
   }
 }
 
@@ -303,7 +298,7 @@ TEST_CASE("allowed token ids bind without any other rule") {
 }
 
 TEST_CASE("a stop string across tokens ends the choice at once and frees the engine a step later") {
-  const auto script = llama().encode("the king said: enough of this tale ", false);
+  const auto script = tales_tokenizer().encode("the king said: enough of this tale ", false);
   for (const bool streaming : {true, false}) {
     FakeEngineOptions options = engine_options();
     options.runner.tokens = FakeRunnerOptions::Tokens::script;
@@ -329,7 +324,7 @@ TEST_CASE("a stop string across tokens ends the choice at once and frees the eng
 }
 
 TEST_CASE("EOS and stop ids end a choice; stop ids are named as the reason") {
-  const auto script = llama().encode("the king said", false);
+  const auto script = tales_tokenizer().encode("the king said", false);
   for (const bool eos : {true, false}) {
     FakeEngineOptions options = engine_options();
     options.runner.tokens = FakeRunnerOptions::Tokens::script;
@@ -353,7 +348,7 @@ TEST_CASE("EOS and stop ids end a choice; stop ids are named as the reason") {
 TEST_CASE("truncate_prompt_tokens keeps the last tokens; add_special_tokens decides about BOS") {
   Served served;
   CompletionRequest request = request_of("Once upon a time", 1);
-  const auto ids = llama().encode("Once upon a time", true);
+  const auto ids = tales_tokenizer().encode("Once upon a time", true);
   CHECK(served.start(request)->prompt_ids(0) == ids);
   request.add_special_tokens = false;
   CHECK(served.start(request)->prompt_ids(0) == std::vector(ids.begin() + 1, ids.end()));

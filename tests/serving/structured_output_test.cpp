@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "tests/serving/tales_tokenizer.h"
+
 using namespace kivi;
 using Verdict = TokenConstraint::Verdict;
 
@@ -14,19 +16,10 @@ namespace {
 
 constexpr int kVocabulary = 4096;
 
-const Tokenizer& tokenizer() {
-  static const std::unique_ptr<Tokenizer> loaded = [] {
-    auto made = load_tokenizer(KIVI_SOURCE_DIR "/models/tales-llama");
-    if (!made.ok()) throw std::runtime_error(made.error().message);
-    return std::move(made).value();
-  }();
-  return *loaded;
-}
-
 }  // namespace
 
 TEST_CASE("forced tokens are those that the mask allows alone, in the tokenizer's own pieces") {
-  StructuredOutput structured(tokenizer(), kVocabulary, {2});
+  StructuredOutput structured(tales_tokenizer(), kVocabulary, {2});
   OutputFormat format;
   format.kind = OutputFormat::Kind::json_schema;
   format.text =
@@ -58,7 +51,7 @@ TEST_CASE("forced tokens are those that the mask allows alone, in the tokenizer'
         REQUIRE(*only == id);
         ++forced;
       }
-      text += tokenizer().token_bytes(id, true);
+      text += tales_tokenizer().token_bytes(id, true);
       verdict = told->accept(id);
       REQUIRE(masked->accept(id) == verdict);
       REQUIRE(blind->accept(id) == verdict);
@@ -74,7 +67,7 @@ TEST_CASE("forced tokens are those that the mask allows alone, in the tokenizer'
 }
 
 TEST_CASE("a text without a choice is spelled as the tokenizer spells it, but for its open end") {
-  StructuredOutput structured(tokenizer(), kVocabulary, {2});
+  StructuredOutput structured(tales_tokenizer(), kVocabulary, {2});
   OutputFormat format;
   format.kind = OutputFormat::Kind::choice;
   const std::string text = "Once upon a time there was a king who had three sons";
@@ -83,7 +76,7 @@ TEST_CASE("a text without a choice is spelled as the tokenizer spells it, but fo
   const auto prepared = structured.prepare(format, {});
   REQUIRE(prepared.ok());
   const auto constraint = (*prepared)->begin();
-  const std::vector<int32_t> expected = tokenizer().encode_after_special(text + " ");
+  const std::vector<int32_t> expected = tales_tokenizer().encode_after_special(text + " ");
   size_t count = 0;
   while (const auto id = constraint->forced()) {
     REQUIRE(count < expected.size());

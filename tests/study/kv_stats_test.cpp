@@ -15,7 +15,7 @@ namespace kivi {
 
 namespace {
 
-KvStatsOptions small_options() {
+KvStatsOptions stats_options() {
   KvStatsOptions o;
   o.engine.model = std::string(KIVI_SOURCE_DIR) + "/models/tales-falcon";
   o.engine.device = "cpu";
@@ -60,7 +60,7 @@ std::string nesting_error(const std::string& page) {
 }  // namespace
 
 TEST_CASE("A study's report, JSON and page tell one story", "[long]") {
-  const KvStatsReport report = study_or_fail(small_options());
+  const KvStatsReport report = study_or_fail(stats_options());
   CHECK(report.model == "tales-falcon");
   CHECK(report.text == "heldout_sample.txt");
   CHECK(report.statistics.layers.size() == 4);
@@ -131,7 +131,7 @@ TEST_CASE("A standard error is of the mean, from the spread") {
 }
 
 TEST_CASE("Statistics alone: some layers, no perplexity, no recommendation") {
-  KvStatsOptions o = small_options();
+  KvStatsOptions o = stats_options();
   o.layers = {1, 3};
   o.perplexity = false;
   o.tokens = 200;  // a window shrinks to whole groups of what is asked for
@@ -145,25 +145,25 @@ TEST_CASE("Statistics alone: some layers, no perplexity, no recommendation") {
 }
 
 TEST_CASE("What is wrong is named") {
-  KvStatsOptions o = small_options();
+  KvStatsOptions o = stats_options();
   o.text = "no/such/file.txt";
   CHECK(field_of_error(o) == "text");
-  o = small_options();
+  o = stats_options();
   o.window = 100;
   CHECK(field_of_error(o) == "window");
-  o = small_options();
+  o = stats_options();
   o.tokens = 127;
   CHECK(field_of_error(o) == "tokens");
-  o = small_options();
+  o = stats_options();
   o.layers = {4};
   CHECK(field_of_error(o) == "layers");
-  o = small_options();
+  o = stats_options();
   o.group = 128;  // head_dim is 64
   CHECK(field_of_error(o) == "group");
-  o = small_options();
+  o = stats_options();
   o.text = std::string(KIVI_SOURCE_DIR) + "/models/tales-falcon/generation_config.json";  // short
   CHECK(field_of_error(o) == "text");
-  o = small_options();
+  o = stats_options();
   o.engine.model = "no/such/model";
   CHECK(!study(o, [](const std::string&) {}).ok());
 }

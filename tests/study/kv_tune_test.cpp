@@ -12,7 +12,7 @@ namespace kivi {
 
 namespace {
 
-TuneOptions small_options() {
+TuneOptions tune_options() {
   TuneOptions o;
   o.engine.model = std::string(KIVI_SOURCE_DIR) + "/models/tales-mistral";
   o.engine.device = "cpu";
@@ -36,7 +36,7 @@ std::string message_of(const TuneOptions& o) {
 
 TEST_CASE("A tuned table keeps its budget and is estimated no worse than any plain format in it",
           "[long]") {
-  const auto report = tune_layer_bits(small_options(), [](const std::string&) {});
+  const auto report = tune_layer_bits(tune_options(), [](const std::string&) {});
   if (!report.ok()) FAIL(report.error().message);
   REQUIRE(report->uniform.size() == 4);
   REQUIRE(report->tuned.size() == 2);
@@ -67,22 +67,22 @@ TEST_CASE("A tuned table keeps its budget and is estimated no worse than any pla
 }
 
 TEST_CASE("kivi tune refuses budgets, formats and texts that it cannot use") {
-  TuneOptions o = small_options();
+  TuneOptions o = tune_options();
   o.budgets.clear();
   CHECK_THAT(message_of(o), Catch::Contains("--budget is missing"));
   o.budgets = {{2.4, true}};
   CHECK_THAT(message_of(o), Catch::Contains("--budget is 2.4 bits, must be at least"));
   CHECK_THAT(message_of(o), Catch::Contains("2.5 bits a value"));
-  o = small_options();
+  o = tune_options();
   o.engine.kv_cache_dtype = "fp8";
   CHECK_THAT(message_of(o), Catch::Contains("must be a KIVI format"));
-  o = small_options();
+  o = tune_options();
   o.windows = 100000;
   CHECK_THAT(message_of(o), Catch::Contains("must hold --windows 100000"));
-  o = small_options();
+  o = tune_options();
   o.reference_bytes = 1000;
   CHECK_THAT(message_of(o), Catch::Contains("--reference-bytes 1000"));
-  o = small_options();
+  o = tune_options();
   o.text = "/nowhere";
   CHECK_THAT(message_of(o), Catch::Contains("--text /nowhere"));
 }

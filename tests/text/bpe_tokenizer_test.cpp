@@ -17,17 +17,12 @@
 
 using namespace kivi;
 using kivi::testing::ModelFolder;
+using kivi::testing::read_json;
 using nlohmann::json;
 
 namespace {
 
 const std::string kFalcon = KIVI_SOURCE_DIR "/models/tales-falcon";
-
-json read_json(const std::string& path) {
-  std::ifstream file(path);
-  REQUIRE(file);
-  return json::parse(file);
-}
 
 const json& falcon_file() {
   static const json file = read_json(kFalcon + "/tokenizer.json");

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model folder for a test: a tokenizer's file with configurations of the test's own beside it.
+// What the tests of this folder share: a model folder with configurations of the test's own beside
+// a tokenizer's file, and a reader of JSON files.
 #pragma once
 
+#include <catch2/catch.hpp>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <string>
 
 namespace kivi::testing {
@@ -31,5 +34,11 @@ class ModelFolder {
  private:
   std::string path_;
 };
+
+inline nlohmann::json read_json(const std::string& path) {
+  std::ifstream file(path);
+  REQUIRE(file);
+  return nlohmann::json::parse(file);
+}
 
 }  // namespace kivi::testing

@@ -16,6 +16,7 @@
 using namespace kivi;
 using namespace std::string_literals;
 using kivi::testing::ModelFolder;
+using kivi::testing::read_json;
 using nlohmann::json;
 
 namespace {
@@ -27,12 +28,6 @@ std::unique_ptr<Tokenizer> load(const std::string& folder) {
   auto tokenizer = load_tokenizer(folder);
   if (!tokenizer.ok()) FAIL(tokenizer.error().message);
   return std::move(tokenizer).value();
-}
-
-json read_json(const std::string& path) {
-  std::ifstream file(path);
-  REQUIRE(file);
-  return json::parse(file);
 }
 
 std::string error_of(const ModelFolder& folder) {
