@@ -80,7 +80,7 @@ std::vector<Asked> requests_of(std::mt19937& random, int count) {
 // Runs all to the end, arriving a few at a time; returns what each one got. `forced`: constraints
 // tell which tokens they force; counts those that were not sampled.
 std::vector<AsyncOutcome> run(const std::vector<Asked>& asked, FakeEngineOptions options,
-                         bool asynchronous, bool& preempted, EngineStats* forced = nullptr) {
+                              bool asynchronous, bool& preempted, EngineStats* forced = nullptr) {
   options.runner.asynchronous = asynchronous;
   const auto engine = make_fake_engine(options);
   std::vector<std::shared_ptr<TokenStream>> streams;
