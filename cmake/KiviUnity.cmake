@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # KIVI_UNITY: compiles the sources of a target in groups of KIVI_UNITY_SIZE, each group as one source
 # that includes them. The headers are then read once a group, which halves the time of a cold build, but
-# a change of one source compiles its whole group. So scripts/demo and the sanitized builds of .ci/run
-# turn it on, and the default build does not: that one shows that each source includes what it uses.
+# a change of one source compiles its whole group. So scripts/demo and .ci/run turn it on, and the default
+# build does not. Of a group, a source can use what another one includes: .ci/alone looks for it.
 #
 # Sources of one group share their unnamed namespaces: two helpers of a target may not have the same
 # name and parameters. Generated code, CUDA sources and kernels/cpu stay out.
