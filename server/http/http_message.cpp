@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/beast/http/status.hpp>
 
 #include "base/hex.h"
@@ -24,6 +25,17 @@ void append_cors(std::string& out, const HttpRequest& request,
 }
 
 }  // namespace
+
+std::string http_date(std::time_t seconds) {
+  constexpr std::array kDays{"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
+  constexpr std::array kMonths{"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                               "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+  std::tm t{};
+  ::gmtime_r(&seconds, &t);
+  return fmt::format("{}, {:02} {} {:04} {:02}:{:02}:{:02} GMT", kDays[size_t(t.tm_wday)],
+                     t.tm_mday, kMonths[size_t(t.tm_mon)], t.tm_year + 1900, t.tm_hour, t.tm_min,
+                     t.tm_sec);
+}
 
 HttpReply json_reply(std::string body) {
   HttpReply reply;
@@ -48,8 +60,9 @@ std::string reply_head(const HttpRequest& request, const HttpReply& reply, std::
                        bool keep_alive, const std::vector<std::string>& allowed_origins) {
   const auto reason = boost::beast::http::obsolete_reason(
       boost::beast::http::int_to_status(static_cast<unsigned>(reply.status)));
-  std::string out = fmt::format("HTTP/1.1 {} {}\r\nServer: kivi/" KIVI_VERSION "\r\n", reply.status,
-                                std::string_view(reason.data(), reason.size()));
+  std::string out =
+      fmt::format("HTTP/1.1 {} {}\r\nDate: {}\r\nServer: kivi/" KIVI_VERSION "\r\n", reply.status,
+                  std::string_view(reason.data(), reason.size()), http_date(std::time(nullptr)));
   if (!reply.content_type.empty()) out += fmt::format("Content-Type: {}\r\n", reply.content_type);
   out += framing;
   for (const auto& [name, value] : reply.headers) out += fmt::format("{}: {}\r\n", name, value);

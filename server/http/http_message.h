@@ -2,6 +2,7 @@
 // An HTTP request as handlers see it, and a whole reply. Plain data without sockets.
 #pragma once
 
+#include <ctime>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -51,6 +52,10 @@ HttpReply json_reply(std::string body);
 // Status, body and headers (Retry-After, x-should-retry, WWW-Authenticate).
 HttpReply error_reply(const ApiError& error);
 HttpReply error_reply(const Error& error);
+
+// A time in the form of the header Date, in whole seconds since 1970, which is the same in every
+// locale: "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7).
+std::string http_date(std::time_t seconds);
 
 // Returns status line, headers and the empty line, without the body. `framing` is the header that
 // frames the body ("Content-Length: 12\r\n", "Transfer-Encoding: chunked\r\n", or nothing).

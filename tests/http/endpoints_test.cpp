@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include "base/version.h"
+#include "server/http/http_message.h"
 #include "tests/http/http_fixture.h"
 
 using namespace kivi;
@@ -15,6 +16,21 @@ namespace {
 std::vector<int32_t> once_ids() { return tales_tokenizer().encode("Once upon a time", true); }
 
 }  // namespace
+
+TEST_CASE("a reply's date has the form of RFC 9110") {
+  CHECK(http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT");
+  CHECK(http_date(0) == "Thu, 01 Jan 1970 00:00:00 GMT");
+  CHECK(http_date(1709251199) == "Thu, 29 Feb 2024 23:59:59 GMT");
+  CHECK(http_date(1767225599) == "Wed, 31 Dec 2025 23:59:59 GMT");
+  TestServer server;
+  const std::time_t before = std::time(nullptr);
+  const std::string date = server.get("/health/live").header("date");
+  const std::time_t after = std::time(nullptr);
+  INFO(date);
+  bool is_between = false;
+  for (std::time_t t = before; t <= after; ++t) is_between |= date == http_date(t);
+  CHECK(is_between);
+}
 
 TEST_CASE("the health family tells loading, ready and draining apart") {
   ServerOptions options = server_options();
