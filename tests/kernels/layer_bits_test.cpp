@@ -33,10 +33,6 @@ std::vector<KvLayout> mixed_layouts() {
   return all;
 }
 
-std::string group_text(const KvLayout& l) {
-  return "G " + std::to_string(l.format.group) + " d " + std::to_string(l.shape.head_dim);
-}
-
 // All layers' rows of a step, layer after layer, stored by one call.
 void append_at_once(Backend& backend, StoreHarness& store, TestSequence& s, int count) {
   TestStep step(store, {{&s, count}});
@@ -70,7 +66,7 @@ std::vector<float> attend(Backend& backend, const StoreHarness& store, TestSeque
 
 TEST_CASE("The layers of a page follow each other without gap or overlap, whatever their bits") {
   for (const KvLayout& l : mixed_layouts()) {
-    INFO(group_text(l));
+    INFO(text_of(l));
     int64_t begin = 0, parameters = 0;
     for (int layer = 0; layer < kLayers; ++layer) {
       const KvLayout one = l.of_layer(layer);
@@ -124,7 +120,7 @@ TEST_CASE("A layer of a mixed store holds and reads what a store of its format d
   CAPTURE(seed);
   const auto backend = make_cpu_backend(2);
   for (const KvLayout& l : mixed_layouts()) {
-    INFO(group_text(l));
+    INFO(text_of(l));
     const int tokens = l.format.sinks + 3 * l.format.residual + 70;
     StoreHarness mixed(*backend, l, 1, tokens + 40, seed);
     TestSequence s = mixed.sequence(tokens + 40);

@@ -6,8 +6,10 @@
 
 #include "kernels/kv_codec.h"
 #include "kernels/kv_page.h"
+#include "tests/kernels/support.h"
 
 using namespace kivi;
+using kivi::test::text_of;
 
 namespace {
 
@@ -27,17 +29,12 @@ std::vector<KvLayout> layouts() {
   return all;
 }
 
-std::string codes_text(const KvLayout& l) {
-  return "bits " + std::to_string(l.format.key_bits) + "/" + std::to_string(l.format.value_bits) +
-         " G " + std::to_string(l.format.group) + " d " + std::to_string(l.shape.head_dim);
-}
-
 }  // namespace
 
 TEST_CASE("No two codes of a block share a bit and none lies outside its region") {
   for (const KvLayout& layout : layouts()) {
     if (layout.format.kind == KvKind::f16) continue;
-    INFO(codes_text(layout));
+    INFO(text_of(layout));
     for (const bool keys : {true, false}) {
       const int bits = keys ? layout.format.key_bits : layout.format.value_bits;
       const int bytes = keys ? layout.key_codes_bytes() : layout.value_codes_bytes();
@@ -64,7 +61,7 @@ TEST_CASE("No two codes of a block share a bit and none lies outside its region"
 TEST_CASE("Scales and minima have places of their own inside their region") {
   for (const KvLayout& layout : layouts()) {
     if (layout.format.kind != KvKind::kivi) continue;
-    INFO(codes_text(layout));
+    INFO(text_of(layout));
     const int g = layout.format.group, d = layout.shape.head_dim;
     std::set<int> keys, values;
     for (int token = 0; token < layout.page_tokens(); token += g)
@@ -116,7 +113,7 @@ TEST_CASE("Block sizes are bits per element times elements, regions start on 16 
   CHECK(bytes(4, 128, 128) == 128 * 128 * 2 * 17 / 4 / 8);
   CHECK(bytes(2, 32, 64) == 64 * 64 * 2 * 3 / 8);
   for (const KvLayout& layout : layouts()) {
-    INFO(codes_text(layout));
+    INFO(text_of(layout));
     CHECK(layout.key_parameters_offset() % 16 == 0);
     CHECK(layout.value_codes_offset() % 16 == 0);
     CHECK(layout.value_parameters_offset() % 16 == 0);

@@ -69,13 +69,6 @@ int differences(const StoreHarness& store, const TestSequence& s, int layer, int
   return wrong;
 }
 
-std::string text(const KvLayout& l) {
-  return "K" + std::to_string(l.format.key_bits) + "V" + std::to_string(l.format.value_bits) +
-         " G " + std::to_string(l.format.group) + " R " + std::to_string(l.format.residual) +
-         " S " + std::to_string(l.format.sinks) + " parameters " +
-         std::to_string(l.format.parameter_bits) + " d " + std::to_string(l.shape.head_dim);
-}
-
 std::vector<KvLayout> all_layouts() {
   std::vector<KvLayout> all;
   for (const auto& [k, v] : {std::pair{2, 2}, {4, 4}, {4, 2}, {2, 4}})
@@ -103,7 +96,7 @@ TEST_CASE("Grown token by token, the store equals the page for every T from 0 to
   CAPTURE(seed);
   const auto backend = make_cpu_backend(1);
   for (const KvLayout& l : all_layouts()) {
-    INFO(text(l));
+    INFO(text_of(l));
     const int tokens = l.format.sinks + 3 * l.format.residual + 5;
     StoreHarness store(*backend, l, 1, tokens, seed);
     TestSequence s = store.sequence(tokens);
@@ -127,7 +120,7 @@ TEST_CASE("Grown by chunks of any sizes, the store equals the page") {
   CAPTURE(seed);
   const auto backend = make_cpu_backend(2);
   for (const KvLayout& l : all_layouts()) {
-    INFO(text(l));
+    INFO(text_of(l));
     const int tokens = l.format.sinks + 3 * l.format.residual + 5;
     std::mt19937 random(seed);
     StoreHarness store(*backend, l, 8, tokens, seed);
@@ -152,7 +145,7 @@ TEST_CASE("A prompt that goes through the staging area leaves the same store") {
   CAPTURE(seed);
   const auto backend = make_cpu_backend(2);
   for (const KvLayout& l : all_layouts()) {
-    INFO(text(l));
+    INFO(text_of(l));
     const int tokens = l.format.sinks + 3 * l.format.residual + 5;
     StoreHarness store(*backend, l, 4, tokens, seed);
     for (const int chunk : {17, 64, 100}) {
@@ -177,7 +170,7 @@ TEST_CASE(
   CAPTURE(seed);
   const auto backend = make_cpu_backend(2);
   for (const KvLayout& l : all_layouts()) {
-    INFO(text(l));
+    INFO(text_of(l));
     const int r = l.format.residual, d = l.shape.head_dim, page = l.page_tokens();
     const int boundary = l.format.sinks + std::lcm(page, r), stored = boundary - l.format.sinks;
     const int tokens = boundary + r + 3;
@@ -257,7 +250,7 @@ TEST_CASE("A sequence's bits are the same alone and between poisoned neighbors")
   const auto backend = make_cpu_backend(2);
   for (const KvLayout& l :
        {layout_of(2, 2, 32, 32), layout_of(4, 2, 64, 64, 64, 2), layout_of(4, 4, 128, 128, 128)}) {
-    INFO(text(l));
+    INFO(text_of(l));
     const int tokens = 2 * l.format.residual + 9;
     StoreHarness store(*backend, l, 5, tokens, seed);
     TestSequence alone = store.sequence(tokens), company = store.twin(alone);
@@ -320,7 +313,7 @@ TEST_CASE("The store has the codec's bits for numbers of every kind") {
        {layout_of(2, 4, 32, 32, 96), layout_of(4, 2, 64, 64, 128), layout_of(2, 2, 32, 64),
         layout_of(2, 4, 32, 32, 256), layout_of(4, 4, 128, 128, 128),
         layout_of(2, 4, 32, 32, 64, 1, 1, 0, 8), layout_of(4, 2, 64, 64, 128, 1, 1, 0, 8)}) {
-    INFO(text(l));
+    INFO(text_of(l));
     const int r = l.format.residual, g = l.format.group, d = l.shape.head_dim, p = l.page_tokens();
     StoreHarness store(*backend, l, 1, 2 * r, seed);
     TestSequence s = store.sequence(2 * r);

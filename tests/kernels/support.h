@@ -8,6 +8,7 @@
 #include <ctime>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -17,6 +18,14 @@
 namespace kivi::test {
 
 inline constexpr DType kWeightTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+// What a failed check says of a layout.
+inline std::string text_of(const KvLayout& l) {
+  return "K" + std::to_string(l.format.key_bits) + "V" + std::to_string(l.format.value_bits) +
+         " G " + std::to_string(l.format.group) + " R " + std::to_string(l.format.residual) +
+         " S " + std::to_string(l.format.sinks) + " parameters " +
+         std::to_string(l.format.parameter_bits) + " d " + std::to_string(l.shape.head_dim);
+}
 
 inline float as_float(float x) { return x; }
 inline float as_float(f16 x) { return to_float(x); }

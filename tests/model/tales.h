@@ -20,7 +20,7 @@ inline std::string model_folder(const std::string& name) {
   return std::string(KIVI_SOURCE_DIR) + "/models/" + name;
 }
 
-// A GGUF file with every kind of block.
+// A small GGUF model.
 inline std::string tiny_path() {
   return std::string(KIVI_SOURCE_DIR) + "/tests/data/gguf/tiny.gguf";
 }

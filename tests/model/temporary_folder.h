@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A folder that lives as long as a test case, and helpers that write model files into it.
+// A folder that lives as long as a test case, helpers that write model files into it, and what
+// tests of their error messages ask.
 #pragma once
 
 #include <stdlib.h>
