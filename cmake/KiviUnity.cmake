@@ -2,7 +2,8 @@
 # KIVI_UNITY: compiles the sources of a target in groups of KIVI_UNITY_SIZE, each group as one source
 # that includes them. The headers are then read once a group, which halves the time of a cold build, but
 # a change of one source compiles its whole group. So scripts/demo and .ci/run turn it on, and the default
-# build does not. Of a group, a source can use what another one includes: .ci/alone looks for it.
+# build does not. A source of a group can use what only another one includes; .ci/alone looks for such
+# sources.
 #
 # Sources of one group share their unnamed namespaces: two helpers of a target may not have the same
 # name and parameters. Generated code, CUDA sources and kernels/cpu stay out.
