@@ -61,15 +61,16 @@ TEST_CASE("a call with an objective is served in the order of its priority") {
   REQUIRE(stream->Read(&message));
 
   std::atomic<int> ended = 0;
-  const auto send = [&](const std::string& objective) {
-    return std::async(std::launch::async, [&test, &ended, objective] {
-      const bool ok = complete_with(*test.stub, kObjectiveHeader, objective, 2).ok();
+  const auto send = [&](const std::string& objective, int max_tokens) {
+    return std::async(std::launch::async, [&test, &ended, objective, max_tokens] {
+      const bool ok = complete_with(*test.stub, kObjectiveHeader, objective, max_tokens).ok();
       return ok ? ended++ : -1;
     });
   };
-  auto plain = send("");
+  // Long enough that its thread counts last, however late the other thread runs.
+  auto plain = send("", 300);
   REQUIRE(eventually([&] { return test.engine->stats().waiting == 1; }));
-  auto premium = send("premium");
+  auto premium = send("premium", 2);
   REQUIRE(eventually([&] { return test.engine->stats().waiting == 2; }));
   while (stream->Read(&message)) {
   }
