@@ -186,45 +186,78 @@ __device__ __forceinline__ void produce(const HopperProduct& a, int first, int l
   }
 }
 
+// Where a lane reads in a stage, in shared memory.
+template <class T, int Rows, int SB>
+struct LanePlace {
+  uint32_t codes, scales, zeros, selector;
+  __device__ __forceinline__ explicit LanePlace(uint32_t stage) {
+    using S = Stage<Rows, SB>;
+    const uint32_t subtile = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    codes = stage + S::kCodesAt + subtile * (kBlocks * kBlockBytes) + t / 2 * 64 + g * 8;
+    const uint32_t record = stage + S::kScalesAt + subtile * S::kScaleBytes;
+    scales = record + g * 8;
+    zeros = record + 64 + g * 2;
+    selector = LineOf<T, Rows, SB>::selector();
+  }
+  // The same for each stage, in registers. The compiler would compute it again for each.
+  __device__ __forceinline__ void keep() {
+    codes = kept(codes);
+    scales = kept(scales);
+    zeros = kept(zeros);
+    selector = kept(selector);
+  }
+  // at: of a stage, if this is of the first.
+  __device__ __forceinline__ LanePlace moved(uint32_t at) const {
+    LanePlace there = *this;
+    there.codes += at;
+    there.scales += at;
+    there.zeros += at;
+    return there;
+  }
+};
+
+// With 128 rows there are no registers to keep a place, to read codes ahead of products, or to add
+// up two fours at a time.
+template <int Rows>
+constexpr bool kHasRegisters = Rows != 128;
+
 // Multiplies one stage, whose products are added to sums, or are the first of sums that are not
-// scaled. Calls `begun()` when
-// products of the stage before have ended. Calls `ended()` where its own have ended at the end.
+// scaled. Calls `begun()` when products of the stage before have ended. Calls `ended()` where its
+// own have ended at the end. at: of the stage in `memory`. first: in the first stage.
 template <class T, int Rows, int SB, class Begun, class Ended>
 __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_of_tile,
-                                               const unsigned char* stage, bool adds,
+                                               const unsigned char* memory, int at,
+                                               const LanePlace<T, Rows, SB>& first, bool adds,
                                                uint32_t (&a)[2][2][4], float (&sums)[Rows / 8][4],
                                                const Begun& begun, const Ended& ended) {
   using S = Stage<Rows, SB>;
   constexpr bool kScales = kScalesSums<Rows, SB>;
   using L = LineOf<T, Rows, SB>;
-  const int lane = threadIdx.x % 32, subtile = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const unsigned char* codes =
-      stage + S::kCodesAt + subtile * (kBlocks * kBlockBytes) + t / 2 * 64 + g * 8;
-  const auto* scales = reinterpret_cast<const std::byte*>(stage + S::kScalesAt) +
-                       subtile * (SB == kBlocks ? 80 : p.stage_records * p.record_bytes);
-  const SharedOperand x(shared_address(stage), 16, 8 * S::kRowBytes);
+  const SharedOperand x(shared_address(memory) + at, 16, 8 * S::kRowBytes);
   float products[kScales ? Rows / 8 : 1][4];
   auto& c = first_if<kScales>(products, sums);
   L line;
+  const LanePlace<T, Rows, SB> lane =
+      kHasRegisters<Rows> ? first.moved(at) : LanePlace<T, Rows, SB>(shared_address(memory) + at);
+  LaneWords words = read_words(lane.codes);
+  if constexpr (SB == kBlocks) {
+    const LaneScales s = read_lane_scales(lane.scales, lane.zeros);
+    if constexpr (std::is_same_v<L, CodeLine>)
+      read_line<T>(s, line);
+    else
+      read_line(s, line);
+  }
 #pragma unroll
   for (int j = 0; j < kBlocks; ++j) {
-    if (j % SB == 0) {
+    if constexpr (SB != kBlocks) {
       // What lies beyond the last column of W is multiplied by zeros.
-      const int record =
-          SB == kBlocks || p.stage_records == 1 ? 0 : j * kWeightBlock / p.unit_columns;
-      const TwoScales of_rows =
-          read_scales(SB == kBlocks ? WeightKind::int4 : p.kind, scales + record * p.record_bytes,
-                      stage_of_tile * kBlocks + j, g);
-      if constexpr (std::is_same_v<L, CodeLine>)
-        line = code_line_of<T>(of_rows);
-      else if constexpr (std::is_same_v<L, PairLine>)
-        line = pair_line_of(of_rows);
-      else if constexpr (std::is_same_v<L, ZeroLine>)
-        line = zero_line_of(of_rows);
-      else
-        line = line_of(of_rows);
+      const int record = p.stage_records == 1 ? 0 : j * kWeightBlock / p.unit_columns;
+      const auto* scales = reinterpret_cast<const std::byte*>(memory + at + S::kScalesAt) +
+                           threadIdx.x / 32 * p.stage_records * p.record_bytes;
+      line = line_of(read_scales(p.kind, scales + record * p.record_bytes,
+                                 stage_of_tile * kBlocks + j, threadIdx.x % 32 / 4));
     }
-    make_weights<T>(codes + j * kBlockBytes, line, a[j % 2]);
+    make_weights<T>(words, lane.selector, line, a[j % 2]);
     wgmma_begin();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -233,7 +266,12 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
                     (!kScales && adds) || k > 0);
     }
     wgmma_commit();
+    const auto read_next = [&] {
+      if (j + 1 < kBlocks) words = read_words(lane.codes + (j + 1) * kBlockBytes);
+    };
+    if (kHasRegisters<Rows>) read_next();
     wgmma_wait<1>();
+    if (!kHasRegisters<Rows>) read_next();
     if (!kScales && j == 0) begun();
   }
   if constexpr (kScales) {
@@ -312,6 +350,41 @@ __device__ __forceinline__ void leave_part(const TileProduct& p, const TileParts
   } while (count < parts);
 }
 
+// Adds up fours [begin, end) of all parts of a tile in the order of blocks, and stores the sums.
+// The loads of eight parts of Fours fours are under way at a time.
+template <class T, int Rows, int Fours>
+__device__ __forceinline__ void add_share(const HopperProduct& a, const TileParts& parts, int begin,
+                                          int end) {
+  constexpr int kThreads = kConsumers<Rows>, kAhead = 8;
+  for (int at = begin + int(threadIdx.x); at < end; at += Fours * kThreads) {
+    float4 sums[Fours];
+#pragma unroll
+    for (int four = 0; four < Fours; ++four) sums[four] = make_float4(0, 0, 0, 0);
+#pragma unroll 1
+    for (int block = parts.first; block <= parts.last; block += kAhead) {
+      float4 v[Fours][kAhead];
+#pragma unroll
+      for (int four = 0; four < Fours; ++four)
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          v[four][i] = make_float4(0, 0, 0, 0);
+          if (block + i <= parts.last && at + four * kThreads < end)
+            v[four][i] = __ldcg(parts.part<Rows>(a.p, block + i) + at + four * kThreads);
+        }
+#pragma unroll
+      for (int four = 0; four < Fours; ++four)
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) add_to(sums[four], v[four][i]);
+    }
+#pragma unroll
+    for (int four = 0; four < Fours; ++four) {
+      const int place = at + four * kThreads;
+      if (place < end)
+        store_four<T, Rows>(a, parts.tile, place % kThreads, place / kThreads, sums[four]);
+    }
+  }
+}
+
 // Adds up the parts of a tile in the order of blocks, and stores the sums. All consumers of a block
 // whose work ends with this tile call it. fours: of a thread, with rows of x.
 template <class T, int Rows>
@@ -355,22 +428,12 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
   meet<Rows>();
   const int all = fours * kConsumers<Rows>;
   const int end = (own + 1) * all / parts.joining;
-  for (int at = own * all / parts.joining + int(threadIdx.x); at < end; at += kConsumers<Rows>) {
-    float4 sum = make_float4(0, 0, 0, 0);
-    constexpr int kAhead = 5;
-#pragma unroll 1
-    for (int block = parts.first; block <= parts.last; block += kAhead) {
-      float4 v[kAhead];
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        v[i] = make_float4(0, 0, 0, 0);
-        if (block + i <= parts.last) v[i] = __ldcg(parts.part<Rows>(p, block + i) + at);
-      }
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) add_to(sum, v[i]);
-    }
-    store_four<T, Rows>(a, parts.tile, at % kConsumers<Rows>, at / kConsumers<Rows>, sum);
-  }
+  const int begin = own * all / parts.joining;
+  // Two fours at a time hide more latency, and add more zeros where there are few parts.
+  if (kHasRegisters<Rows> && count > 4)
+    add_share<T, Rows, kHasRegisters<Rows> ? 2 : 1>(a, parts, begin, end);
+  else
+    add_share<T, Rows, 1>(a, parts, begin, end);
 }
 
 template <class T, int Rows, int SB>
@@ -414,6 +477,8 @@ __global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
   uint32_t weights[2][2][4];
   int slot = 0;  // stage in shared memory
   uint32_t parity = 0;
+  LanePlace<T, Rows, SB> place(shared_address(memory));
+  if constexpr (kHasRegisters<Rows>) place.keep();
   for (int unit = first; unit < last;) {
     const int tile = unit / p.stages_of_tile, begin = tile * p.stages_of_tile;
     const int end = min(last, begin + p.stages_of_tile), start = unit;
@@ -425,7 +490,7 @@ __global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
     for (; unit < end; ++unit) {
       barrier_wait(full + 8 * slot, parity);
       multiply_stage<T, Rows, SB>(
-          p, unit - begin, memory + slot * S::kBytes, unit > start, weights, sums,
+          p, unit - begin, memory, slot * S::kBytes, place, unit > start, weights, sums,
           [&] {
             if (unit > start && lane == 0) barrier_arrive(empty + 8 * before);
           },
@@ -486,9 +551,13 @@ cudaError_t launch(const TileProduct& product, const TileProductWorkspace& works
   const int64_t tiles = int64_t((p.n + kHeight<Rows> - 1) / kHeight<Rows>) * a.chunks;
   const int64_t units = tiles * p.stages_of_tile;
   p.units = int(units);
-  const int64_t blocks =
+  int64_t blocks =
       std::min({units, int64_t(multiprocessors), int64_t(workspace.partials_bytes / kPartials),
                 (int64_t(1) << 31) / units - 1});
+  // Where no block does more then, each tile is cut into equal pieces, and a block has one of them.
+  if (const int64_t pieces = blocks / tiles;
+      pieces > 0 && (p.stages_of_tile + pieces - 1) / pieces <= (units + blocks - 1) / blocks)
+    blocks = tiles * pieces;
   if (blocks < 1 || tiles > workspace.counters_count) return cudaErrorInvalidValue;
   const int words = p.record_bytes / 4;
   if (!make_map(a.codes, CU_TENSOR_MAP_DATA_TYPE_UINT32, p.codes, p.blocks * (kBlockBytes / 4),

@@ -8,9 +8,63 @@
 
 namespace kivi::cuda {
 
+// A lane's words of a block: the codes of its two rows, in each half of the block's columns.
+struct LaneWords {
+  uint32_t row[2][2];  // [half][row]
+};
+
+// `at`: an address in shared memory. The words are read where this stands among other statements of
+// this kind.
+[[maybe_unused]] __device__ __forceinline__ LaneWords read_words(uint32_t at) {
+  LaneWords w;
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(w.row[half][0]), "=r"(w.row[half][1])
+                 : "r"(at + half * (kBlockBytes / 2)));
+  return w;
+}
+
+// The same value, which the compiler must keep: it cannot see how to compute it again. All lanes of
+// a warp call it.
+[[maybe_unused]] __device__ __forceinline__ uint32_t kept(uint32_t value) {
+  return __shfl_sync(0xffffffffu, value, threadIdx.x % 32);
+}
+
+// Scales and zero points of int4 of a lane's two rows.
+struct LaneScales {
+  float scale[2];
+  uint32_t zeros;  // in the two lower bytes
+};
+
+// `scales`, `zeros`: addresses in shared memory.
+[[maybe_unused]] __device__ __forceinline__ LaneScales read_lane_scales(uint32_t scales,
+                                                                        uint32_t zeros) {
+  LaneScales s;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+               : "=f"(s.scale[0]), "=f"(s.scale[1])
+               : "r"(scales));
+  asm volatile("ld.shared.u16 %0, [%1];" : "=r"(s.zeros) : "r"(zeros));
+  s.zeros &= 0x7F7Fu;
+  return s;
+}
+
+// The code 0 as two numbers of T: 1024 in f16, 128 in bf16.
+template <class T>
+constexpr uint32_t kCodeZero = std::is_same_v<T, __half> ? 0x64006400u : 0x43004300u;
+
+// A row's zero point as two numbers of T, above that of the code 0.
+template <class T>
+[[maybe_unused]] __device__ __forceinline__ uint32_t zeros_of(const LaneScales& s, int row) {
+  return __byte_perm(s.zeros, kCodeZero<T>, row == 0 ? 0x7070 : 0x7171);
+}
+
 // W = scale * (128 + code) + minimum, for a lane's two rows.
 struct WeightLine {
   float scale[2], minimum[2];
+  static __device__ __forceinline__ uint32_t selector() {
+    return 0x7044u + threadIdx.x % 2 * 0x0200u;
+  }
 };
 
 [[maybe_unused]] __device__ __forceinline__ WeightLine line_of(const TwoScales& s) {
@@ -45,57 +99,56 @@ __device__ __forceinline__ uint32_t two_weights(uint32_t codes, const uint32_t (
 // one code did.
 struct ZeroLine {
   float scale[2], zero[2];
+  static __device__ __forceinline__ uint32_t selector() { return WeightLine::selector(); }
 };
 
-[[maybe_unused]] __device__ __forceinline__ ZeroLine zero_line_of(const TwoScales& s) {
-  ZeroLine line;
+[[maybe_unused]] __device__ __forceinline__ void read_line(const LaneScales& s, ZeroLine& line) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     line.scale[row] = s.scale[row];
-    line.zero[row] = float(s.zero[row]) + 128.0f;
+    line.zero[row] = float(s.zeros >> (8 * row) & 127) + 128.0f;
   }
-  return line;
 }
 
-// Codes of a block, rows 2 g and 2 g + 1, as operands A of two products. `at`: the lane's word of
-// positions 2t and 2t + 1 of k. weight_of(row, 128 + code): a number of W.
+// Codes of a block, rows 2 g and 2 g + 1, as operands A of two products. selector: of the line,
+// for the lane. weight_of(row, 128 + code): a number of W.
 template <class T>
-__device__ __forceinline__ void make_weights_of(const unsigned char* at, uint32_t (&a)[2][4],
-                                                const auto& weight_of) {
-  const uint32_t select = 0x7044u + threadIdx.x % 2 * 0x0200u,
-                 bytes[2] = {select, select + 0x0100u};
-  const uint2 words[2] = {*reinterpret_cast<const uint2*>(at),
-                          *reinterpret_cast<const uint2*>(at + 128)};
+__device__ __forceinline__ void make_weights_of(const LaneWords& words, uint32_t selector,
+                                                uint32_t (&a)[2][4], const auto& weight_of) {
+  const uint32_t bytes[2] = {selector, selector + 0x0100u};
 #pragma unroll
-  for (int part = 0; part < 2; ++part)
+  for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int row = 0; row < 2; ++row)
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint32_t word = row == 0 ? words[part].x : words[part].y;
-        a[h][2 * part + row] = two_weights<T>(word >> (4 * h) & kNibbles, bytes,
+      for (int h = 0; h < 2; ++h)
+        a[h][2 * half + row] = two_weights<T>(words.row[half][row] >> (4 * h) & kNibbles, bytes,
                                               [&](float code) { return weight_of(row, code); });
-      }
 }
 
 template <class T>
-__device__ __forceinline__ void make_weights(const unsigned char* at, const WeightLine& line,
-                                             uint32_t (&a)[2][4]) {
-  make_weights_of<T>(
-      at, a, [&](int row, float code) { return fmaf(line.scale[row], code, line.minimum[row]); });
+__device__ __forceinline__ void make_weights(const LaneWords& words, uint32_t selector,
+                                             const WeightLine& line, uint32_t (&a)[2][4]) {
+  make_weights_of<T>(words, selector, a, [&](int row, float code) {
+    return fmaf(line.scale[row], code, line.minimum[row]);
+  });
 }
 
 template <class T>
-__device__ __forceinline__ void make_weights(const unsigned char* at, const ZeroLine& line,
-                                             uint32_t (&a)[2][4]) {
-  make_weights_of<T>(
-      at, a, [&](int row, float code) { return line.scale[row] * (code - line.zero[row]); });
+__device__ __forceinline__ void make_weights(const LaneWords& words, uint32_t selector,
+                                             const ZeroLine& line, uint32_t (&a)[2][4]) {
+  make_weights_of<T>(words, selector, a, [&](int row, float code) {
+    return line.scale[row] * (code - line.zero[row]);
+  });
 }
 
 // W = (high + low) * (code - zero) for a lane's two rows. All are two equal numbers of bf16. `high`
 // and `low` have 16 bits of the scale together. zero: 128 more than the zero point.
 struct PairLine {
   uint32_t high[2], low[2], zero[2];
+  static __device__ __forceinline__ uint32_t selector() {
+    return threadIdx.x % 2 == 0 ? kFirstTwo : kLastTwo;
+  }
 };
 
 [[maybe_unused]] __device__ __forceinline__ __nv_bfloat162 as_bf16s(uint32_t v) {
@@ -105,37 +158,32 @@ struct PairLine {
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
-[[maybe_unused]] __device__ __forceinline__ PairLine pair_line_of(const TwoScales& s) {
-  PairLine line;
+[[maybe_unused]] __device__ __forceinline__ void read_line(const LaneScales& s, PairLine& line) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     const __nv_bfloat162 high = __float2bfloat162_rn(s.scale[row]);
     line.high[row] = bits_of(high);
     line.low[row] = bits_of(__float2bfloat162_rn(s.scale[row] - __low2float(high)));
-    line.zero[row] = two_zeros<__nv_bfloat16>(s.zero[row]);
+    line.zero[row] = zeros_of<__nv_bfloat16>(s, row);
   }
-  return line;
 }
 
 // The same weights, two at a time. Before they are rounded to bf16, they are wrong by 2^-17 of them
 // at most.
 template <class T>
-__device__ __forceinline__ void make_weights(const unsigned char* at, const PairLine& line,
-                                             uint32_t (&a)[2][4]) {
+__device__ __forceinline__ void make_weights(const LaneWords& words, uint32_t selector,
+                                             const PairLine& line, uint32_t (&a)[2][4]) {
   constexpr uint32_t kLow = 0x000F000Fu, kOf128 = 0x43004300u;  // 128 + code
-  const uint32_t bytes = threadIdx.x % 2 == 0 ? kFirstTwo : kLastTwo;
-  const uint2 words[2] = {*reinterpret_cast<const uint2*>(at),
-                          *reinterpret_cast<const uint2*>(at + 128)};
 #pragma unroll
-  for (int part = 0; part < 2; ++part)
+  for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const uint32_t two = __byte_perm(row == 0 ? words[part].x : words[part].y, 0, bytes);
+      const uint32_t two = __byte_perm(words.row[half][row], 0, selector);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const __nv_bfloat162 code =
             __hsub2(as_bf16s(masked_or(two >> (4 * h), kLow, kOf128)), as_bf16s(line.zero[row]));
-        a[h][2 * part + row] = bits_of(
+        a[h][2 * half + row] = bits_of(
             __hfma2(code, as_bf16s(line.high[row]), __hmul2(code, as_bf16s(line.low[row]))));
       }
     }
@@ -145,38 +193,30 @@ __device__ __forceinline__ void make_weights(const unsigned char* at, const Pair
 struct CodeLine {
   float scale[2];
   uint32_t zero[2];  // two equal numbers of T
+  static __device__ __forceinline__ uint32_t selector() { return PairLine::selector(); }
 };
 
-// The code 0 as two numbers of T: 1024 in f16, 128 in bf16.
 template <class T>
-constexpr uint32_t kCodeZero = std::is_same_v<T, __half> ? 0x64006400u : 0x43004300u;
-
-template <class T>
-[[maybe_unused]] __device__ __forceinline__ CodeLine code_line_of(const TwoScales& s) {
-  CodeLine line;
+[[maybe_unused]] __device__ __forceinline__ void read_line(const LaneScales& s, CodeLine& line) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     line.scale[row] = s.scale[row];
-    line.zero[row] = (s.zero[row] | s.zero[row] << 16) | kCodeZero<T>;
+    line.zero[row] = zeros_of<T>(s, row);
   }
-  return line;
 }
 
 template <class T>
-__device__ __forceinline__ void make_weights(const unsigned char* at, const CodeLine& line,
-                                             uint32_t (&a)[2][4]) {
+__device__ __forceinline__ void make_weights(const LaneWords& words, uint32_t selector,
+                                             const CodeLine& line, uint32_t (&a)[2][4]) {
   constexpr uint32_t kLow = 0x000F000Fu;
-  const uint32_t bytes = threadIdx.x % 2 == 0 ? kFirstTwo : kLastTwo;
-  const uint2 words[2] = {*reinterpret_cast<const uint2*>(at),
-                          *reinterpret_cast<const uint2*>(at + 128)};
 #pragma unroll
-  for (int part = 0; part < 2; ++part)
+  for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const uint32_t two = __byte_perm(row == 0 ? words[part].x : words[part].y, 0, bytes);
+      const uint32_t two = __byte_perm(words.row[half][row], 0, selector);
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        a[h][2 * part + row] =
+        a[h][2 * half + row] =
             subtract<T>(masked_or(two >> (4 * h), kLow, kCodeZero<T>), line.zero[row]);
     }
 }
