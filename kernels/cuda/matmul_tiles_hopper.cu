@@ -15,15 +15,16 @@
 // to 16 bits in registers, as it is where a slab of it is written out (products.cpp).
 //
 // Work is cut into equal pieces as in matmul_tiles.cu. Blocks that share a tile add up its parts
-// together: those that end with the tile wait for the others, and each takes a share of the sums
-// (join). All blocks are on the device at a time, since there are no more than multiprocessors. The
-// order of additions is that of the blocks, so results do not depend on timing.
+// together (hopper_tile_parts.cuh). All of them are on the device at a time, since there are no
+// more than multiprocessors. The order of additions is that of the blocks, so results do not depend
+// on timing.
 //
 // Test: tests/cuda/quantized_test.cpp. Figures: docs/benchmarks/weights.md.
 #include <cuda.h>
 
 #include <algorithm>
 
+#include "kernels/cuda/hopper_tile_parts.cuh"
 #include "kernels/cuda/matmul_tiles.cuh"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/tensor_map_encoder.cuh"
@@ -38,17 +39,6 @@ constexpr int kProducers = 128;   // of which one copies, and one warp tells of 
 constexpr int kColumns = 128;     // of a stage
 constexpr int kBlocks = kColumns / kWeightBlock;
 constexpr int kSharedMax = 227 << 10;
-
-// What depends on the rows of x of a tile. The sums of more than 128 need the registers of half as
-// many threads.
-template <int Rows>
-constexpr bool kIsWide = Rows > 128;
-template <int Rows>
-constexpr int kConsumers = kIsWide<Rows> ? 256 : 512;  // threads that multiply
-template <int Rows>
-constexpr int kHeight = kConsumers<Rows> / 2;  // rows of W
-template <int Rows>
-constexpr int kSubtiles = kHeight<Rows> / kWeightTileRows;
 
 // Sizes for up to Rows rows of x. SB: blocks of 32 columns under one scale, or 1.
 template <int Rows, int SB>
@@ -73,16 +63,6 @@ struct Stage {
   static constexpr int kStages = std::min(6, (kSharedMax - 2 * kAlignment) / kBytes);
 };
 
-// Fours of a tile's sums.
-template <int Rows>
-constexpr int kPart = Rows / 8 * kConsumers<Rows>;
-
-struct HopperProduct {
-  CUtensorMap codes, scales, x;
-  TileProduct p;
-  int chunks;  // of rows of x, of a tile of W
-};
-
 // int4 alone has one scale for all blocks of a stage, and it has no minimum.
 template <int Rows, int SB>
 constexpr bool kScalesSums = (SB == kBlocks) && (Rows <= kTileProductRowsExactGroups);
@@ -105,20 +85,6 @@ template <int N>
 __device__ __forceinline__ void pin_all(float (&sums)[N][4]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) pin(sums[i]);
-}
-
-template <int Rows>
-__device__ __forceinline__ void meet() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers<Rows>) : "memory");
-}
-// The consumers have written an early part, and go on. The warp that tells of it waits.
-template <int Rows>
-__device__ __forceinline__ void early_part_is_written() {
-  asm volatile("bar.arrive 2, %0;" ::"n"(kConsumers<Rows> + 32) : "memory");
-}
-template <int Rows>
-__device__ __forceinline__ void wait_for_early_part() {
-  asm volatile("bar.sync 2, %0;" ::"n"(kConsumers<Rows> + 32) : "memory");
 }
 
 // A box of a tensor into shared memory.
@@ -216,11 +182,6 @@ struct LanePlace {
   }
 };
 
-// With 128 rows there are no registers to keep a place, to read codes ahead of products, or to add
-// up two fours at a time.
-template <int Rows>
-constexpr bool kHasRegisters = Rows != 128;
-
 // Multiplies one stage, whose products are added to sums, or are the first of sums that are not
 // scaled. Calls `begun()` when products of the stage before have ended. Calls `ended()` where its
 // own have ended at the end. at: of the stage in `memory`. first: in the first stage.
@@ -283,157 +244,6 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
 #pragma unroll
       for (int e = 0; e < 4; ++e) sums[i][e] = fmaf(line.scale[e / 2], products[i][e], sums[i][e]);
   }
-}
-
-// A tile, and which blocks have parts of it. Those whose work ends in the tile join the parts.
-struct TileParts {
-  int tile, first, last;  // blocks
-  int joining;            // blocks from `first` on
-  bool first_is_second;   // the first block has another part before
-
-  __device__ __forceinline__ TileParts(const TileProduct& p, int tile) : tile(tile) {
-    const int begin = tile * p.stages_of_tile, end = begin + p.stages_of_tile;
-    first = block_of(begin, p.units);
-    last = block_of(end - 1, p.units);
-    joining = last - first + (first_unit(last + 1, p.units) <= end ? 1 : 0);
-    first_is_second = first_unit(first, p.units) < begin;
-  }
-  [[maybe_unused]] __device__ __forceinline__ bool whole() const { return first == last; }
-  template <int Rows>
-  __device__ __forceinline__ float4* part(const TileProduct& p, int block) const {
-    const int second = block == first && first_is_second ? 1 : 0;
-    return p.partials + (2 * block + second) * kPart<Rows>;
-  }
-};
-
-[[maybe_unused]] __device__ __forceinline__ void add_to(float4& sum, const float4& v) {
-  sum.x += v.x;
-  sum.y += v.y;
-  sum.z += v.z;
-  sum.w += v.w;
-}
-
-// Stores a four: two rows of W by two rows of x. It is four i of a thread.
-template <class T, int Rows>
-__device__ __forceinline__ void store_four(const HopperProduct& a, int tile, int thread, int i,
-                                           const float4& c) {
-  const int n =
-      tile / a.chunks * kHeight<Rows> + thread / 32 * kWeightTileRows + thread % 32 / 4 * 2;
-  const int row = tile % a.chunks * Rows + i * 8 + thread % 4 * 2;
-  store_two<T>(a.p, row, n, c.x, c.z);
-  store_two<T>(a.p, row + 1, n, c.y, c.w);
-}
-
-// Leaves a block's part of a tile for others.
-template <int Rows>
-__device__ __forceinline__ void leave_part(const TileProduct& p, const TileParts& parts, int fours,
-                                           const float (&sums)[Rows / 8][4]) {
-  float4* const own = parts.part<Rows>(p, int(blockIdx.x)) + threadIdx.x;
-#pragma unroll
-  for (int i = 0; i < Rows / 8; ++i)
-    if (i < fours)
-      __stcg(own + i * kConsumers<Rows>,
-             make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
-}
-
-[[maybe_unused]] __device__ __forceinline__ void tell(int* counter) {
-  __threadfence();
-  atomicAdd(counter, 1);
-}
-
-// Waits until `parts` blocks have told that theirs are written. One thread calls it, and another
-// `tell` afterwards, so that the last of `joining` blocks can clear the counter.
-[[maybe_unused]] __device__ __forceinline__ void wait_for_parts(int* counter, int parts) {
-  int count;
-  do {
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
-  } while (count < parts);
-}
-
-// Adds up fours [begin, end) of all parts of a tile in the order of blocks, and stores the sums.
-// The loads of eight parts of Fours fours are under way at a time.
-template <class T, int Rows, int Fours>
-__device__ __forceinline__ void add_share(const HopperProduct& a, const TileParts& parts, int begin,
-                                          int end) {
-  constexpr int kThreads = kConsumers<Rows>, kAhead = 8;
-  for (int at = begin + int(threadIdx.x); at < end; at += Fours * kThreads) {
-    float4 sums[Fours];
-#pragma unroll
-    for (int four = 0; four < Fours; ++four) sums[four] = make_float4(0, 0, 0, 0);
-#pragma unroll 1
-    for (int block = parts.first; block <= parts.last; block += kAhead) {
-      float4 v[Fours][kAhead];
-#pragma unroll
-      for (int four = 0; four < Fours; ++four)
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-          v[four][i] = make_float4(0, 0, 0, 0);
-          if (block + i <= parts.last && at + four * kThreads < end)
-            v[four][i] = __ldcg(parts.part<Rows>(a.p, block + i) + at + four * kThreads);
-        }
-#pragma unroll
-      for (int four = 0; four < Fours; ++four)
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) add_to(sums[four], v[four][i]);
-    }
-#pragma unroll
-    for (int four = 0; four < Fours; ++four) {
-      const int place = at + four * kThreads;
-      if (place < end)
-        store_four<T, Rows>(a, parts.tile, place % kThreads, place / kThreads, sums[four]);
-    }
-  }
-}
-
-// Adds up the parts of a tile in the order of blocks, and stores the sums. All consumers of a block
-// whose work ends with this tile call it. fours: of a thread, with rows of x.
-template <class T, int Rows>
-__device__ __forceinline__ void join(const HopperProduct& a, const TileParts& parts, int fours,
-                                     const float (&sums)[Rows / 8][4]) {
-  const TileProduct& p = a.p;
-  int* const counter = p.counters + parts.tile;
-  if (parts.joining == 1) {  // the first block, and the second has told of its part long ago
-    if (threadIdx.x == 0) {
-      wait_for_parts(counter, 1);
-      *counter = 0;
-    }
-    meet<Rows>();
-    const float4* const other = parts.part<Rows>(p, parts.last) + threadIdx.x;
-    constexpr int kAhead = std::min(4, Rows / 8);
-#pragma unroll
-    for (int begin = 0; begin < Rows / 8; begin += kAhead) {
-      if (begin >= fours) break;
-      float4 v[kAhead];
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i)
-        if (begin + i < fours) v[i] = __ldcg(other + (begin + i) * kConsumers<Rows>);
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (begin + i >= fours) break;
-        const float(&c)[4] = sums[begin + i];
-        add_to(v[i], make_float4(c[0], c[1], c[2], c[3]));
-        store_four<T, Rows>(a, parts.tile, threadIdx.x, begin + i, v[i]);
-      }
-    }
-    return;
-  }
-  leave_part<Rows>(p, parts, fours, sums);
-  const int count = parts.last - parts.first + 1, own = int(blockIdx.x) - parts.first;
-  meet<Rows>();
-  if (threadIdx.x == 0) {
-    tell(counter);
-    wait_for_parts(counter, count);
-    if (atomicAdd(counter, 1) == count + parts.joining - 1) *counter = 0;
-  }
-  meet<Rows>();
-  const int all = fours * kConsumers<Rows>;
-  const int end = (own + 1) * all / parts.joining;
-  const int begin = own * all / parts.joining;
-  // Two fours at a time hide more latency, and add more zeros where there are few parts.
-  if (kHasRegisters<Rows> && count > 4)
-    add_share<T, Rows, kHasRegisters<Rows> ? 2 : 1>(a, parts, begin, end);
-  else
-    add_share<T, Rows, 1>(a, parts, begin, end);
 }
 
 template <class T, int Rows, int SB>
