@@ -67,24 +67,54 @@ std::span<const float> ReferenceLogits::logits(int64_t row) const {
   return std::span(logits_).subspan(size_t(row) * vocab_, vocab_);
 }
 
-DivergenceMeter::DivergenceMeter(const ReferenceLogits& reference)
+DivergenceMeter::DivergenceMeter(const ReferenceLogits& reference, int threads)
     : reference_(reference),
       kl_(size_t(reference.rows()), kNotSeen),
-      same_(size_t(reference.rows())) {}
+      same_(size_t(reference.rows())) {
+  KIVI_VERIFY(threads >= 1);
+  for (int i = 0; i < threads; ++i)
+    threads_.emplace_back([this](const std::stop_token& stop) { work(stop); });
+}
 
 LogitsObserver DivergenceMeter::observer() {
   return [this](const std::string& id, int position, std::span<const float> logits) {
     const int64_t row = reference_.row_of(std::stoi(id), position);
     if (row < 0) return;
-    const std::span<const float> expected = reference_.logits(row);
-    const double kl = kl_divergence(expected, logits);
-    kl_[size_t(row)] = std::isnan(kl) ? HUGE_VAL : kl;  // a row that is no distribution
-    same_[size_t(row)] = std::ranges::max_element(expected) - expected.begin() ==
-                         std::ranges::max_element(logits) - logits.begin();
+    Row copy{row, {logits.begin(), logits.end()}};
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return waiting_.size() < 4 * threads_.size(); });
+    waiting_.push_back(std::move(copy));
+    changed_.notify_all();
   };
 }
 
-Divergence DivergenceMeter::result() const {
+void DivergenceMeter::work(const std::stop_token& stop) {
+  std::unique_lock lock(mutex_);
+  while (changed_.wait(lock, stop, [&] { return !waiting_.empty(); })) {
+    const Row row = std::move(waiting_.front());
+    waiting_.pop_front();
+    ++busy_;
+    lock.unlock();
+    compare(row);
+    lock.lock();
+    --busy_;
+    changed_.notify_all();
+  }
+}
+
+void DivergenceMeter::compare(const Row& row) {
+  const std::span<const float> expected = reference_.logits(row.row), logits = row.logits;
+  const double kl = kl_divergence(expected, logits);
+  kl_[size_t(row.row)] = std::isnan(kl) ? HUGE_VAL : kl;  // a row that is no distribution
+  same_[size_t(row.row)] = std::ranges::max_element(expected) - expected.begin() ==
+                           std::ranges::max_element(logits) - logits.begin();
+}
+
+Divergence DivergenceMeter::result() {
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return waiting_.empty() && busy_ == 0; });
+  }
   KIVI_VERIFY(!kl_.empty() && std::ranges::count(kl_, kNotSeen) == 0);
   std::vector<double> sorted = kl_;
   std::ranges::sort(sorted);

@@ -4,9 +4,15 @@
 // equal.
 #pragma once
 
+#include <algorithm>
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
+#include <mutex>
 #include <span>
+#include <stop_token>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "engine/engine.h"
@@ -50,20 +56,37 @@ struct Divergence {
   double top1_agreement = 0;  // share of rows whose most likely token is the reference's
 };
 
-// Compares the rows of another engine with a reference. The reference must outlive it.
+// Compares the rows of another engine with a reference. The reference must outlive it. A row of
+// 50,000 logits takes a millisecond, longer than a step of a small model on a GPU, so rows are
+// compared by threads of their own.
 class DivergenceMeter {
  public:
-  explicit DivergenceMeter(const ReferenceLogits& reference);
+  // threads: at least 1.
+  explicit DivergenceMeter(const ReferenceLogits& reference,
+                           int threads = int(std::max(1u, std::thread::hardware_concurrency())));
 
-  // As ReferenceLogits::recorder.
+  // As ReferenceLogits::recorder. It waits while many rows are not yet compared.
   LogitsObserver observer();
-  // All rows must have been seen.
-  Divergence result() const;
+  // Waits until all rows are compared. All must have been seen.
+  Divergence result();
 
  private:
+  struct Row {
+    int64_t row;
+    std::vector<float> logits;
+  };
+  void work(const std::stop_token& stop);
+  void compare(const Row& row);
+
   const ReferenceLogits& reference_;
   std::vector<double> kl_;     // of each row
   std::vector<uint8_t> same_;  // is the most likely token the same?
+
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  std::deque<Row> waiting_;            // guarded by mutex_
+  size_t busy_ = 0;                    // rows that threads compare; guarded by mutex_
+  std::vector<std::jthread> threads_;  // last: they use what is above
 };
 
 }  // namespace kivi

@@ -138,8 +138,10 @@ class Evaluation {
       meter.emplace(reference_->logits);
       model.engine->on_logits(meter->observer());
     }
-    KIVI_ASSIGN_OR_RETURN(const Perplexity p, measure_perplexity(*model.engine, prompts, progress));
+    const Result<Perplexity> measured = measure_perplexity(*model.engine, prompts, progress);
     model.engine->on_logits({});
+    if (!measured.ok()) return measured.error();
+    const Perplexity& p = *measured;
     figures["perplexity"] = json_of(p, prompts.size());
     if (!meter) return ok_status();
     const Divergence d = meter->result();

@@ -47,6 +47,7 @@ TEST_CASE("The divergence is the sum of p log(p / q)") {
 }
 
 TEST_CASE("The mean, the 99th percentile and the agreement are over all rows") {
+  const int threads = GENERATE(1, 4);
   // 101 + 100 rows of two logits; rows differ from the reference by their index.
   const std::vector<std::vector<int32_t>> prompts = {std::vector<int32_t>(102, 1),
                                                      std::vector<int32_t>(101, 1)};
@@ -54,7 +55,7 @@ TEST_CASE("The mean, the 99th percentile and the agreement are over all rows") {
   REQUIRE(reference.rows() == 201);
   CHECK(ReferenceLogits::bytes(prompts, 2) == 201 * 2 * 4);
   const auto record = reference.recorder();
-  DivergenceMeter meter(reference);
+  DivergenceMeter meter(reference, threads);
   const auto compare = meter.observer();
   const std::vector<float> expected = {1, 0};
   std::vector<double> kl;
