@@ -26,11 +26,20 @@ Error wrong(std::string message) {
   return Error{ErrorCode::invalid, std::move(message), "messages"};
 }
 
+// In one pass, for a client may write as many as a text holds.
 size_t replace_all(std::string& text, std::string_view from, std::string_view to) {
-  size_t count = 0;
-  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size(), ++count)
-    text.replace(at, from.size(), to);
+  size_t count = 0, begin = 0;
+  std::string replaced;
+  for (size_t at; (at = text.find(from, begin)) != std::string::npos; ++count) {
+    replaced.append(text, begin, at - begin).append(to);
+    begin = at + from.size();
+  }
+  if (count > 0) text = std::move(replaced.append(text, begin));
   return count;
+}
+
+size_t code_points(std::string_view text) {
+  return size_t(std::ranges::count_if(text, [](char c) { return (uint8_t(c) & 0xC0) != 0x80; }));
 }
 
 // The special tokens by their spelling.
@@ -41,7 +50,9 @@ SpecialTokens special_tokens(const Tokenizer& tokenizer) {
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
     const std::string& name = tokenizer.token_bytes(id, /*skip_special=*/false);
     const bool shown = !tokenizer.token_bytes(id, /*skip_special=*/true).empty();
-    if (!shown && !name.empty() && name.find("\\E") == std::string::npos) special.emplace(name, id);
+    // A single character cannot be marked as no special token, so it is always a text.
+    const bool single = code_points(name) < 2;
+    if (!shown && !single && name.find("\\E") == std::string::npos) special.emplace(name, id);
   }
   return special;
 }

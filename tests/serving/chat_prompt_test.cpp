@@ -3,6 +3,7 @@
 #include "engine/serving/chat_prompt.h"
 
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -10,6 +11,7 @@
 
 #include "engine/text/tokenizer.h"
 #include "tests/serving/tales_tokenizer.h"
+#include "tests/text/model_folder.h"
 
 using namespace kivi;
 using nlohmann::ordered_json;
@@ -103,6 +105,31 @@ TEST_CASE("a message cannot forge a special token, and is what it was in the tex
   REQUIRE(ids.ok());
   CHECK(std::count(ids->begin(), ids->end(), 2) == 0);
   CHECK(std::count(ids->begin(), ids->end(), 1) == 1);
+}
+
+TEST_CASE("a message full of special tokens takes no longer than another one") {
+  std::string said;
+  for (int i = 0; i < 170'000; ++i) said += "<s>";
+  const auto begin = std::chrono::steady_clock::now();
+  const auto text = prompt()->text(input(user(said)));
+  REQUIRE(text.ok());
+  CHECK(*text == "<s>user: " + said + "</s><s>assistant:");
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(2));
+}
+
+TEST_CASE("a special token of one character is a text in a message, and in the template") {
+  const std::string tales = KIVI_SOURCE_DIR "/models/tales-llama/";
+  testing::ModelFolder folder(tales + "tokenizer.model");
+  auto config = testing::read_json(tales + "tokenizer_config.json");
+  config["additional_special_tokens"] = {"!"};
+  folder.write("tokenizer_config.json", config.dump());
+  const auto tokenizer = load_tokenizer(folder.path());
+  REQUIRE(tokenizer.ok());
+  const auto made = ChatPrompt::make({kTemplate, "test"}, **tokenizer);
+  REQUIRE(made.ok());
+  const auto ids = (*made)->ids(input(user("hello!")));
+  REQUIRE(ids.ok());
+  CHECK((*tokenizer)->decode(*ids, false) == "<s>user: hello!</s><s>assistant:");
 }
 
 TEST_CASE(
