@@ -143,9 +143,10 @@ Result<TokenizerConfig> read_tokenizer_config(const std::string& folder) {
 }
 
 Status apply_added_tokens(const TokenizerConfig& config, Vocabulary& vocabulary) {
-  constexpr int32_t kMaxHole = 65536;
+  constexpr int64_t kMaxHole = 65536;  // of all of them together
+  const int64_t end = vocabulary.size() + kMaxHole + int64_t(config.added_tokens.size());
   for (const AddedToken& token : config.added_tokens) {
-    if (token.id > vocabulary.size() + kMaxHole) {
+    if (token.id >= end) {
       return Error{ErrorCode::invalid,
                    fmt::format("added token \"{}\" has id {}, far beyond the vocabulary of {}",
                                token.content, token.id, vocabulary.size()),

@@ -256,6 +256,14 @@ TEST_CASE("tokenizer_config.json decides about BOS, EOS, the first space and add
   for (int32_t id : added->encode("<|pad|> word", true)) CHECK(id < 4096);
 }
 
+TEST_CASE("added tokens may lie far apart, but not all of them together") {
+  ModelFolder folder(kLlama + "/tokenizer.model");
+  folder.write(
+      "tokenizer_config.json",
+      R"({"added_tokens_decoder":{"60000":{"content":"<a>"},"120000":{"content":"<b>"}}})");
+  CHECK_THAT(error_of(folder), Catch::Contains("has id 120000, far beyond the vocabulary"));
+}
+
 TEST_CASE("what is wrong with a tokenizer's files is said with the file and the key") {
   using Catch::Contains;
   const std::string model = kLlama + "/tokenizer.model";
