@@ -56,6 +56,16 @@ class NfaBuilder {
  private:
   // Returns the state behind `e`, which begins at `from`.
   int32_t add(const Expression& e, int32_t from) {
+    // An expression that matches the empty text may add no state, however often it is repeated.
+    spend(1);
+    // That of an expression and of what is inlined in it.
+    if (++depth_ > 2 * kExpressionDepthMax) fail("its rules are nested too deep: simplify it");
+    const int32_t to = add_kind(e, from);
+    --depth_;
+    return to;
+  }
+
+  int32_t add_kind(const Expression& e, int32_t from) {
     switch (e.kind) {
       case Expression::Kind::bytes:
         for (const char byte : e.bytes) from = add_range(uint8_t(byte), uint8_t(byte), from);
@@ -174,6 +184,7 @@ class NfaBuilder {
   const std::function<Expr(int)>& inlined_;
   Nfa nfa_;
   int32_t end_ = 0;
+  int depth_ = 0;
 };
 
 // The classes of bytes that no edge tells apart.

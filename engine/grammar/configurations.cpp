@@ -23,6 +23,25 @@ void Stacks::shrink(size_t size) {
   }
 }
 
+void Stacks::keep(std::vector<Configuration>& set) {
+  std::vector<int32_t> number(frames_.size(), -1);
+  number[0] = 0;
+  for (const Configuration& c : set)
+    for (int32_t s = c.stack; number[size_t(s)] < 0; s = frames_[size_t(s)].below)
+      number[size_t(s)] = 0;  // for now
+  numbers_.clear();
+  int32_t count = 1;
+  for (size_t s = 1; s < frames_.size(); ++s) {  // what is below has a lower number
+    if (number[s] < 0) continue;
+    const Frame frame{frames_[s].next, number[size_t(frames_[s].below)]};
+    number[s] = count;
+    frames_[size_t(count)] = frame;
+    numbers_.emplace(key(frame.next, frame.below), count++);
+  }
+  frames_.resize(size_t(count));
+  for (Configuration& c : set) c.stack = number[size_t(c.stack)];
+}
+
 void Stepper::visit(int32_t state, int32_t stack) {
   const Configuration c{state, stack};
   work_ += 1 + int64_t(visited_.size() / 16);

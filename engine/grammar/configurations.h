@@ -11,6 +11,11 @@
 
 namespace kivi::grammar {
 
+struct Configuration {
+  int32_t state = 0, stack = 0;
+  friend auto operator<=>(const Configuration&, const Configuration&) = default;
+};
+
 // Stacks as linked frames. Equal stacks have equal numbers. Stack 0 is the empty one.
 class Stacks {
  public:
@@ -23,6 +28,8 @@ class Stacks {
   size_t size() const { return frames_.size(); }
   // Forgets the stacks that were made since size() was `size`.
   void shrink(size_t size);
+  // Forgets all stacks but those of `set`, and numbers these anew.
+  void keep(std::vector<Configuration>& set);
 
  private:
   static uint64_t key(int32_t next, int32_t below) {
@@ -30,11 +37,6 @@ class Stacks {
   }
   std::vector<Frame> frames_{1};
   std::unordered_map<uint64_t, int32_t> numbers_;
-};
-
-struct Configuration {
-  int32_t state = 0, stack = 0;
-  friend auto operator<=>(const Configuration&, const Configuration&) = default;
 };
 
 // The most configurations at once. A grammar that has more is refused while it runs.

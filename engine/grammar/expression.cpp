@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/grammar/expression.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -13,6 +15,14 @@ std::shared_ptr<Expression> make(Expression::Kind kind) {
   auto e = std::make_shared<Expression>();
   e->kind = kind;
   return e;
+}
+
+// `part` belongs to `e`; it may be null.
+void deepen(Expression& e, const Expr& part) {
+  if (part == nullptr) return;
+  e.depth = std::max(e.depth, part->depth + 1);
+  if (e.depth > kExpressionDepthMax)
+    fail(fmt::format("it is nested more than {} deep: simplify it", kExpressionDepthMax));
 }
 
 constexpr uint32_t kFirstSurrogate = 0xD800, kLastSurrogate = 0xDFFF;
@@ -65,6 +75,7 @@ Expr sequence(std::vector<Expr> parts) {
   if (std::ranges::find(parts, nullptr) != parts.end()) return nullptr;
   if (parts.size() == 1) return parts.front();
   auto e = make(Expression::Kind::sequence);
+  for (const Expr& part : parts) deepen(*e, part);
   e->parts = std::move(parts);
   return e;
 }
@@ -74,6 +85,7 @@ Expr choice(std::vector<Expr> parts) {
   if (parts.empty()) return nullptr;
   if (parts.size() == 1) return parts.front();
   auto e = make(Expression::Kind::choice);
+  for (const Expr& part : parts) deepen(*e, part);
   e->parts = std::move(parts);
   return e;
 }
@@ -83,6 +95,7 @@ Expr repeat(Expr part, int least, int most) {
   if (part == nullptr || most == 0) return least == 0 ? text("") : nullptr;
   if (least == 1 && most == 1) return part;
   auto e = make(Expression::Kind::repeat);
+  deepen(*e, part);
   e->parts.push_back(std::move(part));
   e->least = least;
   e->most = most;
@@ -108,6 +121,9 @@ Expr listing(std::vector<ListItem> items, Expr separator, Expr more) {
     if (item.expression == nullptr && item.required) return nullptr;
   std::erase_if(items, [](const ListItem& item) { return item.expression == nullptr; });
   auto e = make(Expression::Kind::listing);
+  for (const ListItem& item : items) deepen(*e, item.expression);
+  deepen(*e, separator);
+  deepen(*e, more);
   e->items = std::move(items);
   e->separator = std::move(separator);
   e->more = std::move(more);

@@ -75,7 +75,16 @@ bool Matcher::accept(std::string_view bytes) {
     now_ = std::move(before);
     return false;
   }
+  if (stepper_.stacks().size() >= sweep_at_) sweep();
   return true;
+}
+
+void Matcher::sweep() {
+  stepper_.stacks().keep(now_.list);
+  tails_.clear();  // by the numbers of stacks
+  const size_t kept = stepper_.stacks().size();
+  if (kept > kStacksMax) fail("a text is nested too deep in too many ways: make it less ambiguous");
+  sweep_at_ = std::max(kSweepMin, 2 * kept);
 }
 
 std::string Matcher::forced_text(size_t bytes_max) {

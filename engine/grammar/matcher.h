@@ -32,16 +32,26 @@ class Matcher {
   std::string forced_text(size_t bytes_max);
 
   bool may_end() const { return now_.may_end; }
+  // Frames of stacks that are kept, of all that the text has needed.
+  size_t stacks() { return stepper_.stacks().size(); }
   // The text is whole and nothing can follow.
   bool complete() const { return now_.may_end && now_.list.empty(); }
 
  private:
+  // A byte may leave stacks that nothing needs any more. They are thrown away when they are as many
+  // as those that are needed.
+  static constexpr size_t kSweepMin = 4096;
+  // Of a text that is nested deep in many ways at once: some 60 MB.
+  static constexpr size_t kStacksMax = 1 << 20;
+  void sweep();
+
   // The tokens of a state's tails that may follow what `stack` returns to.
   const std::vector<int32_t>& tail_tokens(const StateMask& mask, Configuration from);
 
   std::shared_ptr<const CompiledGrammar> grammar_;
   Stepper stepper_;
   Configurations now_, next_;
+  size_t sweep_at_ = kSweepMin;                               // stacks
   std::vector<Configurations> levels_;                        // scratch, by depth of a tail
   std::unordered_map<uint64_t, std::vector<int32_t>> tails_;  // by configuration, the last ones
 };

@@ -7,6 +7,8 @@
 #include <functional>
 #include <utility>
 
+#include "engine/grammar/work_limit.h"
+
 namespace kivi::grammar {
 namespace {
 
@@ -59,7 +61,8 @@ class Rewriter {
   }
 
   int size_of(const Expr& e) {
-    if (e == nullptr) return kTooLarge;
+    if (e == nullptr || depth_ > kExpressionDepthMax) return kTooLarge;
+    ++depth_;
     int64_t size = 0;
     switch (e->kind) {
       case Expression::Kind::bytes:
@@ -86,13 +89,48 @@ class Rewriter {
         size += (e->separator ? size_of(e->separator) : 0) + (e->more ? size_of(e->more) : 0);
         break;
     }
+    --depth_;
     return int(std::min<int64_t>(size, kTooLarge));
   }
 
   Grammar& grammar_;
   std::vector<int> size_;
   std::vector<bool> open_;
+  int depth_ = 0;  // of the expressions that are open, through the rules that they call
 };
+
+// The rules that call each rule.
+std::vector<std::vector<int>> callers_of(const std::vector<Automaton>& automata) {
+  std::vector<std::vector<int>> callers(automata.size());
+  for (size_t r = 0; r < automata.size(); ++r)
+    for (const auto& calls : automata[r].calls)
+      for (const Automaton::Call& c : calls) {
+        std::vector<int>& of = callers[size_t(c.rule)];
+        if (of.empty() || of.back() != int(r)) of.push_back(int(r));
+      }
+  return callers;
+}
+
+// Finds the rules that have a property which a rule may owe to rules that it calls: `has(rule)` is
+// asked for each rule, and again when one that it calls turned out to have it.
+template <class Has>
+void find_rules(const std::vector<Automaton>& automata, std::vector<uint8_t>& found,
+                const Has& has) {
+  const std::vector<std::vector<int>> callers = callers_of(automata);
+  std::vector<int> work;
+  std::vector<uint8_t> waits(automata.size(), 1);
+  for (size_t r = 0; r < automata.size(); ++r) work.push_back(int(r));
+  while (!work.empty()) {
+    const auto rule = size_t(work.back());
+    work.pop_back();
+    waits[rule] = 0;
+    if (found[rule] || !has(rule)) continue;
+    found[rule] = 1;
+    for (const int caller : callers[rule])
+      if (!found[size_t(caller)] && !std::exchange(waits[size_t(caller)], 1))
+        work.push_back(caller);
+  }
+}
 
 std::vector<uint8_t> reachable_rules(const std::vector<Automaton>& automata, int root) {
   std::vector<uint8_t> reached(automata.size(), 0);
@@ -111,16 +149,11 @@ std::vector<uint8_t> reachable_rules(const std::vector<Automaton>& automata, int
 // Removes all that cannot end.
 void trim_all(std::vector<Automaton>& automata, int root) {
   std::vector<uint8_t> alive(automata.size(), 0);
-  for (bool changed = true; changed;) {
-    changed = false;
-    for (size_t r = 0; r < automata.size(); ++r) {
-      if (alive[r]) continue;
-      Automaton copy = automata[r];
-      if (!trim(copy, [&](int rule) { return alive[size_t(rule)] != 0; })) continue;
-      alive[r] = 1;
-      changed = true;
-    }
-  }
+  find_rules(automata, alive, [&](size_t r) {
+    spend(10 + int64_t(automata[r].next.size() / 8));
+    Automaton copy = automata[r];
+    return trim(copy, [&](int rule) { return alive[size_t(rule)] != 0; });
+  });
   if (!alive[size_t(root)]) fail("no text matches it");
   for (Automaton& a : automata) trim(a, [&](int rule) { return alive[size_t(rule)] != 0; });
 }
@@ -203,16 +236,13 @@ void Program::check_left_recursion(const Grammar& grammar,
       for (const Automaton::Call& c : automata[r].calls[size_t(states[i])])
         if (nullable[size_t(c.rule)] && !std::exchange(seen[size_t(c.next)], 1))
           states.push_back(c.next);
+    spend(1 + int64_t(states.size()));
     return states;
   };
-  for (bool changed = true; changed;) {
-    changed = false;
-    for (size_t r = 0; r < n; ++r) {
-      if (nullable[r]) continue;
-      for (const int32_t s : begin_states(r))
-        if (automata[r].final[size_t(s)]) nullable[r] = 1, changed = true;
-    }
-  }
+  find_rules(automata, nullable, [&](size_t r) {
+    return std::ranges::any_of(begin_states(r),
+                               [&](int32_t s) { return automata[r].final[size_t(s)] != 0; });
+  });
   struct Edge {
     int32_t to;
     bool pushes;
@@ -232,6 +262,7 @@ void Program::check_left_recursion(const Grammar& grammar,
       while (!work.empty()) {
         const int32_t at = work.back();
         work.pop_back();
+        spend(1 + int64_t(edges[size_t(at)].size()));
         if (size_t(at) == r)
           fail(
               fmt::format("the rule {} begins with itself (left recursion): write it as a "
