@@ -24,8 +24,14 @@ Error unsupported(const std::string& field) {
   return Error{ErrorCode::unsupported, field + " is not supported by this build", field};
 }
 
+// A request's body, and what it says.
+struct Document {
+  std::string_view body;
+  const json& value;
+};
+
 // A schema: an object, or a string that holds one. `place`: its path in the body.
-Result<OutputFormat> schema_format(std::string_view body, const json& value,
+Result<OutputFormat> schema_format(const Document& document, const json& value,
                                    std::initializer_list<const char*> place,
                                    const std::string& field) {
   OutputFormat format{OutputFormat::Kind::json_schema, "", {}, field};
@@ -35,8 +41,8 @@ Result<OutputFormat> schema_format(std::string_view body, const json& value,
   }
   if (!value.is_object() && !value.is_boolean())
     return wrong_format(field, fmt::format("is {}, must be a JSON Schema", describe(value)));
-  KIVI_RETURN_IF_ERROR(check_object_sizes(value));
-  const OwnedJson<ordered_json> owned(ordered_json::parse(body));
+  KIVI_RETURN_IF_ERROR(check_object_sizes(document.value));  // all of it is read again
+  const OwnedJson<ordered_json> owned(ordered_json::parse(document.body));
   const ordered_json* ordered = &*owned;
   for (const char* name : place) ordered = &(*ordered)[name];
   format.text = ordered->dump();
@@ -62,7 +68,7 @@ Result<OutputFormat> choice_format(const json& value, const std::string& field) 
   return format;
 }
 
-Result<std::optional<OutputFormat>> response_format(std::string_view body, const json& value) {
+Result<std::optional<OutputFormat>> response_format(const Document& document, const json& value) {
   const std::string field = "response_format";
   const auto type = value.is_object() ? value.find("type") : value.end();
   if (!value.is_object() || type == value.end() || !type->is_string())
@@ -85,13 +91,14 @@ Result<std::optional<OutputFormat>> response_format(std::string_view body, const
   if (strict != named->end() && !strict->is_boolean() && !strict->is_null())
     return wrong_format(
         field, fmt::format("has json_schema.strict {}, must be a boolean", describe(*strict)));
-  KIVI_ASSIGN_OR_RETURN(
-      OutputFormat format,
-      schema_format(body, (*named)["schema"], {"response_format", "json_schema", "schema"}, field));
+  KIVI_ASSIGN_OR_RETURN(OutputFormat format,
+                        schema_format(document, (*named)["schema"],
+                                      {"response_format", "json_schema", "schema"}, field));
   return std::optional(std::move(format));
 }
 
-Result<std::optional<OutputFormat>> structured_outputs(std::string_view body, const json& value) {
+Result<std::optional<OutputFormat>> structured_outputs(const Document& document,
+                                                       const json& value) {
   const std::string field = "structured_outputs";
   if (!value.is_object())
     return wrong_format(field, fmt::format("is {}, must be an object", describe(value)));
@@ -101,7 +108,8 @@ Result<std::optional<OutputFormat>> structured_outputs(std::string_view body, co
     const std::string at = fmt::format("{}.{}", field, name);
     if (format) return wrong_format(field, "has several constraints, must have one");
     if (name == "json") {
-      KIVI_ASSIGN_OR_RETURN(format, schema_format(body, part, {"structured_outputs", "json"}, at));
+      KIVI_ASSIGN_OR_RETURN(format,
+                            schema_format(document, part, {"structured_outputs", "json"}, at));
     } else if (name == "regex" || name == "grammar") {
       KIVI_ASSIGN_OR_RETURN(format, text_format(name == "regex" ? OutputFormat::Kind::regex
                                                                 : OutputFormat::Kind::grammar,
@@ -133,6 +141,7 @@ Status check_object_sizes(const json& value) {
 }
 
 Result<std::optional<OutputFormat>> parse_format(std::string_view body, JsonFields& fields) {
+  const Document document{body, fields.document()};
   std::optional<OutputFormat> format;
   std::string from;
   const auto take = [&](const char* name, auto&& read) -> Status {
@@ -153,11 +162,11 @@ Result<std::optional<OutputFormat>> parse_format(std::string_view body, JsonFiel
     return std::optional(std::move(*made));
   };
   KIVI_RETURN_IF_ERROR(
-      take("response_format", [&](const json& v) { return response_format(body, v); }));
+      take("response_format", [&](const json& v) { return response_format(document, v); }));
   KIVI_RETURN_IF_ERROR(
-      take("structured_outputs", [&](const json& v) { return structured_outputs(body, v); }));
+      take("structured_outputs", [&](const json& v) { return structured_outputs(document, v); }));
   KIVI_RETURN_IF_ERROR(take("guided_json", [&](const json& v) {
-    return some(schema_format(body, v, {"guided_json"}, "guided_json"));
+    return some(schema_format(document, v, {"guided_json"}, "guided_json"));
   }));
   KIVI_RETURN_IF_ERROR(take("guided_regex", [&](const json& v) {
     return some(text_format(OutputFormat::Kind::regex, v, "guided_regex"));

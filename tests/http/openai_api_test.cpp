@@ -2,11 +2,14 @@
 // The JSON of the API without sockets: where each field goes, and what is written.
 #include "server/openai/openai_api.h"
 
+#include <fmt/format.h>
+
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
 #include <random>
 
 #include "base/utf8.h"
+#include "engine/limits.h"
 #include "server/json_writer.h"
 
 using namespace kivi;
@@ -57,6 +60,17 @@ CompletionWriter writer_of(const CompletionCall& call) {
 }
 
 }  // namespace
+
+TEST_CASE("a completion with a schema is refused where any object of it has too many fields") {
+  std::string fields;
+  for (int i = 0; i <= kMaxChatObjectFields; ++i) fields += fmt::format("\"{}\":0,", i);
+  fields.back() = '}';
+  const auto with_schema =
+      parse_completion(R"({"prompt":"a","guided_json":{},"x":{)" + fields + "}", rules());
+  REQUIRE_FALSE(with_schema.ok());
+  CHECK(with_schema.error().message.find("fields, must have at most 1024") != std::string::npos);
+  CHECK(parse_completion(R"({"prompt":"a","x":{)" + fields + "}", rules()).ok());
+}
 
 TEST_CASE("every field of a completion request lands in its place") {
   const CompletionCall call = parsed(R"({
