@@ -291,6 +291,9 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
   }
   // Once: after the message has been read, or because it is late.
   void end(grpc::Status status) {
+    // A reply that nobody reads must not keep the message.
+    Request().Swap(&request_);
+    body_share_.release();
     call_handled(core_, call_, status.error_code());
     if (status.ok())
       this->StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
