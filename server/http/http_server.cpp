@@ -12,6 +12,8 @@
 #include <boost/asio/use_awaitable.hpp>
 
 #include "base/log.h"
+#include "engine/limits.h"
+#include "server/tenant.h"
 
 namespace kivi {
 namespace asio = boost::asio;
@@ -38,7 +40,10 @@ void run_io(asio::io_context& context) {
 
 }  // namespace
 
-HttpServer::HttpServer(ServerState& state) : config_(state.config()), shared_(state) {
+HttpServer::HttpServer(ServerState& state)
+    : config_(state.config()),
+      shared_(state),
+      tls_clients_(shared_.clients.each_max() + kReservedConnections) {
   for (int i = 0; i < std::max(1, config_.io_threads); ++i) {
     io_.push_back(std::make_unique<IoThread>());
     work_.push_back(asio::make_work_guard(io_.back()->context));
@@ -60,7 +65,7 @@ Status HttpServer::start() {
     relay_.emplace(
         *certificates_,
         TlsRelay::Options{.threads = std::max(1, config_.io_threads),
-                          .connections_max = config_.max_connections,
+                          .connections_max = config_.max_connections + kReservedConnections,
                           .handshake_timeout = std::chrono::seconds(config_.header_timeout)});
   tcp::resolver resolver(io_[0]->context);
   const auto found =
@@ -99,7 +104,14 @@ asio::awaitable<void> HttpServer::accept() {
       error_code unknown;
       const asio::ip::address client = socket.remote_endpoint(unknown).address();
       if (relay_) {
-        relay_->serve(socket.release(), [this, &io, client](int descriptor) {
+        // open() counts a client's connections, and comes after the handshake. Those that never
+        // come so far count here.
+        const std::string name = tenant_of_address(client.to_string());
+        if (tls_clients_.of(name) >= tls_clients_.each_max()) continue;  // closes the socket
+        tls_clients_.add(name);
+        const std::shared_ptr<void> counted(nullptr,
+                                            [this, name](void*) { tls_clients_.remove(name); });
+        relay_->serve(socket.release(), [this, &io, client, counted](int descriptor) {
           open_relayed(io, descriptor, client);
         });
         continue;

@@ -52,6 +52,7 @@ class HttpServer {
   std::vector<boost::asio::executor_work_guard<boost::asio::io_context::executor_type>> work_;
   std::optional<boost::asio::ip::tcp::acceptor> acceptor_;  // on io_[0]
   std::unique_ptr<TlsCertificates> certificates_;           // null: no TLS
+  ClientCounts tls_clients_;                                // connections that relay_ has
   std::optional<TlsRelay> relay_;                           // with certificates
   std::vector<std::thread> threads_;
   int port_ = -1;

@@ -104,6 +104,22 @@ def complete(channel, **fields):
     return attack.stubs().kivi_grpc.KiviStub(channel).Complete(request, timeout=5)
 
 
+class Silent(unittest.TestCase):
+    def test_one_address_that_never_speaks_tls_does_not_keep_others_out(self):
+        certificates = Certificates()
+        certificates.use("server")
+        server = TlsServer(certificates, "--max-connections", "8", "--header-timeout", "30")
+        try:
+            silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
+            time.sleep(0.5)
+            reply = server.curl("/health", "--interface", "127.0.0.2")
+            self.assertEqual(reply.status, 200)
+            for connection in silent:
+                connection.close()
+        finally:
+            server.close()
+
+
 class Tls(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
