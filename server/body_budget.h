@@ -36,6 +36,10 @@ class BodyShare {
   BodyShare(const BodyShare&) = delete;
   BodyShare& operator=(const BodyShare&) = delete;
 
+  // Whether the share could grow to `bytes` now.
+  bool has_room_for(size_t bytes) const {
+    return bytes <= bytes_ || budget_.used() + (bytes - bytes_) <= budget_.limit();
+  }
   // Grows the share to `bytes`, or returns false and changes nothing if that exceeds the budget.
   bool grow_to(size_t bytes) {
     if (bytes <= bytes_) return true;

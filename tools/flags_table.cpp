@@ -378,8 +378,9 @@ std::vector<Flag> limit_flags(Settings& s) {
        "arrive.",
        group, kServe, integer(c.header_timeout, 1, 86400)},
       {"write-timeout", "SECONDS",
-       "Close a connection if the client does not read for this many seconds.", group, kServe,
-       integer(c.write_timeout, 1, 86400)},
+       "Close a connection if the client does not read a reply within this many seconds, and one "
+       "more for each 128 KiB of it.",
+       group, kServe, integer(c.write_timeout, 1, 86400)},
       {"idle-timeout", "SECONDS",
        "Close a kept-alive connection after this many seconds without a request.", group, kServe,
        integer(c.idle_timeout, 1, 86400)},

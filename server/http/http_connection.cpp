@@ -172,7 +172,9 @@ asio::awaitable<bool> HttpConnection::serve_one() {
 asio::awaitable<bool> HttpConnection::answer(const Route* route, HttpReply refusal) {
   std::optional<ApiError> failure;
   try {
-    const bool readable = co_await read_body(route == nullptr);
+    // No GET has a use for a body. (GCC 12 compiles || wrongly beside co_await.)
+    const bool unwanted = route == nullptr || route->method == "GET";
+    const bool readable = co_await read_body(unwanted);
     if (gone_ != nullptr || reply_sent_) co_return false;
     deadline_.clear();
     if (!readable) must_close_ = true;
@@ -205,6 +207,9 @@ asio::awaitable<bool> HttpConnection::answer(const Route* route, HttpReply refus
 // Until the first byte of a request is there. False: the connection is to be closed.
 asio::awaitable<bool> HttpConnection::wait_for_request() {
   const ServerConfig& config = shared_.state.config();
+  // The time that bytes wait for a busy server counts, and that of a silent client does not.
+  error_code ignored;
+  const bool waited = buffer_.size() == 0 && socket_.available(ignored) == 0;
   if (buffer_.size() == 0) {
     deadline_.set_in(reserved_        ? kReservedTime
                      : first_request_ ? std::chrono::seconds(config.header_timeout)
@@ -217,11 +222,13 @@ asio::awaitable<bool> HttpConnection::wait_for_request() {
       co_return co_await reject_unreadable(asio::error::timed_out);
     if (error || timed_out_ || must_close_) co_return false;
   }
-  if (!std::exchange(first_request_, false)) request_.arrival = Clock::now();
+  const bool first = std::exchange(first_request_, false);
+  if (!first || waited) request_.arrival = Clock::now();
   if (reserved_)
     deadline_.set_in(kReservedTime);
   else
-    deadline_.set(request_.arrival + std::chrono::seconds(config.header_timeout));
+    deadline_.set((first ? accepted_ : request_.arrival) +
+                  std::chrono::seconds(config.header_timeout));
   co_return true;
 }
 
@@ -310,7 +317,8 @@ asio::awaitable<bool> HttpConnection::read_body(bool refused) {
     if (expects || chunked || length > kMaxRefusedBody) co_return false;
     co_return co_await skip_body(size_t(length));
   }
-  if (!body_share_.grow_to(size_t(length))) co_return co_await refuse_body_bytes();
+  // Who only announces a body takes nothing of what all bodies may have.
+  if (!body_share_.has_room_for(size_t(length))) co_return co_await refuse_body_bytes();
   if (expects) {
     constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
     const Buffers buffers{asio::buffer(kContinue)};
@@ -340,11 +348,13 @@ asio::awaitable<bool> HttpConnection::read_sized_body(size_t bytes) {
   constexpr size_t kFirst = 64 << 10;
   std::string& body = request_.body;
   const size_t here = std::min(bytes, buffer_.size());
+  if (!body_share_.grow_to(here)) co_return co_await refuse_body_bytes();
   body.assign(static_cast<const char*>(buffer_.data().data()), here);
   buffer_.consume(here);
   while (body.size() < bytes) {
     const size_t have = body.size();
     const size_t want = std::min(bytes, std::max(kFirst, 2 * have));
+    if (!body_share_.grow_to(want)) co_return co_await refuse_body_bytes();
     body.reserve(want);
     body.resize(want);
     const auto [error, count] =
@@ -503,7 +513,10 @@ asio::awaitable<bool> HttpConnection::send(Buffers buffers) {
       buffer += skipped;
       sent -= skipped;
     }
-    deadline_.set_in(std::chrono::seconds(shared_.state.config().write_timeout));
+    // Who reads slowly, but reads on, gets all of a large reply.
+    constexpr size_t kSlowest = 128 << 10;  // bytes a second
+    deadline_.set_in(std::chrono::seconds(shared_.state.config().write_timeout) +
+                     std::chrono::seconds(asio::buffer_size(buffers) / kSlowest));
     sending_ = true;
     const auto [write_error, bytes] = co_await asio::async_write(socket_, buffers, kTuple);
     sending_ = false;

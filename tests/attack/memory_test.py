@@ -111,6 +111,20 @@ class Budget(WithServer):
         self.assertEqual(send_raw(self.server, post("/v1/completions", b"x" * 200_000))[0], 400)
         self.assertEqual(self.tokenize("x" * 200_000), "OK")
 
+    def test_who_only_announces_a_body_takes_nothing(self):
+        head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n"
+        announced = [connect(self.server) for _ in range(8)]
+        for i, connection in enumerate(announced):
+            connection.sendall(head if i % 2 == 0 else
+                               post("/v1/completions", b"x" * 900_000)[:-900_000])
+        time.sleep(0.5)
+        self.assertEqual(send_raw(self.server, post("/v1/completions", b"x" * 200_000))[0], 400)
+        self.assertEqual(self.tokenize("x" * 200_000), "OK")
+        # A GET is answered, whatever it announces.
+        self.assertEqual(read_reply(announced[0])[0], 200)
+        for connection in announced:
+            connection.close()
+
     def tokenize(self, text):
         """The status code of a gRPC call with a message of that size."""
         request = attack.stubs().kivi.TokenizeRequest(text=text)

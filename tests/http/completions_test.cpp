@@ -3,6 +3,7 @@
 // something.
 #include <catch2/catch.hpp>
 #include <fstream>
+#include <thread>
 
 #include "tests/http/http_fixture.h"
 
@@ -343,6 +344,17 @@ TEST_CASE("a failing step costs its requests, with 500, and not the server") {
   CHECK(events[events.size() - 2]["error"]["code"] == "internal_error");
   CHECK(events.back() == "[DONE]");
   CHECK(server.becomes_idle());
+}
+
+TEST_CASE("a client that is silent at first has the whole time of a request") {
+  ServerOptions options = server_options();
+  options.http.request_timeout = 1;
+  TestServer server(options);
+  Client early = server.client();
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  const auto reply = early.post("/v1/completions", request({{"max_tokens", 2}}).dump());
+  REQUIRE(reply);
+  CHECK(reply->status == 200);
 }
 
 TEST_CASE("a request that takes too long answers 408, a late one with an error event") {
