@@ -201,13 +201,7 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
   const LanePlace<T, Rows, SB> lane =
       kHasRegisters<Rows> ? first.moved(at) : LanePlace<T, Rows, SB>(shared_address(memory) + at);
   LaneWords words = read_words(lane.codes);
-  if constexpr (SB == kBlocks) {
-    const LaneScales s = read_lane_scales(lane.scales, lane.zeros);
-    if constexpr (std::is_same_v<L, CodeLine>)
-      read_line<T>(s, line);
-    else
-      read_line(s, line);
-  }
+  if constexpr (SB == kBlocks) read_line<T>(read_lane_scales(lane.scales, lane.zeros), line);
 #pragma unroll
   for (int j = 0; j < kBlocks; ++j) {
     if constexpr (SB != kBlocks) {

@@ -102,7 +102,8 @@ struct ZeroLine {
   static __device__ __forceinline__ uint32_t selector() { return WeightLine::selector(); }
 };
 
-[[maybe_unused]] __device__ __forceinline__ void read_line(const LaneScales& s, ZeroLine& line) {
+template <class T>
+__device__ __forceinline__ void read_line(const LaneScales& s, ZeroLine& line) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     line.scale[row] = s.scale[row];
@@ -158,13 +159,14 @@ struct PairLine {
   return *reinterpret_cast<const uint32_t*>(&v);
 }
 
-[[maybe_unused]] __device__ __forceinline__ void read_line(const LaneScales& s, PairLine& line) {
+template <class T>
+__device__ __forceinline__ void read_line(const LaneScales& s, PairLine& line) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     const __nv_bfloat162 high = __float2bfloat162_rn(s.scale[row]);
     line.high[row] = bits_of(high);
     line.low[row] = bits_of(__float2bfloat162_rn(s.scale[row] - __low2float(high)));
-    line.zero[row] = zeros_of<__nv_bfloat16>(s, row);
+    line.zero[row] = zeros_of<T>(s, row);
   }
 }
 
@@ -197,7 +199,7 @@ struct CodeLine {
 };
 
 template <class T>
-[[maybe_unused]] __device__ __forceinline__ void read_line(const LaneScales& s, CodeLine& line) {
+__device__ __forceinline__ void read_line(const LaneScales& s, CodeLine& line) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     line.scale[row] = s.scale[row];
