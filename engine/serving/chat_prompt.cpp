@@ -10,7 +10,9 @@
 #include <unordered_map>
 
 #include "base/regex.h"
+#include "base/utf8.h"
 #include "engine/serving/chat_template.h"
+#include "engine/text/text_normalizer.h"
 
 namespace kivi {
 namespace {
@@ -26,22 +28,6 @@ Error wrong(std::string message) {
   return Error{ErrorCode::invalid, std::move(message), "messages"};
 }
 
-// In one pass, for a client may write as many as a text holds.
-size_t replace_all(std::string& text, std::string_view from, std::string_view to) {
-  size_t count = 0, begin = 0;
-  std::string replaced;
-  for (size_t at; (at = text.find(from, begin)) != std::string::npos; ++count) {
-    replaced.append(text, begin, at - begin).append(to);
-    begin = at + from.size();
-  }
-  if (count > 0) text = std::move(replaced.append(text, begin));
-  return count;
-}
-
-size_t code_points(std::string_view text) {
-  return size_t(std::ranges::count_if(text, [](char c) { return (uint8_t(c) & 0xC0) != 0x80; }));
-}
-
 // The special tokens by their spelling.
 using SpecialTokens = std::unordered_map<std::string, int32_t>;
 
@@ -50,8 +36,9 @@ SpecialTokens special_tokens(const Tokenizer& tokenizer) {
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
     const std::string& name = tokenizer.token_bytes(id, /*skip_special=*/false);
     const bool shown = !tokenizer.token_bytes(id, /*skip_special=*/true).empty();
-    // A single character cannot be marked as no special token, so it is always a text.
-    const bool single = code_points(name) < 2;
+    // A message's special tokens are marked behind their first character, which leaves a token of
+    // one character whole. So such a token is always a text.
+    const bool single = utf8_length(name) < 2;
     if (!shown && !single && name.find("\\E") == std::string::npos) special.emplace(name, id);
   }
   return special;
@@ -83,9 +70,8 @@ class TemplatePrompt final : public ChatPrompt {
         finder_(std::move(finder)) {}
 
   Result<std::string> text(const ChatInput& input) const override {
-    KIVI_ASSIGN_OR_RETURN(std::string text, marked_text(input));
-    replace_all(text, kPlain, "");
-    return text;
+    KIVI_ASSIGN_OR_RETURN(const std::string text, marked_text(input));
+    return replace_all(text, kPlain, "");
   }
 
   Result<std::vector<int32_t>> ids(const ChatInput& input) const override {
@@ -103,8 +89,8 @@ class TemplatePrompt final : public ChatPrompt {
     found.push_back({uint32_t(text.size()), uint32_t(text.size())});
     size_t begin = 0;
     for (const Span& token : found) {
-      std::string part = text.substr(begin, token.begin - begin);
-      replace_all(part, kPlain, "");
+      const std::string part =
+          replace_all(std::string_view(text).substr(begin, token.begin - begin), kPlain, "");
       if (!part.empty()) {
         const auto more =
             begin == 0 ? tokenizer_.encode(part, false) : tokenizer_.encode_after_special(part);
@@ -133,8 +119,8 @@ class TemplatePrompt final : public ChatPrompt {
 
 void TemplatePrompt::mark(std::string& text, RegexScratch& scratch) const {
   if (text.find(kPlain.substr(0, 2)) != std::string::npos) {
-    replace_all(text, kPlain, "\xEF\xBF\xBD");
-    replace_all(text, kEnd, "\xEF\xBF\xBD");
+    text = replace_all(text, kPlain, kReplacementCharacter);
+    text = replace_all(text, kEnd, kReplacementCharacter);
   }
   if (!finder_) return;
   // Again until there are none: a token may stand inside another.
