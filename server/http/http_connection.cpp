@@ -172,7 +172,8 @@ asio::awaitable<bool> HttpConnection::serve_one() {
 asio::awaitable<bool> HttpConnection::answer(const Route* route, HttpReply refusal) {
   std::optional<ApiError> failure;
   try {
-    // No GET has a use for a body. (GCC 12 compiles || wrongly beside co_await.)
+    // No GET has a use for a body. (As an argument of the awaited function, GCC 12 compiles this
+    // condition wrongly: it reads `method` of a route that is null.)
     const bool unwanted = route == nullptr || route->method == "GET";
     const bool readable = co_await read_body(unwanted);
     if (gone_ != nullptr || reply_sent_) co_return false;
@@ -207,9 +208,10 @@ asio::awaitable<bool> HttpConnection::answer(const Route* route, HttpReply refus
 // Until the first byte of a request is there. False: the connection is to be closed.
 asio::awaitable<bool> HttpConnection::wait_for_request() {
   const ServerConfig& config = shared_.state.config();
-  // The time that bytes wait for a busy server counts, and that of a silent client does not.
+  // The first request arrived when its connection was accepted, if its bytes were there before this
+  // thread was. If the client was silent, it arrives with its first byte.
   error_code ignored;
-  const bool waited = buffer_.size() == 0 && socket_.available(ignored) == 0;
+  const bool was_silent = first_request_ && buffer_.size() == 0 && socket_.available(ignored) == 0;
   if (buffer_.size() == 0) {
     deadline_.set_in(reserved_        ? kReservedTime
                      : first_request_ ? std::chrono::seconds(config.header_timeout)
@@ -223,7 +225,7 @@ asio::awaitable<bool> HttpConnection::wait_for_request() {
     if (error || timed_out_ || must_close_) co_return false;
   }
   const bool first = std::exchange(first_request_, false);
-  if (!first || waited) request_.arrival = Clock::now();
+  if (!first || was_silent) request_.arrival = Clock::now();
   if (reserved_)
     deadline_.set_in(kReservedTime);
   else
@@ -317,7 +319,8 @@ asio::awaitable<bool> HttpConnection::read_body(bool refused) {
     if (expects || chunked || length > kMaxRefusedBody) co_return false;
     co_return co_await skip_body(size_t(length));
   }
-  // Who only announces a body takes nothing of what all bodies may have.
+  // A body takes its share of --max-body-bytes-in-flight as it arrives. One that cannot fit is
+  // refused before it is read.
   if (!body_share_.has_room_for(size_t(length))) co_return co_await refuse_body_bytes();
   if (expects) {
     constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -513,7 +516,7 @@ asio::awaitable<bool> HttpConnection::send(Buffers buffers) {
       buffer += skipped;
       sent -= skipped;
     }
-    // Who reads slowly, but reads on, gets all of a large reply.
+    // A client that reads slowly, but reads on, gets all of a large reply.
     constexpr size_t kSlowest = 128 << 10;  // bytes a second
     deadline_.set_in(std::chrono::seconds(shared_.state.config().write_timeout) +
                      std::chrono::seconds(asio::buffer_size(buffers) / kSlowest));

@@ -104,8 +104,8 @@ asio::awaitable<void> HttpServer::accept() {
       error_code unknown;
       const asio::ip::address client = socket.remote_endpoint(unknown).address();
       if (relay_) {
-        // open() counts a client's connections, and comes after the handshake. Those that never
-        // come so far count here.
+        // open() limits the connections of an address, but only after their handshakes. Here those
+        // count, too, whose handshake never ends.
         const std::string name = tenant_of_address(client.to_string());
         if (tls_clients_.of(name) >= tls_clients_.each_max()) continue;  // closes the socket
         tls_clients_.add(name);
