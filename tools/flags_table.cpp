@@ -378,8 +378,8 @@ std::vector<Flag> limit_flags(Settings& s) {
        "arrive.",
        group, kServe, integer(c.header_timeout, 1, 86400)},
       {"write-timeout", "SECONDS",
-       "Close a connection if the client does not read a reply within this many seconds, and one "
-       "more for each 128 KiB of it.",
+       "Close a connection if the client does not read what is sent within this many seconds. Over "
+       "HTTP, each 128 KiB of it adds a second.",
        group, kServe, integer(c.write_timeout, 1, 86400)},
       {"idle-timeout", "SECONDS",
        "Close a kept-alive connection after this many seconds without a request.", group, kServe,

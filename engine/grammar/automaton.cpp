@@ -58,7 +58,7 @@ class NfaBuilder {
   int32_t add(const Expression& e, int32_t from) {
     // An expression that matches the empty text may add no state, however often it is repeated.
     spend(1);
-    // That of an expression and of what is inlined in it.
+    // The rule's own expression and the rules that are put into it are each within the limit.
     if (++depth_ > 2 * kExpressionDepthMax) fail("its rules are nested too deep: simplify it");
     const int32_t to = add_kind(e, from);
     --depth_;

@@ -28,7 +28,7 @@ void Stacks::keep(std::vector<Configuration>& set) {
   number[0] = 0;
   for (const Configuration& c : set)
     for (int32_t s = c.stack; number[size_t(s)] < 0; s = frames_[size_t(s)].below)
-      number[size_t(s)] = 0;  // for now
+      number[size_t(s)] = 0;  // kept; it gets its number below
   numbers_.clear();
   int32_t count = 1;
   for (size_t s = 1; s < frames_.size(); ++s) {  // what is below has a lower number

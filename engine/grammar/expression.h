@@ -23,12 +23,12 @@ struct ListItem {
 struct Expression {
   enum class Kind { bytes, byte_range, sequence, choice, repeat, call, automaton, listing };
   Kind kind = Kind::bytes;
-  int depth = 1;                // one more than its deepest part; inlined calls are none
-  std::string bytes;            // bytes: this text
-  uint8_t first = 0, last = 0;  // byte_range: one byte, both ends belong to it
-  std::vector<Expr> parts;      // sequence, choice; repeat: the one that repeats
-  int least = 0, most = 0;      // repeat; most -1: without end
-  int rule = -1;                // call
+  int depth = 1;                               // one more than its deepest part; a call has 1
+  std::string bytes;                           // bytes: this text
+  uint8_t first = 0, last = 0;                 // byte_range: one byte, both ends belong to it
+  std::vector<Expr> parts;                     // sequence, choice; repeat: the one that repeats
+  int least = 0, most = 0;                     // repeat; most -1: without end
+  int rule = -1;                               // call
   std::shared_ptr<const Automaton> automaton;  // automaton: what it accepts
   // listing: the items in their order, those that are there separated by `separator`, and then
   // any number of `more` (may be null).
@@ -36,7 +36,7 @@ struct Expression {
   Expr separator, more;
 };
 
-// Whoever walks through an expression calls itself for each level, so a deeper one is refused.
+// The deepest expression that can be made. What walks through one recurses once for each level.
 inline constexpr int kExpressionDepthMax = 2000;
 
 Expr text(std::string bytes);

@@ -32,16 +32,16 @@ class Matcher {
   std::string forced_text(size_t bytes_max);
 
   bool may_end() const { return now_.may_end; }
-  // Frames of stacks that are kept, of all that the text has needed.
+  // The number of frames of stacks that are in memory.
   size_t stacks() { return stepper_.stacks().size(); }
   // The text is whole and nothing can follow.
   bool complete() const { return now_.may_end && now_.list.empty(); }
 
  private:
-  // A byte may leave stacks that nothing needs any more. They are thrown away when they are as many
-  // as those that are needed.
+  // The text leaves stacks behind that nothing needs any more. sweep() throws them away. It runs
+  // when there are kSweepMin stacks, and twice as many as after the last sweep.
   static constexpr size_t kSweepMin = 4096;
-  // Of a text that is nested deep in many ways at once: some 60 MB.
+  // The most stacks that may be needed at once, some 60 MB. Beyond it the text fails.
   static constexpr size_t kStacksMax = 1 << 20;
   void sweep();
 

@@ -111,8 +111,9 @@ std::vector<std::vector<int>> callers_of(const std::vector<Automaton>& automata)
   return callers;
 }
 
-// Finds the rules that have a property which a rule may owe to rules that it calls: `has(rule)` is
-// asked for each rule, and again when one that it calls turned out to have it.
+// Finds the rules that have a property. Whether a rule has it may depend on the rules that it
+// calls, so has(rule) is called for each rule, and again when a rule that it calls was found to
+// have it.
 template <class Has>
 void find_rules(const std::vector<Automaton>& automata, std::vector<uint8_t>& found,
                 const Has& has) {

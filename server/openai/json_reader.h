@@ -84,7 +84,8 @@ class JsonFields {
   std::vector<int32_t> integers(const char* name, size_t count_max);
   // A string, or a list of strings.
   std::vector<std::string> texts(const char* name, size_t count_max);
-  const nlohmann::json& document() const { return object_; }
+  // The object itself.
+  const nlohmann::json& object() const { return object_; }
   // The value itself, or null if it is absent. The caller judges its type.
   const nlohmann::json* raw(const char* name);
   // Tells the recorder that the field is refused.

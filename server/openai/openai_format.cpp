@@ -24,7 +24,7 @@ Error unsupported(const std::string& field) {
   return Error{ErrorCode::unsupported, field + " is not supported by this build", field};
 }
 
-// A request's body, and what it says.
+// A request's body as text, and as parsed.
 struct Document {
   std::string_view body;
   const json& value;
@@ -41,7 +41,8 @@ Result<OutputFormat> schema_format(const Document& document, const json& value,
   }
   if (!value.is_object() && !value.is_boolean())
     return wrong_format(field, fmt::format("is {}, must be a JSON Schema", describe(value)));
-  KIVI_RETURN_IF_ERROR(check_object_sizes(document.value));  // all of it is read again
+  // The whole body is parsed again, with the order of its members.
+  KIVI_RETURN_IF_ERROR(check_object_sizes(document.value));
   const OwnedJson<ordered_json> owned(ordered_json::parse(document.body));
   const ordered_json* ordered = &*owned;
   for (const char* name : place) ordered = &(*ordered)[name];
@@ -141,7 +142,7 @@ Status check_object_sizes(const json& value) {
 }
 
 Result<std::optional<OutputFormat>> parse_format(std::string_view body, JsonFields& fields) {
-  const Document document{body, fields.document()};
+  const Document document{body, fields.object()};
   std::optional<OutputFormat> format;
   std::string from;
   const auto take = [&](const char* name, auto&& read) -> Status {

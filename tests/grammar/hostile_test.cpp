@@ -39,15 +39,20 @@ std::string times(std::string_view text, int count) {
 }  // namespace
 
 TEST_CASE("an expression that is nested too deep is refused") {
-  for (const int count : {5'000, 60'000, 250'000})
-    for (const char* mark : {"*", "?", "+"}) {
-      CAPTURE(count, mark);
-      CHECK(answer(SourceKind::regex, "x" + times(std::string(mark) == "+" ? "+?" : mark,
-                                                  std::string(mark) == "+" ? count / 2 : count))
-                .find("deep") != std::string::npos);
-      CHECK(answer(SourceKind::grammar, "root ::= \"x\"" + times(mark, count)).find("deep") !=
+  // Behind another mark, a ? of a regular expression makes no level of its own.
+  for (const int bytes : {5'000, 60'000, 250'000}) {
+    CAPTURE(bytes);
+    for (const std::string mark : {"*", "?", "+?"}) {
+      CAPTURE(mark);
+      CHECK(answer(SourceKind::regex, "x" + times(mark, bytes / int(mark.size()))).find("deep") !=
             std::string::npos);
     }
+    for (const char* mark : {"*", "?", "+"}) {
+      CAPTURE(mark);
+      CHECK(answer(SourceKind::grammar, "root ::= \"x\"" + times(mark, bytes)).find("deep") !=
+            std::string::npos);
+    }
+  }
   const std::string pattern = R"({"type":"string","pattern":"x)" + times("*", 60'000) + "\"}";
   CHECK(answer(SourceKind::json_schema, pattern).find("deep") != std::string::npos);
   CHECK(answer(SourceKind::regex, "x" + times("*", 1'000)).empty());
