@@ -3,7 +3,7 @@
 // not name.
 //
 //   kernels_bench [--only FORMAT] [--shape TEXT] [--tunings LIST] [--heads-apart] [--sweep]
-//                 [--timeline] [--shared]
+//                 [--mixed] [--timeline] [--shared]
 //
 // Prints, for each shape and format, microseconds a launch, gigabytes a second and the percentage
 // of the copy rate measured in the same run. --only and --shape keep the format of this name and
@@ -12,6 +12,7 @@
 // instead: WARPSxSTAGESxTILE,..., with the fields of DecodeTuning, 0 for a default.
 // --heads-apart sets DecodeTuning::heads_apart. With --sweep, it prints BLOCKSxWARPSxSTAGES:PERCENT
 // for many tunings.
+// --mixed gives the sequences lengths from a third of the shape's to all of it.
 // --shared prints, for samples of one prompt, microseconds a launch where each sample has a copy of
 // the prompt's pages, where the samples have the same pages but read them apart, and where shared
 // pages are read once for all (cascade); and whether the engine would do so.
@@ -115,7 +116,8 @@ double median_us(cudaStream_t stream, int launches, const std::function<void(int
   return times[times.size() / 2] * 1000.0 / launches;
 }
 
-// Bytes one launch reads of the store (README.md of kernels/cuda counts the same way).
+// Bytes one launch reads of the store for so many sequences of a length (README.md of kernels/cuda
+// counts the same way).
 double bytes_of(const KvLayout& layout, int sequences, int past) {
   const int d = layout.shape.head_dim, row = 2 * d;
   double bytes = 2 * row;  // the step's own token
@@ -136,9 +138,9 @@ double bytes_of(const KvLayout& layout, int sequences, int past) {
 
 class StoreBench {
  public:
-  // `prompt`: tokens that all sequences share.
+  // `prompt`: tokens that all sequences share. mixed: they have different lengths.
   StoreBench(CudaBackend& backend, const ShapeCase& shape, const KvFormat& format,
-             Sharing sharing = Sharing::copies, int prompt = 0)
+             Sharing sharing = Sharing::copies, int prompt = 0, bool mixed = false)
       : backend_(backend), shape_(shape), stream_(backend.stream()) {
     KvLayout layout{format, {1, shape.kv_heads, shape.head_dim}};
     const int pages_each = shape.tokens / layout.page_tokens() + 1;
@@ -177,14 +179,19 @@ class StoreBench {
     backend.upload(group_memory_.get(), &group_, sizeof group_);
     backend.upload(members_.get(), members.data(), members.size() * 4);
     std::vector<StepSequence> sequences;
-    for (int i = 0; i < shape.sequences; ++i)
+    std::mt19937 random(7);
+    for (int i = 0; i < shape.sequences; ++i) {
+      const int least = mixed ? shape.tokens / 3 : shape.tokens;
+      const int past = least - 1 + int(random() % uint32_t(shape.tokens - least + 1));
+      bytes_ += bytes_of(view_.layout, 1, past);
       sequences.push_back({.row_begin = i,
                            .row_count = 1,
-                           .past = shape.tokens - 1,
+                           .past = past,
                            .slot = i,
                            .pages_begin = i * pages_each,
                            .pages_count = pages_each,
                            .shared_pages = cascades_ ? shared_pages : 0});
+    }
     table_ = make_device_memory(table.size() * 4);
     sequences_ = make_device_memory(sequences.size() * sizeof(StepSequence));
     backend.upload(table_.get(), table.data(), table.size() * 4);
@@ -199,7 +206,7 @@ class StoreBench {
     KIVI_CUDA_VERIFY(cudaGetLastError());
   }
 
-  double bytes() const { return bytes_of(view_.layout, shape_.sequences, shape_.tokens - 1); }
+  double bytes() const { return bytes_; }
 
   // Of a launch upon layer `layer`, modulo the layers that there are.
   cuda::DecodeArguments arguments(int layer) const {
@@ -256,6 +263,7 @@ class StoreBench {
   cudaStream_t stream_;
   int layers_ = 1;
   int launches_ = 8;  // at least
+  double bytes_ = 0;  // that a launch reads of the store
   KvView view_;
   DeviceMemory pages_, slots_, table_, sequences_, q_, out_, kv_;
   StepGroup group_;
@@ -392,10 +400,11 @@ void compare_shared(CudaBackend& backend, const DecodeWorkspace& workspace, cons
 
 int run(int argc, char** argv) {
   const char *only = nullptr, *shapes = "", *tunings = nullptr;
-  bool sweeps = false, timeline = false, shared = false;
+  bool sweeps = false, timeline = false, shared = false, mixed = false;
   cuda::DecodeTuning tuning;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--sweep") == 0) sweeps = true;
+    if (std::strcmp(argv[i], "--mixed") == 0) mixed = true;
     if (std::strcmp(argv[i], "--timeline") == 0) timeline = true;
     if (std::strcmp(argv[i], "--shared") == 0) shared = true;
     if (std::strcmp(argv[i], "--heads-apart") == 0) tuning.heads_apart = true;
@@ -435,7 +444,7 @@ int run(int argc, char** argv) {
             }))
           continue;
         if (f.format.group > 0 && shape.head_dim % f.format.group != 0) continue;
-        const StoreBench bench(backend, shape, f.format);
+        const StoreBench bench(backend, shape, f.format, Sharing::copies, 0, mixed);
         std::printf("%-26s %-12s ", describe(shape).c_str(), f.name);
         if (sweeps) {
           sweep(bench, workspace, copy);
