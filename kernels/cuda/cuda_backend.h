@@ -39,12 +39,13 @@ inline constexpr int kNormWidthMax = 16384;
 }  // namespace cuda
 
 // Memory of decode attention that lives as long as the backend: the plans of a step, partial
-// softmax states and the counters that find a segment's last arriver. See kv_attend_decode.h.
+// softmax states, those that a block gives to the next one, and the counters that find a segment's
+// last arriver. See kv_attend_decode.h.
 struct DecodeWorkspace {
-  DeviceMemory line, pieces, prefix, extents;
+  DeviceMemory line, borders, pieces, prefix, extents;
   DeviceMemory partials;
+  DeviceMemory given;     // words of kNotGiven between launches
   DeviceMemory counters;  // i32, zero between launches
-  size_t partials_bytes = 0;
   int counters_count = 0;
   // Of groups that share pages (kv_attend_shared.h); null where the device has no kernel for them.
   DeviceMemory shared_plan, shared_states, shared_where;

@@ -16,8 +16,9 @@ inline constexpr float kNever = -1e30f;  // the initial maximum: every logit is 
 //
 // A piece has at most two incomplete segments: one that began in an earlier piece (slot 2 warp) and
 // one that goes on in a later piece (slot 2 warp + 1). Neighboring slots of one segment are merged
-// in the block; what is then still incomplete goes to the workspace, where the segment's last block
-// to arrive merges in the order of blocks. So the result does not depend on who came last.
+// in the block; what is then still incomplete goes to the workspace. Where a segment has two
+// blocks, the second one waits for the state of the first. Where it has more, the last block to
+// arrive merges in the order of blocks. So the result does not depend on who came last.
 struct PartialSlot {
   int id;           // segment, numbered over all sequences; -1: empty
   int start, last;  // where its first and its last unit begin on the line
@@ -46,6 +47,33 @@ __device__ __forceinline__ int count_arrival(int* counter) {
   return before;
 }
 
+// x, or another NaN in place of the one that says that nothing is there.
+__device__ __forceinline__ float given(float x) {
+  return __float_as_uint(x) == kNotGiven ? __uint_as_float(0x7FFFFFFFu) : x;
+}
+__device__ __forceinline__ void give(float4* to, const float4& v) {
+  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(given(v.x)),
+               "f"(given(v.y)), "f"(given(v.z)), "f"(given(v.w))
+               : "memory");
+}
+// What is there, which may not be given yet.
+__device__ __forceinline__ float4 look_at(const float4* from) {
+  float4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(from)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ bool is_given(const float4& v) {
+  return (__float_as_uint(v.x) != kNotGiven) & (__float_as_uint(v.y) != kNotGiven) &
+         (__float_as_uint(v.z) != kNotGiven) & (__float_as_uint(v.w) != kNotGiven);
+}
+__device__ __forceinline__ void take_back(float4* to) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(to), "r"(kNotGiven)
+               : "memory");
+}
+
 // SHARES: states of attend_shared may have to be added.
 template <int D, int NT, bool SHARES>
 struct DecodeMerge {
@@ -53,7 +81,7 @@ struct DecodeMerge {
   static constexpr int kPartialFloats = NT * (kTiles * 128 + 16);  // of the workspace, at most
 
   const DecodeLaunch& a;
-  const Line& line;
+  const BlockLine& of_block;
 
   // Merges float4 `i` of `count` states; partial(j) is the j-th, written by this block or
   // (IN_BLOCK false) by others; its maxima and sums are float4 `state`. m, l: of the whole.
@@ -137,19 +165,40 @@ struct DecodeMerge {
     }
   }
 
-  // Merges float4 `i` of `count` states into the output row or (`to` given) one state.
+  // Waits for float4 `i` of the state that the block before gives, and for its maxima and sums,
+  // float4 `state`. Merges it before o, m and l. That block has started earlier, and gives before
+  // it waits itself, so this ends.
+  __device__ __forceinline__ void take(float4* before, int i, int state, float4& o, float2& m,
+                                       float2& l) const {
+    float4 s, v;
+    do {
+      s = look_at(before + state), v = look_at(before + i);
+    } while (!(is_given(s) & is_given(v)));
+    take_back(before + i);
+    const float2 top = make_float2(fmaxf(m.x, s.x), fmaxf(m.y, s.y));
+    const float2 f = make_float2(exp2_fast(s.x - top.x), exp2_fast(s.y - top.y));
+    const float2 own = make_float2(exp2_fast(m.x - top.x), exp2_fast(m.y - top.y));
+    l.x = fmaf(s.z, f.x, l.x * own.x), l.y = fmaf(s.w, f.y, l.y * own.y);
+    o.x = fmaf(v.x, f.x, o.x * own.x), o.y = fmaf(v.y, f.y, o.y * own.y);
+    o.z = fmaf(v.z, f.x, o.z * own.x), o.w = fmaf(v.w, f.y, o.w * own.y);
+    m = top;
+  }
+
+  // Merges float4 `i` of `count` states, and the one that is given at `before` if there is one,
+  // into the output row or (`to` given) one state.
   template <bool IN_BLOCK, class PartialOf>
   __device__ __forceinline__ void reduce(int i, const PartialSlot& p, int count, PartialOf partial,
-                                         float4* to) const {
+                                         float4* to, float4* before = nullptr) const {
     const int g = i % 8, t = (i >> 3) & ((1 << a.pair_shift) - 1);
     const int n = (i >> (3 + a.pair_shift)) / kTiles, c = (i >> (3 + a.pair_shift)) % kTiles;
     const int head = n * 8 + 2 * t, state = quads() + n * 4 + t;
     if (head >= p.heads) return;
     float2 m, l;
     float4 o = merge<IN_BLOCK>(i, state, count, partial, m, l);
+    if (IN_BLOCK && __builtin_expect(before != nullptr, 0)) take(before, i, state, o, m, l);
     if (to != nullptr) {
-      to[i] = o;
-      if (c == 0 && g == 0) to[state] = make_float4(m.x, m.y, l.x, l.y);
+      give(to + i, o);
+      if (c == 0 && g == 0) give(to + state, make_float4(m.x, m.y, l.x, l.y));
       return;
     }
     if (SHARES && p.where.y > 0) add_shared(p, head, c, g, o, m, l);
@@ -168,44 +217,59 @@ struct DecodeMerge {
                                       int* arrived, Stamp stamp) {
     constexpr uint32_t kAll = 0xffffffffu;
     const int lane = threadIdx.x % 32;
-    const int begin = line.boundary(min(line.pieces, int(blockIdx.x) * line.pieces_block));
-    const int end = line.boundary(min(line.pieces, int(blockIdx.x + 1) * line.pieces_block));
     // Lane i looks at slot i. The slots of one segment are a first one, then the even ones of the
     // next workers.
     const int id = lane < 2 * workers ? slots[lane].id : -1;
     const uint32_t same = __match_any_sync(kAll, id);
     const bool leads = id >= 0 && (same & ((1u << lane) - 1)) == 0;
-    const bool begins = leads && slots[lane].start >= begin;
-    const bool ends = leads && slots[lane].last < end;
+    const int4 borders = of_block.borders;
+    const int start = leads ? slots[lane].start : 0, last = leads ? slots[lane].last : 0;
+    const bool begins = leads && start >= borders.y, ends = leads && last < borders.z;
     const uint32_t leaders = __ballot_sync(kAll, leads);
     const int rank = __popc(leaders & ((1u << lane) - 1));
-    // Left for the workspace: at most one that began earlier, at most one that begins here.
+    // Left for other blocks: at most one that began earlier, at most one that begins here.
     const int earlier = __ffs(int(__ballot_sync(kAll, leads && !begins))) - 1;
     const int here = __ffs(int(__ballot_sync(kAll, begins && !ends))) - 1;
-    const int all = __popc(leaders) * quads();
-    for (int i = threadIdx.x; i - lane < all; i += blockDim.x) {  // quads() is a multiple of 32
-      const int group = (i - lane) / quads();
+    // Segments of two blocks: of the one before and this one, and of this one and the next.
+    const bool takes = __any_sync(kAll, leads && !begins && ends && start >= borders.x);
+    const bool gives = __any_sync(kAll, begins && !ends && last < borders.w);
+    float4* const own = a.given + int64_t(blockIdx.x) * (kPartialFloats / 4);
+    float4* const before = own - kPartialFloats / 4;
+    const int groups = __popc(leaders);
+    for (int i = threadIdx.x; i - lane < groups * quads(); i += blockDim.x) {
+      const int part = (i - lane) / quads();  // quads() is a multiple of 32
+      // What waits for another block, which is the first segment, comes last.
+      const int group = !takes ? part : part + 1 < groups ? part + 1 : 0;
       const int first = __ffs(int(__ballot_sync(kAll, leads && rank == group))) - 1;
       const int count = __popc(__shfl_sync(kAll, same, first));
+      const bool is_taken = takes && first == earlier;
       float4* to = nullptr;
-      if (first == earlier || first == here)
+      if (gives && first == here)
+        to = own;
+      else if (!is_taken && (first == earlier || first == here))
         to = reinterpret_cast<float4*>(a.partials +
                                        int64_t(2 * blockIdx.x + (first == here)) * kPartialFloats);
       reduce<true>(
-          i - group * quads(), slots[first], count,
+          i - part * quads(), slots[first], count,
           [&](int j) {
             return reinterpret_cast<const float4*>(state(j == 0 ? first : 2 * (first / 2 + j)));
           },
-          to);
+          to, is_taken ? before : nullptr);
+    }
+    if (takes) {
+      __syncthreads();  // all have read the maxima and sums
+      for (int i = threadIdx.x; i < NT * 4; i += blockDim.x) take_back(before + quads() + i);
     }
     stamp(DecodePlace::block_merged);
-    if (earlier < 0 && here < 0) return;  // the same in all threads
+    const int of_earlier = takes ? -1 : earlier, of_here = gives ? -1 : here;  // counted
+    if (of_earlier < 0 && of_here < 0) return;  // the same in all threads
     __syncthreads();
-    const int mine = threadIdx.x == 0 ? earlier : here;
+    const int mine = threadIdx.x == 0 ? of_earlier : of_here;
     if (threadIdx.x < 2 && mine >= 0) {
       // After the barrier, this one thread releases what all threads of the block have written, and
       // before the next one it acquires for them what other blocks have.
       const int n = count_arrival(a.counters + slots[mine].id) + 1;
+      const Line& line = of_block.line;
       const int first = line.block_of(line.owner(slots[mine].start));
       const int count = line.block_of(line.owner(slots[mine].last)) - first + 1;
       if (n == count) a.counters[slots[mine].id] = 0;
@@ -215,7 +279,7 @@ struct DecodeMerge {
     __syncthreads();
     stamp(DecodePlace::counted);
     for (int k = 0; k < 2; ++k) {
-      const int slot = k == 0 ? earlier : here;
+      const int slot = k == 0 ? of_earlier : of_here;
       if (slot < 0 || !arrived[k * 3]) continue;
       const int first = arrived[k * 3 + 1];
       for (int i = threadIdx.x; i < quads(); i += blockDim.x)

@@ -59,6 +59,10 @@ struct Line;
 struct DecodeShared {
   int ones, line, slots, arrived, partials, partial_bytes, ring;
 };
+// What a word of DecodeLaunch::given holds until its state is written. No state has it: arithmetic
+// makes another NaN.
+constexpr uint32_t kNotGiven = 0xFFFFFFFFu;
+
 // Everything a launch knows; passed by value.
 struct DecodeLaunch {
   const __half* q;
@@ -75,7 +79,9 @@ struct DecodeLaunch {
   Piece* pieces;    // [blocks][warps]
   Extent* extents;  // [sequences]
   int* prefix;      // [sequences + 1]
+  int4* borders;    // [blocks]: where the block before, it and the two behind it begin on the line
   float* partials;
+  float4* given;  // [blocks] states for the next block; kNotGiven where there is none
   int* counters;
   KvKind kind;
   int group_shift, page_shift;  // log2 of G and of the tokens of a page
@@ -174,7 +180,7 @@ inline DecodeShared decode_shared(int warps, int stages, int head_dim, int head_
   DecodeShared s{};
   s.ones = (warps * stages * 8 + 15) / 16 * 16;
   s.line = s.ones + warps * 16;
-  s.slots = s.line + 64;
+  s.slots = s.line + 64;  // a BlockLine
   s.arrived = s.slots + 2 * warps * 32;
   s.partials = (s.arrived + 32 + 127) / 128 * 128;
   s.partial_bytes = head_tiles * ((head_dim * 8 << pair_shift) + 64);
@@ -383,6 +389,20 @@ struct alignas(16) Line {
     return prefix[c.sequence] + c.segment * extent_of(a, a.sequences[c.sequence]).weight(a);
   }
 };
+
+// What a block has of the line in shared memory.
+struct BlockLine {
+  Line line;
+  int4 borders;  // DecodeLaunch::borders
+};
+static_assert(sizeof(BlockLine) == 64);
+
+// Byte `at` of a block's BlockLine in global memory, a multiple of 4.
+__device__ __forceinline__ const std::byte* block_line(const DecodeLaunch& a, unsigned at) {
+  return at < sizeof(Line)
+             ? reinterpret_cast<const std::byte*>(a.line) + at
+             : reinterpret_cast<const std::byte*>(a.borders + blockIdx.x) + (at - sizeof(Line));
+}
 
 static_assert(sizeof(Line) <= 64);
 

@@ -104,9 +104,10 @@ DecodeLaunch describe(const DecodeArguments& s, int head_tiles) {
   return a;
 }
 
-size_t pieces_max(const CudaProperties& device) {
-  return size_t(device.multiprocessors) * kBlocksMax * kWarpsMax;
+size_t blocks_max(const CudaProperties& device) {
+  return size_t(device.multiprocessors) * kBlocksMax;
 }
+size_t pieces_max(const CudaProperties& device) { return blocks_max(device) * kWarpsMax; }
 
 // Sum of x over the threads before this one, the sum over all and the largest x. All threads.
 struct Scan {
@@ -159,8 +160,8 @@ __device__ int2 whole_segments(int block, int warp, int warps, int few_blocks, i
   return {min(count, before * each), min(count, (before + shares) * each)};
 }
 
-// Fills a.prefix, a.extents, a.line and a.pieces [all_blocks][warps]. Little work goes to the first
-// `few_blocks`. `whole`: segments are not cut. One block.
+// Fills a.prefix, a.extents, a.line, a.borders and a.pieces [all_blocks][warps]. Little work goes
+// to the first `few_blocks`. `whole`: segments are not cut. One block.
 __global__ void __launch_bounds__(kPlanThreads, 1)
     plan_decode_kernel(const __grid_constant__ DecodeLaunch a, int all_blocks, int few_blocks,
                        int warps, bool whole) {
@@ -211,6 +212,12 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
     *a.line = line;
   }
   __syncthreads();
+  const auto border = [&](int block) {
+    return line.boundary(min(line.pieces, max(0, block) * line.pieces_block));
+  };
+  for (int block = threadIdx.x; block < all_blocks; block += kPlanThreads)
+    a.borders[block] =
+        make_int4(border(block - 1), border(block), border(block + 1), border(block + 2));
   for (int i = threadIdx.x; i < all_blocks * warps; i += kPlanThreads) {
     const int block = i / warps, warp = i % warps, piece = block * line.pieces_block + warp;
     bool has_piece = warp < line.pieces_block && piece < line.pieces;
@@ -368,7 +375,9 @@ DecodeLaunch describe_decode(const DecodeArguments& s, const CudaProperties& dev
   // Bits do not matter here: plans of one window have the same.
   a.extents =
       reinterpret_cast<Extent*>(workspace.extents.get()) + size_t(s.window_index) * kSequencesMax;
+  a.borders = reinterpret_cast<int4*>(workspace.borders.get()) + plan * blocks_max(device);
   a.partials = reinterpret_cast<float*>(workspace.partials.get());
+  a.given = reinterpret_cast<float4*>(workspace.given.get());
   a.counters = reinterpret_cast<int*>(workspace.counters.get());
   if (shares) {
     a.shared_slots = reinterpret_cast<const float*>(workspace.shared_states.get());
@@ -524,10 +533,14 @@ KeptGroups keep_groups(const KvLayout& layout, int heads_q, const GroupRests& re
 
 DecodeWorkspace make_decode_workspace(const CudaProperties& device, cudaStream_t stream) {
   DecodeWorkspace w;
-  const size_t blocks = size_t(device.multiprocessors) * kBlocksMax;
-  w.partials_bytes = 2 * blocks * kPartialFloatsMax * sizeof(float);
-  w.partials = make_device_memory(w.partials_bytes);
+  const size_t blocks = blocks_max(device),
+               given_bytes = blocks * kPartialFloatsMax * sizeof(float);
+  w.partials = make_device_memory(2 * given_bytes);
+  w.given = make_device_memory(given_bytes);
+  static_assert(kNotGiven == 0xFFFFFFFFu);
+  KIVI_CUDA_VERIFY(cudaMemsetAsync(w.given.get(), 0xFF, given_bytes, stream));
   w.line = make_device_memory(kPlans * sizeof(Line));
+  w.borders = make_device_memory(kPlans * blocks * sizeof(int4));
   w.pieces = make_device_memory(kPlans * pieces_max(device) * sizeof(Piece));
   w.prefix = make_device_memory(kPlans * (kSequencesMax + 1) * sizeof(int));
   w.extents = make_device_memory(size_t(kDecodeWindowsMax) * kSequencesMax * sizeof(Extent));

@@ -116,10 +116,10 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
   if (lane < a.stages) barrier_init(barriers + lane * 8, WarpCopy::kArrivals);
   if (lane < 4) reinterpret_cast<uint32_t*>(ones)[lane] = kOnes;
   if (lane < 2) slots[2 * warp + lane].id = -1;
-  // Only the merging needs the line.
-  if (threadIdx.x < sizeof(Line) / 16)
+  // Only the merging needs the line and the borders.
+  if (threadIdx.x < sizeof(BlockLine) / 16)
     copy_chunk(shared_address(shared) + at.line + threadIdx.x * 16,
-               reinterpret_cast<const std::byte*>(a.line) + threadIdx.x * 16);
+               block_line(a, threadIdx.x * 16));
   fence_before_async_copy();
   __syncwarp();
   clock.stamp(DecodePlace::planned);
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(32 * decode_warps_max(D, NT, KB < 8), 1)
   wait_for_chunks();
   __syncthreads();
   clock.stamp(DecodePlace::met);
-  DecodeMerge<D, NT, SHARES>{a, *reinterpret_cast<const Line*>(shared + at.line)}.run(
+  DecodeMerge<D, NT, SHARES>{a, *reinterpret_cast<const BlockLine*>(shared + at.line)}.run(
       slots, warps,
       [&](int slot) {
         return slot % 2 == 1 ? shared + at.ring + slot / 2 * a.ring_bytes

@@ -52,10 +52,9 @@ __global__ void __launch_bounds__(kThreads*(HeadsBlock<NT>::kGroups + 1), 1)
   if (threadIdx.x < kGroups * 2 * a.stages)
     barrier_init(shared_address(shared + at.barriers) + threadIdx.x * 8, 1);
   if (threadIdx.x < 2 * kGroups) slots[threadIdx.x].id = -1;
-  if (threadIdx.x < sizeof(Line) / 4)
+  if (threadIdx.x < sizeof(BlockLine) / 4)
     reinterpret_cast<uint32_t*>(shared + at.line)[threadIdx.x] =
-        reinterpret_cast<const uint32_t*>(a.line)[threadIdx.x];
-  const Line& line = *reinterpret_cast<const Line*>(shared + at.line);
+        *reinterpret_cast<const uint32_t*>(block_line(a, threadIdx.x * 4));
   fence_before_async_copy();
   __syncthreads();
 
@@ -160,7 +159,7 @@ __global__ void __launch_bounds__(kThreads*(HeadsBlock<NT>::kGroups + 1), 1)
   wait_for_previous();
   __syncthreads();
   if (group == kGroups && NT != kHeadsTilesAll) registers_up<Block::kLaunchRegisters>();
-  DecodeMerge<kD, NT, false>{a, line}.run(
+  DecodeMerge<kD, NT, false>{a, *reinterpret_cast<const BlockLine*>(shared + at.line)}.run(
       slots, kGroups, [&](int slot) { return memory(slot / 2) + (slot % 2 == 1 ? 0 : at.partial); },
       reinterpret_cast<int*>(shared + at.arrived), [](DecodePlace) {});
 #endif
