@@ -3,6 +3,7 @@
 // every field.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -63,5 +64,12 @@ struct ServerConfig {
   int64_t limit_tokens_per_minute = 0;
   int limit_concurrent_requests = 0;
 };
+
+// How long a client may take to read so many bytes. One that reads slowly, but reads on, gets all
+// of a large reply.
+inline std::chrono::seconds write_limit(const ServerConfig& config, size_t bytes) {
+  constexpr size_t kSlowest = 128 << 10;  // bytes a second
+  return std::chrono::seconds(config.write_timeout) + std::chrono::seconds(bytes / kSlowest);
+}
 
 }  // namespace kivi

@@ -378,8 +378,8 @@ std::vector<Flag> limit_flags(Settings& s) {
        "arrive.",
        group, kServe, integer(c.header_timeout, 1, 86400)},
       {"write-timeout", "SECONDS",
-       "Close a connection if the client does not read what is sent within this many seconds. Over "
-       "HTTP, each 128 KiB of it adds a second.",
+       "Close a connection, or end a call of gRPC, if the client does not read what is sent within "
+       "this many seconds. Each 128 KiB of it adds a second.",
        group, kServe, integer(c.write_timeout, 1, 86400)},
       {"idle-timeout", "SECONDS",
        "Close a kept-alive connection after this many seconds without a request.", group, kServe,

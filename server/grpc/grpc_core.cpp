@@ -11,9 +11,7 @@
 namespace kivi {
 
 GrpcCore::GrpcCore(ServerState& shared)
-    : state(shared),
-      executor_(std::max(1, shared.config().io_threads)),
-      pending_reads_(executor_, std::chrono::seconds(shared.config().header_timeout)) {}
+    : state(shared), executor_(std::max(1, shared.config().io_threads)), waiting_(executor_) {}
 
 GrpcCore::~GrpcCore() { executor_.stop(); }
 

@@ -12,7 +12,7 @@
 #include <string>
 
 #include "server/grpc/grpc_executor.h"
-#include "server/grpc/pending_reads.h"
+#include "server/grpc/waiting_calls.h"
 #include "server/server_state.h"
 
 namespace kivi {
@@ -38,7 +38,7 @@ class GrpcCore {
   int running() const;
 
   GrpcExecutor& executor() { return executor_; }
-  PendingReads& pending_reads() { return pending_reads_; }
+  WaitingCalls& waiting() { return waiting_; }
   // Sets the function that returns the client address of a connection's descriptor and notes that
   // this client has begun an allowed call. Before the first call.
   void set_judge(std::function<std::string(int descriptor)> judge) { judge_ = std::move(judge); }
@@ -50,7 +50,7 @@ class GrpcCore {
   mutable std::mutex mutex_;  // guards calls_
   std::multimap<std::string, std::weak_ptr<Generation>> calls_;
   GrpcExecutor executor_;
-  PendingReads pending_reads_;
+  WaitingCalls waiting_;
 };
 
 }  // namespace kivi

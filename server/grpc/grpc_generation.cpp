@@ -230,21 +230,22 @@ void Generation::pump() {
   const Usage usage = completion_->usage();
   ended_ = ended;
   write_started_ = Clock::now();
-  writing_ = write(chunks_, ended ? &usage : nullptr);
+  const size_t bytes = write(chunks_, ended ? &usage : nullptr);
+  writing_ = bytes > 0;
+  write_limit_ = write_limit(core_.state.config(), bytes);
   if (ended && !writing_) conclude(grpc::Status::OK);
 }
 
 // Gives up on a reader that leaves a message unread for too long. One timer a call, lazily moved.
 void Generation::watch_writer() {
-  const auto limit = std::chrono::seconds(core_.state.config().write_timeout);
   const auto waited = Clock::now() - write_started_;
-  if (waited >= limit && !std::exchange(dropped_, true)) {
+  if (waited >= write_limit_ && !std::exchange(dropped_, true)) {
     completion_->cancel();
     return drop();
   }
   if (timer_armed_ || dropped_) return;
   timer_armed_ = true;
-  const auto rest = std::chrono::ceil<std::chrono::milliseconds>(limit - waited);
+  const auto rest = std::chrono::ceil<std::chrono::milliseconds>(write_limit_ - waited);
   core_.executor().after(rest, [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->note(&Events::timer);
   });

@@ -93,9 +93,9 @@ class Generation : public std::enable_shared_from_this<Generation> {
   virtual const std::string& wanted_id() const = 0;
   // The request as the engine takes it. `id`, `deadline` and `arrival` are set later.
   virtual Result<CompletionRequest> read(const ServedModel& model) const = 0;
-  // Sends `chunks` or keeps them for finish(). `usage`: null but for the last ones. True: a write
-  // is in flight now, written() follows.
-  virtual bool write(std::vector<TextChunk>& chunks, const Usage* usage) = 0;
+  // Sends `chunks` or keeps them for finish(). `usage`: null but for the last ones. Returns the
+  // bytes of the write that is in flight now, and written() follows; 0: there is none.
+  virtual size_t write(std::vector<TextChunk>& chunks, const Usage* usage) = 0;
   // Ends the call. No write is in flight.
   virtual void finish(grpc::Status status) = 0;
   // Makes gRPC drop the call; client_gone() and written(false) follow.
@@ -136,6 +136,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   bool dropped_ = false;  // a slow reader
   bool timer_armed_ = false;
   Clock::time_point write_started_;
+  std::chrono::seconds write_limit_{};  // of the write in flight
 };
 
 }  // namespace kivi

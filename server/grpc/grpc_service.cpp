@@ -19,6 +19,7 @@
 #include "server/auth.h"
 #include "server/gateway.h"
 #include "server/grpc/grpc_generation.h"
+#include "server/grpc/timed_reply.h"
 #include "server/request_id.h"
 #include "server/tenant.h"
 
@@ -102,9 +103,10 @@ class GenerationCall : public grpc::ServerBidiReactor<Request, Response>, public
   static Call* make(GrpcCore& core, grpc::CallbackServerContext& context) {
     auto call = std::make_shared<Call>(core, context);
     call->self_ = call;
-    call->ticket_ = core.pending_reads().add([weak = std::weak_ptr(call)] {
-      if (const auto self = weak.lock()) self->late();
-    });
+    call->ticket_ = core.waiting().add(std::chrono::seconds(core.state.config().header_timeout),
+                                       [weak = std::weak_ptr(call)] {
+                                         if (const auto self = weak.lock()) self->late();
+                                       });
     call->StartRead(&call->request_);
     return call.get();
   }
@@ -122,9 +124,10 @@ class GenerationCall : public grpc::ServerBidiReactor<Request, Response>, public
  private:
   const std::string& wanted_id() const override { return request_.request_id(); }
   void OnReadDone(bool ok) override {
-    core_.pending_reads().remove(ticket_);
+    core_.waiting().remove(ticket_);
     ok ? begin() : unreadable();
   }
+  void OnWriteDone(bool ok) override { written(ok); }
   void OnCancel() override { client_gone(); }
   void OnDone() override {
     done();
@@ -134,7 +137,7 @@ class GenerationCall : public grpc::ServerBidiReactor<Request, Response>, public
   GrpcCore& core_;
   grpc::CallbackServerContext& context_;
   std::shared_ptr<GenerationCall> self_;  // until the last reaction
-  uint64_t ticket_ = 0;                   // of the pending read
+  WaitingCalls::Ticket ticket_;           // of the read
   Request request_;
 };
 
@@ -152,9 +155,8 @@ class GenerateCall final : public GenerationCall<v1::GenerateRequest, v1::Genera
   Result<CompletionRequest> read(const ServedModel& model) const override {
     return to_completion_request(request(), model, Delivery::stream);
   }
-  void OnWriteDone(bool ok) override { written(ok); }
   // The last message is a write of its own, not one with the status: it, too, is timed.
-  bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
+  size_t write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     message_.Clear();
     if (!std::exchange(begun_, true)) {
       echo_request_id(context(), call().request_id, true);
@@ -163,7 +165,7 @@ class GenerateCall final : public GenerationCall<v1::GenerateRequest, v1::Genera
     append_chunks(chunks, with_logprobs(request()), *message_.mutable_choices());
     if (usage != nullptr) set_usage(*usage, *message_.mutable_usage());
     StartWrite(&message_);
-    return true;
+    return std::max<size_t>(1, message_.ByteSizeLong());
   }
   void finish(grpc::Status status) override {
     if (!begun_) echo_request_id(context(), call().request_id, status.ok());
@@ -175,24 +177,41 @@ class GenerateCall final : public GenerationCall<v1::GenerateRequest, v1::Genera
   bool begun_ = false;
 };
 
-// A call whose one reply goes out with its status.
+// A reply of more bytes is a write of its own, which is timed. A smaller one goes out with the
+// status, at once.
+constexpr size_t kSmallReply = 16 << 10;
+
+// A call with one reply.
 template <class Request, class Response>
 class WholeCall : public GenerationCall<Request, Response> {
  protected:
   WholeCall(GrpcCore& core, grpc::CallbackServerContext& context, const char* method)
       : GenerationCall<Request, Response>(core, context, method, Delivery::whole) {}
 
+  // The reply is whole. Returns what write() does.
+  size_t send() {
+    const size_t bytes = response_.ByteSizeLong();
+    if (bytes <= kSmallReply) return 0;
+    sent_ = true;
+    echo_request_id(this->context(), this->call().request_id, true);
+    this->StartWrite(&response_);
+    return bytes;
+  }
+
   Response response_;
 
  private:
   void finish(grpc::Status status) override {
+    if (sent_) return this->Finish(std::move(status));
     echo_request_id(this->context(), this->call().request_id, status.ok());
     if (status.ok())
       this->StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
     else
       this->Finish(std::move(status));
   }
-  void drop() override {}  // nothing is in flight before the end
+  void drop() override { this->context().TryCancel(); }
+
+  bool sent_ = false;
 };
 
 class CompleteCall final : public WholeCall<v1::GenerateRequest, v1::CompleteResponse> {
@@ -205,18 +224,17 @@ class CompleteCall final : public WholeCall<v1::GenerateRequest, v1::CompleteRes
   Result<CompletionRequest> read(const ServedModel& model) const override {
     return to_completion_request(request(), model, Delivery::whole);
   }
-  bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
+  size_t write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     append_chunks(chunks, with_logprobs(request()), *response_.mutable_choices());
-    if (usage != nullptr) {
-      std::ranges::sort(response_.mutable_choices()->pointer_begin(),
-                        response_.mutable_choices()->pointer_end(), {}, &v1::Choice::index);
-      response_.set_request_id(call().request_id);
-      response_.set_model(model().name);
-      response_.set_system_fingerprint(model().fingerprint);
-      response_.set_created(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now()));
-      set_usage(*usage, *response_.mutable_usage());
-    }
-    return false;
+    if (usage == nullptr) return 0;
+    std::ranges::sort(response_.mutable_choices()->pointer_begin(),
+                      response_.mutable_choices()->pointer_end(), {}, &v1::Choice::index);
+    response_.set_request_id(call().request_id);
+    response_.set_model(model().name);
+    response_.set_system_fingerprint(model().fingerprint);
+    response_.set_created(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now()));
+    set_usage(*usage, *response_.mutable_usage());
+    return send();
   }
 };
 
@@ -230,25 +248,25 @@ class EmbedCall final : public WholeCall<v1::EmbedRequest, v1::EmbedResponse> {
   Result<CompletionRequest> read(const ServedModel& model) const override {
     return to_completion_request(request(), model);
   }
-  bool write(std::vector<TextChunk>& chunks, const Usage* usage) override {
+  size_t write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     auto& embeddings = *response_.mutable_embeddings();
     while (embeddings.size() < request().inputs_size()) embeddings.Add();
     for (const TextChunk& chunk : chunks)
       embeddings[chunk.choice].mutable_values()->Add(chunk.embedding.begin(),
                                                      chunk.embedding.end());
-    if (usage != nullptr) {
-      response_.set_request_id(call().request_id);
-      response_.set_model(model().name);
-      set_usage(*usage, *response_.mutable_usage());
-    }
-    return false;
+    if (usage == nullptr) return 0;
+    response_.set_request_id(call().request_id);
+    response_.set_model(model().name);
+    set_usage(*usage, *response_.mutable_usage());
+    return send();
   }
 };
 
 // A method that ends at once: read, answered on the executor (tokenizing a long text takes long).
 template <class Request, class Response>
-class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
-                           public std::enable_shared_from_this<AnsweredCall<Request, Response>> {
+class AnsweredCall final : public TimedReply<Request, Response> {
+  using Base = TimedReply<Request, Response>;
+
  public:
   using Method = std::function<Status(const Request&, Response&)>;
 
@@ -256,25 +274,31 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
                             Method method) {
     auto call = std::make_shared<AnsweredCall>(core, context, name, std::move(method));
     call->self_ = call;
-    call->ticket_ = core.pending_reads().add([weak = std::weak_ptr(call)] {
-      if (const auto self = weak.lock()) self->end(late_message_status(self->core_.state.config()));
-    });
+    const ServerConfig& config = core.state.config();
+    call->ticket_ = core.waiting().add(std::chrono::seconds(config.header_timeout),
+                                       [weak = std::weak_ptr(call), &config] {
+                                         if (const auto self = weak.lock())
+                                           self->end(late_message_status(config));
+                                       });
     call->StartRead(&call->request_);
     return call.get();
   }
   AnsweredCall(GrpcCore& core, grpc::CallbackServerContext& context, const char* name,
                Method method)
-      : core_(core),
-        context_(context),
+      : Base(core, context),
         call_(begin_call(context, core, name)),
         method_(std::move(method)),
         body_share_(core.state.body_budget()) {}
 
  private:
+  using Base::context_;
+  using Base::core_;
+
   void OnReadDone(bool ok) override {
-    if (core_.pending_reads().remove(ticket_))
-      core_.executor().post([self = this->shared_from_this(), ok] { self->answer(ok); });
+    if (core_.waiting().remove(ticket_))
+      core_.executor().post([self = self_, ok] { self->answer(ok); });
   }
+  void replied(bool ok) override { this->Finish(ok ? grpc::Status::OK : grpc::Status::CANCELLED); }
   void OnDone() override { self_.reset(); }
 
   void answer(bool readable) {
@@ -295,19 +319,19 @@ class AnsweredCall final : public grpc::ServerBidiReactor<Request, Response>,
     Request().Swap(&request_);
     body_share_.release();
     call_handled(core_, call_, status.error_code());
-    if (status.ok())
-      this->StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
-    else
+    if (!status.ok())
       this->Finish(std::move(status));
+    else if (response_.ByteSizeLong() > kSmallReply)
+      this->reply(response_);
+    else
+      this->StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
   }
 
-  GrpcCore& core_;
-  grpc::CallbackServerContext& context_;
   CallInfo call_;
   const Method method_;
   BodyShare body_share_;
   std::shared_ptr<AnsweredCall> self_;  // until the last reaction
-  uint64_t ticket_ = 0;
+  WaitingCalls::Ticket ticket_;         // of the read
   Request request_;
   Response response_;
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/grpc/grpc_standard.h"
 
+#include <fmt/format.h>
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/descriptor.pb.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
@@ -17,6 +18,7 @@
 #include "grpc/health/v1/health.pb.h"
 #include "grpc/reflection/v1/reflection.pb.h"
 #include "server/grpc/grpc_generation.h"
+#include "server/grpc/timed_reply.h"
 
 namespace kivi {
 namespace {
@@ -30,44 +32,55 @@ using grpc::reflection::v1::ServerReflectionResponse;
 constexpr const char* kServices[] = {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
                                      "grpc.reflection.v1alpha.ServerReflection", "kivi.v1.Kivi"};
 
+constexpr size_t kQuestionMax = 16 << 10;  // bytes; answers may repeat it
+
 // Answers each message of a stream with one message. A client that sends none for header_timeout
-// seconds ends its stream.
+// seconds, or leaves an answer unread, ends its stream.
 template <class Request, class Response>
-class AnsweringCall final : public grpc::ServerBidiReactor<Request, Response>,
-                            public std::enable_shared_from_this<AnsweringCall<Request, Response>> {
+class AnsweringCall final : public TimedReply<Request, Response> {
+  using Base = TimedReply<Request, Response>;
+
  public:
   using Answer = std::function<void(const Request&, Response&)>;
 
-  static AnsweringCall* make(GrpcCore& core, Answer answer) {
-    auto call = std::make_shared<AnsweringCall>(core, std::move(answer));
+  static AnsweringCall* make(GrpcCore& core, grpc::CallbackServerContext& context, Answer answer) {
+    auto call = std::make_shared<AnsweringCall>(core, context, std::move(answer));
     call->self_ = call;
     call->read();
     return call.get();
   }
-  AnsweringCall(GrpcCore& core, Answer answer) : core_(core), answer_(std::move(answer)) {}
+  AnsweringCall(GrpcCore& core, grpc::CallbackServerContext& context, Answer answer)
+      : Base(core, context), answer_(std::move(answer)) {}
 
  private:
+  using Base::core_;
+
   void read() {
-    ticket_ = core_.pending_reads().add([weak = this->weak_from_this()] {
-      if (const auto self = weak.lock())
-        self->Finish(late_message_status(self->core_.state.config()));
-    });
+    const ServerConfig& config = core_.state.config();
+    ticket_ = core_.waiting().add(std::chrono::seconds(config.header_timeout),
+                                  [weak = this->weak_from_this(), &config] {
+                                    if (const auto self = weak.lock())
+                                      self->Finish(late_message_status(config));
+                                  });
     this->StartRead(&request_);
   }
   void OnReadDone(bool ok) override {
-    if (!core_.pending_reads().remove(ticket_)) return;
+    if (!core_.waiting().remove(ticket_)) return;
     if (!ok) return this->Finish(grpc::Status::OK);
+    if (const size_t bytes = request_.ByteSizeLong(); bytes > kQuestionMax)
+      return this->Finish(
+          {grpc::StatusCode::RESOURCE_EXHAUSTED,
+           fmt::format("the message has {} bytes; at most {} are taken", bytes, kQuestionMax)});
     response_.Clear();
     answer_(request_, response_);
-    this->StartWrite(&response_);
+    this->reply(response_);
   }
-  void OnWriteDone(bool ok) override { ok ? read() : this->Finish(grpc::Status::OK); }
+  void replied(bool ok) override { ok ? read() : this->Finish(grpc::Status::OK); }
   void OnDone() override { self_.reset(); }
 
-  GrpcCore& core_;
   const Answer answer_;
   std::shared_ptr<AnsweringCall> self_;  // until the last reaction
-  uint64_t ticket_ = 0;
+  WaitingCalls::Ticket ticket_;          // of the read
   Request request_;
   Response response_;
 };
@@ -82,10 +95,11 @@ class OneMethod final : public grpc::Service {
   OneMethod(GrpcCore& core, const char* name, Answer answer) {
     AddMethod(new grpc::internal::RpcServiceMethod(name, grpc::internal::RpcMethod::BIDI_STREAMING,
                                                    nullptr));
-    MarkMethodCallback(0, new grpc::internal::CallbackBidiHandler<Request, Response>(
-                              [&core, answer = std::move(answer)](grpc::CallbackServerContext*) {
-                                return AnsweringCall<Request, Response>::make(core, answer);
-                              }));
+    MarkMethodCallback(
+        0, new grpc::internal::CallbackBidiHandler<Request, Response>(
+               [&core, answer = std::move(answer)](grpc::CallbackServerContext* context) {
+                 return AnsweringCall<Request, Response>::make(core, *context, answer);
+               }));
   }
 };
 

@@ -516,10 +516,7 @@ asio::awaitable<bool> HttpConnection::send(Buffers buffers) {
       buffer += skipped;
       sent -= skipped;
     }
-    // A client that reads slowly, but reads on, gets all of a large reply.
-    constexpr size_t kSlowest = 128 << 10;  // bytes a second
-    deadline_.set_in(std::chrono::seconds(shared_.state.config().write_timeout) +
-                     std::chrono::seconds(asio::buffer_size(buffers) / kSlowest));
+    deadline_.set_in(write_limit(shared_.state.config(), asio::buffer_size(buffers)));
     sending_ = true;
     const auto [write_error, bytes] = co_await asio::async_write(socket_, buffers, kTuple);
     sending_ = false;

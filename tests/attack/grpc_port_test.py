@@ -174,6 +174,43 @@ class Keys(harness.WithServer):
         self.assertEqual(attack.grpc_code(self.server, key="secret"), "OK")
 
 
+class UnreadReplies(harness.WithServer):
+    arguments = ("--write-timeout", "1")
+    LARGE = 40_000  # bytes of a text, whose reply is larger than what goes out at once
+
+    def calls(self):
+        v1 = attack.stubs().kivi
+        yield "Tokenize", v1.TokenizeRequest(text="a tale " * (self.LARGE // 7),
+                                             return_token_strings=True)
+        yield "Complete", v1.GenerateRequest(text="a tale", max_tokens=200, n=8, ignore_eos=True,
+                                             logprobs=20)
+
+    def test_a_reply_that_nobody_reads_ends_its_call(self):
+        for method, request in self.calls():
+            with self.subTest(method=method), h2.Connection(
+                    self.server.grpc_port, window=1000) as connection:
+                stream = connection.open(f"/kivi.v1.Kivi/{method}")
+                connection.data(stream, h2.message(request.SerializeToString()))
+                begun = time.monotonic()
+                self.assertIsNotNone(connection.end_of(stream, 20))
+                self.assertGreater(time.monotonic() - begun, 0.9)
+        self.assertEqual(attack.grpc_code(self.server), "OK")
+
+    def test_an_answer_of_reflection_that_nobody_reads_ends_its_stream(self):
+        question = b"\x22" + varint(len("kivi.v1.Kivi")) + b"kivi.v1.Kivi"  # the symbol's file
+        with h2.Connection(self.server.grpc_port, window=1000) as connection:
+            stream = connection.open("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+            connection.data(stream, h2.message(question), end=False)
+            self.assertIsNotNone(connection.end_of(stream, 10))
+
+    def test_reflection_takes_no_large_question(self):
+        question = b"\x22" + varint(20_000) + b"x" * 20_000
+        with h2.Connection(self.server.grpc_port) as connection:
+            stream = connection.open("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+            connection.data(stream, h2.message(question), end=False)
+            self.assertEqual(connection.end_of(stream, 5), b"")
+
+
 class Connections(harness.WithServer):
     arguments = ("--max-grpc-connections", "40")
 

@@ -2,8 +2,10 @@
 // Calls that end before their tokens: cancelled, late, aborted, not read, cut off by a shutdown.
 #include <atomic>
 #include <future>
+#include <iterator>
 #include <random>
 
+#include "server/grpc/waiting_calls.h"
 #include "tests/grpc/grpc_fixture.h"
 
 using namespace kivi;
@@ -155,10 +157,14 @@ TEST_CASE("a reader that never reads is dropped after write_timeout") {
   options.server.write_timeout = 1;
   GrpcTest t(options);
   v1::GenerateRequest request = text_request("a tale", 2000);
-  request.set_logprobs(20);
   request.set_n(8);  // more than the windows of a connection hold
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // which would make them larger
+  const auto stub =
+      v1::Kivi::NewStub(grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(t.server->port()),
+                                                  grpc::InsecureChannelCredentials(), arguments));
   grpc::ClientContext context;
-  auto reader = t.stub->Generate(&context, request);
+  auto reader = stub->Generate(&context, request);
   REQUIRE(eventually([&] { return t.server->running() == 1; }));
   CHECK(eventually([&] { return t.server->running() == 0; }));
   CHECK(scraped(t.metrics, "reason=\"slow_reader\"} 1"));
@@ -167,6 +173,45 @@ TEST_CASE("a reader that never reads is dropped after write_timeout") {
   }
   CHECK_FALSE(reader->Finish().ok());
   CHECK(t.engine_is_empty());
+}
+
+TEST_CASE("a large reply of one message arrives whole, with the id of its request") {
+  GrpcTest t;
+  v1::GenerateRequest request = text_request("a tale", 400);
+  request.set_logprobs(20);
+  request.set_request_id("large");
+  grpc::ClientContext context;
+  v1::CompleteResponse response;
+  REQUIRE(t.stub->Complete(&context, request, &response).ok());
+  CHECK(response.ByteSizeLong() > 16 << 10);
+  CHECK(response.usage().completion_tokens() == 400);
+  CHECK(response.request_id() == "large");
+  const auto ids = context.GetServerInitialMetadata().equal_range("x-request-id");
+  REQUIRE(std::distance(ids.first, ids.second) == 1);
+  CHECK(ids.first->second == "large");
+  CHECK(t.engine_is_empty());
+}
+
+TEST_CASE("a waiting call is called when it is late, each at its own time") {
+  GrpcExecutor executor(2);
+  {
+    WaitingCalls waiting(executor);
+    std::atomic<int> first{0}, second{0}, removed{0};
+    const auto begun = std::chrono::steady_clock::now();
+    const auto slow = waiting.add(milliseconds(300), [&] { ++first; });
+    waiting.add(milliseconds(30), [&] { ++second; });
+    const auto ticket = waiting.add(milliseconds(50), [&] { ++removed; });
+    CHECK(waiting.remove(ticket));
+    CHECK_FALSE(waiting.remove(ticket));
+    REQUIRE(eventually([&] { return second == 1; }));
+    CHECK(first == 0);
+    REQUIRE(eventually([&] { return first == 1; }));
+    CHECK(std::chrono::steady_clock::now() - begun >= milliseconds(300));
+    CHECK_FALSE(waiting.remove(slow));
+    std::this_thread::sleep_for(milliseconds(50));
+    CHECK(removed == 0);
+    executor.stop();
+  }
 }
 
 TEST_CASE("200 streams at once, half of them cancelled, leave nothing behind") {
