@@ -143,6 +143,42 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a reply of one message that nobody reads ends its call") {
+  GrpcTestOptions options;
+  options.server.write_timeout = 1;
+  GrpcTest t(options);
+  v1::TokenizeRequest request;
+  for (int i = 0; i < 6000; ++i) request.mutable_text()->append("a tale ");
+  request.set_return_token_strings(true);  // more than the window of a stream holds
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // which would make it larger
+  grpc::GenericStub stub(grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(t.server->port()),
+                                                   grpc::InsecureChannelCredentials(), arguments));
+  grpc::CompletionQueue queue;
+  const auto wait = [&] {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  for (const bool reads : {true, false}) {
+    grpc::ClientContext context;
+    const auto call = stub.PrepareCall(&context, "/kivi.v1.Kivi/Tokenize", &queue);
+    call->StartCall(nullptr);
+    REQUIRE(wait());
+    call->WriteLast(buffer_of(request.SerializeAsString()), grpc::WriteOptions(), nullptr);
+    REQUIRE(wait());
+    if (!reads) std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    grpc::ByteBuffer answer;
+    call->Read(&answer, nullptr);
+    CHECK(wait() == reads);
+    grpc::Status status;
+    call->Finish(&status, nullptr);
+    REQUIRE(wait());
+    CHECK(status.error_code() == (reads ? grpc::StatusCode::OK : grpc::StatusCode::CANCELLED));
+    if (reads) CHECK(answer.Length() > 64 << 10);
+  }
+}
+
 TEST_CASE("reflection lists kivi.v1.Kivi and gives its file, in both versions of the protocol") {
   GrpcTest t;
   for (const std::string version : {"v1", "v1alpha"}) {
