@@ -150,6 +150,12 @@ TEST_CASE("Llama pythonic: calls in a list") {
          {{"f",
            "{\"a\": 1, \"b\": -2.5e3, \"c\": true, \"d\": null, \"e\": [1, \"x\"], \"g\": {\"k\": "
            "[1, 2]}}"}}});
+  check(p, "[f(a=0, b=-0.5, c=10E+2)]", {"", {{"f", "{\"a\": 0, \"b\": -0.5, \"c\": 10E+2}"}}});
+  // What looks like a number and is none of JSON's is a string.
+  for (const char* number : {"+1", "1.", ".5", "007", "--1", "1e", "1e+", "-", "1-2"}) {
+    const std::string n = number;
+    check(p, "[f(a=" + n + ")]", {"", {{"f", "{\"a\": \"" + n + "\"}"}}});
+  }
   check(p, "[ns.get-time(f=())]", {"", {{"ns.get-time", "{\"f\": []}"}}});
   check(p, "[f()] \n and more", {"and more", {{"f", "{}"}}});
   check(p, "[f()] \n", {"", {{"f", "{}"}}});
