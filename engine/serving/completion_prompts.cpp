@@ -32,6 +32,10 @@ Status validate_stop(const std::vector<std::string>& stop) {
 }
 
 Status validate_words(const CompletionRequest& request, int vocab_size) {
+  if (request.allowed_token_ids.size() > size_t(vocab_size))
+    return invalid("allowed_token_ids",
+                   fmt::format("allowed_token_ids has {} ids, must have at most {}",
+                               request.allowed_token_ids.size(), vocab_size));
   for (const int32_t id : request.allowed_token_ids)
     if (id < 0 || id >= vocab_size)
       return invalid(
@@ -162,7 +166,7 @@ Result<std::shared_ptr<const TokenRules>> rules_of(const CompletionRequest& requ
   auto rules = std::make_shared<TokenRules>();
   const EngineLimits& limits = model.engine->model();
   rules->vocab_size = limits.vocab_size;
-  rules->allowed = request.allowed_token_ids;
+  rules->allowed = mask_of_tokens(request.allowed_token_ids, limits.vocab_size);
   KIVI_ASSIGN_OR_RETURN(rules->banned, tokens_of_words(request.bad_words, *model.tokenizer));
   rules->min_tokens = sampling.min_tokens;
   rules->ends = sampling.stop_token_ids;

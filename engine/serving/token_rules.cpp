@@ -22,8 +22,8 @@ class RuleConstraint final : public TokenConstraint {
   RuleConstraint(std::shared_ptr<const TokenRules> rules, std::shared_ptr<TokenConstraint> format)
       : rules_(std::move(rules)), format_(std::move(format)) {
     const auto vocab = size_t(rules_->vocab_size);
-    all_.resize((vocab + 31) / 32, rules_->allowed.empty() ? ~0u : 0u);
-    for (const int32_t id : rules_->allowed) grammar::set_bit(all_, id);
+    all_ = rules_->allowed;
+    if (all_.empty()) all_.resize((vocab + 31) / 32, ~0u);
     if (vocab % 32 != 0) all_.back() &= (1u << (vocab % 32)) - 1;  // no bits of no token
     for (const auto& sequence : rules_->banned) longest_ = std::max(longest_, sequence.size());
   }
@@ -92,6 +92,12 @@ class RuleConstraint final : public TokenConstraint {
 };
 
 }  // namespace
+
+std::vector<uint32_t> mask_of_tokens(const std::vector<int32_t>& ids, int vocab_size) {
+  Words mask(ids.empty() ? 0 : (size_t(vocab_size) + 31) / 32);
+  for (const int32_t id : ids) grammar::set_bit(mask, id);
+  return mask;
+}
 
 Result<std::vector<std::vector<int32_t>>> tokens_of_words(const std::vector<std::string>& words,
                                                           const Tokenizer& tokenizer) {

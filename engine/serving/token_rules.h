@@ -17,11 +17,14 @@ namespace kivi {
 // Immutable; the choices of a request share it. Any thread.
 struct TokenRules {
   int vocab_size = 0;                        // of the logits
-  std::vector<int32_t> allowed;              // no others are sampled; empty = all are allowed
+  std::vector<uint32_t> allowed;             // bit mask of what is sampled; empty = all tokens
   std::vector<std::vector<int32_t>> banned;  // these do not come one after another
   int min_tokens = 0;                        // `ends` do not come before this many tokens
   std::vector<int32_t> ends;
 };
+
+// Returns the mask of `ids`, each of which is in 0..vocab_size-1; empty if there are none.
+std::vector<uint32_t> mask_of_tokens(const std::vector<int32_t>& ids, int vocab_size);
 
 // Returns the token sequences that spell `words`: at the beginning of a text, inside one and behind
 // a space. Error invalid, of bad_words, if a word has no token.

@@ -87,8 +87,8 @@ TEST_CASE("allowed tokens are all that is allowed, in a vocabulary of any size")
     CAPTURE(vocab);
     CHECK(allowed_by(*made({.vocab_size = vocab}), vocab).size() == size_t(vocab));
     const int32_t last = vocab - 1;
-    CHECK(allowed_by(*made({.vocab_size = vocab, .allowed = {last, 0, 0}}), vocab) ==
-          std::set<int32_t>{0, last});
+    CHECK(allowed_by(*made({.vocab_size = vocab, .allowed = mask_of_tokens({last, 0, 0}, vocab)}),
+                     vocab) == std::set<int32_t>{0, last});
   }
 }
 
