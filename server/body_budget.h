@@ -40,6 +40,8 @@ class BodyShare {
   bool has_room_for(size_t bytes) const {
     return bytes <= bytes_ || budget_.used() + (bytes - bytes_) <= budget_.limit();
   }
+  // What all shares together may hold.
+  size_t limit() const { return budget_.limit(); }
   // Grows the share to `bytes`, or returns false and changes nothing if that exceeds the budget.
   bool grow_to(size_t bytes) {
     if (bytes <= bytes_) return true;

@@ -10,10 +10,21 @@
 
 namespace kivi {
 
-GrpcCore::GrpcCore(ServerState& shared)
-    : state(shared), executor_(std::max(1, shared.config().io_threads)), waiting_(executor_) {}
+// Of the long executor: more than one, so that one long text does not hold up all others.
+constexpr int kMinLongThreads = 2;
 
-GrpcCore::~GrpcCore() { executor_.stop(); }
+GrpcCore::GrpcCore(ServerState& shared)
+    : state(shared),
+      executor_(std::max(1, shared.config().io_threads)),
+      long_executor_(std::max(kMinLongThreads, shared.config().io_threads)),
+      waiting_(executor_) {}
+
+GrpcCore::~GrpcCore() { stop(); }
+
+void GrpcCore::stop() {
+  executor_.stop();
+  long_executor_.stop();
+}
 
 Result<const ServedModel*> GrpcCore::model() const {
   if (state.draining())

@@ -23,7 +23,7 @@ class Generation;
 class GrpcCore {
  public:
   explicit GrpcCore(ServerState& shared);
-  ~GrpcCore();  // ends the executor before the rest goes
+  ~GrpcCore();  // stop()
 
   ServerState& state;
 
@@ -38,6 +38,10 @@ class GrpcCore {
   int running() const;
 
   GrpcExecutor& executor() { return executor_; }
+  // For long work, such as tokenizing a long text. Short calls do not wait behind it.
+  GrpcExecutor& long_executor() { return long_executor_; }
+  // Ends both executors.
+  void stop();
   WaitingCalls& waiting() { return waiting_; }
   // Sets the function that returns the client address of a connection's descriptor and notes that
   // this client has begun an allowed call. Before the first call.
@@ -49,7 +53,7 @@ class GrpcCore {
   std::function<std::string(int)> judge_;
   mutable std::mutex mutex_;  // guards calls_
   std::multimap<std::string, std::weak_ptr<Generation>> calls_;
-  GrpcExecutor executor_;
+  GrpcExecutor executor_, long_executor_;
   WaitingCalls waiting_;
 };
 

@@ -83,16 +83,16 @@ grpc::Status over_budget_status(GrpcCore& core) {
                            core.state.body_budget().limit())});
 }
 
-Generation::Generation(GrpcCore& core, CallInfo call, const google::protobuf::Message& message,
+Generation::Generation(GrpcCore& core, CallInfo call, google::protobuf::Message& message,
                        Delivery delivery)
     : core_(core),
       call_(std::move(call)),
       message_(message),
       delivery_(delivery),
-      body_share_(core.state.body_budget()) {}
+      request_message_(message, core.state.body_budget()) {}
 
 void Generation::begin() {
-  note(body_share_.grow_to(message_.ByteSizeLong()) ? &Events::begun : &Events::over_budget);
+  note(request_message_.arrived() ? &Events::begun : &Events::over_budget);
 }
 
 void Generation::unreadable() { note(&Events::unreadable); }
@@ -116,7 +116,12 @@ void Generation::note(bool Events::*what) {
     events_.*what = true;
     if (std::exchange(scheduled_, true)) return;
   }
-  core_.executor().post([self = shared_from_this()] { self->turn(); });
+  schedule(what == &Events::begun && request_message_.is_long());
+}
+
+void Generation::schedule(bool long_turn) {
+  GrpcExecutor& executor = long_turn ? core_.long_executor() : core_.executor();
+  executor.post([self = shared_from_this()] { self->turn(); });
 }
 
 void Generation::turn() {
@@ -144,12 +149,16 @@ void Generation::turn() {
     }
   }
   // Queued again instead of looping: other calls get their turn.
-  core_.executor().post([self = shared_from_this()] { self->turn(); });
+  schedule(false);
 }
 
 void Generation::run(const Events& events) {
   if (events.timer) timer_armed_ = false;
-  if (finished_) return;
+  if (events.begun) arrived_ = true;
+  if (finished_) {
+    if (events.begun) request_message_.drop();
+    return;
+  }
   if (events.written) writing_ = false;
   if (events.gone || events.write_failed) gone_ = true;
   if (gone_) return end_for_gone_client();
@@ -170,6 +179,14 @@ void Generation::run(const Events& events) {
 
 // Admits the call and hands it to the engine, or ends it with what is wrong.
 void Generation::start() {
+  switch (request_message_.parse()) {
+    case RequestMessage::Parsed::whole:
+      break;
+    case RequestMessage::Parsed::malformed:
+      return conclude(unreadable_status(call_.method));
+    case RequestMessage::Parsed::over_budget:
+      return conclude(over_budget_status(core_));
+  }
   const Status admitted = adopt_request_id(call_, wanted_id());
   core_.add(call_.request_id, shared_from_this());
   if (!admitted.ok()) return conclude(to_grpc_status(admitted.error()));
@@ -233,7 +250,7 @@ void Generation::pump() {
   const size_t bytes = write(chunks_, ended ? &usage : nullptr);
   writing_ = bytes > 0;
   write_limit_ = write_limit(core_.state.config(), bytes);
-  if (ended && !writing_) conclude(grpc::Status::OK);
+  if (ended) request_message_.drop();
 }
 
 // Gives up on a reader that leaves a message unread for too long. One timer a call, lazily moved.
@@ -275,6 +292,8 @@ void Generation::conclude(grpc::Status status) {
     count_usage();
   }
   permit_.reset();
+  // A call may live on for as long as its client likes.
+  if (arrived_) request_message_.drop();
   if (completion_)
     call_handled(core_, call_, status.error_code(), asked_, metrics_->figures());
   else

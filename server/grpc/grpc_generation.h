@@ -22,6 +22,7 @@
 #include "kivi/v1/kivi.pb.h"
 #include "server/grpc/grpc_convert.h"
 #include "server/grpc/grpc_core.h"
+#include "server/grpc/request_message.h"
 
 namespace kivi {
 
@@ -60,13 +61,13 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void abort();
 
  protected:
-  // `message`, the request, lives until the call is done, and is read from begin() on.
-  Generation(GrpcCore& core, CallInfo call, const google::protobuf::Message& message,
-             Delivery delivery);
+  // `message`, the request, lives until the call is done. It is filled in by the first turn, and
+  // emptied behind the last write() or with finish().
+  Generation(GrpcCore& core, CallInfo call, google::protobuf::Message& message, Delivery delivery);
 
-  // Any thread, once a shared_ptr owns the object. begin() or unreadable() ends the reading of the
-  // request message, which counts as body bytes from begin() on. late() has no effect after
-  // begin().
+  // Any thread, once a shared_ptr owns the object. begin() or unreadable() ends the read into
+  // incoming(). late() has no effect after begin().
+  grpc::ByteBuffer* incoming() { return request_message_.incoming(); }
   void begin();
   void unreadable();
   void late();
@@ -93,8 +94,9 @@ class Generation : public std::enable_shared_from_this<Generation> {
   virtual const std::string& wanted_id() const = 0;
   // The request as the engine takes it. `id`, `deadline` and `arrival` are set later.
   virtual Result<CompletionRequest> read(const ServedModel& model) const = 0;
-  // Sends `chunks` or keeps them for finish(). `usage`: null but for the last ones. Returns the
-  // bytes of the write that is in flight now, and written() follows; 0: there is none.
+  // Sends `chunks`, or keeps them for the last call. `usage`: null but for the last ones, which are
+  // sent. Returns the bytes of the write that is in flight now, and written() follows; 0: there is
+  // none.
   virtual size_t write(std::vector<TextChunk>& chunks, const Usage* usage) = 0;
   // Ends the call. No write is in flight.
   virtual void finish(grpc::Status status) = 0;
@@ -102,6 +104,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   virtual void drop() = 0;
 
   void note(bool Events::*what);
+  void schedule(bool long_turn);
   void turn();
   void run(const Events& events);
   void start();
@@ -115,7 +118,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   CallInfo call_;  // of the turn, once begin() or unreadable() was called
   const google::protobuf::Message& message_;
   const Delivery delivery_;
-  BodyShare body_share_;
+  RequestMessage request_message_;  // of the read until begin(), then of the turn
 
   std::mutex mutex_;  // guards the two below
   Events events_;
@@ -128,6 +131,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   std::optional<RequestAsked> asked_;
   std::optional<RequestMetrics> metrics_;
   std::vector<TextChunk> chunks_;
+  bool arrived_ = false;   // begin() was seen
   bool pools_ = false;     // the request asks for embeddings
   bool ended_ = false;     // the last chunks have been written, or are in flight
   bool finished_ = false;  // finish() was called

@@ -293,6 +293,8 @@ bool GrpcListener::Impl::accept_all() {
 void GrpcListener::Impl::admit(int descriptor, const sockaddr_storage& peer) {
   const int on = 1;
   setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  const int unread_ms = int(std::chrono::milliseconds(options.unread_limit).count());
+  setsockopt(descriptor, IPPROTO_TCP, TCP_USER_TIMEOUT, &unread_ms, sizeof(unread_ms));
   const auto hand_over = [this, descriptor](bool from_probe) {
     boost::asio::post(takers, [this, descriptor, from_probe] { take(descriptor, from_probe); });
   };

@@ -27,6 +27,8 @@ class GrpcListener {
     // Open ones. Beyond a limit, a connection that has begun no call makes room.
     int connections_max = 0;
     int connections_per_source = 0;  // of one IPv4 address, or of one /64 of IPv6
+    // A connection ends when its peer has taken none of the bytes that wait for it for this long.
+    std::chrono::seconds unread_limit{60};
   };
   // Takes over a connected descriptor: non-blocking, close-on-exec, without Nagle's delay. Whoever
   // takes it must call shutdown() on the socket before it closes the descriptor. `is_probe`: the

@@ -113,7 +113,8 @@ Status GrpcServer::start() {
       listener.listen({.host = config.host,
                        .port = config.grpc_port,
                        .connections_max = config.max_grpc_connections,
-                       .connections_per_source = std::max(1, config.max_grpc_connections / 2)}));
+                       .connections_per_source = std::max(1, config.max_grpc_connections / 2),
+                       .unread_limit = std::chrono::seconds(config.write_timeout)}));
 
   grpc::ServerBuilder builder;
   for (grpc::Service* service :
@@ -170,7 +171,7 @@ void GrpcServer::stop() {
   impl_->server->Wait();
   impl_->relay.reset();  // has handed the last bytes over
   impl_->server.reset();
-  impl_->core.executor().stop();
+  impl_->core.stop();
 }
 
 }  // namespace kivi

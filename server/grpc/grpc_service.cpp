@@ -19,6 +19,7 @@
 #include "server/auth.h"
 #include "server/gateway.h"
 #include "server/grpc/grpc_generation.h"
+#include "server/grpc/request_message.h"
 #include "server/grpc/timed_reply.h"
 #include "server/request_id.h"
 #include "server/tenant.h"
@@ -85,8 +86,8 @@ void echo_request_id(grpc::CallbackServerContext& context, const std::string& id
 }
 
 // Ends a call by its headers alone.
-template <class Request, class Response>
-class RefusedCall final : public grpc::ServerBidiReactor<Request, Response> {
+template <class Response>
+class RefusedCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, Response> {
  public:
   explicit RefusedCall(grpc::Status status) { this->Finish(std::move(status)); }
 
@@ -97,7 +98,8 @@ class RefusedCall final : public grpc::ServerBidiReactor<Request, Response> {
 // What the calls share that run in the engine: the object lives from make() to the last reaction of
 // gRPC.
 template <class Request, class Response>
-class GenerationCall : public grpc::ServerBidiReactor<Request, Response>, public Generation {
+class GenerationCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, Response>,
+                       public Generation {
  public:
   template <class Call>
   static Call* make(GrpcCore& core, grpc::CallbackServerContext& context) {
@@ -107,7 +109,7 @@ class GenerationCall : public grpc::ServerBidiReactor<Request, Response>, public
                                        [weak = std::weak_ptr(call)] {
                                          if (const auto self = weak.lock()) self->late();
                                        });
-    call->StartRead(&call->request_);
+    call->StartRead(call->incoming());
     return call.get();
   }
 
@@ -177,11 +179,7 @@ class GenerateCall final : public GenerationCall<v1::GenerateRequest, v1::Genera
   bool begun_ = false;
 };
 
-// A reply of more bytes is a write of its own, which is timed. A smaller one goes out with the
-// status, at once.
-constexpr size_t kSmallReply = 16 << 10;
-
-// A call with one reply.
+// A call with one reply. It is a write of its own, not one with the status: it is timed.
 template <class Request, class Response>
 class WholeCall : public GenerationCall<Request, Response> {
  protected:
@@ -190,24 +188,18 @@ class WholeCall : public GenerationCall<Request, Response> {
 
   // The reply is whole. Returns what write() does.
   size_t send() {
-    const size_t bytes = response_.ByteSizeLong();
-    if (bytes <= kSmallReply) return 0;
     sent_ = true;
     echo_request_id(this->context(), this->call().request_id, true);
     this->StartWrite(&response_);
-    return bytes;
+    return std::max<size_t>(1, response_.ByteSizeLong());
   }
 
   Response response_;
 
  private:
   void finish(grpc::Status status) override {
-    if (sent_) return this->Finish(std::move(status));
-    echo_request_id(this->context(), this->call().request_id, status.ok());
-    if (status.ok())
-      this->StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
-    else
-      this->Finish(std::move(status));
+    if (!sent_) echo_request_id(this->context(), this->call().request_id, false);
+    this->Finish(std::move(status));
   }
   void drop() override { this->context().TryCancel(); }
 
@@ -264,8 +256,8 @@ class EmbedCall final : public WholeCall<v1::EmbedRequest, v1::EmbedResponse> {
 
 // A method that ends at once: read, answered on the executor (tokenizing a long text takes long).
 template <class Request, class Response>
-class AnsweredCall final : public TimedReply<Request, Response> {
-  using Base = TimedReply<Request, Response>;
+class AnsweredCall final : public TimedReply<grpc::ByteBuffer, Response> {
+  using Base = TimedReply<grpc::ByteBuffer, Response>;
 
  public:
   using Method = std::function<Status(const Request&, Response&)>;
@@ -280,7 +272,7 @@ class AnsweredCall final : public TimedReply<Request, Response> {
                                          if (const auto self = weak.lock())
                                            self->end(late_message_status(config));
                                        });
-    call->StartRead(&call->request_);
+    call->StartRead(call->request_message_.incoming());
     return call.get();
   }
   AnsweredCall(GrpcCore& core, grpc::CallbackServerContext& context, const char* name,
@@ -288,51 +280,57 @@ class AnsweredCall final : public TimedReply<Request, Response> {
       : Base(core, context),
         call_(begin_call(context, core, name)),
         method_(std::move(method)),
-        body_share_(core.state.body_budget()) {}
+        request_message_(request_, core.state.body_budget()) {}
 
  private:
   using Base::context_;
   using Base::core_;
 
   void OnReadDone(bool ok) override {
-    if (core_.waiting().remove(ticket_))
-      core_.executor().post([self = self_, ok] { self->answer(ok); });
+    if (!core_.waiting().remove(ticket_)) return;
+    const bool held = ok && request_message_.arrived();
+    GrpcExecutor& executor = request_message_.is_long() ? core_.long_executor() : core_.executor();
+    executor.post([self = self_, ok, held] { self->answer(ok, held); });
   }
   void replied(bool ok) override { this->Finish(ok ? grpc::Status::OK : grpc::Status::CANCELLED); }
   void OnDone() override { self_.reset(); }
 
-  void answer(bool readable) {
-    if (!readable) return end(unreadable_status(call_.method));
-    if (!body_share_.grow_to(request_.ByteSizeLong())) return end(over_budget_status(core_));
-    const Status named = adopt_request_id(call_, "");
+  void answer(bool readable, bool held) {
     grpc::Status status = grpc::Status::OK;
-    if (!named.ok())
-      status = to_grpc_status(named.error());
-    else if (const auto failure = run_guarded([this] { return method_(request_, response_); }))
-      status = to_grpc_status(*failure);
+    const auto failure = run_guarded([&]() -> kivi::Status {
+      status = judge(readable, held);
+      return status.ok() ? method_(request_, response_) : ok_status();
+    });
+    if (failure) status = to_grpc_status(*failure);
+    // A reply that nobody reads must not keep the message.
+    request_message_.drop();
     echo_request_id(context_, call_.request_id, status.ok());
     end(std::move(status));
   }
+  // Parses the message, and says what speaks against an answer.
+  grpc::Status judge(bool readable, bool held) {
+    if (!readable) return unreadable_status(call_.method);
+    if (!held) return over_budget_status(core_);
+    // A call that nobody waits for any more costs nothing.
+    if (context_.IsCancelled()) return grpc::Status::CANCELLED;
+    const auto parsed = request_message_.parse();
+    if (parsed == RequestMessage::Parsed::malformed) return unreadable_status(call_.method);
+    if (parsed == RequestMessage::Parsed::over_budget) return over_budget_status(core_);
+    const Status named = adopt_request_id(call_, "");
+    return named.ok() ? grpc::Status::OK : to_grpc_status(named.error());
+  }
   // Once: after the message has been read, or because it is late.
   void end(grpc::Status status) {
-    // A reply that nobody reads must not keep the message.
-    Request().Swap(&request_);
-    body_share_.release();
     call_handled(core_, call_, status.error_code());
-    if (!status.ok())
-      this->Finish(std::move(status));
-    else if (response_.ByteSizeLong() > kSmallReply)
-      this->reply(response_);
-    else
-      this->StartWriteAndFinish(&response_, grpc::WriteOptions(), std::move(status));
+    status.ok() ? this->reply(response_) : this->Finish(std::move(status));
   }
 
   CallInfo call_;
   const Method method_;
-  BodyShare body_share_;
   std::shared_ptr<AnsweredCall> self_;  // until the last reaction
   WaitingCalls::Ticket ticket_;         // of the read
-  Request request_;
+  Request request_;                     // until the answer is known
+  RequestMessage request_message_;
   Response response_;
 };
 
@@ -340,17 +338,18 @@ class AnsweredCall final : public TimedReply<Request, Response> {
 // there is no difference. In the library there is: of a unary or server-streaming call it reads the
 // message (up to max_body_bytes) before it tells us of the call; of a stream it reads nothing until
 // StartRead. So a call without a key ends by its headers, and its message is never taken.
+// It hands the message over as bytes, so that they are counted before they are parsed.
 // The classes in grpc::internal are those that generated code uses.
 class KiviService final : public grpc::Service {
  public:
   explicit KiviService(GrpcCore& core) : core_(core) {
-    add<v1::GenerateRequest, v1::GenerateResponse>(GenerateCall::kMethod, [this](auto& context) {
+    add<v1::GenerateResponse>(GenerateCall::kMethod, [this](auto& context) {
       return GenerateCall::make<GenerateCall>(core_, context);
     });
-    add<v1::GenerateRequest, v1::CompleteResponse>(CompleteCall::kMethod, [this](auto& context) {
+    add<v1::CompleteResponse>(CompleteCall::kMethod, [this](auto& context) {
       return CompleteCall::make<CompleteCall>(core_, context);
     });
-    add<v1::EmbedRequest, v1::EmbedResponse>(EmbedCall::kMethod, [this](auto& context) {
+    add<v1::EmbedResponse>(EmbedCall::kMethod, [this](auto& context) {
       return EmbedCall::make<EmbedCall>(core_, context);
     });
     answer<v1::TokenizeRequest, v1::TokenizeResponse>("/kivi.v1.Kivi/Tokenize",
@@ -366,13 +365,13 @@ class KiviService final : public grpc::Service {
 
  private:
   // `make`: (grpc::CallbackServerContext&) -> the call's reactor.
-  template <class Request, class Response, class Make>
+  template <class Response, class Make>
   void add(const char* name, Make make) {
-    using Reactor = grpc::ServerBidiReactor<Request, Response>;
+    using Reactor = grpc::ServerBidiReactor<grpc::ByteBuffer, Response>;
     AddMethod(new grpc::internal::RpcServiceMethod(name, grpc::internal::RpcMethod::BIDI_STREAMING,
                                                    nullptr));
     MarkMethodCallback(
-        added_++, new grpc::internal::CallbackBidiHandler<Request, Response>(
+        added_++, new grpc::internal::CallbackBidiHandler<grpc::ByteBuffer, Response>(
                       [this, name, make](grpc::CallbackServerContext* context) -> Reactor* {
                         if (core_.state.keys().match(metadata_of(*context, "authorization"))) {
                           core_.judge(context->peer());
@@ -383,12 +382,12 @@ class KiviService final : public grpc::Service {
                                      "metadata `authorization` must be \"Bearer KEY\" with a key "
                                      "of this server"});
                         call_handled(core_, begin_call(*context, core_, name), status.error_code());
-                        return new RefusedCall<Request, Response>(std::move(status));
+                        return new RefusedCall<Response>(std::move(status));
                       }));
   }
   template <class Request, class Response>
   void answer(const char* name, Status (KiviService::*method)(const Request&, Response&)) {
-    add<Request, Response>(name, [this, name, method](grpc::CallbackServerContext& context) {
+    add<Response>(name, [this, name, method](grpc::CallbackServerContext& context) {
       return AnsweredCall<Request, Response>::make(
           core_, context, name, [this, method](const Request& request, Response& response) {
             return (this->*method)(request, response);

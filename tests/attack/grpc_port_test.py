@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stranger may send to the gRPC port: none of it may cost memory, or other clients."""
 
+import contextlib
+import os
 import socket
 import struct
 import time
@@ -12,6 +14,8 @@ import h2
 from attack_harness import COMPLETE, harness
 
 MB = 1 << 20
+# Takes about half a second to tokenize.
+LONG_TEXT = "".join(chr(97 + (i * 7919 >> 3) % 26) for i in range(1_000_000))
 
 
 def bomb(megabytes, wbits):
@@ -29,6 +33,18 @@ def varint(value):
         out += bytes([value % 128 + 128])
         value //= 128
     return out + bytes([value])
+
+
+def raw_code(server, method, payload):
+    """The status code of a call with these bytes as its message."""
+    with attack.grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        kind = channel.unary_stream if method == "Generate" else channel.unary_unary
+        try:
+            reply = kind(f"/kivi.v1.Kivi/{method}")(payload, timeout=30)
+            list(reply) if method == "Generate" else reply
+        except attack.grpc.RpcError as error:
+            return error.code().name
+    return "OK"
 
 
 class Messages(harness.WithServer):
@@ -137,6 +153,78 @@ class Messages(harness.WithServer):
         self.assertEqual(attack.grpc_code(self.server), "OK")
 
 
+    def test_long_texts_do_not_hold_up_short_calls(self):
+        request = attack.stubs().kivi.TokenizeRequest(text=LONG_TEXT, return_token_strings=True)
+        options = [("grpc.max_receive_message_length", -1)]
+        address = f"127.0.0.1:{self.server.grpc_port}"
+        with attack.grpc.insecure_channel(address, options=options) as channel:
+            tokenize = attack.stubs().kivi_grpc.KiviStub(channel).Tokenize
+            calls = [tokenize.future(request) for _ in range(40)]
+            time.sleep(1)
+            begun = time.monotonic()
+            self.assertEqual(attack.grpc_code(self.server, 30), "OK")
+            self.assertLess(time.monotonic() - begun, 3)
+            # Those that nobody waits for any more are not worked on.
+            for call in calls:
+                call.cancel()
+            begun = time.monotonic()
+            self.assertGreater(len(tokenize(request, timeout=30).token_ids), 1000)
+            self.assertLess(time.monotonic() - begun, 5)
+
+
+class MessagesInFlight(harness.WithServer):
+    arguments = ("--max-body-bytes-in-flight", str(64 * MB))
+
+    def test_small_fields_that_take_much_memory_are_refused_before_they_are_parsed(self):
+        repeats = 4_000_000
+        nested = b"\x12\x00" * repeats  # inputs, each of them empty
+        groups = b"\xbb\x3e\xbc\x3e" * (repeats // 2)  # of field 999
+        words = b"\x0a\x00" * repeats
+        choice = b"\x22" + varint(len(words)) + words
+        structured = b"\xe2\x01" + varint(len(choice)) + choice
+        for method, payload in (("Embed", nested), ("GetServerInfo", groups), ("Generate", groups),
+                                ("Complete", structured)):
+            with self.subTest(method=method), attack.Growth(self.server) as growth:
+                self.assertEqual(raw_code(self.server, method, payload), "RESOURCE_EXHAUSTED")
+            self.assertLess(growth.mb, 96)
+        self.assertEqual(attack.grpc_code(self.server), "OK")
+
+    def test_messages_that_wait_count_among_those_in_flight(self):
+        request = attack.stubs().kivi.TokenizeRequest(text=LONG_TEXT, return_token_strings=True)
+        payload = b"\xba\x3e" + varint(15 * MB) + b"x" * (15 * MB)  # field 999
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        address = f"127.0.0.1:{self.server.grpc_port}"
+        with contextlib.ExitStack() as stack:
+            channels = [stack.enter_context(attack.grpc.insecure_channel(address, options=options))
+                        for _ in range(8)]
+            stubs = [attack.stubs().kivi_grpc.KiviStub(channel) for channel in channels]
+            calls = [stub.Tokenize.future(request) for stub in stubs]
+            time.sleep(0.5)
+            waiting = [channel.unary_unary("/kivi.v1.Kivi/Tokenize").future(payload)
+                       for channel in channels for _ in range(6)]
+            codes = [call.code().name for call in waiting]
+            for call in calls:
+                self.assertEqual(call.code().name, "OK")
+        self.assertIn("RESOURCE_EXHAUSTED", codes)
+
+
+class LateMessages(harness.WithServer):
+    arguments = ("--header-timeout", "1")
+
+    def test_a_message_that_ends_as_its_time_does_leaves_the_server_alone(self):
+        ids = b"\x05" * (15 * MB)
+        payload = h2.message(b"\x12" + varint(len(ids)) + ids)
+        for early in (0.1, 0.06, 0.04, 0.02, 0.01, 0):
+            with h2.FlowingConnection(self.server.grpc_port) as connection:
+                begun = time.monotonic()
+                stream = connection.open("/kivi.v1.Kivi/Detokenize")
+                connection.data(stream, payload[:-100], end=False)
+                time.sleep(max(0, begun + 1 - early - time.monotonic()))
+                connection.send(h2.frame(h2.DATA, h2.END_STREAM, stream, payload[-100:]))
+                connection.end_of(stream, 5)
+            self.assertEqual(attack.grpc_code(self.server), "OK")
+
+
 class Keys(harness.WithServer):
     arguments = ("--api-key", "secret", "--header-timeout", "1")
 
@@ -176,25 +264,45 @@ class Keys(harness.WithServer):
 
 class UnreadReplies(harness.WithServer):
     arguments = ("--write-timeout", "1")
-    LARGE = 40_000  # bytes of a text, whose reply is larger than what goes out at once
+    LARGE = 40_000  # bytes of a text
 
     def calls(self):
         v1 = attack.stubs().kivi
-        yield "Tokenize", v1.TokenizeRequest(text="a tale " * (self.LARGE // 7),
-                                             return_token_strings=True)
-        yield "Complete", v1.GenerateRequest(text="a tale", max_tokens=200, n=8, ignore_eos=True,
-                                             logprobs=20)
+        yield 1000, "Tokenize", v1.TokenizeRequest(text="a tale " * (self.LARGE // 7),
+                                                   return_token_strings=True)
+        yield 1000, "Complete", v1.GenerateRequest(text="a tale", max_tokens=200, n=8,
+                                                   ignore_eos=True, logprobs=20)
+        yield 0, "Tokenize", v1.TokenizeRequest(text="a tale")
+        yield 0, "Complete", v1.GenerateRequest(text="a tale", max_tokens=1)
+        yield 0, "GetModelInfo", v1.GetModelInfoRequest()
 
     def test_a_reply_that_nobody_reads_ends_its_call(self):
-        for method, request in self.calls():
-            with self.subTest(method=method), h2.Connection(
-                    self.server.grpc_port, window=1000) as connection:
+        for window, method, request in self.calls():
+            with self.subTest(method=method, window=window), h2.Connection(
+                    self.server.grpc_port, window=window) as connection:
                 stream = connection.open(f"/kivi.v1.Kivi/{method}")
                 connection.data(stream, h2.message(request.SerializeToString()))
                 begun = time.monotonic()
                 self.assertIsNotNone(connection.end_of(stream, 20))
                 self.assertGreater(time.monotonic() - begun, 0.9)
         self.assertEqual(attack.grpc_code(self.server), "OK")
+
+    def test_a_client_that_reads_nothing_at_all_loses_its_connection(self):
+        def descriptors():
+            return len(os.listdir(f"/proc/{self.server.process.pid}/fd"))
+        request = attack.stubs().kivi.TokenizeRequest(text="hello old man " * 20_000,
+                                                      return_token_strings=True)
+        attack.grpc_code(self.server)
+        self.assertTrue(attack.eventually(lambda: descriptors() == descriptors(), 5))
+        time.sleep(1)
+        before = descriptors()
+        with h2.FlowingConnection(self.server.grpc_port) as connection:
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            for _ in range(8):
+                connection.data(connection.open("/kivi.v1.Kivi/Tokenize"),
+                                h2.message(request.SerializeToString()))
+            self.assertGreater(descriptors(), before)
+            self.assertTrue(attack.eventually(lambda: descriptors() <= before, 20))
 
     def test_an_answer_of_reflection_that_nobody_reads_ends_its_stream(self):
         question = b"\x22" + varint(len("kivi.v1.Kivi")) + b"kivi.v1.Kivi"  # the symbol's file

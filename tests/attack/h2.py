@@ -47,7 +47,7 @@ class Connection:
         self.next_stream = 1
         # The initial window of the streams, so that replies never wait for us.
         self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, window)) +
-                            frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", window)))
+                            frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", max(1, window))))
 
     def __enter__(self):
         return self
@@ -135,3 +135,49 @@ class Connection:
         while (got := self.next_frame(until)) is not None:
             self.answer_settings(got[0], got[1])
         return not self.closed
+
+
+class FlowingConnection(Connection):
+    """A connection that sends as much as the server's windows allow, and waits for more room."""
+
+    def __init__(self, port, timeout=10, window=1 << 30):
+        super().__init__(port, timeout, window)
+        self.connection_window = self.initial_window = 65535
+        self.stream_windows = {}
+
+    def data(self, stream, payload, end=True):
+        at = 0
+        self.stream_windows.setdefault(stream, self.initial_window)
+        while at < len(payload):
+            room = min(16384, len(payload) - at, self.connection_window,
+                       self.stream_windows[stream])
+            if room <= 0:
+                got = self.next_frame(time.monotonic() + self.timeout)
+                if got is None:
+                    raise OSError("the server gives no room")
+                self.take(*got)
+                continue
+            last = end and at + room == len(payload)
+            self.send(frame(DATA, END_STREAM if last else 0, stream, payload[at:at + room]))
+            at += room
+            self.connection_window -= room
+            self.stream_windows[stream] -= room
+
+    def take(self, kind, flags, stream, payload):
+        self.answer_settings(kind, flags)
+        if kind == SETTINGS and not flags & ACK:
+            for i in range(0, len(payload), 6):
+                name, value = struct.unpack(">HI", payload[i:i + 6])
+                if name == 4:
+                    for known in self.stream_windows:
+                        self.stream_windows[known] += value - self.initial_window
+                    self.initial_window = value
+        elif kind == PING and not flags & ACK:
+            self.send(frame(PING, ACK, 0, payload))
+        elif kind == WINDOW_UPDATE:
+            more = struct.unpack(">I", payload)[0]
+            if stream == 0:
+                self.connection_window += more
+            else:
+                self.stream_windows[stream] = (
+                    self.stream_windows.get(stream, self.initial_window) + more)

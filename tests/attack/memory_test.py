@@ -12,6 +12,7 @@ import time
 import unittest
 
 import attack_harness as attack
+import h2
 from attack import connect, cpu_seconds, memory_mb, post, read_reply, send_raw, slow
 from harness import Server, WithServer
 
@@ -124,6 +125,16 @@ class Budget(WithServer):
         self.assertEqual(read_reply(announced[0])[0], 200)
         for connection in announced:
             connection.close()
+
+    def test_a_reply_that_nobody_reads_holds_no_message(self):
+        request = attack.stubs().kivi.GenerateRequest(text="a tale", max_tokens=1)
+        message = request.SerializeToString() + b"\xba\x3e\xe0\xa7\x12" + b"x" * 300_000  # field 999
+        with h2.FlowingConnection(self.server.grpc_port, window=0) as connection:
+            for _ in range(12):
+                connection.data(connection.open(attack.COMPLETE), h2.message(message))
+                time.sleep(0.2)
+            self.assertEqual(self.tokenize("x" * 300_000), "OK")
+            self.assertTrue(connection.is_open(0.1))
 
     def tokenize(self, text):
         """The status code of a gRPC call with a message of that size."""

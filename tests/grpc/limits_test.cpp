@@ -175,7 +175,7 @@ TEST_CASE("a call's place is free once the caller has its status") {
 
 TEST_CASE("messages of calls that run count among the bytes in flight until the calls end") {
   GrpcTestOptions options;
-  options.server.max_body_bytes_in_flight = 30'000;
+  options.server.max_body_bytes_in_flight = 40'000;
   options.engine.runner.step_delay = std::chrono::milliseconds(1);
   GrpcTest test(options);
   v1::GenerateRequest running = text_request("Once", 2'000);
