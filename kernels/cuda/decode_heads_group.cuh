@@ -308,6 +308,9 @@ struct HeadsGroup {
         }
       }
       if (raises) raise_maximum(s);
+      float2 m[NT];  // all reads at once
+#pragma unroll
+      for (int n = 0; n < NT; ++n) m[n] = *reinterpret_cast<const float2*>(maxima + n * 8 + 2 * t);
       __half2 most = __float2half2_rn(0);
       const int j = lane % 8, chunk = 2 * warp + lane / 8 % 2;
       const uint32_t row = to + (lane / 16 * 8 + j) * kRowBytes + (chunk ^ j) * 16;
@@ -317,12 +320,12 @@ struct HeadsGroup {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           if (n + i == NT) break;
-          const float2 m = *reinterpret_cast<const float2*>(maxima + (n + i) * 8 + 2 * t);
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             float& x = s[4 * (n + i) + 2 * r];
             float& y = s[4 * (n + i) + 2 * r + 1];
-            x = exp2_fast(fmaf(x, a.scale_log2, -m.x)), y = exp2_fast(fmaf(y, a.scale_log2, -m.y));
+            x = exp2_fast(fmaf(x, a.scale_log2, -m[n + i].x));
+            y = exp2_fast(fmaf(y, a.scale_log2, -m[n + i].y));
             const __half2 p = __floats2half2_rn(x, y);
             most = __hmax2(most, p);
             packed[2 * i + r] = as_u32(p);
