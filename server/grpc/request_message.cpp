@@ -106,8 +106,10 @@ bool RequestMessage::arrived() {
 }
 
 RequestMessage::Parsed RequestMessage::parse() {
-  const size_t most = parsed_bytes(bytes_, *message_.GetDescriptor(), share_.limit());
-  if (!share_.grow_to(most)) return Parsed::over_budget;
+  const auto most = parsed_bytes(bytes_, *message_.GetDescriptor(), share_.limit());
+  // The parser would keep what comes before the fault, which is in no count.
+  if (!most) return Parsed::malformed;
+  if (!share_.grow_to(*most)) return Parsed::over_budget;
   const bool whole = message_.ParseFromString(bytes_);
   std::string().swap(bytes_);
   return whole ? Parsed::whole : Parsed::malformed;
@@ -120,9 +122,10 @@ void RequestMessage::drop() {
   share_.release();
 }
 
-size_t parsed_bytes(const std::string& bytes, const Descriptor& type, size_t limit) {
+std::optional<size_t> parsed_bytes(const std::string& bytes, const Descriptor& type, size_t limit) {
   FieldCounter counter(bytes, limit);
-  return counter.count(&type, 0, 0) ? counter.bytes() : 0;
+  if (!counter.count(&type, 0, 0)) return std::nullopt;
+  return counter.bytes();
 }
 
 }  // namespace kivi

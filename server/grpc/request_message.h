@@ -7,6 +7,7 @@
 #include <grpcpp/support/byte_buffer.h>
 
 #include <cstddef>
+#include <optional>
 #include <string>
 
 #include "server/body_budget.h"
@@ -44,8 +45,9 @@ class RequestMessage {
 };
 
 // Returns how many bytes the parsed form of `bytes` takes at most. A message can be made to take 28
-// times what it has on the wire. 0 if it cannot be parsed. What is beyond `limit` is not counted.
-size_t parsed_bytes(const std::string& bytes, const google::protobuf::Descriptor& type,
-                    size_t limit);
+// times what it has on the wire. What is beyond `limit` is not counted. Nothing if the bytes cannot
+// be parsed.
+std::optional<size_t> parsed_bytes(const std::string& bytes,
+                                   const google::protobuf::Descriptor& type, size_t limit);
 
 }  // namespace kivi

@@ -24,8 +24,9 @@ template <class Message>
 void check_bound(const std::string& bytes) {
   Message message;
   REQUIRE(message.ParseFromString(bytes));
-  const size_t bound = parsed_bytes(bytes, *Message::descriptor(), kNoLimit);
-  CHECK(bound + sizeof(message) >= message.SpaceUsedLong());
+  const auto bound = parsed_bytes(bytes, *Message::descriptor(), kNoLimit);
+  REQUIRE(bound);
+  CHECK(*bound + sizeof(message) >= message.SpaceUsedLong());
 }
 
 }  // namespace
@@ -53,19 +54,34 @@ TEST_CASE("a message counts for no less than what it takes when it is parsed") {
 TEST_CASE("a text counts for little more than its bytes") {
   v1::TokenizeRequest request;
   request.set_text(std::string(1'000'000, 'a'));
-  CHECK(parsed_bytes(request.SerializeAsString(), *v1::TokenizeRequest::descriptor(), kNoLimit) <
-        1'001'000);
+  const auto bound =
+      parsed_bytes(request.SerializeAsString(), *v1::TokenizeRequest::descriptor(), kNoLimit);
+  REQUIRE(bound);
+  CHECK(*bound < 1'001'000);
 }
 
-TEST_CASE("what cannot be parsed counts for nothing, and much is not counted to its end") {
+TEST_CASE("what cannot be parsed is not counted, and much is not counted to its end") {
   const auto& type = *v1::EmbedRequest::descriptor();
   const std::string nested = repeated("\xbb\x3e", 1'000);  // groups in groups, without an end
   for (const std::string& bytes : {std::string("\xff\xff"), std::string("\x12\x05x"), nested,
                                    nested + repeated("\xbc\x3e", 1'000), std::string("\xbc\x3e")})
-    CHECK(parsed_bytes(bytes, type, kNoLimit) == 0);
+    CHECK_FALSE(parsed_bytes(bytes, type, kNoLimit));
   const std::string many = repeated(std::string("\x12\0", 2), 100'000);
-  CHECK(parsed_bytes(many, type, 1'000) > 1'000);
-  CHECK(parsed_bytes(many, type, 1'000) < 2'000);
+  const auto counted = parsed_bytes(many, type, 1'000);
+  REQUIRE(counted);
+  CHECK(*counted > 1'000);
+  CHECK(*counted < 2'000);
+}
+
+TEST_CASE("nothing is parsed of a message that ends by a fault") {
+  BodyBudget budget(1 << 20);
+  v1::EmbedRequest request;
+  RequestMessage message(request, budget);
+  const grpc::Slice bytes(repeated(std::string("\x12\0", 2), 1'000) + "\x12\x05x");
+  *message.incoming() = grpc::ByteBuffer(&bytes, 1);
+  REQUIRE(message.arrived());
+  CHECK(message.parse() == RequestMessage::Parsed::malformed);
+  CHECK(request.inputs_size() == 0);
 }
 
 TEST_CASE("a message takes its share as it arrives, and gives it back") {
