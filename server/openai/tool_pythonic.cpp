@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tool calls that are written as Python's: those of Llama 3.2 and Llama 4.
 #include <cctype>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "server/json_writer.h"
@@ -57,30 +58,12 @@ class LiteralEnd {
   bool escaped_ = false, begun_ = false;
 };
 
-// Returns true if `word` is a number as JSON writes it (RFC 8259, section 6). Python takes more,
-// such as +1 and 1., which become strings: the arguments of a call are JSON.
-bool is_json_number(std::string_view word) {
-  size_t at = 0;
-  const auto digits = [&] {
-    const size_t from = at;
-    while (at < word.size() && word[at] >= '0' && word[at] <= '9') ++at;
-    return at - from;
-  };
-  const auto take = [&](std::string_view any) {
-    if (at == word.size() || any.find(word[at]) == std::string_view::npos) return false;
-    ++at;
-    return true;
-  };
-  take("-");
-  const bool zero = at < word.size() && word[at] == '0';
-  const size_t whole = digits();
-  if (whole == 0 || (zero && whole > 1)) return false;
-  if (take(".") && digits() == 0) return false;
-  if (take("eE")) {
-    take("+-");
-    if (digits() == 0) return false;
-  }
-  return at == word.size();
+// Appends a number of Python. JSON has no numbers such as +1 and 1., so these become strings.
+void append_number(const std::string& word, std::string& json) {
+  if (nlohmann::json::accept(word))
+    json += word;
+  else
+    append_json_string(json, word);
 }
 
 constexpr size_t kNameBytesMax = 256;  // of a function or a parameter
@@ -232,10 +215,8 @@ class PythonicParser final : public RegionParser {
       json += "false";
     else if (word == "None" || word == "null")
       json += "null";
-    else if (is_json_number(word))
-      json += word;
     else if (!word.empty() && word.find_first_not_of("0123456789.eE+-") == std::string::npos)
-      append_json_string(json, word);
+      append_number(word, json);
     else
       return Literal::wrong;
     at = end;
