@@ -7,16 +7,14 @@
 #include <vector>
 
 #include "server/grpc/grpc_generation.h"
+#include "server/long_work.h"
 
 namespace kivi {
-
-// Of the long executor: more than one, so that one long text does not hold up all others.
-constexpr int kMinLongThreads = 2;
 
 GrpcCore::GrpcCore(ServerState& shared)
     : state(shared),
       executor_(std::max(1, shared.config().io_threads)),
-      long_executor_(std::max(kMinLongThreads, shared.config().io_threads)),
+      long_executor_(long_work_threads(shared.config())),
       waiting_(executor_) {}
 
 GrpcCore::~GrpcCore() { stop(); }

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "server/grpc/grpc_executor.h"
+#include "server/grpc/request_message.h"
 #include "server/grpc/waiting_calls.h"
 #include "server/server_state.h"
 
@@ -38,8 +39,10 @@ class GrpcCore {
   int running() const;
 
   GrpcExecutor& executor() { return executor_; }
-  // For long work, such as tokenizing a long text. Short calls do not wait behind it.
-  GrpcExecutor& long_executor() { return long_executor_; }
+  // The executor for what `message` asks for: that for long work, if the message is long.
+  GrpcExecutor& executor_of(const RequestMessage& message) {
+    return message.is_long() ? long_executor_ : executor_;
+  }
   // Ends both executors.
   void stop();
   WaitingCalls& waiting() { return waiting_; }

@@ -83,11 +83,22 @@ grpc::Status over_budget_status(GrpcCore& core) {
                            core.state.body_budget().limit())});
 }
 
+grpc::Status parse_message(GrpcCore& core, const char* method, RequestMessage& message) {
+  switch (message.parse()) {
+    case RequestMessage::Parsed::whole:
+      return grpc::Status::OK;
+    case RequestMessage::Parsed::malformed:
+      return unreadable_status(method);
+    case RequestMessage::Parsed::over_budget:
+      break;
+  }
+  return over_budget_status(core);
+}
+
 Generation::Generation(GrpcCore& core, CallInfo call, google::protobuf::Message& message,
                        Delivery delivery)
     : core_(core),
       call_(std::move(call)),
-      message_(message),
       delivery_(delivery),
       request_message_(message, core.state.body_budget()) {}
 
@@ -116,11 +127,9 @@ void Generation::note(bool Events::*what) {
     events_.*what = true;
     if (std::exchange(scheduled_, true)) return;
   }
-  schedule(what == &Events::begun && request_message_.is_long());
-}
-
-void Generation::schedule(bool long_turn) {
-  GrpcExecutor& executor = long_turn ? core_.long_executor() : core_.executor();
+  // The turn that begins the call parses and tokenizes. Only then is the message ours to look at.
+  GrpcExecutor& executor =
+      what == &Events::begun ? core_.executor_of(request_message_) : core_.executor();
   executor.post([self = shared_from_this()] { self->turn(); });
 }
 
@@ -149,16 +158,13 @@ void Generation::turn() {
     }
   }
   // Queued again instead of looping: other calls get their turn.
-  schedule(false);
+  core_.executor().post([self = shared_from_this()] { self->turn(); });
 }
 
 void Generation::run(const Events& events) {
   if (events.timer) timer_armed_ = false;
   if (events.begun) arrived_ = true;
-  if (finished_) {
-    if (events.begun) request_message_.drop();
-    return;
-  }
+  if (finished_) return drop_message();
   if (events.written) writing_ = false;
   if (events.gone || events.write_failed) gone_ = true;
   if (gone_) return end_for_gone_client();
@@ -179,14 +185,8 @@ void Generation::run(const Events& events) {
 
 // Admits the call and hands it to the engine, or ends it with what is wrong.
 void Generation::start() {
-  switch (request_message_.parse()) {
-    case RequestMessage::Parsed::whole:
-      break;
-    case RequestMessage::Parsed::malformed:
-      return conclude(unreadable_status(call_.method));
-    case RequestMessage::Parsed::over_budget:
-      return conclude(over_budget_status(core_));
-  }
+  if (grpc::Status parsed = parse_message(core_, call_.method, request_message_); !parsed.ok())
+    return conclude(std::move(parsed));
   const Status admitted = adopt_request_id(call_, wanted_id());
   core_.add(call_.request_id, shared_from_this());
   if (!admitted.ok()) return conclude(to_grpc_status(admitted.error()));
@@ -196,7 +196,7 @@ void Generation::start() {
     return conclude(to_grpc_status(model.error()));
   }
   model_ = *model;
-  if (const Status known = check_known_fields(message_); !known.ok()) {
+  if (const Status known = check_known_fields(request_message_.message()); !known.ok()) {
     if (core_.state.config().strict_params) return conclude(to_grpc_status(known.error()));
     core_.state.note_unknown_fields({known.error().field});
   }
@@ -250,7 +250,13 @@ void Generation::pump() {
   const size_t bytes = write(chunks_, ended ? &usage : nullptr);
   writing_ = bytes > 0;
   write_limit_ = write_limit(core_.state.config(), bytes);
-  if (ended) request_message_.drop();
+  if (ended) drop_message();
+}
+
+// The client decides when its call ends, and must not keep the message until then. Before
+// begin() was seen, the read may still fill it.
+void Generation::drop_message() {
+  if (std::exchange(arrived_, false)) request_message_.drop();
 }
 
 // Gives up on a reader that leaves a message unread for too long. One timer a call, lazily moved.
@@ -292,8 +298,7 @@ void Generation::conclude(grpc::Status status) {
     count_usage();
   }
   permit_.reset();
-  // A call may live on for as long as its client likes.
-  if (arrived_) request_message_.drop();
+  drop_message();
   if (completion_)
     call_handled(core_, call_, status.error_code(), asked_, metrics_->figures());
   else

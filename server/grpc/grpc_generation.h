@@ -52,6 +52,8 @@ Status adopt_request_id(CallInfo& call, const std::string& wanted);
 grpc::Status unreadable_status(const char* method);
 grpc::Status late_message_status(const ServerConfig& config);
 grpc::Status over_budget_status(GrpcCore& core);
+// Parses the message of a call of `method`. Returns why the call must end, or OK.
+grpc::Status parse_message(GrpcCore& core, const char* method, RequestMessage& message);
 
 class Generation : public std::enable_shared_from_this<Generation> {
  public:
@@ -104,7 +106,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   virtual void drop() = 0;
 
   void note(bool Events::*what);
-  void schedule(bool long_turn);
+  void drop_message();
   void turn();
   void run(const Events& events);
   void start();
@@ -116,7 +118,6 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
   GrpcCore& core_;
   CallInfo call_;  // of the turn, once begin() or unreadable() was called
-  const google::protobuf::Message& message_;
   const Delivery delivery_;
   RequestMessage request_message_;  // of the read until begin(), then of the turn
 
@@ -131,7 +132,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   std::optional<RequestAsked> asked_;
   std::optional<RequestMetrics> metrics_;
   std::vector<TextChunk> chunks_;
-  bool arrived_ = false;   // begin() was seen
+  bool arrived_ = false;   // begin() was seen, and the message has not been dropped
   bool pools_ = false;     // the request asks for embeddings
   bool ended_ = false;     // the last chunks have been written, or are in flight
   bool finished_ = false;  // finish() was called

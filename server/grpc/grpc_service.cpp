@@ -120,10 +120,23 @@ class GenerationCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, Response
         core_(core),
         context_(context) {}
 
-  grpc::CallbackServerContext& context() { return context_; }
   const Request& request() const { return request_; }
+  // Whether a message was sent.
+  bool begun() const { return begun_; }
+  // Sends `response`, which must live until the write is done. The last message, too, is a write of
+  // its own and not one with the status, so that it is timed. Returns what write() does.
+  size_t send(const Response& response) {
+    if (!std::exchange(begun_, true)) echo_request_id(context_, call().request_id, true);
+    this->StartWrite(&response);
+    return std::max<size_t>(1, response.ByteSizeLong());
+  }
 
  private:
+  void finish(grpc::Status status) override {
+    if (!begun_) echo_request_id(context_, call().request_id, status.ok());
+    this->Finish(std::move(status));
+  }
+  void drop() override { context_.TryCancel(); }
   const std::string& wanted_id() const override { return request_.request_id(); }
   void OnReadDone(bool ok) override {
     core_.waiting().remove(ticket_);
@@ -141,6 +154,7 @@ class GenerationCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, Response
   std::shared_ptr<GenerationCall> self_;  // until the last reaction
   WaitingCalls::Ticket ticket_;           // of the read
   Request request_;
+  bool begun_ = false;
 };
 
 bool with_logprobs(const v1::GenerateRequest& request) {
@@ -157,60 +171,22 @@ class GenerateCall final : public GenerationCall<v1::GenerateRequest, v1::Genera
   Result<CompletionRequest> read(const ServedModel& model) const override {
     return to_completion_request(request(), model, Delivery::stream);
   }
-  // The last message is a write of its own, not one with the status: it, too, is timed.
   size_t write(std::vector<TextChunk>& chunks, const Usage* usage) override {
     message_.Clear();
-    if (!std::exchange(begun_, true)) {
-      echo_request_id(context(), call().request_id, true);
-      message_.set_request_id(call().request_id);
-    }
+    if (!begun()) message_.set_request_id(call().request_id);
     append_chunks(chunks, with_logprobs(request()), *message_.mutable_choices());
     if (usage != nullptr) set_usage(*usage, *message_.mutable_usage());
-    StartWrite(&message_);
-    return std::max<size_t>(1, message_.ByteSizeLong());
+    return send(message_);
   }
-  void finish(grpc::Status status) override {
-    if (!begun_) echo_request_id(context(), call().request_id, status.ok());
-    Finish(std::move(status));
-  }
-  void drop() override { context().TryCancel(); }
 
   v1::GenerateResponse message_;  // the one in flight
-  bool begun_ = false;
 };
 
-// A call with one reply. It is a write of its own, not one with the status: it is timed.
-template <class Request, class Response>
-class WholeCall : public GenerationCall<Request, Response> {
- protected:
-  WholeCall(GrpcCore& core, grpc::CallbackServerContext& context, const char* method)
-      : GenerationCall<Request, Response>(core, context, method, Delivery::whole) {}
-
-  // The reply is whole. Returns what write() does.
-  size_t send() {
-    sent_ = true;
-    echo_request_id(this->context(), this->call().request_id, true);
-    this->StartWrite(&response_);
-    return std::max<size_t>(1, response_.ByteSizeLong());
-  }
-
-  Response response_;
-
- private:
-  void finish(grpc::Status status) override {
-    if (!sent_) echo_request_id(this->context(), this->call().request_id, false);
-    this->Finish(std::move(status));
-  }
-  void drop() override { this->context().TryCancel(); }
-
-  bool sent_ = false;
-};
-
-class CompleteCall final : public WholeCall<v1::GenerateRequest, v1::CompleteResponse> {
+class CompleteCall final : public GenerationCall<v1::GenerateRequest, v1::CompleteResponse> {
  public:
   static constexpr const char* kMethod = "/kivi.v1.Kivi/Complete";
   CompleteCall(GrpcCore& core, grpc::CallbackServerContext& context)
-      : WholeCall(core, context, kMethod) {}
+      : GenerationCall(core, context, kMethod, Delivery::whole) {}
 
  private:
   Result<CompletionRequest> read(const ServedModel& model) const override {
@@ -226,15 +202,17 @@ class CompleteCall final : public WholeCall<v1::GenerateRequest, v1::CompleteRes
     response_.set_system_fingerprint(model().fingerprint);
     response_.set_created(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now()));
     set_usage(*usage, *response_.mutable_usage());
-    return send();
+    return send(response_);
   }
+
+  v1::CompleteResponse response_;
 };
 
-class EmbedCall final : public WholeCall<v1::EmbedRequest, v1::EmbedResponse> {
+class EmbedCall final : public GenerationCall<v1::EmbedRequest, v1::EmbedResponse> {
  public:
   static constexpr const char* kMethod = "/kivi.v1.Kivi/Embed";
   EmbedCall(GrpcCore& core, grpc::CallbackServerContext& context)
-      : WholeCall(core, context, kMethod) {}
+      : GenerationCall(core, context, kMethod, Delivery::whole) {}
 
  private:
   Result<CompletionRequest> read(const ServedModel& model) const override {
@@ -250,14 +228,16 @@ class EmbedCall final : public WholeCall<v1::EmbedRequest, v1::EmbedResponse> {
     response_.set_request_id(call().request_id);
     response_.set_model(model().name);
     set_usage(*usage, *response_.mutable_usage());
-    return send();
+    return send(response_);
   }
+
+  v1::EmbedResponse response_;
 };
 
 // A method that ends at once: read, answered on the executor (tokenizing a long text takes long).
 template <class Request, class Response>
-class AnsweredCall final : public TimedReply<grpc::ByteBuffer, Response> {
-  using Base = TimedReply<grpc::ByteBuffer, Response>;
+class AnsweredCall final : public TimedReply<Response> {
+  using Base = TimedReply<Response>;
 
  public:
   using Method = std::function<Status(const Request&, Response&)>;
@@ -289,8 +269,7 @@ class AnsweredCall final : public TimedReply<grpc::ByteBuffer, Response> {
   void OnReadDone(bool ok) override {
     if (!core_.waiting().remove(ticket_)) return;
     const bool held = ok && request_message_.arrived();
-    GrpcExecutor& executor = request_message_.is_long() ? core_.long_executor() : core_.executor();
-    executor.post([self = self_, ok, held] { self->answer(ok, held); });
+    core_.executor_of(request_message_).post([self = self_, ok, held] { self->answer(ok, held); });
   }
   void replied(bool ok) override { this->Finish(ok ? grpc::Status::OK : grpc::Status::CANCELLED); }
   void OnDone() override { self_.reset(); }
@@ -313,9 +292,8 @@ class AnsweredCall final : public TimedReply<grpc::ByteBuffer, Response> {
     if (!held) return over_budget_status(core_);
     // A call that nobody waits for any more costs nothing.
     if (context_.IsCancelled()) return grpc::Status::CANCELLED;
-    const auto parsed = request_message_.parse();
-    if (parsed == RequestMessage::Parsed::malformed) return unreadable_status(call_.method);
-    if (parsed == RequestMessage::Parsed::over_budget) return over_budget_status(core_);
+    if (grpc::Status parsed = parse_message(core_, call_.method, request_message_); !parsed.ok())
+      return parsed;
     const Status named = adopt_request_id(call_, "");
     return named.ok() ? grpc::Status::OK : to_grpc_status(named.error());
   }

@@ -37,8 +37,8 @@ constexpr size_t kQuestionMax = 16 << 10;  // bytes; answers may repeat it
 // Answers each message of a stream with one message. A client that sends none for header_timeout
 // seconds, or leaves an answer unread, ends its stream.
 template <class Request, class Response>
-class AnsweringCall final : public TimedReply<Request, Response> {
-  using Base = TimedReply<Request, Response>;
+class AnsweringCall final : public TimedReply<Response> {
+  using Base = TimedReply<Response>;
 
  public:
   using Answer = std::function<void(const Request&, Response&)>;
@@ -62,17 +62,21 @@ class AnsweringCall final : public TimedReply<Request, Response> {
                                     if (const auto self = weak.lock())
                                       self->Finish(late_message_status(config));
                                   });
-    this->StartRead(&request_);
+    this->StartRead(&question_);
   }
   void OnReadDone(bool ok) override {
     if (!core_.waiting().remove(ticket_)) return;
     if (!ok) return this->Finish(grpc::Status::OK);
-    if (const size_t bytes = request_.ByteSizeLong(); bytes > kQuestionMax)
+    // A large message is refused before it is parsed, which could take many times its size.
+    if (const size_t bytes = question_.Length(); bytes > kQuestionMax)
       return this->Finish(
           {grpc::StatusCode::RESOURCE_EXHAUSTED,
            fmt::format("the message has {} bytes; at most {} are taken", bytes, kQuestionMax)});
+    Request request;
+    if (!grpc::SerializationTraits<Request>::Deserialize(&question_, &request).ok())
+      return this->Finish(grpc::Status::OK);
     response_.Clear();
-    answer_(request_, response_);
+    answer_(request, response_);
     this->reply(response_);
   }
   void replied(bool ok) override { ok ? read() : this->Finish(grpc::Status::OK); }
@@ -81,7 +85,7 @@ class AnsweringCall final : public TimedReply<Request, Response> {
   const Answer answer_;
   std::shared_ptr<AnsweringCall> self_;  // until the last reaction
   WaitingCalls::Ticket ticket_;          // of the read
-  Request request_;
+  grpc::ByteBuffer question_;
   Response response_;
 };
 
@@ -96,7 +100,7 @@ class OneMethod final : public grpc::Service {
     AddMethod(new grpc::internal::RpcServiceMethod(name, grpc::internal::RpcMethod::BIDI_STREAMING,
                                                    nullptr));
     MarkMethodCallback(
-        0, new grpc::internal::CallbackBidiHandler<Request, Response>(
+        0, new grpc::internal::CallbackBidiHandler<grpc::ByteBuffer, Response>(
                [&core, answer = std::move(answer)](grpc::CallbackServerContext* context) {
                  return AnsweringCall<Request, Response>::make(core, *context, answer);
                }));

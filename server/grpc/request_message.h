@@ -11,6 +11,7 @@
 #include <string>
 
 #include "server/body_budget.h"
+#include "server/long_work.h"
 
 namespace kivi {
 
@@ -27,17 +28,15 @@ class RequestMessage {
   grpc::ByteBuffer* incoming() { return &incoming_; }
   // After the read. Returns false, and keeps nothing, if the bytes exceed the budget.
   bool arrived();
-  // Whether parsing and tokenizing this message would hold up other calls of a thread: at about
-  // 5 MB/s, this many bytes take some 10 ms.
-  bool is_long() const { return bytes_.size() >= kLongBytes; }
+  // Whether its bytes, which are there until parse(), are long work (long_work.h).
+  bool is_long() const { return bytes_.size() >= kLongRequestBytes; }
   // Fills in the message. Unless it is whole, the call has to end.
   Parsed parse();
+  const google::protobuf::Message& message() const { return message_; }
   // Gives back what is held.
   void drop();
 
  private:
-  static constexpr size_t kLongBytes = 48 << 10;
-
   google::protobuf::Message& message_;
   BodyShare share_;
   grpc::ByteBuffer incoming_;

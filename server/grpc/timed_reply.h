@@ -3,6 +3,7 @@
 #pragma once
 
 #include <grpcpp/server_context.h>
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 #include <atomic>
@@ -12,10 +13,10 @@
 
 namespace kivi {
 
-// Owned by a shared_ptr until OnDone.
-template <class Request, class Response>
-class TimedReply : public grpc::ServerBidiReactor<Request, Response>,
-                   public std::enable_shared_from_this<TimedReply<Request, Response>> {
+// Its messages arrive as bytes. Owned by a shared_ptr until OnDone.
+template <class Response>
+class TimedReply : public grpc::ServerBidiReactor<grpc::ByteBuffer, Response>,
+                   public std::enable_shared_from_this<TimedReply<Response>> {
  protected:
   TimedReply(GrpcCore& core, grpc::CallbackServerContext& context)
       : core_(core), context_(context) {}

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 
+#include "server/long_work.h"
 #include "server/server_state.h"
 
 namespace kivi {
@@ -54,23 +55,19 @@ struct HttpContext {
   explicit HttpContext(ServerState& shared)
       : state(shared),
         is_local(is_loopback(shared.config().host)),
-        worker(size_t(std::max(kMinWorkers, shared.config().io_threads))),
+        worker(size_t(long_work_threads(shared.config()))),
         clients((shared.config().max_connections + 1) / 2) {}
 
   ServerState& state;
   // Whether the listening address is reached from this machine only.
   const bool is_local;
-  // For work that would keep an io thread from its other connections (parsing and tokenizing long
-  // prompts). It has more than one thread, so that one long body does not hold up all others.
+  // For work that would keep an io thread from its other connections.
   boost::asio::thread_pool worker;
 
   // One client has at most half of the connections, so that it cannot keep all others out.
   ClientCounts clients;
   std::atomic<int> connections{0};  // open ones
   std::atomic<int> exchanges{0};    // requests whose header is in and whose reply is not out
-
- private:
-  static constexpr int kMinWorkers = 2;
 };
 
 }  // namespace kivi

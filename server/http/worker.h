@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "server/http/http_connection.h"
+#include "server/long_work.h"
 
 namespace kivi {
 
@@ -25,16 +26,14 @@ inline bool may_compile(std::string_view body) {
 boost::asio::awaitable<void> run_on_worker(HttpConnection& connection, std::function<void()> work);
 
 // Runs `work` for the connection's request: here, or on the worker thread where it has a grammar to
-// compile, or where the body is so long that parsing and tokenizing it would hold up the other
-// connections of this io thread (at about 5 MB/s, this many bytes take some 10 ms). Resumes on the
-// io thread. `work` may touch the request and what any thread may touch. Meanwhile the socket is
-// watched: connection.stop_token() tells `work` that nobody waits for it.
+// compile, or where the body is long (long_work.h) and would hold up the other connections of this
+// io thread. Resumes on the io thread. `work` may touch the request and what any thread may touch.
+// Meanwhile the socket is watched: connection.stop_token() tells `work` that nobody waits for it.
 template <class Work>
 boost::asio::awaitable<std::invoke_result_t<Work>> run_by_size(HttpConnection& connection,
                                                                Work work) {
-  constexpr size_t kLongBody = 48 << 10;
   const std::string& body = connection.request().body;
-  if (body.size() < kLongBody && !may_compile(body)) co_return work();
+  if (body.size() < kLongRequestBytes && !may_compile(body)) co_return work();
   std::optional<std::invoke_result_t<Work>> value;
   co_await run_on_worker(connection, [&work, &value] { value.emplace(work()); });
   co_return std::move(*value);
