@@ -15,7 +15,8 @@ import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-from harness import KIVI, MODEL, ROOT, Server, environment, free_port  # noqa: E402
+from harness import KIVI, MODEL, ROOT, Server, environment  # noqa: E402
+from ports import free_port  # noqa: E402
 
 SECRET = "a-secret-of-the-test"
 

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 
-from harness import free_port
+from ports import free_port
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Control": "\ue009", "Tab": "\ue004",

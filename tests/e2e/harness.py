@@ -13,6 +13,8 @@ import tempfile
 import time
 import unittest
 
+from ports import free_port
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KIVI = os.environ.get("BINARY_UNDER_TEST", str(ROOT / "build" / "kivi"))
 MODEL = str(ROOT / "models" / "tales-llama")
@@ -40,12 +42,6 @@ def not_run(test, why):
     if os.environ.get("CI") == "true":
         test.fail(f"CI=true, so this test must run: {why}")
     test.skipTest(why)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Reply:

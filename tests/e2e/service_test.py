@@ -13,7 +13,8 @@ import sys
 import tempfile
 import unittest
 
-from harness import ROOT, Server, free_port, kivi
+from harness import ROOT, Server, kivi
+from ports import free_port
 
 sys.path.insert(0, str(ROOT / "tests" / "events"))
 from subscriber import Subscriber  # noqa: E402

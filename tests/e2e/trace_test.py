@@ -13,7 +13,8 @@ import time
 import unittest
 
 from grpc_test import call
-from harness import TEXT, Server, free_port
+from harness import TEXT, Server
+from ports import free_port
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"

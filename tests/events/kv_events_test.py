@@ -6,37 +6,35 @@
 """
 
 import json
-import socket
+import pathlib
 import subprocess
 import sys
 import unittest
 
 from subscriber import Subscriber
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+from ports import free_port  # noqa: E402
+
 WALK = None
 TOPIC = "kv@127.0.0.1:8000@tales-llama"
 
 
 def free_endpoint():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 class Walk:
     """The program, which has begun to listen."""
 
     def __init__(self, format_name, seed, operations):
-        # Another program may take a free port before this one does.
-        for _ in range(5):
-            self.endpoint, self.replay_endpoint = free_endpoint(), free_endpoint()
-            self.process = subprocess.Popen(
-                [WALK, self.endpoint, self.replay_endpoint, TOPIC, str(seed), str(operations), format_name],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            if self.process.stdout.readline() == "listening\n":
-                return
+        self.endpoint, self.replay_endpoint = free_endpoint(), free_endpoint()
+        self.process = subprocess.Popen(
+            [WALK, self.endpoint, self.replay_endpoint, TOPIC, str(seed), str(operations), format_name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if self.process.stdout.readline() != "listening\n":
             self.close()
-        raise AssertionError("the program has not begun to listen in five tries")
+            raise AssertionError(f"the program does not listen at {self.endpoint}")
 
     def next(self):
         self.process.stdin.write("\n")
