@@ -18,8 +18,9 @@ __device__ __forceinline__ uint32_t pair_weight(int bits, int pair, float scale)
 }
 
 // Fragment register of pair `slot` of a word of codes. Codes of 2 and 4 bits stay in place; e4m3
-// becomes f16.
-template <int BITS>
+// becomes f16. SUMS: the last pair comes with the others of the upper bytes, each times
+// 2^(BITS * p). That saves a mask; operand B is then that of scale_pairs() with SUMS.
+template <int BITS, bool SUMS = false>
 __device__ __forceinline__ uint32_t fragment(uint32_t word, int slot) {
   if constexpr (BITS == 8) {
 #if __CUDA_ARCH__ >= 890
@@ -35,9 +36,24 @@ __device__ __forceinline__ uint32_t fragment(uint32_t word, int slot) {
   } else {
     constexpr int kInPlace = 8 / BITS;  // pairs of the low byte of each half
     constexpr uint32_t kMask = BITS == 2 ? 0x00030003u : 0x000f000fu;
-    return slot < kInPlace ? word & (kMask << (BITS * slot))
-                           : (word >> 8) & (kMask << (BITS * (slot - kInPlace)));
+    if (slot < kInPlace) return word & (kMask << (BITS * slot));
+    const uint32_t upper = SUMS ? __byte_perm(word, 0, 0x4341) : word >> 8;
+    return SUMS && slot == 2 * kInPlace - 1 ? upper : upper & (kMask << (BITS * (slot - kInPlace)));
   }
+}
+
+// Operand B for the fragments of four pairs, of which `first` is the first one: x times a scale.
+// SUMS: less what the sum that is the last fragment of a word makes of the pair already.
+template <int BITS, bool SUMS>
+__device__ __forceinline__ void scale_pairs(uint32_t* y, const uint32_t* x, uint4 scale,
+                                            int first) {
+  constexpr int kPairs = 16 / BITS;  // of a word
+  const uint32_t of[4] = {scale.x, scale.y, scale.z, scale.w};
+  if (SUMS) y[3] = multiply(x[3], of[3]);
+#pragma unroll
+  for (int i = 0; i < (SUMS ? 3 : 4); ++i)
+    y[i] = SUMS && (first + i) % kPairs >= kPairs / 2 ? multiply_subtract(x[i], of[i], y[3])
+                                                      : multiply(x[i], of[i]);
 }
 
 // Codes of pair `slot` of a word as numbers: code * scale + minimum.

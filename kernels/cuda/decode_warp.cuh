@@ -40,6 +40,9 @@ struct DecodeWarp {
   // without it.
   static constexpr bool kCopies = kWeighs && (D == 128 || FOUR);
 
+  // The other kernels have no registers for it: they spill, and took up to 3 % longer.
+  static constexpr bool kSums = X && D == 128;
+
   // The head whose column (operand B) or row (operand A) lane g has, and the token group of a page
   // whose logits it is for. With FOUR, the products with 16-bit rows have each head twice.
   __device__ __forceinline__ int head_of(int n) const { return FOUR ? g % 4 : n * 8 + g; }
@@ -230,10 +233,9 @@ struct DecodeWarp {
       const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
-        scaled[n][4 * i] = multiply(weighted(n, 4 * i), v.x);
-        scaled[n][4 * i + 1] = multiply(weighted(n, 4 * i + 1), v.y);
-        scaled[n][4 * i + 2] = multiply(weighted(n, 4 * i + 2), v.z);
-        scaled[n][4 * i + 3] = multiply(weighted(n, 4 * i + 3), v.w);
+        const uint32_t of_q[4] = {weighted(n, 4 * i), weighted(n, 4 * i + 1),
+                                  weighted(n, 4 * i + 2), weighted(n, 4 * i + 3)};
+        scale_pairs<KB, kSums>(scaled[n] + 4 * i, of_q, v, 4 * i);
       }
     }
   }
@@ -273,10 +275,10 @@ struct DecodeWarp {
 #pragma unroll
       for (int i = 0; i < TILES; ++i) {
         if (k % kSteps == 0) load_words(w[i], key_words(codes, tile + i) + k / kSteps * 512);
-        const uint32_t a0 = fragment<KB>(w[i][2 * j], slot);
-        const uint32_t a1 = fragment<KB>(w[i][2 * j + 1], slot);
-        const uint32_t a2 = fragment<KB>(w[i][2 * j], slot + 1);
-        const uint32_t a3 = fragment<KB>(w[i][2 * j + 1], slot + 1);
+        const uint32_t a0 = fragment<KB, kSums>(w[i][2 * j], slot);
+        const uint32_t a1 = fragment<KB, kSums>(w[i][2 * j + 1], slot);
+        const uint32_t a2 = fragment<KB, kSums>(w[i][2 * j], slot + 1);
+        const uint32_t a3 = fragment<KB, kSums>(w[i][2 * j + 1], slot + 1);
 #pragma unroll
         for (int n = 0; n < NT; ++n) mma(s[i][n], a0, a1, a2, a3, b[n][2 * k], b[n][2 * k + 1]);
       }
@@ -462,12 +464,7 @@ struct DecodeWarp {
         for (int i = 0; i < 2; ++i) {
           const uint4 v = *reinterpret_cast<const uint4*>(scales + (i * 4 + t) * 16);
 #pragma unroll
-          for (int n = 0; n < NT; ++n) {
-            b[n][4 * i] = multiply(p[n][4 * i], v.x);
-            b[n][4 * i + 1] = multiply(p[n][4 * i + 1], v.y);
-            b[n][4 * i + 2] = multiply(p[n][4 * i + 2], v.z);
-            b[n][4 * i + 3] = multiply(p[n][4 * i + 3], v.w);
-          }
+          for (int n = 0; n < NT; ++n) scale_pairs<VB, kSums>(b[n] + 4 * i, p[n] + 4 * i, v, 4 * i);
         }
       }
       uint32_t w[2 * kValueWords];
@@ -478,10 +475,10 @@ struct DecodeWarp {
 #pragma unroll
         for (int d = 0; d < 2; ++d) {
           const int top = d * kValueWords, bottom = top + kValueWords / 2;
-          const uint32_t a0 = fragment<VB>(w[top + j], slot);
-          const uint32_t a1 = fragment<VB>(w[bottom + j], slot);
-          const uint32_t a2 = fragment<VB>(w[top + j], slot + 1);
-          const uint32_t a3 = fragment<VB>(w[bottom + j], slot + 1);
+          const uint32_t a0 = fragment<VB, kSums>(w[top + j], slot);
+          const uint32_t a1 = fragment<VB, kSums>(w[bottom + j], slot);
+          const uint32_t a2 = fragment<VB, kSums>(w[top + j], slot + 1);
+          const uint32_t a3 = fragment<VB, kSums>(w[bottom + j], slot + 1);
 #pragma unroll
           for (int n = 0; n < NT; ++n) {
             if constexpr (kCodes)

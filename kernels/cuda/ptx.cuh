@@ -105,6 +105,10 @@ __device__ __forceinline__ __half2 as_half2(uint32_t x) { return *reinterpret_ca
 __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {
   return as_u32(__hmul2(as_half2(a), as_half2(b)));
 }
+// a * b - c, rounded once.
+__device__ __forceinline__ uint32_t multiply_subtract(uint32_t a, uint32_t b, uint32_t c) {
+  return as_u32(__hfma2(as_half2(a), as_half2(b), __hneg2(as_half2(c))));
+}
 
 // (x & mask) | bits, in one instruction.
 __device__ __forceinline__ uint32_t masked_or(uint32_t x, uint32_t mask, uint32_t bits) {
