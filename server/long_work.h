@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Long work: parsing and tokenizing a long request. Both front ends do it on threads of their own,
-// so that short requests do not wait behind it.
+// Long work: parsing and tokenizing a long request, and compiling a grammar, which may take half a
+// second. Both front ends do it on threads of their own, so that short requests do not wait behind
+// it.
 #pragma once
 
 #include <algorithm>

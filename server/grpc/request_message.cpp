@@ -10,6 +10,9 @@
 #include <new>
 #include <vector>
 
+#include "kivi/v1/kivi.pb.h"
+#include "server/long_work.h"
+
 namespace kivi {
 namespace {
 
@@ -83,7 +86,24 @@ class FieldCounter {
   size_t bytes_ = 0;
 };
 
+// Returns true if the message has something to compile: a structured_output.
+bool may_compile(const std::string& bytes, const Descriptor& type) {
+  CodedInputStream in(reinterpret_cast<const uint8_t*>(bytes.data()), int(bytes.size()));
+  while (const uint32_t tag = in.ReadTag()) {
+    const FieldDescriptor* field = type.FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
+    if (field != nullptr && field->type() == FieldDescriptor::TYPE_MESSAGE &&
+        field->message_type() == v1::StructuredOutput::descriptor())
+      return true;
+    if (!WireFormatLite::SkipField(&in, tag)) return false;
+  }
+  return false;
+}
+
 }  // namespace
+
+bool RequestMessage::is_long() const {
+  return bytes_.size() >= kLongRequestBytes || may_compile(bytes_, *message_.GetDescriptor());
+}
 
 bool RequestMessage::arrived() {
   const size_t size = incoming_.Length();

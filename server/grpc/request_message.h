@@ -11,7 +11,6 @@
 #include <string>
 
 #include "server/body_budget.h"
-#include "server/long_work.h"
 
 namespace kivi {
 
@@ -29,7 +28,7 @@ class RequestMessage {
   // After the read. Returns false, and keeps nothing, if the bytes exceed the budget.
   bool arrived();
   // Whether its bytes, which are there until parse(), are long work (long_work.h).
-  bool is_long() const { return bytes_.size() >= kLongRequestBytes; }
+  bool is_long() const;
   // Fills in the message. Unless it is whole, the call has to end.
   Parsed parse();
   const google::protobuf::Message& message() const { return message_; }

@@ -14,7 +14,7 @@
 
 namespace kivi {
 
-// Returns true if the request may hold a grammar, which takes up to about 50 ms to compile.
+// Returns true if the request may hold a grammar.
 inline bool may_compile(std::string_view body) {
   for (const std::string_view name :
        {"\"response_format\"", "\"structured_outputs\"", "\"guided_", "\"tools\"", "\"json_"})

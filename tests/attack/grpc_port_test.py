@@ -170,6 +170,23 @@ class Messages(harness.WithServer):
             self.assertGreater(len(tokenize(request, timeout=30).token_ids), 1000)
             self.assertLess(time.monotonic() - begun, 5)
 
+    def test_grammars_do_not_hold_up_short_calls(self):
+        kivi = attack.stubs().kivi
+        address = f"127.0.0.1:{self.server.grpc_port}"
+        with attack.grpc.insecure_channel(address) as channel:
+            complete = attack.stubs().kivi_grpc.KiviStub(channel).Complete
+            # Each of them takes a few tenths of a second to compile.
+            calls = [complete.future(kivi.GenerateRequest(
+                text="a", max_tokens=1,
+                structured_output=kivi.StructuredOutput(regex=f"(a|b)*a(a|b){{16}}{i}")))
+                for i in range(24)]
+            time.sleep(0.5)
+            begun = time.monotonic()
+            self.assertEqual(attack.grpc_code(self.server, 30), "OK")
+            self.assertLess(time.monotonic() - begun, 2)
+            for call in calls:
+                call.cancel()
+
 
 class MessagesInFlight(harness.WithServer):
     arguments = ("--max-body-bytes-in-flight", str(64 * MB))
