@@ -28,9 +28,7 @@ cleanup() {
 trap cleanup EXIT
 
 pass() { printf 'ok: %s\n' "$*"; }
-free_port() {
-  /usr/bin/python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-}
+free_ports() { /usr/bin/python3 "$root/tests/e2e/ports.py" "$1"; }  # on one line
 # completion BODY-FIELDS: asks the server at $url.
 completion() {
   curl -sS "$url/v1/completions" -H 'Content-Type: application/json' \

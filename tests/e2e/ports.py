@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ports of 127.0.0.1 for the servers that tests start."""
+"""Ports of 127.0.0.1 for the servers that tests and scripts start.
+
+    tests/e2e/ports.py N    (prints N different free ports on one line)
+"""
 
 import random
 import socket
+import sys
 
 # Below the ports that the kernel gives to clients (ip_local_port_range), so that no connection of a
 # test takes one before its server listens.
@@ -27,3 +31,7 @@ def free_port():
         _names.append(name)
         return port
     raise RuntimeError(f"1,000 ports of {PORTS.start} to {PORTS.stop - 1} were taken")
+
+
+if __name__ == "__main__":
+    print(*(free_port() for _ in range(int(sys.argv[1]))))
