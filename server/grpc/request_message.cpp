@@ -88,11 +88,10 @@ class FieldCounter {
 
 // Returns true if the message has something to compile: a structured_output.
 bool may_compile(const std::string& bytes, const Descriptor& type) {
+  if (&type != v1::GenerateRequest::descriptor()) return false;
   CodedInputStream in(reinterpret_cast<const uint8_t*>(bytes.data()), int(bytes.size()));
   while (const uint32_t tag = in.ReadTag()) {
-    const FieldDescriptor* field = type.FindFieldByNumber(WireFormatLite::GetTagFieldNumber(tag));
-    if (field != nullptr && field->type() == FieldDescriptor::TYPE_MESSAGE &&
-        field->message_type() == v1::StructuredOutput::descriptor())
+    if (WireFormatLite::GetTagFieldNumber(tag) == v1::GenerateRequest::kStructuredOutputFieldNumber)
       return true;
     if (!WireFormatLite::SkipField(&in, tag)) return false;
   }
