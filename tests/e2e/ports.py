@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ports of 127.0.0.1 for the servers that tests and scripts start.
 
-    tests/e2e/ports.py N    (prints N different free ports on one line)
+    /usr/bin/python3 tests/e2e/ports.py N    (prints N different free ports on one line)
 """
 
 import random
