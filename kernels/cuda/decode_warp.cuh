@@ -40,7 +40,7 @@ struct DecodeWarp {
   // without it.
   static constexpr bool kCopies = kWeighs && (D == 128 || FOUR);
 
-  // The other kernels have no registers for it: they spill, and took up to 3 % longer.
+  // The other kernels gained nothing from it, or spilled and took up to 3 % longer.
   static constexpr bool kSums = X && D == 128;
 
   // The head whose column (operand B) or row (operand A) lane g has, and the token group of a page

@@ -15,7 +15,8 @@
 // head are its n = 8 columns (16 or 24 with NT = 2 or 3). P^T becomes operand B by movmatrix.
 //
 // Codes are used as they lie: a word AND a mask is a pair of fp16 subnormals c * 4^p * 2^-24
-// (tensor cores take subnormals at full rate), one instruction for two codes. Everything else is
+// (tensor cores take subnormals at full rate), one instruction for two codes. Where it pays
+// (kSums), the last pair of a word is a sum of pairs, which needs no mask. Everything else is
 // folded into operand B: q' = q * scale * 4^-p for each key group and P' = P * scale * 4^-p for
 // each value group. q . min is one product more with q as operand A and the minima of both token
 // groups as columns of B; it is added to the logits. sum(P * min) and sum(P) are one more whose A
@@ -29,8 +30,8 @@
 // Products into one accumulator wait for each other, so two tiles always take turns.
 //
 // Cost of one 64-token unit at 2 bits, d = 128, G = 32: 6144 bytes, 585 instructions a warp in
-// page_unit (76 mma) and about 55 for the copy; with 8-bit parameters and a bias 5120 bytes and 663
-// instructions. With at most four query heads on a KV head (FOUR), 550 and 621.
+// page_unit (76 mma) and about 55 for the copy; with 8-bit parameters and a bias 5120 bytes and 636
+// instructions. With at most four query heads on a KV head (FOUR), 550 and 597.
 // docs/design/decode-attention.md has the count and the times. Reference: CpuBackend::do_kv_attend.
 // Test: tests/cuda/kv_attend_test.cpp.
 #pragma once
