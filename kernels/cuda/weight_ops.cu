@@ -18,6 +18,7 @@ namespace kivi::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr uint32_t kLowCodes = 0x0F0F0F0Fu;  // of the eight codes of a word
 
 // A block a row. Bytes: 2 k read, k written.
 template <class T>
@@ -71,18 +72,24 @@ TilesView view_of(const Weight& w) {
 }
 
 template <class T>
-__device__ __forceinline__ void store_columns(T* row, int c, int k, const float (&v)[4]) {
-  if (k % 4 == 0) {
-    if (c >= k) return;
-    alignas(8) T four[4];
+__device__ __forceinline__ uint2 in_16_bits(const float (&v)[4]) {
+  alignas(8) T four[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) four[i] = from_float<T>(v[i]);
-    *reinterpret_cast<uint2*>(row + c) = *reinterpret_cast<const uint2*>(four);
+  for (int i = 0; i < 4; ++i) four[i] = from_float<T>(v[i]);
+  return *reinterpret_cast<const uint2*>(four);
+}
+
+// Stores columns c to c + 3 of a row, as far as it has them.
+template <class T>
+__device__ __forceinline__ void store_columns(T* row, int c, int k, uint2 four) {
+  if (k % 4 == 0) {
+    if (c < k) *reinterpret_cast<uint2*>(row + c) = four;
     return;
   }
+  const T* const v = reinterpret_cast<const T*>(&four);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    if (c + i < k) row[c + i] = from_float<T>(v[i]);
+    if (c + i < k) row[c + i] = v[i];
 }
 
 // Code `i` of those that a word holds of columns 4 q to 4 q + 3 (h = 0) or 16 up (h = 1).
@@ -90,34 +97,80 @@ __device__ __forceinline__ float code_of(uint32_t word, int h, int i) {
   return float(word >> (8 * i + 4 * h) & 15);
 }
 
-// A warp a block of 16 rows by 32 columns. Bytes of a block: 256 and its scales read, 1024 written.
+// A row's scale, zero point and minimum.
+struct RowScales {
+  float scale, zero, minimum;  // zero: 2^23 more than the zero point
+};
+
+// Four codes, a byte each, as weights in 16 bits. 2^23 + code is exact, and so is its difference.
+template <class T>
+__device__ __forceinline__ uint2 four_weights(uint32_t codes, const RowScales& s) {
+  float v[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float code = __uint_as_float(__byte_perm(codes, 0x4B000000u, 0x7440 + i));
+    v[i] = fmaf(s.scale, code - s.zero, s.minimum);
+  }
+  return in_16_bits<T>(v);
+}
+
+// Stores the weights of a lane's word of a block: columns 4 t to 4 t + 3 (low) and 16 up (high). If
+// rows are whole vectors, two lanes exchange halves, so that each stores eight neighbors. All lanes
+// of a warp call it.
+template <class T>
+__device__ __forceinline__ void store_block(T* row, bool inside, int block, int k, uint2 low,
+                                            uint2 high) {
+  const int t = threadIdx.x % 4;
+  const bool odd = t % 2 == 1;
+  if (k % 8 != 0) {
+    if (inside) {
+      store_columns(row, block * 32 + 4 * t, k, low);
+      store_columns(row, block * 32 + 16 + 4 * t, k, high);
+    }
+    return;
+  }
+  const uint2 given = odd ? low : high;
+  const uint2 taken = make_uint2(__shfl_xor_sync(0xffffffffu, given.x, 1),
+                                 __shfl_xor_sync(0xffffffffu, given.y, 1));
+  const uint4 eight = odd ? make_uint4(taken.x, taken.y, high.x, high.y)
+                          : make_uint4(low.x, low.y, taken.x, taken.y);
+  const int column = block * 32 + (odd ? 16 : 0) + t / 2 * 8;
+  if (inside && column < k) *reinterpret_cast<uint4*>(row + column) = eight;
+}
+
+// A warp kWarpBlocks blocks of 16 rows by 32 columns, side by side, whose codes are on their way at
+// once. Grid: columns, then tiles. Bytes of a block: 256 and its scales read, 1024 written.
+constexpr int kWarpBlocks = 4;
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     dequantize_tiles_kernel(TilesView w, int64_t first_tile, int64_t rows, T* out) {
   let_next_start();
   wait_for_previous();
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int64_t index = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const int64_t tile = index / w.blocks;
-  const int block = int(index % w.blocks);
-  if (tile * kWeightTileRows >= rows) return;
-  const int64_t from = first_tile + tile;
-  const uint2 codes =
-      *reinterpret_cast<const uint2*>(w.codes + (from * w.blocks + block) * 256 + t * 64 + g * 8);
-  const TwoScales s = read_scales(
-      w.kind, w.scales + from * w.tile_scales + block / w.unit_blocks * w.record_bytes, block, g);
+  const int first = (blockIdx.x * (kThreads / 32) + threadIdx.x / 32) * kWarpBlocks;
+  const int64_t tile = first_tile + blockIdx.y;
+  const std::byte* codes_at = w.codes + (tile * w.blocks + first) * 256 + t * 64 + g * 8;
+  uint2 codes[kWarpBlocks];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int64_t row = tile * kWeightTileRows + 2 * g + r;
-    if (row >= rows) return;
+  for (int b = 0; b < kWarpBlocks; ++b)
+    if (first + b < w.blocks) codes[b] = __ldcs(reinterpret_cast<const uint2*>(codes_at + b * 256));
+  const int64_t row = int64_t(blockIdx.y) * kWeightTileRows + 2 * g;
+  TwoScales s;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float v[4];
+  for (int b = 0; b < kWarpBlocks; ++b) {
+    const int block = first + b;
+    if (block >= w.blocks) return;
+    if (b == 0 || w.unit_blocks % kWarpBlocks != 0 || w.kind == WeightKind::q4_k)
+      s = read_scales(w.kind,
+                      w.scales + tile * w.tile_scales + block / w.unit_blocks * w.record_bytes,
+                      block, g);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        v[i] = fmaf(s.scale[r], code_of(r == 0 ? codes.x : codes.y, h, i) - float(s.zero[r]),
-                    s.minimum[r]);
-      store_columns(out + row * w.k, block * 32 + 16 * h + 4 * t, w.k, v);
+    for (int r = 0; r < 2; ++r) {
+      const uint32_t word = r == 0 ? codes[b].x : codes[b].y;
+      const RowScales of_row{s.scale[r], float(s.zero[r]) + 8388608.0f, s.minimum[r]};
+      store_block(out + (row + r) * w.k, row + r < rows, block, w.k,
+                  four_weights<T>(word & kLowCodes, of_row),
+                  four_weights<T>(word >> 4 & kLowCodes, of_row));
     }
   }
 }
@@ -140,7 +193,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     v[i] = c + i < k ? scales[row] * from_e4m3(codes[row * k + c + i]) : 0;
-  store_columns(out + int64_t(blockIdx.y) * k, c, k, v);
+  store_columns(out + int64_t(blockIdx.y) * k, c, k, in_16_bits<T>(v));
 }
 
 // A block a row; a thread the codes of one word of a block.
@@ -233,9 +286,10 @@ cudaError_t dequantize_weight(const Weight& w, int64_t begin, const Tensor& out,
     }
     const TilesView view = view_of(w);
     const int64_t tiles = (out.rows() + kWeightTileRows - 1) / kWeightTileRows;
-    const int64_t blocks = (tiles * view.blocks + kThreads / 32 - 1) / (kThreads / 32);
-    return launch_overlapped(dequantize_tiles_kernel<T>, dim3(unsigned(blocks)), dim3(kThreads), 0,
-                             stream, view, begin / kWeightTileRows, out.rows(), out.as<T>());
+    constexpr int kBlocks = kThreads / 32 * kWarpBlocks;
+    const dim3 grid(unsigned((view.blocks + kBlocks - 1) / kBlocks), unsigned(tiles));
+    return launch_overlapped(dequantize_tiles_kernel<T>, grid, dim3(kThreads), 0, stream, view,
+                             begin / kWeightTileRows, out.rows(), out.as<T>());
   });
 }
 
