@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/matmul.h"
 
+#include <algorithm>
+
 #include "base/verify.h"
 
 namespace kivi::cuda {
@@ -57,6 +59,18 @@ Operation make_operation(const Tensor& bias) {
   return operation;
 }
 
+// Tiles of 512 rows of W are cuBLASLt 13.0's first offer for a few numbers of rows of x, and
+// take 1.3 to 1.7 times as long as its next offer
+// (docs/design/decisions/015-cublaslt-first-choice.md).
+bool has_tall_tiles(const cublasLtMatmulAlgo_t& algorithm) {
+  int tile = 0;
+  size_t written = 0;
+  KIVI_CUBLAS_VERIFY(cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID,
+                                                          &tile, sizeof tile, &written));
+  return tile == CUBLASLT_MATMUL_TILE_512x64 ||
+         (tile >= CUBLASLT_MATMUL_TILE_512x8 && tile <= CUBLASLT_MATMUL_TILE_512x128);
+}
+
 }  // namespace
 
 void HandleDeleter::operator()(cublasLtHandle_t handle) const {
@@ -102,8 +116,8 @@ const Matmul::Plan& Matmul::plan_of(const Tensor& x, const Tensor& w, const Tens
   return plans_.emplace(key, std::move(plan)).first->second;
 }
 
-// Takes the first algorithm that cuBLASLt offers within a workspace of `workspace_bytes`. Returns
-// false if it offers none.
+// Takes the first algorithm that cuBLASLt offers within a workspace of `workspace_bytes`, but one
+// with tall tiles only if there is no other. Returns false if it offers none.
 bool Matmul::choose(Plan& plan, size_t workspace_bytes) const {
   cublasLtMatmulPreference_t created = nullptr;
   KIVI_CUBLAS_VERIFY(cublasLtMatmulPreferenceCreate(&created));
@@ -111,13 +125,17 @@ bool Matmul::choose(Plan& plan, size_t workspace_bytes) const {
   KIVI_CUBLAS_VERIFY(cublasLtMatmulPreferenceSetAttribute(
       preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes,
       sizeof workspace_bytes));
-  cublasLtMatmulHeuristicResult_t best{};
+  constexpr int kOffers = 8;
+  cublasLtMatmulHeuristicResult_t offers[kOffers]{};
   int found = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
       handle_.get(), plan.operation.get(), plan.a.get(), plan.b.get(), plan.c.get(), plan.c.get(),
-      preference.get(), 1, &best, &found);
-  if (status != CUBLAS_STATUS_SUCCESS || found != 1) return false;
-  plan.algorithm = best.algo;
+      preference.get(), kOffers, offers, &found);
+  if (status != CUBLAS_STATUS_SUCCESS || found < 1) return false;
+  auto* const end = offers + found;
+  auto* const best =
+      std::find_if_not(offers, end, [](const auto& offer) { return has_tall_tiles(offer.algo); });
+  plan.algorithm = (best == end ? offers[0] : *best).algo;
   return true;
 }
 
