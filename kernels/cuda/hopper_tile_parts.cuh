@@ -15,12 +15,12 @@
 
 namespace kivi::cuda {
 
-// What depends on the rows of x of a tile. The sums of more than 128 need the registers of half as
-// many threads.
+// What depends on the rows of x of a tile: the threads that multiply, since the sums of many rows
+// need many registers.
 template <int Rows>
-constexpr bool kIsWide = Rows > 128;
-template <int Rows>
-constexpr int kConsumers = kIsWide<Rows> ? 256 : 512;  // threads that multiply
+constexpr int kConsumers = Rows <= 64    ? 512
+                           : Rows <= 160 ? 384
+                                         : 256;
 template <int Rows>
 constexpr int kHeight = kConsumers<Rows> / 2;  // rows of W
 template <int Rows>
@@ -36,10 +36,11 @@ struct HopperProduct {
   int chunks;  // of rows of x, of a tile of W
 };
 
-// With 128 rows there are no registers to keep a place, to read codes ahead of products, or to add
-// up two fours at a time.
-template <int Rows>
-constexpr bool kHasRegisters = Rows != 128;
+constexpr int largest_divisor(int n, int most) {
+  int divisor = std::min(n, most);
+  while (n % divisor != 0) --divisor;
+  return divisor;
+}
 
 // A barrier of the threads that multiply.
 template <int Rows>
@@ -122,22 +123,22 @@ __device__ __forceinline__ void leave_part(const TileProduct& p, const TileParts
 }
 
 // Adds up fours [begin, end) of all parts of a tile in the order of blocks, and stores the sums.
-// The loads of eight parts of Fours fours are under way at a time.
-template <class T, int Rows, int Fours>
+// The loads of Parts parts of Fours fours are under way at a time: their latency decides.
+template <class T, int Rows, int Fours, int Parts>
 __device__ __forceinline__ void add_share(const HopperProduct& a, const TileParts& parts, int begin,
                                           int end) {
-  constexpr int kThreads = kConsumers<Rows>, kAhead = 8;
+  constexpr int kThreads = kConsumers<Rows>;
   for (int at = begin + int(threadIdx.x); at < end; at += Fours * kThreads) {
     float4 sums[Fours];
 #pragma unroll
     for (int four = 0; four < Fours; ++four) sums[four] = make_float4(0, 0, 0, 0);
 #pragma unroll 1
-    for (int block = parts.first; block <= parts.last; block += kAhead) {
-      float4 v[Fours][kAhead];
+    for (int block = parts.first; block <= parts.last; block += Parts) {
+      float4 v[Fours][Parts];
 #pragma unroll
       for (int four = 0; four < Fours; ++four)
 #pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
+        for (int i = 0; i < Parts; ++i) {
           v[four][i] = make_float4(0, 0, 0, 0);
           if (block + i <= parts.last && at + four * kThreads < end)
             v[four][i] = __ldcg(parts.part<Rows>(a.p, block + i) + at + four * kThreads);
@@ -145,7 +146,7 @@ __device__ __forceinline__ void add_share(const HopperProduct& a, const TilePart
 #pragma unroll
       for (int four = 0; four < Fours; ++four)
 #pragma unroll
-        for (int i = 0; i < kAhead; ++i) add_to(sums[four], v[four][i]);
+        for (int i = 0; i < Parts; ++i) add_to(sums[four], v[four][i]);
     }
 #pragma unroll
     for (int four = 0; four < Fours; ++four) {
@@ -170,7 +171,8 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
     }
     meet<Rows>();
     const float4* const other = parts.part<Rows>(p, parts.last) + threadIdx.x;
-    constexpr int kAhead = std::min(4, Rows / 8);
+    // Loads under way at a time, beside the sums: their latency decides.
+    constexpr int kAhead = largest_divisor(Rows / 8, kConsumers<Rows> == 256 ? 16 : 6);
 #pragma unroll
     for (int begin = 0; begin < Rows / 8; begin += kAhead) {
       if (begin >= fours) break;
@@ -194,16 +196,16 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
   if (threadIdx.x == 0) {
     tell(counter);
     wait_for_parts(counter, count);
-    if (atomicAdd(counter, 1) == count + parts.joining - 1) *counter = 0;
   }
   meet<Rows>();
+  // Behind the barrier, which would wait for what it returns.
+  if (threadIdx.x == 0 && atomicAdd(counter, 1) == count + parts.joining - 1) *counter = 0;
   const int all = fours * kConsumers<Rows>;
   const int begin = own * all / parts.joining, end = (own + 1) * all / parts.joining;
-  // Two fours at a time hide more latency, and add more zeros where there are few parts.
-  if (kHasRegisters<Rows> && count > 4)
-    add_share<T, Rows, kHasRegisters<Rows> ? 2 : 1>(a, parts, begin, end);
+  if (count > 4)
+    add_share<T, Rows, 2, 8>(a, parts, begin, end);
   else
-    add_share<T, Rows, 1>(a, parts, begin, end);
+    add_share<T, Rows, 4, 4>(a, parts, begin, end);
 }
 
 }  // namespace kivi::cuda

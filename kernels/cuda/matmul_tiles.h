@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 1 to 512 rows of x and a W of 4-bit codes in tiles (weight_codec.h).
+// out = x W^T (+ bias) for 1 to 640 rows of x and a W of 4-bit codes in tiles (weight_codec.h).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,7 +13,7 @@ namespace kivi::cuda {
 // products of more than kTileProductRowsExact rows round W to x's type, and of more than
 // kTileProductRowsExactGroups where a scale of int4 holds for 128 columns or more.
 inline constexpr int kTileProductRows = 64;
-inline constexpr int kTileProductRowsHopper = 512;
+inline constexpr int kTileProductRowsHopper = 640;
 inline constexpr int kTileProductRowsExact = 16;
 inline constexpr int kTileProductRowsExactGroups = 64;
 // Rows of W that have a counter of TileProductWorkspace::counters.
@@ -32,7 +32,8 @@ bool rounds_weights(int64_t rows, const WeightFormat& format);
 // multiplying by that. Measured on an H200 (docs/benchmarks/weights.md).
 int64_t tile_rows_max(const WeightFormat& format);
 
-// Memory for sums that several blocks share, and a counter for each kTileProductHeight rows of W.
+// Memory for sums that several blocks share, and a counter for each kTileProductHeight rows of W by
+// 128 rows of x.
 // Counters are zero before the first call, and again after each.
 struct TileProductWorkspace {
   void* partials = nullptr;

@@ -2,13 +2,14 @@
 // out = x W^T (+ bias) for 9 and more rows of x and a W of 4-bit codes, by Hopper's products of a
 // warpgroup (wgmma).
 //
-// Bytes: W once for each 128 or 192 rows of x. Operations: 2 t n k on tensor cores.
+// Bytes: W once for each 128, 160 or 192 rows of x. Operations: 2 t n k on tensor cores.
 //
-// Mapping. A tile is 256 rows of W by up to 128 rows of x, or 128 by up to 192. Four warpgroups, or
-// two, multiply 64 rows of W each. W is operand A in registers, and x is operand B in shared
-// memory, swizzled as wgmma.cuh says, in columns of 64. While the tensor cores multiply 32 columns,
-// the warps make numbers of the next 32. One thread brings stages of 128 columns by four tensor
-// copies: codes, scales and two columns of x. Full and empty barriers stand between them.
+// Mapping. A tile is 256 rows of W by up to 64 rows of x, 192 by up to 160, or 128 by up to 192.
+// Four, three or two warpgroups multiply 64 rows of W each. W is operand A in registers, and x is
+// operand B in shared memory, swizzled as wgmma.cuh says, in columns of 64. While the tensor cores
+// multiply 32 columns, the warps make numbers of the next 32. One thread brings stages of 128
+// columns by four tensor copies: codes, scales and two columns of x. Full and empty barriers stand
+// between them.
 //
 // Where one scale holds for 128 columns and x has up to 64 rows in a tile, codes less their zero
 // points are multiplied, which is exact, and the sums of a stage are scaled. Otherwise W is rounded
@@ -44,11 +45,12 @@ constexpr int kSharedMax = 227 << 10;
 template <int Rows, int SB>
 struct Stage {
   static constexpr int kThreads = kConsumers<Rows> + kProducers;
-  // Registers of a thread. With fewer than 112 for 128 rows of x, products would wait for each
-  // other (C7512). The kernel starts with kRegisters for each thread, and these are no more.
-  static constexpr int kRegisters = kIsWide<Rows> ? 168 : 96;
-  static constexpr int kConsumerRegisters = kIsWide<Rows> ? 240 : 112;
-  static constexpr int kProducerRegisters = kIsWide<Rows> ? 24 : 32;
+  // Registers of a thread. The kernel starts with kRegisters for each thread, and these are no
+  // more.
+  static constexpr int kWarpgroups = kConsumers<Rows> / 128;
+  static constexpr int kRegisters = kWarpgroups == 4 ? 96 : kWarpgroups == 3 ? 128 : 168;
+  static constexpr int kConsumerRegisters = kWarpgroups == 4 ? 112 : kWarpgroups == 3 ? 160 : 240;
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32;
   static_assert(kConsumers<Rows> * kConsumerRegisters + kProducers * kProducerRegisters <=
                 kRegisters * kThreads);
   static constexpr int kRowBytes = 128;               // of 64 columns of a row of x
@@ -196,8 +198,7 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
   float products[kScales ? Rows / 8 : 1][4];
   auto& c = first_if<kScales>(products, sums);
   L line;
-  const LanePlace<T, Rows, SB> lane =
-      kHasRegisters<Rows> ? first.moved(at) : LanePlace<T, Rows, SB>(shared_address(memory) + at);
+  const LanePlace<T, Rows, SB> lane = first.moved(at);
   LaneWords words = read_words(lane.codes);
   if constexpr (SB == kBlocks) read_line<T>(read_lane_scales(lane.scales, lane.zeros), line);
 #pragma unroll
@@ -219,12 +220,8 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
                     (!kScales && adds) || k > 0);
     }
     wgmma_commit();
-    const auto read_next = [&] {
-      if (j + 1 < kBlocks) words = read_words(lane.codes + (j + 1) * kBlockBytes);
-    };
-    if (kHasRegisters<Rows>) read_next();
+    if (j + 1 < kBlocks) words = read_words(lane.codes + (j + 1) * kBlockBytes);
     wgmma_wait<1>();
-    if (!kHasRegisters<Rows>) read_next();
     if (!kScales && j == 0) begun();
   }
   if constexpr (kScales) {
@@ -280,7 +277,7 @@ __global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
   int slot = 0;  // stage in shared memory
   uint32_t parity = 0;
   LanePlace<T, Rows, SB> place(shared_address(memory));
-  if constexpr (kHasRegisters<Rows>) place.keep();
+  place.keep();
   for (int unit = first; unit < last;) {
     const int tile = unit / p.stages_of_tile, begin = tile * p.stages_of_tile;
     const int end = min(last, begin + p.stages_of_tile), start = unit;
@@ -386,6 +383,17 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
   return launch<T, Rows, 1>(p, workspace, multiprocessors, stream);
 }
 
+// Rows of x of a tile, for more than 96 rows and int4 with large groups. What a tile costs was
+// measured (docs/benchmarks/weights.md).
+int tile_rows(int t) {
+  struct Choice {
+    int rows, cost;
+  };
+  constexpr Choice kChoices[] = {{192, 13}, {160, 10}, {128, 8}};
+  const auto cost = [&](const Choice& c) { return (t + c.rows - 1) / c.rows * c.cost; };
+  return std::ranges::min_element(kChoices, {}, cost)->rows;
+}
+
 }  // namespace
 
 cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,
@@ -394,10 +402,13 @@ cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,
   return with_half_type(type, [&]<class T>() {
     if (p.t <= 16) return launch_format<T, 16>(p, workspace, multiprocessors, stream);
     if (p.t <= 32) return launch_format<T, 32>(p, workspace, multiprocessors, stream);
+    if (p.t <= 48) return launch_format<T, 48>(p, workspace, multiprocessors, stream);
     if (p.t <= 64) return launch_format<T, 64>(p, workspace, multiprocessors, stream);
+    if (p.t <= 96) return launch_format<T, 96>(p, workspace, multiprocessors, stream);
     const bool has_large_groups = p.kind == WeightKind::int4 && p.unit_columns >= kColumns;
-    if (p.t > 128 && p.t <= 192 && has_large_groups)
-      return launch<T, 192, kBlocks>(p, workspace, multiprocessors, stream);
+    const int rows = has_large_groups ? tile_rows(p.t) : 128;
+    if (rows == 192) return launch<T, 192, kBlocks>(p, workspace, multiprocessors, stream);
+    if (rows == 160) return launch<T, 160, kBlocks>(p, workspace, multiprocessors, stream);
     return launch_format<T, 128>(p, workspace, multiprocessors, stream);
   });
 }

@@ -137,7 +137,7 @@ TEST_CASE("quantized: products by 4-bit matrices equal the CPU's for awkward siz
       const int64_t k = format.kind == WeightKind::q4_k ? (wanted + 255) / 256 * 256 : wanted;
       GpuWeight w(random_rows(format, n, k, random));
       for (const DType type : kTypes)
-        for (const int t : {1, 2, 7, 8, 9, 16, 17, 40, 64}) {
+        for (const int t : {1, 2, 7, 8, 9, 16, 17, 40, 48, 64}) {
           if (t > 9 && n == 1000 && t != 64) continue;
           check(random, w, type, type, t, t % 2 == 0);
           if (t == 7 || t == 17) check(random, w, type, DType::f32, t, false);
@@ -160,9 +160,9 @@ TEST_CASE("quantized: products of many rows by 4-bit matrices equal the CPU's") 
   for (const WeightFormat& format : kTileFormats) {
     GpuWeight w(random_rows(format, 304, 512, random));
     for (const DType type : kTypes)
-      for (const int t : {65, 100, 128, 129, 192, 300, 1100}) {
+      for (const int t : {65, 96, 100, 128, 129, 161, 200, 300, 384, 450, 576, 640, 641, 1100}) {
         check(random, w, type, type, t, t == 129);
-        if (t >= 100) check(random, w, type, DType::f32, t, false);
+        if (t >= 96) check(random, w, type, DType::f32, t, false);
       }
   }
   // More than one slab.
