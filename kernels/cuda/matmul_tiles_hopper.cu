@@ -389,7 +389,7 @@ int tile_rows(int t) {
   struct Choice {
     int rows, cost;
   };
-  constexpr Choice kChoices[] = {{192, 13}, {160, 10}, {128, 8}};
+  constexpr Choice kChoices[] = {{192, 23}, {160, 20}, {128, 16}};
   const auto cost = [&](const Choice& c) { return (t + c.rows - 1) / c.rows * c.cost; };
   return std::ranges::min_element(kChoices, {}, cost)->rows;
 }
