@@ -165,6 +165,15 @@ TEST_CASE("quantized: products of many rows by 4-bit matrices equal the CPU's") 
         if (t >= 96) check(random, w, type, DType::f32, t, false);
       }
   }
+  // Blocks with several stages of a tile, parts that are left early, and tiles of more than four
+  // blocks.
+  for (const auto& [n, k, rows] : {std::tuple{8600, 1024, std::vector{192, 384, 512, 640}},
+                                   {1300, 4096, {96, 128, 160, 192}},
+                                   {26000, 1024, {48, 96}}}) {
+    GpuWeight w(random_rows({WeightKind::int4, 128}, n, k, random));
+    for (const DType type : kTypes)
+      for (const int t : rows) check(random, w, type, type, t, false);
+  }
   // More than one slab.
   GpuWeight large(random_rows({WeightKind::q4_k}, 4112, 8448, random));
   check(random, large, DType::bf16, DType::bf16, 129, true);
