@@ -129,7 +129,7 @@ class CudaBackend final : public Backend {
 
   DecodeWorkspace decode_workspace_;
   cuda::Matmul matmul_;
-  static constexpr int64_t kTileCounters = 16384;
+  static constexpr int64_t kTileCounters = 32768;
   DeviceMemory tile_counters_;  // i32, zero between products (matmul_tiles.h)
   std::byte* product_scratch_ = nullptr;
   int64_t product_scratch_bytes_ = 0;

@@ -123,7 +123,7 @@ __device__ __forceinline__ void leave_part(const TileProduct& p, const TileParts
 }
 
 // Adds up fours [begin, end) of all parts of a tile in the order of blocks, and stores the sums.
-// The loads of Parts parts of Fours fours are under way at a time: their latency decides.
+// The loads of Parts parts of Fours fours are under way at a time.
 template <class T, int Rows, int Fours, int Parts>
 __device__ __forceinline__ void add_share(const HopperProduct& a, const TileParts& parts, int begin,
                                           int end) {
@@ -171,7 +171,7 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
     }
     meet<Rows>();
     const float4* const other = parts.part<Rows>(p, parts.last) + threadIdx.x;
-    // Loads under way at a time, beside the sums: their latency decides.
+    // So many loads are under way at a time. Their registers lie beside those of the sums.
     constexpr int kAhead = largest_divisor(Rows / 8, kConsumers<Rows> == 256 ? 16 : 6);
 #pragma unroll
     for (int begin = 0; begin < Rows / 8; begin += kAhead) {
@@ -198,7 +198,7 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
     wait_for_parts(counter, count);
   }
   meet<Rows>();
-  // Behind the barrier, which would wait for what it returns.
+  // This comes after the barrier, so that no thread waits for what it returns.
   if (threadIdx.x == 0 && atomicAdd(counter, 1) == count + parts.joining - 1) *counter = 0;
   const int all = fours * kConsumers<Rows>;
   const int begin = own * all / parts.joining, end = (own + 1) * all / parts.joining;

@@ -60,7 +60,7 @@ Operation make_operation(const Tensor& bias) {
 }
 
 // Tiles of 512 rows of W are cuBLASLt 13.0's first offer for a few numbers of rows of x, and
-// take 1.3 to 1.7 times as long as its next offer
+// take 1.3 to 1.6 times as long as its next offer
 // (docs/design/decisions/015-cublaslt-first-choice.md).
 bool has_tall_tiles(const cublasLtMatmulAlgo_t& algorithm) {
   int tile = 0;
@@ -133,8 +133,9 @@ bool Matmul::choose(Plan& plan, size_t workspace_bytes) const {
       preference.get(), kOffers, offers, &found);
   if (status != CUBLAS_STATUS_SUCCESS || found < 1) return false;
   auto* const end = offers + found;
-  auto* const best =
-      std::find_if_not(offers, end, [](const auto& offer) { return has_tall_tiles(offer.algo); });
+  auto* const best = std::find_if(offers, end, [](const auto& offer) {
+    return offer.state == CUBLAS_STATUS_SUCCESS && !has_tall_tiles(offer.algo);
+  });
   plan.algorithm = (best == end ? offers[0] : *best).algo;
   return true;
 }

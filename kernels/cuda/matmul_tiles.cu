@@ -379,7 +379,8 @@ bool has_tile_product(const Tensor& x, const Weight& w, const Tensor& out,
                       const TileProductWorkspace& workspace) {
   return has_tile_format(w.format) && x.rows() >= 1 && x.rows() <= tile_product_rows() &&
          (out.dtype == x.dtype || out.dtype == DType::f32) && w.columns % 8 == 0 && is_aligned(x) &&
-         (w.rows + kTileProductHeight - 1) / kTileProductHeight * ((x.rows() + 127) / 128) <=
+         (w.rows + kTileProductHeight - 1) / kTileProductHeight *
+                 ((x.rows() + kTileProductWidth - 1) / kTileProductWidth) <=
              workspace.counters_count;
 }
 

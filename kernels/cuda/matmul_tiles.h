@@ -16,8 +16,9 @@ inline constexpr int kTileProductRows = 64;
 inline constexpr int kTileProductRowsHopper = 640;
 inline constexpr int kTileProductRowsExact = 16;
 inline constexpr int kTileProductRowsExactGroups = 64;
-// Rows of W that have a counter of TileProductWorkspace::counters.
+// Rows of W and of x that have a counter of TileProductWorkspace::counters.
 inline constexpr int kTileProductHeight = 64;
+inline constexpr int kTileProductWidth = 128;
 
 // Formats that the kernels of this file and of weight_ops.h read: q4_0, q4_1, q4_k, and int4 whose
 // group is 32, 64, 128, 256, a multiple of 512, or the whole row.
@@ -33,8 +34,7 @@ bool rounds_weights(int64_t rows, const WeightFormat& format);
 int64_t tile_rows_max(const WeightFormat& format);
 
 // Memory for sums that several blocks share, and a counter for each kTileProductHeight rows of W by
-// 128 rows of x.
-// Counters are zero before the first call, and again after each.
+// kTileProductWidth rows of x. Counters are zero before the first call, and again after each.
 struct TileProductWorkspace {
   void* partials = nullptr;
   size_t partials_bytes = 0;

@@ -45,8 +45,8 @@ constexpr int kSharedMax = 227 << 10;
 template <int Rows, int SB>
 struct Stage {
   static constexpr int kThreads = kConsumers<Rows> + kProducers;
-  // Registers of a thread. The kernel starts with kRegisters for each thread, and these are no
-  // more.
+  // Registers of a thread. The kernel starts with kRegisters for each thread. All warpgroups
+  // together may not have more than that later.
   static constexpr int kWarpgroups = kConsumers<Rows> / 128;
   static constexpr int kRegisters = kWarpgroups == 4 ? 96 : kWarpgroups == 3 ? 128 : 168;
   static constexpr int kConsumerRegisters = kWarpgroups == 4 ? 112 : kWarpgroups == 3 ? 160 : 240;
@@ -383,13 +383,13 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
   return launch<T, Rows, 1>(p, workspace, multiprocessors, stream);
 }
 
-// Rows of x of a tile, for more than 96 rows and int4 with large groups. What a tile costs was
-// measured (docs/benchmarks/weights.md).
+// Rows of x of a tile, for more than 96 rows and int4 with large groups. The costs are times of two
+// tiles (docs/design/decisions/035-weights-rounded-in-registers.md).
 int tile_rows(int t) {
   struct Choice {
     int rows, cost;
   };
-  constexpr Choice kChoices[] = {{192, 23}, {160, 20}, {128, 16}};
+  constexpr Choice kChoices[] = {{192, 22}, {160, 18}, {128, 16}};
   const auto cost = [&](const Choice& c) { return (t + c.rows - 1) / c.rows * c.cost; };
   return std::ranges::min_element(kChoices, {}, cost)->rows;
 }

@@ -23,7 +23,7 @@ namespace kivi {
 namespace {
 
 constexpr int64_t kAlignment = 256;
-// A slab of this many bytes of 16-bit numbers mostly stays in the level-2 cache until it is read.
+// Smaller slabs of 16-bit numbers take longer (docs/benchmarks/weights.md).
 constexpr int64_t kSlabBytes = int64_t(64) << 20;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }

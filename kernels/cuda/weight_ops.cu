@@ -18,7 +18,7 @@ namespace kivi::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr uint32_t kLowCodes = 0x0F0F0F0Fu;  // of the eight codes of a word
+constexpr uint32_t kLowCodes = 0x0F0F0F0Fu;  // masks the low code of each byte
 
 // A block a row. Bytes: 2 k read, k written.
 template <class T>
@@ -102,7 +102,8 @@ struct RowScales {
   float scale, zero, minimum;  // zero: 2^23 more than the zero point
 };
 
-// Four codes, a byte each, as weights in 16 bits. 2^23 + code is exact, and so is its difference.
+// Four codes, a byte each, as weights in 16 bits. 2^23 + code is exact, and so is that less the
+// zero point.
 template <class T>
 __device__ __forceinline__ uint2 four_weights(uint32_t codes, const RowScales& s) {
   float v[4];
@@ -138,8 +139,8 @@ __device__ __forceinline__ void store_block(T* row, bool inside, int block, int 
   if (inside && column < k) *reinterpret_cast<uint4*>(row + column) = eight;
 }
 
-// A warp kWarpBlocks blocks of 16 rows by 32 columns, side by side, whose codes are on their way at
-// once. Grid: columns, then tiles. Bytes of a block: 256 and its scales read, 1024 written.
+// A warp has kWarpBlocks blocks of 16 rows by 32 columns, side by side. Their codes are on their
+// way at once. Grid: columns, then tiles. Bytes of a block: 256 and its scales read, 1024 written.
 constexpr int kWarpBlocks = 4;
 template <class T>
 __global__ void __launch_bounds__(kThreads)
