@@ -59,9 +59,8 @@ Operation make_operation(const Tensor& bias) {
   return operation;
 }
 
-// Tiles of 512 rows of W are cuBLASLt 13.0's first offer for a few numbers of rows of x, and
-// take 1.3 to 1.6 times as long as its next offer
-// (docs/design/decisions/015-cublaslt-first-choice.md).
+// Tiles of 512 rows of W are cuBLASLt 13.0's first offer for a few numbers of rows of x. They take
+// 1.3 to 1.6 times as long as its next offer (docs/design/decisions/015-cublaslt-first-choice.md).
 bool has_tall_tiles(const cublasLtMatmulAlgo_t& algorithm) {
   int tile = 0;
   size_t written = 0;

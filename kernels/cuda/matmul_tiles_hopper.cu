@@ -375,11 +375,15 @@ cudaError_t launch(const TileProduct& product, const TileProductWorkspace& works
   return launch_overlapped(kernel, dim3(unsigned(blocks)), dim3(S::kThreads), kShared, stream, a);
 }
 
+// Whether a scale of int4 holds for a whole stage.
+bool has_large_groups(const TileProduct& p) {
+  return p.kind == WeightKind::int4 && p.unit_columns >= kColumns;
+}
+
 template <class T, int Rows>
 cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& workspace,
                           int multiprocessors, cudaStream_t stream) {
-  if (p.kind == WeightKind::int4 && p.unit_columns >= kColumns)
-    return launch<T, Rows, kBlocks>(p, workspace, multiprocessors, stream);
+  if (has_large_groups(p)) return launch<T, Rows, kBlocks>(p, workspace, multiprocessors, stream);
   return launch<T, Rows, 1>(p, workspace, multiprocessors, stream);
 }
 
@@ -405,8 +409,7 @@ cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,
     if (p.t <= 48) return launch_format<T, 48>(p, workspace, multiprocessors, stream);
     if (p.t <= 64) return launch_format<T, 64>(p, workspace, multiprocessors, stream);
     if (p.t <= 96) return launch_format<T, 96>(p, workspace, multiprocessors, stream);
-    const bool has_large_groups = p.kind == WeightKind::int4 && p.unit_columns >= kColumns;
-    const int rows = has_large_groups ? tile_rows(p.t) : 128;
+    const int rows = has_large_groups(p) ? tile_rows(p.t) : 128;
     if (rows == 192) return launch<T, 192, kBlocks>(p, workspace, multiprocessors, stream);
     if (rows == 160) return launch<T, 160, kBlocks>(p, workspace, multiprocessors, stream);
     return launch_format<T, 128>(p, workspace, multiprocessors, stream);

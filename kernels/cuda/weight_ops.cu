@@ -18,7 +18,6 @@ namespace kivi::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr uint32_t kLowCodes = 0x0F0F0F0Fu;  // masks the low code of each byte
 
 // A block a row. Bytes: 2 k read, k written.
 template <class T>
@@ -170,8 +169,8 @@ __global__ void __launch_bounds__(kThreads)
       const uint32_t word = r == 0 ? codes[b].x : codes[b].y;
       const RowScales of_row{s.scale[r], float(s.zero[r]) + 8388608.0f, s.minimum[r]};
       store_block(out + (row + r) * w.k, row + r < rows, block, w.k,
-                  four_weights<T>(word & kLowCodes, of_row),
-                  four_weights<T>(word >> 4 & kLowCodes, of_row));
+                  four_weights<T>(word & kNibbles, of_row),
+                  four_weights<T>(word >> 4 & kNibbles, of_row));
     }
   }
 }

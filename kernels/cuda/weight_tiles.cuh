@@ -11,6 +11,8 @@
 
 namespace kivi::cuda {
 
+constexpr uint32_t kNibbles = 0x0F0F0F0Fu;  // of four codes, a byte each
+
 // W = scale * (code - zero) + minimum, for the lane's two rows. `zero` is 0 where there is a
 // minimum.
 struct TwoScales {

@@ -10,182 +10,56 @@ namespace kivi::cuda {
 
 // clang-format off
 
-#define KIVI_WGMMA_ROWS_16(type) \
-  asm volatile( \
-      "{\n.reg .pred adds;\n" \
-      "setp.ne.b32 adds, %13, 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32." type "." type " {" KIVI_WGMMA_NAMES_8 "}, {%8, %9, %10, %11}, %12, adds, 1, 1, 0;\n}" \
-      : KIVI_WGMMA_SUMS_4(c[0], 0), KIVI_WGMMA_SUMS_4(c[1], 0) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
-
-template <class T>
-__device__ __forceinline__ void wgmma_rows(float (&c)[2][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
-#if KIVI_WGMMA
-  if constexpr (std::is_same_v<T, __half>)
-    KIVI_WGMMA_ROWS_16("f16");
-  else
-    KIVI_WGMMA_ROWS_16("bf16");
-#endif
-}
-#undef KIVI_WGMMA_ROWS_16
-
-#define KIVI_WGMMA_ROWS_32(type) \
-  asm volatile( \
-      "{\n.reg .pred adds;\n" \
-      "setp.ne.b32 adds, %21, 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type " {" KIVI_WGMMA_NAMES_16 "}, {%16, %17, %18, %19}, %20, adds, 1, 1, 0;\n}" \
-      : KIVI_WGMMA_SUMS_4(c[0], 0), KIVI_WGMMA_SUMS_4(c[1], 0), KIVI_WGMMA_SUMS_4(c[2], 0), KIVI_WGMMA_SUMS_4(c[3], 0) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
-
-template <class T>
-__device__ __forceinline__ void wgmma_rows(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
-#if KIVI_WGMMA
-  if constexpr (std::is_same_v<T, __half>)
-    KIVI_WGMMA_ROWS_32("f16");
-  else
-    KIVI_WGMMA_ROWS_32("bf16");
-#endif
-}
-#undef KIVI_WGMMA_ROWS_32
-
 #define KIVI_WGMMA_NAMES_24 KIVI_WGMMA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
-
-#define KIVI_WGMMA_ROWS_48(type) \
-  asm volatile( \
-      "{\n.reg .pred adds;\n" \
-      "setp.ne.b32 adds, %29, 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n48k16.f32." type "." type " {" KIVI_WGMMA_NAMES_24 "}, {%24, %25, %26, %27}, %28, adds, 1, 1, 0;\n}" \
-      : KIVI_WGMMA_SUMS_4(c[0], 0), KIVI_WGMMA_SUMS_4(c[1], 0), KIVI_WGMMA_SUMS_4(c[2], 0), KIVI_WGMMA_SUMS_4(c[3], 0), \
-        KIVI_WGMMA_SUMS_4(c[4], 0), KIVI_WGMMA_SUMS_4(c[5], 0) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
-
-template <class T>
-__device__ __forceinline__ void wgmma_rows(float (&c)[6][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
-#if KIVI_WGMMA
-  if constexpr (std::is_same_v<T, __half>)
-    KIVI_WGMMA_ROWS_48("f16");
-  else
-    KIVI_WGMMA_ROWS_48("bf16");
-#endif
-}
-#undef KIVI_WGMMA_ROWS_48
-
-#define KIVI_WGMMA_ROWS_64(type) \
-  asm volatile( \
-      "{\n.reg .pred adds;\n" \
-      "setp.ne.b32 adds, %37, 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" KIVI_WGMMA_NAMES_32 "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 0;\n}" \
-      : KIVI_WGMMA_SUMS_4(c[0], 0), KIVI_WGMMA_SUMS_4(c[1], 0), KIVI_WGMMA_SUMS_4(c[2], 0), KIVI_WGMMA_SUMS_4(c[3], 0), \
-        KIVI_WGMMA_SUMS_4(c[4], 0), KIVI_WGMMA_SUMS_4(c[5], 0), KIVI_WGMMA_SUMS_4(c[6], 0), KIVI_WGMMA_SUMS_4(c[7], 0) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
-
-template <class T>
-__device__ __forceinline__ void wgmma_rows(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
-#if KIVI_WGMMA
-  if constexpr (std::is_same_v<T, __half>)
-    KIVI_WGMMA_ROWS_64("f16");
-  else
-    KIVI_WGMMA_ROWS_64("bf16");
-#endif
-}
-#undef KIVI_WGMMA_ROWS_64
-
-#define KIVI_WGMMA_ROWS_96(type) \
-  asm volatile( \
-      "{\n.reg .pred adds;\n" \
-      "setp.ne.b32 adds, %53, 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n96k16.f32." type "." type " {" KIVI_WGMMA_NAMES_48 "}, {%48, %49, %50, %51}, %52, adds, 1, 1, 0;\n}" \
-      : KIVI_WGMMA_SUMS_4(c[0], 0), KIVI_WGMMA_SUMS_4(c[1], 0), KIVI_WGMMA_SUMS_4(c[2], 0), KIVI_WGMMA_SUMS_4(c[3], 0), \
-        KIVI_WGMMA_SUMS_4(c[4], 0), KIVI_WGMMA_SUMS_4(c[5], 0), KIVI_WGMMA_SUMS_4(c[6], 0), KIVI_WGMMA_SUMS_4(c[7], 0), \
-        KIVI_WGMMA_SUMS_4(c[8], 0), KIVI_WGMMA_SUMS_4(c[9], 0), KIVI_WGMMA_SUMS_4(c[10], 0), KIVI_WGMMA_SUMS_4(c[11], 0) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
-
-template <class T>
-__device__ __forceinline__ void wgmma_rows(float (&c)[12][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
-#if KIVI_WGMMA
-  if constexpr (std::is_same_v<T, __half>)
-    KIVI_WGMMA_ROWS_96("f16");
-  else
-    KIVI_WGMMA_ROWS_96("bf16");
-#endif
-}
-#undef KIVI_WGMMA_ROWS_96
-
-#define KIVI_WGMMA_ROWS_128(type) \
-  asm volatile( \
-      "{\n.reg .pred adds;\n" \
-      "setp.ne.b32 adds, %69, 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" KIVI_WGMMA_NAMES_64 "}, {%64, %65, %66, %67}, %68, adds, 1, 1, 0;\n}" \
-      : KIVI_WGMMA_SUMS_4(c[0], 0), KIVI_WGMMA_SUMS_4(c[1], 0), KIVI_WGMMA_SUMS_4(c[2], 0), KIVI_WGMMA_SUMS_4(c[3], 0), \
-        KIVI_WGMMA_SUMS_4(c[4], 0), KIVI_WGMMA_SUMS_4(c[5], 0), KIVI_WGMMA_SUMS_4(c[6], 0), KIVI_WGMMA_SUMS_4(c[7], 0), \
-        KIVI_WGMMA_SUMS_4(c[8], 0), KIVI_WGMMA_SUMS_4(c[9], 0), KIVI_WGMMA_SUMS_4(c[10], 0), KIVI_WGMMA_SUMS_4(c[11], 0), \
-        KIVI_WGMMA_SUMS_4(c[12], 0), KIVI_WGMMA_SUMS_4(c[13], 0), KIVI_WGMMA_SUMS_4(c[14], 0), KIVI_WGMMA_SUMS_4(c[15], 0) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
-
-template <class T>
-__device__ __forceinline__ void wgmma_rows(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
-#if KIVI_WGMMA
-  if constexpr (std::is_same_v<T, __half>)
-    KIVI_WGMMA_ROWS_128("f16");
-  else
-    KIVI_WGMMA_ROWS_128("bf16");
-#endif
-}
-#undef KIVI_WGMMA_ROWS_128
-
 #define KIVI_WGMMA_NAMES_80 \
   KIVI_WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
-
-#define KIVI_WGMMA_ROWS_160(type) \
-  asm volatile( \
-      "{\n.reg .pred adds;\n" \
-      "setp.ne.b32 adds, %85, 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n160k16.f32." type "." type " {" KIVI_WGMMA_NAMES_80 "}, {%80, %81, %82, %83}, %84, adds, 1, 1, 0;\n}" \
-      : KIVI_WGMMA_SUMS_4(c[0], 0), KIVI_WGMMA_SUMS_4(c[1], 0), KIVI_WGMMA_SUMS_4(c[2], 0), KIVI_WGMMA_SUMS_4(c[3], 0), \
-        KIVI_WGMMA_SUMS_4(c[4], 0), KIVI_WGMMA_SUMS_4(c[5], 0), KIVI_WGMMA_SUMS_4(c[6], 0), KIVI_WGMMA_SUMS_4(c[7], 0), \
-        KIVI_WGMMA_SUMS_4(c[8], 0), KIVI_WGMMA_SUMS_4(c[9], 0), KIVI_WGMMA_SUMS_4(c[10], 0), KIVI_WGMMA_SUMS_4(c[11], 0), \
-        KIVI_WGMMA_SUMS_4(c[12], 0), KIVI_WGMMA_SUMS_4(c[13], 0), KIVI_WGMMA_SUMS_4(c[14], 0), KIVI_WGMMA_SUMS_4(c[15], 0), \
-        KIVI_WGMMA_SUMS_4(c[16], 0), KIVI_WGMMA_SUMS_4(c[17], 0), KIVI_WGMMA_SUMS_4(c[18], 0), KIVI_WGMMA_SUMS_4(c[19], 0) \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
-
-template <class T>
-__device__ __forceinline__ void wgmma_rows(float (&c)[20][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
-#if KIVI_WGMMA
-  if constexpr (std::is_same_v<T, __half>)
-    KIVI_WGMMA_ROWS_160("f16");
-  else
-    KIVI_WGMMA_ROWS_160("bf16");
-#endif
-}
-#undef KIVI_WGMMA_ROWS_160
-
 #define KIVI_WGMMA_NAMES_96 \
-  KIVI_WGMMA_NAMES_80 \
-  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+  KIVI_WGMMA_NAMES_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 
-#define KIVI_WGMMA_ROWS_192(type) \
+// So many fours of c, from four i on.
+#define KIVI_WGMMA_FOURS_2(i) KIVI_WGMMA_SUMS_4(c[i], 0), KIVI_WGMMA_SUMS_4(c[i + 1], 0)
+#define KIVI_WGMMA_FOURS_4(i) KIVI_WGMMA_FOURS_2(i), KIVI_WGMMA_FOURS_2(i + 2)
+#define KIVI_WGMMA_FOURS_8(i) KIVI_WGMMA_FOURS_4(i), KIVI_WGMMA_FOURS_4(i + 4)
+#define KIVI_WGMMA_FOURS_16(i) KIVI_WGMMA_FOURS_8(i), KIVI_WGMMA_FOURS_8(i + 8)
+
+// n: the width, of which there are n / 2 sums. `of_a` and `of_b`: the names of the operands A and B,
+// which follow the sums. adds: the name of `adds`. The fours of c come last.
+#if KIVI_WGMMA
+#define KIVI_WGMMA_ROWS_ASM(n, type, sums, of_a, of_b, adds_name, ...) \
   asm volatile( \
       "{\n.reg .pred adds;\n" \
-      "setp.ne.b32 adds, %101, 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n192k16.f32." type "." type " {" KIVI_WGMMA_NAMES_96 "}, {%96, %97, %98, %99}, %100, adds, 1, 1, 0;\n}" \
-      : KIVI_WGMMA_SUMS_4(c[0], 0), KIVI_WGMMA_SUMS_4(c[1], 0), KIVI_WGMMA_SUMS_4(c[2], 0), KIVI_WGMMA_SUMS_4(c[3], 0), \
-        KIVI_WGMMA_SUMS_4(c[4], 0), KIVI_WGMMA_SUMS_4(c[5], 0), KIVI_WGMMA_SUMS_4(c[6], 0), KIVI_WGMMA_SUMS_4(c[7], 0), \
-        KIVI_WGMMA_SUMS_4(c[8], 0), KIVI_WGMMA_SUMS_4(c[9], 0), KIVI_WGMMA_SUMS_4(c[10], 0), KIVI_WGMMA_SUMS_4(c[11], 0), \
-        KIVI_WGMMA_SUMS_4(c[12], 0), KIVI_WGMMA_SUMS_4(c[13], 0), KIVI_WGMMA_SUMS_4(c[14], 0), KIVI_WGMMA_SUMS_4(c[15], 0), \
-        KIVI_WGMMA_SUMS_4(c[16], 0), KIVI_WGMMA_SUMS_4(c[17], 0), KIVI_WGMMA_SUMS_4(c[18], 0), KIVI_WGMMA_SUMS_4(c[19], 0), \
-        KIVI_WGMMA_SUMS_4(c[20], 0), KIVI_WGMMA_SUMS_4(c[21], 0), KIVI_WGMMA_SUMS_4(c[22], 0), KIVI_WGMMA_SUMS_4(c[23], 0) \
+      "setp.ne.b32 adds, " adds_name ", 0;\n" \
+      "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" sums "}, {" of_a "}, " of_b ", adds, 1, 1, 0;\n}" \
+      : __VA_ARGS__ \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
-
-template <class T>
-__device__ __forceinline__ void wgmma_rows(float (&c)[24][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
-#if KIVI_WGMMA
-  if constexpr (std::is_same_v<T, __half>)
-    KIVI_WGMMA_ROWS_192("f16");
-  else
-    KIVI_WGMMA_ROWS_192("bf16");
+#else
+#define KIVI_WGMMA_ROWS_ASM(...)
 #endif
-}
-#undef KIVI_WGMMA_ROWS_192
+#define KIVI_WGMMA_ROWS(n, ...) \
+  template <class T> \
+  __device__ __forceinline__ void wgmma_rows(float (&c)[n / 8][4], const uint32_t (&a)[4], uint64_t b, bool adds) { \
+    if constexpr (std::is_same_v<T, __half>) { \
+      KIVI_WGMMA_ROWS_ASM(n, "f16", __VA_ARGS__); \
+    } else { \
+      KIVI_WGMMA_ROWS_ASM(n, "bf16", __VA_ARGS__); \
+    } \
+  }
+
+KIVI_WGMMA_ROWS(16, KIVI_WGMMA_NAMES_8, "%8, %9, %10, %11", "%12", "%13", KIVI_WGMMA_FOURS_2(0))
+KIVI_WGMMA_ROWS(32, KIVI_WGMMA_NAMES_16, "%16, %17, %18, %19", "%20", "%21", KIVI_WGMMA_FOURS_4(0))
+KIVI_WGMMA_ROWS(48, KIVI_WGMMA_NAMES_24, "%24, %25, %26, %27", "%28", "%29", KIVI_WGMMA_FOURS_4(0), KIVI_WGMMA_FOURS_2(4))
+KIVI_WGMMA_ROWS(64, KIVI_WGMMA_NAMES_32, "%32, %33, %34, %35", "%36", "%37", KIVI_WGMMA_FOURS_8(0))
+KIVI_WGMMA_ROWS(96, KIVI_WGMMA_NAMES_48, "%48, %49, %50, %51", "%52", "%53", KIVI_WGMMA_FOURS_8(0), KIVI_WGMMA_FOURS_4(8))
+KIVI_WGMMA_ROWS(128, KIVI_WGMMA_NAMES_64, "%64, %65, %66, %67", "%68", "%69", KIVI_WGMMA_FOURS_16(0))
+KIVI_WGMMA_ROWS(160, KIVI_WGMMA_NAMES_80, "%80, %81, %82, %83", "%84", "%85", KIVI_WGMMA_FOURS_16(0), KIVI_WGMMA_FOURS_4(16))
+KIVI_WGMMA_ROWS(192, KIVI_WGMMA_NAMES_96, "%96, %97, %98, %99", "%100", "%101", KIVI_WGMMA_FOURS_16(0), KIVI_WGMMA_FOURS_8(16))
+
+#undef KIVI_WGMMA_ROWS
+#undef KIVI_WGMMA_ROWS_ASM
+#undef KIVI_WGMMA_FOURS_16
+#undef KIVI_WGMMA_FOURS_8
+#undef KIVI_WGMMA_FOURS_4
+#undef KIVI_WGMMA_FOURS_2
 
 // clang-format on
 
