@@ -30,7 +30,7 @@
 namespace kivi::cuda {
 
 constexpr int kStageColumnsMax = 512;
-constexpr int kBlockBytes = 256;            // codes of 16 rows by 32 columns
+constexpr int kBlockBytes = 256;  // codes of 16 rows by 32 columns
 // Bytes of a word that __byte_perm puts into the lower bytes of two halves.
 constexpr uint32_t kFirstTwo = 0x4140, kLastTwo = 0x4342;
 
