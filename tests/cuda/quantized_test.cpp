@@ -2,18 +2,15 @@
 // Products by quantized matrices on CUDA against their meaning: the CPU's product of the numbers
 // that the codes stand for (kernels/weight_codec.h), of x as product_input() says that it is
 // rounded.
-#include "tests/kernels/quantized.h"
-
 #include <algorithm>
 #include <cmath>
-#include <list>
 #include <numeric>
 #include <span>
 
 #include "kernels/cuda/matmul_tiles.h"
 #include "kernels/hadamard.h"
 #include "kernels/kv_codec.h"
-#include "tests/cuda/pair.h"
+#include "tests/cuda/gpu_weight.h"
 
 namespace kivi::test {
 namespace {
@@ -23,52 +20,6 @@ const std::vector<WeightFormat> kTileFormats = {{WeightKind::int4, 32},  {Weight
                                                 {WeightKind::int4, 128}, {WeightKind::int4, 256},
                                                 {WeightKind::int4, 0},   {WeightKind::q4_0},
                                                 {WeightKind::q4_1},      {WeightKind::q4_k}};
-
-// A matrix on the GPU, and its numbers in f32.
-class GpuWeight {
- public:
-  explicit GpuWeight(const QuantizedRows& rows) : weight(host_.emplace_back(rows).weight) {
-    numbers_.resize(size_t(rows.rows * rows.columns), 0.f);
-    for (int64_t i = 0; i < rows.rows; ++i)
-      dequantize_row(rows.format, rows.row(i),
-                     {numbers_.data() + i * rows.columns, size_t(rows.columns)});
-    weight.codes = send(weight.codes, weight_codes_bytes(rows.format, rows.rows, rows.columns));
-    weight.scales = send(weight.scales, weight_scales_bytes(rows.format, rows.rows, rows.columns));
-  }
-
-  // W [n, k] f32, its columns in x's order and after the Hadamard matrix; rounded to `type`.
-  Tensor numbers(DType type = DType::f32) {
-    rounded_.clear();
-    for (const float x : numbers_) rounded_.push_back(rounded(x, type));
-    return make_tensor(rounded_.data(), DType::f32, weight.rows, weight.columns);
-  }
-
- private:
-  const std::byte* send(const std::byte* data, int64_t bytes) {
-    auto buffer = gpu().allocate(size_t(bytes), "test");
-    REQUIRE(buffer.ok());
-    buffers_.push_back(std::move(buffer).value());
-    gpu().upload(buffers_.back().data(), data, size_t(bytes));
-    return buffers_.back().data();
-  }
-  std::list<QuantizedMatrix> host_;
-  std::vector<Buffer> buffers_;
-  std::vector<float> numbers_, rounded_;
-
- public:
-  Weight weight;
-};
-
-void give_scratch(const Weight& w, int64_t rows) {
-  static Buffer scratch;
-  const int64_t bytes = gpu().product_scratch_bytes(w, rows);
-  if (bytes <= int64_t(scratch.bytes())) return;
-  gpu().synchronize();
-  auto buffer = gpu().allocate(size_t(bytes), "test");
-  REQUIRE(buffer.ok());
-  scratch = std::move(buffer).value();
-  gpu().use_product_scratch(scratch.data(), bytes);
-}
 
 // Rows of x as ProductInput::e4m3_rows rounds them.
 std::vector<float> rounded_rows(std::vector<float> x, int64_t k) {
@@ -205,140 +156,6 @@ TEST_CASE("quantized: products by fp8 matrices equal the CPU's of the activation
   std::printf("quantized: %d of the fp8 products had activations of 8 bits\n", rounded_products);
 }
 
-namespace {
-
-struct RowCodes {
-  std::vector<uint8_t> codes;
-  std::vector<float> scales;
-
-  // The numbers that the codes stand for.
-  std::vector<float> numbers() const {
-    std::vector<float> out(codes.size());
-    for (size_t i = 0; i < codes.size(); ++i)
-      out[i] = scales[i / (codes.size() / scales.size())] * from_e4m3(codes[i]);
-    return out;
-  }
-};
-
-RowCodes codes_of(Backend& backend, const Operand& x) {
-  RowCodes r{std::vector<uint8_t>(size_t(x.rows.size())), std::vector<float>(size_t(x.count()))};
-  backend.download(r.codes.data(), x.codes, r.codes.size());
-  backend.download(r.scales.data(), x.scales, r.scales.size() * sizeof(float));
-  return r;
-}
-
-// `write(backend, out)` writes rows, and then the same rows quantized, which must be the rows
-// rounded, bit for bit. Returns the quantized rows, which lie in `out`.
-template <class Write>
-Operand check_quantized(Pair& out, Pair& rows, const Write& write) {
-  const int64_t t = rows.on_gpu().rows(), k = rows.columns();
-  write(gpu(), Operand(rows.on_gpu()));
-  const Operand quantized = quantized_in(out.on_gpu()).value();
-  write(gpu(), quantized);
-  const RowCodes got = codes_of(gpu(), quantized);
-  out.gpu_result();  // looks at the guard bytes
-  RowCodes want{std::vector<uint8_t>(size_t(t * k)), std::vector<float>(size_t(t))};
-  const std::vector<float> numbers = rows.gpu_result();
-  for (int64_t i = 0; i < t; ++i)
-    quantize_e4m3_row({&numbers[size_t(i * k)], size_t(k)}, &want.codes[size_t(i * k)],
-                      want.scales[size_t(i)]);
-  REQUIRE(got.scales == want.scales);
-  // A zero may have either sign.
-  REQUIRE(got.numbers() == want.numbers());
-  const Operand on_cpu = quantized_in(out.on_cpu()).value();
-  write(cpu(), on_cpu);
-  CHECK(close_everywhere(got.numbers(), codes_of(cpu(), on_cpu).numbers(), k,
-                         e4m3_rows_tolerance(rows.on_gpu().dtype)));
-  return quantized;
-}
-
-}  // namespace
-
-TEST_CASE("quantized: a norm quantizes the rows that it would write, bit for bit") {
-  const uint32_t seed = 80;
-  CAPTURE(seed);
-  std::mt19937 random(seed);
-  for (const DType type : kTypes)
-    for (const NormKind kind : {NormKind::rms, NormKind::layer})
-      for (const int n : {48, 304, 4096, 8208})
-        for (const int t : {9, 40})
-          for (const bool adds : {false, true}) {
-            CAPTURE(name_of(type), int(kind), n, t, adds);
-            Pair x(t, n, type), delta(t, n, type), weight(1, n, type), bias(1, n, type);
-            Pair rows(t, n, type), out(t, n, type);
-            x.randomize(random);
-            delta.randomize(random);
-            weight.randomize(random);
-            bias.randomize(random);
-            const std::vector<float> first = x.values();
-            std::vector<float> sums;
-            check_quantized(out, rows, [&](Backend& backend, const Operand& to) {
-              const bool on_gpu = &backend == &gpu();
-              const auto of = [&](Pair& p) { return on_gpu ? p.on_gpu() : p.on_cpu(); };
-              const auto vector_of = [&](Pair& p) {
-                return make_tensor(of(p).data, of(p).dtype, int64_t(n));
-              };
-              const Tensor added = kind == NormKind::layer ? vector_of(bias) : Tensor{};
-              x.set(first);
-              if (adds)
-                backend.add_norm(of(x), of(delta), vector_of(weight), added, kind, 1e-5f, to);
-              else
-                backend.norm(of(x), vector_of(weight), added, kind, 1e-5f, to);
-              if (!on_gpu) return;
-              if (sums.empty()) sums = x.gpu_result();
-              REQUIRE(x.gpu_result() == sums);
-            });
-          }
-}
-
-TEST_CASE("quantized: a gated activation quantizes the rows that it would write, bit for bit") {
-  const uint32_t seed = 81;
-  CAPTURE(seed);
-  std::mt19937 random(seed);
-  for (const DType type : kTypes)
-    for (const Activation activation : {Activation::silu, Activation::gelu, Activation::gelu_tanh})
-      for (const int f : {48, 688, 11008, 14336, 16400, 30000}) {
-        const int t = f > 10000 ? 9 : 40;
-        CAPTURE(name_of(type), int(activation), f, t);
-        Pair gate_up(t, 2 * f, type), rows(t, f, type), out(t, f, type);
-        gate_up.randomize(random, 2);
-        check_quantized(out, rows, [&](Backend& backend, const Operand& to) {
-          backend.gated_activation(&backend == &gpu() ? gate_up.on_gpu() : gate_up.on_cpu(),
-                                   activation, to);
-        });
-      }
-}
-
-TEST_CASE("quantized: a product of quantized rows is the product of the rows, bit for bit") {
-  std::mt19937 random(82);
-  for (const DType type : kTypes)
-    for (const int t : {9, 17, 130}) {
-      const int64_t n = 304, f = 512;
-      CAPTURE(name_of(type), t);
-      GpuWeight w(random_rows({WeightKind::e4m3}, n, f, random));
-      give_scratch(w.weight, t);
-      Pair gate_up(t, 2 * f, type), rows(t, f, type), quantized(t, f, type);
-      Pair out(t, n, type), again(t, n, type);
-      if (gpu().product_input(rows.on_gpu(), w.weight, {}, out.on_gpu()) != ProductInput::e4m3_rows)
-        continue;
-      std::vector<float> values(size_t(t * 2 * f));
-      std::normal_distribution<float> normal;
-      for (float& v : values) v = normal(random);
-      values[size_t(2 * 2 * f + 5)] = std::nanf("");  // in row 2
-      gate_up.set(values);
-      gpu().gated_activation(gate_up.on_gpu(), Activation::silu, rows.on_gpu());
-      gpu().matmul(rows.on_gpu(), w.weight, {}, out.on_gpu());
-      const Operand x = quantized_in(quantized.on_gpu()).value();
-      gpu().gated_activation(gate_up.on_gpu(), Activation::silu, x);
-      gpu().matmul(x, w.weight, {}, again.on_gpu());
-      const std::vector<float> want = out.gpu_result(), got = again.gpu_result();
-      for (size_t i = 0; i < want.size(); ++i) {
-        REQUIRE(std::isnan(want[i]) == (i / size_t(n) == 2));
-        REQUIRE((got[i] == want[i] || (std::isnan(got[i]) && std::isnan(want[i]))));
-      }
-    }
-}
-
 TEST_CASE("quantized: x is rotated and reordered before it meets a matrix that asks for it") {
   std::mt19937 random(75);
   for (const DType type : kTypes)
@@ -473,99 +290,6 @@ TEST_CASE("quantized: rows of a quantized table are embedded, and unknown rows a
       for (const int id : wanted)
         for (int64_t c = 0; c < k; ++c) want.push_back(id < 40 ? numbers.row<float>(id)[c] : 0.0f);
       CHECK(close_everywhere(got, want, k, elementwise_tolerance(type)));
-    }
-}
-
-namespace {
-
-// Device memory that repeats some bytes.
-Buffer repeated(const std::byte* pattern, int64_t length, int64_t bytes) {
-  auto made = gpu().allocate(size_t(bytes), "bench");
-  REQUIRE(made.ok());
-  for (int64_t begin = 0; begin < bytes; begin += length)
-    gpu().upload(made->data() + begin, pattern, size_t(std::min(length, bytes - begin)));
-  return std::move(made).value();
-}
-
-// Copies of a matrix that together are larger than the level-2 cache.
-class BenchWeights {
- public:
-  BenchWeights(const WeightFormat& format, int64_t n, int64_t k, std::mt19937& random) {
-    constexpr int64_t kRows = 64, kBytesMin = int64_t(500) << 20, kCopiesMax = 32;
-    if (format.kind == WeightKind::plain) {
-      std::vector<bf16> numbers;
-      std::normal_distribution<float> normal(0, 0.02f);
-      for (int64_t i = 0; i < kRows * k; ++i) numbers.push_back(to_bf16(normal(random)));
-      const auto* pattern = reinterpret_cast<const std::byte*>(numbers.data());
-      bytes = n * k * 2;
-      for (int64_t i = 0; i < kCopiesMax && i * bytes < kBytesMin; ++i) {
-        buffers_.push_back(repeated(pattern, int64_t(numbers.size()) * 2, bytes));
-        copies.emplace_back(make_tensor(buffers_.back().data(), DType::bf16, n, k));
-      }
-      return;
-    }
-    const QuantizedMatrix few(random_rows(format, kRows, k, random));
-    const int64_t codes = weight_codes_bytes(format, n, k);
-    const int64_t scales = weight_scales_bytes(format, n, k);
-    bytes = codes + scales;
-    for (int64_t i = 0; i < kCopiesMax && i * bytes < kBytesMin; ++i) {
-      Weight w = few.weight;
-      w.rows = n;
-      buffers_.push_back(repeated(w.codes, weight_codes_bytes(format, kRows, k), codes));
-      w.codes = buffers_.back().data();
-      buffers_.push_back(repeated(w.scales, weight_scales_bytes(format, kRows, k), scales));
-      w.scales = buffers_.back().data();
-      copies.push_back(w);
-    }
-  }
-  std::vector<Weight> copies;
-  int64_t bytes = 0;  // of a copy
-
- private:
-  std::vector<Buffer> buffers_;
-};
-
-double microseconds_of_product(const BenchWeights& w, const Tensor& x, const Tensor& out) {
-  static uint64_t key = uint64_t(1) << 40;
-  ++key;
-  const auto ops = [&] {
-    for (const Weight& copy : w.copies) gpu().matmul(x, copy, {}, out);
-  };
-  for (int i = 0; i < 3; ++i) gpu().run_recorded(key, ops);
-  gpu().mark(0);
-  constexpr int kRuns = 10;
-  for (int i = 0; i < kRuns; ++i) gpu().run_recorded(key, ops);
-  gpu().mark(1);
-  return gpu().seconds_between(0, 1) * 1e6 / kRuns / double(w.copies.size());
-}
-
-}  // namespace
-
-// Hidden: cuda_test "[.bench]". Microseconds a product, GB/s of W, TFLOP/s.
-TEST_CASE("Bench: products by quantized matrices of Llama-3-8B", "[.bench]") {
-  std::mt19937 random(79);
-  constexpr int64_t kRowsMax = 4096, kWidest = 28672;
-  std::vector<bf16> numbers;
-  std::normal_distribution<float> normal;
-  for (int i = 0; i < 1'000'003; ++i) numbers.push_back(to_bf16(normal(random)));
-  const auto* pattern = reinterpret_cast<const std::byte*>(numbers.data());
-  const Buffer x = repeated(pattern, int64_t(numbers.size()) * 2, kRowsMax * kWidest * 2);
-  const Buffer out = repeated(pattern, int64_t(numbers.size()) * 2, kRowsMax * kWidest * 2);
-  for (const auto& [n, k] : {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}})
-    for (const WeightFormat& format : {WeightFormat{},
-                                       {WeightKind::e4m3},
-                                       {WeightKind::int4, 128},
-                                       {WeightKind::q4_0},
-                                       {WeightKind::q4_k}}) {
-      const BenchWeights w(format, n, k, random);
-      give_scratch(w.copies[0], kRowsMax);
-      for (const int t : {1, 4, 8, 9, 16, 32, 64, 96, 128, 256, 512, 950, 1024, 2048, 4096}) {
-        const double us = microseconds_of_product(w, make_tensor(x.data(), DType::bf16, t, k),
-                                                  make_tensor(out.data(), DType::bf16, t, n));
-        std::printf("%-9s [%d, %d] rows %4d: %8.2f us %6.0f GB/s %5.0f TFLOP/s\n",
-                    name_of(format).c_str(), n, k, t, us, double(w.bytes) / us / 1e3,
-                    2.0 * t * n * k / us / 1e6);
-      }
     }
 }
 
