@@ -3,11 +3,6 @@
 #include "tests/cuda/pair.h"
 
 namespace kivi::test {
-namespace {
-
-const std::vector<DType> kTypes = {DType::f16, DType::bf16};
-
-}  // namespace
 
 TEST_CASE("embedding and gathered rows are copies, and unknown rows are zeros on the GPU") {
   std::mt19937 random(1);

@@ -15,6 +15,9 @@
 
 namespace kivi::test {
 
+// What activations are on the GPU.
+inline constexpr DType kTypes[] = {DType::f16, DType::bf16};
+
 inline Backend& cpu() {
   static const auto backend = make_cpu_backend(4);
   return *backend;

@@ -9,8 +9,6 @@
 namespace kivi::test {
 namespace {
 
-const std::vector<DType> kTypes = {DType::f16, DType::bf16};
-
 struct RowCodes {
   std::vector<uint8_t> codes;
   std::vector<float> scales;

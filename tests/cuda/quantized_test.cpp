@@ -15,7 +15,6 @@
 namespace kivi::test {
 namespace {
 
-const std::vector<DType> kTypes = {DType::f16, DType::bf16};
 const std::vector<WeightFormat> kTileFormats = {{WeightKind::int4, 32},  {WeightKind::int4, 64},
                                                 {WeightKind::int4, 128}, {WeightKind::int4, 256},
                                                 {WeightKind::int4, 0},   {WeightKind::q4_0},
