@@ -22,8 +22,8 @@ namespace kivi::cuda {
 #define KIVI_WGMMA_FOURS_8(i) KIVI_WGMMA_FOURS_4(i), KIVI_WGMMA_FOURS_4(i + 4)
 #define KIVI_WGMMA_FOURS_16(i) KIVI_WGMMA_FOURS_8(i), KIVI_WGMMA_FOURS_8(i + 8)
 
-// n: the width, of which there are n / 2 sums. `of_a` and `of_b`: the names of the operands A and B,
-// which follow the sums. adds: the name of `adds`. The fours of c come last.
+// n: columns of B. A thread has n / 2 sums, whose names are `sums`. `of_a`, `of_b` and `adds_name` are
+// the names of the operands that follow them. The sums themselves, as fours of c, come last.
 #if KIVI_WGMMA
 #define KIVI_WGMMA_ROWS_ASM(n, type, sums, of_a, of_b, adds_name, ...) \
   asm volatile( \
