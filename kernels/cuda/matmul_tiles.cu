@@ -365,7 +365,8 @@ bool has_large_groups(const WeightFormat& format) {
 int tile_product_rows() { return has_wgmma() ? kTileProductRowsHopper : kTileProductRows; }
 
 int64_t tile_rows_max(const WeightFormat& format) {
-  if (has_wgmma()) return has_large_groups(format) ? kTileProductRowsHopper : 128;
+  if (has_wgmma())
+    return has_large_groups(format) ? kTileProductRowsHopper : kTileProductRowsSmallGroups;
   return has_minimum(format.kind) ? 32 : 128;
 }
 
@@ -416,8 +417,7 @@ cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, c
   if (cudaError_t error = cudaSuccess;
       p.t <= (has_wgmma() && has_large_groups(w.format) ? 8 : kTileProductRowsExact) &&
       runs_hopper_code() &&
-      (matmul_tiles_pairs(p, x.dtype, workspace, multiprocessors, stream, error) ||
-       matmul_tiles_few(p, x.dtype, workspace, multiprocessors, stream, error)))
+      matmul_tiles_pairs(p, x.dtype, workspace, multiprocessors, stream, error))
     return error;
   return with_half_type(x.dtype, [&]<class T>() {
     if (p.t <= 8) return launch_format<T, 1>(p, workspace, multiprocessors, stream);

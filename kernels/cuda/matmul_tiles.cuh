@@ -63,15 +63,11 @@ cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,
                                 const TileProductWorkspace& workspace, int multiprocessors,
                                 cudaStream_t stream);
 
-// Products of up to 16 rows on Hopper by int4 with one scale for 128 columns or more, where rows
-// are whole runs of 256 columns. Returns false, and starts nothing, for others, where the workspace
-// is too small, and where another kernel is better.
+// Products of up to 16 rows on Hopper. Returns false, and starts nothing, where the workspace is
+// too small, for rows of fewer than 8 blocks, and for int4 with a scale for 128 columns or more
+// whose rows are no multiple of that.
 bool matmul_tiles_pairs(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
                         int multiprocessors, cudaStream_t stream, cudaError_t& error);
-
-// The same for all formats and sizes.
-bool matmul_tiles_few(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
-                      int multiprocessors, cudaStream_t stream, cudaError_t& error);
 
 // `bytes`: 16, or 0 for zeros.
 __device__ __forceinline__ void copy_16_or_zeros(uint32_t to, const void* from, int bytes) {
@@ -226,21 +222,6 @@ __device__ __forceinline__ void copy_weights(const TileProduct& p, TilePlace at,
   }
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 #endif
-}
-
-// A whole number below 2^23, without a conversion.
-__device__ __forceinline__ float float_of(uint32_t x) {
-  return __uint_as_float(x | 0x4B000000u) - 8388608.0f;
-}
-
-// A copy of 16 bytes, and what counts this lane's copies at a barrier that expects 32 lanes.
-// Without a cache hint: with one, ptxas 13.0 encodes a wrong register where the address in shared
-// memory has a part that is the same for all lanes.
-__device__ __forceinline__ void copy_16(uint32_t to, const std::byte* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copies_arrive(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
 // Copies the columns of x that a stage needs: threads take 16 bytes each, always of the same rows

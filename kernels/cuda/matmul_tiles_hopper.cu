@@ -387,8 +387,8 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
   return launch<T, Rows, 1>(p, workspace, multiprocessors, stream);
 }
 
-// Rows of x of a tile, for more than 96 rows and int4 with large groups. The costs are times of two
-// tiles (docs/design/decisions/035-weights-rounded-in-registers.md).
+// Rows of x of a tile, for more than 96 rows. The costs are times of two tiles
+// (docs/design/decisions/035-weights-rounded-in-registers.md).
 int tile_rows(int t) {
   struct Choice {
     int rows, cost;
@@ -409,9 +409,9 @@ cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,
     if (p.t <= 48) return launch_format<T, 48>(p, workspace, multiprocessors, stream);
     if (p.t <= 64) return launch_format<T, 64>(p, workspace, multiprocessors, stream);
     if (p.t <= 96) return launch_format<T, 96>(p, workspace, multiprocessors, stream);
-    const int rows = has_large_groups(p) ? tile_rows(p.t) : 128;
-    if (rows == 192) return launch<T, 192, kBlocks>(p, workspace, multiprocessors, stream);
-    if (rows == 160) return launch<T, 160, kBlocks>(p, workspace, multiprocessors, stream);
+    const int rows = tile_rows(p.t);
+    if (rows == 192) return launch_format<T, 192>(p, workspace, multiprocessors, stream);
+    if (rows == 160) return launch_format<T, 160>(p, workspace, multiprocessors, stream);
     return launch_format<T, 128>(p, workspace, multiprocessors, stream);
   });
 }

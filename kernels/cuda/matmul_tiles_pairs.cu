@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 1 to 16 rows of x and a W of int4 codes, on Hopper, where one scale
-// holds for 128 columns or more.
+// out = x W^T (+ bias) for 1 to 16 rows of x and a W of 4-bit codes, on Hopper.
 //
-// Bytes: W once, 8.6 bits for two codes. Operations: 2 t n k on tensor cores (mma.m16n8k16).
+// Bytes: W once, 8.6 to 10 bits for two codes. Operations: 2 t n k on tensor cores (mma.m16n8k16).
 // Codes go from global memory to registers, 16 bytes a lane, and never through shared memory:
 // asynchronous copies of 16 bytes a lane halve the rate (decision 046).
 //
 // Mapping. A tile is 16 rows of W. A warp multiplies two tiles at a time, so that each lane's 16
 // bytes are operands A of four products, and x is read once for both tiles. A row is cut into runs
 // of 256 columns, and the runs into slices of up to 16. Each warp of a block has the same run of a
-// slice in every tile, so it copies that run of x once (few_rows.cuh). It leaves its sums of a pair
-// of tiles in one of many slots in shared memory, and goes on. When the slots are full, or at the
-// end, the block adds up the runs. Where a row has several slices, each has a block, and the last
-// of these blocks to end adds up the slices. The order of additions depends on k alone.
+// slice in every tile, so it copies that run of x once (pair_rows.cuh). It leaves its sums of a
+// pair of tiles in one of many slots in shared memory, and goes on. When the slots are full, or at
+// the end, the block adds up the runs. Where a row has several slices, each has a block, and the
+// last of these blocks to end adds up the slices. The order of additions depends on k alone.
 //
-// W is operand A and x is operand B, both in f16, as in matmul_tiles_few.cu. A lane holds 4 rows of
-// a tile: rows 4q to 4q + 3, q = lane / 4 % 4, of the first tile in lanes 0 to 15, and of the
-// second tile in the others.
+// W is operand A and x is operand B, both in f16. A code is a subnormal, which is exact (decision
+// 003). x in bf16 is first multiplied by a power of two for each row and run, so that f16 holds it
+// (to_half). Scales multiply the sums of 32 or 128 columns in fp32, and zero points and minima
+// multiply sums of x (pair_scales.cuh). A lane holds 4 rows of a tile: rows 4q to 4q + 3, q = lane
+// / 4 % 4, of the first tile in lanes 0 to 15, and of the second tile in the others.
 //
 // Loads of W start before the kernel that makes x has ended (overlap.cuh).
 //
@@ -25,18 +26,16 @@
 #include <algorithm>
 #include <bit>
 
-#include "kernels/cuda/few_rows.cuh"
 #include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/pair_rows.cuh"
+#include "kernels/cuda/pair_scales.cuh"
 
 namespace kivi::cuda {
 namespace {
 
-constexpr int kUnitColumns = 128;
-constexpr int kUnitBlocks = kUnitColumns / kWeightBlock;
 constexpr int kUnits = kRunColumns / kUnitColumns;  // of a run
 constexpr int kPairRows = 2 * kWeightTileRows;
 constexpr int kPairPitch = kPairRows + 4;  // no bank conflicts of 16-byte writes
-constexpr float kScale = kCodeScale<__half>;
 
 struct PairProduct {
   TileProduct p;
@@ -48,42 +47,11 @@ struct PairProduct {
 };
 
 // 128 columns of the lane's four rows.
+template <class F>
 struct Unit {
   uint4 codes[kUnitBlocks];
-  uint4 scales;    // f32
-  uint32_t zeros;  // bytes
+  typename F::Unit scales;
 };
-
-// Loads, if `yes`. "relaxed" and the clobber keep these loads where they are written: ptxas moves
-// others to the end of the loop, where the next use waits for all of them.
-__device__ __forceinline__ void load_16(bool yes, uint4& v, const std::byte* from) {
-  asm volatile(
-      "{\n.reg .pred yes;\n"
-      "setp.ne.b32 yes, %5, 0;\n"
-      "@yes ld.relaxed.gpu.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
-      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
-      : "l"(from), "r"(int(yes))
-      : "memory");
-}
-__device__ __forceinline__ void load_4(bool yes, uint32_t& v, const std::byte* from) {
-  asm volatile(
-      "{\n.reg .pred yes;\n"
-      "setp.ne.b32 yes, %2, 0;\n"
-      "@yes ld.relaxed.gpu.global.u32 %0, [%1];\n}"
-      : "+r"(v)
-      : "l"(from), "r"(int(yes))
-      : "memory");
-}
-
-// As multiply_add, and stays where it is written.
-__device__ __forceinline__ void multiply_add_here(float (&c)[4], const uint32_t (&a)[4],
-                                                  uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // Codes of a block, two rows of a lane, as operands A of two products h: columns below 16 (h = 0)
 // and the others. They are c 2^-24, or 16 c 2^-24 where h = 1 and Shifted is false.
@@ -101,80 +69,36 @@ __device__ __forceinline__ void unpack_rows(uint32_t first, uint32_t second, uin
   }
 }
 
-// Copies the warp's run of x into shared memory as f16. Writes what its products are multiplied by
-// to factors [8 NT] (bf16 alone), and the sums of each 128 columns to x_sums [2, 8 NT].
-template <class T, int NT>
-__device__ __forceinline__ void copy_x(const PairProduct& a, unsigned char* to, int first_column,
-                                       float* factors, float* x_sums) {
-  const int lane = threadIdx.x % 32;
-  const TileProduct& p = a.p;
-  const std::byte* const from = p.x + (first_column + lane * 8) * 2;
-  to += place_in_run(lane);
-  constexpr int kBatch = 8;
-#pragma unroll
-  for (int begin = 0; begin < 8 * NT; begin += kBatch) {
-    if (begin >= p.t) break;
-    uint4 v[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i)
-      if (begin + i < p.t)
-        v[i] = *reinterpret_cast<const uint4*>(from + (begin + i) * p.x_stride * 2);
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int row = begin + i;
-      if (row >= p.t) break;
-      if constexpr (!std::is_same_v<T, __half>) {
-        const float factor = to_half(v[i]);
-        if (lane == 0) factors[row] = factor;
-      }
-      store_in_order(to + row * a.x_pitch, v[i]);
-      const uint32_t words[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
-      float sum = 0;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const float2 two = __half22float2(as_half2(words[w]));
-        sum += two.x + two.y;
-      }
-#pragma unroll
-      for (int apart = 1; apart < 16; apart *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
-      if (lane % 16 == 0) x_sums[lane / 16 * (8 * NT) + row] = sum;
-    }
-  }
-  __syncwarp();
-}
-
 // Goes through a warp's run of pairs of tiles, and loads a unit at a time.
+template <class F>
 class Loader {
  public:
-  __device__ __forceinline__ Loader(const PairProduct& a, int first_block, int tile, int end_tile)
-      : tile_(first_block < a.p.blocks ? tile : end_tile), end_tile_(end_tile) {
+  __device__ __forceinline__ Loader(const PairProduct& a, bool works, int first_block, int tile,
+                                    int end_tile)
+      : tile_(works ? tile : end_tile), end_tile_(end_tile) {
     const int lane = threadIdx.x % 32, t = lane % 4, quad = lane / 4 % 4;
-    // The second unit may have the same record.
-    next_record_ = (((first_block + kUnitBlocks) >> a.unit_shift) - (first_block >> a.unit_shift)) *
-                   a.p.record_bytes;
+    step_ = F::step(a.p, a.unit_shift, first_block);
     codes_ = a.p.codes + first_block * kBlockBytes + t * 64 + quad * 16;
-    scales_ = a.p.scales + (first_block >> a.unit_shift) * a.p.record_bytes + quad * 16;
+    scales_ = a.p.scales + F::first(a.p, a.unit_shift, first_block, t, quad);
   }
-  __device__ __forceinline__ void load(const TileProduct& p, int unit, Unit& w) const {
+  __device__ __forceinline__ void load(const TileProduct& p, int unit, Unit<F>& w) const {
     const bool more = tile_ < end_tile_;
-    const int lane = threadIdx.x % 32, quad = lane / 4 % 4;
+    const int lane = threadIdx.x % 32;
     // Beyond the last tile, lanes load what others load.
     const int tile = min(tile_ + lane / 16, end_tile_ - 1);
     const std::byte* const codes =
         codes_ + int64_t(tile) * p.blocks * kBlockBytes + unit * (kUnitBlocks * kBlockBytes);
-    const std::byte* const scales =
-        scales_ + int64_t(tile) * p.tile_scales + (unit > 0 ? next_record_ : 0);
 #pragma unroll
     for (int j = 0; j < kUnitBlocks; ++j) load_16(more, w.codes[j], codes + j * kBlockBytes);
-    load_16(more, w.scales, scales);
-    load_4(more, w.zeros, scales + 64 - quad * 12);
+    F::load(more, unit, w.scales, scales_ + int64_t(tile) * p.tile_scales + (unit > 0 ? step_ : 0),
+            lane % 4, lane / 4 % 4);
   }
   __device__ __forceinline__ void move_on() { tile_ += 2; }
 
  private:
   int tile_;
   const int end_tile_;
-  int next_record_;
+  int step_;
   const std::byte *codes_, *scales_;
 };
 
@@ -182,23 +106,21 @@ class Loader {
 // rows 4q + 2m and 4q + 2m + 1 of W by rows 2t and 2t + 1 of x. from: the unit's columns of x.
 // x_sums: the lane's sums of them.
 template <int NT>
-__device__ __forceinline__ void multiply_unit(const Unit& w, const unsigned char* const (&from)[NT],
+__device__ __forceinline__ void multiply_unit(const Unit<LargeGroups>& w,
+                                              const unsigned char* const (&from)[NT],
                                               const float* x_sums, float (&sums)[NT][2][4]) {
   // With more rows of x, a second set of accumulators does not fit the registers.
   constexpr bool kShifted = NT > 1;
   float c[NT][2][kShifted ? 1 : 2][4] = {};
-  const uint32_t zeros = w.zeros & 0x7F7F7F7Fu;
+  const uint32_t zeros = w.scales.zeros & 0x7F7F7F7Fu;
 #pragma unroll
   for (int nt = 0; nt < NT; ++nt) {
     const float2 of_x = *reinterpret_cast<const float2*>(x_sums + nt * 8);
-    const float both[2] = {of_x.x * (-1 / kScale), of_x.y * (-1 / kScale)};
 #pragma unroll
     for (int row = 0; row < 4; ++row) {
-      // Byte `row` below the exponent of 2^23.
-      const float zero =
-          __uint_as_float(__byte_perm(zeros, 0x4B000000u, 0x7540 | row)) - 8388608.0f;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) c[nt][row / 2][0][row % 2 * 2 + i] = zero * both[i];
+      const float zero = byte_of(zeros, row);
+      c[nt][row / 2][0][row % 2 * 2] = zero * of_x.x;
+      c[nt][row / 2][0][row % 2 * 2 + 1] = zero * of_x.y;
     }
   }
 #pragma unroll
@@ -218,12 +140,13 @@ __device__ __forceinline__ void multiply_unit(const Unit& w, const unsigned char
       }
     }
   }
-  const uint32_t scales[4] = {w.scales.x, w.scales.y, w.scales.z, w.scales.w};
+  const uint4& s = w.scales.scales;
+  const uint32_t scales[4] = {s.x, s.y, s.z, s.w};
 #pragma unroll
   for (int m = 0; m < 2; ++m)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float scale = __uint_as_float(scales[2 * m + i / 2]) * kScale;
+      const float scale = __uint_as_float(scales[2 * m + i / 2]) * kCodeScale<__half>;
 #pragma unroll
       for (int nt = 0; nt < NT; ++nt) {
         float sum = c[nt][m][0][i];
@@ -231,6 +154,44 @@ __device__ __forceinline__ void multiply_unit(const Unit& w, const unsigned char
         sums[nt][m][i] = fmaf(scale, sum, sums[nt][m][i]);
       }
     }
+}
+
+// The same where each block has scales. The sums are what F::Run::finish takes.
+template <int NT, class F>
+__device__ __forceinline__ void multiply_unit(const Unit<F>& w,
+                                              const unsigned char* const (&from)[NT],
+                                              const float* x_sums, float (&sums)[NT][2][4]) {
+#pragma unroll
+  for (int j = 0; j < kUnitBlocks; ++j) {
+    uint4 v[NT];
+    float2 of_x[NT];
+#pragma unroll
+    for (int nt = 0; nt < NT; ++nt) {
+      v[nt] = *reinterpret_cast<const uint4*>(from[nt] + j * 64);
+      if constexpr (F::kXSums == XSums::blocks)
+        of_x[nt] = *reinterpret_cast<const float2*>(x_sums + (j * NT + nt) * 8);
+    }
+    const BlockScales s = F::block(w.scales, j);
+    const uint32_t words[4] = {w.codes[j].x, w.codes[j].y, w.codes[j].z, w.codes[j].w};
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      uint32_t rows[2][4];
+      unpack_rows<false>(words[2 * m], words[2 * m + 1], rows);
+#pragma unroll
+      for (int nt = 0; nt < NT; ++nt) {
+        float c[2][4];
+        multiply_here(c[0], rows[0], v[nt].x, v[nt].y);
+        multiply_here(c[1], rows[1], v[nt].z, v[nt].w);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float sum = fmaf(c[1][i], 1.0f / 16, c[0][i]);
+          if constexpr (F::kXSums == XSums::blocks)
+            sum = fmaf(s.zero[2 * m + i / 2], i % 2 == 0 ? of_x[nt].x : of_x[nt].y, sum);
+          sums[nt][m][i] = fmaf(s.scale[2 * m + i / 2], sum, sums[nt][m][i]);
+        }
+      }
+    }
+  }
 }
 
 // Leaves a warp's sums of a pair of tiles: [row of x, kPairPitch].
@@ -264,7 +225,7 @@ __device__ __forceinline__ float sum_of_runs(const float* from, int runs, int st
   return sum;
 }
 
-template <class T, int NT>
+template <class T, int NT, class F>
 __global__ void __launch_bounds__(kWarpsMax * 32, 1)
     matmul_tiles_pairs_kernel(const __grid_constant__ PairProduct a) {
   const TileProduct& p = a.p;
@@ -278,19 +239,26 @@ __global__ void __launch_bounds__(kWarpsMax * 32, 1)
   const int end_tile = int(unsigned(group + 1) * unsigned(p.tiles) / unsigned(groups));
   let_next_start();
 
-  const int first_block = (slice * warps + warp) * kRunBlocks;
-  const bool works = first_block < p.blocks;
-  Loader loader(a, first_block, first_tile, end_tile);
-  Unit w[kUnits] = {};
+  // The last run of a row ends with the row. Where the row is no whole number of runs, it begins
+  // among the columns of the run before, which x has as zeros there.
+  const int own_block = (slice * warps + warp) * kRunBlocks;
+  const int first_block = min(own_block, p.blocks - kRunBlocks);
+  const bool works = own_block < p.blocks;
+  Loader<F> loader(a, works, first_block, first_tile, end_tile);
+  Unit<F> w[kUnits] = {};
 #pragma unroll
   for (int unit = 0; unit < kUnits; ++unit) loader.load(p, unit, w[unit]);
   loader.move_on();
 
   wait_for_previous();
   float* const factors = reinterpret_cast<float*>(memory + a.factors_at) + warp * (8 * NT);
-  float* const x_sums = reinterpret_cast<float*>(memory + a.x_sums_at) + warp * (kUnits * 8 * NT);
+  unsigned char* const x_sums = memory + a.x_sums_at + warp * kXSumBytes<F::kXSums, NT>;
   unsigned char* const x = memory + warp * (kRunColumns * 2);
-  if (works) copy_x<T, NT>(a, x, first_block * kWeightBlock, factors, x_sums);
+  if (works)
+    copy_x<T, NT, F::kXSums>(p, own_block * kWeightBlock, first_block * kWeightBlock, x, a.x_pitch,
+                             factors, x_sums);
+  BlockSums<NT> block_sums;
+  if constexpr (F::kXSums == XSums::operand) block_sums = read_block_sums<NT>(p.t, x_sums);
   // Columns of products are independent, so lanes of rows beyond x may read any row.
   const unsigned char* from[NT];
 #pragma unroll
@@ -305,16 +273,19 @@ __global__ void __launch_bounds__(kWarpsMax * 32, 1)
   for (int tile = first_tile; tile < end_tile; tile += 2) {
     if (works) {
       float sums[NT][2][4] = {};
+      typename F::Run run;
 #pragma unroll
       for (int unit = 0; unit < kUnits; ++unit) {
         const unsigned char* of_unit[NT];
 #pragma unroll
         for (int nt = 0; nt < NT; ++nt) of_unit[nt] = from[nt] + unit * (kUnitColumns * 2);
-        multiply_unit<NT>(w[unit], of_unit, x_sums + unit * (8 * NT) + lane % 4 * 2, sums);
+        multiply_unit<NT>(w[unit], of_unit, x_sums_of_unit<F::kXSums, NT>(x_sums, unit), sums);
+        run.take(unit, w[unit].scales);
         loader.load(p, unit, w[unit]);
         __syncwarp();  // loads stay before the next unit
       }
       loader.move_on();
+      run.finish(block_sums, sums);
       leave_sums<T, NT>(p.t, factors, sums, joined + (slot * warps + warp) * pitch);
     }
     const bool more = tile + 2 < end_tile;
@@ -359,10 +330,10 @@ __global__ void __launch_bounds__(kWarpsMax * 32, 1)
   }
 }
 
-template <class T, int NT>
+template <class T, int NT, class F>
 cudaError_t launch(const TileProduct& p, const TileProductWorkspace& workspace, int multiprocessors,
                    cudaStream_t stream, bool& fits) {
-  const int runs = p.k / kRunColumns;
+  const int runs = (p.blocks + kRunBlocks - 1) / kRunBlocks;
   const int slices = (runs + kWarpsMax - 1) / kWarpsMax, warps = (runs + slices - 1) / slices;
   const int groups = std::min(p.tiles, std::max(1, multiprocessors / slices));
   // For as many rows as the kernel takes, so that a row's bits do not depend on their number.
@@ -381,30 +352,52 @@ cudaError_t launch(const TileProduct& p, const TileProductWorkspace& workspace, 
                 .sums_at = 0};
   a.factors_at = p.t * a.x_pitch;
   a.x_sums_at = a.factors_at + warps * 8 * NT * 4;
-  a.sums_at = a.x_sums_at + warps * kUnits * 8 * NT * 4;
+  a.sums_at = a.x_sums_at + warps * kXSumBytes<F::kXSums, NT>;
   const int slot_bytes = warps * p.t * kPairPitch * 4;
   const int pairs = ((p.tiles + groups - 1) / groups + 1) / 2;
   a.slots = std::min(pairs, (kSharedMax - a.sums_at) / slot_bytes);
-  static_assert(16 * (kWarpsMax * (kRunColumns * 2 + kPairPitch * 4 + 4 + 4 * kUnits) + 64) <=
+  static_assert(8 * NT * (kWarpsMax * (kRunColumns * 2 + kPairPitch * 4 + 4) + 64) +
+                    kWarpsMax * kXSumBytes<F::kXSums, NT> <=
                 kSharedMax);  // at least one slot
-  const auto kernel = matmul_tiles_pairs_kernel<T, NT>;
+  const auto kernel = matmul_tiles_pairs_kernel<T, NT, F>;
   if (const cudaError_t error = prefer_shared_memory(kernel, kSharedMax); error != cudaSuccess)
     return error;
   return launch_overlapped(kernel, dim3(unsigned(groups * slices)), dim3(unsigned(warps) * 32),
                            size_t(a.sums_at + a.slots * slot_bytes), stream, a);
 }
 
+template <class T, int NT>
+cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& workspace,
+                          int multiprocessors, cudaStream_t stream, bool& fits) {
+  const auto with = [&]<class F>() {
+    return launch<T, NT, F>(p, workspace, multiprocessors, stream, fits);
+  };
+  switch (p.kind) {
+    case WeightKind::int4:
+      return p.unit_columns >= kUnitColumns ? with.template operator()<LargeGroups>()
+                                            : with.template operator()<SmallGroups>();
+    case WeightKind::q4_0:
+      return with.template operator()<Q4_0>();
+    case WeightKind::q4_1:
+      return with.template operator()<Q4_1>();
+    default:
+      return with.template operator()<Q4_K>();
+  }
+}
+
 }  // namespace
 
 bool matmul_tiles_pairs(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
                         int multiprocessors, cudaStream_t stream, cudaError_t& error) {
-  if (p.kind != WeightKind::int4 || p.unit_columns < kUnitColumns || p.k % kRunColumns != 0 ||
-      !std::has_single_bit(unsigned(p.unit_columns)))
+  // A unit has one record of int4 at most, so the last run may not begin within one.
+  const bool cuts_units = p.kind == WeightKind::int4 && p.tile_scales > p.record_bytes &&
+                          p.unit_columns >= kUnitColumns && p.blocks % kUnitBlocks != 0;
+  if (p.blocks < kRunBlocks || cuts_units || !std::has_single_bit(unsigned(p.unit_columns)))
     return false;
   bool fits = false;
   error = with_half_type(type, [&]<class T>() {
-    return p.t <= 8 ? launch<T, 1>(p, workspace, multiprocessors, stream, fits)
-                    : launch<T, 2>(p, workspace, multiprocessors, stream, fits);
+    return p.t <= 8 ? launch_format<T, 1>(p, workspace, multiprocessors, stream, fits)
+                    : launch_format<T, 2>(p, workspace, multiprocessors, stream, fits);
   });
   return fits;
 }

@@ -83,12 +83,14 @@ TEST_CASE("Bench: products by quantized matrices of Llama-3-8B", "[.bench]") {
   for (const auto& [n, k] : {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}})
     for (const WeightFormat& format : {WeightFormat{},
                                        {WeightKind::e4m3},
+                                       {WeightKind::int4, 32},
                                        {WeightKind::int4, 128},
                                        {WeightKind::q4_0},
                                        {WeightKind::q4_k}}) {
       const BenchWeights w(format, n, k, random);
       give_scratch(w.copies[0], kRowsMax);
-      for (const int t : {1, 4, 8, 9, 16, 32, 64, 96, 128, 256, 512, 950, 1024, 2048, 4096}) {
+      for (const int t :
+           {1, 4, 8, 9, 16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 1024, 4096}) {
         const double us = microseconds_of_product(w, make_tensor(x.data(), DType::bf16, t, k),
                                                   make_tensor(out.data(), DType::bf16, t, n));
         std::printf("%-9s [%d, %d] rows %4d: %8.2f us %6.0f GB/s %5.0f TFLOP/s\n",

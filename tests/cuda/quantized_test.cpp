@@ -82,6 +82,7 @@ TEST_CASE("quantized: products by 4-bit matrices equal the CPU's for awkward siz
                                     {300, 288},
                                     {520, 2080},
                                     {1000, 4096},
+                                    {70, 4128},
                                     {40, 4864},
                                     {24, 14336}}) {
       const int64_t k = format.kind == WeightKind::q4_k ? (wanted + 255) / 256 * 256 : wanted;
@@ -197,7 +198,9 @@ TEST_CASE("quantized: a row of up to 8 has the same bits in any company, and in 
   for (const auto& [format, n, k] : {std::tuple{WeightFormat{WeightKind::e4m3}, 1300, 4096},
                                      {WeightFormat{WeightKind::int4, 128}, 1300, 4096},
                                      {WeightFormat{WeightKind::int4, 128}, 260, 14336},
+                                     {WeightFormat{WeightKind::int4, 32}, 1300, 4096},
                                      {WeightFormat{WeightKind::q4_k}, 1300, 4096},
+                                     {WeightFormat{WeightKind::q4_1}, 300, 4512},
                                      {WeightFormat{WeightKind::q4_0}, 260, 14336}})
     for (const DType type : kTypes) {
       CAPTURE(name_of(format), name_of(type), n, k);
@@ -227,8 +230,11 @@ TEST_CASE("quantized: a row of up to 8 has the same bits in any company, and in 
 
 TEST_CASE("quantized: a row of up to 8 may be of any size, and has the same bits") {
   std::mt19937 random(79);
-  for (const WeightFormat& format :
-       {WeightFormat{WeightKind::int4, 32}, {WeightKind::int4, 128}, {WeightKind::q4_1}})
+  for (const WeightFormat& format : {WeightFormat{WeightKind::int4, 32},
+                                     {WeightKind::int4, 128},
+                                     {WeightKind::q4_0},
+                                     {WeightKind::q4_1},
+                                     {WeightKind::q4_k}})
     for (const int64_t k : {4096, 14336}) {
       CAPTURE(name_of(format), k);
       const int64_t n = 24;
@@ -252,8 +258,11 @@ TEST_CASE("quantized: a row of up to 8 may be of any size, and has the same bits
 
 TEST_CASE("quantized: a row that is no number stays among its own") {
   std::mt19937 random(77);
-  for (const WeightFormat& format :
-       {WeightFormat{WeightKind::e4m3}, {WeightKind::int4, 128}, {WeightKind::q4_1}})
+  for (const WeightFormat& format : {WeightFormat{WeightKind::e4m3},
+                                     {WeightKind::int4, 32},
+                                     {WeightKind::int4, 128},
+                                     {WeightKind::q4_1},
+                                     {WeightKind::q4_k}})
     for (const int t : {4, 40, 200}) {
       CAPTURE(name_of(format), t);
       const int64_t n = 160, k = 256;

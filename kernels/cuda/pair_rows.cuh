@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// x in shared memory for matmul_tiles_pairs.cu: runs of columns, and sums of them.
+//
+// The 64 bytes of 32 columns of x lie there as lanes read them: columns 4t, 4t + 2, 4t + 1 and
+// 4t + 3, then the same of 16 + 4t, for each t = lane % 4. This is the order in which codes become
+// operand A.
+#pragma once
+
+#include "kernels/cuda/pair_scales.cuh"
+
+namespace kivi::cuda {
+
+// A row is cut into runs of columns. Each warp multiplies the same run of every tile.
+constexpr int kRunColumns = 256;
+constexpr int kRunBlocks = kRunColumns / kWeightBlock;
+constexpr int kWarpsMax = 16;
+constexpr int kSharedMax = 225 << 10;  // bytes of a block
+
+// Runs of a slice that hold columns.
+__device__ __forceinline__ int runs_of(const TileProduct& p, int slice, int warps) {
+  return min(warps, (p.blocks + kRunBlocks - 1) / kRunBlocks - slice * warps);
+}
+
+// Eight neighbors of a row as f16, and what their products are multiplied by. The largest of 256
+// columns gets an exponent of 14. What is less than 2^-31 of it is rounded, by less than 2^-39 of
+// it: that is far below the rounding of fp32 sums.
+__device__ __forceinline__ float to_half(uint4& v) {
+  uint32_t* const words = reinterpret_cast<uint32_t*>(&v);
+  uint32_t most = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) most = max(most, max(words[i] & 0x7FFFu, words[i] >> 16 & 0x7FFFu));
+  const int exponent = max(int(__reduce_max_sync(0xffffffffu, most) >> 7), 15);
+  const float factor = __uint_as_float(uint32_t(268 - exponent) << 23);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    words[i] = as_u32(__floats2half2_rn(__uint_as_float(words[i] << 16) * factor,
+                                        __uint_as_float(words[i] & 0xFFFF0000u) * factor));
+  return __uint_as_float(uint32_t(exponent - 14) << 23);
+}
+
+// Where a lane's eight columns of a run go in shared memory. The lane has quads 2m and 2m + 1 of a
+// block, m = lane % 4.
+__device__ __forceinline__ int place_in_run(int lane) {
+  return lane / 4 * 64 + lane % 2 * 32 + lane % 4 / 2 * 8;
+}
+__device__ __forceinline__ void store_in_order(unsigned char* at, const uint4& v) {
+  *reinterpret_cast<uint2*>(at) =
+      make_uint2(__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.x, v.y, 0x7632));
+  *reinterpret_cast<uint2*>(at + 16) =
+      make_uint2(__byte_perm(v.z, v.w, 0x5410), __byte_perm(v.z, v.w, 0x7632));
+}
+
+// The sums of a warp's run of x, in shared memory, for 8 NT rows:
+//   units, blocks  [units or blocks of the run, row], f32
+//   operand        [row, t] two words of operand B; then [row] f32 that undo their power of two
+template <XSums Sums, int NT>
+constexpr int kXSumBytes = 8 * NT*(Sums == XSums::units    ? kRunColumns / kUnitColumns * 4
+                                   : Sums == XSums::blocks ? kRunBlocks * 4
+                                                           : 36);
+
+// Where a lane finds the sums of a unit's columns of rows 2t and 2t + 1.
+template <XSums Sums, int NT>
+__device__ __forceinline__ const float* x_sums_of_unit(const unsigned char* sums, int unit) {
+  constexpr int kOfUnit = Sums == XSums::units ? 1 : kUnitBlocks;
+  return reinterpret_cast<const float*>(sums) + unit * kOfUnit * (8 * NT) + threadIdx.x % 4 * 2;
+}
+
+// sum: of the lane's eight columns of a row. Writes the sums of the row's run.
+template <XSums Sums, int NT>
+__device__ __forceinline__ void write_x_sums(unsigned char* to, int row, float sum) {
+  constexpr uint32_t kAll = 0xffffffffu;
+  constexpr float kScale = -1 / kCodeScale<__half>;
+  const int lane = threadIdx.x % 32, block = lane / 4;
+  sum += __shfl_xor_sync(kAll, sum, 1);
+  sum += __shfl_xor_sync(kAll, sum, 2);
+  if constexpr (Sums == XSums::units) {
+    sum += __shfl_xor_sync(kAll, sum, 4);
+    sum += __shfl_xor_sync(kAll, sum, 8);
+    if (lane % 16 == 0) reinterpret_cast<float*>(to)[lane / 16 * (8 * NT) + row] = sum * kScale;
+  } else if constexpr (Sums == XSums::blocks) {
+    if (lane % 4 == 0) reinterpret_cast<float*>(to)[block * (8 * NT) + row] = sum * kScale;
+  } else {
+    // As in to_half, the largest of the run gets an exponent of 14.
+    const uint32_t most = __reduce_max_sync(kAll, __float_as_uint(sum) & 0x7FFFFFFFu);
+    const int exponent = max(int(most >> 23), 15);
+    sum *= __uint_as_float(uint32_t(268 - exponent) << 23);
+    const __half high = __float2half_rn(sum), low = __float2half_rn(sum - __half2float(high));
+    // Block t is the lower half of a word of lane t, and block 4 + t is the upper half.
+    auto* const halves = reinterpret_cast<__half*>(to + row * 32 + block % 4 * 8) + block / 4;
+    if (lane % 4 == 0) halves[0] = high;
+    if (lane % 4 == 1) halves[2] = low;
+    if (lane == 0)
+      reinterpret_cast<float*>(to + 8 * NT * 32)[row] =
+          __uint_as_float(uint32_t(exponent - 14) << 23);
+  }
+}
+
+template <int NT>
+__device__ __forceinline__ BlockSums<NT> read_block_sums(int rows, const unsigned char* from) {
+  const int lane = threadIdx.x % 32;
+  BlockSums<NT> sums;
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt) {
+    // Columns of products are independent, so lanes of rows beyond x may read any row.
+    const uint2 b = *reinterpret_cast<const uint2*>(from + min(nt * 8 + lane / 4, rows - 1) * 32 +
+                                                    lane % 4 * 8);
+    sums.b[nt][0] = b.x;
+    sums.b[nt][1] = b.y;
+    sums.factor[nt] = reinterpret_cast<const float2*>(from + 8 * NT * 32)[nt * 4 + lane % 4];
+  }
+  return sums;
+}
+
+// Copies the warp's run of x, the 256 columns from `first_column` on, into shared memory as f16,
+// with zeros for columns below `own_column` and from p.k on. Writes what its products are
+// multiplied by to factors [8 NT] (bf16 alone), and the sums of columns to x_sums.
+template <class T, int NT, XSums Sums>
+__device__ __forceinline__ void copy_x(const TileProduct& p, int own_column, int first_column,
+                                       unsigned char* to, int pitch, float* factors,
+                                       unsigned char* x_sums) {
+  const int lane = threadIdx.x % 32, column = first_column + lane * 8;
+  const bool inside = column >= own_column && column < p.k;
+  const std::byte* const from = p.x + column * 2;
+  to += place_in_run(lane);
+  constexpr int kBatch = 8;
+#pragma unroll
+  for (int begin = 0; begin < 8 * NT; begin += kBatch) {
+    if (begin >= p.t) break;
+    uint4 v[kBatch] = {};
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      if (begin + i < p.t && inside)
+        v[i] = *reinterpret_cast<const uint4*>(from + (begin + i) * p.x_stride * 2);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int row = begin + i;
+      if (row >= p.t) break;
+      if constexpr (!std::is_same_v<T, __half>) {
+        const float factor = to_half(v[i]);
+        if (lane == 0) factors[row] = factor;
+      }
+      store_in_order(to + row * pitch, v[i]);
+      const uint32_t words[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+      float sum = 0;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const float2 two = __half22float2(as_half2(words[w]));
+        sum += two.x + two.y;
+      }
+      write_x_sums<Sums, NT>(x_sums, row, sum);
+    }
+  }
+  __syncwarp();
+}
+
+}  // namespace kivi::cuda
