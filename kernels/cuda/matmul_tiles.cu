@@ -338,6 +338,24 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
 
 }  // namespace
 
+namespace {
+// wgmma is there where flash prefill has it.
+bool has_wgmma() { return has_prefill_hopper(128); }
+
+// Whether a scale holds for a whole stage of the products by wgmma.
+bool has_large_groups(const WeightFormat& format) {
+  return format.kind == WeightKind::int4 && (format.group == 0 || format.group >= 128);
+}
+
+// Codes of 5 and 6 bits have kernels on Hopper alone.
+bool is_wide(const WeightFormat& format) { return layout_of(format.kind).bits > 4; }
+
+// Rows up to which matmul_tiles_pairs has the product.
+int pair_rows(const WeightFormat& format) {
+  return is_wide(format) || has_large_groups(format) ? 8 : kTileProductRowsExact;
+}
+}  // namespace
+
 bool has_tile_format(const WeightFormat& format) {
   switch (format.kind) {
     case WeightKind::int4:
@@ -347,20 +365,15 @@ bool has_tile_format(const WeightFormat& format) {
     case WeightKind::q4_1:
     case WeightKind::q4_k:
       return true;
+    case WeightKind::q5_0:
+    case WeightKind::q5_1:
+    case WeightKind::q5_k:
+    case WeightKind::q6_k:
+      return has_wgmma();
     default:
       return false;
   }
 }
-
-namespace {
-// wgmma is there where flash prefill has it.
-bool has_wgmma() { return has_prefill_hopper(128); }
-
-// Whether a scale holds for a whole stage of the products by wgmma.
-bool has_large_groups(const WeightFormat& format) {
-  return format.kind == WeightKind::int4 && (format.group == 0 || format.group >= 128);
-}
-}  // namespace
 
 int tile_product_rows() { return has_wgmma() ? kTileProductRowsHopper : kTileProductRows; }
 
@@ -370,8 +383,10 @@ int64_t tile_rows_max(const WeightFormat& format) {
   return has_minimum(format.kind) ? 32 : 128;
 }
 
-bool rounds_weights(int64_t rows, const WeightFormat& format) {
+bool rounds_weights(int64_t rows, const Weight& w) {
+  const WeightFormat& format = w.format;
   if (rows > tile_rows_max(format)) return true;
+  if (is_wide(format)) return rows > pair_rows(format) || block_count(w.columns) < kPairBlocksMin;
   return has_wgmma() &&
          rows > (has_large_groups(format) ? kTileProductRowsExactGroups : kTileProductRowsExact);
 }
@@ -407,7 +422,8 @@ cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, c
                 .tiles = int((w.rows + kWeightTileRows - 1) / kWeightTileRows),
                 .stages_of_tile = 0,
                 .units = 0,
-                .kind = w.format.kind,
+                .kind = scales_like(w.format.kind),
+                .bits = layout_of(w.format.kind).bits,
                 .unit_columns = records == 1 ? kWholeRow : int(unit_columns(w.format, w.columns)),
                 .record_bytes = record_bytes,
                 .tile_scales = records * record_bytes,
@@ -415,14 +431,14 @@ cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, c
                 .out_f32 = out.dtype == DType::f32,
                 .pairs = out.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(out.data) % 4 == 0};
   if (cudaError_t error = cudaSuccess;
-      p.t <= (has_wgmma() && has_large_groups(w.format) ? 8 : kTileProductRowsExact) &&
-      runs_hopper_code() &&
+      p.t <= pair_rows(w.format) && runs_hopper_code() &&
       matmul_tiles_pairs(p, x.dtype, workspace, multiprocessors, stream, error))
     return error;
   return with_half_type(x.dtype, [&]<class T>() {
-    if (p.t <= 8) return launch_format<T, 1>(p, workspace, multiprocessors, stream);
+    const bool wide = is_wide(w.format);
+    if (p.t <= 8 && !wide) return launch_format<T, 1>(p, workspace, multiprocessors, stream);
     static_assert(kTileProductRowsExact == 16);
-    if (has_wgmma() && (p.t > kTileProductRowsExact || has_large_groups(w.format)))
+    if (has_wgmma() && (p.t > kTileProductRowsExact || wide || has_large_groups(w.format)))
       return matmul_tiles_hopper(p, x.dtype, workspace, multiprocessors, stream);
     if (p.t <= 16) return launch_format<T, 2>(p, workspace, multiprocessors, stream);
     return launch_format<T, 8>(p, workspace, multiprocessors, stream);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels for matrices of 4-bit codes share (matmul_tiles*.cu):
+// What the kernels for matrices of codes of 4 to 6 bits share (matmul_tiles*.cu):
 // their arguments, how work is cut into units, copies into shared memory, codes as 16-bit numbers,
 // and sums that several blocks share.
 //
@@ -48,7 +48,8 @@ struct TileProduct {
   int tiles;           // of 16 rows
   int stages_of_tile;  // stages of a tile of S::kHeight rows: the units of work
   int units;
-  WeightKind kind;
+  WeightKind kind;    // scales_like
+  int bits;           // of a code
   int unit_columns;   // that share a record
   int record_bytes;   // of 16 rows
   int tile_scales;    // bytes of a tile's records

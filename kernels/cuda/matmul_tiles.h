@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 1 to 640 rows of x and a W of 4-bit codes in tiles (weight_codec.h).
+// out = x W^T (+ bias) for 1 to 640 rows of x and a W of codes of 4 to 6 bits in tiles
+// (weight_codec.h).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -23,14 +24,31 @@ inline constexpr int kTileProductRowsExactGroups = 64;
 inline constexpr int kTileProductHeight = 64;
 inline constexpr int kTileProductWidth = 128;
 
+// Blocks of 32 columns of a row that matmul_tiles_pairs takes at least.
+inline constexpr int kPairBlocksMin = 8;
+
 // Formats that the kernels of this file and of weight_ops.h read: q4_0, q4_1, q4_k, and int4 whose
-// group is 32, 64, 128, 256, a multiple of 512, or the whole row.
+// group is 32, 64, 128, 256, a multiple of 512, or the whole row; on Hopper q5_0, q5_1, q5_k and
+// q6_k as well.
 bool has_tile_format(const WeightFormat& format);
+
+// Calls f<Bits>() with the bits of a code: 4, 5 or 6.
+template <class F>
+auto with_bits(int bits, const F& f) {
+  switch (bits) {
+    case 5:
+      return f.template operator()<5>();
+    case 6:
+      return f.template operator()<6>();
+    default:
+      return f.template operator()<4>();
+  }
+}
 
 // The most rows of x that a product takes at a time on this device.
 int tile_product_rows();
 // Whether a product of so many rows rounds W to x's type. Others round nothing but the result.
-bool rounds_weights(int64_t rows, const WeightFormat& format);
+bool rounds_weights(int64_t rows, const Weight& w);
 
 // Rows of x up to which such products, one after the other, take less time than making W 16-bit and
 // multiplying by that. Measured on an H200 (docs/benchmarks/weights.md).

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 9 and more rows of x and a W of 4-bit codes, by Hopper's products of a
-// warpgroup (wgmma).
+// out = x W^T (+ bias) for 9 and more rows of x and a W of codes of 4 to 6 bits, by Hopper's
+// products of a warpgroup (wgmma).
 //
 // Bytes: W once for each 128, 160 or 192 rows of x. Operations: 2 t n k on tensor cores.
 //
@@ -41,8 +41,8 @@ constexpr int kColumns = 128;     // of a stage
 constexpr int kBlocks = kColumns / kWeightBlock;
 constexpr int kSharedMax = 227 << 10;
 
-// Sizes for up to Rows rows of x. SB: blocks of 32 columns under one scale, or 1.
-template <int Rows, int SB>
+// Sizes for up to Rows rows of x. SB: blocks of 32 columns under one scale, or 1. Bits: of a code.
+template <int Rows, int SB, int Bits>
 struct Stage {
   static constexpr int kThreads = kConsumers<Rows> + kProducers;
   // Registers of a thread. The kernel starts with kRegisters for each thread. All warpgroups
@@ -56,7 +56,7 @@ struct Stage {
   static constexpr int kRowBytes = 128;               // of 64 columns of a row of x
   static constexpr int kXColumns = Rows * kRowBytes;  // of 64 columns of all rows
   static constexpr int kX = kColumns / 64 * kXColumns;
-  static constexpr int kCodeBytes = kSubtiles<Rows> * kBlocks * kBlockBytes;
+  static constexpr int kCodeBytes = kSubtiles<Rows> * kBlocks * block_bytes(Bits);
   static constexpr int kCodesAt = kX;
   static constexpr int kScalesAt = kCodesAt + kCodeBytes;
   static constexpr int kScaleBytes = SB == kBlocks ? 80 : 320;  // at most, of a tile of 16 rows
@@ -68,11 +68,13 @@ struct Stage {
 // int4 alone has one scale for all blocks of a stage, and it has no minimum.
 template <int Rows, int SB>
 constexpr bool kScalesSums = (SB == kBlocks) && (Rows <= kTileProductRowsExactGroups);
-template <class T, int Rows, int SB>
+template <class T, int Rows, int SB, int Bits>
 using LineOf = std::conditional_t<
-    kScalesSums<Rows, SB>, CodeLine,
-    std::conditional_t<SB != kBlocks, WeightLine,
-                       std::conditional_t<std::is_same_v<T, __half>, ZeroLine, PairLine>>>;
+    Bits == 6, HalfLines,
+    std::conditional_t<
+        kScalesSums<Rows, SB>, CodeLine,
+        std::conditional_t<SB != kBlocks, WeightLine,
+                           std::conditional_t<std::is_same_v<T, __half>, ZeroLine, PairLine>>>>;
 
 template <bool kFirst, class A, class B>
 __device__ __forceinline__ auto& first_if(A& first, B& second) {
@@ -101,10 +103,10 @@ __device__ __forceinline__ void pin_all(float (&sums)[N][4]) {
 }
 
 // Fills stages with units [first, last). One thread calls it.
-template <int Rows, int SB>
+template <int Rows, int SB, int Bits>
 __device__ __forceinline__ void produce(const HopperProduct& a, int first, int last,
                                         uint32_t shared, uint32_t full, uint32_t empty) {
-  using S = Stage<Rows, SB>;
+  using S = Stage<Rows, SB, Bits>;
   const TileProduct& p = a.p;
   // W passes through once: first to leave the level-2 cache.
   uint64_t once, often;
@@ -118,8 +120,8 @@ __device__ __forceinline__ void produce(const HopperProduct& a, int first, int l
                  : "memory");
     const int row = at.tile / a.chunks * kSubtiles<Rows>;
     const int record = at.stage * kColumns / p.unit_columns;
-    copy_box(stage + S::kCodesAt, a.codes, at.stage * (kBlocks * kBlockBytes / 4), row, barrier,
-             once);
+    copy_box(stage + S::kCodesAt, a.codes, at.stage * (kBlocks * block_bytes(Bits) / 8), row,
+             barrier, once);
     copy_box(stage + S::kScalesAt, a.scales, record * (p.record_bytes / 4), row, barrier, once);
   };
   const auto copy_x = [&](TilePlace at, int slot) {
@@ -153,21 +155,24 @@ __device__ __forceinline__ void produce(const HopperProduct& a, int first, int l
 }
 
 // Where a lane reads in a stage, in shared memory.
-template <class T, int Rows, int SB>
+template <class T, int Rows, int SB, int Bits>
 struct LanePlace {
-  uint32_t codes, scales, zeros, selector;
+  uint32_t codes, upper, scales, zeros, selector;
   __device__ __forceinline__ explicit LanePlace(uint32_t stage) {
-    using S = Stage<Rows, SB>;
+    using S = Stage<Rows, SB, Bits>;
     const uint32_t subtile = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    codes = stage + S::kCodesAt + subtile * (kBlocks * kBlockBytes) + t / 2 * 64 + g * 8;
+    const uint32_t tile = stage + S::kCodesAt + subtile * (kBlocks * block_bytes(Bits));
+    codes = tile + t / 2 * 64 + g * 8;
+    upper = tile + kNibbleBytes + g * 8;
     const uint32_t record = stage + S::kScalesAt + subtile * S::kScaleBytes;
     scales = record + g * 8;
     zeros = record + 64 + g * 2;
-    selector = LineOf<T, Rows, SB>::selector();
+    selector = LineOf<T, Rows, SB, Bits>::selector();
   }
   // The same for each stage, in registers. The compiler would compute it again for each.
   __device__ __forceinline__ void keep() {
     codes = kept(codes);
+    if constexpr (Bits > 4) upper = kept(upper);
     scales = kept(scales);
     zeros = kept(zeros);
     selector = kept(selector);
@@ -176,6 +181,7 @@ struct LanePlace {
   __device__ __forceinline__ LanePlace moved(uint32_t at) const {
     LanePlace there = *this;
     there.codes += at;
+    there.upper += at;
     there.scales += at;
     there.zeros += at;
     return there;
@@ -185,21 +191,21 @@ struct LanePlace {
 // Multiplies one stage, whose products are added to sums, or are the first of sums that are not
 // scaled. Calls `begun()` when products of the stage before have ended. Calls `ended()` where its
 // own have ended at the end. at: of the stage in `memory`. first: in the first stage.
-template <class T, int Rows, int SB, class Begun, class Ended>
+template <class T, int Rows, int SB, int Bits, class Begun, class Ended>
 __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_of_tile,
                                                const unsigned char* memory, int at,
-                                               const LanePlace<T, Rows, SB>& first, bool adds,
+                                               const LanePlace<T, Rows, SB, Bits>& first, bool adds,
                                                uint32_t (&a)[2][2][4], float (&sums)[Rows / 8][4],
                                                const Begun& begun, const Ended& ended) {
-  using S = Stage<Rows, SB>;
+  using S = Stage<Rows, SB, Bits>;
   constexpr bool kScales = kScalesSums<Rows, SB>;
-  using L = LineOf<T, Rows, SB>;
+  using L = LineOf<T, Rows, SB, Bits>;
   const SharedOperand x(shared_address(memory) + at, 16, 8 * S::kRowBytes);
   float products[kScales ? Rows / 8 : 1][4];
   auto& c = first_if<kScales>(products, sums);
   L line;
-  const LanePlace<T, Rows, SB> lane = first.moved(at);
-  LaneWords words = read_words(lane.codes);
+  const LanePlace<T, Rows, SB, Bits> lane = first.moved(at);
+  LaneWords<Bits> words = read_words<Bits>(lane.codes, lane.upper);
   if constexpr (SB == kBlocks) read_line<T>(read_lane_scales(lane.scales, lane.zeros), line);
 #pragma unroll
   for (int j = 0; j < kBlocks; ++j) {
@@ -208,8 +214,14 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
       const int record = p.stage_records == 1 ? 0 : j * kWeightBlock / p.unit_columns;
       const auto* scales = reinterpret_cast<const std::byte*>(memory + at + S::kScalesAt) +
                            threadIdx.x / 32 * p.stage_records * p.record_bytes;
-      line = line_of(read_scales(p.kind, scales + record * p.record_bytes,
-                                 stage_of_tile * kBlocks + j, threadIdx.x % 32 / 4));
+      const auto line_of_half = [&](int half) {
+        return line_of(read_scales<Bits>(p.kind, scales + record * p.record_bytes,
+                                         stage_of_tile * kBlocks + j, threadIdx.x % 32 / 4, half));
+      };
+      if constexpr (Bits == 6)
+        line = {line_of_half(0), line_of_half(1)};
+      else
+        line = line_of_half(0);
     }
     make_weights<T>(words, lane.selector, line, a[j % 2]);
     wgmma_begin();
@@ -220,7 +232,10 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
                     (!kScales && adds) || k > 0);
     }
     wgmma_commit();
-    if (j + 1 < kBlocks) words = read_words(lane.codes + (j + 1) * kBlockBytes);
+    if (j + 1 < kBlocks) {
+      const int next = (j + 1) * block_bytes(Bits);
+      words = read_words<Bits>(lane.codes + next, lane.upper + next);
+    }
     wgmma_wait<1>();
     if (!kScales && j == 0) begun();
   }
@@ -235,11 +250,11 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
   }
 }
 
-template <class T, int Rows, int SB>
-__global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
+template <class T, int Rows, int SB, int Bits>
+__global__ void __launch_bounds__(Stage<Rows, SB, Bits>::kThreads, 1)
     matmul_tiles_hopper_kernel(const __grid_constant__ HopperProduct a) {
 #if KIVI_WGMMA
-  using S = Stage<Rows, SB>;
+  using S = Stage<Rows, SB, Bits>;
   const TileProduct& p = a.p;
   extern __shared__ unsigned char unaligned[];
   unsigned char* const memory =
@@ -263,7 +278,7 @@ __global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
     registers_down<S::kProducerRegisters>();
     const int first_tile = first / p.stages_of_tile, next = (first_tile + 1) * p.stages_of_tile;
     if (warp == kConsumers<Rows> / 32) {
-      if (lane == 0) produce<Rows, SB>(a, first, last, shared_address(memory), full, empty);
+      if (lane == 0) produce<Rows, SB, Bits>(a, first, last, shared_address(memory), full, empty);
     } else if (warp == kConsumers<Rows> / 32 + 1 && first % p.stages_of_tile != 0 && next < last) {
       wait_for_early_part<Rows>();
       if (lane == 0) tell(p.counters + first_tile);
@@ -276,7 +291,7 @@ __global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
   uint32_t weights[2][2][4];
   int slot = 0;  // stage in shared memory
   uint32_t parity = 0;
-  LanePlace<T, Rows, SB> place(shared_address(memory));
+  LanePlace<T, Rows, SB, Bits> place(shared_address(memory));
   place.keep();
   for (int unit = first; unit < last;) {
     const int tile = unit / p.stages_of_tile, begin = tile * p.stages_of_tile;
@@ -288,7 +303,7 @@ __global__ void __launch_bounds__(Stage<Rows, SB>::kThreads, 1)
     }
     for (; unit < end; ++unit) {
       barrier_wait(full + 8 * slot, parity);
-      multiply_stage<T, Rows, SB>(
+      multiply_stage<T, Rows, SB, Bits>(
           p, unit - begin, memory, slot * S::kBytes, place, unit > start, weights, sums,
           [&] {
             if (unit > start && lane == 0) barrier_arrive(empty + 8 * before);
@@ -335,10 +350,10 @@ bool make_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int6
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-template <class T, int Rows, int SB>
+template <class T, int Rows, int SB, int Bits>
 cudaError_t launch(const TileProduct& product, const TileProductWorkspace& workspace,
                    int multiprocessors, cudaStream_t stream) {
-  using S = Stage<Rows, SB>;
+  using S = Stage<Rows, SB, Bits>;
   constexpr size_t kShared = size_t(S::kStages) * S::kBytes + kAlignment;
   constexpr size_t kPartials = 2 * kPart<Rows> * sizeof(float4);  // of a block
   HopperProduct a;
@@ -359,16 +374,16 @@ cudaError_t launch(const TileProduct& product, const TileProductWorkspace& works
     blocks = tiles * pieces;
   if (blocks < 1 || tiles > workspace.counters_count) return cudaErrorInvalidValue;
   const int words = p.record_bytes / 4;
-  if (!make_map(a.codes, CU_TENSOR_MAP_DATA_TYPE_UINT32, p.codes, p.blocks * (kBlockBytes / 4),
-                p.tiles, p.blocks * kBlockBytes, kBlocks * kBlockBytes / 4, kSubtiles<Rows>,
-                CU_TENSOR_MAP_SWIZZLE_NONE) ||
+  if (!make_map(a.codes, CU_TENSOR_MAP_DATA_TYPE_UINT64, p.codes,
+                p.blocks * (block_bytes(Bits) / 8), p.tiles, p.blocks * block_bytes(Bits),
+                kBlocks * block_bytes(Bits) / 8, kSubtiles<Rows>, CU_TENSOR_MAP_SWIZZLE_NONE) ||
       !make_map(a.scales, CU_TENSOR_MAP_DATA_TYPE_UINT32, p.scales, p.tile_scales / 4, p.tiles,
                 p.tile_scales, p.stage_records * words, kSubtiles<Rows>,
                 CU_TENSOR_MAP_SWIZZLE_NONE) ||
       !make_map(a.x, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, p.x, p.k, p.t, p.x_stride * 2, 64, Rows,
                 CU_TENSOR_MAP_SWIZZLE_128B))
     return cudaErrorNotSupported;
-  const auto kernel = matmul_tiles_hopper_kernel<T, Rows, SB>;
+  const auto kernel = matmul_tiles_hopper_kernel<T, Rows, SB, Bits>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kShared));
   if (error != cudaSuccess) return error;
@@ -383,8 +398,11 @@ bool has_large_groups(const TileProduct& p) {
 template <class T, int Rows>
 cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& workspace,
                           int multiprocessors, cudaStream_t stream) {
-  if (has_large_groups(p)) return launch<T, Rows, kBlocks>(p, workspace, multiprocessors, stream);
-  return launch<T, Rows, 1>(p, workspace, multiprocessors, stream);
+  if (has_large_groups(p))
+    return launch<T, Rows, kBlocks, 4>(p, workspace, multiprocessors, stream);
+  return with_bits(p.bits, [&]<int Bits>() {
+    return launch<T, Rows, 1, Bits>(p, workspace, multiprocessors, stream);
+  });
 }
 
 // Rows of x of a tile, for more than 96 rows. The costs are times of two tiles

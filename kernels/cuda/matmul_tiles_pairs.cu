@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 1 to 16 rows of x and a W of 4-bit codes, on Hopper.
+// out = x W^T (+ bias) for 1 to 16 rows of x and a W of codes of 4 bits, or for 1 to 8 rows and
+// codes of 5 and 6 bits, on Hopper.
 //
-// Bytes: W once, 8.6 to 10 bits for two codes. Operations: 2 t n k on tensor cores (mma.m16n8k16).
+// Bytes: W once, 4.3 to 6.6 bits a code. Operations: 2 t n k on tensor cores (mma.m16n8k16).
 // Codes go from global memory to registers, 16 bytes a lane, and never through shared memory:
 // asynchronous copies of 16 bytes a lane halve the rate (decision 046).
 //
@@ -49,7 +50,8 @@ struct PairProduct {
 // 128 columns of the lane's four rows.
 template <class F>
 struct Unit {
-  uint4 codes[kUnitBlocks];
+  uint4 codes[kUnitBlocks];            // low nibbles
+  uint4 upper[F::kBits == 6 ? 2 : 1];  // the bits above, of block t
   typename F::Unit scales;
 };
 
@@ -69,6 +71,24 @@ __device__ __forceinline__ void unpack_rows(uint32_t first, uint32_t second, uin
   }
 }
 
+// Adds bits 4 and up to a row's codes of a block in operands A (unpack_rows<false>). words: of the
+// row (UpperBits), of which the lane has quads t and 4 + t.
+template <int Bits>
+__device__ __forceinline__ void add_upper_bits(const uint32_t (&words)[Bits - 4], int row,
+                                               uint32_t (&a)[2][4]) {
+  const int t = threadIdx.x % 4;
+  constexpr uint32_t kFirst = Bits == 5 ? 0x00100010u : 0x00300030u, kSecond = kFirst << 4;
+  const uint32_t low = words[0], high = words[Bits - 5];
+  // In each byte of `first`, the bits of quad t begin at bit 4. Those of quad 4 + t begin 4 bits
+  // higher in `second`, which is the place for 16 times a code.
+  const uint32_t first = __funnelshift_l(low, low, 4 - (Bits - 4) * t);
+  const uint32_t second = Bits == 5 ? first : __funnelshift_l(high, high, 8 - (Bits - 4) * t);
+  a[0][row] |= first & kFirst;
+  a[0][2 + row] |= first >> 8 & kFirst;
+  a[1][row] |= second & kSecond;
+  a[1][2 + row] |= __funnelshift_r(second, second, 8) & kSecond;
+}
+
 // Goes through a warp's run of pairs of tiles, and loads a unit at a time.
 template <class F>
 class Loader {
@@ -78,7 +98,7 @@ class Loader {
       : tile_(works ? tile : end_tile), end_tile_(end_tile) {
     const int lane = threadIdx.x % 32, t = lane % 4, quad = lane / 4 % 4;
     step_ = F::step(a.p, a.unit_shift, first_block);
-    codes_ = a.p.codes + first_block * kBlockBytes + t * 64 + quad * 16;
+    codes_ = a.p.codes + first_block * kBytes + t * 64 + quad * 16;
     scales_ = a.p.scales + F::first(a.p, a.unit_shift, first_block, t, quad);
   }
   __device__ __forceinline__ void load(const TileProduct& p, int unit, Unit<F>& w) const {
@@ -87,15 +107,19 @@ class Loader {
     // Beyond the last tile, lanes load what others load.
     const int tile = min(tile_ + lane / 16, end_tile_ - 1);
     const std::byte* const codes =
-        codes_ + int64_t(tile) * p.blocks * kBlockBytes + unit * (kUnitBlocks * kBlockBytes);
+        codes_ + int64_t(tile) * p.blocks * kBytes + unit * (kUnitBlocks * kBytes);
 #pragma unroll
-    for (int j = 0; j < kUnitBlocks; ++j) load_16(more, w.codes[j], codes + j * kBlockBytes);
+    for (int j = 0; j < kUnitBlocks; ++j) load_16(more, w.codes[j], codes + j * kBytes);
+#pragma unroll
+    for (int i = 0; i < F::kBits - 4; ++i)
+      load_16(more, w.upper[i], codes + lane % 4 * (kBytes - 64) + kNibbleBytes + i * 64);
     F::load(more, unit, w.scales, scales_ + int64_t(tile) * p.tile_scales + (unit > 0 ? step_ : 0),
             lane % 4, lane / 4 % 4);
   }
   __device__ __forceinline__ void move_on() { tile_ += 2; }
 
  private:
+  static constexpr int kBytes = block_bytes(F::kBits);
   int tile_;
   const int end_tile_;
   int step_;
@@ -177,6 +201,18 @@ __device__ __forceinline__ void multiply_unit(const Unit<F>& w,
     for (int m = 0; m < 2; ++m) {
       uint32_t rows[2][4];
       unpack_rows<false>(words[2 * m], words[2 * m + 1], rows);
+      if constexpr (F::kBits > 4) {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+          uint32_t upper[F::kBits - 4];
+#pragma unroll
+          for (int i = 0; i < F::kBits - 4; ++i) {
+            const uint4& v = w.upper[i];
+            upper[i] = of_lane(m == 0 ? (row == 0 ? v.x : v.y) : (row == 0 ? v.z : v.w), j);
+          }
+          add_upper_bits<F::kBits>(upper, row, rows);
+        }
+      }
 #pragma unroll
       for (int nt = 0; nt < NT; ++nt) {
         float c[2][4];
@@ -184,10 +220,16 @@ __device__ __forceinline__ void multiply_unit(const Unit<F>& w,
         multiply_here(c[1], rows[1], v[nt].z, v[nt].w);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
+          const int row_of = 2 * m + i / 2;
+          if constexpr (F::kXSums == XSums::two_operands) {
+            sums[nt][m][i] =
+                fmaf(s.other[row_of], c[1][i], fmaf(s.scale[row_of], c[0][i], sums[nt][m][i]));
+            continue;
+          }
           float sum = fmaf(c[1][i], 1.0f / 16, c[0][i]);
           if constexpr (F::kXSums == XSums::blocks)
-            sum = fmaf(s.zero[2 * m + i / 2], i % 2 == 0 ? of_x[nt].x : of_x[nt].y, sum);
-          sums[nt][m][i] = fmaf(s.scale[2 * m + i / 2], sum, sums[nt][m][i]);
+            sum = fmaf(s.zero[row_of], i % 2 == 0 ? of_x[nt].x : of_x[nt].y, sum);
+          sums[nt][m][i] = fmaf(s.scale[row_of], sum, sums[nt][m][i]);
         }
       }
     }
@@ -257,8 +299,7 @@ __global__ void __launch_bounds__(kWarpsMax * 32, 1)
   if (works)
     copy_x<T, NT, F::kXSums>(p, own_block * kWeightBlock, first_block * kWeightBlock, x, a.x_pitch,
                              factors, x_sums);
-  BlockSums<NT> block_sums;
-  if constexpr (F::kXSums == XSums::operand) block_sums = read_block_sums<NT>(p.t, x_sums);
+  const RunSums<NT, F::kXSums> run_sums = read_run_sums<NT, F::kXSums>(p.t, x_sums);
   // Columns of products are independent, so lanes of rows beyond x may read any row.
   const unsigned char* from[NT];
 #pragma unroll
@@ -285,7 +326,7 @@ __global__ void __launch_bounds__(kWarpsMax * 32, 1)
         __syncwarp();  // loads stay before the next unit
       }
       loader.move_on();
-      run.finish(block_sums, sums);
+      run.finish(run_sums, sums);
       leave_sums<T, NT>(p.t, factors, sums, joined + (slot * warps + warp) * pitch);
     }
     const bool more = tile + 2 < end_tile;
@@ -372,16 +413,28 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
   const auto with = [&]<class F>() {
     return launch<T, NT, F>(p, workspace, multiprocessors, stream, fits);
   };
+  // More rows of x by more than 4 bits do not fit the registers.
+  const auto wide = [&]<class F>() {
+    if constexpr (NT == 1) return launch<T, NT, F>(p, workspace, multiprocessors, stream, fits);
+    fits = false;
+    return cudaSuccess;
+  };
+  const bool four = p.bits == 4;
   switch (p.kind) {
     case WeightKind::int4:
       return p.unit_columns >= kUnitColumns ? with.template operator()<LargeGroups>()
                                             : with.template operator()<SmallGroups>();
     case WeightKind::q4_0:
-      return with.template operator()<Q4_0>();
+      return four ? with.template operator()<BlockScale<4, 8>>()
+                  : wide.template operator()<BlockScale<5, 16>>();
     case WeightKind::q4_1:
-      return with.template operator()<Q4_1>();
+      return four ? with.template operator()<BlockScaleMinimum<4>>()
+                  : wide.template operator()<BlockScaleMinimum<5>>();
+    case WeightKind::q4_k:
+      return four ? with.template operator()<Superblock<4>>()
+                  : wide.template operator()<Superblock<5>>();
     default:
-      return with.template operator()<Q4_K>();
+      return wide.template operator()<SixBits>();
   }
 }
 

@@ -6,13 +6,14 @@
 // operand A.
 #pragma once
 
-#include "kernels/cuda/pair_scales.cuh"
+#include "kernels/cuda/pair_sums.cuh"
 
 namespace kivi::cuda {
 
 // A row is cut into runs of columns. Each warp multiplies the same run of every tile.
 constexpr int kRunColumns = 256;
 constexpr int kRunBlocks = kRunColumns / kWeightBlock;
+static_assert(kRunBlocks == kPairBlocksMin);
 constexpr int kWarpsMax = 16;
 constexpr int kSharedMax = 225 << 10;  // bytes of a block
 
@@ -51,12 +52,15 @@ __device__ __forceinline__ void store_in_order(unsigned char* at, const uint4& v
 }
 
 // The sums of a warp's run of x, in shared memory, for 8 NT rows:
-//   units, blocks  [units or blocks of the run, row], f32
-//   operand        [row, t] two words of operand B; then [row] f32 that undo their power of two
+//   units, blocks          [units or blocks of the run, row], f32
+//   operand, two_operands  [row, t] two or four words of operands B; then [row] f32 that undo their
+//                          power of two
+template <XSums Sums>
+constexpr int kOperandBytes = Sums == XSums::two_operands ? 64 : 32;  // of a row
 template <XSums Sums, int NT>
 constexpr int kXSumBytes = 8 * NT*(Sums == XSums::units    ? kRunColumns / kUnitColumns * 4
                                    : Sums == XSums::blocks ? kRunBlocks * 4
-                                                           : 36);
+                                                           : kOperandBytes<Sums> + 4);
 
 // Where a lane finds the sums of a unit's columns of rows 2t and 2t + 1.
 template <XSums Sums, int NT>
@@ -70,43 +74,53 @@ template <XSums Sums, int NT>
 __device__ __forceinline__ void write_x_sums(unsigned char* to, int row, float sum) {
   constexpr uint32_t kAll = 0xffffffffu;
   constexpr float kScale = -1 / kCodeScale<__half>;
-  const int lane = threadIdx.x % 32, block = lane / 4;
+  constexpr bool kBlocks = Sums == XSums::operand;
+  const int lane = threadIdx.x % 32;
   sum += __shfl_xor_sync(kAll, sum, 1);
-  sum += __shfl_xor_sync(kAll, sum, 2);
+  if constexpr (Sums != XSums::two_operands) sum += __shfl_xor_sync(kAll, sum, 2);
   if constexpr (Sums == XSums::units) {
     sum += __shfl_xor_sync(kAll, sum, 4);
     sum += __shfl_xor_sync(kAll, sum, 8);
     if (lane % 16 == 0) reinterpret_cast<float*>(to)[lane / 16 * (8 * NT) + row] = sum * kScale;
   } else if constexpr (Sums == XSums::blocks) {
-    if (lane % 4 == 0) reinterpret_cast<float*>(to)[block * (8 * NT) + row] = sum * kScale;
+    if (lane % 4 == 0) reinterpret_cast<float*>(to)[lane / 4 * (8 * NT) + row] = sum * kScale;
   } else {
     // As in to_half, the largest of the run gets an exponent of 14.
     const uint32_t most = __reduce_max_sync(kAll, __float_as_uint(sum) & 0x7FFFFFFFu);
     const int exponent = max(int(most >> 23), 15);
     sum *= __uint_as_float(uint32_t(268 - exponent) << 23);
     const __half high = __float2half_rn(sum), low = __float2half_rn(sum - __half2float(high));
-    // Block t is the lower half of a word of lane t, and block 4 + t is the upper half.
-    auto* const halves = reinterpret_cast<__half*>(to + row * 32 + block % 4 * 8) + block / 4;
-    if (lane % 4 == 0) halves[0] = high;
-    if (lane % 4 == 1) halves[2] = low;
+    // A word of lane t has the sums of blocks t and 4 + t. Of 16 columns it has sums 2t and 2t + 1,
+    // and the next word has 8 more.
+    const int i = kBlocks ? lane / 4 : lane / 2;
+    const int t = kBlocks ? i % 4 : i % 8 / 2, word = kBlocks ? 0 : i / 8;
+    auto* const halves = reinterpret_cast<__half*>(to + row * kOperandBytes<Sums>) +
+                         t * (kOperandBytes<Sums> / 8) + word * 2 + (kBlocks ? i / 4 : i % 2);
+    constexpr int kLanes = kBlocks ? 4 : 2;  // that have the same sum
+    if (lane % kLanes == 0) halves[0] = high;
+    if (lane % kLanes == 1) halves[kOperandBytes<Sums> / 16] = low;
     if (lane == 0)
-      reinterpret_cast<float*>(to + 8 * NT * 32)[row] =
+      reinterpret_cast<float*>(to + 8 * NT * kOperandBytes<Sums>)[row] =
           __uint_as_float(uint32_t(exponent - 14) << 23);
   }
 }
 
-template <int NT>
-__device__ __forceinline__ BlockSums<NT> read_block_sums(int rows, const unsigned char* from) {
+template <int NT, XSums Sums>
+__device__ __forceinline__ RunSums<NT, Sums> read_run_sums(int rows, const unsigned char* from) {
+  RunSums<NT, Sums> sums = {};
+  if constexpr (Sums != XSums::operand && Sums != XSums::two_operands) return sums;
   const int lane = threadIdx.x % 32;
-  BlockSums<NT> sums;
 #pragma unroll
   for (int nt = 0; nt < NT; ++nt) {
     // Columns of products are independent, so lanes of rows beyond x may read any row.
-    const uint2 b = *reinterpret_cast<const uint2*>(from + min(nt * 8 + lane / 4, rows - 1) * 32 +
-                                                    lane % 4 * 8);
-    sums.b[nt][0] = b.x;
-    sums.b[nt][1] = b.y;
-    sums.factor[nt] = reinterpret_cast<const float2*>(from + 8 * NT * 32)[nt * 4 + lane % 4];
+    const unsigned char* const of_row =
+        from + min(nt * 8 + lane / 4, rows - 1) * kOperandBytes<Sums>;
+    constexpr int kWords = RunSums<NT, Sums>::kWords;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
+      sums.b[nt][i] = reinterpret_cast<const uint32_t*>(of_row)[lane % 4 * kWords + i];
+    sums.factor[nt] =
+        reinterpret_cast<const float2*>(from + 8 * NT * kOperandBytes<Sums>)[nt * 4 + lane % 4];
   }
   return sums;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How matmul_tiles_pairs.cu reads the scales of each 4-bit format (kernels/weight_codec.h), and
-// what it does with zero points and minima.
+// How matmul_tiles_pairs.cu reads the scales of each format of 4 to 6 bits
+// (kernels/weight_codec.h), and what it does with zero points and minima.
 //
 // A unit is 128 columns of two tiles. A lane has four rows of it: rows 4q to 4q + 3, q = lane / 4 %
 // 4. Where a record holds for fewer columns than a unit, lane t = lane % 4 loads what belongs to
@@ -8,6 +8,7 @@
 // no byte is loaded twice.
 //
 // A format F has:
+//   kBits         bits of a code
 //   Unit          what a lane loads of a unit
 //   first, step   where that lies: bytes from a tile's scales to the lane's part of the first unit
 //                 of a run, and from there to the second one
@@ -18,12 +19,9 @@
 // and, if records hold for less than a unit, block(), the scales of a block.
 #pragma once
 
-#include "kernels/cuda/matmul_tiles.cuh"
+#include "kernels/cuda/pair_sums.cuh"
 
 namespace kivi::cuda {
-
-constexpr int kUnitColumns = 128;
-constexpr int kUnitBlocks = kUnitColumns / kWeightBlock;
 
 // Loads, if `yes`. "relaxed" and the clobber keep these loads where they are written: ptxas moves
 // others to the end of the loop, where the next use waits for all of them.
@@ -68,59 +66,6 @@ __device__ __forceinline__ float half_of(const uint2& four, int row) {
   return row % 2 == 0 ? two.x : two.y;
 }
 
-// A product of operands A and B that is added to `c`, and one that is not. Both stay where they are
-// written.
-__device__ __forceinline__ void multiply_add_here(float (&c)[4], const uint32_t (&a)[4],
-                                                  uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void multiply_here(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                              uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%10,%10,%10};"
-      : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
-}
-
-// Sums of x that a format needs: of each 128 or 32 columns in fp32, times -2^-24; or of each 32
-// columns as operand B (BlockSums).
-enum class XSums { units, blocks, operand };
-
-// Sums of x of the eight blocks of a run, as operand B of a product. A's columns 2t and 2t + 1
-// stand for blocks t and 4 + t, and so do columns 2t + 8 and 2t + 9. B holds a sum, times a power
-// of two, as two numbers of f16: the upper 11 bits of it, and the rest.
-template <int NT>
-struct BlockSums {
-  uint32_t b[NT][2];
-  float2 factor[NT];  // undoes the power of two, for rows 2t and 2t + 1 of x
-};
-
-// The sums of a run of codes become sums of weights. pairs: for each of the lane's rows, what
-// multiplies the sums of blocks t and 4 + t of x. add(row, sum of such products, sum of codes).
-template <int NT, class Add>
-__device__ __forceinline__ void add_block_sums(const uint32_t (&pairs)[4], const BlockSums<NT>& x,
-                                               float (&sums)[NT][2][4], const Add& add) {
-#pragma unroll
-  for (int m = 0; m < 2; ++m) {
-    const uint32_t a[4] = {pairs[2 * m], pairs[2 * m + 1], pairs[2 * m], pairs[2 * m + 1]};
-#pragma unroll
-    for (int nt = 0; nt < NT; ++nt) {
-      float c[4];
-      multiply_here(c, a, x.b[nt][0], x.b[nt][1]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& sum = sums[nt][m][i];
-        sum = add(2 * m + i / 2, c[i] * (i % 2 == 0 ? x.factor[nt].x : x.factor[nt].y), sum);
-      }
-    }
-  }
-}
-
 // Pairs of f16: the lane's rows of a first and a second unit.
 __device__ __forceinline__ void pair_halves(const uint2& first, const uint2& second,
                                             uint32_t (&pairs)[4]) {
@@ -131,14 +76,16 @@ __device__ __forceinline__ void pair_halves(const uint2& first, const uint2& sec
 }
 
 // The scales of a block for the lane's rows. The sum of a block is scale * (codes + zero * sum of
-// x).
+// x). other: of the block's last 16 columns, if they have a scale of their own, divided by 16.
 struct BlockScales {
   float scale[4];
   float zero[4] = {};
+  float other[4] = {};
 };
 
 // int4 with one scale for 128 columns or more.
 struct LargeGroups {
+  static constexpr int kBits = 4;
   static constexpr XSums kXSums = XSums::units;
   struct Unit {
     uint4 scales;    // f32
@@ -160,7 +107,7 @@ struct LargeGroups {
   struct Run {
     __device__ __forceinline__ void take(int /*unit*/, const Unit& /*w*/) {}
     template <int NT>
-    __device__ __forceinline__ void finish(const BlockSums<NT>& /*x*/,
+    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& /*x*/,
                                            float (&/*sums*/)[NT][2][4]) const {}
   };
 };
@@ -178,6 +125,7 @@ __device__ __forceinline__ void scale_codes(float (&sums)[NT][2][4]) {
 
 // int4 with one scale for 32 or 64 columns.
 struct SmallGroups {
+  static constexpr int kBits = 4;
   static constexpr XSums kXSums = XSums::blocks;
   struct Unit {
     uint4 scales;
@@ -209,7 +157,7 @@ struct SmallGroups {
   struct Run {
     __device__ __forceinline__ void take(int /*unit*/, const Unit& /*w*/) {}
     template <int NT>
-    __device__ __forceinline__ void finish(const BlockSums<NT>& /*x*/,
+    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& /*x*/,
                                            float (&sums)[NT][2][4]) const {
       scale_codes(sums);
     }
@@ -225,7 +173,7 @@ __device__ __forceinline__ BlockScales block_of_halves(const uint2& w, int j) {
   return s;
 }
 
-// Where the scales of Q4_0 and Q4_1 lie. Numbers: of f16, of a row and block.
+// Where the scales of Q4_0, Q4_1, Q5_0 and Q5_1 lie. Numbers: of f16, of a row and block.
 template <int Numbers>
 struct BlockRecords {
   static constexpr int kBytes = Numbers * kWeightTileRows * 2;
@@ -239,8 +187,11 @@ struct BlockRecords {
   }
 };
 
-// scale * (code - 8). Minus 8 is the same for all rows and blocks, so scales multiply sums of x.
-struct Q4_0 : BlockRecords<1> {
+// Q4_0 and Q5_0: scale * (code - zero). The zero point is the same for all rows and blocks, so
+// scales multiply sums of x.
+template <int Bits, int Zero>
+struct BlockScale : BlockRecords<1> {
+  static constexpr int kBits = Bits;
   static constexpr XSums kXSums = XSums::operand;
   struct Unit {
     uint2 scales;  // f16
@@ -256,18 +207,21 @@ struct Q4_0 : BlockRecords<1> {
     uint2 scales[2];
     __device__ __forceinline__ void take(int unit, const Unit& w) { scales[unit] = w.scales; }
     template <int NT>
-    __device__ __forceinline__ void finish(const BlockSums<NT>& x, float (&sums)[NT][2][4]) const {
+    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& x,
+                                           float (&sums)[NT][2][4]) const {
       uint32_t pairs[4];
       pair_halves(scales[0], scales[1], pairs);
-      add_block_sums<NT>(pairs, x, sums, [](int, float minima, float codes) {
-        return fmaf(minima, -8.0f, codes * kCodeScale<__half>);
+      add_run_sums(pairs, pairs, x, sums, [](int, float scaled, float codes) {
+        return fmaf(scaled, float(-Zero), codes * kCodeScale<__half>);
       });
     }
   };
 };
 
-// scale * code + minimum.
-struct Q4_1 : BlockRecords<2> {
+// Q4_1 and Q5_1: scale * code + minimum.
+template <int Bits>
+struct BlockScaleMinimum : BlockRecords<2> {
+  static constexpr int kBits = Bits;
   static constexpr XSums kXSums = XSums::operand;
   struct Unit {
     uint2 scales, minima;  // f16
@@ -284,18 +238,22 @@ struct Q4_1 : BlockRecords<2> {
     uint2 minima[2];
     __device__ __forceinline__ void take(int unit, const Unit& w) { minima[unit] = w.minima; }
     template <int NT>
-    __device__ __forceinline__ void finish(const BlockSums<NT>& x, float (&sums)[NT][2][4]) const {
+    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& x,
+                                           float (&sums)[NT][2][4]) const {
       uint32_t pairs[4];
       pair_halves(minima[0], minima[1], pairs);
-      add_block_sums<NT>(pairs, x, sums, [](int, float minima_of_row, float codes) {
+      add_run_sums(pairs, pairs, x, sums, [](int, float minima_of_row, float codes) {
         return fmaf(codes, kCodeScale<__half>, minima_of_row);
       });
     }
   };
 };
 
-// d * s * code - dmin * m. A run is a superblock. d and dmin multiply the sums of a whole run.
-struct Q4_K {
+// Q4_K and Q5_K: d * s * code - dmin * m. A run is a superblock. d and dmin multiply the sums of a
+// whole run.
+template <int Bits>
+struct Superblock {
+  static constexpr int kBits = Bits;
   static constexpr XSums kXSums = XSums::operand;
   static constexpr int kRecord = 320, kScalesAt = 64, kMinimaAt = 192;  // bytes
   struct Unit {
@@ -336,7 +294,8 @@ struct Q4_K {
       dmin = w.dmin;
     }
     template <int NT>
-    __device__ __forceinline__ void finish(const BlockSums<NT>& x, float (&sums)[NT][2][4]) const {
+    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& x,
+                                           float (&sums)[NT][2][4]) const {
       uint32_t pairs[4];
 #pragma unroll
       for (int row = 0; row < 4; ++row)
@@ -348,8 +307,78 @@ struct Q4_K {
         minimum[row] = half_of(dmin, row) * -kCodeScale<__half>;
       }
       // A byte is m 2^-24.
-      add_block_sums<NT>(pairs, x, sums, [&](int row, float minima_of_row, float codes) {
+      add_run_sums(pairs, pairs, x, sums, [&](int row, float minima_of_row, float codes) {
         return fmaf(minima_of_row, minimum[row], codes * scale[row]);
+      });
+    }
+  };
+};
+
+// Signed bytes of two words as pairs of f16: byte `row` of the first is the lower half.
+__device__ __forceinline__ uint32_t two_signed(uint32_t first, uint32_t second, int row) {
+  constexpr uint32_t k1024 = 0x64006400u, k1152 = 0x64806480u, kSigns = 0x00800080u;
+  const uint32_t bytes = __byte_perm(first, second, 0x7040 | row | (4 + row) << 8) & 0x00FF00FFu;
+  return as_u32(__hsub2(as_half2((bytes ^ kSigns) | k1024), as_half2(k1152)));
+}
+
+// Q6_K: d * s * (code - 32), s a signed byte for 16 columns. A run is a superblock.
+struct SixBits {
+  static constexpr int kBits = 6;
+  static constexpr XSums kXSums = XSums::two_operands;
+  static constexpr int kRecord = 288, kScalesAt = 32;  // bytes
+  struct Unit {
+    uint32_t scales[2];  // of the two halves of block t, bytes
+    uint2 d;             // f16; of the second unit alone
+  };
+  static __device__ __forceinline__ int first(const TileProduct& /*p*/, int /*unit_shift*/,
+                                              int block, int t, int quad) {
+    return block / 8 * kRecord + kScalesAt + t * 32 + quad * 4;
+  }
+  static __device__ __forceinline__ int step(const TileProduct& /*p*/, int /*unit_shift*/,
+                                             int /*block*/) {
+    return 2 * kUnitBlocks * kWeightTileRows;
+  }
+  static __device__ __forceinline__ void load(bool yes, int unit, Unit& w, const std::byte* at,
+                                              int t, int quad) {
+    load_4(yes, w.scales[0], at);
+    load_4(yes, w.scales[1], at + kWeightTileRows);
+    if (unit == 0) return;
+    load_8(yes, w.d, at - 2 * kUnitBlocks * kWeightTileRows - kScalesAt - t * 32 + quad * 4);
+  }
+  static __device__ __forceinline__ BlockScales block(const Unit& w, int j) {
+    constexpr uint32_t kSigns = 0x80808080u;
+    const uint32_t first = of_lane(w.scales[0], j) ^ kSigns,
+                   second = of_lane(w.scales[1], j) ^ kSigns;
+    BlockScales s;
+#pragma unroll
+    for (int row = 0; row < 4; ++row) {
+      // 2^23 + 128 + s.
+      const float a = __uint_as_float(__byte_perm(first, 0x4B000000u, 0x7540 | row)),
+                  b = __uint_as_float(__byte_perm(second, 0x4B000000u, 0x7540 | row));
+      s.scale[row] = a - 8388736.0f;
+      s.other[row] = fmaf(b, 1.0f / 16, -8388736.0f / 16);
+    }
+    return s;
+  }
+  struct Run {
+    uint32_t scales[2][2];
+    uint2 d;
+    __device__ __forceinline__ void take(int unit, const Unit& w) {
+      scales[unit][0] = w.scales[0];
+      scales[unit][1] = w.scales[1];
+      d = w.d;
+    }
+    template <int NT>
+    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& x,
+                                           float (&sums)[NT][2][4]) const {
+      uint32_t pairs[2][4];
+#pragma unroll
+      for (int unit = 0; unit < 2; ++unit)
+#pragma unroll
+        for (int row = 0; row < 4; ++row)
+          pairs[unit][row] = two_signed(scales[unit][0], scales[unit][1], row);
+      add_run_sums(pairs[0], pairs[1], x, sums, [&](int row, float scaled, float codes) {
+        return half_of(d, row) * fmaf(scaled, -32.0f, codes * kCodeScale<__half>);
       });
     }
   };

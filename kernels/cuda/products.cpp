@@ -4,7 +4,7 @@
 // clang-format off
 //   e4m3         up to 8 rows         matmul_few_rows, x in 16 bits
 //   e4m3         more, Hopper         x to e4m3, a scale a row (or it comes so); cuBLASLt
-//   4-bit tiles  up to tile_rows_max  matmul_tiles, 64 or 640 rows at a time
+//   tiles        up to tile_rows_max  matmul_tiles, 64 or 640 rows at a time
 //   all          others               W to 16 bits, a slab of rows at a time; cuBLASLt
 // clang-format on
 //

@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kThreads)
 // A matrix in tiles, on the device.
 struct TilesView {
   const std::byte *codes, *scales;
-  WeightKind kind;
-  int blocks;  // of a row
+  WeightKind kind;  // scales_like
+  int blocks;       // of a row
   int k;
   int unit_blocks;  // that share a record
   int record_bytes, tile_scales;
@@ -64,10 +64,14 @@ struct TilesView {
 TilesView view_of(const Weight& w) {
   const int record = layout_of(w.format.kind).record_bytes * kWeightTileRows;
   const int64_t unit = unit_columns(w.format, w.columns);
-  return {w.codes,        w.scales,
-          w.format.kind,  int(block_count(w.columns)),
-          int(w.columns), int(block_count(unit)),
-          record,         int(record_count(w.format, w.columns)) * record};
+  return {w.codes,
+          w.scales,
+          scales_like(w.format.kind),
+          int(block_count(w.columns)),
+          int(w.columns),
+          int(block_count(unit)),
+          record,
+          int(record_count(w.format, w.columns)) * record};
 }
 
 template <class T>
@@ -89,11 +93,6 @@ __device__ __forceinline__ void store_columns(T* row, int c, int k, uint2 four) 
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     if (c + i < k) row[c + i] = v[i];
-}
-
-// Code `i` of those that a word holds of columns 4 q to 4 q + 3 (h = 0) or 16 up (h = 1).
-__device__ __forceinline__ float code_of(uint32_t word, int h, int i) {
-  return float(word >> (8 * i + 4 * h) & 15);
 }
 
 // A row's scale, zero point and minimum.
@@ -139,9 +138,10 @@ __device__ __forceinline__ void store_block(T* row, bool inside, int block, int 
 }
 
 // A warp has kWarpBlocks blocks of 16 rows by 32 columns, side by side. Their codes are on their
-// way at once. Grid: columns, then tiles. Bytes of a block: 256 and its scales read, 1024 written.
+// way at once. Grid: columns, then tiles. Bytes of a block: 256 to 384 and its scales read, 1024
+// written.
 constexpr int kWarpBlocks = 4;
-template <class T>
+template <class T, int Bits>
 __global__ void __launch_bounds__(kThreads)
     dequantize_tiles_kernel(TilesView w, int64_t first_tile, int64_t rows, T* out) {
   let_next_start();
@@ -149,28 +149,36 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int first = (blockIdx.x * (kThreads / 32) + threadIdx.x / 32) * kWarpBlocks;
   const int64_t tile = first_tile + blockIdx.y;
-  const std::byte* codes_at = w.codes + (tile * w.blocks + first) * 256 + t * 64 + g * 8;
+  const std::byte* const codes_at = w.codes + (tile * w.blocks + first) * block_bytes(Bits);
   uint2 codes[kWarpBlocks];
+  UpperBits<Bits> upper[kWarpBlocks][2];
 #pragma unroll
-  for (int b = 0; b < kWarpBlocks; ++b)
-    if (first + b < w.blocks) codes[b] = __ldcs(reinterpret_cast<const uint2*>(codes_at + b * 256));
+  for (int b = 0; b < kWarpBlocks; ++b) {
+    if (first + b >= w.blocks) break;
+    const std::byte* const block = codes_at + b * block_bytes(Bits);
+    codes[b] = __ldcs(reinterpret_cast<const uint2*>(block + t * 64 + g * 8));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) upper[b][r] = read_upper_bits<Bits>(block, 2 * g + r);
+  }
   const int64_t row = int64_t(blockIdx.y) * kWeightTileRows + 2 * g;
   TwoScales s;
 #pragma unroll
   for (int b = 0; b < kWarpBlocks; ++b) {
     const int block = first + b;
     if (block >= w.blocks) return;
-    if (b == 0 || w.unit_blocks % kWarpBlocks != 0 || w.kind == WeightKind::q4_k)
-      s = read_scales(w.kind,
-                      w.scales + tile * w.tile_scales + block / w.unit_blocks * w.record_bytes,
-                      block, g);
+    const std::byte* const record =
+        w.scales + tile * w.tile_scales + block / w.unit_blocks * w.record_bytes;
+    if (b == 0 || w.unit_blocks % kWarpBlocks != 0 || w.kind == WeightKind::q4_k || Bits == 6)
+      s = read_scales<Bits>(w.kind, record, block, g);
+    const TwoScales other = Bits == 6 ? read_scales<Bits>(w.kind, record, block, g, 1) : s;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const uint32_t word = r == 0 ? codes[b].x : codes[b].y;
-      const RowScales of_row{s.scale[r], float(s.zero[r]) + 8388608.0f, s.minimum[r]};
+      const RowScales low{s.scale[r], float(s.zero[r]) + 8388608.0f, s.minimum[r]};
+      const RowScales high{other.scale[r], low.zero, low.minimum};
       store_block(out + (row + r) * w.k, row + r < rows, block, w.k,
-                  four_weights<T>(word & kNibbles, of_row),
-                  four_weights<T>(word >> 4 & kNibbles, of_row));
+                  four_weights<T>((word & kNibbles) | upper[b][r].of(0, t), low),
+                  four_weights<T>((word >> 4 & kNibbles) | upper[b][r].of(1, t), high));
     }
   }
 }
@@ -196,8 +204,8 @@ __global__ void __launch_bounds__(kThreads)
   store_columns(out + int64_t(blockIdx.y) * k, c, k, in_16_bits<T>(v));
 }
 
-// A block a row; a thread the codes of one word of a block.
-template <class T>
+// A block a row; a thread the codes of four columns.
+template <class T, int Bits>
 __global__ void __launch_bounds__(kThreads)
     embed_tiles_kernel(TilesView w, int64_t n, const int32_t* ids, T* out, int64_t out_stride) {
   let_next_start();
@@ -206,23 +214,23 @@ __global__ void __launch_bounds__(kThreads)
   const bool inside = row >= 0 && row < n;
   const int64_t tile = inside ? row / kWeightTileRows : 0;
   const int r = inside ? int(row % kWeightTileRows) : 0;
-  for (int i = threadIdx.x; i < w.blocks * 4; i += kThreads) {
-    const int block = i / 4, q = i % 4;
-    const uint32_t word = *reinterpret_cast<const uint32_t*>(
-        w.codes + (tile * w.blocks + block) * 256 + q * 64 + r * 4);
-    const TwoScales s = read_scales(
+  for (int quad = threadIdx.x; quad < w.blocks * 8; quad += kThreads) {
+    const int block = quad / 8, half = quad / 4 % 2, t = quad % 4, one = r % 2;
+    const std::byte* const codes = w.codes + (tile * w.blocks + block) * block_bytes(Bits);
+    const uint32_t word = *reinterpret_cast<const uint32_t*>(codes + t * 64 + r * 4);
+    const uint32_t four =
+        (word >> (4 * half) & kNibbles) | read_upper_bits<Bits>(codes, r).of(half, t);
+    const TwoScales s = read_scales<Bits>(
         w.kind, w.scales + tile * w.tile_scales + block / w.unit_blocks * w.record_bytes, block,
-        r / 2);
-    const int one = r % 2;
+        r / 2, half);
     const float scale = one ? s.scale[1] : s.scale[0], minimum = one ? s.minimum[1] : s.minimum[0];
     const auto zero = float(one ? s.zero[1] : s.zero[0]);
-    for (int h = 0; h < 2; ++h)
-      for (int j = 0; j < 4; ++j) {
-        const int c = block * 32 + 16 * h + 4 * q + j;
-        if (c < w.k)
-          out[blockIdx.x * out_stride + c] =
-              from_float<T>(inside ? fmaf(scale, code_of(word, h, j) - zero, minimum) : 0.0f);
-      }
+    for (int j = 0; j < 4; ++j) {
+      const float code = float(four >> (8 * j) & 255);
+      if (quad * 4 + j < w.k)
+        out[blockIdx.x * out_stride + quad * 4 + j] =
+            from_float<T>(inside ? fmaf(scale, code - zero, minimum) : 0.0f);
+    }
   }
 }
 
@@ -288,8 +296,10 @@ cudaError_t dequantize_weight(const Weight& w, int64_t begin, const Tensor& out,
     const int64_t tiles = (out.rows() + kWeightTileRows - 1) / kWeightTileRows;
     constexpr int kBlocks = kThreads / 32 * kWarpBlocks;
     const dim3 grid(unsigned((view.blocks + kBlocks - 1) / kBlocks), unsigned(tiles));
-    return launch_overlapped(dequantize_tiles_kernel<T>, grid, dim3(kThreads), 0, stream, view,
-                             begin / kWeightTileRows, out.rows(), out.as<T>());
+    return with_bits(layout_of(w.format.kind).bits, [&]<int Bits>() {
+      return launch_overlapped(dequantize_tiles_kernel<T, Bits>, grid, dim3(kThreads), 0, stream,
+                               view, begin / kWeightTileRows, out.rows(), out.as<T>());
+    });
   });
 }
 
@@ -302,8 +312,10 @@ cudaError_t embed_weight(const Weight& w, const Tensor& ids, const Tensor& out,
                                reinterpret_cast<const uint8_t*>(w.codes),
                                reinterpret_cast<const float*>(w.scales), w.rows, int(w.columns),
                                ids.as<int32_t>(), out.as<T>(), out.row_stride);
-    return launch_overlapped(embed_tiles_kernel<T>, grid, dim3(kThreads), 0, stream, view_of(w),
-                             w.rows, ids.as<int32_t>(), out.as<T>(), out.row_stride);
+    return with_bits(layout_of(w.format.kind).bits, [&]<int Bits>() {
+      return launch_overlapped(embed_tiles_kernel<T, Bits>, grid, dim3(kThreads), 0, stream,
+                               view_of(w), w.rows, ids.as<int32_t>(), out.as<T>(), out.row_stride);
+    });
   });
 }
 

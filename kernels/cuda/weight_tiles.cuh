@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads the scales of 4-bit weights as kernels/weight_codec.h lays them out. A lane of a warp holds
-// two neighboring rows, 2 g and 2 g + 1, of a tile of 16: a block's codes of these rows and of the
-// columns 4 t to 4 t + 3 and 16 + 4 t to 16 + 4 t + 3 are 8 bytes that lie side by side, and the
-// warp reads all 256 bytes of the block.
+// Reads codes of 4 to 6 bits and their scales as kernels/weight_codec.h lays them out. A lane of a
+// warp holds two neighboring rows, 2 g and 2 g + 1, of a tile of 16: the low nibbles of a block's
+// codes of these rows and of the columns 4 t to 4 t + 3 and 16 + 4 t to 16 + 4 t + 3 are 8 bytes
+// that lie side by side, and the warp reads all 256 bytes of the block.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -12,6 +12,49 @@
 namespace kivi::cuda {
 
 constexpr uint32_t kNibbles = 0x0F0F0F0Fu;  // of four codes, a byte each
+constexpr int kNibbleBytes = 256;           // low nibbles of 16 rows by 32 columns
+
+// Bytes of the codes of 16 rows by 32 columns.
+__host__ __device__ constexpr int block_bytes(int bits) { return kNibbleBytes + 64 * (bits - 4); }
+
+// Bits 4 and up of the codes of a row and block. 5 bits have one word of a byte for four columns,
+// and 6 bits have two: of columns 0 to 15, and of the others.
+template <int Bits>
+struct UpperBits {
+  uint32_t words[Bits == 4 ? 1 : Bits - 4];
+
+  // Of columns 4 `quad` and up, a byte each, in bits 4 and 5. They are `half` < 2 below or from
+  // column 16 on, and `in_half` = quad % 4.
+  __device__ __forceinline__ uint32_t of(int half, int in_half) const {
+    if constexpr (Bits == 5) return words[0] >> (4 * half + in_half) << 4 & 0x10101010u;
+    if constexpr (Bits == 6) return words[half] >> (2 * in_half) << 4 & 0x30303030u;
+    return 0;
+  }
+};
+
+// `block`: of codes. row: of the tile.
+template <int Bits>
+__device__ __forceinline__ UpperBits<Bits> read_upper_bits(const std::byte* block, int row) {
+  UpperBits<Bits> upper = {};
+#pragma unroll
+  for (int i = 0; i < Bits - 4; ++i)
+    upper.words[i] = *reinterpret_cast<const uint32_t*>(block + kNibbleBytes + 64 * i + 4 * row);
+  return upper;
+}
+
+// The 4-bit format whose scales lie and count as those of this one, but for the zero point.
+constexpr WeightKind scales_like(WeightKind kind) {
+  switch (kind) {
+    case WeightKind::q5_0:
+      return WeightKind::q4_0;
+    case WeightKind::q5_1:
+      return WeightKind::q4_1;
+    case WeightKind::q5_k:
+      return WeightKind::q4_k;
+    default:
+      return kind;
+  }
+}
 
 // W = scale * (code - zero) + minimum, for the lane's two rows. `zero` is 0 where there is a
 // minimum.
@@ -33,13 +76,23 @@ __host__ __device__ constexpr bool has_minimum(WeightKind kind) {
   return kind == WeightKind::q4_1 || kind == WeightKind::q4_k;
 }
 
-// `record`: the tile's record (16 rows) of the block. `block`: of the row; q4_k has one record for
-// 8 blocks. g: lane / 4.
+// kind: scales_like. `record`: the tile's record (16 rows) of the block. `block`: of the row; q4_k
+// and q6_k have one record for 8 blocks. g: lane / 4. half: of the block's columns, which matters
+// to 6 bits (q6_k) alone.
+template <int Bits = 4>
 __device__ __forceinline__ TwoScales read_scales(WeightKind kind, const std::byte* record,
-                                                 int block, int g) {
+                                                 int block, int g, int half = 0) {
   TwoScales s;
   s.minimum[0] = s.minimum[1] = 0;
   s.zero[0] = s.zero[1] = 0;
+  if constexpr (Bits == 6) {
+    const float2 d = two_halves(record + 4 * g);
+    const uint32_t scales = two_bytes(record + (2 + block % 8 * 2 + half) * 16 + 2 * g);
+    s.scale[0] = d.x * float(int8_t(scales & 255));
+    s.scale[1] = d.y * float(int8_t(scales >> 8));
+    s.zero[0] = s.zero[1] = 32;
+    return s;
+  }
   if (kind == WeightKind::int4) {
     const float2 scale = *reinterpret_cast<const float2*>(record + 8 * g);
     const uint32_t zero = two_bytes(record + 64 + 2 * g);
@@ -53,7 +106,7 @@ __device__ __forceinline__ TwoScales read_scales(WeightKind kind, const std::byt
   s.scale[0] = scale.x;
   s.scale[1] = scale.y;
   if (kind == WeightKind::q4_0) {
-    s.zero[0] = s.zero[1] = 8;
+    s.zero[0] = s.zero[1] = Bits == 5 ? 16 : 8;
     return s;
   }
   const float2 minimum = two_halves(record + 32 + 4 * g);

@@ -8,20 +8,42 @@
 
 namespace kivi::cuda {
 
-// A lane's words of a block: the codes of its two rows, in each half of the block's columns.
+// A lane's words of a block: the low nibbles of the codes of its two rows, for quads t / 2 + 2 half
+// and 4 more; and the bits above, moved down by t / 2 quads.
+template <int Bits>
 struct LaneWords {
   uint32_t row[2][2];  // [half][row]
+  UpperBits<Bits> upper[2];
+
+  // Four codes, a byte each: of quad t / 2 + 2 half + 4 h.
+  __device__ __forceinline__ uint32_t codes(int half, int which_row, int h) const {
+    return (row[half][which_row] >> (4 * h) & kNibbles) | upper[which_row].of(h, 2 * half);
+  }
 };
 
-// `at`: an address in shared memory. The words are read where this stands among other statements of
-// this kind.
-[[maybe_unused]] __device__ __forceinline__ LaneWords read_words(uint32_t at) {
-  LaneWords w;
+// `at`, `upper_at`: addresses in shared memory. The words are read where this stands among other
+// statements of this kind.
+template <int Bits>
+[[maybe_unused]] __device__ __forceinline__ LaneWords<Bits> read_words(uint32_t at,
+                                                                       uint32_t upper_at) {
+  LaneWords<Bits> w = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half)
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
                  : "=r"(w.row[half][0]), "=r"(w.row[half][1])
-                 : "r"(at + half * (kBlockBytes / 2)));
+                 : "r"(at + half * (kNibbleBytes / 2)));
+#pragma unroll
+  for (int i = 0; i < Bits - 4; ++i)
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(w.upper[0].words[i]), "=r"(w.upper[1].words[i])
+                 : "r"(upper_at + i * 64));
+  if constexpr (Bits > 4) {
+    const uint32_t shift = threadIdx.x % 4 / 2 * (Bits - 4);
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+#pragma unroll
+      for (int i = 0; i < Bits - 4; ++i) w.upper[row].words[i] >>= shift;
+  }
   return w;
 }
 
@@ -112,9 +134,9 @@ __device__ __forceinline__ void read_line(const LaneScales& s, ZeroLine& line) {
 }
 
 // Codes of a block, rows 2 g and 2 g + 1, as operands A of two products. selector: of the line,
-// for the lane. weight_of(row, 128 + code): a number of W.
-template <class T>
-__device__ __forceinline__ void make_weights_of(const LaneWords& words, uint32_t selector,
+// for the lane. weight_of(row, h, 128 + code): a number of W, which product h multiplies.
+template <class T, int Bits>
+__device__ __forceinline__ void make_weights_of(const LaneWords<Bits>& words, uint32_t selector,
                                                 uint32_t (&a)[2][4], const auto& weight_of) {
   const uint32_t bytes[2] = {selector, selector + 0x0100u};
 #pragma unroll
@@ -123,22 +145,36 @@ __device__ __forceinline__ void make_weights_of(const LaneWords& words, uint32_t
     for (int row = 0; row < 2; ++row)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        a[h][2 * half + row] = two_weights<T>(words.row[half][row] >> (4 * h) & kNibbles, bytes,
-                                              [&](float code) { return weight_of(row, code); });
+        a[h][2 * half + row] = two_weights<T>(words.codes(half, row, h), bytes,
+                                              [&](float code) { return weight_of(row, h, code); });
 }
 
-template <class T>
-__device__ __forceinline__ void make_weights(const LaneWords& words, uint32_t selector,
+template <class T, int Bits>
+__device__ __forceinline__ void make_weights(const LaneWords<Bits>& words, uint32_t selector,
                                              const WeightLine& line, uint32_t (&a)[2][4]) {
-  make_weights_of<T>(words, selector, a, [&](int row, float code) {
+  make_weights_of<T>(words, selector, a, [&](int row, int /*h*/, float code) {
     return fmaf(line.scale[row], code, line.minimum[row]);
   });
 }
 
+// A line for each product of a block, as 6 bits have scales for 16 columns.
+struct HalfLines {
+  WeightLine of[2];
+  static __device__ __forceinline__ uint32_t selector() { return WeightLine::selector(); }
+};
+
+template <class T, int Bits>
+__device__ __forceinline__ void make_weights(const LaneWords<Bits>& words, uint32_t selector,
+                                             const HalfLines& lines, uint32_t (&a)[2][4]) {
+  make_weights_of<T>(words, selector, a, [&](int row, int h, float code) {
+    return fmaf(lines.of[h].scale[row], code, lines.of[h].minimum[row]);
+  });
+}
+
 template <class T>
-__device__ __forceinline__ void make_weights(const LaneWords& words, uint32_t selector,
+__device__ __forceinline__ void make_weights(const LaneWords<4>& words, uint32_t selector,
                                              const ZeroLine& line, uint32_t (&a)[2][4]) {
-  make_weights_of<T>(words, selector, a, [&](int row, float code) {
+  make_weights_of<T>(words, selector, a, [&](int row, int /*h*/, float code) {
     return line.scale[row] * (code - line.zero[row]);
   });
 }
@@ -173,7 +209,7 @@ __device__ __forceinline__ void read_line(const LaneScales& s, PairLine& line) {
 // The same weights, two at a time. Before they are rounded to bf16, they are wrong by 2^-17 of them
 // at most.
 template <class T>
-__device__ __forceinline__ void make_weights(const LaneWords& words, uint32_t selector,
+__device__ __forceinline__ void make_weights(const LaneWords<4>& words, uint32_t selector,
                                              const PairLine& line, uint32_t (&a)[2][4]) {
   constexpr uint32_t kLow = 0x000F000Fu, kOf128 = 0x43004300u;  // 128 + code
 #pragma unroll
@@ -208,7 +244,7 @@ __device__ __forceinline__ void read_line(const LaneScales& s, CodeLine& line) {
 }
 
 template <class T>
-__device__ __forceinline__ void make_weights(const LaneWords& words, uint32_t selector,
+__device__ __forceinline__ void make_weights(const LaneWords<4>& words, uint32_t selector,
                                              const CodeLine& line, uint32_t (&a)[2][4]) {
   constexpr uint32_t kLow = 0x000F000Fu;
 #pragma unroll

@@ -86,7 +86,9 @@ TEST_CASE("Bench: products by quantized matrices of Llama-3-8B", "[.bench]") {
                                        {WeightKind::int4, 32},
                                        {WeightKind::int4, 128},
                                        {WeightKind::q4_0},
-                                       {WeightKind::q4_k}}) {
+                                       {WeightKind::q4_k},
+                                       {WeightKind::q5_k},
+                                       {WeightKind::q6_k}}) {
       const BenchWeights w(format, n, k, random);
       give_scratch(w.copies[0], kRowsMax);
       for (const int t :

@@ -15,10 +15,11 @@
 namespace kivi::test {
 namespace {
 
-const std::vector<WeightFormat> kTileFormats = {{WeightKind::int4, 32},  {WeightKind::int4, 64},
-                                                {WeightKind::int4, 128}, {WeightKind::int4, 256},
-                                                {WeightKind::int4, 0},   {WeightKind::q4_0},
-                                                {WeightKind::q4_1},      {WeightKind::q4_k}};
+const std::vector<WeightFormat> kTileFormats = {
+    {WeightKind::int4, 32},  {WeightKind::int4, 64}, {WeightKind::int4, 128},
+    {WeightKind::int4, 256}, {WeightKind::int4, 0},  {WeightKind::q4_0},
+    {WeightKind::q4_1},      {WeightKind::q4_k},     {WeightKind::q5_0},
+    {WeightKind::q5_1},      {WeightKind::q5_k},     {WeightKind::q6_k}};
 
 // Rows of x as ProductInput::e4m3_rows rounds them.
 std::vector<float> rounded_rows(std::vector<float> x, int64_t k) {
@@ -48,10 +49,9 @@ void check_moved(std::mt19937& random, GpuWeight& w, DType type, DType out_type,
   give_scratch(w.weight, t);
   const ProductInput input =
       gpu().product_input(x.on_gpu(), w.weight, bias_of(bias.on_gpu()), out.on_gpu());
-  const bool slabs =
-      input == ProductInput::plain &&
-      (w.weight.format.kind == WeightKind::e4m3 ? t > 8 || k % 16 != 0
-                                                : cuda::rounds_weights(t, w.weight.format));
+  const bool slabs = input == ProductInput::plain &&
+                     (w.weight.format.kind == WeightKind::e4m3 ? t > 8 || k % 16 != 0
+                                                               : cuda::rounds_weights(t, w.weight));
   gpu().matmul(x.on_gpu(), w.weight, bias_of(bias.on_gpu()), out.on_gpu());
 
   std::vector<float> values = moved(x.values());
@@ -85,7 +85,8 @@ TEST_CASE("quantized: products by 4-bit matrices equal the CPU's for awkward siz
                                     {70, 4128},
                                     {40, 4864},
                                     {24, 14336}}) {
-      const int64_t k = format.kind == WeightKind::q4_k ? (wanted + 255) / 256 * 256 : wanted;
+      const int64_t unit = layout_of(format.kind).unit;
+      const int64_t k = unit == 256 ? (wanted + 255) / 256 * 256 : wanted;
       GpuWeight w(random_rows(format, n, k, random));
       for (const DType type : kTypes)
         for (const int t : {1, 2, 7, 8, 9, 16, 17, 40, 48, 64}) {
@@ -201,6 +202,8 @@ TEST_CASE("quantized: a row of up to 8 has the same bits in any company, and in 
                                      {WeightFormat{WeightKind::int4, 32}, 1300, 4096},
                                      {WeightFormat{WeightKind::q4_k}, 1300, 4096},
                                      {WeightFormat{WeightKind::q4_1}, 300, 4512},
+                                     {WeightFormat{WeightKind::q5_k}, 260, 4096},
+                                     {WeightFormat{WeightKind::q6_k}, 1300, 4096},
                                      {WeightFormat{WeightKind::q4_0}, 260, 14336}})
     for (const DType type : kTypes) {
       CAPTURE(name_of(format), name_of(type), n, k);
@@ -234,7 +237,9 @@ TEST_CASE("quantized: a row of up to 8 may be of any size, and has the same bits
                                      {WeightKind::int4, 128},
                                      {WeightKind::q4_0},
                                      {WeightKind::q4_1},
-                                     {WeightKind::q4_k}})
+                                     {WeightKind::q4_k},
+                                     {WeightKind::q5_0},
+                                     {WeightKind::q6_k}})
     for (const int64_t k : {4096, 14336}) {
       CAPTURE(name_of(format), k);
       const int64_t n = 24;
@@ -262,7 +267,9 @@ TEST_CASE("quantized: a row that is no number stays among its own") {
                                      {WeightKind::int4, 32},
                                      {WeightKind::int4, 128},
                                      {WeightKind::q4_1},
-                                     {WeightKind::q4_k}})
+                                     {WeightKind::q4_k},
+                                     {WeightKind::q5_0},
+                                     {WeightKind::q6_k}})
     for (const int t : {4, 40, 200}) {
       CAPTURE(name_of(format), t);
       const int64_t n = 160, k = 256;

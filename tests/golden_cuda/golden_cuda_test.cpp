@@ -70,6 +70,28 @@ TEST_CASE("Every golden model's greedy ids and log probabilities on the GPU are 
   std::printf("golden models on the GPU: %d, largest difference %.5f\n", served, double(worst));
 }
 
+// Each matrix has another quantized type. Those that the GPU multiplies stay in their blocks.
+TEST_CASE("A GGUF file of all quantized types gives Transformers' ids and logits on the GPU") {
+  const std::string folder = golden_folder() + "../data/gguf/";
+  const json golden = read_json(folder + "tiny.json");
+  EngineConfig config = test_config("", "fp16");
+  config.model = folder + "tiny.gguf";
+  config.device = "cuda";
+  config.max_model_len = 128;
+  config.quantization = GENERATE("auto", "none");
+  CAPTURE(config.quantization);
+  const auto loaded = load_or_fail(config);
+  const auto prompt = golden["prompt"].get<std::vector<int32_t>>();
+  const Output output = run_one(*loaded->engine, greedy_request(prompt, 24, 20));
+  CHECK(output.ids == golden["greedy"].get<std::vector<int32_t>>());
+  // Log probabilities differ from logits by one constant.
+  const auto logits = golden["logits"].get<std::vector<float>>();
+  REQUIRE(output.first_top.size() == 20);
+  const float constant = logits[size_t(output.first_top[0].id)] - output.first_top[0].logprob;
+  for (const TokenLogprob& top : output.first_top)
+    CHECK(std::abs(top.logprob + constant - logits[size_t(top.id)]) < 4e-3f);
+}
+
 TEST_CASE("What the GPU has no kernel for is refused at load, by name") {
   json golden = read_golden_model("llama2-mha");
   golden["config"]["hidden_size"] = 132;
