@@ -336,9 +336,6 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
                : launch<T, NT, 1, true>(p, workspace, multiprocessors, stream);
 }
 
-}  // namespace
-
-namespace {
 // wgmma is there where flash prefill has it.
 bool has_wgmma() { return has_prefill_hopper(128); }
 
@@ -354,6 +351,7 @@ bool is_wide(const WeightFormat& format) { return layout_of(format.kind).bits > 
 int pair_rows(const WeightFormat& format) {
   return is_wide(format) || has_large_groups(format) ? 8 : kTileProductRowsExact;
 }
+
 }  // namespace
 
 bool has_tile_format(const WeightFormat& format) {
