@@ -46,8 +46,11 @@ class Connection:
         self.closed = False
         self.next_stream = 1
         # The initial window of the streams, so that replies never wait for us.
-        self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, window)) +
-                            frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", max(1, window))))
+        try:
+            self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, window)) +
+                                frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", max(1, window))))
+        except OSError:  # a server that refuses connections is sometimes faster than we are
+            self.closed = True
 
     def __enter__(self):
         return self
