@@ -75,6 +75,11 @@ __device__ __forceinline__ void pair_halves(const uint2& first, const uint2& sec
   pairs[3] = __byte_perm(first.y, second.y, 0x7632);
 }
 
+// Byte `row` of two words in the lower bytes of two halves.
+__device__ __forceinline__ uint32_t pair_bytes(uint32_t first, uint32_t second, int row) {
+  return __byte_perm(first, second, 0x7040 | row | (4 + row) << 8) & 0x00FF00FFu;
+}
+
 // The scales of a block for the lane's rows. The sum of a block is scale * (codes + zero * sum of
 // x). other: of the block's last 16 columns, if they have a scale of their own, divided by 16.
 struct BlockScales {
@@ -83,14 +88,23 @@ struct BlockScales {
   float other[4] = {};
 };
 
-// int4 with one scale for 128 columns or more.
-struct LargeGroups {
+// A record of int4.
+struct GroupRecords {
   static constexpr int kBits = 4;
-  static constexpr XSums kXSums = XSums::units;
   struct Unit {
     uint4 scales;    // f32
     uint32_t zeros;  // bytes
   };
+  static __device__ __forceinline__ void load(bool yes, int /*unit*/, Unit& w, const std::byte* at,
+                                              int /*t*/, int quad) {
+    load_16(yes, w.scales, at);
+    load_4(yes, w.zeros, at + 64 - quad * 12);
+  }
+};
+
+// int4 with one scale for 128 columns or more.
+struct LargeGroups : GroupRecords {
+  static constexpr XSums kXSums = XSums::units;
   static __device__ __forceinline__ int first(const TileProduct& p, int unit_shift, int block,
                                               int /*t*/, int quad) {
     return (block >> unit_shift) * p.record_bytes + quad * 16;
@@ -98,11 +112,6 @@ struct LargeGroups {
   // The second unit may have the same record.
   static __device__ __forceinline__ int step(const TileProduct& p, int unit_shift, int block) {
     return (((block + kUnitBlocks) >> unit_shift) - (block >> unit_shift)) * p.record_bytes;
-  }
-  static __device__ __forceinline__ void load(bool yes, int /*unit*/, Unit& w, const std::byte* at,
-                                              int /*t*/, int quad) {
-    load_16(yes, w.scales, at);
-    load_4(yes, w.zeros, at + 64 - quad * 12);
   }
   struct Run {
     __device__ __forceinline__ void take(int /*unit*/, const Unit& /*w*/) {}
@@ -124,24 +133,14 @@ __device__ __forceinline__ void scale_codes(float (&sums)[NT][2][4]) {
 }
 
 // int4 with one scale for 32 or 64 columns.
-struct SmallGroups {
-  static constexpr int kBits = 4;
+struct SmallGroups : GroupRecords {
   static constexpr XSums kXSums = XSums::blocks;
-  struct Unit {
-    uint4 scales;
-    uint32_t zeros;
-  };
   static __device__ __forceinline__ int first(const TileProduct& p, int unit_shift, int block,
                                               int t, int quad) {
     return ((block + t) >> unit_shift) * p.record_bytes + quad * 16;
   }
   static __device__ __forceinline__ int step(const TileProduct& p, int unit_shift, int /*block*/) {
     return (kUnitBlocks >> unit_shift) * p.record_bytes;
-  }
-  static __device__ __forceinline__ void load(bool yes, int /*unit*/, Unit& w, const std::byte* at,
-                                              int /*t*/, int quad) {
-    load_16(yes, w.scales, at);
-    load_4(yes, w.zeros, at + 64 - quad * 12);
   }
   static __device__ __forceinline__ BlockScales block(const Unit& w, int j) {
     const uint32_t scales[4] = {w.scales.x, w.scales.y, w.scales.z, w.scales.w};
@@ -164,18 +163,10 @@ struct SmallGroups {
   };
 };
 
-// The scales of a block, four numbers of f16 in lane j.
-__device__ __forceinline__ BlockScales block_of_halves(const uint2& w, int j) {
-  const uint2 four = make_uint2(of_lane(w.x, j), of_lane(w.y, j));
-  BlockScales s;
-#pragma unroll
-  for (int row = 0; row < 4; ++row) s.scale[row] = half_of(four, row);
-  return s;
-}
-
-// Where the scales of Q4_0, Q4_1, Q5_0 and Q5_1 lie. Numbers: of f16, of a row and block.
-template <int Numbers>
+// The scales of Q4_0, Q4_1, Q5_0 and Q5_1. Numbers: of f16, of a row and block.
+template <int Bits, int Numbers>
 struct BlockRecords {
+  static constexpr int kBits = Bits;
   static constexpr int kBytes = Numbers * kWeightTileRows * 2;
   static __device__ __forceinline__ int first(const TileProduct& /*p*/, int /*unit_shift*/,
                                               int block, int t, int quad) {
@@ -185,13 +176,19 @@ struct BlockRecords {
                                              int /*block*/) {
     return kUnitBlocks * kBytes;
   }
+  static __device__ __forceinline__ BlockScales block(const auto& w, int j) {
+    const uint2 four = make_uint2(of_lane(w.scales.x, j), of_lane(w.scales.y, j));
+    BlockScales s;
+#pragma unroll
+    for (int row = 0; row < 4; ++row) s.scale[row] = half_of(four, row);
+    return s;
+  }
 };
 
 // Q4_0 and Q5_0: scale * (code - zero). The zero point is the same for all rows and blocks, so
 // scales multiply sums of x.
 template <int Bits, int Zero>
-struct BlockScale : BlockRecords<1> {
-  static constexpr int kBits = Bits;
+struct BlockScale : BlockRecords<Bits, 1> {
   static constexpr XSums kXSums = XSums::operand;
   struct Unit {
     uint2 scales;  // f16
@@ -199,9 +196,6 @@ struct BlockScale : BlockRecords<1> {
   static __device__ __forceinline__ void load(bool yes, int /*unit*/, Unit& w, const std::byte* at,
                                               int /*t*/, int /*quad*/) {
     load_8(yes, w.scales, at);
-  }
-  static __device__ __forceinline__ BlockScales block(const Unit& w, int j) {
-    return block_of_halves(w.scales, j);
   }
   struct Run {
     uint2 scales[2];
@@ -220,8 +214,7 @@ struct BlockScale : BlockRecords<1> {
 
 // Q4_1 and Q5_1: scale * code + minimum.
 template <int Bits>
-struct BlockScaleMinimum : BlockRecords<2> {
-  static constexpr int kBits = Bits;
+struct BlockScaleMinimum : BlockRecords<Bits, 2> {
   static constexpr XSums kXSums = XSums::operand;
   struct Unit {
     uint2 scales, minima;  // f16
@@ -230,9 +223,6 @@ struct BlockScaleMinimum : BlockRecords<2> {
                                               int /*t*/, int /*quad*/) {
     load_8(yes, w.scales, at);
     load_8(yes, w.minima, at + kWeightTileRows * 2);
-  }
-  static __device__ __forceinline__ BlockScales block(const Unit& w, int j) {
-    return block_of_halves(w.scales, j);
   }
   struct Run {
     uint2 minima[2];
@@ -298,8 +288,7 @@ struct Superblock {
                                            float (&sums)[NT][2][4]) const {
       uint32_t pairs[4];
 #pragma unroll
-      for (int row = 0; row < 4; ++row)
-        pairs[row] = __byte_perm(minima[0], minima[1], 0x7040 | row | (4 + row) << 8) & 0x00FF00FFu;
+      for (int row = 0; row < 4; ++row) pairs[row] = pair_bytes(minima[0], minima[1], row);
       float scale[4], minimum[4];
 #pragma unroll
       for (int row = 0; row < 4; ++row) {
@@ -317,7 +306,7 @@ struct Superblock {
 // Signed bytes of two words as pairs of f16: byte `row` of the first is the lower half.
 __device__ __forceinline__ uint32_t two_signed(uint32_t first, uint32_t second, int row) {
   constexpr uint32_t k1024 = 0x64006400u, k1152 = 0x64806480u, kSigns = 0x00800080u;
-  const uint32_t bytes = __byte_perm(first, second, 0x7040 | row | (4 + row) << 8) & 0x00FF00FFu;
+  const uint32_t bytes = pair_bytes(first, second, row);
   return as_u32(__hsub2(as_half2((bytes ^ kSigns) | k1024), as_half2(k1152)));
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums of x for matmul_tiles_pairs.cu, which zero points and minima multiply: the products of a run
-// of W that take them as operand B.
+// Sums of x, which zero points and minima multiply, for matmul_tiles_pairs.cu: products that take
+// them as operand B.
 #pragma once
 
 #include "kernels/cuda/matmul_tiles.cuh"
