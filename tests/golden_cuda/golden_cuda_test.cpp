@@ -4,6 +4,7 @@
 
 #include "tests/golden/golden_models.h"
 #include "tests/model/tales.h"
+#include "tests/model/tiny_gguf.h"
 
 namespace kivi {
 namespace {
@@ -81,15 +82,7 @@ TEST_CASE("A GGUF file of all quantized types gives Transformers' ids and logits
   config.quantization = GENERATE("auto", "none");
   CAPTURE(config.quantization);
   const auto loaded = load_or_fail(config);
-  const auto prompt = golden["prompt"].get<std::vector<int32_t>>();
-  const Output output = run_one(*loaded->engine, greedy_request(prompt, 24, 20));
-  CHECK(output.ids == golden["greedy"].get<std::vector<int32_t>>());
-  // Log probabilities differ from logits by one constant.
-  const auto logits = golden["logits"].get<std::vector<float>>();
-  REQUIRE(output.first_top.size() == 20);
-  const float constant = logits[size_t(output.first_top[0].id)] - output.first_top[0].logprob;
-  for (const TokenLogprob& top : output.first_top)
-    CHECK(std::abs(top.logprob + constant - logits[size_t(top.id)]) < 4e-3f);
+  check_tiny_gguf(*loaded->engine, golden, 4e-3f);
 }
 
 TEST_CASE("What the GPU has no kernel for is refused at load, by name") {

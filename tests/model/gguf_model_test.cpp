@@ -18,6 +18,7 @@
 #include "tests/model/gguf_of_folder.h"
 #include "tests/model/tales.h"
 #include "tests/model/temporary_folder.h"
+#include "tests/model/tiny_gguf.h"
 
 namespace kivi {
 
@@ -115,15 +116,7 @@ TEST_CASE("A quantized GGUF file gives what Transformers computes with it") {
   const auto loaded = load_or_fail(config);
   CHECK(loaded->served.name == "tiny");
   CHECK(loaded->summary.has_chat_template);
-  const auto prompt = golden["prompt"].get<std::vector<int32_t>>();
-  const Output output = run_one(*loaded->engine, greedy_request(prompt, 24, 20));
-  CHECK(output.ids == golden["greedy"].get<std::vector<int32_t>>());
-  // Log probabilities differ from logits by one constant.
-  const auto logits = golden["logits"].get<std::vector<float>>();
-  REQUIRE(output.first_top.size() == 20);
-  const float constant = logits[size_t(output.first_top[0].id)] - output.first_top[0].logprob;
-  for (const TokenLogprob& top : output.first_top)
-    CHECK(std::abs(top.logprob + constant - logits[size_t(top.id)]) < 2e-3f);
+  check_tiny_gguf(*loaded->engine, golden, 2e-3f);
   for (const json& text : golden["texts"]) {
     CAPTURE(text[0]);
     CHECK(loaded->tokenizer->encode(text[0].get<std::string>(), true) ==
