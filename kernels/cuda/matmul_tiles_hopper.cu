@@ -158,23 +158,27 @@ __device__ __forceinline__ void produce(const HopperProduct& a, int first, int l
 template <class T, int Rows, int SB, int Bits>
 struct LanePlace {
   uint32_t codes, upper, scales, zeros, selector;
-  __device__ __forceinline__ explicit LanePlace(uint32_t stage) {
+  uint32_t record;  // from the stage on, where the lane has a line of its own
+  __device__ __forceinline__ LanePlace(const TileProduct& p, uint32_t stage) {
     using S = Stage<Rows, SB, Bits>;
     const uint32_t subtile = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const uint32_t tile = stage + S::kCodesAt + subtile * (kBlocks * block_bytes(Bits));
     codes = tile + t / 2 * 64 + g * 8;
     upper = tile + kNibbleBytes + g * 8;
-    const uint32_t record = stage + S::kScalesAt + subtile * S::kScaleBytes;
-    scales = record + g * 8;
-    zeros = record + 64 + g * 2;
+    scales = stage + S::kScalesAt + subtile * S::kScaleBytes + g * 8;
+    zeros = scales + 64 - g * 6;
     selector = LineOf<T, Rows, SB, Bits>::selector();
+    const uint32_t in_stage = p.stage_records == 1 ? 0 : t * kWeightBlock / p.unit_columns;
+    record = S::kScalesAt + (subtile * p.stage_records + in_stage) * p.record_bytes;
   }
   // The same for each stage, in registers. The compiler would compute it again for each.
   __device__ __forceinline__ void keep() {
     codes = kept(codes);
     if constexpr (Bits > 4) upper = kept(upper);
-    scales = kept(scales);
-    zeros = kept(zeros);
+    if constexpr (SB == kBlocks)
+      scales = kept(scales), zeros = kept(zeros);
+    else
+      record = kept(record);
     selector = kept(selector);
   }
   // at: of a stage, if this is of the first.
@@ -187,6 +191,22 @@ struct LanePlace {
     return there;
   }
 };
+
+// The line of block lane % 4 of a stage, for the lane's two rows: the four lanes of these rows read
+// each other's. record: the lane's, of that stage. block: the stage's first one. What lies beyond
+// the last column of W is multiplied by zeros.
+template <int Bits>
+__device__ __forceinline__ auto line_of_block(WeightKind kind, const unsigned char* record,
+                                              int block) {
+  const auto line = [&](int half) {
+    return line_of(read_scales<Bits>(kind, reinterpret_cast<const std::byte*>(record),
+                                     block + threadIdx.x % 4, threadIdx.x % 32 / 4, half));
+  };
+  if constexpr (Bits == 6)
+    return HalfLines{line(0), line(1)};
+  else
+    return line(0);
+}
 
 // Multiplies one stage, whose products are added to sums, or are the first of sums that are not
 // scaled. Calls `begun()` when products of the stage before have ended. Calls `ended()` where its
@@ -203,27 +223,17 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
   const SharedOperand x(shared_address(memory) + at, 16, 8 * S::kRowBytes);
   float products[kScales ? Rows / 8 : 1][4];
   auto& c = first_if<kScales>(products, sums);
-  L line;
+  L line, of_block;  // of the whole stage, or of the lane's block and of the one that is multiplied
   const LanePlace<T, Rows, SB, Bits> lane = first.moved(at);
   LaneWords<Bits> words = read_words<Bits>(lane.codes, lane.upper);
-  if constexpr (SB == kBlocks) read_line<T>(read_lane_scales(lane.scales, lane.zeros), line);
+  if constexpr (SB == kBlocks)
+    read_line<T>(read_lane_scales(lane.scales, lane.zeros), line);
+  else
+    line = line_of_block<Bits>(p.kind, memory + at + lane.record, stage_of_tile * kBlocks);
 #pragma unroll
   for (int j = 0; j < kBlocks; ++j) {
-    if constexpr (SB != kBlocks) {
-      // What lies beyond the last column of W is multiplied by zeros.
-      const int record = p.stage_records == 1 ? 0 : j * kWeightBlock / p.unit_columns;
-      const auto* scales = reinterpret_cast<const std::byte*>(memory + at + S::kScalesAt) +
-                           threadIdx.x / 32 * p.stage_records * p.record_bytes;
-      const auto line_of_half = [&](int half) {
-        return line_of(read_scales<Bits>(p.kind, scales + record * p.record_bytes,
-                                         stage_of_tile * kBlocks + j, threadIdx.x % 32 / 4, half));
-      };
-      if constexpr (Bits == 6)
-        line = {line_of_half(0), line_of_half(1)};
-      else
-        line = line_of_half(0);
-    }
-    make_weights<T>(words, lane.selector, line, a[j % 2]);
+    if constexpr (SB != kBlocks) of_block = line_of_lane(line, j);
+    make_weights<T>(words, lane.selector, SB == kBlocks ? line : of_block, a[j % 2]);
     wgmma_begin();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -291,7 +301,7 @@ __global__ void __launch_bounds__(Stage<Rows, SB, Bits>::kThreads, 1)
   uint32_t weights[2][2][4];
   int slot = 0;  // stage in shared memory
   uint32_t parity = 0;
-  LanePlace<T, Rows, SB, Bits> place(shared_address(memory));
+  LanePlace<T, Rows, SB, Bits> place(p, shared_address(memory));
   place.keep();
   for (int unit = first; unit < last;) {
     const int tile = unit / p.stages_of_tile, begin = tile * p.stages_of_tile;

@@ -99,6 +99,18 @@ struct WeightLine {
   return line;
 }
 
+// What lane `from` of the four with the same two rows holds. All lanes of a warp call it.
+[[maybe_unused]] __device__ __forceinline__ WeightLine line_of_lane(const WeightLine& line,
+                                                                    int from) {
+  WeightLine of;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    of.scale[row] = __shfl_sync(0xffffffffu, line.scale[row], from, 4);
+    of.minimum[row] = __shfl_sync(0xffffffffu, line.minimum[row], from, 4);
+  }
+  return of;
+}
+
 // Bytes (selectors of __byte_perm) of four codes as two numbers of W.
 template <class T>
 __device__ __forceinline__ uint32_t two_weights(uint32_t codes, const uint32_t (&bytes)[2],
@@ -157,11 +169,26 @@ __device__ __forceinline__ void make_weights(const LaneWords<Bits>& words, uint3
   });
 }
 
-// A line for each product of a block, as 6 bits have scales for 16 columns.
+// W = scale * (128 + code - 160): a line for each product of a block, as 6 bits have scales for 16
+// columns.
 struct HalfLines {
   WeightLine of[2];
   static __device__ __forceinline__ uint32_t selector() { return WeightLine::selector(); }
 };
+
+// Their minima follow from their scales.
+[[maybe_unused]] __device__ __forceinline__ HalfLines line_of_lane(const HalfLines& lines,
+                                                                   int from) {
+  HalfLines of;
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      of.of[h].scale[row] = __shfl_sync(0xffffffffu, lines.of[h].scale[row], from, 4);
+      of.of[h].minimum[row] = -160.0f * of.of[h].scale[row];
+    }
+  return of;
+}
 
 template <class T, int Bits>
 __device__ __forceinline__ void make_weights(const LaneWords<Bits>& words, uint32_t selector,
