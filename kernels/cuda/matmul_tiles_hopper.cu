@@ -158,18 +158,19 @@ __device__ __forceinline__ void produce(const HopperProduct& a, int first, int l
 template <class T, int Rows, int SB, int Bits>
 struct LanePlace {
   uint32_t codes, upper, scales, zeros, selector;
-  uint32_t record;  // from the stage on, where the lane has a line of its own
+  uint32_t record_at;  // of block lane % 4: bytes from the start of a stage
   __device__ __forceinline__ LanePlace(const TileProduct& p, uint32_t stage) {
     using S = Stage<Rows, SB, Bits>;
     const uint32_t subtile = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const uint32_t tile = stage + S::kCodesAt + subtile * (kBlocks * block_bytes(Bits));
     codes = tile + t / 2 * 64 + g * 8;
     upper = tile + kNibbleBytes + g * 8;
-    scales = stage + S::kScalesAt + subtile * S::kScaleBytes + g * 8;
-    zeros = scales + 64 - g * 6;
+    const uint32_t record = stage + S::kScalesAt + subtile * S::kScaleBytes;
+    scales = record + g * 8;
+    zeros = record + 64 + g * 2;
     selector = LineOf<T, Rows, SB, Bits>::selector();
     const uint32_t in_stage = p.stage_records == 1 ? 0 : t * kWeightBlock / p.unit_columns;
-    record = S::kScalesAt + (subtile * p.stage_records + in_stage) * p.record_bytes;
+    record_at = S::kScalesAt + (subtile * p.stage_records + in_stage) * p.record_bytes;
   }
   // The same for each stage, in registers. The compiler would compute it again for each.
   __device__ __forceinline__ void keep() {
@@ -178,7 +179,7 @@ struct LanePlace {
     if constexpr (SB == kBlocks)
       scales = kept(scales), zeros = kept(zeros);
     else
-      record = kept(record);
+      record_at = kept(record_at);
     selector = kept(selector);
   }
   // at: of a stage, if this is of the first.
@@ -192,9 +193,9 @@ struct LanePlace {
   }
 };
 
-// The line of block lane % 4 of a stage, for the lane's two rows: the four lanes of these rows read
-// each other's. record: the lane's, of that stage. block: the stage's first one. What lies beyond
-// the last column of W is multiplied by zeros.
+// The line of block lane % 4 of a stage, for the lane's two rows. The four lanes of these rows read
+// each other's lines. record: of that block. block: the stage's first one. What lies beyond the
+// last column of W is multiplied by zeros.
 template <int Bits>
 __device__ __forceinline__ auto line_of_block(WeightKind kind, const unsigned char* record,
                                               int block) {
@@ -229,7 +230,7 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
   if constexpr (SB == kBlocks)
     read_line<T>(read_lane_scales(lane.scales, lane.zeros), line);
   else
-    line = line_of_block<Bits>(p.kind, memory + at + lane.record, stage_of_tile * kBlocks);
+    line = line_of_block<Bits>(p.kind, memory + at + lane.record_at, stage_of_tile * kBlocks);
 #pragma unroll
   for (int j = 0; j < kBlocks; ++j) {
     if constexpr (SB != kBlocks) of_block = line_of_lane(line, j);
