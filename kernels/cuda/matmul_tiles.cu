@@ -344,7 +344,7 @@ bool has_large_groups(const WeightFormat& format) {
   return format.kind == WeightKind::int4 && (format.group == 0 || format.group >= 128);
 }
 
-// Codes of 5 and 6 bits have kernels on Hopper alone.
+// Codes of more than 4 bits have kernels on Hopper alone.
 bool is_wide(const WeightFormat& format) { return layout_of(format.kind).bits > 4; }
 
 // Rows up to which matmul_tiles_pairs has the product.
@@ -367,6 +367,7 @@ bool has_tile_format(const WeightFormat& format) {
     case WeightKind::q5_1:
     case WeightKind::q5_k:
     case WeightKind::q6_k:
+    case WeightKind::q8_0:
       return has_wgmma();
     default:
       return false;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels for matrices of codes of 4 to 6 bits share (matmul_tiles*.cu):
+// What the kernels for matrices of codes of 4 to 8 bits share (matmul_tiles*.cu):
 // their arguments, how work is cut into units, copies into shared memory, codes as 16-bit numbers,
 // and sums that several blocks share.
 //

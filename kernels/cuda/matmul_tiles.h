@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 1 to 640 rows of x and a W of codes of 4 to 6 bits in tiles
-// (weight_codec.h).
+// out = x W^T (+ bias) for 1 to 640 rows of x and a W of codes of 4, 5, 6 or 8 bits in
+// tiles (weight_codec.h).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -28,11 +28,11 @@ inline constexpr int kTileProductWidth = 128;
 inline constexpr int kPairBlocksMin = 8;
 
 // Formats that the kernels of this file and of weight_ops.h read: q4_0, q4_1, q4_k, and int4 whose
-// group is 32, 64, 128, 256, a multiple of 512, or the whole row; on Hopper q5_0, q5_1, q5_k and
-// q6_k as well.
+// group is 32, 64, 128, 256, a multiple of 512, or the whole row; on Hopper q5_0, q5_1, q5_k, q6_k
+// and q8_0 as well.
 bool has_tile_format(const WeightFormat& format);
 
-// Calls f<Bits>() with the bits of a code: 4, 5 or 6.
+// Calls f<Bits>() with the bits of a code: 4, 5, 6 or 8.
 template <class F>
 auto with_bits(int bits, const F& f) {
   switch (bits) {
@@ -40,6 +40,8 @@ auto with_bits(int bits, const F& f) {
       return f.template operator()<5>();
     case 6:
       return f.template operator()<6>();
+    case 8:
+      return f.template operator()<8>();
     default:
       return f.template operator()<4>();
   }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // out = x W^T (+ bias) for 1 to 16 rows of x and a W of codes of 4 bits, or for 1 to 8 rows and
-// codes of 5 and 6 bits, on Hopper.
+// codes of 5, 6 and 8 bits, on Hopper.
 //
-// Bytes: W once, 4.3 to 6.6 bits a code. Operations: 2 t n k on tensor cores (mma.m16n8k16).
+// Bytes: W once, 4.3 to 8.5 bits a code. Operations: 2 t n k on tensor cores (mma.m16n8k16).
 // Codes go from global memory to registers, 16 bytes a lane, and never through shared memory:
 // asynchronous copies of 16 bytes a lane halve the rate (decision 046).
 //
 // Mapping. A tile is 16 rows of W. A warp multiplies two tiles at a time, so that each lane's 16
-// bytes are operands A of four products, and x is read once for both tiles. A row is cut into runs
+// bytes are operands A of four products (two of codes of 8 bits), and x is read once for both tiles. A row is cut into runs
 // of 256 columns, and the runs into slices of up to 16. Each warp of a block has the same run of a
 // slice in every tile, so it copies that run of x once (pair_rows.cuh). It leaves its sums of a
 // pair of tiles in one of many slots in shared memory, and goes on. When the slots are full, or at
@@ -50,8 +50,8 @@ struct PairProduct {
 // 128 columns of the lane's four rows.
 template <class F>
 struct Unit {
-  uint4 codes[kUnitBlocks];            // low nibbles
-  uint4 upper[F::kBits == 6 ? 2 : 1];  // the bits above, of block t
+  uint4 codes[kUnitBlocks][kCodeParts<F::kBits>];  // low nibbles, or bytes
+  uint4 upper[F::kBits == 6 ? 2 : 1];              // the bits above, of block t
   typename F::Unit scales;
 };
 
@@ -68,6 +68,16 @@ __device__ __forceinline__ void unpack_rows(uint32_t first, uint32_t second, uin
     a[0][2 + row] = word >> 8 & kLow;
     a[1][row] = Shifted ? word >> 4 & kLow : word & kHigh;
     a[1][2 + row] = Shifted ? word >> 12 & kLow : word >> 8 & kHigh;
+  }
+}
+
+// The same of bytes. words: of the columns below 16, and of the others, of a row. They are c 2^-24.
+__device__ __forceinline__ void unpack_bytes(const uint32_t (&words)[2], int row,
+                                             uint32_t (&a)[2][4]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    a[h][row] = words[h] & 0x00FF00FFu;
+    a[h][2 + row] = __byte_perm(words[h], 0, 0x4341);
   }
 }
 
@@ -109,9 +119,12 @@ class Loader {
     const std::byte* const codes =
         codes_ + int64_t(tile) * p.blocks * kBytes + unit * (kUnitBlocks * kBytes);
 #pragma unroll
-    for (int j = 0; j < kUnitBlocks; ++j) load_16(more, w.codes[j], codes + j * kBytes);
+    for (int j = 0; j < kUnitBlocks; ++j)
 #pragma unroll
-    for (int i = 0; i < F::kBits - 4; ++i)
+      for (int i = 0; i < kCodeParts<F::kBits>; ++i)
+        load_16(more, w.codes[j][i], codes + j * kBytes + i * kNibbleBytes);
+#pragma unroll
+    for (int i = 0; i < kUpperWords<F::kBits>; ++i)
       load_16(more, w.upper[i], codes + lane % 4 * (kBytes - 64) + kNibbleBytes + i * 64);
     F::load(more, unit, w.scales, scales_ + int64_t(tile) * p.tile_scales + (unit > 0 ? step_ : 0),
             lane % 4, lane / 4 % 4);
@@ -152,7 +165,7 @@ __device__ __forceinline__ void multiply_unit(const Unit<LargeGroups>& w,
     uint4 v[NT];
 #pragma unroll
     for (int nt = 0; nt < NT; ++nt) v[nt] = *reinterpret_cast<const uint4*>(from[nt] + j * 64);
-    const uint32_t words[4] = {w.codes[j].x, w.codes[j].y, w.codes[j].z, w.codes[j].w};
+    const uint32_t words[4] = {w.codes[j][0].x, w.codes[j][0].y, w.codes[j][0].z, w.codes[j][0].w};
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       uint32_t rows[2][4];
@@ -180,11 +193,39 @@ __device__ __forceinline__ void multiply_unit(const Unit<LargeGroups>& w,
     }
 }
 
-// The same where each block has scales. The sums are what F::Run::finish takes.
+// Rows 2m and 2m + 1 of the lane, block j of a unit, as operands A.
+template <class F>
+__device__ __forceinline__ void make_operands(const Unit<F>& w, int j, int m,
+                                              uint32_t (&a)[2][4]) {
+  const auto of_row = [&](const uint4& rows, int row) {
+    return m == 0 ? (row == 0 ? rows.x : rows.y) : (row == 0 ? rows.z : rows.w);
+  };
+  if constexpr (F::kBits == 8) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const uint32_t words[2] = {of_row(w.codes[j][0], row), of_row(w.codes[j][1], row)};
+      unpack_bytes(words, row, a);
+    }
+    return;
+  }
+  unpack_rows<false>(of_row(w.codes[j][0], 0), of_row(w.codes[j][0], 1), a);
+  if constexpr (kUpperWords<F::kBits> > 0) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      uint32_t upper[kUpperWords<F::kBits>];
+#pragma unroll
+      for (int i = 0; i < kUpperWords<F::kBits>; ++i) upper[i] = of_lane(of_row(w.upper[i], row), j);
+      add_upper_bits<F::kBits>(upper, row, a);
+    }
+  }
+}
+
+// Adds the products of a unit where each block has scales. The sums are what F::Run::finish takes.
 template <int NT, class F>
 __device__ __forceinline__ void multiply_unit(const Unit<F>& w,
                                               const unsigned char* const (&from)[NT],
                                               const float* x_sums, float (&sums)[NT][2][4]) {
+  constexpr float kSecond = F::kBits == 8 ? 1.0f : 1.0f / 16;  // as operands are made
 #pragma unroll
   for (int j = 0; j < kUnitBlocks; ++j) {
     uint4 v[NT];
@@ -196,23 +237,10 @@ __device__ __forceinline__ void multiply_unit(const Unit<F>& w,
         of_x[nt] = *reinterpret_cast<const float2*>(x_sums + (j * NT + nt) * 8);
     }
     const BlockScales s = F::block(w.scales, j);
-    const uint32_t words[4] = {w.codes[j].x, w.codes[j].y, w.codes[j].z, w.codes[j].w};
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       uint32_t rows[2][4];
-      unpack_rows<false>(words[2 * m], words[2 * m + 1], rows);
-      if constexpr (F::kBits > 4) {
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-          uint32_t upper[F::kBits - 4];
-#pragma unroll
-          for (int i = 0; i < F::kBits - 4; ++i) {
-            const uint4& v = w.upper[i];
-            upper[i] = of_lane(m == 0 ? (row == 0 ? v.x : v.y) : (row == 0 ? v.z : v.w), j);
-          }
-          add_upper_bits<F::kBits>(upper, row, rows);
-        }
-      }
+      make_operands<F>(w, j, m, rows);
 #pragma unroll
       for (int nt = 0; nt < NT; ++nt) {
         float c[2][4];
@@ -226,7 +254,7 @@ __device__ __forceinline__ void multiply_unit(const Unit<F>& w,
                 fmaf(s.other[row_of], c[1][i], fmaf(s.scale[row_of], c[0][i], sums[nt][m][i]));
             continue;
           }
-          float sum = fmaf(c[1][i], 1.0f / 16, c[0][i]);
+          float sum = fmaf(c[1][i], kSecond, c[0][i]);
           if constexpr (F::kXSums == XSums::blocks)
             sum = fmaf(s.zero[row_of], i % 2 == 0 ? of_x[nt].x : of_x[nt].y, sum);
           sums[nt][m][i] = fmaf(s.scale[row_of], sum, sums[nt][m][i]);
@@ -425,6 +453,7 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
       return p.unit_columns >= kUnitColumns ? with.template operator()<LargeGroups>()
                                             : with.template operator()<SmallGroups>();
     case WeightKind::q4_0:
+      if (p.bits == 8) return wide.template operator()<BlockScale<8, 128>>();
       return four ? with.template operator()<BlockScale<4, 8>>()
                   : wide.template operator()<BlockScale<5, 16>>();
     case WeightKind::q4_1:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How matmul_tiles_pairs.cu reads the scales of each format of 4 to 6 bits
+// How matmul_tiles_pairs.cu reads the scales of each format of 4 to 8 bits
 // (kernels/weight_codec.h), and what it does with zero points and minima.
 //
 // A unit is 128 columns of two tiles. A lane has four rows of it: rows 4q to 4q + 3, q = lane / 4 %
@@ -163,7 +163,7 @@ struct SmallGroups : GroupRecords {
   };
 };
 
-// The scales of Q4_0, Q4_1, Q5_0 and Q5_1. Numbers: of f16, of a row and block.
+// The scales of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0. Numbers: of f16, of a row and block.
 template <int Bits, int Numbers>
 struct BlockRecords {
   static constexpr int kBits = Bits;
@@ -185,7 +185,7 @@ struct BlockRecords {
   }
 };
 
-// Q4_0 and Q5_0: scale * (code - zero). The zero point is the same for all rows and blocks, so
+// Q4_0, Q5_0 and Q8_0: scale * (code - zero). The zero point is the same for all rows and blocks, so
 // scales multiply sums of x.
 template <int Bits, int Zero>
 struct BlockScale : BlockRecords<Bits, 1> {

@@ -138,7 +138,7 @@ __device__ __forceinline__ void store_block(T* row, bool inside, int block, int 
 }
 
 // A warp has kWarpBlocks blocks of 16 rows by 32 columns, side by side. Their codes are on their
-// way at once. Grid: columns, then tiles. Bytes of a block: 256 to 384 and its scales read, 1024
+// way at once. Grid: columns, then tiles. Bytes of a block: 256 to 512 and its scales read, 1024
 // written.
 constexpr int kWarpBlocks = 4;
 template <class T, int Bits>
@@ -150,13 +150,16 @@ __global__ void __launch_bounds__(kThreads)
   const int first = (blockIdx.x * (kThreads / 32) + threadIdx.x / 32) * kWarpBlocks;
   const int64_t tile = first_tile + blockIdx.y;
   const std::byte* const codes_at = w.codes + (tile * w.blocks + first) * block_bytes(Bits);
-  uint2 codes[kWarpBlocks];
+  uint2 codes[kWarpBlocks][kCodeParts<Bits>];
   UpperBits<Bits> upper[kWarpBlocks][2];
 #pragma unroll
   for (int b = 0; b < kWarpBlocks; ++b) {
     if (first + b >= w.blocks) break;
     const std::byte* const block = codes_at + b * block_bytes(Bits);
-    codes[b] = __ldcs(reinterpret_cast<const uint2*>(block + t * 64 + g * 8));
+#pragma unroll
+    for (int i = 0; i < kCodeParts<Bits>; ++i)
+      codes[b][i] =
+          __ldcs(reinterpret_cast<const uint2*>(block + i * kNibbleBytes + t * 64 + g * 8));
 #pragma unroll
     for (int r = 0; r < 2; ++r) upper[b][r] = read_upper_bits<Bits>(block, 2 * g + r);
   }
@@ -173,12 +176,16 @@ __global__ void __launch_bounds__(kThreads)
     const TwoScales other = Bits == 6 ? read_scales<Bits>(w.kind, record, block, g, 1) : s;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const uint32_t word = r == 0 ? codes[b].x : codes[b].y;
+      const auto four_codes = [&](int half) {
+        const uint2& part = codes[b][kCodeParts<Bits> == 1 ? 0 : half];
+        const uint32_t word = r == 0 ? part.x : part.y;
+        if constexpr (Bits == 8) return word;
+        return (word >> (4 * half) & kNibbles) | upper[b][r].of(half, t);
+      };
       const RowScales low{s.scale[r], float(s.zero[r]) + 8388608.0f, s.minimum[r]};
       const RowScales high{other.scale[r], low.zero, low.minimum};
       store_block(out + (row + r) * w.k, row + r < rows, block, w.k,
-                  four_weights<T>((word & kNibbles) | upper[b][r].of(0, t), low),
-                  four_weights<T>((word >> 4 & kNibbles) | upper[b][r].of(1, t), high));
+                  four_weights<T>(four_codes(0), low), four_weights<T>(four_codes(1), high));
     }
   }
 }
@@ -217,9 +224,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int quad = threadIdx.x; quad < w.blocks * 8; quad += kThreads) {
     const int block = quad / 8, half = quad / 4 % 2, t = quad % 4, one = r % 2;
     const std::byte* const codes = w.codes + (tile * w.blocks + block) * block_bytes(Bits);
-    const uint32_t word = *reinterpret_cast<const uint32_t*>(codes + t * 64 + r * 4);
-    const uint32_t four =
-        (word >> (4 * half) & kNibbles) | read_upper_bits<Bits>(codes, r).of(half, t);
+    const uint32_t four = read_four_codes<Bits>(codes, r, half, t);
     const TwoScales s = read_scales<Bits>(
         w.kind, w.scales + tile * w.tile_scales + block / w.unit_blocks * w.record_bytes, block,
         r / 2, half);

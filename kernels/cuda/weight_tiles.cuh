@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads codes of 4 to 6 bits and their scales as kernels/weight_codec.h lays them out. A lane of a
-// warp holds two neighboring rows, 2 g and 2 g + 1, of a tile of 16: the low nibbles of a block's
-// codes of these rows and of the columns 4 t to 4 t + 3 and 16 + 4 t to 16 + 4 t + 3 are 8 bytes
-// that lie side by side, and the warp reads all 256 bytes of the block.
+// Reads codes of 4, 5, 6 and 8 bits and their scales as kernels/weight_codec.h lays them out. A lane
+// of a warp holds two neighboring rows, 2 g and 2 g + 1, of a tile of 16: the low nibbles of a
+// block's codes of these rows and of the columns 4 t to 4 t + 3 and 16 + 4 t to 16 + 4 t + 3 are 8
+// bytes that lie side by side, and the warp reads all 256 bytes of the block. Codes of 8 bits are
+// two such parts of 256 bytes: of the columns below 16, and of the others.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -14,6 +15,12 @@ namespace kivi::cuda {
 constexpr uint32_t kNibbles = 0x0F0F0F0Fu;  // of four codes, a byte each
 constexpr int kNibbleBytes = 256;           // low nibbles of 16 rows by 32 columns
 
+// Parts of kNibbleBytes that the codes of a block have, and words of bits above them for each row.
+template <int Bits>
+constexpr int kCodeParts = Bits == 8 ? 2 : 1;
+template <int Bits>
+constexpr int kUpperWords = Bits == 8 ? 0 : Bits - 4;
+
 // Bytes of the codes of 16 rows by 32 columns.
 __host__ __device__ constexpr int block_bytes(int bits) { return kNibbleBytes + 64 * (bits - 4); }
 
@@ -21,7 +28,7 @@ __host__ __device__ constexpr int block_bytes(int bits) { return kNibbleBytes + 
 // and 6 bits have two: of columns 0 to 15, and of the others.
 template <int Bits>
 struct UpperBits {
-  uint32_t words[Bits == 4 ? 1 : Bits - 4];
+  uint32_t words[kUpperWords<Bits> == 0 ? 1 : kUpperWords<Bits>];
 
   // Of columns 4 `quad` and up, a byte each, in bits 4 and 5. They are `half` < 2 below or from
   // column 16 on, and `in_half` = quad % 4.
@@ -37,15 +44,26 @@ template <int Bits>
 __device__ __forceinline__ UpperBits<Bits> read_upper_bits(const std::byte* block, int row) {
   UpperBits<Bits> upper = {};
 #pragma unroll
-  for (int i = 0; i < Bits - 4; ++i)
+  for (int i = 0; i < kUpperWords<Bits>; ++i)
     upper.words[i] = *reinterpret_cast<const uint32_t*>(block + kNibbleBytes + 64 * i + 4 * row);
   return upper;
+}
+
+// Four codes of a row, a byte each: of columns 16 `half` + 4 `quad` and up.
+template <int Bits>
+__device__ __forceinline__ uint32_t read_four_codes(const std::byte* block, int row, int half,
+                                                    int quad) {
+  const std::byte* const at = block + quad * 64 + row * 4;
+  if constexpr (Bits == 8) return *reinterpret_cast<const uint32_t*>(at + half * kNibbleBytes);
+  const uint32_t word = *reinterpret_cast<const uint32_t*>(at);
+  return (word >> (4 * half) & kNibbles) | read_upper_bits<Bits>(block, row).of(half, quad);
 }
 
 // The 4-bit format whose scales lie and count as those of this one, but for the zero point.
 constexpr WeightKind scales_like(WeightKind kind) {
   switch (kind) {
     case WeightKind::q5_0:
+    case WeightKind::q8_0:
       return WeightKind::q4_0;
     case WeightKind::q5_1:
       return WeightKind::q4_1;
@@ -106,7 +124,7 @@ __device__ __forceinline__ TwoScales read_scales(WeightKind kind, const std::byt
   s.scale[0] = scale.x;
   s.scale[1] = scale.y;
   if (kind == WeightKind::q4_0) {
-    s.zero[0] = s.zero[1] = Bits == 5 ? 16 : 8;
+    s.zero[0] = s.zero[1] = 1u << (Bits - 1);
     return s;
   }
   const float2 minimum = two_halves(record + 32 + 4 * g);

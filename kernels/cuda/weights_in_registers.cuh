@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// 4-bit codes as operands A of products of a warpgroup: in registers, as numbers of the type of x.
-// A lane's scales of two rows become one of four kinds of line, and make_weights reads a block of
-// codes by it. For matmul_tiles_hopper.cu.
+// Codes of 4 to 8 bits as operands A of products of a warpgroup: in registers, as numbers of the
+// type of x. A lane's scales of two rows become one of several kinds of line, and make_weights reads
+// a block of codes by it. For matmul_tiles_hopper.cuh.
 #pragma once
 
 #include "kernels/cuda/matmul_tiles.cuh"
@@ -9,15 +9,19 @@
 namespace kivi::cuda {
 
 // A lane's words of a block: the low nibbles of the codes of its two rows, for quads t / 2 + 2 half
-// and 4 more; and the bits above, moved down by t / 2 quads.
+// and 4 more; and the bits above, moved down by t / 2 quads. Codes of 8 bits have a part for quads
+// 0 to 3, and one for the others.
 template <int Bits>
 struct LaneWords {
-  uint32_t row[2][2];  // [half][row]
+  uint32_t row[kCodeParts<Bits>][2][2];  // [part][half][row]
   UpperBits<Bits> upper[2];
 
   // Four codes, a byte each: of quad t / 2 + 2 half + 4 h.
   __device__ __forceinline__ uint32_t codes(int half, int which_row, int h) const {
-    return (row[half][which_row] >> (4 * h) & kNibbles) | upper[which_row].of(h, 2 * half);
+    if constexpr (Bits == 8)
+      return row[h][half][which_row];
+    else
+      return (row[0][half][which_row] >> (4 * h) & kNibbles) | upper[which_row].of(h, 2 * half);
   }
 };
 
@@ -28,21 +32,23 @@ template <int Bits>
                                                                        uint32_t upper_at) {
   LaneWords<Bits> w = {};
 #pragma unroll
-  for (int half = 0; half < 2; ++half)
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(w.row[half][0]), "=r"(w.row[half][1])
-                 : "r"(at + half * (kNibbleBytes / 2)));
+  for (int part = 0; part < kCodeParts<Bits>; ++part)
 #pragma unroll
-  for (int i = 0; i < Bits - 4; ++i)
+    for (int half = 0; half < 2; ++half)
+      asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(w.row[part][half][0]), "=r"(w.row[part][half][1])
+                   : "r"(at + part * kNibbleBytes + half * (kNibbleBytes / 2)));
+#pragma unroll
+  for (int i = 0; i < kUpperWords<Bits>; ++i)
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
                  : "=r"(w.upper[0].words[i]), "=r"(w.upper[1].words[i])
                  : "r"(upper_at + i * 64));
-  if constexpr (Bits > 4) {
+  if constexpr (kUpperWords<Bits> > 0) {
     const uint32_t shift = threadIdx.x % 4 / 2 * (Bits - 4);
 #pragma unroll
     for (int row = 0; row < 2; ++row)
 #pragma unroll
-      for (int i = 0; i < Bits - 4; ++i) w.upper[row].words[i] >>= shift;
+      for (int i = 0; i < kUpperWords<Bits>; ++i) w.upper[row].words[i] >>= shift;
   }
   return w;
 }
@@ -89,14 +95,15 @@ struct WeightLine {
   }
 };
 
-[[maybe_unused]] __device__ __forceinline__ WeightLine line_of(const TwoScales& s) {
-  WeightLine line;
+// scales_of(half): TwoScales of a block; its halves differ if codes have 6 bits.
+__device__ __forceinline__ void read_block_line(const auto& scales_of, WeightLine& line,
+                                                int half = 0) {
+  const TwoScales s = scales_of(half);
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     line.scale[row] = s.scale[row];
     line.minimum[row] = fmaf(-s.scale[row], float(s.zero[row]) + 128.0f, s.minimum[row]);
   }
-  return line;
 }
 
 // What lane `from` of the four with the same two rows holds. All lanes of a warp call it.
@@ -111,14 +118,15 @@ struct WeightLine {
   return of;
 }
 
-// Bytes (selectors of __byte_perm) of four codes as two numbers of W.
+// Bytes (selectors of __byte_perm) of four codes as two numbers of W. base: the code 0 as a float.
 template <class T>
-__device__ __forceinline__ uint32_t two_weights(uint32_t codes, const uint32_t (&bytes)[2],
+__device__ __forceinline__ uint32_t two_weights(uint32_t codes, uint32_t base,
+                                                const uint32_t (&bytes)[2],
                                                 const auto& weight_of) {
   float w[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i)
-    w[i] = weight_of(__uint_as_float(__byte_perm(codes, 0x43000000u, bytes[i])));
+    w[i] = weight_of(__uint_as_float(__byte_perm(codes, base, bytes[i])));
   if constexpr (std::is_same_v<T, __half>) {
     return as_u32(__floats2half2_rn(w[0], w[1]));
   } else {
@@ -146,18 +154,20 @@ __device__ __forceinline__ void read_line(const LaneScales& s, ZeroLine& line) {
 }
 
 // Codes of a block, rows 2 g and 2 g + 1, as operands A of two products. selector: of the line,
-// for the lane. weight_of(row, h, 128 + code): a number of W, which product h multiplies.
+// for the lane. weight_of(row, h, code): a number of W, which product h multiplies. It is given 128
+// more than the code, or 2^23 more than a code of 8 bits.
 template <class T, int Bits>
 __device__ __forceinline__ void make_weights_of(const LaneWords<Bits>& words, uint32_t selector,
                                                 uint32_t (&a)[2][4], const auto& weight_of) {
-  const uint32_t bytes[2] = {selector, selector + 0x0100u};
+  constexpr uint32_t kBase = Bits == 8 ? 0x4B000000u : 0x43000000u;
+  const uint32_t bytes[2] = {selector, selector + (Bits == 8 ? 0x0001u : 0x0100u)};
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int row = 0; row < 2; ++row)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        a[h][2 * half + row] = two_weights<T>(words.codes(half, row, h), bytes,
+        a[h][2 * half + row] = two_weights<T>(words.codes(half, row, h), kBase, bytes,
                                               [&](float code) { return weight_of(row, h, code); });
 }
 
@@ -175,6 +185,11 @@ struct HalfLines {
   WeightLine of[2];
   static __device__ __forceinline__ uint32_t selector() { return WeightLine::selector(); }
 };
+
+__device__ __forceinline__ void read_block_line(const auto& scales_of, HalfLines& lines) {
+  read_block_line(scales_of, lines.of[0], 0);
+  read_block_line(scales_of, lines.of[1], 1);
+}
 
 // Their minima follow from their scales.
 [[maybe_unused]] __device__ __forceinline__ HalfLines line_of_lane(const HalfLines& lines,
@@ -195,6 +210,34 @@ __device__ __forceinline__ void make_weights(const LaneWords<Bits>& words, uint3
                                              const HalfLines& lines, uint32_t (&a)[2][4]) {
   make_weights_of<T>(words, selector, a, [&](int row, int h, float code) {
     return fmaf(lines.of[h].scale[row], code, lines.of[h].minimum[row]);
+  });
+}
+
+// W = scale * (code - 128) for a lane's two rows, of codes of 8 bits. A product in fp32 is exact.
+struct ByteLine {
+  float scale[2];
+  static __device__ __forceinline__ uint32_t selector() { return 0x7440u + threadIdx.x % 2 * 2; }
+};
+
+__device__ __forceinline__ void read_block_line(const auto& scales_of, ByteLine& line) {
+  const TwoScales s = scales_of(0);
+  line.scale[0] = s.scale[0];
+  line.scale[1] = s.scale[1];
+}
+
+[[maybe_unused]] __device__ __forceinline__ ByteLine line_of_lane(const ByteLine& line, int from) {
+  ByteLine of;
+#pragma unroll
+  for (int row = 0; row < 2; ++row)
+    of.scale[row] = __shfl_sync(0xffffffffu, line.scale[row], from, 4);
+  return of;
+}
+
+template <class T>
+__device__ __forceinline__ void make_weights(const LaneWords<8>& words, uint32_t selector,
+                                             const ByteLine& line, uint32_t (&a)[2][4]) {
+  make_weights_of<T>(words, selector, a, [&](int row, int /*h*/, float code) {
+    return line.scale[row] * (code - (8388608.0f + 128.0f));
   });
 }
 
@@ -243,7 +286,7 @@ __device__ __forceinline__ void make_weights(const LaneWords<4>& words, uint32_t
   for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const uint32_t two = __byte_perm(words.row[half][row], 0, selector);
+      const uint32_t two = __byte_perm(words.row[0][half][row], 0, selector);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const __nv_bfloat162 code =
@@ -252,6 +295,133 @@ __device__ __forceinline__ void make_weights(const LaneWords<4>& words, uint32_t
             __hfma2(code, as_bf16s(line.high[row]), __hmul2(code, as_bf16s(line.low[row]))));
       }
     }
+}
+
+[[maybe_unused]] __device__ __forceinline__ uint32_t two_bf16s(float first, float second) {
+  return bits_of(__floats2bfloat162_rn(first, second));
+}
+// One of two numbers of bf16 as a float.
+[[maybe_unused]] __device__ __forceinline__ float first_of(uint32_t two) {
+  return __uint_as_float(two << 16);
+}
+[[maybe_unused]] __device__ __forceinline__ float second_of(uint32_t two) {
+  return __uint_as_float(two & 0xFFFF0000u);
+}
+
+// Scales of a lane's two rows as sums of two numbers of bf16.
+struct TwoParts {
+  uint32_t high, low;  // of both rows
+
+  __device__ __forceinline__ void read(const float (&scale)[2]) {
+    high = two_bf16s(scale[0], scale[1]);
+    low = two_bf16s(scale[0] - first_of(high), scale[1] - second_of(high));
+  }
+  __device__ __forceinline__ TwoParts of_lane(int from) const {
+    return {__shfl_sync(0xffffffffu, high, from, 4), __shfl_sync(0xffffffffu, low, from, 4)};
+  }
+};
+
+// Row 0 or 1 of both rows, as two equal numbers.
+[[maybe_unused]] __device__ __forceinline__ __nv_bfloat162 twice(uint32_t rows, int row) {
+  return row == 0 ? __low2bfloat162(as_bf16s(rows)) : __high2bfloat162(as_bf16s(rows));
+}
+
+// W = (high + low) * (code - zero) + rest, for a lane's two rows whose scales hold for fewer columns
+// than a stage has. Where a format has a minimum, `zero` is what stands nearest to it, so that
+// `rest` is at most half a scale, unless all weights of the block are far from 0.
+struct BlockLine {
+  TwoParts scale;
+  uint32_t zero, rest;  // bf16, of both rows. zero: 128 more than the zero point
+  static __device__ __forceinline__ uint32_t selector() { return PairLine::selector(); }
+};
+
+__device__ __forceinline__ void read_block_line(const auto& scales_of, BlockLine& line) {
+  const TwoScales s = scales_of(0);
+  float zero[2];
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    // If the scale is 0, this is infinite or no number, and one of the limits.
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(s.scale[row]));
+    const float of_minimum = fminf(fmaxf(-s.minimum[row] * inverse, -64.0f), 64.0f);
+    zero[row] = 128.0f + float(s.zero[row]) + of_minimum;
+  }
+  line.scale.read(s.scale);
+  // A number of bf16 from 64 to 256 is a multiple of 1/2, and so is a code less that. It is exact.
+  line.zero = two_bf16s(zero[0], zero[1]);
+  line.rest = two_bf16s(
+      fmaf(s.scale[0], first_of(line.zero) - (128.0f + float(s.zero[0])), s.minimum[0]),
+      fmaf(s.scale[1], second_of(line.zero) - (128.0f + float(s.zero[1])), s.minimum[1]));
+}
+
+[[maybe_unused]] __device__ __forceinline__ BlockLine line_of_lane(const BlockLine& line,
+                                                                   int from) {
+  return {line.scale.of_lane(from), __shfl_sync(0xffffffffu, line.zero, from, 4),
+          __shfl_sync(0xffffffffu, line.rest, from, 4)};
+}
+
+// Codes of quad t / 2 + 2 half + 4 h, the lane's two of them, as numbers of bf16: 128 more.
+template <int Bits>
+__device__ __forceinline__ __nv_bfloat162 two_codes(const LaneWords<Bits>& words,
+                                                    uint32_t selector, int half, int row, int h) {
+  return as_bf16s(__byte_perm(words.codes(half, row, h), kUpperBytes<__nv_bfloat16>, selector));
+}
+template <>
+__device__ __forceinline__ __nv_bfloat162 two_codes(const LaneWords<4>& words, uint32_t selector,
+                                                    int half, int row, int h) {
+  const uint32_t two = __byte_perm(words.row[0][half][row], 0, selector);
+  return as_bf16s(masked_or(two >> (4 * h), 0x000F000Fu, kCodeZero<__nv_bfloat16>));
+}
+
+// Before they are rounded to bf16, weights are wrong by 2^-17 of them and 2^-9 of a scale at most.
+template <class T, int Bits>
+__device__ __forceinline__ void make_weights(const LaneWords<Bits>& words, uint32_t selector,
+                                             const BlockLine& line, uint32_t (&a)[2][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const __nv_bfloat162 code =
+            __hsub2(two_codes<Bits>(words, selector, half, row, h), twice(line.zero, row));
+        const __nv_bfloat162 small =
+            __hfma2(code, twice(line.scale.low, row), twice(line.rest, row));
+        a[h][2 * half + row] = bits_of(__hfma2(code, twice(line.scale.high, row), small));
+      }
+}
+
+// W = (high + low) * (code - 32): scales of the two halves of a block of 6 bits.
+struct HalfBlockLines {
+  TwoParts of[2];
+  static __device__ __forceinline__ uint32_t selector() { return PairLine::selector(); }
+};
+
+__device__ __forceinline__ void read_block_line(const auto& scales_of, HalfBlockLines& lines) {
+  lines.of[0].read(scales_of(0).scale);
+  lines.of[1].read(scales_of(1).scale);
+}
+
+[[maybe_unused]] __device__ __forceinline__ HalfBlockLines line_of_lane(const HalfBlockLines& lines,
+                                                                        int from) {
+  return {{lines.of[0].of_lane(from), lines.of[1].of_lane(from)}};
+}
+
+template <class T>
+__device__ __forceinline__ void make_weights(const LaneWords<6>& words, uint32_t selector,
+                                             const HalfBlockLines& lines, uint32_t (&a)[2][4]) {
+  const __nv_bfloat162 zero = as_bf16s(0x43204320u);  // 128 + 32
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const TwoParts& scale = lines.of[h];
+        const __nv_bfloat162 code = __hsub2(two_codes<6>(words, selector, half, row, h), zero);
+        a[h][2 * half + row] = bits_of(
+            __hfma2(code, twice(scale.high, row), __hmul2(code, twice(scale.low, row))));
+      }
 }
 
 // The same codes less their zero points, which are exact. What they are multiplied by comes later.
@@ -278,7 +448,7 @@ __device__ __forceinline__ void make_weights(const LaneWords<4>& words, uint32_t
   for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const uint32_t two = __byte_perm(words.row[half][row], 0, selector);
+      const uint32_t two = __byte_perm(words.row[0][half][row], 0, selector);
 #pragma unroll
       for (int h = 0; h < 2; ++h)
         a[h][2 * half + row] =

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // c [64, n] f32 = (or, where `adds`, +=) A B: A [64, 16] of T in registers, B [16, n] of T in
-// shared memory with k contiguous (wgmma.cuh), for the widths n of matmul_tiles_hopper.cu. c is in
+// shared memory with k contiguous (wgmma.cuh), for the widths n of matmul_tiles_hopper.cuh. c is in
 // fours: the sums of columns 8 j + 2 t and 8 j + 2 t + 1 of a lane's two rows.
 #pragma once
 

@@ -88,7 +88,8 @@ TEST_CASE("Bench: products by quantized matrices of Llama-3-8B", "[.bench]") {
                                        {WeightKind::q4_0},
                                        {WeightKind::q4_k},
                                        {WeightKind::q5_k},
-                                       {WeightKind::q6_k}}) {
+                                       {WeightKind::q6_k},
+                                       {WeightKind::q8_0}}) {
       const BenchWeights w(format, n, k, random);
       give_scratch(w.copies[0], kRowsMax);
       for (const int t :

@@ -19,7 +19,8 @@ const std::vector<WeightFormat> kTileFormats = {
     {WeightKind::int4, 32},  {WeightKind::int4, 64}, {WeightKind::int4, 128},
     {WeightKind::int4, 256}, {WeightKind::int4, 0},  {WeightKind::q4_0},
     {WeightKind::q4_1},      {WeightKind::q4_k},     {WeightKind::q5_0},
-    {WeightKind::q5_1},      {WeightKind::q5_k},     {WeightKind::q6_k}};
+    {WeightKind::q5_1},      {WeightKind::q5_k},     {WeightKind::q6_k},
+    {WeightKind::q8_0}};
 
 // Rows of x as ProductInput::e4m3_rows rounds them.
 std::vector<float> rounded_rows(std::vector<float> x, int64_t k) {
@@ -204,6 +205,7 @@ TEST_CASE("quantized: a row of up to 8 has the same bits in any company, and in 
                                      {WeightFormat{WeightKind::q4_1}, 300, 4512},
                                      {WeightFormat{WeightKind::q5_k}, 260, 4096},
                                      {WeightFormat{WeightKind::q6_k}, 1300, 4096},
+                                     {WeightFormat{WeightKind::q8_0}, 1300, 4096},
                                      {WeightFormat{WeightKind::q4_0}, 260, 14336}})
     for (const DType type : kTypes) {
       CAPTURE(name_of(format), name_of(type), n, k);
@@ -239,7 +241,8 @@ TEST_CASE("quantized: a row of up to 8 may be of any size, and has the same bits
                                      {WeightKind::q4_1},
                                      {WeightKind::q4_k},
                                      {WeightKind::q5_0},
-                                     {WeightKind::q6_k}})
+                                     {WeightKind::q6_k},
+                                     {WeightKind::q8_0}})
     for (const int64_t k : {4096, 14336}) {
       CAPTURE(name_of(format), k);
       const int64_t n = 24;
@@ -269,7 +272,8 @@ TEST_CASE("quantized: a row that is no number stays among its own") {
                                      {WeightKind::q4_1},
                                      {WeightKind::q4_k},
                                      {WeightKind::q5_0},
-                                     {WeightKind::q6_k}})
+                                     {WeightKind::q6_k},
+                                     {WeightKind::q8_0}})
     for (const int t : {4, 40, 200}) {
       CAPTURE(name_of(format), t);
       const int64_t n = 160, k = 256;

@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: Apache-2.0
+// out = x W^T (+ bias) for 9 and more rows of x and a W of codes of 4 to 8 bits, by Hopper's
+// products of a warpgroup (wgmma).
+//
+// Bytes: W once for each 128, 160 or 192 rows of x. Operations: 2 t n k on tensor cores.
+//
+// Mapping. A tile is 256 rows of W by up to 64 rows of x, 192 by up to 160, or 128 by up to 192.
+// Four, three or two warpgroups multiply 64 rows of W each. W is operand A in registers, and x is
+// operand B in shared memory, swizzled as wgmma.cuh says, in columns of 64. While the tensor cores
+// multiply 32 columns, the warps make numbers of the next 32. One thread brings stages of 128
+// columns by four tensor copies: codes, scales and two columns of x. Full and empty barriers stand
+// between them.
+//
+// Where one scale holds for 128 columns and x has up to 64 rows in a tile, codes less their zero
+// points are multiplied, which is exact, and the sums of a stage are scaled. Otherwise W is rounded
+// to 16 bits in registers, as it is where a slab of it is written out (products.cpp).
+//
+// Work is cut into equal pieces as in matmul_tiles.cu. Blocks that share a tile add up its parts
+// together (hopper_tile_parts.cuh). All of them are on the device at a time, since there are no
+// more than multiprocessors. The order of additions is that of the blocks, so results do not depend
+// on timing.
+//
+// Test: tests/cuda/quantized_test.cpp. Figures: docs/benchmarks/weights.md.
+#pragma once
+
+#include <cuda.h>
+
+#include <algorithm>
+
+#include "kernels/cuda/hopper_tile_parts.cuh"
+#include "kernels/cuda/matmul_tiles_hopper.h"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/tensor_map_encoder.cuh"
+#include "kernels/cuda/weights_in_registers.cuh"
+#include "kernels/cuda/wgmma_rows.cuh"
+
+namespace kivi::cuda {
+
+constexpr int kAlignment = 1024;  // of swizzled rows
+constexpr int kProducers = 128;   // of which one copies, and one warp tells of early parts
+constexpr int kBlocks = kHopperBlocks;
+constexpr int kColumns = kBlocks * kWeightBlock;  // of a stage
+constexpr int kSharedMax = 227 << 10;
+
+// Sizes for up to Rows rows of x. SB: blocks of 32 columns under one scale, or 1. Bits: of a code.
+template <int Rows, int SB, int Bits>
+struct HopperStage {
+  static constexpr int kThreads = kConsumers<Rows> + kProducers;
+  // Registers of a thread. The kernel starts with kRegisters for each thread. All warpgroups
+  // together may not have more than that later.
+  static constexpr int kWarpgroups = kConsumers<Rows> / 128;
+  static constexpr int kRegisters = kWarpgroups == 4 ? 96 : kWarpgroups == 3 ? 128 : 168;
+  static constexpr int kConsumerRegisters = kWarpgroups == 4 ? 112 : kWarpgroups == 3 ? 160 : 240;
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32;
+  static_assert(kConsumers<Rows> * kConsumerRegisters + kProducers * kProducerRegisters <=
+                kRegisters * kThreads);
+  static constexpr int kRowBytes = 128;               // of 64 columns of a row of x
+  static constexpr int kXColumns = Rows * kRowBytes;  // of 64 columns of all rows
+  static constexpr int kX = kColumns / 64 * kXColumns;
+  static constexpr int kCodeBytes = kSubtiles<Rows> * kBlocks * block_bytes(Bits);
+  static constexpr int kCodesAt = kX;
+  static constexpr int kScalesAt = kCodesAt + kCodeBytes;
+  static constexpr int kScaleBytes = SB == kBlocks ? 80 : 320;  // at most, of a tile of 16 rows
+  static constexpr int kBytes =
+      (kScalesAt + kSubtiles<Rows> * kScaleBytes + kAlignment - 1) / kAlignment * kAlignment;
+  static constexpr int kStages = std::min(6, (kSharedMax - 2 * kAlignment) / kBytes);
+};
+
+// int4 alone has one scale for all blocks of a stage, and it has no minimum.
+template <int Rows, int SB>
+constexpr bool kScalesSums = (SB == kBlocks) && (Rows <= kTileProductRowsExactGroups);
+template <class T, int Rows, int SB, int Bits>
+using LineOf = std::conditional_t<
+    kScalesSums<Rows, SB>, CodeLine,
+    std::conditional_t<
+        SB == kBlocks, std::conditional_t<std::is_same_v<T, __half>, ZeroLine, PairLine>,
+        std::conditional_t<
+            Bits == 8, ByteLine,
+            std::conditional_t<
+                Bits == 6,
+                std::conditional_t<std::is_same_v<T, __half>, HalfLines, HalfBlockLines>,
+                std::conditional_t<std::is_same_v<T, __half>, WeightLine, BlockLine>>>>>;
+
+template <bool kFirst, class A, class B>
+__device__ __forceinline__ auto& first_if(A& first, B& second) {
+  if constexpr (kFirst)
+    return first;
+  else
+    return second;
+}
+
+// Keeps the compiler from moving accesses to sums over this place.
+template <int N>
+__device__ __forceinline__ void pin_all(float (&sums)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) pin(sums[i]);
+}
+
+// A box of a tensor into shared memory.
+[[maybe_unused]] __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map,
+                                                          int column, int row, uint32_t barrier,
+                                                          uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+// Fills stages with units [first, last). One thread calls it.
+template <int Rows, int SB, int Bits>
+__device__ __forceinline__ void produce(const HopperProduct& a, int first, int last,
+                                        uint32_t shared, uint32_t full, uint32_t empty) {
+  using S = HopperStage<Rows, SB, Bits>;
+  const TileProduct& p = a.p;
+  // W passes through once: first to leave the level-2 cache.
+  uint64_t once, often;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
+  if (a.chunks > 1) once = kKeepNormal;
+  const int bytes = S::kX + S::kCodeBytes + kSubtiles<Rows> * p.stage_records * p.record_bytes;
+  const auto copy_codes = [&](TilePlace at, int slot) {
+    const uint32_t stage = shared + slot * S::kBytes, barrier = full + 8 * slot;
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+    const int row = at.tile / a.chunks * kSubtiles<Rows>;
+    const int record = at.stage * kColumns / p.unit_columns;
+    copy_box(stage + S::kCodesAt, a.codes, at.stage * (kBlocks * block_bytes(Bits) / 8), row,
+             barrier, once);
+    copy_box(stage + S::kScalesAt, a.scales, record * (p.record_bytes / 4), row, barrier, once);
+  };
+  const auto copy_x = [&](TilePlace at, int slot) {
+    const uint32_t stage = shared + slot * S::kBytes, barrier = full + 8 * slot;
+    const int row = at.tile % a.chunks * Rows;
+#pragma unroll
+    for (int part = 0; part < kColumns / 64; ++part)
+      copy_box(stage + part * S::kXColumns, a.x, at.stage * kColumns + part * 64, row, barrier,
+               often);
+  };
+  const int ahead = min(S::kStages, last - first);
+  TilePlace at{first / p.stages_of_tile, first % p.stages_of_tile};
+  // Codes need not wait for the kernel before. But the first x comes late if more of them are asked
+  // for before it: with the codes of all stages, 16 rows took 7 % longer.
+  if (ahead > 0) copy_codes(at, 0);
+  wait_for_previous();
+  for (int slot = 0; slot < ahead; ++slot) {
+    if (slot > 0) copy_codes(at, slot);
+    copy_x(at, slot);
+    at.move_on(p.stages_of_tile);
+  }
+  int slot = 0;
+  uint32_t parity = 0;
+  for (int unit = first + S::kStages; unit < last; ++unit) {
+    barrier_wait(empty + 8 * slot, parity);
+    copy_codes(at, slot);
+    copy_x(at, slot);
+    at.move_on(p.stages_of_tile);
+    if (++slot == S::kStages) slot = 0, parity ^= 1;
+  }
+}
+
+// Where a lane reads in a stage, in shared memory.
+template <class T, int Rows, int SB, int Bits>
+struct LanePlace {
+  uint32_t codes, upper, scales, zeros, selector;
+  uint32_t record_at;  // of block lane % 4: bytes from the start of a stage
+  __device__ __forceinline__ LanePlace(const TileProduct& p, uint32_t stage) {
+    using S = HopperStage<Rows, SB, Bits>;
+    const uint32_t subtile = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const uint32_t tile = stage + S::kCodesAt + subtile * (kBlocks * block_bytes(Bits));
+    codes = tile + t / 2 * 64 + g * 8;
+    upper = tile + kNibbleBytes + g * 8;
+    const uint32_t record = stage + S::kScalesAt + subtile * S::kScaleBytes;
+    scales = record + g * 8;
+    zeros = record + 64 + g * 2;
+    selector = LineOf<T, Rows, SB, Bits>::selector();
+    const uint32_t in_stage = p.stage_records == 1 ? 0 : t * kWeightBlock / p.unit_columns;
+    record_at = S::kScalesAt + (subtile * p.stage_records + in_stage) * p.record_bytes;
+  }
+  // The same for each stage, in registers. The compiler would compute it again for each.
+  __device__ __forceinline__ void keep() {
+    codes = kept(codes);
+    if constexpr (kUpperWords<Bits> > 0) upper = kept(upper);
+    if constexpr (SB == kBlocks)
+      scales = kept(scales), zeros = kept(zeros);
+    else
+      record_at = kept(record_at);
+    selector = kept(selector);
+  }
+  // at: of a stage, if this is of the first.
+  __device__ __forceinline__ LanePlace moved(uint32_t at) const {
+    LanePlace there = *this;
+    there.codes += at;
+    there.upper += at;
+    there.scales += at;
+    there.zeros += at;
+    return there;
+  }
+};
+
+// The line of block lane % 4 of a stage, for the lane's two rows. The four lanes of these rows read
+// each other's lines. record: of that block. block: the stage's first one. What lies beyond the
+// last column of W is multiplied by zeros.
+template <int Bits>
+__device__ __forceinline__ void read_line_of_block(WeightKind kind, const unsigned char* record,
+                                                   int block, auto& line) {
+  const auto scales_of = [&](int half) {
+    return read_scales<Bits>(kind, reinterpret_cast<const std::byte*>(record),
+                             block + threadIdx.x % 4, threadIdx.x % 32 / 4, half);
+  };
+  read_block_line(scales_of, line);
+}
+
+// Multiplies one stage, whose products are added to sums, or are the first of sums that are not
+// scaled. Calls `begun()` when products of the stage before have ended. Calls `ended()` where its
+// own have ended at the end. at: of the stage in `memory`. first: in the first stage.
+template <class T, int Rows, int SB, int Bits, class Begun, class Ended>
+__device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_of_tile,
+                                               const unsigned char* memory, int at,
+                                               const LanePlace<T, Rows, SB, Bits>& first, bool adds,
+                                               uint32_t (&a)[2][2][4], float (&sums)[Rows / 8][4],
+                                               const Begun& begun, const Ended& ended) {
+  using S = HopperStage<Rows, SB, Bits>;
+  constexpr bool kScales = kScalesSums<Rows, SB>;
+  using L = LineOf<T, Rows, SB, Bits>;
+  const SharedOperand x(shared_address(memory) + at, 16, 8 * S::kRowBytes);
+  float products[kScales ? Rows / 8 : 1][4];
+  auto& c = first_if<kScales>(products, sums);
+  L line, of_block;  // of the whole stage, or of the lane's block and of the one that is multiplied
+  const LanePlace<T, Rows, SB, Bits> lane = first.moved(at);
+  LaneWords<Bits> words = read_words<Bits>(lane.codes, lane.upper);
+  if constexpr (SB == kBlocks)
+    read_line<T>(read_lane_scales(lane.scales, lane.zeros), line);
+  else
+    read_line_of_block<Bits>(p.kind, memory + at + lane.record_at, stage_of_tile * kBlocks, line);
+#pragma unroll
+  for (int j = 0; j < kBlocks; ++j) {
+    if constexpr (SB != kBlocks) of_block = line_of_lane(line, j);
+    make_weights<T>(words, lane.selector, SB == kBlocks ? line : of_block, a[j % 2]);
+    wgmma_begin();
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int k = j * 2 + h;  // in sixteens
+      wgmma_rows<T>(c, a[j % 2][h], x.at(k / 4 * S::kXColumns + k % 4 * 32),
+                    (!kScales && adds) || k > 0);
+    }
+    wgmma_commit();
+    if (j + 1 < kBlocks) {
+      const int next = (j + 1) * block_bytes(Bits);
+      words = read_words<Bits>(lane.codes + next, lane.upper + next);
+    }
+    wgmma_wait<1>();
+    if (!kScales && j == 0) begun();
+  }
+  if constexpr (kScales) {
+    wgmma_wait<0>();
+    pin_all(products);
+    ended();
+#pragma unroll
+    for (int i = 0; i < Rows / 8; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[i][e] = fmaf(line.scale[e / 2], products[i][e], sums[i][e]);
+  }
+}
+
+template <class T, int Rows, int SB, int Bits>
+__global__ void __launch_bounds__(HopperStage<Rows, SB, Bits>::kThreads, 1)
+    matmul_tiles_hopper_kernel(const __grid_constant__ HopperProduct a) {
+#if KIVI_WGMMA
+  using S = HopperStage<Rows, SB, Bits>;
+  const TileProduct& p = a.p;
+  extern __shared__ unsigned char unaligned[];
+  unsigned char* const memory =
+      unaligned + (kAlignment - shared_address(unaligned) % kAlignment) % kAlignment;
+  __shared__ uint64_t barriers[2 * S::kStages];  // full, then empty
+  const int first = first_unit(int(blockIdx.x), p.units),
+            last = first_unit(int(blockIdx.x) + 1, p.units);
+  const int lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the warp's
+  const uint32_t full = shared_address(barriers), empty = full + 8 * S::kStages;
+  let_next_start();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < S::kStages; ++i) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, kConsumers<Rows> / 32);
+    }
+    fence_before_async_copy();
+  }
+  __syncthreads();
+  if (warp >= kConsumers<Rows> / 32) {
+    registers_down<S::kProducerRegisters>();
+    const int first_tile = first / p.stages_of_tile, next = (first_tile + 1) * p.stages_of_tile;
+    if (warp == kConsumers<Rows> / 32) {
+      if (lane == 0) produce<Rows, SB, Bits>(a, first, last, shared_address(memory), full, empty);
+    } else if (warp == kConsumers<Rows> / 32 + 1 && first % p.stages_of_tile != 0 && next < last) {
+      wait_for_early_part<Rows>();
+      if (lane == 0) tell(p.counters + first_tile);
+    }
+    return;
+  }
+  registers_up<S::kConsumerRegisters>();
+  wait_for_previous();  // before this kernel writes
+  float sums[Rows / 8][4];
+  uint32_t weights[2][2][4];
+  int slot = 0;  // stage in shared memory
+  uint32_t parity = 0;
+  LanePlace<T, Rows, SB, Bits> place(p, shared_address(memory));
+  place.keep();
+  for (int unit = first; unit < last;) {
+    const int tile = unit / p.stages_of_tile, begin = tile * p.stages_of_tile;
+    const int end = min(last, begin + p.stages_of_tile), start = unit;
+    int before = slot;
+    if constexpr (kScalesSums<Rows, SB>) {
+#pragma unroll
+      for (int i = 0; i < Rows / 8; ++i) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0;
+    }
+    for (; unit < end; ++unit) {
+      barrier_wait(full + 8 * slot, parity);
+      multiply_stage<T, Rows, SB, Bits>(
+          p, unit - begin, memory, slot * S::kBytes, place, unit > start, weights, sums,
+          [&] {
+            if (unit > start && lane == 0) barrier_arrive(empty + 8 * before);
+          },
+          [&] {
+            if (lane == 0) barrier_arrive(empty + 8 * slot);
+          });
+      before = slot;
+      if (++slot == S::kStages) slot = 0, parity ^= 1;
+    }
+    if constexpr (!kScalesSums<Rows, SB>) {
+      wgmma_wait<0>();
+      pin_all(sums);
+      if (lane == 0) barrier_arrive(empty + 8 * before);
+    }
+    const TileParts parts(p, tile);
+    const int fours = (min(Rows, p.t - tile % a.chunks * Rows) + 7) / 8;
+    if (parts.whole()) {
+#pragma unroll
+      for (int i = 0; i < Rows / 8; ++i)
+        store_four<T, Rows>(a, tile, threadIdx.x, i,
+                            make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
+    } else if (int(blockIdx.x) - parts.first < parts.joining) {
+      join<T, Rows>(a, parts, fours, sums);
+    } else {
+      leave_part<Rows>(p, parts, fours, sums);
+      early_part_is_written<Rows>();
+    }
+  }
+#endif
+}
+
+// A matrix [rows, width] of which a copy brings box_rows rows of box_width elements.
+inline bool make_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t width,
+              int64_t rows, int64_t row_bytes, int box_width, int box_rows,
+              CUtensorMapSwizzle swizzle) {
+  const auto encode = tensor_map_encoder();
+  if (encode == nullptr) return false;
+  const cuuint64_t sizes[2] = {cuuint64_t(width), cuuint64_t(rows)};
+  const cuuint64_t strides[1] = {cuuint64_t(row_bytes)};
+  const cuuint32_t box[2] = {cuuint32_t(box_width), cuuint32_t(box_rows)}, steps[2] = {1, 1};
+  return encode(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+template <class T, int Rows, int SB, int Bits>
+cudaError_t launch_hopper(const TileProduct& product, const TileProductWorkspace& workspace,
+                   int multiprocessors, cudaStream_t stream) {
+  using S = HopperStage<Rows, SB, Bits>;
+  constexpr size_t kShared = size_t(S::kStages) * S::kBytes + kAlignment;
+  constexpr size_t kPartials = 2 * kPart<Rows> * sizeof(float4);  // of a block
+  HopperProduct a;
+  a.p = product;
+  TileProduct& p = a.p;
+  a.chunks = (p.t + Rows - 1) / Rows;
+  p.stages_of_tile = (p.k + kColumns - 1) / kColumns;
+  p.stage_records = std::max(1, kColumns / p.unit_columns);
+  const int64_t tiles = int64_t((p.n + kHeight<Rows> - 1) / kHeight<Rows>) * a.chunks;
+  const int64_t units = tiles * p.stages_of_tile;
+  p.units = int(units);
+  int64_t blocks =
+      std::min({units, int64_t(multiprocessors), int64_t(workspace.partials_bytes / kPartials),
+                (int64_t(1) << 31) / units - 1});
+  // Where no block does more then, each tile is cut into equal pieces, and a block has one of them.
+  if (const int64_t pieces = blocks / tiles;
+      pieces > 0 && (p.stages_of_tile + pieces - 1) / pieces <= (units + blocks - 1) / blocks)
+    blocks = tiles * pieces;
+  if (blocks < 1 || tiles > workspace.counters_count) return cudaErrorInvalidValue;
+  const int words = p.record_bytes / 4;
+  if (!make_map(a.codes, CU_TENSOR_MAP_DATA_TYPE_UINT64, p.codes,
+                p.blocks * (block_bytes(Bits) / 8), p.tiles, p.blocks * block_bytes(Bits),
+                kBlocks * block_bytes(Bits) / 8, kSubtiles<Rows>, CU_TENSOR_MAP_SWIZZLE_NONE) ||
+      !make_map(a.scales, CU_TENSOR_MAP_DATA_TYPE_UINT32, p.scales, p.tile_scales / 4, p.tiles,
+                p.tile_scales, p.stage_records * words, kSubtiles<Rows>,
+                CU_TENSOR_MAP_SWIZZLE_NONE) ||
+      !make_map(a.x, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, p.x, p.k, p.t, p.x_stride * 2, 64, Rows,
+                CU_TENSOR_MAP_SWIZZLE_128B))
+    return cudaErrorNotSupported;
+  const auto kernel = matmul_tiles_hopper_kernel<T, Rows, SB, Bits>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kShared));
+  if (error != cudaSuccess) return error;
+  return launch_overlapped(kernel, dim3(unsigned(blocks)), dim3(S::kThreads), kShared, stream, a);
+}
+
+// Rows of x of a tile, for more than 96 rows. The costs are times of two tiles
+// (docs/design/decisions/035-weights-rounded-in-registers.md).
+inline int tile_rows(int t) {
+  struct Choice {
+    int rows, cost;
+  };
+  constexpr Choice kChoices[] = {{192, 22}, {160, 18}, {128, 16}};
+  const auto cost = [&](const Choice& c) { return (t + c.rows - 1) / c.rows * c.cost; };
+  return std::ranges::min_element(kChoices, {}, cost)->rows;
+}
+
+template <class T, int SB, int Bits>
+cudaError_t matmul_tiles_hopper_as(const TileProduct& p, const TileProductWorkspace& workspace,
+                                   int multiprocessors, cudaStream_t stream) {
+  const auto with = [&]<int Rows>() {
+    return launch_hopper<T, Rows, SB, Bits>(p, workspace, multiprocessors, stream);
+  };
+  if (p.t <= 16) return with.template operator()<16>();
+  if (p.t <= 32) return with.template operator()<32>();
+  if (p.t <= 48) return with.template operator()<48>();
+  if (p.t <= 64) return with.template operator()<64>();
+  if (p.t <= 96) return with.template operator()<96>();
+  const int rows = tile_rows(p.t);
+  if (rows == 192) return with.template operator()<192>();
+  if (rows == 160) return with.template operator()<160>();
+  return with.template operator()<128>();
+}
+
+}  // namespace kivi::cuda
