@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tiles of matmul_tiles_hopper.cuh: their sizes, and how the blocks that share a tile add up its
-// parts.
+// The tiles of matmul_tiles_hopper.cuh: their sizes, and how the blocks that share a tile add up
+// its parts.
 //
 // A block's sums of a tile are fours: two rows of W by two rows of x. A part, the sums of one
 // block, lies in the workspace as fours of all threads. Those blocks whose work ends with the tile

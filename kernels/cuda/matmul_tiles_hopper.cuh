@@ -31,7 +31,7 @@
 #include "kernels/cuda/matmul_tiles_hopper.h"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/tensor_map_encoder.cuh"
-#include "kernels/cuda/weights_in_registers.cuh"
+#include "kernels/cuda/weights_of_blocks.cuh"
 #include "kernels/cuda/wgmma_rows.cuh"
 
 namespace kivi::cuda {
@@ -69,17 +69,16 @@ struct HopperStage {
 // int4 alone has one scale for all blocks of a stage, and it has no minimum.
 template <int Rows, int SB>
 constexpr bool kScalesSums = (SB == kBlocks) && (Rows <= kTileProductRowsExactGroups);
+// The line of a stage where one scale holds for all of it, and of a block elsewhere.
+template <class T, int Rows>
+using StageLine =
+    std::conditional_t<kScalesSums<Rows, kBlocks>, CodeLine,
+                       std::conditional_t<std::is_same_v<T, __half>, ZeroLine, PairLine>>;
+template <class T, int Bits>
+using LineOfBlock = std::conditional_t<Bits == 8, ByteLine<T>,
+                                       std::conditional_t<Bits == 6, HalfLines<T>, RestLine<T>>>;
 template <class T, int Rows, int SB, int Bits>
-using LineOf = std::conditional_t<
-    kScalesSums<Rows, SB>, CodeLine,
-    std::conditional_t<
-        SB == kBlocks, std::conditional_t<std::is_same_v<T, __half>, ZeroLine, PairLine>,
-        std::conditional_t<
-            Bits == 8, ByteLine,
-            std::conditional_t<
-                Bits == 6,
-                std::conditional_t<std::is_same_v<T, __half>, HalfLines, HalfBlockLines>,
-                std::conditional_t<std::is_same_v<T, __half>, WeightLine, BlockLine>>>>>;
+using LineOf = std::conditional_t<SB == kBlocks, StageLine<T, Rows>, LineOfBlock<T, Bits>>;
 
 template <bool kFirst, class A, class B>
 __device__ __forceinline__ auto& first_if(A& first, B& second) {
@@ -180,7 +179,7 @@ struct LanePlace {
   // The same for each stage, in registers. The compiler would compute it again for each.
   __device__ __forceinline__ void keep() {
     codes = kept(codes);
-    if constexpr (kUpperWords<Bits> > 0) upper = kept(upper);
+    if constexpr (kUpperWords < Bits >> 0) upper = kept(upper);
     if constexpr (SB == kBlocks)
       scales = kept(scales), zeros = kept(zeros);
     else
@@ -351,8 +350,8 @@ __global__ void __launch_bounds__(HopperStage<Rows, SB, Bits>::kThreads, 1)
 
 // A matrix [rows, width] of which a copy brings box_rows rows of box_width elements.
 inline bool make_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t width,
-              int64_t rows, int64_t row_bytes, int box_width, int box_rows,
-              CUtensorMapSwizzle swizzle) {
+                     int64_t rows, int64_t row_bytes, int box_width, int box_rows,
+                     CUtensorMapSwizzle swizzle) {
   const auto encode = tensor_map_encoder();
   if (encode == nullptr) return false;
   const cuuint64_t sizes[2] = {cuuint64_t(width), cuuint64_t(rows)};
@@ -365,7 +364,7 @@ inline bool make_map(CUtensorMap& map, CUtensorMapDataType type, const void* dat
 
 template <class T, int Rows, int SB, int Bits>
 cudaError_t launch_hopper(const TileProduct& product, const TileProductWorkspace& workspace,
-                   int multiprocessors, cudaStream_t stream) {
+                          int multiprocessors, cudaStream_t stream) {
   using S = HopperStage<Rows, SB, Bits>;
   constexpr size_t kShared = size_t(S::kStages) * S::kBytes + kAlignment;
   constexpr size_t kPartials = 2 * kPart<Rows> * sizeof(float4);  // of a block

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads codes of 4, 5, 6 and 8 bits and their scales as kernels/weight_codec.h lays them out. A lane
-// of a warp holds two neighboring rows, 2 g and 2 g + 1, of a tile of 16: the low nibbles of a
+// Reads codes of 4, 5, 6 and 8 bits and their scales as kernels/weight_codec.h lays them out. A
+// lane of a warp holds two neighboring rows, 2 g and 2 g + 1, of a tile of 16: the low nibbles of a
 // block's codes of these rows and of the columns 4 t to 4 t + 3 and 16 + 4 t to 16 + 4 t + 3 are 8
 // bytes that lie side by side, and the warp reads all 256 bytes of the block. Codes of 8 bits are
 // two such parts of 256 bytes: of the columns below 16, and of the others.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Times of products by quantized matrices, for docs/benchmarks/weights.md: cuda_test "[.bench]".
+// Times of products by quantized matrices, for docs/benchmarks/weights.md: cuda_test "[.bench]"
+// with activations in bf16, and cuda_test "[.bench-f16]".
 #include <algorithm>
 
 #include "tests/cuda/gpu_weight.h"
@@ -16,20 +17,31 @@ Buffer repeated(const std::byte* pattern, int64_t length, int64_t bytes) {
   return std::move(made).value();
 }
 
+std::vector<uint16_t> normal_numbers(DType type, int64_t count, float deviation,
+                                     std::mt19937& random) {
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<uint16_t> numbers;
+  for (int64_t i = 0; i < count; ++i) {
+    const float v = normal(random);
+    numbers.push_back(type == DType::f16 ? to_f16(v).bits : to_bf16(v).bits);
+  }
+  return numbers;
+}
+const std::byte* bytes_of(const std::vector<uint16_t>& numbers) {
+  return reinterpret_cast<const std::byte*>(numbers.data());
+}
+
 // Copies of a matrix that together are larger than the level-2 cache.
 class BenchWeights {
  public:
-  BenchWeights(const WeightFormat& format, int64_t n, int64_t k, std::mt19937& random) {
+  BenchWeights(const WeightFormat& format, DType type, int64_t n, int64_t k, std::mt19937& random) {
     constexpr int64_t kRows = 64, kBytesMin = int64_t(500) << 20, kCopiesMax = 32;
     if (format.kind == WeightKind::plain) {
-      std::vector<bf16> numbers;
-      std::normal_distribution<float> normal(0, 0.02f);
-      for (int64_t i = 0; i < kRows * k; ++i) numbers.push_back(to_bf16(normal(random)));
-      const auto* pattern = reinterpret_cast<const std::byte*>(numbers.data());
+      const std::vector<uint16_t> numbers = normal_numbers(type, kRows * k, 0.02f, random);
       bytes = n * k * 2;
       for (int64_t i = 0; i < kCopiesMax && i * bytes < kBytesMin; ++i) {
-        buffers_.push_back(repeated(pattern, int64_t(numbers.size()) * 2, bytes));
-        copies.emplace_back(make_tensor(buffers_.back().data(), DType::bf16, n, k));
+        buffers_.push_back(repeated(bytes_of(numbers), int64_t(numbers.size()) * 2, bytes));
+        copies.emplace_back(make_tensor(buffers_.back().data(), type, n, k));
       }
       return;
     }
@@ -68,18 +80,14 @@ double microseconds_of_product(const BenchWeights& w, const Tensor& x, const Ten
   return gpu().seconds_between(0, 1) * 1e6 / kRuns / double(w.copies.size());
 }
 
-}  // namespace
-
-// Hidden: cuda_test "[.bench]". Microseconds a product, GB/s of W, TFLOP/s.
-TEST_CASE("Bench: products by quantized matrices of Llama-3-8B", "[.bench]") {
+// Prints microseconds a product, GB/s of W, and TFLOP/s.
+void time_products(DType type, const std::vector<int>& rows) {
   std::mt19937 random(79);
   constexpr int64_t kRowsMax = 4096, kWidest = 28672;
-  std::vector<bf16> numbers;
-  std::normal_distribution<float> normal;
-  for (int i = 0; i < 1'000'003; ++i) numbers.push_back(to_bf16(normal(random)));
-  const auto* pattern = reinterpret_cast<const std::byte*>(numbers.data());
-  const Buffer x = repeated(pattern, int64_t(numbers.size()) * 2, kRowsMax * kWidest * 2);
-  const Buffer out = repeated(pattern, int64_t(numbers.size()) * 2, kRowsMax * kWidest * 2);
+  const std::vector<uint16_t> numbers = normal_numbers(type, 1'000'003, 1, random);
+  const int64_t bytes = int64_t(numbers.size()) * 2;
+  const Buffer x = repeated(bytes_of(numbers), bytes, kRowsMax * kWidest * 2);
+  const Buffer out = repeated(bytes_of(numbers), bytes, kRowsMax * kWidest * 2);
   for (const auto& [n, k] : {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}})
     for (const WeightFormat& format : {WeightFormat{},
                                        {WeightKind::e4m3},
@@ -90,17 +98,27 @@ TEST_CASE("Bench: products by quantized matrices of Llama-3-8B", "[.bench]") {
                                        {WeightKind::q5_k},
                                        {WeightKind::q6_k},
                                        {WeightKind::q8_0}}) {
-      const BenchWeights w(format, n, k, random);
+      const BenchWeights w(format, type, n, k, random);
       give_scratch(w.copies[0], kRowsMax);
-      for (const int t :
-           {1, 4, 8, 9, 16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 1024, 4096}) {
-        const double us = microseconds_of_product(w, make_tensor(x.data(), DType::bf16, t, k),
-                                                  make_tensor(out.data(), DType::bf16, t, n));
+      for (const int t : rows) {
+        const double us = microseconds_of_product(w, make_tensor(x.data(), type, t, k),
+                                                  make_tensor(out.data(), type, t, n));
         std::printf("%-9s [%d, %d] rows %4d: %8.2f us %6.0f GB/s %5.0f TFLOP/s\n",
                     name_of(format).c_str(), n, k, t, us, double(w.bytes) / us / 1e3,
                     2.0 * t * n * k / us / 1e6);
       }
     }
+}
+
+}  // namespace
+
+// Hidden: cuda_test "[.bench]" and cuda_test "[.bench-f16]".
+TEST_CASE("Bench: products by quantized matrices of Llama-3-8B, bf16", "[.bench]") {
+  time_products(DType::bf16, {1, 4, 8, 9, 16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512,
+                              640, 1024, 4096});
+}
+TEST_CASE("Bench: products by quantized matrices of Llama-3-8B, f16", "[.bench-f16]") {
+  time_products(DType::f16, {1, 8, 9, 16, 32, 64, 128, 256, 448, 1024});
 }
 
 }  // namespace kivi::test
