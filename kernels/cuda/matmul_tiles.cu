@@ -347,11 +347,6 @@ bool has_large_groups(const WeightFormat& format) {
 // Codes of more than 4 bits have kernels on Hopper alone.
 bool is_wide(const WeightFormat& format) { return layout_of(format.kind).bits > 4; }
 
-// Rows up to which matmul_tiles_pairs has the product.
-int pair_rows(const WeightFormat& format) {
-  return is_wide(format) || has_large_groups(format) ? 8 : kTileProductRowsExact;
-}
-
 }  // namespace
 
 bool has_tile_format(const WeightFormat& format) {
@@ -377,15 +372,14 @@ bool has_tile_format(const WeightFormat& format) {
 int tile_product_rows() { return has_wgmma() ? kTileProductRowsHopper : kTileProductRows; }
 
 int64_t tile_rows_max(const WeightFormat& format) {
-  if (has_wgmma())
-    return has_large_groups(format) ? kTileProductRowsHopper : kTileProductRowsSmallGroups;
+  if (has_wgmma()) return kTileProductRowsHopper;
   return has_minimum(format.kind) ? 32 : 128;
 }
 
 bool rounds_weights(int64_t rows, const Weight& w) {
   const WeightFormat& format = w.format;
   if (rows > tile_rows_max(format)) return true;
-  if (is_wide(format)) return rows > pair_rows(format) || block_count(w.columns) < kPairBlocksMin;
+  if (is_wide(format) && block_count(w.columns) < kPairBlocksMin) return true;
   return has_wgmma() &&
          rows > (has_large_groups(format) ? kTileProductRowsExactGroups : kTileProductRowsExact);
 }
@@ -430,15 +424,14 @@ cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, c
                 .out_f32 = out.dtype == DType::f32,
                 .pairs = out.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(out.data) % 4 == 0};
   if (cudaError_t error = cudaSuccess;
-      p.t <= pair_rows(w.format) && runs_hopper_code() &&
+      p.t <= kTileProductRowsExact && runs_hopper_code() &&
       matmul_tiles_pairs(p, x.dtype, workspace, multiprocessors, stream, error))
     return error;
   return with_half_type(x.dtype, [&]<class T>() {
-    const bool wide = is_wide(w.format);
-    if (p.t <= 8 && !wide) return launch_format<T, 1>(p, workspace, multiprocessors, stream);
-    static_assert(kTileProductRowsExact == 16);
-    if (has_wgmma() && (p.t > kTileProductRowsExact || wide || has_large_groups(w.format)))
-      return matmul_tiles_hopper(p, x.dtype, workspace, multiprocessors, stream);
+    static_assert(kTileProductRowsExact == 8);
+    if (p.t <= 8 && !is_wide(w.format))
+      return launch_format<T, 1>(p, workspace, multiprocessors, stream);
+    if (has_wgmma()) return matmul_tiles_hopper(p, x.dtype, workspace, multiprocessors, stream);
     if (p.t <= 16) return launch_format<T, 2>(p, workspace, multiprocessors, stream);
     return launch_format<T, 8>(p, workspace, multiprocessors, stream);
   });

@@ -64,9 +64,9 @@ cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,
                                 const TileProductWorkspace& workspace, int multiprocessors,
                                 cudaStream_t stream);
 
-// Products of up to 16 rows on Hopper. Returns false, and starts nothing, where the workspace is
-// too small, for rows of fewer than 8 blocks, and for int4 with a scale for 128 columns or more
-// whose rows are no multiple of 128 columns.
+// Products of up to kTileProductRowsExact rows on Hopper. Returns false, and starts nothing, where
+// the workspace is too small, for rows of fewer than 8 blocks, and for int4 with a scale for 128
+// columns or more whose rows are no multiple of 128 columns.
 bool matmul_tiles_pairs(const TileProduct& p, DType type, const TileProductWorkspace& workspace,
                         int multiprocessors, cudaStream_t stream, cudaError_t& error);
 

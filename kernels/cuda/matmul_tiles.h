@@ -10,15 +10,13 @@
 
 namespace kivi::cuda {
 
-// Rows of x at a time: by mma.sync on any GPU, and by wgmma where the code for it runs. With more
-// rows than kTileProductRowsSmallGroups, formats with a scale for fewer than 128 columns take as
-// long as slabs do, or longer. With wgmma, products of more than kTileProductRowsExact rows round W
-// to x's type, and of more than kTileProductRowsExactGroups where a scale of int4 holds for 128
-// columns or more.
+// Rows of x at a time: by mma.sync on any GPU, and by wgmma where the code for it runs. On such
+// GPUs, matmul_tiles_pairs has products of up to kTileProductRowsExact rows, and products of more
+// round W to x's type. If a scale of int4 holds for 128 columns or more, those of more than
+// kTileProductRowsExactGroups do.
 inline constexpr int kTileProductRows = 64;
 inline constexpr int kTileProductRowsHopper = 640;
-inline constexpr int kTileProductRowsSmallGroups = 480;
-inline constexpr int kTileProductRowsExact = 16;
+inline constexpr int kTileProductRowsExact = 8;
 inline constexpr int kTileProductRowsExactGroups = 64;
 // Rows of W and of x that have a counter of TileProductWorkspace::counters.
 inline constexpr int kTileProductHeight = 64;

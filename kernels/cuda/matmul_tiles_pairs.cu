@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 1 to 16 rows of x and a W of codes of 4 bits, or for 1 to 8 rows and
-// codes of 5, 6 and 8 bits, on Hopper.
+// out = x W^T (+ bias) for 1 to 8 rows of x and a W of codes of 4, 5, 6 or 8 bits, on Hopper.
 //
 // Bytes: W once, 4.3 to 8.5 bits a code. Operations: 2 t n k on tensor cores (mma.m16n8k16).
 // Codes go from global memory to registers, 16 bytes a lane, and never through shared memory:
 // asynchronous copies of 16 bytes a lane halve the rate (decision 046).
 //
 // Mapping. A tile is 16 rows of W. A warp multiplies two tiles at a time, so that each lane's 16
-// bytes are operands A of four products (two of codes of 8 bits), and x is read once for both tiles. A row is cut into runs
-// of 256 columns, and the runs into slices of up to 16. Each warp of a block has the same run of a
-// slice in every tile, so it copies that run of x once (pair_rows.cuh). It leaves its sums of a
-// pair of tiles in one of many slots in shared memory, and goes on. When the slots are full, or at
-// the end, the block adds up the runs. Where a row has several slices, each has a block, and the
-// last of these blocks to end adds up the slices. The order of additions depends on k alone.
+// bytes are operands A of four products (two of codes of 8 bits), and x is read once for both
+// tiles. A row is cut into runs of 256 columns, and the runs into slices of up to 16. Each warp of
+// a block has the same run of a slice in every tile, so it copies that run of x once
+// (pair_rows.cuh). It leaves its sums of a pair of tiles in one of many slots in shared memory, and
+// goes on. When the slots are full, or at the end, the block adds up the runs. Where a row has
+// several slices, each has a block, and the last of these blocks to end adds up the slices. The
+// order of additions depends on k alone.
 //
 // W is operand A and x is operand B, both in f16. A code is a subnormal, which is exact (decision
 // 003). x in bf16 is first multiplied by a power of two for each row and run, so that f16 holds it
@@ -56,8 +56,7 @@ struct Unit {
 };
 
 // Codes of a block, two rows of a lane, as operands A of two products h: columns below 16 (h = 0)
-// and the others. They are c 2^-24, or 16 c 2^-24 where h = 1 and Shifted is false.
-template <bool Shifted>
+// and the others. They are c 2^-24, or 16 c 2^-24 where h = 1.
 __device__ __forceinline__ void unpack_rows(uint32_t first, uint32_t second, uint32_t (&a)[2][4]) {
   constexpr uint32_t kLow = 0x000F000Fu, kHigh = 0x00F000F0u;
   const uint32_t rows[2] = {first, second};
@@ -66,12 +65,12 @@ __device__ __forceinline__ void unpack_rows(uint32_t first, uint32_t second, uin
     const uint32_t word = rows[row];
     a[0][row] = word & kLow;
     a[0][2 + row] = word >> 8 & kLow;
-    a[1][row] = Shifted ? word >> 4 & kLow : word & kHigh;
-    a[1][2 + row] = Shifted ? word >> 12 & kLow : word >> 8 & kHigh;
+    a[1][row] = word & kHigh;
+    a[1][2 + row] = word >> 8 & kHigh;
   }
 }
 
-// The same of bytes. words: of the columns below 16, and of the others, of a row. They are c 2^-24.
+// The same of bytes. words: of the columns below 16, and of the others, of a row. All are c 2^-24.
 __device__ __forceinline__ void unpack_bytes(const uint32_t (&words)[2], int row,
                                              uint32_t (&a)[2][4]) {
 #pragma unroll
@@ -81,7 +80,7 @@ __device__ __forceinline__ void unpack_bytes(const uint32_t (&words)[2], int row
   }
 }
 
-// Adds bits 4 and up to a row's codes of a block in operands A (unpack_rows<false>). words: of the
+// Adds bits 4 and up to a row's codes of a block in operands A (unpack_rows). words: of the
 // row (UpperBits), of which the lane has quads t and 4 + t.
 template <int Bits>
 __device__ __forceinline__ void add_upper_bits(const uint32_t (&words)[Bits - 4], int row,
@@ -139,42 +138,30 @@ class Loader {
   const std::byte *codes_, *scales_;
 };
 
-// Adds the products of a unit to sums: for each eight rows of x (nt) and two rows of the lane (m),
-// rows 4q + 2m and 4q + 2m + 1 of W by rows 2t and 2t + 1 of x. from: the unit's columns of x.
-// x_sums: the lane's sums of them.
-template <int NT>
-__device__ __forceinline__ void multiply_unit(const Unit<LargeGroups>& w,
-                                              const unsigned char* const (&from)[NT],
-                                              const float* x_sums, float (&sums)[NT][2][4]) {
-  // With more rows of x, a second set of accumulators does not fit the registers.
-  constexpr bool kShifted = NT > 1;
-  float c[NT][2][kShifted ? 1 : 2][4] = {};
+// Adds the products of a unit to sums: for each two rows of the lane (m), rows 4q + 2m and
+// 4q + 2m + 1 of W by rows 2t and 2t + 1 of x. from: the unit's columns of x. x_sums: the lane's
+// sums of them.
+__device__ __forceinline__ void multiply_unit(const Unit<LargeGroups>& w, const unsigned char* from,
+                                              const float* x_sums, float (&sums)[2][4]) {
+  float c[2][2][4] = {};
   const uint32_t zeros = w.scales.zeros & 0x7F7F7F7Fu;
+  const float2 of_x = *reinterpret_cast<const float2*>(x_sums);
 #pragma unroll
-  for (int nt = 0; nt < NT; ++nt) {
-    const float2 of_x = *reinterpret_cast<const float2*>(x_sums + nt * 8);
-#pragma unroll
-    for (int row = 0; row < 4; ++row) {
-      const float zero = byte_of(zeros, row);
-      c[nt][row / 2][0][row % 2 * 2] = zero * of_x.x;
-      c[nt][row / 2][0][row % 2 * 2 + 1] = zero * of_x.y;
-    }
+  for (int row = 0; row < 4; ++row) {
+    const float zero = byte_of(zeros, row);
+    c[row / 2][0][row % 2 * 2] = zero * of_x.x;
+    c[row / 2][0][row % 2 * 2 + 1] = zero * of_x.y;
   }
 #pragma unroll
   for (int j = 0; j < kUnitBlocks; ++j) {
-    uint4 v[NT];
-#pragma unroll
-    for (int nt = 0; nt < NT; ++nt) v[nt] = *reinterpret_cast<const uint4*>(from[nt] + j * 64);
+    const uint4 v = *reinterpret_cast<const uint4*>(from + j * 64);
     const uint32_t words[4] = {w.codes[j][0].x, w.codes[j][0].y, w.codes[j][0].z, w.codes[j][0].w};
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       uint32_t rows[2][4];
-      unpack_rows<kShifted>(words[2 * m], words[2 * m + 1], rows);
-#pragma unroll
-      for (int nt = 0; nt < NT; ++nt) {
-        multiply_add_here(c[nt][m][0], rows[0], v[nt].x, v[nt].y);
-        multiply_add_here(c[nt][m][kShifted ? 0 : 1], rows[1], v[nt].z, v[nt].w);
-      }
+      unpack_rows(words[2 * m], words[2 * m + 1], rows);
+      multiply_add_here(c[m][0], rows[0], v.x, v.y);
+      multiply_add_here(c[m][1], rows[1], v.z, v.w);
     }
   }
   const uint4& s = w.scales.scales;
@@ -184,19 +171,13 @@ __device__ __forceinline__ void multiply_unit(const Unit<LargeGroups>& w,
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float scale = __uint_as_float(scales[2 * m + i / 2]) * kCodeScale<__half>;
-#pragma unroll
-      for (int nt = 0; nt < NT; ++nt) {
-        float sum = c[nt][m][0][i];
-        if constexpr (!kShifted) sum = fmaf(c[nt][m][1][i], 1.0f / 16, sum);
-        sums[nt][m][i] = fmaf(scale, sum, sums[nt][m][i]);
-      }
+      sums[m][i] = fmaf(scale, fmaf(c[m][1][i], 1.0f / 16, c[m][0][i]), sums[m][i]);
     }
 }
 
 // Rows 2m and 2m + 1 of the lane, block j of a unit, as operands A.
 template <class F>
-__device__ __forceinline__ void make_operands(const Unit<F>& w, int j, int m,
-                                              uint32_t (&a)[2][4]) {
+__device__ __forceinline__ void make_operands(const Unit<F>& w, int j, int m, uint32_t (&a)[2][4]) {
   const auto of_row = [&](const uint4& rows, int row) {
     return m == 0 ? (row == 0 ? rows.x : rows.y) : (row == 0 ? rows.z : rows.w);
   };
@@ -208,78 +189,67 @@ __device__ __forceinline__ void make_operands(const Unit<F>& w, int j, int m,
     }
     return;
   }
-  unpack_rows<false>(of_row(w.codes[j][0], 0), of_row(w.codes[j][0], 1), a);
-  if constexpr (kUpperWords<F::kBits> > 0) {
+  unpack_rows(of_row(w.codes[j][0], 0), of_row(w.codes[j][0], 1), a);
+  if constexpr (kUpperWords < F::kBits >> 0) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       uint32_t upper[kUpperWords<F::kBits>];
 #pragma unroll
-      for (int i = 0; i < kUpperWords<F::kBits>; ++i) upper[i] = of_lane(of_row(w.upper[i], row), j);
+      for (int i = 0; i < kUpperWords<F::kBits>; ++i)
+        upper[i] = of_lane(of_row(w.upper[i], row), j);
       add_upper_bits<F::kBits>(upper, row, a);
     }
   }
 }
 
 // Adds the products of a unit where each block has scales. The sums are what F::Run::finish takes.
-template <int NT, class F>
-__device__ __forceinline__ void multiply_unit(const Unit<F>& w,
-                                              const unsigned char* const (&from)[NT],
-                                              const float* x_sums, float (&sums)[NT][2][4]) {
+template <class F>
+__device__ __forceinline__ void multiply_unit(const Unit<F>& w, const unsigned char* from,
+                                              const float* x_sums, float (&sums)[2][4]) {
   constexpr float kSecond = F::kBits == 8 ? 1.0f : 1.0f / 16;  // as operands are made
 #pragma unroll
   for (int j = 0; j < kUnitBlocks; ++j) {
-    uint4 v[NT];
-    float2 of_x[NT];
-#pragma unroll
-    for (int nt = 0; nt < NT; ++nt) {
-      v[nt] = *reinterpret_cast<const uint4*>(from[nt] + j * 64);
-      if constexpr (F::kXSums == XSums::blocks)
-        of_x[nt] = *reinterpret_cast<const float2*>(x_sums + (j * NT + nt) * 8);
-    }
+    const uint4 v = *reinterpret_cast<const uint4*>(from + j * 64);
+    float2 of_x = {};
+    if constexpr (F::kXSums == XSums::blocks)
+      of_x = *reinterpret_cast<const float2*>(x_sums + j * kPairRowsMax);
     const BlockScales s = F::block(w.scales, j);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       uint32_t rows[2][4];
       make_operands<F>(w, j, m, rows);
+      float c[2][4];
+      multiply_here(c[0], rows[0], v.x, v.y);
+      multiply_here(c[1], rows[1], v.z, v.w);
 #pragma unroll
-      for (int nt = 0; nt < NT; ++nt) {
-        float c[2][4];
-        multiply_here(c[0], rows[0], v[nt].x, v[nt].y);
-        multiply_here(c[1], rows[1], v[nt].z, v[nt].w);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int row_of = 2 * m + i / 2;
-          if constexpr (F::kXSums == XSums::two_operands) {
-            sums[nt][m][i] =
-                fmaf(s.other[row_of], c[1][i], fmaf(s.scale[row_of], c[0][i], sums[nt][m][i]));
-            continue;
-          }
-          float sum = fmaf(c[1][i], kSecond, c[0][i]);
-          if constexpr (F::kXSums == XSums::blocks)
-            sum = fmaf(s.zero[row_of], i % 2 == 0 ? of_x[nt].x : of_x[nt].y, sum);
-          sums[nt][m][i] = fmaf(s.scale[row_of], sum, sums[nt][m][i]);
+      for (int i = 0; i < 4; ++i) {
+        const int row_of = 2 * m + i / 2;
+        if constexpr (F::kXSums == XSums::two_operands) {
+          sums[m][i] = fmaf(s.other[row_of], c[1][i], fmaf(s.scale[row_of], c[0][i], sums[m][i]));
+          continue;
         }
+        float sum = fmaf(c[1][i], kSecond, c[0][i]);
+        if constexpr (F::kXSums == XSums::blocks)
+          sum = fmaf(s.zero[row_of], i % 2 == 0 ? of_x.x : of_x.y, sum);
+        sums[m][i] = fmaf(s.scale[row_of], sum, sums[m][i]);
       }
     }
   }
 }
 
 // Leaves a warp's sums of a pair of tiles: [row of x, kPairPitch].
-template <class T, int NT>
+template <class T>
 __device__ __forceinline__ void leave_sums(int rows, const float* factors,
-                                           const float (&sums)[NT][2][4], float* to) {
+                                           const float (&sums)[2][4], float* to) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int nt = 0; nt < NT; ++nt)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = nt * 8 + lane % 4 * 2 + i;
-      if (row >= rows) continue;
-      const float factor = std::is_same_v<T, __half> ? 1.0f : factors[row];
-      const float(&c)[2][4] = sums[nt];
-      *reinterpret_cast<float4*>(to + row * kPairPitch + lane / 4 * 4) = make_float4(
-          c[0][i] * factor, c[0][2 + i] * factor, c[1][i] * factor, c[1][2 + i] * factor);
-    }
+  for (int i = 0; i < 2; ++i) {
+    const int row = lane % 4 * 2 + i;
+    if (row >= rows) continue;
+    const float factor = std::is_same_v<T, __half> ? 1.0f : factors[row];
+    *reinterpret_cast<float4*>(to + row * kPairPitch + lane / 4 * 4) = make_float4(
+        sums[0][i] * factor, sums[0][2 + i] * factor, sums[1][i] * factor, sums[1][2 + i] * factor);
+  }
 }
 
 // The sum of a slice's runs, which lie `stride` apart.
@@ -295,7 +265,7 @@ __device__ __forceinline__ float sum_of_runs(const float* from, int runs, int st
   return sum;
 }
 
-template <class T, int NT, class F>
+template <class T, class F>
 __global__ void __launch_bounds__(kWarpsMax * 32, 1)
     matmul_tiles_pairs_kernel(const __grid_constant__ PairProduct a) {
   const TileProduct& p = a.p;
@@ -321,18 +291,15 @@ __global__ void __launch_bounds__(kWarpsMax * 32, 1)
   loader.move_on();
 
   wait_for_previous();
-  float* const factors = reinterpret_cast<float*>(memory + a.factors_at) + warp * (8 * NT);
-  unsigned char* const x_sums = memory + a.x_sums_at + warp * kXSumBytes<F::kXSums, NT>;
+  float* const factors = reinterpret_cast<float*>(memory + a.factors_at) + warp * kPairRowsMax;
+  unsigned char* const x_sums = memory + a.x_sums_at + warp * kXSumBytes<F::kXSums>;
   unsigned char* const x = memory + warp * (kRunColumns * 2);
   if (works)
-    copy_x<T, NT, F::kXSums>(p, own_block * kWeightBlock, first_block * kWeightBlock, x, a.x_pitch,
-                             factors, x_sums);
-  const RunSums<NT, F::kXSums> run_sums = read_run_sums<NT, F::kXSums>(p.t, x_sums);
+    copy_x<T, F::kXSums>(p, own_block * kWeightBlock, first_block * kWeightBlock, x, a.x_pitch,
+                         factors, x_sums);
+  const RunSums<F::kXSums> run_sums = read_run_sums<F::kXSums>(p.t, x_sums);
   // Columns of products are independent, so lanes of rows beyond x may read any row.
-  const unsigned char* from[NT];
-#pragma unroll
-  for (int nt = 0; nt < NT; ++nt)
-    from[nt] = x + min(nt * 8 + lane / 4, p.t - 1) * a.x_pitch + lane % 4 * 16;
+  const unsigned char* const from = x + min(lane / 4, p.t - 1) * a.x_pitch + lane % 4 * 16;
 
   // Sums: [slot, run, row of x, kPairPitch].
   auto* const joined = reinterpret_cast<float*>(memory + a.sums_at);
@@ -341,21 +308,19 @@ __global__ void __launch_bounds__(kWarpsMax * 32, 1)
 #pragma unroll 1
   for (int tile = first_tile; tile < end_tile; tile += 2) {
     if (works) {
-      float sums[NT][2][4] = {};
+      float sums[2][4] = {};
       typename F::Run run;
 #pragma unroll
       for (int unit = 0; unit < kUnits; ++unit) {
-        const unsigned char* of_unit[NT];
-#pragma unroll
-        for (int nt = 0; nt < NT; ++nt) of_unit[nt] = from[nt] + unit * (kUnitColumns * 2);
-        multiply_unit<NT>(w[unit], of_unit, x_sums_of_unit<F::kXSums, NT>(x_sums, unit), sums);
+        multiply_unit(w[unit], from + unit * (kUnitColumns * 2),
+                      x_sums_of_unit<F::kXSums>(x_sums, unit), sums);
         run.take(unit, w[unit].scales);
         loader.load(p, unit, w[unit]);
         __syncwarp();  // loads stay before the next unit
       }
       loader.move_on();
       run.finish(run_sums, sums);
-      leave_sums<T, NT>(p.t, factors, sums, joined + (slot * warps + warp) * pitch);
+      leave_sums<T>(p.t, factors, sums, joined + (slot * warps + warp) * pitch);
     }
     const bool more = tile + 2 < end_tile;
     if (++slot < a.slots && more) continue;
@@ -399,14 +364,14 @@ __global__ void __launch_bounds__(kWarpsMax * 32, 1)
   }
 }
 
-template <class T, int NT, class F>
+template <class T, class F>
 cudaError_t launch(const TileProduct& p, const TileProductWorkspace& workspace, int multiprocessors,
                    cudaStream_t stream, bool& fits) {
   const int runs = (p.blocks + kRunBlocks - 1) / kRunBlocks;
   const int slices = (runs + kWarpsMax - 1) / kWarpsMax, warps = (runs + slices - 1) / slices;
   const int groups = std::min(p.tiles, std::max(1, multiprocessors / slices));
   // For as many rows as the kernel takes, so that a row's bits do not depend on their number.
-  const int64_t partials = int64_t(p.tiles) * kWeightTileRows * slices * (8 * NT);
+  const int64_t partials = int64_t(p.tiles) * kWeightTileRows * slices * kPairRowsMax;
   fits = slices == 1 ||
          (groups <= workspace.counters_count && partials * 4 <= int64_t(workspace.partials_bytes) &&
           partials < int64_t(1) << 31);
@@ -420,32 +385,26 @@ cudaError_t launch(const TileProduct& p, const TileProductWorkspace& workspace, 
                 .x_sums_at = 0,
                 .sums_at = 0};
   a.factors_at = p.t * a.x_pitch;
-  a.x_sums_at = a.factors_at + warps * 8 * NT * 4;
-  a.sums_at = a.x_sums_at + warps * kXSumBytes<F::kXSums, NT>;
+  a.x_sums_at = a.factors_at + warps * kPairRowsMax * 4;
+  a.sums_at = a.x_sums_at + warps * kXSumBytes<F::kXSums>;
   const int slot_bytes = warps * p.t * kPairPitch * 4;
   const int pairs = ((p.tiles + groups - 1) / groups + 1) / 2;
   a.slots = std::min(pairs, (kSharedMax - a.sums_at) / slot_bytes);
-  static_assert(8 * NT * (kWarpsMax * (kRunColumns * 2 + kPairPitch * 4 + 4) + 64) +
-                    kWarpsMax * kXSumBytes<F::kXSums, NT> <=
+  static_assert(kPairRowsMax * (kWarpsMax * (kRunColumns * 2 + kPairPitch * 4 + 4) + 64) +
+                    kWarpsMax * kXSumBytes<F::kXSums> <=
                 kSharedMax);  // at least one slot
-  const auto kernel = matmul_tiles_pairs_kernel<T, NT, F>;
+  const auto kernel = matmul_tiles_pairs_kernel<T, F>;
   if (const cudaError_t error = prefer_shared_memory(kernel, kSharedMax); error != cudaSuccess)
     return error;
   return launch_overlapped(kernel, dim3(unsigned(groups * slices)), dim3(unsigned(warps) * 32),
                            size_t(a.sums_at + a.slots * slot_bytes), stream, a);
 }
 
-template <class T, int NT>
+template <class T>
 cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& workspace,
                           int multiprocessors, cudaStream_t stream, bool& fits) {
   const auto with = [&]<class F>() {
-    return launch<T, NT, F>(p, workspace, multiprocessors, stream, fits);
-  };
-  // More rows of x by more than 4 bits do not fit the registers.
-  const auto wide = [&]<class F>() {
-    if constexpr (NT == 1) return launch<T, NT, F>(p, workspace, multiprocessors, stream, fits);
-    fits = false;
-    return cudaSuccess;
+    return launch<T, F>(p, workspace, multiprocessors, stream, fits);
   };
   const bool four = p.bits == 4;
   switch (p.kind) {
@@ -453,17 +412,17 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
       return p.unit_columns >= kUnitColumns ? with.template operator()<LargeGroups>()
                                             : with.template operator()<SmallGroups>();
     case WeightKind::q4_0:
-      if (p.bits == 8) return wide.template operator()<BlockScale<8, 128>>();
+      if (p.bits == 8) return with.template operator()<BlockScale<8, 128>>();
       return four ? with.template operator()<BlockScale<4, 8>>()
-                  : wide.template operator()<BlockScale<5, 16>>();
+                  : with.template operator()<BlockScale<5, 16>>();
     case WeightKind::q4_1:
       return four ? with.template operator()<BlockScaleMinimum<4>>()
-                  : wide.template operator()<BlockScaleMinimum<5>>();
+                  : with.template operator()<BlockScaleMinimum<5>>();
     case WeightKind::q4_k:
       return four ? with.template operator()<Superblock<4>>()
-                  : wide.template operator()<Superblock<5>>();
+                  : with.template operator()<Superblock<5>>();
     default:
-      return wide.template operator()<SixBits>();
+      return with.template operator()<SixBits>();
   }
 }
 
@@ -478,8 +437,7 @@ bool matmul_tiles_pairs(const TileProduct& p, DType type, const TileProductWorks
     return false;
   bool fits = false;
   error = with_half_type(type, [&]<class T>() {
-    return p.t <= 8 ? launch_format<T, 1>(p, workspace, multiprocessors, stream, fits)
-                    : launch_format<T, 2>(p, workspace, multiprocessors, stream, fits);
+    return launch_format<T>(p, workspace, multiprocessors, stream, fits);
   });
   return fits;
 }

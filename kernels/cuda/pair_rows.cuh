@@ -15,6 +15,7 @@ constexpr int kRunColumns = 256;
 constexpr int kRunBlocks = kRunColumns / kWeightBlock;
 static_assert(kRunBlocks == kPairBlocksMin);
 constexpr int kWarpsMax = 16;
+constexpr int kPairRowsMax = 8;        // rows of x
 constexpr int kSharedMax = 225 << 10;  // bytes of a block
 
 // Runs of a slice that hold columns.
@@ -51,26 +52,26 @@ __device__ __forceinline__ void store_in_order(unsigned char* at, const uint4& v
       make_uint2(__byte_perm(v.z, v.w, 0x5410), __byte_perm(v.z, v.w, 0x7632));
 }
 
-// The sums of a warp's run of x, in shared memory, for 8 NT rows:
+// The sums of a warp's run of x, in shared memory, for kPairRowsMax rows:
 //   units, blocks          [units or blocks of the run, row], f32
 //   operand, two_operands  [row, t] two or four words of operands B; then [row] f32 that undo their
 //                          power of two
 template <XSums Sums>
 constexpr int kOperandBytes = Sums == XSums::two_operands ? 64 : 32;  // of a row
-template <XSums Sums, int NT>
-constexpr int kXSumBytes = 8 * NT*(Sums == XSums::units    ? kRunColumns / kUnitColumns * 4
-                                   : Sums == XSums::blocks ? kRunBlocks * 4
-                                                           : kOperandBytes<Sums> + 4);
+template <XSums Sums>
+constexpr int kXSumBytes = kPairRowsMax*(Sums == XSums::units    ? kRunColumns / kUnitColumns * 4
+                                         : Sums == XSums::blocks ? kRunBlocks * 4
+                                                                 : kOperandBytes<Sums> + 4);
 
 // Where a lane finds the sums of a unit's columns of rows 2t and 2t + 1.
-template <XSums Sums, int NT>
+template <XSums Sums>
 __device__ __forceinline__ const float* x_sums_of_unit(const unsigned char* sums, int unit) {
   constexpr int kOfUnit = Sums == XSums::units ? 1 : kUnitBlocks;
-  return reinterpret_cast<const float*>(sums) + unit * kOfUnit * (8 * NT) + threadIdx.x % 4 * 2;
+  return reinterpret_cast<const float*>(sums) + unit * kOfUnit * kPairRowsMax + threadIdx.x % 4 * 2;
 }
 
 // sum: of the lane's eight columns of a row. Writes the sums of the row's run.
-template <XSums Sums, int NT>
+template <XSums Sums>
 __device__ __forceinline__ void write_x_sums(unsigned char* to, int row, float sum) {
   constexpr uint32_t kAll = 0xffffffffu;
   constexpr float kScale = -1 / kCodeScale<__half>;
@@ -81,9 +82,9 @@ __device__ __forceinline__ void write_x_sums(unsigned char* to, int row, float s
   if constexpr (Sums == XSums::units) {
     sum += __shfl_xor_sync(kAll, sum, 4);
     sum += __shfl_xor_sync(kAll, sum, 8);
-    if (lane % 16 == 0) reinterpret_cast<float*>(to)[lane / 16 * (8 * NT) + row] = sum * kScale;
+    if (lane % 16 == 0) reinterpret_cast<float*>(to)[lane / 16 * kPairRowsMax + row] = sum * kScale;
   } else if constexpr (Sums == XSums::blocks) {
-    if (lane % 4 == 0) reinterpret_cast<float*>(to)[lane / 4 * (8 * NT) + row] = sum * kScale;
+    if (lane % 4 == 0) reinterpret_cast<float*>(to)[lane / 4 * kPairRowsMax + row] = sum * kScale;
   } else {
     // As in to_half, the largest of the run gets an exponent of 14.
     const uint32_t most = __reduce_max_sync(kAll, __float_as_uint(sum) & 0x7FFFFFFFu);
@@ -100,35 +101,31 @@ __device__ __forceinline__ void write_x_sums(unsigned char* to, int row, float s
     if (lane % kLanes == 0) halves[0] = high;
     if (lane % kLanes == 1) halves[kOperandBytes<Sums> / 16] = low;
     if (lane == 0)
-      reinterpret_cast<float*>(to + 8 * NT * kOperandBytes<Sums>)[row] =
+      reinterpret_cast<float*>(to + kPairRowsMax * kOperandBytes<Sums>)[row] =
           __uint_as_float(uint32_t(exponent - 14) << 23);
   }
 }
 
-template <int NT, XSums Sums>
-__device__ __forceinline__ RunSums<NT, Sums> read_run_sums(int rows, const unsigned char* from) {
-  RunSums<NT, Sums> sums = {};
+template <XSums Sums>
+__device__ __forceinline__ RunSums<Sums> read_run_sums(int rows, const unsigned char* from) {
+  RunSums<Sums> sums = {};
   if constexpr (Sums != XSums::operand && Sums != XSums::two_operands) return sums;
   const int lane = threadIdx.x % 32;
+  // Columns of products are independent, so lanes of rows beyond x may read any row.
+  const unsigned char* const of_row = from + min(lane / 4, rows - 1) * kOperandBytes<Sums>;
+  constexpr int kWords = RunSums<Sums>::kWords;
 #pragma unroll
-  for (int nt = 0; nt < NT; ++nt) {
-    // Columns of products are independent, so lanes of rows beyond x may read any row.
-    const unsigned char* const of_row =
-        from + min(nt * 8 + lane / 4, rows - 1) * kOperandBytes<Sums>;
-    constexpr int kWords = RunSums<NT, Sums>::kWords;
-#pragma unroll
-    for (int i = 0; i < kWords; ++i)
-      sums.b[nt][i] = reinterpret_cast<const uint32_t*>(of_row)[lane % 4 * kWords + i];
-    sums.factor[nt] =
-        reinterpret_cast<const float2*>(from + 8 * NT * kOperandBytes<Sums>)[nt * 4 + lane % 4];
-  }
+  for (int i = 0; i < kWords; ++i)
+    sums.b[i] = reinterpret_cast<const uint32_t*>(of_row)[lane % 4 * kWords + i];
+  sums.factor =
+      reinterpret_cast<const float2*>(from + kPairRowsMax * kOperandBytes<Sums>)[lane % 4];
   return sums;
 }
 
 // Copies the warp's run of x, the 256 columns from `first_column` on, into shared memory as f16,
 // with zeros for columns below `own_column` and from p.k on. Writes what its products are
-// multiplied by to factors [8 NT] (bf16 alone), and the sums of columns to x_sums.
-template <class T, int NT, XSums Sums>
+// multiplied by to factors [kPairRowsMax] (bf16 alone), and the sums of columns to x_sums.
+template <class T, XSums Sums>
 __device__ __forceinline__ void copy_x(const TileProduct& p, int own_column, int first_column,
                                        unsigned char* to, int pitch, float* factors,
                                        unsigned char* x_sums) {
@@ -136,33 +133,26 @@ __device__ __forceinline__ void copy_x(const TileProduct& p, int own_column, int
   const bool inside = column >= own_column && column < p.k;
   const std::byte* const from = p.x + column * 2;
   to += place_in_run(lane);
-  constexpr int kBatch = 8;
+  uint4 v[kPairRowsMax] = {};
 #pragma unroll
-  for (int begin = 0; begin < 8 * NT; begin += kBatch) {
-    if (begin >= p.t) break;
-    uint4 v[kBatch] = {};
+  for (int row = 0; row < kPairRowsMax; ++row)
+    if (row < p.t && inside) v[row] = *reinterpret_cast<const uint4*>(from + row * p.x_stride * 2);
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i)
-      if (begin + i < p.t && inside)
-        v[i] = *reinterpret_cast<const uint4*>(from + (begin + i) * p.x_stride * 2);
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int row = begin + i;
-      if (row >= p.t) break;
-      if constexpr (!std::is_same_v<T, __half>) {
-        const float factor = to_half(v[i]);
-        if (lane == 0) factors[row] = factor;
-      }
-      store_in_order(to + row * pitch, v[i]);
-      const uint32_t words[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
-      float sum = 0;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const float2 two = __half22float2(as_half2(words[w]));
-        sum += two.x + two.y;
-      }
-      write_x_sums<Sums, NT>(x_sums, row, sum);
+  for (int row = 0; row < kPairRowsMax; ++row) {
+    if (row >= p.t) break;
+    if constexpr (!std::is_same_v<T, __half>) {
+      const float factor = to_half(v[row]);
+      if (lane == 0) factors[row] = factor;
     }
+    store_in_order(to + row * pitch, v[row]);
+    const uint32_t words[4] = {v[row].x, v[row].y, v[row].z, v[row].w};
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const float2 two = __half22float2(as_half2(words[w]));
+      sum += two.x + two.y;
+    }
+    write_x_sums<Sums>(x_sums, row, sum);
   }
   __syncwarp();
 }

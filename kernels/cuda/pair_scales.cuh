@@ -115,21 +115,17 @@ struct LargeGroups : GroupRecords {
   }
   struct Run {
     __device__ __forceinline__ void take(int /*unit*/, const Unit& /*w*/) {}
-    template <int NT>
-    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& /*x*/,
-                                           float (&/*sums*/)[NT][2][4]) const {}
+    __device__ __forceinline__ void finish(const RunSums<kXSums>& /*x*/,
+                                           float (&/*sums*/)[2][4]) const {}
   };
 };
 
 // Sums of codes are 2^-24 of what they stand for until they are multiplied by this.
-template <int NT>
-__device__ __forceinline__ void scale_codes(float (&sums)[NT][2][4]) {
+__device__ __forceinline__ void scale_codes(float (&sums)[2][4]) {
 #pragma unroll
-  for (int nt = 0; nt < NT; ++nt)
+  for (int m = 0; m < 2; ++m)
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[nt][m][i] *= kCodeScale<__half>;
+    for (int i = 0; i < 4; ++i) sums[m][i] *= kCodeScale<__half>;
 }
 
 // int4 with one scale for 32 or 64 columns.
@@ -155,9 +151,8 @@ struct SmallGroups : GroupRecords {
   }
   struct Run {
     __device__ __forceinline__ void take(int /*unit*/, const Unit& /*w*/) {}
-    template <int NT>
-    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& /*x*/,
-                                           float (&sums)[NT][2][4]) const {
+    __device__ __forceinline__ void finish(const RunSums<kXSums>& /*x*/,
+                                           float (&sums)[2][4]) const {
       scale_codes(sums);
     }
   };
@@ -185,8 +180,8 @@ struct BlockRecords {
   }
 };
 
-// Q4_0, Q5_0 and Q8_0: scale * (code - zero). The zero point is the same for all rows and blocks, so
-// scales multiply sums of x.
+// Q4_0, Q5_0 and Q8_0: scale * (code - zero). The zero point is the same for all rows and blocks,
+// so scales multiply sums of x.
 template <int Bits, int Zero>
 struct BlockScale : BlockRecords<Bits, 1> {
   static constexpr XSums kXSums = XSums::operand;
@@ -200,9 +195,7 @@ struct BlockScale : BlockRecords<Bits, 1> {
   struct Run {
     uint2 scales[2];
     __device__ __forceinline__ void take(int unit, const Unit& w) { scales[unit] = w.scales; }
-    template <int NT>
-    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& x,
-                                           float (&sums)[NT][2][4]) const {
+    __device__ __forceinline__ void finish(const RunSums<kXSums>& x, float (&sums)[2][4]) const {
       uint32_t pairs[4];
       pair_halves(scales[0], scales[1], pairs);
       add_run_sums(pairs, pairs, x, sums, [](int, float scaled, float codes) {
@@ -227,9 +220,7 @@ struct BlockScaleMinimum : BlockRecords<Bits, 2> {
   struct Run {
     uint2 minima[2];
     __device__ __forceinline__ void take(int unit, const Unit& w) { minima[unit] = w.minima; }
-    template <int NT>
-    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& x,
-                                           float (&sums)[NT][2][4]) const {
+    __device__ __forceinline__ void finish(const RunSums<kXSums>& x, float (&sums)[2][4]) const {
       uint32_t pairs[4];
       pair_halves(minima[0], minima[1], pairs);
       add_run_sums(pairs, pairs, x, sums, [](int, float minima_of_row, float codes) {
@@ -283,9 +274,7 @@ struct Superblock {
       d = w.d;
       dmin = w.dmin;
     }
-    template <int NT>
-    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& x,
-                                           float (&sums)[NT][2][4]) const {
+    __device__ __forceinline__ void finish(const RunSums<kXSums>& x, float (&sums)[2][4]) const {
       uint32_t pairs[4];
 #pragma unroll
       for (int row = 0; row < 4; ++row) pairs[row] = pair_bytes(minima[0], minima[1], row);
@@ -357,9 +346,7 @@ struct SixBits {
       scales[unit][1] = w.scales[1];
       d = w.d;
     }
-    template <int NT>
-    __device__ __forceinline__ void finish(const RunSums<NT, kXSums>& x,
-                                           float (&sums)[NT][2][4]) const {
+    __device__ __forceinline__ void finish(const RunSums<kXSums>& x, float (&sums)[2][4]) const {
       uint32_t pairs[2][4];
 #pragma unroll
       for (int unit = 0; unit < 2; ++unit)

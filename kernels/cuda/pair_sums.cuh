@@ -39,34 +39,30 @@ enum class XSums { units, blocks, operand, two_operands };
 //   which
 //                 meet upper bits, and columns 2t + 8 and 2t + 9, which meet the rest.
 //   two_operands  of 16 runs of 16 columns, in their order: upper bits, then the rest
-template <int NT, XSums Sums>
+template <XSums Sums>
 struct RunSums {
   static constexpr int kWords = Sums == XSums::two_operands ? 4 : 2;
-  uint32_t b[NT][kWords];
-  float2 factor[NT];  // undoes the power of two, for rows 2t and 2t + 1 of x
+  uint32_t b[kWords];
+  float2 factor;  // undoes the power of two, for rows 2t and 2t + 1 of x
 };
 
 // The sums of a run of codes become sums of weights. first, second: for each of the lane's rows,
 // what multiplies sums of x: columns 2t and 2t + 1 of A, and columns 2t + 8 and 2t + 9. add(row,
 // sum of such products, sum of codes).
-template <int NT, XSums Sums, class Add>
+template <XSums Sums, class Add>
 __device__ __forceinline__ void add_run_sums(const uint32_t (&first)[4],
-                                             const uint32_t (&second)[4],
-                                             const RunSums<NT, Sums>& x, float (&sums)[NT][2][4],
-                                             const Add& add) {
+                                             const uint32_t (&second)[4], const RunSums<Sums>& x,
+                                             float (&sums)[2][4], const Add& add) {
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
     const uint32_t a[4] = {first[2 * m], first[2 * m + 1], second[2 * m], second[2 * m + 1]};
+    float c[4];
+    multiply_here(c, a, x.b[0], x.b[1]);
+    if constexpr (Sums == XSums::two_operands) multiply_add_here(c, a, x.b[2], x.b[3]);
 #pragma unroll
-    for (int nt = 0; nt < NT; ++nt) {
-      float c[4];
-      multiply_here(c, a, x.b[nt][0], x.b[nt][1]);
-      if constexpr (Sums == XSums::two_operands) multiply_add_here(c, a, x.b[nt][2], x.b[nt][3]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& sum = sums[nt][m][i];
-        sum = add(2 * m + i / 2, c[i] * (i % 2 == 0 ? x.factor[nt].x : x.factor[nt].y), sum);
-      }
+    for (int i = 0; i < 4; ++i) {
+      float& sum = sums[m][i];
+      sum = add(2 * m + i / 2, c[i] * (i % 2 == 0 ? x.factor.x : x.factor.y), sum);
     }
   }
 }
