@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tiles of matmul_tiles_hopper.cuh: their sizes, and how the blocks that share a tile add up
-// its parts.
+// The tiles of products by wgmma (matmul_tiles_hopper.cuh, matmul_e4m3_hopper.cu): their sizes, and
+// how the blocks that share a tile add up its parts.
 //
-// A block's sums of a tile are fours: two rows of W by two rows of x. A part, the sums of one
-// block, lies in the workspace as fours of all threads. Those blocks whose work ends with the tile
-// wait for all parts, and each adds up a share of the fours, in the order of the blocks.
+// A block's sums of a tile are fours: two neighboring rows of W by two rows of x. A part, the sums
+// of one block, lies in the workspace as fours of all threads. Those blocks whose work ends with
+// the tile wait for all parts, and each adds up a share of the fours, in the order of the blocks.
 #pragma once
 
 #include <cuda.h>
@@ -33,8 +33,33 @@ constexpr int kPart = Rows / 8 * kConsumers<Rows>;
 struct HopperProduct {
   CUtensorMap codes, scales, x;
   TileProduct p;
-  int chunks;  // of rows of x, of a tile of W
+  int chunks;                        // of rows of x, of a tile of W
+  const float *w_scales, *x_scales;  // of each row, if W and x are e4m3
 };
+
+// Which two rows of 16 rows of W a lane's fours are of. Codes lie in tiles so that a lane has rows
+// 2 g and 2 g + 1 (kernels/weight_codec.h). Rows of e4m3 become neighbors by make_neighbors().
+enum class RowOrder { tiles, e4m3 };
+template <RowOrder Order>
+__device__ __forceinline__ int first_row_of(int lane) {
+  const int g = lane / 4;
+  return Order == RowOrder::tiles ? 2 * g : g / 2 * 2 + g % 2 * 8;
+}
+// Sums of rows g and g + 8 of a product become those of neighbors: rows g and g + 1 where g is
+// even, rows g + 7 and g + 8 elsewhere. All lanes of a warp call it.
+template <int N>
+__device__ __forceinline__ void make_neighbors(float (&sums)[N][4]) {
+  const bool odd = threadIdx.x / 4 % 2 == 1;
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      float &first = sums[i][x], &second = sums[i][2 + x];
+      const float taken = __shfl_xor_sync(0xffffffffu, odd ? first : second, 4);
+      first = odd ? taken : first;
+      second = odd ? second : taken;
+    }
+}
 
 constexpr int largest_divisor(int n, int most) {
   int divisor = std::min(n, most);
@@ -86,14 +111,22 @@ struct TileParts {
 }
 
 // Stores a four: two rows of W by two rows of x. It is four i of a thread.
-template <class T, int Rows>
+template <class T, int Rows, RowOrder Order>
 __device__ __forceinline__ void store_four(const HopperProduct& a, int tile, int thread, int i,
                                            const float4& c) {
-  const int n =
-      tile / a.chunks * kHeight<Rows> + thread / 32 * kWeightTileRows + thread % 32 / 4 * 2;
+  const int n = tile / a.chunks * kHeight<Rows> + thread / 32 * kWeightTileRows +
+                first_row_of<Order>(thread % 32);
   const int row = tile % a.chunks * Rows + i * 8 + thread % 4 * 2;
-  store_two<T>(a.p, row, n, c.x, c.z);
-  store_two<T>(a.p, row + 1, n, c.y, c.w);
+  if constexpr (Order == RowOrder::tiles) {
+    store_two<T>(a.p, row, n, c.x, c.z);
+    store_two<T>(a.p, row + 1, n, c.y, c.w);
+  } else {
+    if (row >= a.p.t || n >= a.p.n) return;
+    const float first = a.w_scales[n], second = n + 1 < a.p.n ? a.w_scales[n + 1] : 0.0f;
+    const float x = a.x_scales[row], next = row + 1 < a.p.t ? a.x_scales[row + 1] : 0.0f;
+    store_two<T>(a.p, row, n, c.x * (first * x), c.z * (second * x));
+    store_two<T>(a.p, row + 1, n, c.y * (first * next), c.w * (second * next));
+  }
 }
 
 // Leaves a block's part of a tile for others.
@@ -124,7 +157,7 @@ __device__ __forceinline__ void leave_part(const TileProduct& p, const TileParts
 
 // Adds up fours [begin, end) of all parts of a tile in the order of blocks, and stores the sums.
 // The loads of Parts parts of Fours fours are under way at a time.
-template <class T, int Rows, int Fours, int Parts>
+template <class T, int Rows, RowOrder Order, int Fours, int Parts>
 __device__ __forceinline__ void add_share(const HopperProduct& a, const TileParts& parts, int begin,
                                           int end) {
   constexpr int kThreads = kConsumers<Rows>;
@@ -152,14 +185,14 @@ __device__ __forceinline__ void add_share(const HopperProduct& a, const TilePart
     for (int four = 0; four < Fours; ++four) {
       const int place = at + four * kThreads;
       if (place < end)
-        store_four<T, Rows>(a, parts.tile, place % kThreads, place / kThreads, sums[four]);
+        store_four<T, Rows, Order>(a, parts.tile, place % kThreads, place / kThreads, sums[four]);
     }
   }
 }
 
 // Adds up the parts of a tile in the order of blocks, and stores the sums. All consumers of a block
 // whose work ends with this tile call it. fours: of a thread, with rows of x.
-template <class T, int Rows>
+template <class T, int Rows, RowOrder Order>
 __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& parts, int fours,
                                      const float (&sums)[Rows / 8][4]) {
   const TileProduct& p = a.p;
@@ -185,7 +218,7 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
         if (begin + i >= fours) break;
         const float(&c)[4] = sums[begin + i];
         add_to(v[i], make_float4(c[0], c[1], c[2], c[3]));
-        store_four<T, Rows>(a, parts.tile, threadIdx.x, begin + i, v[i]);
+        store_four<T, Rows, Order>(a, parts.tile, threadIdx.x, begin + i, v[i]);
       }
     }
     return;
@@ -203,9 +236,29 @@ __device__ __forceinline__ void join(const HopperProduct& a, const TileParts& pa
   const int all = fours * kConsumers<Rows>;
   const int begin = own * all / parts.joining, end = (own + 1) * all / parts.joining;
   if (count > 4)
-    add_share<T, Rows, 2, 8>(a, parts, begin, end);
+    add_share<T, Rows, Order, 2, 8>(a, parts, begin, end);
   else
-    add_share<T, Rows, 4, 4>(a, parts, begin, end);
+    add_share<T, Rows, Order, 4, 4>(a, parts, begin, end);
+}
+
+// A block has all products of its part of a tile: stores sums, adds them up with others, or leaves
+// them. All consumers call it.
+template <class T, int Rows, RowOrder Order>
+__device__ __forceinline__ void finish_tile(const HopperProduct& a, int tile,
+                                            const float (&sums)[Rows / 8][4]) {
+  const TileParts parts(a.p, tile);
+  const int fours = (min(Rows, a.p.t - tile % a.chunks * Rows) + 7) / 8;
+  if (parts.whole()) {
+#pragma unroll
+    for (int i = 0; i < Rows / 8; ++i)
+      store_four<T, Rows, Order>(a, tile, threadIdx.x, i,
+                                 make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
+  } else if (int(blockIdx.x) - parts.first < parts.joining) {
+    join<T, Rows, Order>(a, parts, fours, sums);
+  } else {
+    leave_part<Rows>(a.p, parts, fours, sums);
+    early_part_is_written<Rows>();
+  }
 }
 
 }  // namespace kivi::cuda

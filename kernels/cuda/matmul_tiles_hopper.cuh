@@ -27,33 +27,21 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/hopper_tile_parts.cuh"
+#include "kernels/cuda/hopper_tile_work.cuh"
 #include "kernels/cuda/matmul_tiles_hopper.h"
-#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/tensor_map_encoder.cuh"
 #include "kernels/cuda/weights_of_blocks.cuh"
 #include "kernels/cuda/wgmma_rows.cuh"
 
 namespace kivi::cuda {
 
-constexpr int kAlignment = 1024;  // of swizzled rows
-constexpr int kProducers = 128;   // of which one copies, and one warp tells of early parts
 constexpr int kBlocks = kHopperBlocks;
 constexpr int kColumns = kBlocks * kWeightBlock;  // of a stage
-constexpr int kSharedMax = 227 << 10;
 
 // Sizes for up to Rows rows of x. SB: blocks of 32 columns under one scale, or 1. Bits: of a code.
 template <int Rows, int SB, int Bits>
 struct HopperStage {
-  static constexpr int kThreads = kConsumers<Rows> + kProducers;
-  // Registers of a thread. The kernel starts with kRegisters for each thread. All warpgroups
-  // together may not have more than that later.
-  static constexpr int kWarpgroups = kConsumers<Rows> / 128;
-  static constexpr int kRegisters = kWarpgroups == 4 ? 96 : kWarpgroups == 3 ? 128 : 168;
-  static constexpr int kConsumerRegisters = kWarpgroups == 4 ? 112 : kWarpgroups == 3 ? 160 : 240;
-  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32;
-  static_assert(kConsumers<Rows> * kConsumerRegisters + kProducers * kProducerRegisters <=
-                kRegisters * kThreads);
+  static constexpr int kRows = Rows, kColumns = kHopperBlocks * kWeightBlock;
   static constexpr int kRowBytes = 128;               // of 64 columns of a row of x
   static constexpr int kXColumns = Rows * kRowBytes;  // of 64 columns of all rows
   static constexpr int kX = kColumns / 64 * kXColumns;
@@ -95,38 +83,23 @@ __device__ __forceinline__ void pin_all(float (&sums)[N][4]) {
   for (int i = 0; i < N; ++i) pin(sums[i]);
 }
 
-// A box of a tensor into shared memory.
-[[maybe_unused]] __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map,
-                                                          int column, int row, uint32_t barrier,
-                                                          uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
-      : "memory");
-}
-
 // Fills stages with units [first, last). One thread calls it.
 template <int Rows, int SB, int Bits>
 __device__ __forceinline__ void produce(const HopperProduct& a, int first, int last,
                                         uint32_t shared, uint32_t full, uint32_t empty) {
   using S = HopperStage<Rows, SB, Bits>;
   const TileProduct& p = a.p;
-  // W passes through once: first to leave the level-2 cache.
-  uint64_t once, often;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
-  if (a.chunks > 1) once = kKeepNormal;
+  const CachePolicies policies(a);
   const int bytes = S::kX + S::kCodeBytes + kSubtiles<Rows> * p.stage_records * p.record_bytes;
   const auto copy_codes = [&](TilePlace at, int slot) {
     const uint32_t stage = shared + slot * S::kBytes, barrier = full + 8 * slot;
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                 : "memory");
+    expect_bytes(barrier, bytes);
     const int row = at.tile / a.chunks * kSubtiles<Rows>;
     const int record = at.stage * kColumns / p.unit_columns;
     copy_box(stage + S::kCodesAt, a.codes, at.stage * (kBlocks * block_bytes(Bits) / 8), row,
-             barrier, once);
-    copy_box(stage + S::kScalesAt, a.scales, record * (p.record_bytes / 4), row, barrier, once);
+             barrier, policies.of_w);
+    copy_box(stage + S::kScalesAt, a.scales, record * (p.record_bytes / 4), row, barrier,
+             policies.of_w);
   };
   const auto copy_x = [&](TilePlace at, int slot) {
     const uint32_t stage = shared + slot * S::kBytes, barrier = full + 8 * slot;
@@ -134,28 +107,9 @@ __device__ __forceinline__ void produce(const HopperProduct& a, int first, int l
 #pragma unroll
     for (int part = 0; part < kColumns / 64; ++part)
       copy_box(stage + part * S::kXColumns, a.x, at.stage * kColumns + part * 64, row, barrier,
-               often);
+               policies.of_x);
   };
-  const int ahead = min(S::kStages, last - first);
-  TilePlace at{first / p.stages_of_tile, first % p.stages_of_tile};
-  // Codes need not wait for the kernel before. But the first x comes late if more of them are asked
-  // for before it: with the codes of all stages, 16 rows took 7 % longer.
-  if (ahead > 0) copy_codes(at, 0);
-  wait_for_previous();
-  for (int slot = 0; slot < ahead; ++slot) {
-    if (slot > 0) copy_codes(at, slot);
-    copy_x(at, slot);
-    at.move_on(p.stages_of_tile);
-  }
-  int slot = 0;
-  uint32_t parity = 0;
-  for (int unit = first + S::kStages; unit < last; ++unit) {
-    barrier_wait(empty + 8 * slot, parity);
-    copy_codes(at, slot);
-    copy_x(at, slot);
-    at.move_on(p.stages_of_tile);
-    if (++slot == S::kStages) slot = 0, parity ^= 1;
-  }
+  fill_stages<S>(p, first, last, empty, copy_codes, copy_x);
 }
 
 // Where a lane reads in a stage, in shared memory.
@@ -263,14 +217,13 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
 }
 
 template <class T, int Rows, int SB, int Bits>
-__global__ void __launch_bounds__(HopperStage<Rows, SB, Bits>::kThreads, 1)
+__global__ void __launch_bounds__(kThreadsOfBlock<Rows>, 1)
     matmul_tiles_hopper_kernel(const __grid_constant__ HopperProduct a) {
 #if KIVI_WGMMA
   using S = HopperStage<Rows, SB, Bits>;
   const TileProduct& p = a.p;
   extern __shared__ unsigned char unaligned[];
-  unsigned char* const memory =
-      unaligned + (kAlignment - shared_address(unaligned) % kAlignment) % kAlignment;
+  unsigned char* const memory = aligned_stages(unaligned);
   __shared__ uint64_t barriers[2 * S::kStages];  // full, then empty
   const int first = first_unit(int(blockIdx.x), p.units),
             last = first_unit(int(blockIdx.x) + 1, p.units);
@@ -278,26 +231,14 @@ __global__ void __launch_bounds__(HopperStage<Rows, SB, Bits>::kThreads, 1)
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the warp's
   const uint32_t full = shared_address(barriers), empty = full + 8 * S::kStages;
   let_next_start();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < S::kStages; ++i) {
-      barrier_init(full + 8 * i, 1);
-      barrier_init(empty + 8 * i, kConsumers<Rows> / 32);
-    }
-    fence_before_async_copy();
-  }
-  __syncthreads();
+  init_barriers<S>(full);
   if (warp >= kConsumers<Rows> / 32) {
-    registers_down<S::kProducerRegisters>();
-    const int first_tile = first / p.stages_of_tile, next = (first_tile + 1) * p.stages_of_tile;
-    if (warp == kConsumers<Rows> / 32) {
-      if (lane == 0) produce<Rows, SB, Bits>(a, first, last, shared_address(memory), full, empty);
-    } else if (warp == kConsumers<Rows> / 32 + 1 && first % p.stages_of_tile != 0 && next < last) {
-      wait_for_early_part<Rows>();
-      if (lane == 0) tell(p.counters + first_tile);
-    }
+    run_producers<S>(p, warp, first, last, [&] {
+      produce<Rows, SB, Bits>(a, first, last, shared_address(memory), full, empty);
+    });
     return;
   }
-  registers_up<S::kConsumerRegisters>();
+  registers_up<kConsumerRegisters<Rows>>();
   wait_for_previous();  // before this kernel writes
   float sums[Rows / 8][4];
   uint32_t weights[2][2][4];
@@ -331,60 +272,21 @@ __global__ void __launch_bounds__(HopperStage<Rows, SB, Bits>::kThreads, 1)
       pin_all(sums);
       if (lane == 0) barrier_arrive(empty + 8 * before);
     }
-    const TileParts parts(p, tile);
-    const int fours = (min(Rows, p.t - tile % a.chunks * Rows) + 7) / 8;
-    if (parts.whole()) {
-#pragma unroll
-      for (int i = 0; i < Rows / 8; ++i)
-        store_four<T, Rows>(a, tile, threadIdx.x, i,
-                            make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
-    } else if (int(blockIdx.x) - parts.first < parts.joining) {
-      join<T, Rows>(a, parts, fours, sums);
-    } else {
-      leave_part<Rows>(p, parts, fours, sums);
-      early_part_is_written<Rows>();
-    }
+    finish_tile<T, Rows, RowOrder::tiles>(a, tile, sums);
   }
 #endif
-}
-
-// A matrix [rows, width] of which a copy brings box_rows rows of box_width elements.
-inline bool make_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t width,
-                     int64_t rows, int64_t row_bytes, int box_width, int box_rows,
-                     CUtensorMapSwizzle swizzle) {
-  const auto encode = tensor_map_encoder();
-  if (encode == nullptr) return false;
-  const cuuint64_t sizes[2] = {cuuint64_t(width), cuuint64_t(rows)};
-  const cuuint64_t strides[1] = {cuuint64_t(row_bytes)};
-  const cuuint32_t box[2] = {cuuint32_t(box_width), cuuint32_t(box_rows)}, steps[2] = {1, 1};
-  return encode(&map, type, 2, const_cast<void*>(data), sizes, strides, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 template <class T, int Rows, int SB, int Bits>
 cudaError_t launch_hopper(const TileProduct& product, const TileProductWorkspace& workspace,
                           int multiprocessors, cudaStream_t stream) {
   using S = HopperStage<Rows, SB, Bits>;
-  constexpr size_t kShared = size_t(S::kStages) * S::kBytes + kAlignment;
-  constexpr size_t kPartials = 2 * kPart<Rows> * sizeof(float4);  // of a block
-  HopperProduct a;
+  HopperProduct a{};
   a.p = product;
   TileProduct& p = a.p;
-  a.chunks = (p.t + Rows - 1) / Rows;
-  p.stages_of_tile = (p.k + kColumns - 1) / kColumns;
   p.stage_records = std::max(1, kColumns / p.unit_columns);
-  const int64_t tiles = int64_t((p.n + kHeight<Rows> - 1) / kHeight<Rows>) * a.chunks;
-  const int64_t units = tiles * p.stages_of_tile;
-  p.units = int(units);
-  int64_t blocks =
-      std::min({units, int64_t(multiprocessors), int64_t(workspace.partials_bytes / kPartials),
-                (int64_t(1) << 31) / units - 1});
-  // Where no block does more then, each tile is cut into equal pieces, and a block has one of them.
-  if (const int64_t pieces = blocks / tiles;
-      pieces > 0 && (p.stages_of_tile + pieces - 1) / pieces <= (units + blocks - 1) / blocks)
-    blocks = tiles * pieces;
-  if (blocks < 1 || tiles > workspace.counters_count) return cudaErrorInvalidValue;
+  const int blocks = cut_work<S>(a, workspace, multiprocessors);
+  if (blocks == 0) return cudaErrorInvalidValue;
   const int words = p.record_bytes / 4;
   if (!make_map(a.codes, CU_TENSOR_MAP_DATA_TYPE_UINT64, p.codes,
                 p.blocks * (block_bytes(Bits) / 8), p.tiles, p.blocks * block_bytes(Bits),
@@ -395,11 +297,7 @@ cudaError_t launch_hopper(const TileProduct& product, const TileProductWorkspace
       !make_map(a.x, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, p.x, p.k, p.t, p.x_stride * 2, 64, Rows,
                 CU_TENSOR_MAP_SWIZZLE_128B))
     return cudaErrorNotSupported;
-  const auto kernel = matmul_tiles_hopper_kernel<T, Rows, SB, Bits>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kShared));
-  if (error != cudaSuccess) return error;
-  return launch_overlapped(kernel, dim3(unsigned(blocks)), dim3(S::kThreads), kShared, stream, a);
+  return launch_hopper_kernel<S>(matmul_tiles_hopper_kernel<T, Rows, SB, Bits>, a, blocks, stream);
 }
 
 // Rows of x of a tile, for more than 96 rows. The costs are times of two tiles
