@@ -23,6 +23,10 @@
 
 namespace kivi {
 
+namespace cuda {
+struct TileProductWorkspace;
+}
+
 // What the kernels need to know of the device; read once.
 struct CudaProperties {
   int device = 0;
@@ -100,7 +104,10 @@ class CudaBackend final : public Backend {
   // The ways of products.cpp. `scratch`: what is left of the product's scratch.
   void multiply_e4m3(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
                      std::byte* scratch);
+  void multiply_codes(const cuda::Matmul::Rows8& x, const Weight& w, const Tensor& bias,
+                      const Tensor& out);
   bool multiply_tiles(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out);
+  cuda::TileProductWorkspace tile_workspace() const;
   void multiply_slabs(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
                       std::byte* scratch);
 

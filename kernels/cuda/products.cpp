@@ -3,7 +3,8 @@
 //
 // clang-format off
 //   e4m3         up to 8 rows         matmul_few_rows, x in 16 bits
-//   e4m3         more, Hopper         x to e4m3, a scale a row (or it comes so); cuBLASLt
+//   e4m3         more, Hopper         x to e4m3, a scale a row (or it comes so); matmul_e4m3 up to
+//                                     64 or 128 rows, then cuBLASLt
 //   tiles        up to tile_rows_max  matmul_tiles, 64 or 640 rows at a time
 //   all          others               W to 16 bits, a slab of rows at a time; cuBLASLt
 // clang-format on
@@ -13,6 +14,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/matmul_e4m3.h"
 #include "kernels/cuda/matmul_few_rows.h"
 #include "kernels/cuda/matmul_tiles.h"
 #include "kernels/cuda/overlap.cuh"
@@ -71,7 +73,7 @@ void CudaBackend::do_matmul_quantized(const Operand& x, const Weight& w, const T
                                       const Tensor& out) {
   KIVI_VERIFY(bias.empty() || bias.dtype == x.rows.dtype);
   if (x.quantized()) {
-    matmul_.run_e4m3({x.codes, x.scales, x.count()}, w, bias, out, stream_.get());
+    multiply_codes({x.codes, x.scales, x.count()}, w, bias, out);
     return;
   }
   KIVI_VERIFY(product_scratch_bytes(w, x.count()) <= product_scratch_bytes_);
@@ -99,14 +101,28 @@ void CudaBackend::multiply_e4m3(const Tensor& x, const Weight& w, const Tensor& 
   auto* codes = reinterpret_cast<uint8_t*>(scratch);
   auto* scales = reinterpret_cast<float*>(scratch + aligned(x.rows() * w.columns));
   KIVI_CUDA_VERIFY(cuda::quantize_rows(x, codes, scales, stream_.get()));
-  matmul_.run_e4m3({codes, scales, x.rows()}, w, bias, out, stream_.get());
+  multiply_codes({codes, scales, x.rows()}, w, bias, out);
+}
+
+void CudaBackend::multiply_codes(const cuda::Matmul::Rows8& x, const Weight& w, const Tensor& bias,
+                                 const Tensor& out) {
+  const cuda::TileProductWorkspace workspace = tile_workspace();
+  if (!cuda::has_matmul_e4m3(x.rows, w, bias, out, workspace)) {
+    matmul_.run_e4m3(x, w, bias, out, stream_.get());
+    return;
+  }
+  KIVI_CUDA_VERIFY(
+      cuda::matmul_e4m3(x, w, bias, out, workspace, properties_.multiprocessors, stream_.get()));
+}
+
+cuda::TileProductWorkspace CudaBackend::tile_workspace() const {
+  return {matmul_.workspace(), cuda::kMatmulWorkspaceBytes,
+          reinterpret_cast<int*>(tile_counters_.get()), kTileCounters};
 }
 
 bool CudaBackend::multiply_tiles(const Tensor& x, const Weight& w, const Tensor& bias,
                                  const Tensor& out) {
-  const cuda::TileProductWorkspace workspace{matmul_.workspace(), cuda::kMatmulWorkspaceBytes,
-                                             reinterpret_cast<int*>(tile_counters_.get()),
-                                             kTileCounters};
+  const cuda::TileProductWorkspace workspace = tile_workspace();
   const int64_t rows_each = cuda::tile_product_rows();
   for (int64_t begin = 0; begin < x.rows(); begin += rows_each) {
     const int64_t rows = std::min(rows_each, x.rows() - begin);

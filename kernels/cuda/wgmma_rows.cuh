@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // c [64, n] f32 = (or, where `adds`, +=) A B: A [64, 16] of T in registers, B [16, n] of T in
-// shared memory with k contiguous (wgmma.cuh), for the widths n of matmul_tiles_hopper.cuh. c is in
-// fours: the sums of columns 8 j + 2 t and 8 j + 2 t + 1 of a lane's two rows.
+// shared memory with k contiguous (wgmma.cuh), for the widths n of matmul_tiles_hopper.cuh and
+// matmul_e4m3_hopper.cu. c is in fours: the sums of columns 8 j + 2 t and 8 j + 2 t + 1 of a lane's
+// two rows.
 #pragma once
 
 #include "kernels/cuda/wgmma.cuh"
@@ -54,6 +55,32 @@ KIVI_WGMMA_ROWS(128, KIVI_WGMMA_NAMES_64, "%64, %65, %66, %67", "%68", "%69", KI
 KIVI_WGMMA_ROWS(160, KIVI_WGMMA_NAMES_80, "%80, %81, %82, %83", "%84", "%85", KIVI_WGMMA_FOURS_16(0), KIVI_WGMMA_FOURS_4(16))
 KIVI_WGMMA_ROWS(192, KIVI_WGMMA_NAMES_96, "%96, %97, %98, %99", "%100", "%101", KIVI_WGMMA_FOURS_16(0), KIVI_WGMMA_FOURS_8(16))
 
+// The same of bytes of e4m3: A [64, 32] and B [32, n] in shared memory, both with k contiguous.
+#if KIVI_WGMMA
+#define KIVI_WGMMA_E4M3_ASM(n, sums, of_a, of_b, adds_name, ...) \
+  asm volatile( \
+      "{\n.reg .pred adds;\n" \
+      "setp.ne.b32 adds, " adds_name ", 0;\n" \
+      "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {" sums "}, " of_a ", " of_b ", adds, 1, 1;\n}" \
+      : __VA_ARGS__ \
+      : "l"(a), "l"(b), "r"(int(adds)))
+#else
+#define KIVI_WGMMA_E4M3_ASM(...)
+#endif
+#define KIVI_WGMMA_E4M3(n, ...) \
+  [[maybe_unused]] __device__ __forceinline__ void wgmma_e4m3(float (&c)[n / 8][4], uint64_t a, uint64_t b, bool adds) { \
+    KIVI_WGMMA_E4M3_ASM(n, __VA_ARGS__); \
+  }
+
+KIVI_WGMMA_E4M3(16, KIVI_WGMMA_NAMES_8, "%8", "%9", "%10", KIVI_WGMMA_FOURS_2(0))
+KIVI_WGMMA_E4M3(32, KIVI_WGMMA_NAMES_16, "%16", "%17", "%18", KIVI_WGMMA_FOURS_4(0))
+KIVI_WGMMA_E4M3(48, KIVI_WGMMA_NAMES_24, "%24", "%25", "%26", KIVI_WGMMA_FOURS_4(0), KIVI_WGMMA_FOURS_2(4))
+KIVI_WGMMA_E4M3(64, KIVI_WGMMA_NAMES_32, "%32", "%33", "%34", KIVI_WGMMA_FOURS_8(0))
+KIVI_WGMMA_E4M3(96, KIVI_WGMMA_NAMES_48, "%48", "%49", "%50", KIVI_WGMMA_FOURS_8(0), KIVI_WGMMA_FOURS_4(8))
+KIVI_WGMMA_E4M3(128, KIVI_WGMMA_NAMES_64, "%64", "%65", "%66", KIVI_WGMMA_FOURS_16(0))
+
+#undef KIVI_WGMMA_E4M3
+#undef KIVI_WGMMA_E4M3_ASM
 #undef KIVI_WGMMA_ROWS
 #undef KIVI_WGMMA_ROWS_ASM
 #undef KIVI_WGMMA_FOURS_16

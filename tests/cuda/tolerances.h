@@ -57,11 +57,11 @@ inline RowTolerance slab_product_tolerance(DType out, DType weights) {
   tolerance.name = "product, W rounded";
   return tolerance;
 }
-// 8-bit products on Hopper add up in fewer bits than fp32 has: 1.9 % of the row's mean size was
-// seen for 14,336 products.
+// 8-bit products on Hopper add up in fewer bits than fp32 has: 2.8 % of the row's mean size was
+// seen for 14,336 products by cuBLASLt.
 inline RowTolerance e4m3_product_tolerance(DType out) {
   RowTolerance tolerance = product_tolerance(out);
-  tolerance.of_rms += 2.5e-2;
+  tolerance.of_rms += 3.5e-2;
   tolerance.name = "product e4m3";
   return tolerance;
 }
