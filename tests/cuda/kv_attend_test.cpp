@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention against fp64 over the numbers that the store holds.
+#include "kernels/cpu/thread_pool.h"
 #include "kernels/kv_codec.h"
 #include "tests/cuda/store.h"
 
@@ -93,6 +94,11 @@ std::vector<float> reference(const TestStore& store, int sequence, const Shape& 
   return out;
 }
 
+ThreadPool& reference_threads() {
+  static ThreadPool pool(cpu_threads());
+  return pool;
+}
+
 // One launch for each of `windows`, as layers of a step would have them. `shared`: of sequences.
 void check_layers(const KvFormat& format, const Shape& shape, const std::vector<int>& lengths,
                   const std::vector<int>& windows, DType out_type, unsigned seed,
@@ -133,13 +139,17 @@ void check_layers(const KvFormat& format, const Shape& shape, const std::vector<
     gpu().kv_attend(q.on_gpu(), kv.on_gpu(), store.device(), step, 0, scale, out.on_gpu());
     REQUIRE(out.gpu_result() == got);  // whichever warp comes last
     const int columns = shape.heads_q * d;
+    const std::vector<float>& queries = q.values();
+    const std::vector<float>& own = kv.values();
+    std::vector<std::vector<float>> expected(lengths.size());
+    reference_threads().parallel_for(n, ThreadPool::kInlineWork, [&](int64_t i, int) {
+      expected[size_t(i)] = reference(store, int(i), shape, &queries[size_t(i * columns)],
+                                      &own[size_t(i * store.kv_columns())], window, scale);
+    });
     for (int i = 0; i < n; ++i) {
-      const std::vector<float> expected =
-          reference(store, i, shape, &q.values()[size_t(i * columns)],
-                    &kv.values()[size_t(i * store.kv_columns())], window, scale);
       const std::vector<float> row(got.begin() + i * columns, got.begin() + (i + 1) * columns);
       CAPTURE(lengths[size_t(i)], window);
-      CHECK(close_everywhere(row, expected, d, attention_tolerance(out_type)));
+      CHECK(close_everywhere(row, expected[size_t(i)], d, attention_tolerance(out_type)));
     }
   }
 }

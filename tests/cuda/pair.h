@@ -3,10 +3,12 @@
 // guard bytes round what the GPU writes.
 #pragma once
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <memory>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -18,8 +20,11 @@ namespace kivi::test {
 // What activations are on the GPU.
 inline constexpr DType kTypes[] = {DType::f16, DType::bf16};
 
+// Most of the time of these tests is the CPU's.
+inline int cpu_threads() { return std::clamp(int(std::thread::hardware_concurrency()), 4, 16); }
+
 inline Backend& cpu() {
-  static const auto backend = make_cpu_backend(4);
+  static const auto backend = make_cpu_backend(cpu_threads());
   return *backend;
 }
 
