@@ -2,8 +2,8 @@
 // out = x W^T (+ bias) for x and W in e4m3, both with a scale for each row, by Hopper's products of
 // a warpgroup (wgmma), for steps of few rows.
 //
-// Bytes: W once, n k. Operations: 2 t n k on tensor cores, which need a tenth of the time of the
-// bytes. So all that matters is that memory is never idle: 130 to 200 KB of W are under way on each
+// Bytes: W once, n k. Operations: 2 t n k on tensor cores, which need half of the time of the bytes
+// at most. So what matters is that memory is never idle: 120 to 200 KB of W are under way on each
 // multiprocessor.
 //
 // Mapping. A tile is 256 rows of W by up to 64 rows of x, or 192 by up to 128. Each warpgroup

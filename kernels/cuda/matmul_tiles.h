@@ -69,10 +69,10 @@ bool has_tile_product(const Tensor& x, const Weight& w, const Tensor& out,
                       const TileProductWorkspace& workspace);
 
 // x [t, k] f16 or bf16, W without `hadamard` and `order`, bias [n] of x's type or empty, out [t, n]
-// of x's type or f32. Codes are multiplied as they are and scales in fp32: nothing but the result
-// is rounded to 16 bits, except that on Hopper a bf16 number below 2^-31 of the largest of its 256
-// neighbors loses what is below 2^-39 of that. Up to 8 rows, a row of `out` depends on its row of
-// x alone, bit for bit.
+// of x's type or f32. Products that do not round W (rounds_weights) multiply codes as they are and
+// scales in fp32: nothing but the result is rounded to 16 bits, except that on Hopper a bf16 number
+// below 2^-31 of the largest of its 256 neighbors loses what is below 2^-39 of that. Up to 8 rows,
+// a row of `out` depends on its row of x alone, bit for bit.
 cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
                          const TileProductWorkspace& workspace, int multiprocessors,
                          cudaStream_t stream);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// out = x W^T (+ bias) for 9 and more rows of x and a W of codes of 4 to 8 bits, by Hopper's
-// products of a warpgroup (wgmma).
+// out = x W^T (+ bias) for a W of codes of 4 to 8 bits and 9 and more rows of x, or fewer where
+// matmul_tiles_pairs.cu does not have the product, by Hopper's products of a warpgroup (wgmma).
 //
 // Bytes: W once for each 128, 160 or 192 rows of x. Operations: 2 t n k on tensor cores.
 //
@@ -133,7 +133,7 @@ struct LanePlace {
   // The same for each stage, in registers. The compiler would compute it again for each.
   __device__ __forceinline__ void keep() {
     codes = kept(codes);
-    if constexpr (kUpperWords < Bits >> 0) upper = kept(upper);
+    if constexpr (kUpperWords<Bits> != 0) upper = kept(upper);
     if constexpr (SB == kBlocks)
       scales = kept(scales), zeros = kept(zeros);
     else

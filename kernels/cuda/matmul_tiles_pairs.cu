@@ -190,7 +190,7 @@ __device__ __forceinline__ void make_operands(const Unit<F>& w, int j, int m, ui
     return;
   }
   unpack_rows(of_row(w.codes[j][0], 0), of_row(w.codes[j][0], 1), a);
-  if constexpr (kUpperWords < F::kBits >> 0) {
+  if constexpr (kUpperWords<F::kBits> != 0) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       uint32_t upper[kUpperWords<F::kBits>];

@@ -35,10 +35,12 @@ enum class XSums { units, blocks, operand, two_operands };
 
 // Sums of x of a run, as operands B of products. B holds a sum, times a power of two, as two
 // numbers of f16: the upper 11 bits of it, and the rest.
-//   operand       of 8 blocks of 32 columns. Blocks t and 4 + t are A's columns 2t and 2t + 1,
-//   which
+//
+// clang-format off
+//   operand       of 8 blocks of 32 columns. Blocks t and 4 + t are A's columns 2t and 2t + 1, which
 //                 meet upper bits, and columns 2t + 8 and 2t + 9, which meet the rest.
 //   two_operands  of 16 runs of 16 columns, in their order: upper bits, then the rest
+// clang-format on
 template <XSums Sums>
 struct RunSums {
   static constexpr int kWords = Sums == XSums::two_operands ? 4 : 2;

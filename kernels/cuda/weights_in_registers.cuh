@@ -44,7 +44,7 @@ template <int Bits>
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
                  : "=r"(w.upper[0].words[i]), "=r"(w.upper[1].words[i])
                  : "r"(upper_at + i * 64));
-  if constexpr (kUpperWords < Bits >> 0) {
+  if constexpr (kUpperWords<Bits> != 0) {
     const uint32_t shift = threadIdx.x % 4 / 2 * (Bits - 4);
 #pragma unroll
     for (int row = 0; row < 2; ++row)
@@ -212,7 +212,7 @@ __device__ __forceinline__ void read_line(const LaneScales& s, PairLine& line) {
   }
 }
 
-// Before they are rounded to bf16, weights are wrong by 2^-17 of them at most.
+// Before they are rounded to bf16, weights are wrong by 2^-15 of them at most.
 template <class T>
 __device__ __forceinline__ void make_weights(const LaneWords<4>& words, uint32_t selector,
                                              const PairLine& line, uint32_t (&a)[2][4]) {
