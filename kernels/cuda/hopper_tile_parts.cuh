@@ -33,8 +33,8 @@ constexpr int kPart = Rows / 8 * kConsumers<Rows>;
 struct HopperProduct {
   CUtensorMap codes, scales, x;
   TileProduct p;
-  int chunks;                        // of rows of x, of a tile of W
-  const float *w_scales, *x_scales;  // of each row, if W and x are e4m3
+  int chunks;             // of rows of x, of a tile of W
+  const float* x_scales;  // of each row of x, if W and x are e4m3. p.scales: of each row of W
 };
 
 // Which two rows of 16 rows of W a lane's fours are of. Codes lie in tiles so that a lane has rows
@@ -122,7 +122,8 @@ __device__ __forceinline__ void store_four(const HopperProduct& a, int tile, int
     store_two<T>(a.p, row + 1, n, c.y, c.w);
   } else {
     if (row >= a.p.t || n >= a.p.n) return;
-    const float first = a.w_scales[n], second = n + 1 < a.p.n ? a.w_scales[n + 1] : 0.0f;
+    const auto* scales = reinterpret_cast<const float*>(a.p.scales);
+    const float first = scales[n], second = n + 1 < a.p.n ? scales[n + 1] : 0.0f;
     const float x = a.x_scales[row], next = row + 1 < a.p.t ? a.x_scales[row + 1] : 0.0f;
     store_two<T>(a.p, row, n, c.x * (first * x), c.z * (second * x));
     store_two<T>(a.p, row + 1, n, c.y * (first * next), c.w * (second * next));

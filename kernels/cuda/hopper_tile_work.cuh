@@ -55,14 +55,58 @@ struct CachePolicies {
   }
 };
 
-// Fills stages with units [first, last). copy_w(place, slot) starts the copies of W, and expects
-// all bytes of the stage; copy_x starts those of x. One thread calls it. empty: of barriers.
+// A block: which units it has, where its stages and their barriers are, and who of it this thread
+// is.
 template <class S>
-__device__ __forceinline__ void fill_stages(const TileProduct& p, int first, int last,
-                                            uint32_t empty, const auto& copy_w,
-                                            const auto& copy_x) {
-  const int ahead = min(S::kStages, last - first);
-  TilePlace at{first / p.stages_of_tile, first % p.stages_of_tile};
+struct HopperBlock {
+  static constexpr int kRows = S::kRows, kConsumerWarps = kConsumers<kRows> / 32;
+  unsigned char* memory;  // of the first stage
+  uint32_t full, empty;   // barriers of the first stage
+  int first, last;        // units
+  int lane, warp;
+
+  // All threads call it. unaligned: the block's dynamic shared memory.
+  __device__ __forceinline__ HopperBlock(const TileProduct& p, unsigned char* unaligned) {
+    __shared__ uint64_t barriers[2 * S::kStages];  // full, then empty
+    memory = unaligned + (kAlignment - shared_address(unaligned) % kAlignment) % kAlignment;
+    first = first_unit(int(blockIdx.x), p.units);
+    last = first_unit(int(blockIdx.x) + 1, p.units);
+    lane = threadIdx.x % 32;
+    warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the warp's
+    full = shared_address(barriers);
+    empty = full + 8 * S::kStages;
+    let_next_start();
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < S::kStages; ++i) {
+        barrier_init(full + 8 * i, 1);
+        barrier_init(empty + 8 * i, kConsumerWarps);
+      }
+      fence_before_async_copy();
+    }
+    __syncthreads();
+  }
+  __device__ __forceinline__ bool multiplies() const { return warp < kConsumerWarps; }
+
+  // What warps that do not multiply do. fill(): one thread fills the stages.
+  __device__ __forceinline__ void run_producers(const TileProduct& p, const auto& fill) const {
+    registers_down<kProducerRegisters<kRows>>();
+    const int first_tile = first / p.stages_of_tile, next = (first_tile + 1) * p.stages_of_tile;
+    if (warp == kConsumerWarps) {
+      if (lane == 0) fill();
+    } else if (warp == kConsumerWarps + 1 && first % p.stages_of_tile != 0 && next < last) {
+      wait_for_early_part<kRows>();
+      if (lane == 0) tell(p.counters + first_tile);
+    }
+  }
+};
+
+// Fills stages with a block's units. copy_w(place, slot) starts the copies of W, and expects all
+// bytes of the stage; copy_x starts those of x. One thread calls it.
+template <class S>
+__device__ __forceinline__ void fill_stages(const TileProduct& p, const HopperBlock<S>& block,
+                                            const auto& copy_w, const auto& copy_x) {
+  const int ahead = min(S::kStages, block.last - block.first);
+  TilePlace at{block.first / p.stages_of_tile, block.first % p.stages_of_tile};
   // Codes need not wait for the kernel before. But the first x comes late if more of them are asked
   // for before it: with the codes of all stages, 16 rows took 7 % longer.
   if (ahead > 0) copy_w(at, 0);
@@ -74,46 +118,12 @@ __device__ __forceinline__ void fill_stages(const TileProduct& p, int first, int
   }
   int slot = 0;
   uint32_t parity = 0;
-  for (int unit = first + S::kStages; unit < last; ++unit) {
-    barrier_wait(empty + 8 * slot, parity);
+  for (int unit = block.first + S::kStages; unit < block.last; ++unit) {
+    barrier_wait(block.empty + 8 * slot, parity);
     copy_w(at, slot);
     copy_x(at, slot);
     at.move_on(p.stages_of_tile);
     if (++slot == S::kStages) slot = 0, parity ^= 1;
-  }
-}
-
-// Where a block's stages begin in its shared memory.
-[[maybe_unused]] __device__ __forceinline__ unsigned char* aligned_stages(unsigned char* memory) {
-  return memory + (kAlignment - shared_address(memory) % kAlignment) % kAlignment;
-}
-
-// Barriers of stages: full, then empty.
-template <class S>
-__device__ __forceinline__ void init_barriers(uint32_t full) {
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < S::kStages; ++i) {
-      barrier_init(full + 8 * i, 1);
-      barrier_init(full + 8 * (S::kStages + i), kConsumers<S::kRows> / 32);
-    }
-    fence_before_async_copy();
-  }
-  __syncthreads();
-}
-
-// What warps that do not multiply do. fill(): one thread fills the stages.
-template <class S>
-__device__ __forceinline__ void run_producers(const TileProduct& p, int warp, int first, int last,
-                                              const auto& fill) {
-  constexpr int kRows = S::kRows, kWarps = kConsumers<kRows> / 32;
-  const int lane = threadIdx.x % 32;
-  registers_down<kProducerRegisters<kRows>>();
-  const int first_tile = first / p.stages_of_tile, next = (first_tile + 1) * p.stages_of_tile;
-  if (warp == kWarps) {
-    if (lane == 0) fill();
-  } else if (warp == kWarps + 1 && first % p.stages_of_tile != 0 && next < last) {
-    wait_for_early_part<kRows>();
-    if (lane == 0) tell(p.counters + first_tile);
   }
 }
 
@@ -136,6 +146,16 @@ int cut_work(HopperProduct& a, const TileProductWorkspace& workspace, int multip
       pieces > 0 && (p.stages_of_tile + pieces - 1) / pieces <= (units + blocks - 1) / blocks)
     blocks = tiles * pieces;
   return blocks < 1 || tiles > workspace.counters_count ? 0 : int(blocks);
+}
+
+// Calls with<Rows>() for a tile that holds t rows of x, or more(t) where t is above 96.
+auto with_tile_rows(int t, const auto& with, const auto& more) {
+  if (t <= 16) return with.template operator()<16>();
+  if (t <= 32) return with.template operator()<32>();
+  if (t <= 48) return with.template operator()<48>();
+  if (t <= 64) return with.template operator()<64>();
+  if (t <= 96) return with.template operator()<96>();
+  return more(t);
 }
 
 // Starts a kernel of this kind.

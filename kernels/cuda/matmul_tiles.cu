@@ -388,9 +388,7 @@ bool has_tile_product(const Tensor& x, const Weight& w, const Tensor& out,
                       const TileProductWorkspace& workspace) {
   return has_tile_format(w.format) && x.rows() >= 1 && x.rows() <= tile_product_rows() &&
          (out.dtype == x.dtype || out.dtype == DType::f32) && w.columns % 8 == 0 && is_aligned(x) &&
-         (w.rows + kTileProductHeight - 1) / kTileProductHeight *
-                 ((x.rows() + kTileProductWidth - 1) / kTileProductWidth) <=
-             workspace.counters_count;
+         has_counters(x.rows(), w, workspace);
 }
 
 cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, const Tensor& out,
@@ -399,30 +397,17 @@ cudaError_t matmul_tiles(const Tensor& x, const Weight& w, const Tensor& bias, c
   const int record_bytes = layout_of(w.format.kind).record_bytes * kWeightTileRows;
   const auto records = int(record_count(w.format, w.columns));
   constexpr int kWholeRow = 1 << 30;  // columns of a stage are a small part of it
-  TileProduct p{.codes = w.codes,
-                .scales = w.scales,
-                .x = x.as<std::byte>(),
-                .bias = bias.empty() ? nullptr : bias.data,
-                .out = out.data,
-                .partials = static_cast<float4*>(workspace.partials),
-                .counters = workspace.counters,
-                .x_stride = x.row_stride,
-                .out_stride = out.row_stride,
-                .t = int(x.rows()),
-                .n = int(w.rows),
-                .k = int(w.columns),
-                .blocks = int(block_count(w.columns)),
-                .tiles = int((w.rows + kWeightTileRows - 1) / kWeightTileRows),
-                .stages_of_tile = 0,
-                .units = 0,
-                .kind = scales_like(w.format.kind),
-                .bits = layout_of(w.format.kind).bits,
-                .unit_columns = records == 1 ? kWholeRow : int(unit_columns(w.format, w.columns)),
-                .record_bytes = record_bytes,
-                .tile_scales = records * record_bytes,
-                .stage_records = 1,
-                .out_f32 = out.dtype == DType::f32,
-                .pairs = out.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(out.data) % 4 == 0};
+  TileProduct p = start_product(x.rows(), w, bias, out, workspace);
+  p.x = x.as<std::byte>();
+  p.x_stride = x.row_stride;
+  p.blocks = int(block_count(w.columns));
+  p.tiles = int((w.rows + kWeightTileRows - 1) / kWeightTileRows);
+  p.kind = scales_like(w.format.kind);
+  p.bits = layout_of(w.format.kind).bits;
+  p.unit_columns = records == 1 ? kWholeRow : int(unit_columns(w.format, w.columns));
+  p.record_bytes = record_bytes;
+  p.tile_scales = records * record_bytes;
+  p.stage_records = 1;
   if (cudaError_t error = cudaSuccess;
       p.t <= kTileProductRowsExact && runs_hopper_code() &&
       matmul_tiles_pairs(p, x.dtype, workspace, multiprocessors, stream, error))

@@ -58,6 +58,32 @@ struct TileProduct {
   bool pairs;  // two neighbors of `out` are one aligned store
 };
 
+// What a product of `rows` rows has whatever x and W are: the rest is zero.
+inline TileProduct start_product(int64_t rows, const Weight& w, const Tensor& bias,
+                                 const Tensor& out, const TileProductWorkspace& workspace) {
+  TileProduct p{};
+  p.codes = w.codes;
+  p.scales = w.scales;
+  p.bias = bias.empty() ? nullptr : bias.data;
+  p.out = out.data;
+  p.partials = static_cast<float4*>(workspace.partials);
+  p.counters = workspace.counters;
+  p.out_stride = out.row_stride;
+  p.t = int(rows);
+  p.n = int(w.rows);
+  p.k = int(w.columns);
+  p.out_f32 = out.dtype == DType::f32;
+  p.pairs = out.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(out.data) % 4 == 0;
+  return p;
+}
+
+// Whether there is a counter for each tile.
+inline bool has_counters(int64_t rows, const Weight& w, const TileProductWorkspace& workspace) {
+  return (w.rows + kTileProductHeight - 1) / kTileProductHeight *
+             ((rows + kTileProductWidth - 1) / kTileProductWidth) <=
+         workspace.counters_count;
+}
+
 // Products of up to kTileProductRowsHopper rows, by W rounded to 16 bits. Of `p`, the launcher sets
 // what depends on the size of a stage.
 cudaError_t matmul_tiles_hopper(const TileProduct& p, DType type,

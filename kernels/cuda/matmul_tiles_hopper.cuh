@@ -35,9 +35,6 @@
 
 namespace kivi::cuda {
 
-constexpr int kBlocks = kHopperBlocks;
-constexpr int kColumns = kBlocks * kWeightBlock;  // of a stage
-
 // Sizes for up to Rows rows of x. SB: blocks of 32 columns under one scale, or 1. Bits: of a code.
 template <int Rows, int SB, int Bits>
 struct HopperStage {
@@ -45,10 +42,11 @@ struct HopperStage {
   static constexpr int kRowBytes = 128;               // of 64 columns of a row of x
   static constexpr int kXColumns = Rows * kRowBytes;  // of 64 columns of all rows
   static constexpr int kX = kColumns / 64 * kXColumns;
-  static constexpr int kCodeBytes = kSubtiles<Rows> * kBlocks * block_bytes(Bits);
+  static constexpr int kCodeBytes = kSubtiles<Rows> * kHopperBlocks * block_bytes(Bits);
   static constexpr int kCodesAt = kX;
   static constexpr int kScalesAt = kCodesAt + kCodeBytes;
-  static constexpr int kScaleBytes = SB == kBlocks ? 80 : 320;  // at most, of a tile of 16 rows
+  static constexpr int kScaleBytes =
+      SB == kHopperBlocks ? 80 : 320;  // at most, of a tile of 16 rows
   static constexpr int kBytes =
       (kScalesAt + kSubtiles<Rows> * kScaleBytes + kAlignment - 1) / kAlignment * kAlignment;
   static constexpr int kStages = std::min(6, (kSharedMax - 2 * kAlignment) / kBytes);
@@ -56,17 +54,17 @@ struct HopperStage {
 
 // int4 alone has one scale for all blocks of a stage, and it has no minimum.
 template <int Rows, int SB>
-constexpr bool kScalesSums = (SB == kBlocks) && (Rows <= kTileProductRowsExactGroups);
+constexpr bool kScalesSums = (SB == kHopperBlocks) && (Rows <= kTileProductRowsExactGroups);
 // The line of a stage where one scale holds for all of it, and of a block elsewhere.
 template <class T, int Rows>
 using StageLine =
-    std::conditional_t<kScalesSums<Rows, kBlocks>, CodeLine,
+    std::conditional_t<kScalesSums<Rows, kHopperBlocks>, CodeLine,
                        std::conditional_t<std::is_same_v<T, __half>, ZeroLine, PairLine>>;
 template <class T, int Bits>
 using LineOfBlock = std::conditional_t<Bits == 8, ByteLine<T>,
                                        std::conditional_t<Bits == 6, HalfLines<T>, RestLine<T>>>;
 template <class T, int Rows, int SB, int Bits>
-using LineOf = std::conditional_t<SB == kBlocks, StageLine<T, Rows>, LineOfBlock<T, Bits>>;
+using LineOf = std::conditional_t<SB == kHopperBlocks, StageLine<T, Rows>, LineOfBlock<T, Bits>>;
 
 template <bool kFirst, class A, class B>
 __device__ __forceinline__ auto& first_if(A& first, B& second) {
@@ -76,40 +74,33 @@ __device__ __forceinline__ auto& first_if(A& first, B& second) {
     return second;
 }
 
-// Keeps the compiler from moving accesses to sums over this place.
-template <int N>
-__device__ __forceinline__ void pin_all(float (&sums)[N][4]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) pin(sums[i]);
-}
-
-// Fills stages with units [first, last). One thread calls it.
-template <int Rows, int SB, int Bits>
-__device__ __forceinline__ void produce(const HopperProduct& a, int first, int last,
-                                        uint32_t shared, uint32_t full, uint32_t empty) {
-  using S = HopperStage<Rows, SB, Bits>;
+// Fills a block's stages. One thread calls it.
+template <class S, int Bits>
+__device__ __forceinline__ void produce(const HopperProduct& a, const HopperBlock<S>& block) {
+  constexpr int kRows = S::kRows;
+  const uint32_t shared = shared_address(block.memory);
   const TileProduct& p = a.p;
   const CachePolicies policies(a);
-  const int bytes = S::kX + S::kCodeBytes + kSubtiles<Rows> * p.stage_records * p.record_bytes;
+  const int bytes = S::kX + S::kCodeBytes + kSubtiles<kRows> * p.stage_records * p.record_bytes;
   const auto copy_codes = [&](TilePlace at, int slot) {
-    const uint32_t stage = shared + slot * S::kBytes, barrier = full + 8 * slot;
+    const uint32_t stage = shared + slot * S::kBytes, barrier = block.full + 8 * slot;
     expect_bytes(barrier, bytes);
-    const int row = at.tile / a.chunks * kSubtiles<Rows>;
-    const int record = at.stage * kColumns / p.unit_columns;
-    copy_box(stage + S::kCodesAt, a.codes, at.stage * (kBlocks * block_bytes(Bits) / 8), row,
+    const int row = at.tile / a.chunks * kSubtiles<kRows>;
+    const int record = at.stage * S::kColumns / p.unit_columns;
+    copy_box(stage + S::kCodesAt, a.codes, at.stage * (kHopperBlocks * block_bytes(Bits) / 8), row,
              barrier, policies.of_w);
     copy_box(stage + S::kScalesAt, a.scales, record * (p.record_bytes / 4), row, barrier,
              policies.of_w);
   };
   const auto copy_x = [&](TilePlace at, int slot) {
-    const uint32_t stage = shared + slot * S::kBytes, barrier = full + 8 * slot;
-    const int row = at.tile % a.chunks * Rows;
+    const uint32_t stage = shared + slot * S::kBytes, barrier = block.full + 8 * slot;
+    const int row = at.tile % a.chunks * kRows;
 #pragma unroll
-    for (int part = 0; part < kColumns / 64; ++part)
-      copy_box(stage + part * S::kXColumns, a.x, at.stage * kColumns + part * 64, row, barrier,
+    for (int part = 0; part < S::kColumns / 64; ++part)
+      copy_box(stage + part * S::kXColumns, a.x, at.stage * S::kColumns + part * 64, row, barrier,
                policies.of_x);
   };
-  fill_stages<S>(p, first, last, empty, copy_codes, copy_x);
+  fill_stages(p, block, copy_codes, copy_x);
 }
 
 // Where a lane reads in a stage, in shared memory.
@@ -120,7 +111,7 @@ struct LanePlace {
   __device__ __forceinline__ LanePlace(const TileProduct& p, uint32_t stage) {
     using S = HopperStage<Rows, SB, Bits>;
     const uint32_t subtile = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const uint32_t tile = stage + S::kCodesAt + subtile * (kBlocks * block_bytes(Bits));
+    const uint32_t tile = stage + S::kCodesAt + subtile * (kHopperBlocks * block_bytes(Bits));
     codes = tile + t / 2 * 64 + g * 8;
     upper = tile + kNibbleBytes + g * 8;
     const uint32_t record = stage + S::kScalesAt + subtile * S::kScaleBytes;
@@ -134,7 +125,7 @@ struct LanePlace {
   __device__ __forceinline__ void keep() {
     codes = kept(codes);
     if constexpr (kUpperWords<Bits> != 0) upper = kept(upper);
-    if constexpr (SB == kBlocks)
+    if constexpr (SB == kHopperBlocks)
       scales = kept(scales), zeros = kept(zeros);
     else
       record_at = kept(record_at);
@@ -182,14 +173,15 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
   L line, of_block;  // of the whole stage, or of the lane's block and of the one that is multiplied
   const LanePlace<T, Rows, SB, Bits> lane = first.moved(at);
   LaneWords<Bits> words = read_words<Bits>(lane.codes, lane.upper);
-  if constexpr (SB == kBlocks)
+  if constexpr (SB == kHopperBlocks)
     read_line<T>(read_lane_scales(lane.scales, lane.zeros), line);
   else
-    read_line_of_block<Bits>(p.kind, memory + at + lane.record_at, stage_of_tile * kBlocks, line);
+    read_line_of_block<Bits>(p.kind, memory + at + lane.record_at, stage_of_tile * kHopperBlocks,
+                             line);
 #pragma unroll
-  for (int j = 0; j < kBlocks; ++j) {
-    if constexpr (SB != kBlocks) of_block = line_of_lane(line, j);
-    make_weights<T>(words, lane.selector, SB == kBlocks ? line : of_block, a[j % 2]);
+  for (int j = 0; j < kHopperBlocks; ++j) {
+    if constexpr (SB != kHopperBlocks) of_block = line_of_lane(line, j);
+    make_weights<T>(words, lane.selector, SB == kHopperBlocks ? line : of_block, a[j % 2]);
     wgmma_begin();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -198,7 +190,7 @@ __device__ __forceinline__ void multiply_stage(const TileProduct& p, int stage_o
                     (!kScales && adds) || k > 0);
     }
     wgmma_commit();
-    if (j + 1 < kBlocks) {
+    if (j + 1 < kHopperBlocks) {
       const int next = (j + 1) * block_bytes(Bits);
       words = read_words<Bits>(lane.codes + next, lane.upper + next);
     }
@@ -223,19 +215,9 @@ __global__ void __launch_bounds__(kThreadsOfBlock<Rows>, 1)
   using S = HopperStage<Rows, SB, Bits>;
   const TileProduct& p = a.p;
   extern __shared__ unsigned char unaligned[];
-  unsigned char* const memory = aligned_stages(unaligned);
-  __shared__ uint64_t barriers[2 * S::kStages];  // full, then empty
-  const int first = first_unit(int(blockIdx.x), p.units),
-            last = first_unit(int(blockIdx.x) + 1, p.units);
-  const int lane = threadIdx.x % 32;
-  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // known to be the warp's
-  const uint32_t full = shared_address(barriers), empty = full + 8 * S::kStages;
-  let_next_start();
-  init_barriers<S>(full);
-  if (warp >= kConsumers<Rows> / 32) {
-    run_producers<S>(p, warp, first, last, [&] {
-      produce<Rows, SB, Bits>(a, first, last, shared_address(memory), full, empty);
-    });
+  const HopperBlock<S> block(p, unaligned);
+  if (!block.multiplies()) {
+    block.run_producers(p, [&] { produce<S, Bits>(a, block); });
     return;
   }
   registers_up<kConsumerRegisters<Rows>>();
@@ -244,25 +226,25 @@ __global__ void __launch_bounds__(kThreadsOfBlock<Rows>, 1)
   uint32_t weights[2][2][4];
   int slot = 0;  // stage in shared memory
   uint32_t parity = 0;
-  LanePlace<T, Rows, SB, Bits> place(p, shared_address(memory));
+  LanePlace<T, Rows, SB, Bits> place(p, shared_address(block.memory));
   place.keep();
-  for (int unit = first; unit < last;) {
+  for (int unit = block.first; unit < block.last;) {
     const int tile = unit / p.stages_of_tile, begin = tile * p.stages_of_tile;
-    const int end = min(last, begin + p.stages_of_tile), start = unit;
+    const int end = min(block.last, begin + p.stages_of_tile), start = unit;
     int before = slot;
     if constexpr (kScalesSums<Rows, SB>) {
 #pragma unroll
       for (int i = 0; i < Rows / 8; ++i) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0;
     }
     for (; unit < end; ++unit) {
-      barrier_wait(full + 8 * slot, parity);
+      barrier_wait(block.full + 8 * slot, parity);
       multiply_stage<T, Rows, SB, Bits>(
-          p, unit - begin, memory, slot * S::kBytes, place, unit > start, weights, sums,
+          p, unit - begin, block.memory, slot * S::kBytes, place, unit > start, weights, sums,
           [&] {
-            if (unit > start && lane == 0) barrier_arrive(empty + 8 * before);
+            if (unit > start && block.lane == 0) barrier_arrive(block.empty + 8 * before);
           },
           [&] {
-            if (lane == 0) barrier_arrive(empty + 8 * slot);
+            if (block.lane == 0) barrier_arrive(block.empty + 8 * slot);
           });
       before = slot;
       if (++slot == S::kStages) slot = 0, parity ^= 1;
@@ -270,7 +252,7 @@ __global__ void __launch_bounds__(kThreadsOfBlock<Rows>, 1)
     if constexpr (!kScalesSums<Rows, SB>) {
       wgmma_wait<0>();
       pin_all(sums);
-      if (lane == 0) barrier_arrive(empty + 8 * before);
+      if (block.lane == 0) barrier_arrive(block.empty + 8 * before);
     }
     finish_tile<T, Rows, RowOrder::tiles>(a, tile, sums);
   }
@@ -284,13 +266,14 @@ cudaError_t launch_hopper(const TileProduct& product, const TileProductWorkspace
   HopperProduct a{};
   a.p = product;
   TileProduct& p = a.p;
-  p.stage_records = std::max(1, kColumns / p.unit_columns);
+  p.stage_records = std::max(1, S::kColumns / p.unit_columns);
   const int blocks = cut_work<S>(a, workspace, multiprocessors);
   if (blocks == 0) return cudaErrorInvalidValue;
   const int words = p.record_bytes / 4;
   if (!make_map(a.codes, CU_TENSOR_MAP_DATA_TYPE_UINT64, p.codes,
                 p.blocks * (block_bytes(Bits) / 8), p.tiles, p.blocks * block_bytes(Bits),
-                kBlocks * block_bytes(Bits) / 8, kSubtiles<Rows>, CU_TENSOR_MAP_SWIZZLE_NONE) ||
+                kHopperBlocks * block_bytes(Bits) / 8, kSubtiles<Rows>,
+                CU_TENSOR_MAP_SWIZZLE_NONE) ||
       !make_map(a.scales, CU_TENSOR_MAP_DATA_TYPE_UINT32, p.scales, p.tile_scales / 4, p.tiles,
                 p.tile_scales, p.stage_records * words, kSubtiles<Rows>,
                 CU_TENSOR_MAP_SWIZZLE_NONE) ||
@@ -317,15 +300,12 @@ cudaError_t matmul_tiles_hopper_as(const TileProduct& p, const TileProductWorksp
   const auto with = [&]<int Rows>() {
     return launch_hopper<T, Rows, SB, Bits>(p, workspace, multiprocessors, stream);
   };
-  if (p.t <= 16) return with.template operator()<16>();
-  if (p.t <= 32) return with.template operator()<32>();
-  if (p.t <= 48) return with.template operator()<48>();
-  if (p.t <= 64) return with.template operator()<64>();
-  if (p.t <= 96) return with.template operator()<96>();
-  const int rows = tile_rows(p.t);
-  if (rows == 192) return with.template operator()<192>();
-  if (rows == 160) return with.template operator()<160>();
-  return with.template operator()<128>();
+  return with_tile_rows(p.t, with, [&](int t) {
+    const int rows = tile_rows(t);
+    if (rows == 192) return with.template operator()<192>();
+    if (rows == 160) return with.template operator()<160>();
+    return with.template operator()<128>();
+  });
 }
 
 }  // namespace kivi::cuda

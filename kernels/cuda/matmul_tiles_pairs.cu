@@ -98,6 +98,33 @@ __device__ __forceinline__ void add_upper_bits(const uint32_t (&words)[Bits - 4]
   a[1][2 + row] |= __funnelshift_r(second, second, 8) & kSecond;
 }
 
+// Rows 2m and 2m + 1 of the lane, block j of a unit, as operands A.
+template <class F>
+__device__ __forceinline__ void make_operands(const Unit<F>& w, int j, int m, uint32_t (&a)[2][4]) {
+  const auto of_row = [&](const uint4& rows, int row) {
+    return m == 0 ? (row == 0 ? rows.x : rows.y) : (row == 0 ? rows.z : rows.w);
+  };
+  if constexpr (F::kBits == 8) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const uint32_t words[2] = {of_row(w.codes[j][0], row), of_row(w.codes[j][1], row)};
+      unpack_bytes(words, row, a);
+    }
+    return;
+  }
+  unpack_rows(of_row(w.codes[j][0], 0), of_row(w.codes[j][0], 1), a);
+  if constexpr (kUpperWords<F::kBits> != 0) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      uint32_t upper[kUpperWords<F::kBits>];
+#pragma unroll
+      for (int i = 0; i < kUpperWords<F::kBits>; ++i)
+        upper[i] = of_lane(of_row(w.upper[i], row), j);
+      add_upper_bits<F::kBits>(upper, row, a);
+    }
+  }
+}
+
 // Goes through a warp's run of pairs of tiles, and loads a unit at a time.
 template <class F>
 class Loader {
@@ -155,11 +182,10 @@ __device__ __forceinline__ void multiply_unit(const Unit<LargeGroups>& w, const 
 #pragma unroll
   for (int j = 0; j < kUnitBlocks; ++j) {
     const uint4 v = *reinterpret_cast<const uint4*>(from + j * 64);
-    const uint32_t words[4] = {w.codes[j][0].x, w.codes[j][0].y, w.codes[j][0].z, w.codes[j][0].w};
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       uint32_t rows[2][4];
-      unpack_rows(words[2 * m], words[2 * m + 1], rows);
+      make_operands<LargeGroups>(w, j, m, rows);
       multiply_add_here(c[m][0], rows[0], v.x, v.y);
       multiply_add_here(c[m][1], rows[1], v.z, v.w);
     }
@@ -173,33 +199,6 @@ __device__ __forceinline__ void multiply_unit(const Unit<LargeGroups>& w, const 
       const float scale = __uint_as_float(scales[2 * m + i / 2]) * kCodeScale<__half>;
       sums[m][i] = fmaf(scale, fmaf(c[m][1][i], 1.0f / 16, c[m][0][i]), sums[m][i]);
     }
-}
-
-// Rows 2m and 2m + 1 of the lane, block j of a unit, as operands A.
-template <class F>
-__device__ __forceinline__ void make_operands(const Unit<F>& w, int j, int m, uint32_t (&a)[2][4]) {
-  const auto of_row = [&](const uint4& rows, int row) {
-    return m == 0 ? (row == 0 ? rows.x : rows.y) : (row == 0 ? rows.z : rows.w);
-  };
-  if constexpr (F::kBits == 8) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const uint32_t words[2] = {of_row(w.codes[j][0], row), of_row(w.codes[j][1], row)};
-      unpack_bytes(words, row, a);
-    }
-    return;
-  }
-  unpack_rows(of_row(w.codes[j][0], 0), of_row(w.codes[j][0], 1), a);
-  if constexpr (kUpperWords<F::kBits> != 0) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      uint32_t upper[kUpperWords<F::kBits>];
-#pragma unroll
-      for (int i = 0; i < kUpperWords<F::kBits>; ++i)
-        upper[i] = of_lane(of_row(w.upper[i], row), j);
-      add_upper_bits<F::kBits>(upper, row, a);
-    }
-  }
 }
 
 // Adds the products of a unit where each block has scales. The sums are what F::Run::finish takes.
@@ -412,9 +411,9 @@ cudaError_t launch_format(const TileProduct& p, const TileProductWorkspace& work
       return p.unit_columns >= kUnitColumns ? with.template operator()<LargeGroups>()
                                             : with.template operator()<SmallGroups>();
     case WeightKind::q4_0:
-      if (p.bits == 8) return with.template operator()<BlockScale<8, 128>>();
-      return four ? with.template operator()<BlockScale<4, 8>>()
-                  : with.template operator()<BlockScale<5, 16>>();
+      if (p.bits == 8) return with.template operator()<BlockScale<8>>();
+      return four ? with.template operator()<BlockScale<4>>()
+                  : with.template operator()<BlockScale<5>>();
     case WeightKind::q4_1:
       return four ? with.template operator()<BlockScaleMinimum<4>>()
                   : with.template operator()<BlockScaleMinimum<5>>();

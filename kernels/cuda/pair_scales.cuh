@@ -182,9 +182,10 @@ struct BlockRecords {
 
 // Q4_0, Q5_0 and Q8_0: scale * (code - zero). The zero point is the same for all rows and blocks,
 // so scales multiply sums of x.
-template <int Bits, int Zero>
+template <int Bits>
 struct BlockScale : BlockRecords<Bits, 1> {
   static constexpr XSums kXSums = XSums::operand;
+  static constexpr float kZero = 1 << (Bits - 1);
   struct Unit {
     uint2 scales;  // f16
   };
@@ -199,7 +200,7 @@ struct BlockScale : BlockRecords<Bits, 1> {
       uint32_t pairs[4];
       pair_halves(scales[0], scales[1], pairs);
       add_run_sums(pairs, pairs, x, sums, [](int, float scaled, float codes) {
-        return fmaf(scaled, float(-Zero), codes * kCodeScale<__half>);
+        return fmaf(scaled, -kZero, codes * kCodeScale<__half>);
       });
     }
   };

@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads)
         const uint2& part = codes[b][kCodeParts<Bits> == 1 ? 0 : half];
         const uint32_t word = r == 0 ? part.x : part.y;
         if constexpr (Bits == 8) return word;
-        return (word >> (4 * half) & kNibbles) | upper[b][r].of(half, t);
+        return join_codes(word, upper[b][r], half, t);
       };
       const RowScales low{s.scale[r], float(s.zero[r]) + 8388608.0f, s.minimum[r]};
       const RowScales high{other.scale[r], low.zero, low.minimum};

@@ -49,6 +49,14 @@ __device__ __forceinline__ UpperBits<Bits> read_upper_bits(const std::byte* bloc
   return upper;
 }
 
+// Four codes of a row, a byte each, of codes below 8 bits. nibbles: the word that holds the low
+// ones of both halves. half, in_half: UpperBits::of.
+template <int Bits>
+__device__ __forceinline__ uint32_t join_codes(uint32_t nibbles, const UpperBits<Bits>& upper,
+                                               int half, int in_half) {
+  return (nibbles >> (4 * half) & kNibbles) | upper.of(half, in_half);
+}
+
 // Four codes of a row, a byte each: of columns 16 `half` + 4 `quad` and up.
 template <int Bits>
 __device__ __forceinline__ uint32_t read_four_codes(const std::byte* block, int row, int half,
@@ -56,7 +64,7 @@ __device__ __forceinline__ uint32_t read_four_codes(const std::byte* block, int 
   const std::byte* const at = block + quad * 64 + row * 4;
   if constexpr (Bits == 8) return *reinterpret_cast<const uint32_t*>(at + half * kNibbleBytes);
   const uint32_t word = *reinterpret_cast<const uint32_t*>(at);
-  return (word >> (4 * half) & kNibbles) | read_upper_bits<Bits>(block, row).of(half, quad);
+  return join_codes(word, read_upper_bits<Bits>(block, row), half, quad);
 }
 
 // The 4-bit format whose scales lie and count as those of this one, but for the zero point.

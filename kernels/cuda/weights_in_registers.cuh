@@ -22,7 +22,7 @@ struct LaneWords {
     if constexpr (Bits == 8)
       return row[h][half][which_row];
     else
-      return (row[0][half][which_row] >> (4 * h) & kNibbles) | upper[which_row].of(h, 2 * half);
+      return join_codes(row[0][half][which_row], upper[which_row], h, 2 * half);
   }
 };
 
@@ -105,19 +105,24 @@ __device__ __forceinline__ Two<T> two_codes(const LaneWords<Bits>& words, uint32
   }
 }
 
-// Codes of a block, rows 2 g and 2 g + 1, as operands A of two products. weight_of(row, h, codes):
-// two numbers of W, which product h multiplies.
-template <class T, int Bits>
-__device__ __forceinline__ void make_two_by_two(const LaneWords<Bits>& words, uint32_t selector,
-                                                uint32_t (&a)[2][4], const auto& weight_of) {
+// Operands A of two products h, of rows 2 g and 2 g + 1. two_weights(half, row, h): two numbers of
+// W.
+__device__ __forceinline__ void set_operands(uint32_t (&a)[2][4], const auto& two_weights) {
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int row = 0; row < 2; ++row)
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-        a[h][2 * half + row] =
-            bits_of(weight_of(row, h, two_codes<T>(words, selector, half, row, h)));
+      for (int h = 0; h < 2; ++h) a[h][2 * half + row] = two_weights(half, row, h);
+}
+
+// Codes of a block as such operands. weight_of(row, h, codes): two numbers of W.
+template <class T, int Bits>
+__device__ __forceinline__ void make_two_by_two(const LaneWords<Bits>& words, uint32_t selector,
+                                                uint32_t (&a)[2][4], const auto& weight_of) {
+  set_operands(a, [&](int half, int row, int h) {
+    return bits_of(weight_of(row, h, two_codes<T>(words, selector, half, row, h)));
+  });
 }
 
 // A code as a float: 2^23 more. The first code that a lane needs, as a selector of __byte_perm.
@@ -130,18 +135,13 @@ constexpr float kFloatZero = 8388608.0f;
 template <class T, int Bits>
 __device__ __forceinline__ void make_one_by_one(const LaneWords<Bits>& words, uint32_t selector,
                                                 uint32_t (&a)[2][4], const auto& weight_of) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-#pragma unroll
-    for (int row = 0; row < 2; ++row)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint32_t codes = words.codes(half, row, h);
-        const auto weight = [&](uint32_t byte) {
-          return weight_of(row, __uint_as_float(__byte_perm(codes, 0x4B000000u, byte)));
-        };
-        a[h][2 * half + row] = two_of<T>(weight(selector), weight(selector + 1));
-      }
+  set_operands(a, [&](int half, int row, int h) {
+    const uint32_t codes = words.codes(half, row, h);
+    const auto weight = [&](uint32_t byte) {
+      return weight_of(row, __uint_as_float(__byte_perm(codes, 0x4B000000u, byte)));
+    };
+    return two_of<T>(weight(selector), weight(selector + 1));
+  });
 }
 
 // Scales and zero points of int4 of a lane's two rows.

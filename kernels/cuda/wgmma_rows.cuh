@@ -23,19 +23,24 @@ namespace kivi::cuda {
 #define KIVI_WGMMA_FOURS_8(i) KIVI_WGMMA_FOURS_4(i), KIVI_WGMMA_FOURS_4(i + 4)
 #define KIVI_WGMMA_FOURS_16(i) KIVI_WGMMA_FOURS_8(i), KIVI_WGMMA_FOURS_8(i + 8)
 
-// n: columns of B. A thread has n / 2 sums, whose names are `sums`. `of_a`, `of_b` and `adds_name` are
-// the names of the operands that follow them. The sums themselves, as fours of c, come last.
+// A thread has n / 2 sums, n the columns of B. Their names are `sums`. `operands` and `adds_name` are the
+// names of what follows them: `inputs`, in parentheses, and `adds`. The sums themselves, as fours of c,
+// come last.
+#define KIVI_WGMMA_INPUTS(...) __VA_ARGS__
 #if KIVI_WGMMA
-#define KIVI_WGMMA_ROWS_ASM(n, type, sums, of_a, of_b, adds_name, ...) \
+#define KIVI_WGMMA_ASM(shape, sums, operands, adds_name, flags, inputs, ...) \
   asm volatile( \
       "{\n.reg .pred adds;\n" \
       "setp.ne.b32 adds, " adds_name ", 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" sums "}, {" of_a "}, " of_b ", adds, 1, 1, 0;\n}" \
+      "wgmma.mma_async.sync.aligned." shape " {" sums "}, " operands ", adds, " flags ";\n}" \
       : __VA_ARGS__ \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(adds)))
+      : KIVI_WGMMA_INPUTS inputs, "r"(int(adds)))
 #else
-#define KIVI_WGMMA_ROWS_ASM(...)
+#define KIVI_WGMMA_ASM(...)
 #endif
+#define KIVI_WGMMA_ROWS_ASM(n, type, sums, of_a, of_b, adds_name, ...) \
+  KIVI_WGMMA_ASM("m64n" #n "k16.f32." type "." type, sums, "{" of_a "}, " of_b, adds_name, "1, 1, 0", \
+                 ("r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)), __VA_ARGS__)
 #define KIVI_WGMMA_ROWS(n, ...) \
   template <class T> \
   __device__ __forceinline__ void wgmma_rows(float (&c)[n / 8][4], const uint32_t (&a)[4], uint64_t b, bool adds) { \
@@ -56,38 +61,35 @@ KIVI_WGMMA_ROWS(160, KIVI_WGMMA_NAMES_80, "%80, %81, %82, %83", "%84", "%85", KI
 KIVI_WGMMA_ROWS(192, KIVI_WGMMA_NAMES_96, "%96, %97, %98, %99", "%100", "%101", KIVI_WGMMA_FOURS_16(0), KIVI_WGMMA_FOURS_8(16))
 
 // The same of bytes of e4m3: A [64, 32] and B [32, n] in shared memory, both with k contiguous.
-#if KIVI_WGMMA
-#define KIVI_WGMMA_E4M3_ASM(n, sums, of_a, of_b, adds_name, ...) \
-  asm volatile( \
-      "{\n.reg .pred adds;\n" \
-      "setp.ne.b32 adds, " adds_name ", 0;\n" \
-      "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {" sums "}, " of_a ", " of_b ", adds, 1, 1;\n}" \
-      : __VA_ARGS__ \
-      : "l"(a), "l"(b), "r"(int(adds)))
-#else
-#define KIVI_WGMMA_E4M3_ASM(...)
-#endif
-#define KIVI_WGMMA_E4M3(n, ...) \
+#define KIVI_WGMMA_E4M3(n, sums, operands, adds_name, ...) \
   [[maybe_unused]] __device__ __forceinline__ void wgmma_e4m3(float (&c)[n / 8][4], uint64_t a, uint64_t b, bool adds) { \
-    KIVI_WGMMA_E4M3_ASM(n, __VA_ARGS__); \
+    KIVI_WGMMA_ASM("m64n" #n "k32.f32.e4m3.e4m3", sums, operands, adds_name, "1, 1", ("l"(a), "l"(b)), __VA_ARGS__); \
   }
 
-KIVI_WGMMA_E4M3(16, KIVI_WGMMA_NAMES_8, "%8", "%9", "%10", KIVI_WGMMA_FOURS_2(0))
-KIVI_WGMMA_E4M3(32, KIVI_WGMMA_NAMES_16, "%16", "%17", "%18", KIVI_WGMMA_FOURS_4(0))
-KIVI_WGMMA_E4M3(48, KIVI_WGMMA_NAMES_24, "%24", "%25", "%26", KIVI_WGMMA_FOURS_4(0), KIVI_WGMMA_FOURS_2(4))
-KIVI_WGMMA_E4M3(64, KIVI_WGMMA_NAMES_32, "%32", "%33", "%34", KIVI_WGMMA_FOURS_8(0))
-KIVI_WGMMA_E4M3(96, KIVI_WGMMA_NAMES_48, "%48", "%49", "%50", KIVI_WGMMA_FOURS_8(0), KIVI_WGMMA_FOURS_4(8))
-KIVI_WGMMA_E4M3(128, KIVI_WGMMA_NAMES_64, "%64", "%65", "%66", KIVI_WGMMA_FOURS_16(0))
+KIVI_WGMMA_E4M3(16, KIVI_WGMMA_NAMES_8, "%8, %9", "%10", KIVI_WGMMA_FOURS_2(0))
+KIVI_WGMMA_E4M3(32, KIVI_WGMMA_NAMES_16, "%16, %17", "%18", KIVI_WGMMA_FOURS_4(0))
+KIVI_WGMMA_E4M3(48, KIVI_WGMMA_NAMES_24, "%24, %25", "%26", KIVI_WGMMA_FOURS_4(0), KIVI_WGMMA_FOURS_2(4))
+KIVI_WGMMA_E4M3(64, KIVI_WGMMA_NAMES_32, "%32, %33", "%34", KIVI_WGMMA_FOURS_8(0))
+KIVI_WGMMA_E4M3(96, KIVI_WGMMA_NAMES_48, "%48, %49", "%50", KIVI_WGMMA_FOURS_8(0), KIVI_WGMMA_FOURS_4(8))
+KIVI_WGMMA_E4M3(128, KIVI_WGMMA_NAMES_64, "%64, %65", "%66", KIVI_WGMMA_FOURS_16(0))
 
 #undef KIVI_WGMMA_E4M3
-#undef KIVI_WGMMA_E4M3_ASM
 #undef KIVI_WGMMA_ROWS
 #undef KIVI_WGMMA_ROWS_ASM
+#undef KIVI_WGMMA_ASM
+#undef KIVI_WGMMA_INPUTS
 #undef KIVI_WGMMA_FOURS_16
 #undef KIVI_WGMMA_FOURS_8
 #undef KIVI_WGMMA_FOURS_4
 #undef KIVI_WGMMA_FOURS_2
 
 // clang-format on
+
+// Keeps the compiler from moving accesses to sums over this place.
+template <int N>
+__device__ __forceinline__ void pin_all(float (&sums)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) pin(sums[i]);
+}
 
 }  // namespace kivi::cuda
