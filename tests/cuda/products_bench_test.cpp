@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times of products by quantized matrices, for docs/benchmarks/weights.md: cuda_test "[.bench]"
-// with activations in bf16, and cuda_test "[.bench-f16]".
+// with activations in bf16, and cuda_test "[.bench-f16]". -c fp8 chooses a format.
 #include <algorithm>
 
 #include "tests/cuda/gpu_weight.h"
@@ -81,38 +81,42 @@ double microseconds_of_product(const BenchWeights& w, const Tensor& x, const Ten
 }
 
 // Prints microseconds a product, GB/s of W, and TFLOP/s.
-void time_products(DType type, const std::vector<int>& rows) {
+void time_format(const WeightFormat& format, DType type, const std::vector<int>& rows) {
   std::mt19937 random(79);
   constexpr int64_t kRowsMax = 4096, kWidest = 28672;
   const std::vector<uint16_t> numbers = normal_numbers(type, 1'000'003, 1, random);
   const int64_t bytes = int64_t(numbers.size()) * 2;
   const Buffer x = repeated(bytes_of(numbers), bytes, kRowsMax * kWidest * 2);
   const Buffer out = repeated(bytes_of(numbers), bytes, kRowsMax * kWidest * 2);
-  for (const auto& [n, k] : {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}})
-    for (const WeightFormat& format : {WeightFormat{},
-                                       {WeightKind::e4m3},
-                                       {WeightKind::int4, 32},
-                                       {WeightKind::int4, 128},
-                                       {WeightKind::q4_0},
-                                       {WeightKind::q4_k},
-                                       {WeightKind::q5_k},
-                                       {WeightKind::q6_k},
-                                       {WeightKind::q8_0}}) {
-      const BenchWeights w(format, type, n, k, random);
-      give_scratch(w.copies[0], kRowsMax);
-      for (const int t : rows) {
-        const double us = microseconds_of_product(w, make_tensor(x.data(), type, t, k),
-                                                  make_tensor(out.data(), type, t, n));
-        std::printf("%-9s [%d, %d] rows %4d: %8.2f us %6.0f GB/s %5.0f TFLOP/s\n",
-                    name_of(format).c_str(), n, k, t, us, double(w.bytes) / us / 1e3,
-                    2.0 * t * n * k / us / 1e6);
-      }
+  for (const auto& [n, k] : {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}}) {
+    const BenchWeights w(format, type, n, k, random);
+    give_scratch(w.copies[0], kRowsMax);
+    for (const int t : rows) {
+      const double us = microseconds_of_product(w, make_tensor(x.data(), type, t, k),
+                                                make_tensor(out.data(), type, t, n));
+      std::printf("%-9s [%d, %d] rows %4d: %8.2f us %6.0f GB/s %5.0f TFLOP/s\n",
+                  name_of(format).c_str(), n, k, t, us, double(w.bytes) / us / 1e3,
+                  2.0 * t * n * k / us / 1e6);
     }
+  }
+}
+
+// A section for each format.
+void time_products(DType type, const std::vector<int>& rows) {
+  for (const WeightFormat& format : {WeightFormat{},
+                                     {WeightKind::e4m3},
+                                     {WeightKind::int4, 32},
+                                     {WeightKind::int4, 128},
+                                     {WeightKind::q4_0},
+                                     {WeightKind::q4_k},
+                                     {WeightKind::q5_k},
+                                     {WeightKind::q6_k},
+                                     {WeightKind::q8_0}})
+    DYNAMIC_SECTION(name_of(format)) { time_format(format, type, rows); }
 }
 
 }  // namespace
 
-// Hidden: cuda_test "[.bench]" and cuda_test "[.bench-f16]".
 TEST_CASE("Bench: products by quantized matrices of Llama-3-8B, bf16", "[.bench]") {
   time_products(DType::bf16, {1, 4, 8, 9, 16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512,
                               640, 1024, 4096});
